@@ -97,7 +97,7 @@ class Geometry:
     @property
     def directions(self) -> FloatArray:
         """3 x 3: the columns are the unit LPS vectors along slice, row and column."""
-        return self.affine[:3, :3] / np.asarray(self.spacing_mm)
+        return np.asarray(self.affine[:3, :3] / np.asarray(self.spacing_mm), dtype=np.float64)
 
     @property
     def origin_mm(self) -> FloatArray:
@@ -349,7 +349,8 @@ def _weights(
     columns = np.clip(np.arange(first, last + 1), 0, length - 1)
     low, high = int(columns[0]), int(columns[-1]) + 1
     weights = np.zeros((len(centres), high - low))
-    np.add.at(weights, (slice(None), columns - low), spread)
+    for share, column in zip(spread.T, columns - low, strict=True):
+        weights[:, column] += share
     weights[~inside] = 0
     return weights, inside, (low, high)
 
@@ -386,13 +387,14 @@ def _resample_parallel(source: Volume, target: Geometry, fill: float) -> NDArray
 
 def _resample_oblique(source: Volume, target: Geometry, fill: float) -> NDArray[Any]:
     dtype = np.float64 if source.array.dtype == np.float64 else np.float32
-    array = source.array.astype(dtype)
+    array: NDArray[Any] = source.array.astype(dtype)
     for axis, box in enumerate(_box_widths(source.geometry, target)):
         if box > 0:
             weights, _, _ = _weights(
                 np.arange(array.shape[axis], dtype=np.float64), float(box), array.shape[axis]
             )
-            array = np.moveaxis(np.tensordot(weights.astype(dtype), array, axes=(1, axis)), 0, axis)
+            spread = weights.astype(dtype)
+            array = np.moveaxis(np.matmul(np.moveaxis(array, axis, -1), spread.T), -1, axis)
     matrix = np.linalg.solve(source.geometry.affine[:3, :3], target.affine[:3, :3])
     offset = source.geometry.to_index(target.origin_mm)
     result = ndimage.affine_transform(

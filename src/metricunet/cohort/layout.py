@@ -1,0 +1,185 @@
+"""nnU-Net's raw layout: dataset.json, imagesTr, labelsTr, imagesTs, labelsTs.
+
+A case CASE is `imagesTr/CASE_0000.nii.gz` with `labelsTr/CASE.nii.gz`. Cohorts made for nnU-Net work as they
+are, and cohorts written here work in nnU-Net.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metricunet.errors import InputError
+from metricunet.files.atomic import write_json
+from metricunet.files.nifti import case_name, is_nifti
+
+#: The only channel: nnU-Net marks the first one like this.
+CHANNEL_SUFFIX = "_0000"
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What dataset.json says.
+
+    Attributes:
+        labels: structure name to its value in the label files, background left out.
+        ignore: value of voxels that nobody contoured, or None.
+        trained_on: `synthetic` for phantoms; what the user says otherwise; None if the file is silent.
+        description: free text.
+    """
+
+    labels: dict[str, int]
+    ignore: int | None = None
+    trained_on: str | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan and, for all but unseen scans, its contours."""
+
+    name: str
+    image: Path
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A folder of cases."""
+
+    folder: Path
+    info: DatasetInfo
+    training: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+
+def read_dataset_json(folder: Path) -> DatasetInfo:
+    """Read `dataset.json` of a cohort.
+
+    Raises:
+        InputError: if the file is missing, not JSON, has no usable labels, or more than one channel.
+    """
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: no dataset.json here; expected an nnU-Net raw data set "
+            "(dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz)"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    labels = _labels(path, content.get("labels"))
+    ignore = labels.pop("ignore", None)
+    labels.pop("background", None)
+    if not labels:
+        raise InputError(f"{path}: labels name no structure beside the background")
+    channels = content.get("channel_names", content.get("modality", {"0": "CT"}))
+    if not isinstance(channels, dict) or len(channels) != 1:
+        raise InputError(f"{path}: channel_names must hold one channel (CT); found {channels!r}")
+    trained_on = content.get("trained_on")
+    return DatasetInfo(
+        labels=labels,
+        ignore=ignore,
+        trained_on=None if trained_on is None else str(trained_on),
+        description=str(content.get("description", "")),
+    )
+
+
+def _labels(path: Path, found: Any) -> dict[str, int]:
+    if not isinstance(found, dict) or not found:
+        raise InputError(f'{path}: labels must be an object such as {{"background": 0, "prostate": 1}}')
+    if all(isinstance(k, str) and k.isdigit() and isinstance(v, str) for k, v in found.items()):
+        found = {name: int(value) for value, name in found.items()}  # the older spelling of nnU-Net v1
+    labels: dict[str, int] = {}
+    for name, value in found.items():
+        if isinstance(value, list):
+            raise InputError(
+                f"{path}: label {name!r} is a region of several values; regions are not supported"
+            )
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
+            raise InputError(f"{path}: label {name!r} has the value {value!r}; expected a whole number")
+        if (value == 0) != (name == "background"):
+            raise InputError(
+                f"{path}: value 0 is the background's and only the background's; found {name!r}: {value}"
+            )
+        labels[str(name)] = value
+    if len(set(labels.values())) != len(labels):
+        raise InputError(f"{path}: two labels share one value: {labels}")
+    return labels
+
+
+def write_dataset_json(
+    folder: Path, labels: Mapping[str, int], num_training: int, description: str, trained_on: str
+) -> None:
+    """Write `dataset.json` as nnU-Net v2 reads it, with `trained_on` as one more field."""
+    write_json(
+        folder / "dataset.json",
+        {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, **labels},
+            "numTraining": num_training,
+            "file_ending": ".nii.gz",
+            "description": description,
+            "trained_on": trained_on,
+        },
+    )
+
+
+def image_path(folder: Path, case: str, split: str = "Tr") -> Path:
+    """Return where the image of a new case is written."""
+    return folder / f"images{split}" / f"{case}{CHANNEL_SUFFIX}.nii.gz"
+
+
+def label_path(folder: Path, case: str, split: str = "Tr") -> Path:
+    """Return where the labels of a new case are written."""
+    return folder / f"labels{split}" / f"{case}.nii.gz"
+
+
+def read_cohort(folder: Path) -> Cohort:
+    """Find the cases of a cohort; files are not opened.
+
+    Raises:
+        InputError: if the layout is not nnU-Net's, or a training image has no labels, or the reverse.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    info = read_dataset_json(folder)
+    training = _cases(folder, "Tr", labels_needed=True)
+    if not training:
+        raise InputError(f"{folder}: imagesTr holds no case; expected imagesTr/CASE_0000.nii.gz")
+    return Cohort(folder, info, training, _cases(folder, "Ts", labels_needed=False))
+
+
+def _cases(folder: Path, split: str, labels_needed: bool) -> tuple[Case, ...]:
+    images: dict[str, Path] = {}
+    for path in sorted(p for p in (folder / f"images{split}").glob("*") if is_nifti(p)):
+        if path.name.startswith("."):
+            continue
+        name = case_name(path)
+        if not name.endswith(CHANNEL_SUFFIX):
+            raise InputError(
+                f"{path}: expected a name that ends in {CHANNEL_SUFFIX} before the suffix (channel 0: CT)"
+            )
+        name = name[: -len(CHANNEL_SUFFIX)]
+        if name in images:
+            raise InputError(f"{path}: case {name} is there twice; see also {images[name].name}")
+        images[name] = path
+    labels = {
+        case_name(p): p
+        for p in sorted((folder / f"labels{split}").glob("*"))
+        if is_nifti(p) and not p.name.startswith(".")
+    }
+    for name in sorted(labels.keys() - images.keys()):
+        raise InputError(
+            f"{labels[name]}: labels without an image; expected images{split}/{name}{CHANNEL_SUFFIX}.nii.gz"
+        )
+    if labels_needed:
+        for name in sorted(images.keys() - labels.keys()):
+            raise InputError(f"{images[name]}: an image without labels; expected labels{split}/{name}.nii.gz")
+    return tuple(Case(name, path, labels.get(name)) for name, path in images.items())

@@ -1,0 +1,180 @@
+"""NIfTI in and out. The file's own grid is kept to the voxel; world coordinates turn from RAS to LPS here."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from metricunet.errors import InputError
+from metricunet.files.atomic import written_whole
+from metricunet.volume import CANONICAL_DIRECTIONS, FloatArray, Geometry, Volume, match_axes
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: sform and qform may differ by rounding of float32 quaternions; beyond this they describe two places.
+FORM_TOLERANCE_MM = 0.5
+
+
+def is_nifti(path: Path) -> bool:
+    """Tell by its name whether a path is a NIfTI file."""
+    return path.name.endswith(NIFTI_SUFFIXES)
+
+
+def case_name(path: Path) -> str:
+    """Return a NIfTI file's name without folder and suffix."""
+    for suffix in NIFTI_SUFFIXES:
+        if path.name.endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.stem
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read a scan: int16 where the file holds unscaled integers that fit, float32 otherwise.
+
+    Axes are permuted (never flipped) so that the volume is indexed [slice, row, column].
+
+    Raises:
+        InputError: not a NIfTI file, truncated, not three-dimensional, NaN or infinite values, no or broken
+            or sheared orientation, sform and qform that contradict each other.
+    """
+    image = _open(path)
+    axes, geometry = _grid(path, image)
+    try:
+        values = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: the file is truncated or damaged ({error}); copy or export it again"
+        ) from error
+    values = values.reshape(image.shape[:3]).transpose(axes)
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2 and values.dtype != np.uint16:
+        return Volume(values.astype(np.int16), geometry)
+    if values.dtype.kind not in "iuf":
+        raise InputError(f"{path}: voxels of type {values.dtype}; expected integers or real numbers")
+    if values.dtype.kind == "f":
+        bad = int(values.size - np.count_nonzero(np.isfinite(values)))
+        if bad:
+            raise InputError(
+                f"{path}: {bad} voxels are NaN or infinite; expected HU everywhere. Fill them first"
+            )
+    return Volume(values.astype(np.float32), geometry)
+
+
+def read_labels(path: Path) -> Volume:
+    """Read a label map as uint8 (uint16 if a label is over 255).
+
+    Raises:
+        InputError: as `read_nifti`, and for negative or fractional values.
+    """
+    volume = read_nifti(path)
+    array = volume.array
+    if array.dtype.kind == "f":
+        rounded = np.rint(array)
+        worst = float(np.abs(array - rounded).max())
+        if worst > 1e-3:
+            raise InputError(
+                f"{path}: label values are not whole numbers (one is off by {worst:.3g}); "
+                "expected integer classes. Resample labels with nearest neighbour, or threshold them"
+            )
+        array = rounded
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > 65535:
+        raise InputError(f"{path}: label values range from {low:g} to {high:g}; expected 0 to 65535")
+    return volume.with_array(array.astype(np.uint8 if high <= 255 else np.uint16))
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Read a NIfTI file's grid from its header alone, without its voxels. Errors as `read_nifti`."""
+    return _grid(path, _open(path))[1]
+
+
+def write_nifti(path: Path, volume: Volume, like: Path | None = None) -> None:
+    """Write a volume as NIfTI, whole or not at all.
+
+    Args:
+        path: ends in .nii.gz or .nii.
+        volume: any voxels; the dtype is kept (bool becomes uint8).
+        like: a NIfTI file on the same grid whose axis order and orientation are copied exactly. Without it
+            the axes are written column, row, slice.
+    """
+    array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
+    if like is None:
+        affine = RAS_TO_LPS @ volume.geometry.affine[:, [2, 1, 0, 3]]
+        image = nib.Nifti1Image(np.ascontiguousarray(array.transpose(2, 1, 0)), affine)
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)
+    else:
+        source = _open(like)
+        axes, geometry = _grid(like, source)
+        stored = volume.with_array(array).reordered_like(geometry).array.transpose(np.argsort(axes))
+        image = nib.Nifti1Image(np.ascontiguousarray(stored), source.affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(source.get_sform(), code=int(source.header["sform_code"]))
+        image.set_qform(source.get_qform(), code=int(source.header["qform_code"]))
+    with written_whole(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        image = nib.load(path)
+    except (
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        OSError,
+        EOFError,
+    ) as error:
+        raise InputError(f"{path}: not a readable NIfTI file ({error})") from error
+    except (zlib.error, ValueError) as error:
+        raise InputError(f"{path}: the file is damaged ({error}); copy or export it again") from error
+    if not isinstance(image, nib.Nifti1Image | nib.Nifti1Pair):
+        raise InputError(f"{path}: is {type(image).__name__}, expected NIfTI")
+    return image
+
+
+def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int], Geometry]:
+    """Return the permutation of the file's axes to [slice, row, column], and the grid after it."""
+    shape = image.shape
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
+        raise InputError(
+            f"{path}: has {len(shape)} dimensions {tuple(shape)}; expected one three-dimensional scan. "
+            "Split a series of volumes into files first"
+        )
+    header = image.header
+    sform, qform = int(header["sform_code"]), int(header["qform_code"])
+    if sform <= 0 and qform <= 0:
+        raise InputError(
+            f"{path}: states no orientation (sform_code and qform_code are 0): left and right are unknown; "
+            "convert it again from DICOM, or set the sform"
+        )
+    affine = RAS_TO_LPS @ np.asarray(image.affine, dtype=np.float64)
+    try:
+        geometry = Geometry((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    if sform > 0 and qform > 0:
+        _check_forms_agree(path, image, geometry)
+    axes, _ = match_axes(geometry.directions, CANONICAL_DIRECTIONS)
+    return axes, geometry.reordered(axes, (False, False, False))
+
+
+def _check_forms_agree(path: Path, image: Any, geometry: Geometry) -> None:
+    try:
+        qform: FloatArray = np.asarray(image.get_qform(), dtype=np.float64)
+    except (ValueError, nib.spatialimages.HeaderDataError) as error:
+        raise InputError(f"{path}: its qform is broken ({error}); set the qform from the sform") from error
+    corners: NDArray[np.float64] = np.array(
+        [[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)]
+    ) * np.array([*(np.asarray(geometry.shape) - 1), 1])
+    gap = float(np.abs(corners @ (image.affine - qform).T).max())
+    if not gap <= FORM_TOLERANCE_MM:
+        raise InputError(
+            f"{path}: its sform and qform put voxels up to {gap:.1f} mm apart, "
+            "so programs will disagree on where it lies; make them equal"
+        )
