@@ -99,9 +99,7 @@ def _labels(path: Path, found: Any) -> dict[str, int]:
     labels: dict[str, int] = {}
     for name, value in found.items():
         if isinstance(value, list):
-            raise InputError(
-                f"{path}: label {name!r} is a region of several values; regions are not supported"
-            )
+            raise InputError(f"{path}: label {name!r} is a region of several values; regions are not supported")
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
             raise InputError(f"{path}: label {name!r} has the value {value!r}; expected a whole number")
         if (value == 0) != (name == "background"):

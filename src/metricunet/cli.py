@@ -1,0 +1,264 @@
+"""The command line: one thin function for each verb. Heavy imports happen inside the verbs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metricunet.errors import InputError
+
+app = typer.Typer(
+    name="metricunet",
+    help="Segment the prostate in CT: MetricUNet, with online voxel-wise metric learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DONE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+) -> None:
+    if version:
+        from metricunet import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(output: Output = Path("demo")) -> None:
+    """Run the whole job without any data: phantoms, training, prediction, evaluation, report."""
+    from metricunet.workflows.demo import demo as run
+
+    with progress_bars() as bar:
+        result = run(output, say=_say, bar=bar)
+    typer.echo(result.summary)
+    typer.echo(f"report: {result.report}")
+
+
+@app.command()
+def phantom(
+    output: Output,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many training scans.")] = 10,
+    test: Annotated[int, typer.Option(min=0, help="How many more, for imagesTs.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    difficulty: Annotated[str, typer.Option(help="easy or real.")] = "real",
+    structures: Annotated[str, typer.Option(help="Structures to label, separated by commas.")] = "prostate",
+    absent: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of scans that end before the prostate.")
+    ] = 0.0,
+) -> None:
+    """Make synthetic pelvic CT scans with labels, in nnU-Net's raw layout."""
+    from metricunet.phantom import make_cohort
+
+    with progress_bars() as bar:
+        names = make_cohort(
+            output,
+            n,
+            seed=seed,
+            difficulty=difficulty,
+            structures=[s.strip() for s in structures.split(",")],
+            n_test=test,
+            absent_fraction=absent,
+            progress=bar("phantoms"),
+        )
+    typer.echo(f"{len(names)} phantoms in {output}")
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="A cohort, a NIfTI scan, or a folder of DICOM.")], json: Json = False
+) -> None:
+    """Find every problem of a cohort or a scan, a line each."""
+    from metricunet.workflows.check import check as run
+
+    with progress_bars() as bar:
+        problems = run(path, bar("checking"))
+    if json:
+        _print_json([{"case": p.case, "severity": p.severity, "message": p.message} for p in problems])
+    else:
+        for problem in problems:
+            typer.echo(str(problem))
+        errors = sum(p.severity == "error" for p in problems)
+        typer.echo(f"{errors} errors, {len(problems) - errors} warnings")
+    raise typer.Exit(SOME_FAILED if any(p.severity == "error" for p in problems) else DONE)
+
+
+@app.command()
+def train(
+    cohort: Annotated[Path, typer.Argument(help="nnU-Net raw data set.")],
+    output: Output,
+    config: Annotated[Path | None, typer.Option(help="YAML with settings.")] = None,
+    preset: Annotated[str, typer.Option(help="default or small.")] = "default",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, as section.key=value; may be repeated.")
+    ] = None,
+    fold: Annotated[str, typer.Option(help="Fold to validate on, or all.")] = "0",
+    init: Annotated[Path | None, typer.Option(help="Model file to begin from.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train both stages on a cohort; the run folder ends with model.safetensors."""
+    from metricunet.training.config import load_config
+    from metricunet.training.fit import train as run
+
+    if fold != "all" and not fold.isdecimal():
+        raise InputError(f"--fold must be a whole number or all; got {fold!r}")
+    settings = load_config(preset, config, set_ or [])
+    with progress_bars() as bar:
+        model = run(
+            cohort,
+            output,
+            config=settings,
+            fold=int(fold) if fold != "all" else "all",
+            init=init,
+            resume=resume,
+            device=device,
+            progress=bar("preparing"),
+        )
+    typer.echo(f"model: {model}")
+
+
+@app.command()
+def predict(
+    scans: Annotated[list[Path], typer.Argument(help="NIfTI files, folders of them, or folders of DICOM.")],
+    output: Output,
+    model: Annotated[list[Path], typer.Option("-m", "--model", help="Model file; several are averaged.")],
+    format_: Annotated[str, typer.Option("--format", help="nifti, rtstruct, or both with a comma.")] = "nifti",
+    series: Annotated[str | None, typer.Option(help="SeriesInstanceUID to take alone.")] = None,
+    device: Device = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="End with status 1 if a case needs review.")] = False,
+) -> None:
+    """Segment scans: a mask on each scan's own grid, a structure set where asked, and a verdict."""
+    from metricunet.inference.predict import predict as run
+
+    formats = [f.strip() for f in format_.split(",")]
+    with progress_bars() as bar:
+        outcome = run(
+            scans, model, output, formats=formats, series=series, device=device, progress=bar("segmenting")
+        )
+    for case in outcome.cases:
+        time = "done before" if case.skipped else f"{case.seconds:.1f} s"
+        typer.echo(f"{case.case}: {case.verdict}, {case.status} ({time})")
+        for reason in case.reasons:
+            typer.echo(f"  {reason}")
+    for refused in outcome.refused:
+        _say(f"refused: {refused.reason}")
+    raise typer.Exit(SOME_FAILED if outcome.failed(strict) else DONE)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Predicted mask, or a folder of them.")],
+    references: Annotated[Path, typer.Argument(help="Reference mask, or a folder of them.")],
+    output: Output,
+    images: Annotated[Path | None, typer.Option(help="The scans, for the report's pictures.")] = None,
+    json: Json = False,
+) -> None:
+    """Score predictions: a CSV row for each case, a summary, and report.html."""
+    from metricunet.evaluation import evaluate as run
+    from metricunet.evaluation import format_summary
+    from metricunet.files.record import RunRecord
+
+    record = RunRecord("evaluate", {"predictions": predictions, "references": references, "images": images})
+    with progress_bars() as bar:
+        result = run(predictions, references, output, images=images, progress=bar("scoring"))
+    record.write(output)
+    if json:
+        _print_json(result.summary)
+    else:
+        typer.echo(format_summary(result))
+        typer.echo(f"report: {output / 'report.html'}")
+    raise typer.Exit(SOME_FAILED if result.missing else DONE)
+
+
+@app.command()
+def info(model: Annotated[Path, typer.Argument(help="Model file.")], json: Json = False) -> None:
+    """Print what a model file says of itself."""
+    from dataclasses import asdict
+
+    from metricunet.files.model import read_card
+
+    card = asdict(read_card(model))
+    if json:
+        _print_json(card)
+        return
+    for name, value in card.items():
+        if isinstance(value, dict):
+            typer.echo(f"{name}:")
+            for key, entry in value.items():
+                typer.echo(f"  {key}: {entry}")
+        else:
+            typer.echo(f"{name}: {value}")
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Yield a function that opens a named progress bar on standard error; silent without a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=console, disable=not console.is_terminal)
+    open_bars = 0
+
+    def bar(name: str) -> Callable[[int, int], None]:
+        task: Any = None
+
+        def advance(done: int, total: int) -> None:
+            nonlocal task, open_bars
+            if task is None:
+                # Started with its first step and stopped with its last, for rich allows one live display only.
+                progress.start()
+                open_bars += 1
+                task = progress.add_task(name, total=total)
+            progress.update(task, completed=done, total=total)
+            if done >= total:
+                progress.stop()
+
+        return advance
+
+    try:
+        yield bar
+    finally:
+        progress.stop()
+
+
+def _say(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def _print_json(content: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(content, indent=2))
+
+
+def main() -> None:
+    """Entry point: bad input becomes one line and status 2; --debug shows where it came from."""
+    try:
+        app()
+    except InputError as error:
+        if "--debug" in sys.argv:
+            raise
+        _say(f"error: {' '.join(str(error).split())}")
+        sys.exit(NOTHING_DONE)
+    except KeyboardInterrupt:
+        _say("stopped")
+        sys.exit(130)

@@ -1,0 +1,147 @@
+"""Reading one case of a cohort and finding what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+
+from metricunet.cohort.layout import Case, DatasetInfo
+from metricunet.errors import InputError
+from metricunet.files.nifti import read_labels, read_nifti
+from metricunet.volume import Volume
+
+Severity = Literal["error", "warning"]
+
+#: Below this minimum a scan holds air, as every CT in Hounsfield units does.
+AIR_HU = -500.0
+#: Values beyond this are no Hounsfield units (metal saturates well below).
+HIGHEST_HU = 32000.0
+#: Scans outside these bounds are unlike any planning CT.
+PLAUSIBLE_SPACING_MM = (0.3, 6.0)
+#: A contour smaller than this is a slip of the pen.
+SMALLEST_STRUCTURE_ML = 0.5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong. An error stops training; a warning is worth a look."""
+
+    case: str
+    severity: Severity
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.message}"
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A scan in HU and its labels on the same grid."""
+
+    image: Volume
+    labels: Volume
+
+
+def read_case(case: Case, info: DatasetInfo) -> LabelledScan:
+    """Read image and labels of a training case.
+
+    Raises:
+        InputError: unreadable files, two different grids, or label values that dataset.json does not name.
+    """
+    if case.label is None:
+        raise InputError(f"{case.image}: case {case.name} has no labels")
+    image, labels = read_nifti(case.image), read_labels(case.label)
+    if not image.geometry.same_grid(labels.geometry):
+        raise InputError(
+            f"{case.label}: labels on another grid than the image: {_describe(labels)} against "
+            f"{_describe(image)}; resample the labels to the image (nearest neighbour)"
+        )
+    known = {0, *info.labels.values()} | ({info.ignore} if info.ignore is not None else set())
+    unknown = sorted(set(np.unique(labels.array).tolist()) - known)
+    if unknown:
+        raise InputError(
+            f"{case.label}: label value {unknown[0]} is not in dataset.json, which names {sorted(known)}; "
+            "correct the file or add the structure to dataset.json"
+        )
+    return LabelledScan(image, labels)
+
+
+def check_case(case: Case, info: DatasetInfo) -> list[Problem]:
+    """Return every problem of one case."""
+    try:
+        if case.label is None:
+            return [
+                Problem(case.name, "error" if s else "warning", m)
+                for s, m in _image(read_nifti(case.image), case.image)
+            ]
+        scan = read_case(case, info)
+    except InputError as error:
+        return [Problem(case.name, "error", str(error))]
+    found = [*_image(scan.image, case.image), *_structures(scan, case.label, info)]
+    return [Problem(case.name, "error" if serious else "warning", message) for serious, message in found]
+
+
+def check_scan(path: Path) -> list[Problem]:
+    """Return every problem of a NIfTI scan without labels."""
+    try:
+        found = list(_image(read_nifti(path), path))
+    except InputError as error:
+        return [Problem(path.name, "error", str(error))]
+    return [Problem(path.name, "error" if serious else "warning", message) for serious, message in found]
+
+
+def _describe(volume: Volume) -> str:
+    size = "x".join(str(n) for n in volume.geometry.shape)
+    spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
+    origin = ", ".join(f"{v:.1f}" for v in volume.geometry.origin_mm)
+    return f"{size} voxels of {spacing} mm at ({origin})"
+
+
+def _image(image: Volume, path: Path) -> Iterator[tuple[bool, str]]:
+    low, high = float(image.array.min()), float(image.array.max())
+    if low == high:
+        yield True, f"{path}: every voxel is {low:g}; the scan is empty"
+    elif low > AIR_HU or high > HIGHEST_HU:
+        yield (
+            True,
+            (
+                f"{path}: values from {low:g} to {high:g} are no Hounsfield units (air is -1000, every scan has "
+                "some); apply the rescale slope and intercept, and do not normalise"
+            ),
+        )
+    smallest, largest = PLAUSIBLE_SPACING_MM
+    for name, spacing in zip(("slice", "row", "column"), image.spacing_mm, strict=True):
+        if not smallest <= spacing <= largest:
+            yield False, f"{path}: {name} spacing {spacing:.3g} mm; expected {smallest} to {largest} mm"
+
+
+def _structures(scan: LabelledScan, path: Path, info: DatasetInfo) -> Iterator[tuple[bool, str]]:
+    for name, value in info.labels.items():
+        mask = scan.labels.array == value
+        volume_ml = float(mask.sum()) * scan.labels.geometry.voxel_volume_ml
+        if volume_ml == 0:
+            yield False, f"{path}: {name} is not contoured; the case counts as one without {name}"
+            continue
+        if volume_ml < SMALLEST_STRUCTURE_ML:
+            yield False, f"{path}: {name} has {volume_ml:.2f} mL; is this contour complete?"
+        box = ndimage.find_objects(mask)[0]
+        for axis, side in ((0, "first or last slice"), (1, "front or back edge"), (2, "left or right edge")):
+            if box[axis].start == 0 or box[axis].stop == mask.shape[axis]:
+                yield False, f"{path}: {name} touches the {side} of the scan, so part of it may be missing"
+        pieces, count = ndimage.label(mask[box])
+        if count > 1:
+            sizes = np.bincount(pieces.ravel())[1:] * scan.labels.geometry.voxel_volume_ml
+            rest = float(sizes.sum() - sizes.max())
+            yield False, f"{path}: {name} lies in {count} pieces, {rest:.2f} mL outside the largest"
+        empty = _empty_slices_inside(mask[box])
+        if empty:
+            yield False, f"{path}: {name} is missing on {empty} slices between its first and its last"
+
+
+def _empty_slices_inside(mask: np.ndarray) -> int:
+    return int((~mask.any(axis=(1, 2))).sum())

@@ -1,0 +1,205 @@
+"""Preparing a cohort for training: what both stages read, resampled once and cached.
+
+For each case: the whole scan on stage 1's coarse grid, and a fine box around the target, larger than stage 2's
+crop so that the crop can be jittered and turned inside it. The cache notices when a file, the settings or the
+meaning of the labels change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metricunet.cohort.case import read_case
+from metricunet.cohort.layout import Case, DatasetInfo
+from metricunet.errors import InputError
+from metricunet.files.atomic import written_whole
+from metricunet.files.record import sha256
+from metricunet.volume import Geometry, Volume, resample_labels
+
+Progress = Callable[[int, int], None]
+
+#: Raised whenever the cached arrays would come out differently.
+CACHE_VERSION = 1
+#: HU of what lies outside a scan.
+AIR_HU = -1024
+#: Class of voxels that nobody contoured.
+IGNORE_CLASS = 255
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What the cached arrays depend on beside the files.
+
+    Attributes:
+        target: the structure the fine box is centred on.
+        coarse_spacing_mm: of stage 1: slice, row, column.
+        fine_spacing_mm: of stage 2: slice, row, column.
+        box_mm: sides of the fine box: slice, row, column.
+    """
+
+    target: str
+    coarse_spacing_mm: tuple[float, float, float] = (4.0, 4.0, 4.0)
+    fine_spacing_mm: tuple[float, float, float] = (2.0, 1.0, 1.0)
+    box_mm: tuple[float, float, float] = (136.0, 160.0, 160.0)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case as training reads it. Axes run to the head, the back and the left.
+
+    Attributes:
+        name: of the case.
+        coarse: int16 HU [slice, row, column] of the whole scan.
+        coarse_labels: uint8 classes on the same grid.
+        fine: int16 HU of the box around the target; None where the scan holds no target.
+        fine_labels: uint8 classes on the same grid.
+        facts: `volume_ml`, `spacing_mm`, `extent_mm`, `target_hu`; the target's are absent with it.
+        source_sha256: hash of image and labels.
+    """
+
+    name: str
+    coarse: Volume
+    coarse_labels: Volume
+    fine: Volume | None
+    fine_labels: Volume | None
+    facts: dict[str, Any]
+    source_sha256: str
+
+
+def prepare(
+    cases: Sequence[Case],
+    info: DatasetInfo,
+    settings: PrepareSettings,
+    cache: Path,
+    progress: Progress | None = None,
+) -> list[PreparedCase]:
+    """Read each case from the cache, or from its files where the cache does not hold it as it is now.
+
+    Raises:
+        InputError: as `metricunet.cohort.case.read_case`; unknown target.
+    """
+    if settings.target not in info.labels:
+        raise InputError(f"target {settings.target!r} must be one of {', '.join(info.labels)} (dataset.json)")
+    prepared = []
+    for done, case in enumerate(cases, start=1):
+        prepared.append(_cached(case, info, settings, cache))
+        if progress is not None:
+            progress(done, len(cases))
+    return prepared
+
+
+def _cached(case: Case, info: DatasetInfo, settings: PrepareSettings, cache: Path) -> PreparedCase:
+    assert case.label is not None
+    path = cache / f"{case.name}.npz"
+    wanted = {
+        "cache_version": CACHE_VERSION,
+        "settings": json.loads(json.dumps(asdict(settings))),
+        "labels": info.labels,
+        "ignore": info.ignore,
+        "stamp": [[p.stat().st_size, p.stat().st_mtime_ns] for p in (case.image, case.label)],
+    }
+    stored = _load(path)
+    if stored is not None and stored[1] == wanted:
+        return stored[0]
+    fresh = _prepare(case, info, settings)
+    _store(path, fresh, wanted)
+    return fresh
+
+
+def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> PreparedCase:
+    assert case.label is not None
+    scan = read_case(case, info)
+    image = scan.image.canonical()
+    labels = scan.labels.canonical().with_array(_classes(scan.labels.canonical().array, info))
+    target = list(info.labels).index(settings.target) + 1
+    coarse_grid = image.geometry.with_spacing(settings.coarse_spacing_mm)
+    mask = labels.array == target
+    facts: dict[str, Any] = {"spacing_mm": list(image.spacing_mm), "extent_mm": list(image.geometry.extent_mm)}
+    fine = fine_labels = None
+    if mask.any():
+        centre = image.geometry.to_world(np.argwhere(mask).mean(axis=0))
+        shape = [round(side / step) for side, step in zip(settings.box_mm, settings.fine_spacing_mm, strict=True)]
+        fine_grid = image.geometry.box_around(centre, shape, settings.fine_spacing_mm)
+        fine, fine_labels = _hu(image, fine_grid), resample_labels(labels, fine_grid)
+        facts["volume_ml"] = float(mask.sum()) * labels.geometry.voxel_volume_ml
+        facts["target_hu"] = float(np.median(image.array[mask]))
+        facts["centre_mm"] = [float(v) for v in centre]
+    return PreparedCase(
+        case.name,
+        _hu(image, coarse_grid),
+        resample_labels(labels, coarse_grid),
+        fine,
+        fine_labels,
+        facts,
+        sha256([case.image, case.label]),
+    )
+
+
+def _classes(values: NDArray[Any], info: DatasetInfo) -> NDArray[np.uint8]:
+    """Map label values to the network's classes: 0 background, then the labels in their order."""
+    table = np.zeros(int(max(values.max(), *info.labels.values(), info.ignore or 0)) + 1, dtype=np.uint8)
+    for k, value in enumerate(info.labels.values(), start=1):
+        table[value] = k
+    if info.ignore is not None:
+        table[info.ignore] = IGNORE_CLASS
+    return np.asarray(table[values], dtype=np.uint8)
+
+
+def _hu(image: Volume, grid: Geometry) -> Volume:
+    array = image.resample(grid, fill=AIR_HU).array
+    return Volume(np.rint(np.clip(array, AIR_HU, 32767)).astype(np.int16), grid)
+
+
+def _store(path: Path, case: PreparedCase, key: dict[str, Any]) -> None:
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in ("coarse", "coarse_labels", "fine", "fine_labels"):
+        volume = getattr(case, name)
+        if volume is not None:
+            arrays[name] = volume.array
+            arrays[f"{name}_affine"] = volume.geometry.affine
+    text = json.dumps({"key": key, "name": case.name, "facts": case.facts, "source_sha256": case.source_sha256})
+    arrays["description"] = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+    with written_whole(path) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, allow_pickle=False, **arrays)
+
+
+def _load(path: Path) -> tuple[PreparedCase, dict[str, Any]] | None:
+    """Return the cached case and its key; None where there is none or it cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            description = json.loads(content["description"].tobytes().decode("utf-8"))
+            volumes = {}
+            for name in ("coarse", "coarse_labels", "fine", "fine_labels"):
+                if name in content:
+                    array = content[name]
+                    volumes[name] = Volume(array, Geometry(array.shape, content[f"{name}_affine"]))
+        case = PreparedCase(
+            description["name"],
+            volumes["coarse"],
+            volumes["coarse_labels"],
+            volumes.get("fine"),
+            volumes.get("fine_labels"),
+            description["facts"],
+            description["source_sha256"],
+        )
+        return case, description["key"]
+    except (OSError, ValueError, KeyError, EOFError):
+        return None  # a damaged cache is made anew; it holds nothing that the cohort does not
+
+
+def cohort_sha256(cases: Sequence[PreparedCase]) -> str:
+    """One hash over the files of all cases, in the order of their names."""
+    digest = hashlib.sha256()
+    for case in sorted(cases, key=lambda c: c.name):
+        digest.update(f"{case.name}:{case.source_sha256}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,107 @@
+"""Splits of a cohort into training and validation cases, as nnU-Net writes them; no patient on both sides."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from metricunet.cohort.layout import Cohort
+from metricunet.errors import InputError
+
+Fold = int | Literal["all"]
+DEFAULT_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of the cases to train and to validate on."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def split_for(cohort: Cohort, fold: Fold, seed: int = 0) -> Split:
+    """Return the split of one fold.
+
+    `splits.json` of the cohort decides where it exists; otherwise five folds (fewer where there are fewer
+    patients) are drawn with `seed`. `all` trains on every case and validates on none.
+
+    Raises:
+        InputError: unknown fold, a split that names unknown cases or has a patient on both sides, or too few
+            patients to leave any out.
+    """
+    names = tuple(case.name for case in cohort.training)
+    if fold == "all":
+        return Split(names, ())
+    patients = read_patients(cohort)
+    path = cohort.folder / "splits.json"
+    splits = _read(path, names, patients) if path.is_file() else _draw(cohort.folder, names, patients, seed)
+    if not 0 <= fold < len(splits):
+        raise InputError(f"--fold {fold}: this cohort has folds 0 to {len(splits) - 1}; or use --fold all")
+    return splits[fold]
+
+
+def read_patients(cohort: Cohort) -> dict[str, str]:
+    """Map each training case to its patient: `patients.json` where it exists, else each case is its own."""
+    names = [case.name for case in cohort.training]
+    path = cohort.folder / "patients.json"
+    if not path.is_file():
+        return {name: name for name in names}
+    content = _json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object of case to patient; found {type(content).__name__}")
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise InputError(f"{path}: case {missing[0]} has no patient ({len(missing)} in all); add them")
+    return {name: str(content[name]) for name in names}
+
+
+def _draw(folder: Path, names: Sequence[str], patients: dict[str, str], seed: int) -> list[Split]:
+    groups = sorted(set(patients.values()))
+    if len(groups) < 2:
+        raise InputError(
+            f"{folder}: {len(groups)} patient; at least 2 are needed to leave one out for validation. Add cases, "
+            "or train without validation (--fold all)"
+        )
+    random.Random(seed).shuffle(groups)
+    folds = min(DEFAULT_FOLDS, len(groups))
+    side = {group: k % folds for k, group in enumerate(groups)}
+    return [
+        Split(
+            tuple(n for n in names if side[patients[n]] != k),
+            tuple(n for n in names if side[patients[n]] == k),
+        )
+        for k in range(folds)
+    ]
+
+
+def _read(path: Path, names: Sequence[str], patients: dict[str, str]) -> list[Split]:
+    content = _json(path)
+    if not isinstance(content, list) or not content:
+        raise InputError(f'{path}: expected a list of {{"train": [...], "val": [...]}}')
+    splits = []
+    for k, entry in enumerate(content):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(s), list) for s in ("train", "val")):
+            raise InputError(f"{path}: fold {k} needs the lists train and val")
+        train, val = (tuple(str(n) for n in entry[s]) for s in ("train", "val"))
+        for name in (*train, *val):
+            if name not in names:
+                raise InputError(f"{path}: fold {k} names case {name!r}, which imagesTr does not hold")
+        shared = {patients[n] for n in train} & {patients[n] for n in val}
+        if shared:
+            raise InputError(f"{path}: fold {k} has patient {min(shared)!r} in both train and val")
+        if not train:
+            raise InputError(f"{path}: fold {k} has no training case")
+        splits.append(Split(train, val))
+    return splits
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error

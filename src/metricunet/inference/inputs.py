@@ -1,0 +1,101 @@
+"""What to segment: NIfTI files, folders of them, or folders of DICOM series, as one list of cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from metricunet.errors import InputError
+from metricunet.files.dicom import CtSeries, find_series
+from metricunet.files.nifti import case_name, is_nifti, read_nifti
+from metricunet.files.record import sha256
+from metricunet.volume import Volume
+
+#: nnU-Net marks the first channel of an image like this; predictions go without.
+CHANNEL_SUFFIX = "_0000"
+#: A CT in Hounsfield units holds air, at -1000.
+HIGHEST_MINIMUM_HU = -500
+
+
+@dataclass(frozen=True, eq=False)
+class ScanInput:
+    """One scan to segment. `series` is set where it is DICOM.
+
+    Attributes:
+        case: name of its outputs.
+        path: the NIfTI file, or the folder of the series.
+        series: the DICOM series; None for NIfTI.
+    """
+
+    case: str
+    path: Path
+    series: CtSeries | None
+
+    def read(self) -> Volume:
+        """Read the scan in HU.
+
+        Raises:
+            InputError: unreadable, or not in Hounsfield units.
+        """
+        volume = read_nifti(self.path) if self.series is None else self.series.read()
+        lowest = float(volume.array.min())
+        if lowest > HIGHEST_MINIMUM_HU:
+            raise InputError(
+                f"{self.path}: the lowest value is {lowest:g}, so these are no Hounsfield units (air is -1000); "
+                "expected a CT"
+            )
+        return volume
+
+    def sha256(self) -> str:
+        """Hash the contents of its files."""
+        return sha256([self.path] if self.series is None else self.series.files)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Something that cannot be segmented, and why."""
+
+    path: Path
+    reason: str
+
+
+def find_inputs(paths: Sequence[Path], series_uid: str | None = None) -> tuple[list[ScanInput], list[Refused]]:
+    """List the scans at the paths, and what was refused.
+
+    Args:
+        paths: NIfTI files, folders of NIfTI files, or folders of DICOM files.
+        series_uid: take this DICOM series alone.
+
+    Raises:
+        InputError: a path does not exist or holds nothing to segment, the series is not there, two scans
+            would get one name, or nothing is left that can be segmented.
+    """
+    inputs: list[ScanInput] = []
+    refused: list[Refused] = []
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        files = sorted(p for p in path.iterdir() if is_nifti(p) and p.is_file()) if path.is_dir() else [path]
+        files = [p for p in files if is_nifti(p) and not p.name.startswith(".")]
+        if files:
+            inputs += [ScanInput(case_name(p).removesuffix(CHANNEL_SUFFIX), p, None) for p in files]
+            continue
+        search = find_series(path)
+        inputs += [ScanInput(s.case, path, s) for s in search.series if series_uid in (None, s.series_uid)]
+        refused += [Refused(path, r.reason) for r in search.refused if series_uid in (None, r.series_uid)]
+        if series_uid is not None and not inputs and not refused:
+            found = ", ".join(s.series_uid for s in search.series) or "none"
+            raise InputError(f"{path}: no series {series_uid}; usable series here: {found}")
+    names: dict[str, Path] = {}
+    for entry in inputs:
+        if entry.case in names:
+            raise InputError(
+                f"{entry.path}: case {entry.case} is there twice (see {names[entry.case]}); outputs would "
+                "overwrite each other, so predict them into two folders"
+            )
+        names[entry.case] = entry.path
+    if not inputs:
+        more = f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""
+        raise InputError(f"{refused[0].reason}{more}" if refused else "nothing to segment")
+    return inputs, refused

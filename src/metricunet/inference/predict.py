@@ -1,0 +1,187 @@
+"""Predicting many scans: read, segment, judge, write; what is done and valid is left as it is."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from metricunet.errors import InputError
+from metricunet.files.atomic import write_json
+from metricunet.files.nifti import write_nifti
+from metricunet.files.record import RunRecord, sha256
+from metricunet.files.rtstruct import Structure, write_rtstruct
+from metricunet.inference.inputs import Refused, ScanInput, find_inputs
+from metricunet.inference.predictor import Prediction, Predictor
+from metricunet.inference.quality import Quality, judge
+
+Format = Literal["nifti", "rtstruct"]
+Progress = Callable[[int, int], None]
+FORMATS: tuple[Format, ...] = get_args(Format)
+SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm"}
+#: Colours of structures in planning systems, in their order; told apart also by the colour-blind.
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0))
+
+
+@dataclass(frozen=True)
+class CaseOutcome:
+    """One case that was segmented, now or before."""
+
+    case: str
+    verdict: str
+    status: str
+    reasons: tuple[str, ...]
+    seconds: float
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class PredictOutcome:
+    """What became of all scans."""
+
+    cases: tuple[CaseOutcome, ...]
+    refused: tuple[Refused, ...]
+
+    def failed(self, strict: bool = False) -> bool:
+        """Whether any case failed or was refused; with `strict`, also whether any needs review."""
+        bad = {"fail", "review"} if strict else {"fail"}
+        return bool(self.refused) or any(case.verdict in bad for case in self.cases)
+
+
+def predict(
+    scans: Sequence[Path],
+    models: Sequence[Path],
+    output: Path,
+    *,
+    formats: Sequence[str] = ("nifti",),
+    series: str | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> PredictOutcome:
+    """Segment scans and write masks, structure sets and verdicts.
+
+    Args:
+        scans: NIfTI files, folders of them, or folders of DICOM series.
+        models: model files; the probabilities of several are averaged.
+        output: folder of CASE.nii.gz, CASE.rtstruct.dcm, CASE.quality.json and run.json.
+        formats: of `nifti` and `rtstruct`; the latter needs DICOM input.
+        series: SeriesInstanceUID to take alone.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        progress: called with (done, all).
+
+    Raises:
+        InputError: nothing can be done with the input or the arguments.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(f"--format must be of {', '.join(FORMATS)}; got {name!r}")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; expected a folder for the predictions")
+    record = RunRecord("predict", {"scans": scans, "models": models, "output": output, "formats": formats})
+    predictor = Predictor(models, device)
+    inputs, refused = find_inputs(scans, series)
+    if "rtstruct" in formats and (plain := [entry for entry in inputs if entry.series is None]):
+        raise InputError(
+            f"{plain[0].path}: --format rtstruct needs a DICOM series to refer to, and this is NIfTI; "
+            "use --format nifti"
+        )
+    key = {"model_sha256": sha256(models), "version": version("metricunet")}
+    outcomes: list[CaseOutcome] = []
+    for done, entry in enumerate(inputs, start=1):
+        try:
+            outcomes.append(_one(entry, predictor, output, [f for f in FORMATS if f in formats], key))
+        except InputError as error:
+            if len(inputs) == 1 and not refused:
+                raise
+            refused.append(Refused(entry.path, str(error)))
+        if progress is not None:
+            progress(done, len(inputs))
+    if not outcomes:
+        raise InputError(refused[0].reason)
+    record.facts = {
+        **key,
+        "device": str(predictor.device),
+        "cases": {o.case: {"verdict": o.verdict, "seconds": o.seconds, "skipped": o.skipped} for o in outcomes},
+        "refused": [{"path": str(r.path), "reason": r.reason} for r in refused],
+    }
+    record.write(output)
+    return PredictOutcome(tuple(outcomes), tuple(refused))
+
+
+def _one(
+    entry: ScanInput, predictor: Predictor, output: Path, formats: list[Format], key: dict[str, str]
+) -> CaseOutcome:
+    began = time.perf_counter()
+    key = {"input_sha256": entry.sha256(), **key}
+    done = _already_done(entry.case, output, formats, key)
+    if done is not None:
+        return done
+    scan = entry.read()
+    prediction = predictor.predict(scan)
+    quality = judge(entry.case, scan, prediction, predictor)
+    _write(entry, prediction, quality, predictor, output, formats)
+    # The verdict is written last: where it is, the case is whole.
+    write_json(output / f"{entry.case}.quality.json", {**quality.to_json(), **key})
+    status = quality.localisation["status"]
+    seconds = round(time.perf_counter() - began, 2)
+    return CaseOutcome(entry.case, quality.verdict, status, tuple(quality.reasons), seconds)
+
+
+def _write(
+    entry: ScanInput,
+    prediction: Prediction,
+    quality: Quality,
+    predictor: Predictor,
+    output: Path,
+    formats: list[Format],
+) -> None:
+    paths = {name: output / f"{entry.case}{SUFFIXES[name]}" for name in FORMATS}
+    for path in paths.values():
+        path.unlink(missing_ok=True)  # a mask of an earlier model must not stand beside a new verdict
+    if prediction.labels is None or not quality.structures:
+        return
+    if "nifti" in formats:
+        write_nifti(paths["nifti"], prediction.labels, like=entry.path if entry.series is None else None)
+    if "rtstruct" in formats:
+        assert entry.series is not None
+        card = predictor.card
+        structures = [
+            Structure(
+                name=f"{card.tg263[name]}^auto",
+                mask=prediction.labels.with_array(prediction.labels.array == value),
+                colour=COLOURS[k % len(COLOURS)],
+            )
+            for k, (name, value) in enumerate(card.labels.items())
+            if name in quality.structures
+        ]
+        write_rtstruct(paths["rtstruct"], entry.series, structures, description=_description(predictor))
+
+
+def _description(predictor: Predictor) -> str:
+    words = f"Made by metricunet {version('metricunet')}, not reviewed. Research use only."
+    return f"{words} Model trained on synthetic scans only." if predictor.synthetic else words
+
+
+def _already_done(case: str, output: Path, formats: list[Format], key: dict[str, str]) -> CaseOutcome | None:
+    """Return the outcome of an earlier run of the same model on the same scan, if all its outputs are there."""
+    try:
+        quality: dict[str, Any] = json.loads((output / f"{case}.quality.json").read_text(encoding="utf-8"))
+        if any(quality[name] != value for name, value in key.items()):
+            return None
+        there = all((output / f"{case}{SUFFIXES[name]}").is_file() for name in formats)
+        if quality["structures"] and not there:
+            return None
+        return CaseOutcome(
+            case,
+            quality["verdict"],
+            quality["localisation"]["status"],
+            tuple(quality["reasons"]),
+            0.0,
+            skipped=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,132 @@
+"""What a training shows and leaves behind while it runs: the progress bar and log.csv."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from metricunet.errors import InputError
+from metricunet.files.atomic import write_text
+from metricunet.training.modules import StageModule
+
+STAGE_NAMES = ("locate", "segment")
+
+
+class EpochLog(Callback):
+    """Adds a row to `log.csv` after each epoch. A resumed run drops the rows of epochs it repeats.
+
+    Args:
+        path: of log.csv, shared by both stages.
+        stage: its name.
+    """
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path, self.stage = path, stage
+        self._began = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Write the epoch's row and hand its means on to the other loggers."""
+        assert isinstance(module, StageModule)
+        means = module.epoch_means()
+        if not math.isfinite(means["loss"]):
+            raise InputError(
+                f"stage {self.stage} diverged in epoch {trainer.current_epoch}: loss {means['loss']}; lower "
+                f"{self.stage}.learning_rate, or check the cohort with `metricunet check`"
+            )
+        score = trainer.callback_metrics.get("val_dice")
+        if score is not None:
+            means["val_dice"] = float(score)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"{self.stage}/{k}": v for k, v in means.items()}, trainer.global_step)
+        row = {
+            "stage": self.stage,
+            "epoch": trainer.current_epoch,
+            "updates": trainer.global_step,
+            "learning_rate": f"{trainer.optimizers[0].param_groups[0]['lr']:.3g}",
+            "seconds": f"{time.perf_counter() - self._began:.2f}",
+            **{name: f"{value:.5g}" for name, value in means.items()},
+        }
+        rows = [r for r in _read(self.path) if r["stage"] != self.stage or int(r["epoch"]) < trainer.current_epoch]
+        _write(self.path, [*rows, {k: str(v) for k, v in row.items()}])
+
+
+class ProgressBar(Callback):
+    """One bar for a stage: updates, loss, validation Dice, time left. Silent where there is no terminal.
+
+    Args:
+        stage: its name.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._progress: Progress | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Show the bar."""
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn(f"{self.stage:<8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        assert isinstance(module, StageModule)
+        self._progress.start()
+        self._task = self._progress.add_task("", total=module.updates, completed=trainer.global_step, facts="")
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Move the bar on."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=trainer.global_step)
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Show the latest validation score."""
+        score = trainer.callback_metrics.get("val_dice")
+        if self._progress is not None and score is not None:
+            self._progress.update(self._task, facts=f"validation Dice {float(score):.3f}")
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Leave the finished bar on the screen."""
+        self._stop()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def _write(path: Path, rows: list[dict[str, str]]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [columns, *([row.get(name) or "" for name in columns] for row in rows)]
+    write_text(path, "".join(",".join(line) + "\n" for line in lines))

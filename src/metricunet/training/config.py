@@ -1,0 +1,195 @@
+"""The configuration of a training: every setting, its default, and where the default comes from.
+
+None of the defaults is known to be the paper's. They are choices of this package, each open to an ablation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from metricunet.errors import InputError
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Size = tuple[Positive, Positive, Positive]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LocateConfig(_Section):
+    """Stage 1: a 3D U-Net on a coarse grid of the whole scan."""
+
+    spacing_mm: Size = (4.0, 4.0, 4.0)
+    hu_window: tuple[float, float] = (-250.0, 450.0)
+    base_channels: Count = 16
+    levels: Annotated[int, Field(ge=2, le=6)] = 4
+    patch_voxels: tuple[Count, Count, Count] = (48, 64, 64)
+    target_share: Share = 0.75
+    batch_size: Count = 2
+    epochs: Count = 12
+    updates_per_epoch: Count = 100
+    learning_rate: Positive = 2e-3
+
+
+class SegmentConfig(_Section):
+    """Stage 2: a U-Net on a fixed box around the located centre, `slices` neighbours in, the middle one out."""
+
+    spacing_mm: Size = (2.0, 1.0, 1.0)
+    crop_mm: Size = (96.0, 128.0, 128.0)
+    box_mm: Size = (136.0, 160.0, 160.0)
+    hu_window: tuple[float, float] = (-150.0, 250.0)
+    slices: Annotated[int, Field(ge=1, le=15)] = 5
+    base_channels: Count = 32
+    levels: Annotated[int, Field(ge=2, le=6)] = 5
+    target_share: Share = 0.67
+    batch_size: Count = 16
+    epochs: Count = 40
+    updates_per_epoch: Count = 250
+    learning_rate: Positive = 2e-3
+    dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
+    smallest_jitter_mm: Annotated[float, Field(ge=0)] = 3.0
+
+
+class MetricConfig(_Section):
+    """The voxel-metric branch of stage 2. Weight 0 trains without it."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.1
+    warm_up_updates: Annotated[int, Field(ge=0)] = 250
+    taps: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    embedding: Count = 32
+    voxels: Annotated[int, Field(ge=8)] = 512
+    hard_share: Share = 0.5
+    band_mm: Annotated[float, Field(ge=0)] = 3.0
+    margin: Positive = 0.2
+    positive_margin: Annotated[float, Field(ge=0)] = 0.2
+    negative_margin: Positive = 1.0
+    triplet_weight: Annotated[float, Field(ge=0)] = 1.0
+    pair_weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class AugmentConfig(_Section):
+    """Random changes of the training crops, drawn anew for each update."""
+
+    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    mirror: bool = True
+    shift_hu: Annotated[float, Field(ge=0)] = 15.0
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    noise_hu: Annotated[float, Field(ge=0)] = 15.0
+    blur_share: Share = 0.2
+
+
+class TrainConfig(_Section):
+    """Everything that decides how a training ends, the cohort apart."""
+
+    seed: int = 0
+    target: str = "prostate"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    license: str = "as the user decides"
+    tg263: dict[str, str] = {}
+    locate: LocateConfig = LocateConfig()
+    segment: SegmentConfig = SegmentConfig()
+    metric: MetricConfig = MetricConfig()
+    augment: AugmentConfig = AugmentConfig()
+
+
+#: Named starting points. `small` fits a CPU: half the width, smaller batches.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "small": {
+        "locate": {"base_channels": 8, "epochs": 8},
+        "segment": {"base_channels": 16, "batch_size": 8, "epochs": 12},
+    },
+}
+
+
+def load_config(
+    preset: str = "default", file: Path | None = None, settings: tuple[str, ...] | list[str] = ()
+) -> TrainConfig:
+    """Resolve a configuration: the preset, over it the file, over it the single settings.
+
+    Args:
+        preset: a key of `PRESETS`.
+        file: YAML with any part of `TrainConfig`.
+        settings: `section.key=value`, the value in YAML.
+
+    Raises:
+        InputError: unknown preset, key or section, or a value of the wrong kind, each named.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+    content: dict[str, Any] = _merge({}, PRESETS[preset])
+    if file is not None:
+        content = _merge(content, _yaml(file))
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign or not key:
+            raise InputError(f"--set {setting}: expected section.key=value, such as segment.epochs=20")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {setting}: the value is not valid YAML") from error
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        content = _merge(content, value)
+    try:
+        return TrainConfig.model_validate(content)
+    except ValidationError as error:
+        raise InputError(_explain(error, file)) from error
+
+
+def dump_config(config: TrainConfig) -> str:
+    """Write a configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def differences(before: TrainConfig, after: TrainConfig) -> list[str]:
+    """Name each setting that differs, with both values."""
+    one, two = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    return [f"{key} was {one.get(key)}, is {two.get(key)}" for key in one | two if one.get(key) != two.get(key)]
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected sections with settings; found {type(content).__name__}")
+    return content
+
+
+def _explain(error: ValidationError, file: Path | None) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    source = f" (from {file} or --set)" if file else " (from --set)"
+    if first["type"] == "extra_forbidden":
+        section = key.rpartition(".")[0]
+        model: type[BaseModel] = type(getattr(TrainConfig(), section)) if section else TrainConfig
+        return f"setting {key}{source} is unknown; expected one of {', '.join(model.model_fields)}"
+    return f"setting {key}{source} is {first['input']!r}: {first['msg']}"

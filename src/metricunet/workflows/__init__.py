@@ -1,0 +1,1 @@
+"""What strings the rooms together: whole jobs behind single commands."""
