@@ -129,7 +129,7 @@ def _structures(scan: LabelledScan, path: Path, info: DatasetInfo) -> Iterator[t
             continue
         if volume_ml < SMALLEST_STRUCTURE_ML:
             yield False, f"{path}: {name} has {volume_ml:.2f} mL; is this contour complete?"
-        box = ndimage.find_objects(mask)[0]
+        box = ndimage.find_objects(mask.astype(np.uint8))[0]
         for axis, side in ((0, "first or last slice"), (1, "front or back edge"), (2, "left or right edge")):
             if box[axis].start == 0 or box[axis].stop == mask.shape[axis]:
                 yield False, f"{path}: {name} touches the {side} of the scan, so part of it may be missing"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,7 +177,7 @@ def _load(path: Path) -> tuple[PreparedCase, dict[str, Any]] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as content:
             description = json.loads(content["description"].tobytes().decode("utf-8"))
             volumes = {}
             for name in ("coarse", "coarse_labels", "fine", "fine_labels"):
@@ -193,7 +194,7 @@ def _load(path: Path) -> tuple[PreparedCase, dict[str, Any]] | None:
             description["source_sha256"],
         )
         return case, description["key"]
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None  # a damaged cache is made anew; it holds nothing that the cohort does not
 
 

@@ -1,0 +1,119 @@
+"""Preparing: what both stages read, and a cache that notices every change of its inputs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metricunet.cohort.layout import read_cohort
+from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSettings, cohort_sha256, prepare
+from metricunet.errors import InputError
+from metricunet.files.nifti import read_labels, read_nifti, write_nifti
+from tests.support.cohorts import edit_json
+
+SETTINGS = PrepareSettings("prostate", (6, 6, 6), (4, 2, 2), (80, 96, 96))
+
+
+@pytest.fixture
+def folder(tiny_cohort: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_cohort, tmp_path / "cohort"))
+
+
+def run(folder: Path, settings: PrepareSettings = SETTINGS) -> list[PreparedCase]:
+    cohort = read_cohort(folder)
+    return prepare(cohort.training, cohort.info, settings, folder / "prepared")
+
+
+def test_what_is_prepared(folder: Path) -> None:
+    cases = run(folder)
+    case = cases[0]
+    assert case.coarse.spacing_mm == pytest.approx((6, 6, 6))
+    assert case.coarse.array.dtype == np.int16
+    assert case.fine is not None
+    assert case.fine_labels is not None
+    assert case.fine.array.shape == (20, 48, 48)
+    labels = read_labels(folder / "labelsTr" / "case_00.nii.gz")
+    centre = labels.geometry.to_world(np.argwhere(labels.array).mean(axis=0))
+    np.testing.assert_allclose(case.fine.geometry.centre_mm, centre, atol=1e-6)
+    volume_ml = labels.array.sum() * labels.geometry.voxel_volume_ml
+    assert case.facts["volume_ml"] == pytest.approx(volume_ml)
+    for prepared in (case.fine_labels, case.coarse_labels):
+        assert prepared.array.sum() * prepared.geometry.voxel_volume_ml == pytest.approx(volume_ml, rel=0.1)
+    assert case.facts["target_hu"] == pytest.approx(60, abs=2)
+    assert cases[5].fine is None
+    assert "volume_ml" not in cases[5].facts
+
+
+def test_the_cache_gives_the_same(folder: Path) -> None:
+    first = run(folder)
+    stamp = [p.stat().st_mtime_ns for p in sorted((folder / "prepared").iterdir())]
+    second = run(folder)
+    assert [p.stat().st_mtime_ns for p in sorted((folder / "prepared").iterdir())] == stamp
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a.coarse.array, b.coarse.array)
+        assert a.coarse.geometry.same_grid(b.coarse.geometry, 1e-9)
+        assert (a.facts, a.source_sha256) == (b.facts, b.source_sha256)
+
+
+def test_a_changed_file_is_noticed(folder: Path) -> None:
+    before = run(folder)
+    path = folder / "labelsTr" / "case_00.nii.gz"
+    labels = read_labels(path)
+    keep = labels.array.copy()
+    keep[: np.flatnonzero(keep.any(axis=(1, 2)))[3]] = 0
+    write_nifti(path, labels.with_array(keep))
+    after = run(folder)
+    assert after[0].facts["volume_ml"] < before[0].facts["volume_ml"]
+    assert after[0].source_sha256 != before[0].source_sha256
+    assert after[1].source_sha256 == before[1].source_sha256
+    assert cohort_sha256(after) != cohort_sha256(before)
+
+
+def test_a_file_of_the_same_size_with_other_content_is_noticed(folder: Path) -> None:
+    before = run(folder)
+    path = folder / "imagesTr" / "case_00_0000.nii"
+    image = read_nifti(folder / "imagesTr" / "case_00_0000.nii.gz")
+    (folder / "imagesTr" / "case_00_0000.nii.gz").unlink()
+    write_nifti(path, image)
+    run(folder)
+    write_nifti(path, image.with_array(image.array[::-1].copy()))
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))
+    assert not np.array_equal(run(folder)[0].coarse.array, before[0].coarse.array)
+
+
+def test_changed_settings_and_labels_are_noticed(folder: Path) -> None:
+    run(folder)
+    assert run(folder, replace(SETTINGS, coarse_spacing_mm=(8, 8, 8)))[0].coarse.spacing_mm == pytest.approx(
+        (8, 8, 8)
+    )
+    edit_json(folder / "dataset.json", labels={"background": 0, "prostate": 2, "bladder": 1})
+    assert run(folder)[0].fine is None
+
+
+def test_a_damaged_cache_is_made_anew(folder: Path) -> None:
+    before = run(folder)
+    path = folder / "prepared" / "case_00.npz"
+    for content in (b"", b"junk", path.read_bytes()[:200]):
+        path.write_bytes(content)
+        np.testing.assert_array_equal(run(folder)[0].coarse.array, before[0].coarse.array)
+
+
+def test_ignored_voxels(folder: Path) -> None:
+    edit_json(folder / "dataset.json", labels={"background": 0, "prostate": 1, "ignore": 9})
+    path = folder / "labelsTr" / "case_00.nii.gz"
+    labels = read_labels(path)
+    array = labels.array.copy()
+    array[:, :4] = 9
+    write_nifti(path, labels.with_array(array))
+    case = run(folder)[0]
+    assert set(np.unique(case.coarse_labels.array)) == {0, 1, IGNORE_CLASS}
+
+
+def test_an_unknown_target(folder: Path) -> None:
+    with pytest.raises(InputError, match="must be one of prostate"):
+        run(folder, replace(SETTINGS, target="bladder"))

@@ -1,0 +1,124 @@
+"""The model file: what is written is read, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from metricunet.errors import InputError
+from metricunet.files.model import (
+    CARD_KEY,
+    FORMAT_VERSION,
+    ModelCard,
+    StageCard,
+    read_card,
+    read_model,
+    write_model,
+)
+
+CARD = ModelCard(
+    locate=StageCard({"in_channels": 1, "classes": 2}, (4.0, 4.0, 4.0), None, (-250.0, 450.0)),
+    segment=StageCard({"in_channels": 5, "classes": 2}, (2.0, 1.0, 1.0), (48, 128, 128), (-150.0, 250.0)),
+    labels={"prostate": 1},
+    tg263={"prostate": "Prostate"},
+    target="prostate",
+    ranges={"volume_ml": (15.0, 80.0)},
+    validation={"crop_dice": 0.9},
+    trained_on="synthetic",
+    data_sha256="0" * 64,
+    seed=3,
+    version="0.1.0",
+)
+
+
+def write(path: Path, card: ModelCard = CARD) -> Path:
+    write_model(path, card, {"locate.weight": torch.arange(4.0), "segment.weight": torch.ones(2, 2)})
+    return path
+
+
+def raw(path: Path, header: object) -> Path:
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    return path
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors")
+    assert read_card(path) == CARD
+    card, weights = read_model(path)
+    assert card == CARD
+    assert card.synthetic
+    assert set(weights) == {"locate.weight", "segment.weight"}
+    assert torch.equal(weights["locate.weight"], torch.arange(4.0))
+
+
+def test_unknown_fields_of_a_later_minor_version_are_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors")
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    card = json.loads(header["__metadata__"][CARD_KEY]) | {"new_field": 1}
+    header["__metadata__"][CARD_KEY] = json.dumps(card)
+    assert read_card(raw(path, header)) == CARD
+
+
+def test_a_newer_format_says_to_upgrade(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.safetensors", replace(CARD, format_version=FORMAT_VERSION + 1))
+    with pytest.raises(InputError, match=f"model format {FORMAT_VERSION + 1} is newer.*upgrade"):
+        read_card(path)
+
+
+def test_what_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(InputError, match="no such model file"):
+        read_card(path)
+    for content in (b"", b"hello", b"\xff" * 64, struct.pack("<Q", 1 << 60) + b"{}", pickle.dumps({"a": 1})):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="not a metricunet model file"):
+            read_card(path)
+    for header in ({}, [], {"__metadata__": {}}, {"__metadata__": {CARD_KEY: "[]"}}, {"__metadata__": 3}):
+        with pytest.raises(InputError, match="not a metricunet model file"):
+            read_card(raw(path, header))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": {}},
+        {"target": "bladder"},
+        {"locate": {}},
+        {"ranges": {"volume_ml": [1]}},
+        {"format_version": "1"},
+        {"segment": None},
+    ],
+)
+def test_a_damaged_card(tmp_path: Path, change: dict[str, object]) -> None:
+    path = write(tmp_path / "m.safetensors")
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"][CARD_KEY] = json.dumps(json.loads(header["__metadata__"][CARD_KEY]) | change)
+    with pytest.raises(InputError, match=r"card"):
+        read_card(raw(path, header))
+
+
+def test_truncated_weights(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.safetensors")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match="damaged"):
+        read_model(path)
+
+
+def test_the_card_is_read_without_torch(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.safetensors")
+    code = "import sys; from pathlib import Path; from metricunet.files.model import read_card; "
+    code += f"read_card(Path({str(path)!r})); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,204 @@
+"""NIfTI: every axis order and sign keeps its place in the patient; bad files are named."""
+
+from __future__ import annotations
+
+import gzip
+from itertools import permutations
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from metricunet.errors import InputError
+from metricunet.files.nifti import (
+    case_name,
+    is_nifti,
+    read_geometry,
+    read_labels,
+    read_nifti,
+    write_nifti,
+)
+from metricunet.volume import Geometry, Volume
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    nib.save(nib.Nifti1Image(array, np.diag([-1.0, -1.0, 2.0, 1.0]) if affine is None else affine), path)
+    return path
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(list(permutations(range(3)))),
+    st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),
+    st.tuples(*[st.floats(-40, 40)] * 3),
+)
+def test_any_orientation_reads_to_its_place_and_writes_back_as_it_was(
+    tmp_path: Path,
+    axes: tuple[int, int, int],
+    signs: tuple[float, float, float],
+    angles: tuple[float, float, float],
+) -> None:
+    array = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+    affine = np.eye(4)
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    affine[:3, :3] = turn @ (np.eye(3)[:, axes] * signs) * [0.9, 1.1, 3.0]
+    affine[:3, 3] = (-30, 40, 700)
+    path = save(tmp_path / "in.nii.gz", array, affine)
+    stored = nib.load(path)
+    volume = read_nifti(path)
+    for voxel in np.ndindex(array.shape):
+        ras = stored.affine @ [*voxel, 1]
+        index = np.rint(volume.geometry.to_index([-ras[0], -ras[1], ras[2]])).astype(int)
+        assert volume.array[tuple(index)] == array[voxel]
+    # The slice axis is the one nearest to head-foot.
+    assert np.abs(volume.geometry.directions[2]).argmax() == 0 or max(map(abs, angles)) > 20
+    write_nifti(tmp_path / "out.nii.gz", volume, like=path)
+    written = nib.load(tmp_path / "out.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj), array)
+    np.testing.assert_array_equal(written.affine, stored.affine)
+    np.testing.assert_array_equal(written.get_qform(), stored.get_qform())
+    assert written.header["sform_code"] == stored.header["sform_code"]
+    write_nifti(tmp_path / "free.nii.gz", volume)
+    free = read_nifti(tmp_path / "free.nii.gz")
+    assert free.geometry.same_grid(volume.geometry)
+    np.testing.assert_array_equal(free.array, volume.array)
+
+
+def test_left_is_left(tmp_path: Path) -> None:
+    """In a RAS+ file the last x index is the patient's right-most... in LPS its x is the smallest."""
+    array = np.zeros((3, 4, 5), dtype=np.int16)
+    array[2, 0, 4] = 9  # RAS: to the right, front-most row 0 means back, highest slice
+    volume = read_nifti(save(tmp_path / "a.nii.gz", array, np.eye(4)))
+    s, r, c = np.argwhere(volume.array == 9)[0]
+    np.testing.assert_allclose(volume.geometry.to_world([s, r, c]), [-2, 0, 4])
+
+
+def test_types(tmp_path: Path) -> None:
+    assert read_nifti(save(tmp_path / "a.nii.gz", np.ones((2, 3, 4), np.int16))).array.dtype == np.int16
+    assert read_nifti(save(tmp_path / "b.nii", np.ones((2, 3, 4), np.float32))).array.dtype == np.float32
+    assert read_nifti(save(tmp_path / "c.nii.gz", np.ones((2, 3, 4, 1), np.int16))).array.ndim == 3
+    labels = read_labels(save(tmp_path / "d.nii.gz", np.full((2, 3, 4), 3.0, np.float32)))
+    assert labels.array.dtype == np.uint8
+    assert (labels.array == 3).all()
+    assert read_labels(save(tmp_path / "e.nii.gz", np.full((2, 3, 4), 300, np.int16))).array.dtype == np.uint16
+
+
+def test_scaled_integers_are_hounsfield_units(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.full((2, 3, 4), 1064, np.int16), np.eye(4))
+    image.header.set_slope_inter(1, -1024)
+    nib.save(image, tmp_path / "a.nii.gz")
+    raw = nib.load(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(
+        read_nifti(tmp_path / "a.nii.gz").array, np.moveaxis(raw.get_fdata(), 2, 0)[0, 0, 0]
+    )
+
+
+def test_the_same_volume_gives_the_same_bytes(tmp_path: Path) -> None:
+    volume = Volume(np.arange(24, dtype=np.int16).reshape(2, 3, 4), Geometry.from_parts((2, 3, 4), (2, 1, 1)))
+    write_nifti(tmp_path / "a.nii.gz", volume)
+    write_nifti(tmp_path / "b.nii.gz", volume)
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_names() -> None:
+    assert is_nifti(Path("x/a.nii.gz"))
+    assert is_nifti(Path("a.nii"))
+    assert not is_nifti(Path("a.dcm"))
+    assert case_name(Path("x/a.b.nii.gz")) == "a.b"
+
+
+def _nan(path: Path) -> None:
+    array = np.zeros((3, 4, 5), np.float32)
+    array[1, 1, 1] = np.nan
+    save(path, array)
+
+
+def _truncated(path: Path) -> None:
+    save(path, np.random.default_rng(0).integers(-1000, 1000, (30, 30, 30)).astype(np.int16))
+    path.write_bytes(path.read_bytes()[:-4000])
+
+
+def _no_codes(path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), None)
+    image.set_sform(None, code=0)
+    image.set_qform(None, code=0)
+    nib.save(image, path)
+
+
+def _two_places(path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4))
+    image.set_sform(np.eye(4), code=1)
+    image.set_qform(np.diag([1.0, 1.0, 2.0, 1.0]), code=1)
+    nib.save(image, path)
+
+
+def _sform(path: Path, matrix: np.ndarray) -> None:
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4))
+    image.set_sform(matrix, code=1)
+    nib.save(image, path)
+
+
+def _nan_affine(path: Path) -> None:
+    save(path, np.zeros((3, 4, 5), np.int16))
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[280:284] = np.float32(np.nan).tobytes()  # the first entry of srow_x
+    path.write_bytes(gzip.compress(content))
+
+
+BAD_FILES = {
+    "4 dimensions": lambda p: save(p, np.zeros((3, 4, 5, 2), np.int16)),
+    "2 dimensions": lambda p: save(p, np.zeros((3, 4), np.int16)),
+    "NaN or infinite": _nan,
+    "truncated or damaged": _truncated,
+    "no orientation": _no_codes,
+    "sform and qform": _two_places,
+    "singular": lambda p: _sform(p, np.diag([1.0, 0.0, 1.0, 1.0])),
+    "sheared": lambda p: _sform(p, np.eye(4) + np.eye(4, k=1) * [0, 0.2, 0, 0]),
+    "finite": _nan_affine,
+    "not a readable NIfTI": lambda p: p.write_bytes(gzip.compress(b"hello" * 100)),
+    "complex": lambda p: save(p, np.zeros((3, 4, 5), np.complex64)),
+}
+
+
+@pytest.mark.parametrize("word", BAD_FILES)
+def test_bad_files_are_named_with_their_fault(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "bad.nii.gz"
+    BAD_FILES[word](path)
+    with pytest.raises(InputError) as caught:
+        read_nifti(path)
+    assert word in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_plain_text_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_nifti(tmp_path / "none.nii.gz")
+    (tmp_path / "text.nii.gz").write_text("no gzip")
+    with pytest.raises(InputError, match="not a readable NIfTI"):
+        read_geometry(tmp_path / "text.nii.gz")
+
+
+@pytest.mark.parametrize(("value", "word"), [(0.5, "whole numbers"), (-1.0, "range from"), (7e4, "range from")])
+def test_bad_labels(tmp_path: Path, value: float, word: str) -> None:
+    array = np.zeros((3, 4, 5), np.float32)
+    array[1, 2, 3] = value
+    with pytest.raises(InputError, match=word):
+        read_labels(save(tmp_path / "a.nii.gz", array))
+
+
+def test_a_real_scan(shared_data: Path, tmp_path: Path) -> None:
+    path = shared_data / "pelvis_ct_nifti" / "example_ct.nii.gz"
+    volume = read_nifti(path)
+    assert volume.geometry.shape == (112, 101, 122)
+    np.testing.assert_allclose(volume.spacing_mm, (3, 3, 3))
+    write_nifti(tmp_path / "back.nii.gz", volume, like=path)
+    back, there = nib.load(tmp_path / "back.nii.gz"), nib.load(path)
+    np.testing.assert_array_equal(back.affine, there.affine)
+    np.testing.assert_array_equal(back.get_fdata(), there.get_fdata())
+    assert read_geometry(path).same_grid(volume.geometry)

@@ -1,0 +1,212 @@
+"""Sampling: drawn pictures whose hard voxels are known by hand, brute-force bands, shares and edge cases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from metricunet.metric.sampling import HardEasySampler, boundary_band, misclassified
+
+IGNORE = 255
+
+
+def picture(*rows: str) -> Tensor:
+    """Draw labels: `.` background, `#` class 1, `o` class 2, `?` nobody knows."""
+    table = {".": 0, "#": 1, "o": 2, "?": IGNORE}
+    return torch.tensor([[[table[c] for c in row] for row in rows]], dtype=torch.uint8)
+
+
+def brute_force_band(labels: Tensor, band_mm: float, spacing_mm: tuple[float, ...]) -> Tensor:
+    places = [tuple(int(v) for v in p) for p in labels.new_ones(labels.shape).nonzero()]
+    band = torch.zeros(labels.shape, dtype=torch.bool)
+    for p in places:
+        if labels[p] == IGNORE:
+            continue
+        for q in places:
+            squared = sum(((a - b) * s) ** 2 for a, b, s in zip(p[1:], q[1:], spacing_mm, strict=True))
+            other = labels[p] != labels[q] and labels[q] != IGNORE
+            if p[0] == q[0] and other and squared <= (band_mm * (1 + 1e-6)) ** 2:
+                band[p] = True
+    return band
+
+
+def test_the_band_of_a_drawn_picture() -> None:
+    labels = picture(
+        ".......",
+        "..###..",
+        "..###..",
+        "..###..",
+        ".......",
+    )
+    band = boundary_band(labels, 1.0, (1.0, 1.0), 2, IGNORE)
+    expected = picture(
+        "..###..",
+        ".#####.",
+        ".##.##.",
+        ".#####.",
+        "..###..",
+    )
+    assert torch.equal(band, expected.bool())
+
+
+def test_the_band_counts_millimetres_not_voxels() -> None:
+    """At 1 x 3 mm a band of 2 mm reaches two rows and no column."""
+    labels = picture(".....", ".....", "#####", "#####", "#####", "#####")
+    assert boundary_band(labels, 2.0, (1.0, 3.0), 2)[0, :, 0].tolist() == [True, True, True, True, False, False]
+    labels = labels.transpose(1, 2)
+    assert boundary_band(labels, 2.0, (1.0, 3.0), 2).sum() == 0
+    assert boundary_band(labels, 3.0, (1.0, 3.0), 2)[0, 0].tolist() == [False, True, True, False, False, False]
+
+
+def test_the_band_at_thick_slices() -> None:
+    """A cube at 1 x 1 x 3 mm (the last axis is thick): 2.9 mm do not reach the next slice, 3 mm do."""
+    labels = torch.zeros(1, 5, 5, 4, dtype=torch.uint8)
+    labels[:, :, :, 2:] = 1
+    assert boundary_band(labels, 2.9, (1.0, 1.0, 3.0), 2).sum() == 0
+    band = boundary_band(labels, 3.0, (1.0, 1.0, 3.0), 2)
+    assert band[0, 2, 2].tolist() == [False, True, True, False]
+    assert band.sum() == 50
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.floats(0.5, 4),
+    st.tuples(st.floats(0.7, 3), st.floats(0.7, 3), st.floats(0.7, 3)),
+    st.sampled_from([2, 3]),
+)
+def test_the_band_is_the_brute_force_one(
+    seed: int, band_mm: float, spacing_mm: tuple[float, float, float], dims: int
+) -> None:
+    torch.manual_seed(seed)
+    shape = (2, 7, 6) if dims == 2 else (1, 4, 5, 4)
+    labels = (torch.rand(shape) < 0.15).to(torch.uint8) + 2 * (torch.rand(shape) < 0.05).to(torch.uint8)
+    labels[labels == 3] = IGNORE
+    found = boundary_band(labels, band_mm, spacing_mm[:dims], 3, IGNORE)
+    assert torch.equal(found, brute_force_band(labels, band_mm, spacing_mm[:dims]))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_misclassified_is_where_the_largest_logit_is_wrong(classes: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, classes, 5, 6)
+    labels = torch.randint(classes, (2, 5, 6), dtype=torch.uint8)
+    wrong = misclassified(labels, logits)
+    for b in range(2):
+        for y in range(5):
+            for x in range(6):
+                guess = max(range(classes), key=lambda c: float(logits[b, c, y, x]))
+                assert bool(wrong[b, y, x]) == (guess != int(labels[b, y, x]))
+    with pytest.raises(ValueError, match="do not lie on the grid"):
+        misclassified(labels, logits[..., :3])
+
+
+def square(side: int = 32, inside: int = 16) -> Tensor:
+    labels = torch.zeros(2, side, side, dtype=torch.uint8)
+    labels[:, :inside, :inside] = 1
+    return labels
+
+
+def test_shares_of_classes_and_of_hard_voxels() -> None:
+    labels = square()
+    sampler = HardEasySampler(voxels=100, hard_share=0.4, band_mm=2)
+    sample = sampler(labels, None, (1.0, 1.0))
+    assert sample.index.shape == (2, 100)
+    assert sample.valid.all()
+    assert torch.equal(sample.classes, labels.flatten(1).gather(1, sample.index).long())
+    band = boundary_band(labels, 2, (1.0, 1.0), 2).flatten(1).gather(1, sample.index)
+    assert torch.equal(sample.hard, band)
+    for c in (0, 1):
+        assert (sample.classes == c).sum(dim=1).tolist() == [50, 50]
+        assert ((sample.classes == c) & sample.hard).sum(dim=1).tolist() == [20, 20]
+
+
+def test_no_voxel_is_drawn_twice() -> None:
+    sample = HardEasySampler(voxels=400, band_mm=2)(square(), None, (1.0, 1.0))
+    for row, valid in zip(sample.index, sample.valid, strict=True):
+        drawn = row[valid].tolist()
+        assert len(set(drawn)) == len(drawn)
+
+
+def test_wrongly_predicted_voxels_are_hard() -> None:
+    labels = square()
+    logits = torch.zeros(2, 2, 32, 32)
+    logits[:, 1][labels == 1] = 1
+    logits[:, 0][labels == 0] = 1
+    logits[:, 1, 25:30, 25:30] = 9  # 25 voxels far from any surface, wrongly called class 1
+    sample = HardEasySampler(voxels=40, hard_share=1.0, band_mm=0)(labels, logits, (1.0, 1.0))
+    background = sample.classes == 0
+    assert sample.hard[background].all()
+    rows = sample.index[background] // 32
+    assert ((rows >= 25) & (rows < 30)).all()
+
+
+def test_the_other_kind_tops_up() -> None:
+    labels = square()
+    # No hard voxel at all: every slot goes to an easy one.
+    assert HardEasySampler(voxels=60, hard_share=0.5, band_mm=0)(labels, None, None).valid.all()
+    # Every voxel is hard.
+    sample = HardEasySampler(voxels=60, hard_share=0.5, band_mm=100)(labels, None, None)
+    assert sample.valid.all()
+    assert sample.hard.all()
+
+
+def test_a_small_class_leaves_slots_invalid_and_an_absent_one_all_of_them() -> None:
+    labels = torch.zeros(2, 16, 16, dtype=torch.uint8)
+    labels[0, 3, 3:8] = 1
+    sample = HardEasySampler(voxels=64)(labels, None, (1.0, 1.0))
+    assert ((sample.classes == 1) & sample.valid).sum(dim=1).tolist() == [5, 0]
+    assert sample.valid.sum(dim=1).tolist() == [37, 32]
+    drawn = sample.index[0][(sample.classes[0] == 1) & sample.valid[0]]
+    assert sorted(drawn.tolist()) == [3 * 16 + x for x in range(3, 8)]
+
+
+def test_ignored_voxels_are_never_drawn_and_make_no_surface() -> None:
+    labels = torch.full((1, 16, 16), IGNORE, dtype=torch.uint8)
+    labels[:, :4] = 0
+    labels[:, 12:] = 1
+    sample = HardEasySampler(voxels=64, band_mm=20)(labels, None, (1.0, 1.0), IGNORE)
+    assert (labels.flatten(1).gather(1, sample.index)[sample.valid] != IGNORE).all()
+    labels[:, 12:] = 0
+    assert not boundary_band(labels, 5, (1.0, 1.0), 2, IGNORE).any()
+
+
+def test_fewer_voxels_in_the_image_than_slots() -> None:
+    labels = torch.tensor([[[0, 1], [0, 0]]], dtype=torch.uint8)
+    sample = HardEasySampler(voxels=64)(labels, None, None)
+    assert sample.index.shape == (1, 64)
+    assert sample.valid.sum() == 4
+
+
+def test_the_same_seed_gives_the_same_sample() -> None:
+    sampler = HardEasySampler(voxels=32)
+    torch.manual_seed(3)
+    one = sampler(square(), None, None)
+    torch.manual_seed(3)
+    two = sampler(square(), None, None)
+    assert torch.equal(one.index, two.index)
+    assert not torch.equal(one.index, sampler(square(), None, None).index)
+
+
+def test_every_voxel_of_a_kind_has_its_chance() -> None:
+    torch.manual_seed(0)
+    labels = square(8, 4)
+    hits = torch.zeros(64)
+    for _ in range(300):
+        sample = HardEasySampler(voxels=8, hard_share=0.5, band_mm=1)(labels, None, None)
+        hits.index_add_(0, sample.index[sample.valid], torch.ones(int(sample.valid.sum())))
+    assert (hits > 0).all()
+
+
+@pytest.mark.parametrize("arguments", [{"hard_share": 1.2}, {"classes": 1}, {"voxels": 3}, {"band_mm": -1}])
+def test_impossible_settings_are_refused(arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="got"):
+        HardEasySampler(**arguments)  # type: ignore[arg-type]
+
+
+def test_spacing_must_fit_the_axes() -> None:
+    with pytest.raises(ValueError, match="2 positive numbers"):
+        boundary_band(square(), 1, (1.0, 1.0, 1.0), 2)

@@ -1,0 +1,67 @@
+"""A tiny cohort whose answer is easy to learn: bright ellipsoids in a body of fat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from metricunet.cohort.layout import image_path, label_path, write_dataset_json
+from metricunet.files.nifti import write_nifti
+from metricunet.volume import Geometry, Volume
+
+#: Settings under which both stages learn the tiny cohort within seconds.
+TINY_SETTINGS = (
+    "locate.base_channels=4",
+    "locate.levels=3",
+    "locate.patch_voxels=[16, 16, 16]",
+    "locate.spacing_mm=[6, 6, 6]",
+    "locate.epochs=2",
+    "locate.updates_per_epoch=30",
+    "locate.learning_rate=0.01",
+    "segment.base_channels=4",
+    "segment.levels=3",
+    "segment.spacing_mm=[4, 2, 2]",
+    "segment.crop_mm=[64, 64, 64]",
+    "segment.box_mm=[80, 96, 96]",
+    "segment.batch_size=4",
+    "segment.epochs=2",
+    "segment.updates_per_epoch=20",
+    "segment.learning_rate=0.01",
+    "metric.voxels=64",
+    "metric.warm_up_updates=10",
+)
+
+
+def make_scan(seed: int, with_target: bool = True) -> tuple[Volume, Volume]:
+    """Return image (int16 HU) and labels (uint8) of one scan."""
+    draw = np.random.default_rng(seed)
+    geometry = Geometry.from_parts((30, 48, 56), (4, 3, 3), draw.uniform(-100, 100, 3))
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in geometry.shape], indexing="ij"), axis=-1)
+    place = (index - (np.array(geometry.shape) - 1) / 2) * np.array(geometry.spacing_mm)
+    body = np.square(place[..., 1:] / (60, 75)).sum(axis=-1) < 1
+    hu = np.where(body, -90.0, -1000.0)
+    centre, radii = draw.uniform(-12, 12, 3), draw.uniform(16, 22, 3)
+    target = (np.square((place - centre) / radii).sum(axis=-1) < 1) & with_target
+    hu[target] = 60
+    hu += draw.normal(0, 10, hu.shape)
+    return Volume(hu.astype(np.int16), geometry), Volume(target.astype(np.uint8), geometry)
+
+
+def make_tiny_cohort(folder: Path, n: int, n_test: int = 0, absent: Sequence[int] = ()) -> Path:
+    """Write a cohort of n training and n_test unseen cases; those listed in `absent` hold no target."""
+    for k in range(n + n_test):
+        image, labels = make_scan(k, k not in absent)
+        split = "Tr" if k < n else "Ts"
+        write_nifti(image_path(folder, f"case_{k:02d}", split), image)
+        write_nifti(label_path(folder, f"case_{k:02d}", split), labels)
+    write_dataset_json(folder, {"prostate": 1}, n, "bright ellipsoids", "synthetic")
+    return folder
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    """Change fields of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))

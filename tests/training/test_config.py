@@ -1,0 +1,68 @@
+"""Configuration: presets, files and single settings resolve in that order; mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from metricunet.errors import InputError
+from metricunet.training.config import PRESETS, TrainConfig, differences, dump_config, load_config
+
+
+def test_order_of_precedence(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("segment:\n  base_channels: 24\n  epochs: 7\nseed: 5\n")
+    config = load_config("small", path, ["segment.epochs=9", "metric.taps=[0, 1]"])
+    assert config.segment.base_channels == 24
+    assert config.segment.batch_size == PRESETS["small"]["segment"]["batch_size"]
+    assert config.segment.epochs == 9
+    assert config.seed == 5
+    assert config.metric.taps == (0, 1)
+    assert config.locate.base_channels == 8
+
+
+def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
+    config = load_config("small", settings=["metric.weight=0.3"])
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    assert load_config("default", tmp_path / "c.yaml") == config
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert load_config("default", tmp_path / "c.yaml") == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("segment.epoch=3", r"segment\.epoch .*unknown; expected one of .*epochs"),
+        ("segments.epochs=3", r"segments .*unknown; expected one of .*segment"),
+        ("segment.epochs=0", r"segment\.epochs .*greater than or equal to 1"),
+        ("segment.epochs=many", r"segment\.epochs .*'many'"),
+        ("segment.epochs", "expected section"),
+        ("segment.spacing_mm=[1, 2]", r"segment\.spacing_mm"),
+        ("metric.weight=[", "not valid YAML"),
+        ("precision=fp8", "precision"),
+    ],
+)
+def test_mistakes_are_named(setting: str, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        load_config("default", settings=[setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files_and_presets(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="default, small"):
+        load_config("large")
+    with pytest.raises(InputError, match="not a readable YAML"):
+        load_config("default", tmp_path / "none.yaml")
+    (tmp_path / "c.yaml").write_text("- 1\n")
+    with pytest.raises(InputError, match="expected sections"):
+        load_config("default", tmp_path / "c.yaml")
+
+
+def test_differences_name_both_values() -> None:
+    one, two = load_config("small"), load_config("small", settings=["metric.weight=0.3", "seed=2"])
+    assert differences(one, two) == ["seed was 0, is 2", "metric.weight was 0.1, is 0.3"]
+    assert differences(one, one) == []
