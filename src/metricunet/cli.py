@@ -171,8 +171,8 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score predictions: a CSV row for each case, a summary, and report.html."""
-    from metricunet.evaluation import evaluate as run
-    from metricunet.evaluation import format_summary
+    from metricunet.evaluation.compare import evaluate as run
+    from metricunet.evaluation.summary import format_summary
     from metricunet.files.record import RunRecord
 
     record = RunRecord("evaluate", {"predictions": predictions, "references": references, "images": images})
@@ -180,11 +180,11 @@ def evaluate(
         result = run(predictions, references, output, images=images, progress=bar("scoring"))
     record.write(output)
     if json:
-        _print_json(result.summary)
+        _print_json({name: entry.to_json() for name, entry in result.summary.items()})
     else:
         typer.echo(format_summary(result))
         typer.echo(f"report: {output / 'report.html'}")
-    raise typer.Exit(SOME_FAILED if result.missing else DONE)
+    raise typer.Exit(SOME_FAILED if result.failed else DONE)
 
 
 @app.command()

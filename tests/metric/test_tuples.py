@@ -12,7 +12,7 @@ from torch import Tensor
 from metricunet.metric.tuples import (
     hard_pairs,
     other_class,
-    random_positives,
+    random_pairs,
     semi_hard_triplets,
     squared_distances,
 )
@@ -28,7 +28,7 @@ def random_sample(seed: int, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 def test_semi_hard_triplets_equal_a_plain_loop(seed: int) -> None:
     embeddings, classes, valid = random_sample(seed)
     squared = squared_distances(embeddings)
-    mined = semi_hard_triplets(squared, classes, valid, other_class(classes, valid))
+    mined = semi_hard_triplets(squared, random_pairs(classes, valid), other_class(classes, valid))
     for b in range(2):
         for a in range(24):
             if not mined.valid[b, a]:
@@ -47,7 +47,7 @@ def test_semi_hard_triplets_equal_a_plain_loop(seed: int) -> None:
 def test_a_triplet_is_missing_only_where_none_exists(seed: int) -> None:
     embeddings, classes, valid = random_sample(seed)
     squared = squared_distances(embeddings)
-    mined = semi_hard_triplets(squared, classes, valid, other_class(classes, valid))
+    mined = semi_hard_triplets(squared, random_pairs(classes, valid), other_class(classes, valid))
     for b in range(2):
         for a in range(24):
             partners = [k for k in range(24) if k != a and valid[b, k] and classes[b, k] == classes[b, a]]
@@ -78,30 +78,40 @@ def test_hard_pairs_equal_a_plain_loop(seed: int) -> None:
                 assert d[int(pairs.negative[b, a])] == pytest.approx(min(other), abs=1e-5)
 
 
-def test_each_positive_has_the_same_chance() -> None:
+def test_each_partner_has_the_same_chance() -> None:
     torch.manual_seed(1)
-    classes = torch.tensor([[0, 1, 0, 0, 1, 0, 0]])
+    classes = torch.tensor([[0, 1, 0, 0, 1, 0, 2]])
     valid = torch.tensor([[True, True, True, False, True, True, True]])
-    counts = torch.zeros(7, 7)
     draws = 4000
+    positives, negatives = torch.zeros(7, 7), torch.zeros(7, 7)
     for _ in range(draws):
-        positive, exists = random_positives(classes, valid)
-        counts[torch.arange(7), positive[0]] += exists[0].float()
-    # Voxel 0 has the partners 2, 5, 6; voxel 3 does not exist; voxels 1 and 4 have each other.
-    expected = torch.zeros(7, 7)
-    for group in ([0, 2, 5, 6], [1, 4]):
-        for a in group:
-            for p in group:
-                expected[a, p] = 0 if a == p else draws / (len(group) - 1)
-    assert (counts[expected == 0] == 0).all()
-    spread = 5 * math.sqrt(draws)
-    assert ((counts - expected).abs() < spread).all()
+        pairs = random_pairs(classes, valid)
+        positives[torch.arange(7), pairs.positive[0]] += pairs.positive_valid[0].float()
+        negatives[torch.arange(7), pairs.negative[0]] += pairs.negative_valid[0].float()
+    # Voxel 3 does not exist; voxel 6 is alone in its class.
+    groups = [[0, 2, 5], [1, 4], [6]]
+    for counts, same in ((positives, True), (negatives, False)):
+        expected = torch.zeros(7, 7)
+        for group in groups:
+            for a in group:
+                partners = [p for g in groups for p in g if (g == group) == same and p != a]
+                expected[a, partners] = draws / max(1, len(partners))
+        assert (counts[expected == 0] == 0).all()
+        assert ((counts - expected).abs() < 5 * math.sqrt(draws)).all()
 
 
-def test_a_lone_voxel_has_no_positive() -> None:
-    positive, exists = random_positives(torch.tensor([[0, 0, 1]]), torch.tensor([[True, True, True]]))
-    assert exists.tolist() == [[True, True, False]]
-    assert positive[0, :2].tolist() == [1, 0]
+def test_a_lone_voxel_has_no_positive_and_a_lone_class_no_negative() -> None:
+    pairs = random_pairs(torch.tensor([[0, 0, 1], [2, 2, 2]]), torch.ones(2, 3, dtype=torch.bool))
+    assert pairs.positive_valid.tolist() == [[True, True, False], [True, True, True]]
+    assert pairs.negative_valid.tolist() == [[True, True, True], [False, False, False]]
+    assert pairs.positive[0, :2].tolist() == [1, 0]
+    assert pairs.negative[0, :2].tolist() == [2, 2]
+
+
+def test_no_voxel_at_all() -> None:
+    pairs = random_pairs(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4, dtype=torch.bool))
+    assert not pairs.positive_valid.any()
+    assert not pairs.negative_valid.any()
 
 
 def test_identical_embeddings_give_no_semi_hard_triplet() -> None:
@@ -109,4 +119,4 @@ def test_identical_embeddings_give_no_semi_hard_triplet() -> None:
     classes = torch.tensor([[0, 0, 0, 1, 1, 1]])
     valid = torch.ones(1, 6, dtype=torch.bool)
     squared = torch.zeros_like(squared_distances(embeddings))
-    assert not semi_hard_triplets(squared, classes, valid, other_class(classes, valid)).valid.any()
+    assert not semi_hard_triplets(squared, random_pairs(classes, valid), other_class(classes, valid)).valid.any()

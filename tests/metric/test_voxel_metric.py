@@ -80,14 +80,25 @@ def test_three_dimensions_and_a_coarser_map() -> None:
 
 
 def test_several_maps_are_averaged() -> None:
-    features = torch.randn(2, 8, 16, 16)
-    metric = VoxelMetricLoss()
+    torch.manual_seed(0)
+    features, metric = torch.randn(2, 8, 16, 16), VoxelMetricLoss(pairs="hard")
     torch.manual_seed(1)
     one = metric(features, blob())
     torch.manual_seed(1)
-    first = metric([features, features * 3], blob())
-    # Unit length is the loss's business, so a scaled map gives the same pairs; its triplets draw other positives.
-    assert first.pair.item() == pytest.approx(one.pair.item(), abs=1e-5)
+    # Unit length is the loss's business, so a scaled map is the same map: its mined pairs are, too.
+    both = metric([features, features * 3], blob())
+    assert both.pair.item() == pytest.approx(one.pair.item(), abs=1e-5)
+
+
+def test_the_weights_and_kinds_of_pairs() -> None:
+    features = torch.randn(1, 8, 16, 16)
+    torch.manual_seed(1)
+    out = VoxelMetricLoss(triplet_weight=0.5, pair_weight=2.0)(features, blob(1))
+    assert out.loss.item() == pytest.approx(0.5 * out.triplet.item() + 2 * out.pair.item())
+    torch.manual_seed(1)
+    assert VoxelMetricLoss(pairs="hard")(features, blob(1)).pair > out.pair
+    with pytest.raises(ValueError, match="random, hard"):
+        VoxelMetricLoss(pairs="some")  # type: ignore[arg-type]
 
 
 def test_bf16_features_are_close_to_float32() -> None:

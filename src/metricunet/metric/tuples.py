@@ -37,44 +37,61 @@ def squared_distances(embeddings: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def random_positives(classes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw for each voxel another one of its class, each with the same chance.
+def random_pairs(classes: Tensor, valid: Tensor) -> Pairs:
+    """Draw for each voxel one of its own class (not itself) and one of another, each with the same chance.
 
-    Sorting by class makes every class a run, within which a random step leads to the partner: this costs
-    O(N log N) where drawing from a full matrix would cost O(N^2).
+    Sorting by class makes every class a run, so that a random step leads to a partner: this costs O(N log N),
+    where drawing from a full matrix would cost O(N^2).
 
     Args:
         classes: [batch, voxels], integers.
         valid: [batch, voxels], bool.
-
-    Returns:
-        Partner indices and whether there is one, each [batch, voxels].
     """
-    voxels = classes.shape[1]
     # Slots without a voxel form a run of their own at the end.
     key = torch.where(valid, classes, torch.iinfo(torch.int64).max)
     ordered, order = key.sort(dim=1)
     first = torch.searchsorted(ordered, ordered, right=False)
     count = torch.searchsorted(ordered, ordered, right=True) - first
-    place = torch.arange(voxels, device=classes.device) - first
-    step = 1 + (torch.rand(classes.shape, device=classes.device) * (count - 1)).long().clamp(max=voxels)
-    partner = order.gather(1, first + (place + torch.minimum(step, (count - 1).clamp(min=0))) % count)
-    result = torch.empty_like(partner).scatter_(1, order, partner)
-    alone = torch.empty_like(valid).scatter_(1, order, count < 2)
-    return result, valid & ~alone
+    others = valid.sum(dim=1, keepdim=True) - count
+    chance = torch.rand((2, *classes.shape), device=classes.device)
+    place = torch.arange(classes.shape[1], device=classes.device) - first
+    positive = first + (place + _draw(chance[0], count - 1) + 1) % count
+    step = _draw(chance[1], others)
+    negative = (step + count * (step >= first)).clamp(max=classes.shape[1] - 1)
+
+    def unsorted(values: Tensor) -> Tensor:
+        return torch.empty_like(values).scatter_(1, order, values)
+
+    return Pairs(
+        unsorted(order.gather(1, positive)),
+        unsorted(count > 1) & valid,
+        unsorted(order.gather(1, negative)),
+        unsorted(others > 0) & valid,
+    )
+
+
+def _draw(chance: Tensor, below: Tensor) -> Tensor:
+    """Whole numbers from 0 to below - 1; 0 where there is none."""
+    highest = (below - 1).clamp(min=0)
+    return torch.minimum((chance * below).long().clamp(min=0), highest)
 
 
 @torch.no_grad()
-def semi_hard_triplets(squared: Tensor, classes: Tensor, valid: Tensor, other: Tensor) -> Triplets:
-    """For each anchor a random positive, and the nearest negative that is farther away than it.
+def semi_hard_triplets(squared: Tensor, pairs: Pairs, other: Tensor) -> Triplets:
+    """For each anchor its random positive, and the nearest negative that is farther away than it.
 
     Schroff, Kalenichenko, Philbin: FaceNet (CVPR 2015), section 3.2, with one random positive for each anchor.
     Anchors for which no negative is farther than the positive have no triplet.
+
+    Args:
+        squared: [batch, voxels, voxels], squared distances.
+        pairs: from `random_pairs`.
+        other: [batch, voxels, voxels], from `other_class`.
     """
-    positive, has_positive = random_positives(classes, valid)
+    positive = pairs.positive
     bound = squared.gather(2, positive[..., None])
     nearest = torch.where(other & (squared > bound), squared, torch.inf).min(dim=2)
-    return Triplets(positive, nearest.indices, has_positive & torch.isfinite(nearest.values))
+    return Triplets(positive, nearest.indices, pairs.positive_valid & torch.isfinite(nearest.values))
 
 
 @torch.no_grad()

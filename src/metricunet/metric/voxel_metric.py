@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metricunet.metric.losses import contrastive_loss, distances, triplet_margin_loss
 from metricunet.metric.reading import read_features
 from metricunet.metric.sampling import HardEasySampler, Sample, Sampler
-from metricunet.metric.tuples import hard_pairs, other_class, semi_hard_triplets, squared_distances
+from metricunet.metric.tuples import hard_pairs, other_class, random_pairs, semi_hard_triplets, squared_distances
 
 
 class VoxelMetricOutput(NamedTuple):
@@ -44,6 +44,8 @@ class VoxelMetricLoss(nn.Module):
         head: None (features are the embeddings), an embedding size (one small perceptron for each map), or one
             module for each map that takes [..., channels].
         channels: channels of each map; needed where `head` is a size.
+        pairs: `random` (one of each kind for each voxel, an unbiased sample of all pairs) or `hard` (the farthest
+            of its own class and the nearest of another; embeddings collapse easily under it).
         margin: triplet margin.
         positive_margin, negative_margin: margins of the contrastive loss.
         triplet_weight, pair_weight: weights in the sum; 0 leaves the loss out.
@@ -55,6 +57,7 @@ class VoxelMetricLoss(nn.Module):
         sampler: Sampler | None = None,
         head: int | nn.Module | Sequence[nn.Module] | None = None,
         channels: Sequence[int] | None = None,
+        pairs: Literal["random", "hard"] = "random",
         margin: float = 0.2,
         positive_margin: float = 0.2,
         negative_margin: float = 1.0,
@@ -65,6 +68,9 @@ class VoxelMetricLoss(nn.Module):
         super().__init__()
         self.sampler = HardEasySampler() if sampler is None else sampler
         self.heads = _heads(head, channels)
+        if pairs not in ("random", "hard"):
+            raise ValueError(f"pairs must be one of random, hard; got {pairs!r}")
+        self.pairs = pairs
         self.margin, self.positive_margin, self.negative_margin = margin, positive_margin, negative_margin
         self.triplet_weight, self.pair_weight = triplet_weight, pair_weight
         self.ignore_index = ignore_index
@@ -114,22 +120,25 @@ class VoxelMetricLoss(nn.Module):
     def _losses(self, embeddings: Tensor, sample: Sample) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         squared = squared_distances(embeddings)
         other = other_class(sample.classes, sample.valid)
-        triplets = semi_hard_triplets(squared, sample.classes, sample.valid, other)
+        drawn = random_pairs(sample.classes, sample.valid)
+        triplets = semi_hard_triplets(squared, drawn, other)
         positive = distances(embeddings, _pick(embeddings, triplets.positive))
         negative = distances(embeddings, _pick(embeddings, triplets.negative))
         triplet = triplet_margin_loss(positive, negative, triplets.valid, self.margin)
-        pair = embeddings.sum() * 0
-        if self.pair_weight:
-            pairs = hard_pairs(squared, sample.valid, other)
-            far = distances(embeddings, _pick(embeddings, pairs.positive))
-            near = distances(embeddings, _pick(embeddings, pairs.negative))
-            pair = contrastive_loss(
-                torch.stack([far, near]),
-                torch.tensor([True, False], device=far.device)[:, None, None].expand(2, *far.shape),
-                torch.stack([pairs.positive_valid, pairs.negative_valid]),
-                self.positive_margin,
-                self.negative_margin,
-            )
+        pairs = drawn if self.pairs == "random" else hard_pairs(squared, sample.valid, other)
+        same = torch.tensor([True, False], device=embeddings.device)[:, None, None]
+        pair = contrastive_loss(
+            torch.stack(
+                [
+                    distances(embeddings, _pick(embeddings, pairs.positive)),
+                    distances(embeddings, _pick(embeddings, pairs.negative)),
+                ]
+            ),
+            same.expand(2, *sample.valid.shape),
+            torch.stack([pairs.positive_valid, pairs.negative_valid]),
+            self.positive_margin,
+            self.negative_margin,
+        )
         with torch.no_grad():
             statistics = _statistics(embeddings, sample.valid, triplets.valid, positive, negative, self.margin)
         return triplet, pair, statistics

@@ -68,6 +68,7 @@ class MetricConfig(_Section):
     voxels: Annotated[int, Field(ge=8)] = 512
     hard_share: Share = 0.5
     band_mm: Annotated[float, Field(ge=0)] = 3.0
+    pairs: Literal["random", "hard"] = "random"
     margin: Positive = 0.2
     positive_margin: Annotated[float, Field(ge=0)] = 0.2
     negative_margin: Positive = 1.0

@@ -201,6 +201,7 @@ def build_metric(network: UNet, config: TrainConfig, classes: int) -> VoxelMetri
         HardEasySampler(metric.voxels, classes, metric.hard_share, metric.band_mm),
         head=metric.embedding,
         channels=[network.decoder_channels[tap] for tap in metric.taps],
+        pairs=metric.pairs,
         margin=metric.margin,
         positive_margin=metric.positive_margin,
         negative_margin=metric.negative_margin,

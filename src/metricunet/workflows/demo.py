@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metricunet.errors import InputError
-from metricunet.evaluation import evaluate, format_summary
-from metricunet.files.atomic import write_text, written_whole
+from metricunet.evaluation.compare import evaluate
+from metricunet.evaluation.summary import format_summary
+from metricunet.files.atomic import written_whole
 from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
@@ -77,7 +78,8 @@ def demo(
     result = evaluate(prediction, cohort / "labelsTs", evaluation, progress=bar("scoring"))
     with written_whole(output / MODEL_NAME) as temporary:
         shutil.copyfile(model, temporary)
-    write_text(output / "summary.json", json.dumps(result.summary, indent=2) + "\n")
+    with written_whole(output / "summary.json") as temporary:
+        shutil.copyfile(evaluation / "summary.json", temporary)
     with written_whole(output / "report.html") as temporary:
         shutil.copyfile(evaluation / "report.html", temporary)
     record.write(output)

@@ -1,0 +1,1 @@
+"""How good a segmentation is: measures, the evaluation of whole folders, and a report to look at."""

@@ -1,0 +1,302 @@
+"""Overlap and surface measures of one structure in one scan, each with one stated definition.
+
+P is the set of predicted voxels, R the set of reference voxels, both on one grid.
+
+The surface of a mask is the set of its voxel faces: every face between a voxel inside and a voxel outside, the
+outside of the scan included. A face stands at its centre and weighs its area in mm². The distance of a face
+is the Euclidean distance in mm from its centre to the nearest face centre of the other surface. Face centres
+are the points where the 0.5 level of the mask, interpolated along grid lines, crosses them; so equal masks
+are at distance 0, and masks whose flat sides lie k voxels apart are at exactly k voxels. Curved surfaces are
+steps of voxels: the average distance of concentric spheres comes out short by up to a quarter of the coarsest
+spacing; distances to the nearest point of any face would fall short two to three times as much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metricunet.errors import InputError
+from metricunet.volume import FloatArray, Geometry, Volume
+
+BoolArray = NDArray[np.bool_]
+Outcome = Literal["measured", "missed", "false_positive", "true_absent"]
+
+#: What `surface_dice_2mm` forgives.
+SURFACE_TOLERANCE_MM = 2.0
+#: Spacings come from float32 headers; a distance is within a tolerance if it exceeds it by no more than this.
+ROUNDING_MM = 1e-4
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a measure is called and what it means, for people.
+
+    Attributes:
+        name: the field of `Measures` and the column of cases.csv.
+        title: short heading.
+        unit: empty for a ratio.
+        best: the value of a perfect prediction.
+        text: the definition in a sentence or two.
+    """
+
+    name: str
+    title: str
+    unit: str
+    best: float
+    text: str
+
+    @property
+    def is_ratio(self) -> bool:
+        """Tell whether the measure runs from 0 to 1 (best)."""
+        return not self.unit
+
+    @property
+    def is_distance(self) -> bool:
+        """Tell whether the measure is a distance, which a missed structure does not have."""
+        return self.unit == "mm"
+
+
+DEFINITIONS: tuple[Definition, ...] = (
+    Definition("dice", "Dice", "", 1.0, "2 |P ∩ R| / (|P| + |R|), counted in voxels."),
+    Definition(
+        "asd_mm",
+        "ASD",
+        "mm",
+        0.0,
+        "Average symmetric surface distance: the area-weighted mean of the distances of all faces of P to R "
+        "and of all faces of R to P, taken together.",
+    ),
+    Definition(
+        "sensitivity",
+        "Sensitivity",
+        "",
+        1.0,
+        "|P ∩ R| / |R|: the share of the reference that was found. Blank where the reference is empty.",
+    ),
+    Definition(
+        "ppv",
+        "PPV",
+        "",
+        1.0,
+        "Positive predictive value, |P ∩ R| / |P|: the share of the prediction that is right; 0 for a missed "
+        "structure.",
+    ),
+    Definition(
+        "hd95_mm",
+        "HD95",
+        "mm",
+        0.0,
+        "The larger of two numbers: the distance to R within which 95 % of the surface area of P lies, and "
+        "the distance to P within which 95 % of the surface area of R lies.",
+    ),
+    Definition(
+        "surface_dice_2mm",
+        "Surface Dice, 2 mm",
+        "",
+        1.0,
+        "The share of the area of both surfaces together that lies within 2 mm of the other surface.",
+    ),
+    Definition(
+        "volume_difference_ml",
+        "Volume difference",
+        "mL",
+        0.0,
+        "Volume of P minus volume of R: positive where too much was predicted.",
+    ),
+)
+
+MEASURE_NAMES: tuple[str, ...] = tuple(definition.name for definition in DEFINITIONS)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The measures of one structure in one scan; None where a measure has no value.
+
+    | reference | prediction | overlap and surface Dice     | distances | volume difference |
+    | --------- | ---------- | ---------------------------- | --------- | ----------------- |
+    | present   | present    | measured                     | measured  | measured          |
+    | present   | empty      | 0 (missed)                   | None      | minus R's volume  |
+    | empty     | present    | 0, but sensitivity None      | None      | P's volume        |
+    | empty     | empty      | None (truly absent)          | None      | None              |
+    """
+
+    dice: float | None
+    asd_mm: float | None
+    sensitivity: float | None
+    ppv: float | None
+    hd95_mm: float | None
+    surface_dice_2mm: float | None
+    volume_difference_ml: float | None
+
+    @property
+    def outcome(self) -> Outcome:
+        """Return which row of the table above this is."""
+        if self.dice is None:
+            return "true_absent"
+        if self.sensitivity is None:
+            return "false_positive"
+        return "missed" if self.asd_mm is None else "measured"
+
+    def value(self, name: str) -> float | None:
+        """Return the measure with a name of `MEASURE_NAMES`."""
+        found: float | None = getattr(self, name)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class SurfaceDistances:
+    """For each face of either surface: its distance to the other surface [faces], and its area [faces]."""
+
+    prediction_mm: FloatArray
+    prediction_area_mm2: FloatArray
+    reference_mm: FloatArray
+    reference_area_mm2: FloatArray
+
+
+def measure(prediction: Volume, reference: Volume) -> Measures:
+    """Measure a predicted mask against a reference mask; what is not 0 is inside.
+
+    The masks may be stored in different axis orders and directions, as long as the voxels are the same.
+
+    Raises:
+        InputError: if the two grids do not hold the same voxels.
+    """
+    prediction, reference = crop_to_content(align(prediction, reference), reference)
+    p, r = prediction.array != 0, reference.array != 0
+    n_p, n_r, n_both = (int(np.count_nonzero(m)) for m in (p, r, p & r))
+    volume_difference_ml = (n_p - n_r) * reference.geometry.voxel_volume_ml
+    if not n_p and not n_r:
+        return Measures(None, None, None, None, None, None, None)
+    if not n_p:
+        return Measures(0.0, None, 0.0, 0.0, None, 0.0, volume_difference_ml)
+    if not n_r:
+        return Measures(0.0, None, None, 0.0, None, 0.0, volume_difference_ml)
+    distances = surface_distances(p, r, reference.spacing_mm)
+    return Measures(
+        dice=2 * n_both / (n_p + n_r),
+        asd_mm=average_surface_distance_mm(distances),
+        sensitivity=n_both / n_r,
+        ppv=n_both / n_p,
+        hd95_mm=percentile_surface_distance_mm(distances, 95),
+        surface_dice_2mm=surface_dice(distances, SURFACE_TOLERANCE_MM),
+        volume_difference_ml=volume_difference_ml,
+    )
+
+
+def surface_distances(
+    prediction: BoolArray, reference: BoolArray, spacing_mm: tuple[float, float, float]
+) -> SurfaceDistances:
+    """Measure how far the faces of two surfaces are from each other.
+
+    Args:
+        prediction: mask [slice, row, column], not empty.
+        reference: mask of the same shape, not empty.
+        spacing_mm: along slice, row and column.
+    """
+    from scipy.spatial import cKDTree  # slow to import
+
+    p, p_area = _faces(prediction, spacing_mm)
+    r, r_area = _faces(reference, spacing_mm)
+    # Points on a lattice come evenly spread: an unbalanced tree is as quick to search, and quicker to build.
+    to_r, _ = cKDTree(r, balanced_tree=False, compact_nodes=False).query(p)
+    to_p, _ = cKDTree(p, balanced_tree=False, compact_nodes=False).query(r)
+    return SurfaceDistances(to_r, p_area, to_p, r_area)
+
+
+def average_surface_distance_mm(distances: SurfaceDistances) -> float:
+    """Average the distances of both surfaces: Σ area · distance / Σ area over the faces of both."""
+    weighted = np.dot(distances.prediction_mm, distances.prediction_area_mm2) + np.dot(
+        distances.reference_mm, distances.reference_area_mm2
+    )
+    return float(weighted / (distances.prediction_area_mm2.sum() + distances.reference_area_mm2.sum()))
+
+
+def percentile_surface_distance_mm(distances: SurfaceDistances, percent: float) -> float:
+    """Return the larger of both surfaces' area-weighted percentiles; at 100 the Hausdorff distance.
+
+    The percentile of a surface is the smallest of its distances within which at least `percent` of its area
+    lies.
+    """
+    return max(
+        _weighted_percentile(distances.prediction_mm, distances.prediction_area_mm2, percent),
+        _weighted_percentile(distances.reference_mm, distances.reference_area_mm2, percent),
+    )
+
+
+def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
+    """Return the share of both surfaces' area whose distance is at most `tolerance_mm`."""
+    limit = tolerance_mm + ROUNDING_MM
+    near_mm2 = (
+        distances.prediction_area_mm2[distances.prediction_mm <= limit].sum()
+        + distances.reference_area_mm2[distances.reference_mm <= limit].sum()
+    )
+    return float(near_mm2 / (distances.prediction_area_mm2.sum() + distances.reference_area_mm2.sum()))
+
+
+def align(
+    prediction: Volume,
+    reference: Volume,
+    prediction_name: str = "the prediction",
+    reference_name: str = "the reference",
+) -> Volume:
+    """Bring a prediction to the axis order and directions of its reference. A view, not a copy.
+
+    Raises:
+        InputError: if the two grids do not hold the same voxels; both are named.
+    """
+    try:
+        return prediction.reordered_like(reference.geometry)
+    except InputError:
+        raise InputError(
+            f"{prediction_name}: its grid is {_described(prediction.geometry)}; expected that of "
+            f"{reference_name}, {_described(reference.geometry)}. Resample the prediction to that grid, or "
+            "predict on the scan that the reference was drawn on"
+        ) from None
+
+
+def crop_to_content(first: Volume, second: Volume) -> tuple[Volume, Volume]:
+    """Cut two volumes of one grid to the smallest box that holds all voxels of either that are not 0."""
+    start, stop = [], []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        used = np.flatnonzero(first.array.any(axis=others) | second.array.any(axis=others))
+        start.append(int(used[0]) if used.size else 0)
+        stop.append(int(used[-1]) + 1 if used.size else 1)
+    shape = [high - low for low, high in zip(start, stop, strict=True)]
+    return first.crop(start, shape), second.crop(start, shape)
+
+
+def _faces(mask: BoolArray, spacing_mm: tuple[float, float, float]) -> tuple[FloatArray, FloatArray]:
+    """Return the centres in mm [faces, 3] and areas in mm² [faces] of a mask's faces."""
+    padded = np.pad(mask, 1)
+    centres: list[FloatArray] = []
+    areas: list[FloatArray] = []
+    for axis in range(3):
+        index = np.argwhere(np.diff(padded, axis=axis)).astype(np.float64)
+        index[:, axis] += 0.5
+        centres.append(index * spacing_mm)
+        area_mm2 = float(np.prod([s for a, s in enumerate(spacing_mm) if a != axis]))
+        areas.append(np.full(len(index), area_mm2))
+    return np.concatenate(centres), np.concatenate(areas)
+
+
+def _weighted_percentile(values: FloatArray, weights: FloatArray, percent: float) -> float:
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    # Summing rounds: a share that is reached exactly must count as reached.
+    wanted = percent / 100 * reached[-1] * (1 - 1e-12)
+    return float(values[order[min(int(np.searchsorted(reached, wanted)), len(order) - 1)]])
+
+
+def _described(geometry: Geometry) -> str:
+    def joined(numbers: Any, separator: str) -> str:
+        return separator.join(f"{n:.6g}" for n in numbers)
+
+    return (
+        f"{joined(geometry.shape, ' x ')} voxels (slice, row, column) of "
+        f"{joined(geometry.spacing_mm, ' x ')} mm around ({joined(np.round(geometry.centre_mm, 3), ', ')})"
+    )

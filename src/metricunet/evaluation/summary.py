@@ -1,0 +1,211 @@
+"""From the measures of many cases to means, and to text and files that hold them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from metricunet.evaluation.cases import Quality
+from metricunet.evaluation.measures import DEFINITIONS, MEASURE_NAMES, Definition, Measures
+
+CSV_COLUMNS: tuple[str, ...] = ("case", "structure", *MEASURE_NAMES)
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One structure in one case: a row of cases.csv."""
+
+    case: str
+    structure: str
+    measures: Measures
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """One measure over the cases of one structure.
+
+    Attributes:
+        mean, median: over all values; None without values.
+        std: standard deviation of the sample (n - 1 below the line); None with fewer than two values.
+        n: cases for which the measure could exist: for distances and sensitivity those with a reference, for
+            the other measures those with a reference or a prediction.
+        missed: those of n whose reference is present and whose prediction is empty. They count as 0 in ratios
+            and as minus the reference's volume in the volume difference. They have no distances, whose mean,
+            std and median are over n - missed.
+    """
+
+    mean: float | None
+    std: float | None
+    median: float | None
+    n: int
+    missed: int
+
+
+@dataclass(frozen=True)
+class StructureSummary:
+    """All measures of one structure, and in how many cases it was rightly not predicted."""
+
+    measures: dict[str, Statistics]
+    true_absent: int
+
+    @property
+    def n(self) -> int:
+        """Cases in which the reference or the prediction holds the structure."""
+        return self.measures["dice"].n
+
+    @property
+    def missed(self) -> int:
+        """Cases in which the reference holds the structure and the prediction does not."""
+        return self.measures["dice"].missed
+
+    def to_json(self) -> dict[str, Any]:
+        """Return measure to statistics, and beside the measures the number `true_absent`."""
+        return {name: asdict(s) for name, s in self.measures.items()} | {"true_absent": self.true_absent}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out of comparing predictions with references.
+
+    Attributes:
+        rows: in the order of case names, then of labels.
+        summary: structure to its statistics.
+        unpredicted: cases that have a reference and no predicted mask.
+        unmatched: predictions that have no reference; they are not in the rows.
+        quality: case to what the predictor said of it; all cases.
+    """
+
+    rows: tuple[CaseRow, ...]
+    summary: dict[str, StructureSummary]
+    unpredicted: tuple[str, ...]
+    unmatched: tuple[str, ...]
+    quality: dict[str, Quality]
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The names of all cases."""
+        return tuple(self.quality)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Cases in which a structure of the reference was missed altogether, for lack of a mask or in it.
+
+        A command that evaluates ends with status 1 if there are any. A case without a mask whose reference
+        is empty too has not failed.
+        """
+        missed = {row.case for row in self.rows if row.measures.outcome == "missed"}
+        return tuple(case for case in self.cases if case in missed)
+
+
+def summarise(rows: Iterable[CaseRow]) -> dict[str, StructureSummary]:
+    """Summarise every structure, in the order in which they first appear."""
+    by_structure: dict[str, list[Measures]] = {}
+    for row in rows:
+        by_structure.setdefault(row.structure, []).append(row.measures)
+    return {
+        structure: StructureSummary(
+            measures={d.name: _statistics(d, measured) for d in DEFINITIONS},
+            true_absent=sum(m.outcome == "true_absent" for m in measured),
+        )
+        for structure, measured in by_structure.items()
+    }
+
+
+def _statistics(definition: Definition, measured: list[Measures]) -> Statistics:
+    values = np.array([v for m in measured if (v := m.value(definition.name)) is not None])
+    missed = sum(m.outcome == "missed" for m in measured)
+    return Statistics(
+        mean=float(values.mean()) if values.size else None,
+        std=float(values.std(ddof=1)) if values.size > 1 else None,
+        median=float(np.median(values)) if values.size else None,
+        n=values.size + (missed if definition.is_distance else 0),
+        missed=missed,
+    )
+
+
+def cases_csv(rows: Iterable[CaseRow]) -> str:
+    """Return cases.csv: a line for each row, blank where a measure has no value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for row in rows:
+        values = [row.measures.value(name) for name in MEASURE_NAMES]
+        writer.writerow([row.case, row.structure, *("" if v is None else f"{v:.6f}" for v in values)])
+    return text.getvalue()
+
+
+def number(value: float | None, definition: Definition, *, signed: bool = False) -> str:
+    """Write a value for people: three decimals for a ratio, two for mm, one for mL; a dash for None.
+
+    Args:
+        value: of the measure, or its mean, std or median.
+        definition: whose value it is.
+        signed: write the sign of a difference, plus included.
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    decimals = 3 if definition.is_ratio else 2 if definition.is_distance else 1
+    text = f"{value:+.{decimals}f}" if signed and definition.unit == "mL" else f"{value:.{decimals}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def mean_and_std(statistics: Statistics, definition: Definition) -> str:
+    """Write mean ± standard deviation for people; the mean alone where one value has no deviation."""
+    mean = number(statistics.mean, definition, signed=True)
+    if statistics.std is None:
+        return mean
+    return f"{mean} ± {number(statistics.std, definition)}"
+
+
+def counted(statistics: Statistics, definition: Definition) -> str:
+    """Write over how many cases a mean is: `7`, or `6 of 7` where missed ones have no distance."""
+    if definition.is_distance and statistics.missed:
+        return f"{statistics.n - statistics.missed} of {statistics.n}"
+    return str(statistics.n)
+
+
+def what_failed(evaluation: Evaluation, case: str) -> str:
+    """Say what is missing in a case that failed."""
+    if case in evaluation.unpredicted:
+        return "no mask"
+    missed = [r.structure for r in evaluation.rows if r.case == case and r.measures.outcome == "missed"]
+    return f"no {', '.join(missed)} in the mask"
+
+
+def format_summary(evaluation: Evaluation) -> str:
+    """Return a short table for the terminal, with every case that failed named below it."""
+    lines: list[str] = []
+    for structure, summary in evaluation.summary.items():
+        counts = [_plural(summary.n, "case"), f"{summary.missed} missed"]
+        if summary.true_absent:
+            counts.append(f"{summary.true_absent} truly absent")
+        lines += [f"{structure}: {', '.join(counts)}", ""]
+        table = [("", "mean ± std", "median", "cases")]
+        for d in DEFINITIONS:
+            s = summary.measures[d.name]
+            title = f"{d.title} [{d.unit}]" if d.unit else d.title
+            table.append((title, mean_and_std(s, d), number(s.median, d, signed=True), counted(s, d)))
+        widths = [max(len(line[column]) for line in table) for column in range(4)]
+        for line in table:
+            cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+            lines.append(("  " + "   ".join(cells)).rstrip())
+        lines.append("")
+    for label, names in (
+        ("Missed", [f"{case} ({what_failed(evaluation, case)})" for case in evaluation.failed]),
+        ("Predictions without a reference, not counted", evaluation.unmatched),
+    ):
+        if names:
+            lines.append(f"{label}: {', '.join(names)}")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from metricunet.errors import InputError
+from metricunet.evaluation.compare import evaluate
+from metricunet.evaluation.measures import MEASURE_NAMES
+from metricunet.files.nifti import write_nifti
+from metricunet.volume import Geometry, Volume
+
+Gland = Callable[..., NDArray[Any]]
+
+
+def read_rows(output: Path) -> dict[tuple[str, str], dict[str, float | None]]:
+    with (output / "cases.csv").open(encoding="utf-8", newline="") as handle:
+        return {
+            (row.pop("case"), row.pop("structure")): {k: float(v) if v else None for k, v in row.items()}
+            for row in csv.DictReader(handle)
+        }
+
+
+def test_a_folder_end_to_end(folders: Any, gland: Gland) -> None:
+    folders.name_labels(prostate=1)
+    nothing = np.zeros_like(gland())
+    folders.add("perfect", gland(), gland())
+    folders.add("shifted", gland(), gland((3.0, 0, 0)))
+    folders.add("no_mask", gland(), None, quality={"verdict": "fail", "reasons": ["no gland"]})
+    folders.add("empty_mask", gland(), nothing)
+    folders.add("invented", nothing, gland())
+    folders.add("absent", nothing, nothing)
+    write_nifti(
+        folders.predictions / "stray.nii.gz",
+        Volume(gland().astype(np.uint8), Geometry.from_parts(gland().shape, (3, 1, 1))),
+    )
+    result = evaluate(folders.predictions, folders.cohort, folders.output)
+
+    assert result.failed == ("empty_mask", "no_mask")
+    assert result.unpredicted == ("no_mask",)
+    assert result.unmatched == ("stray",)
+    rows = read_rows(folders.output)
+    assert [case for case, _ in rows] == ["absent", "empty_mask", "invented", "no_mask", "perfect", "shifted"]
+    assert rows["perfect", "prostate"] == dict(zip(MEASURE_NAMES, (1, 0, 1, 1, 0, 1, 0), strict=True))
+    assert set(rows["absent", "prostate"].values()) == {None}
+    assert rows["no_mask", "prostate"] == rows["empty_mask", "prostate"]
+    assert rows["no_mask", "prostate"]["dice"] == 0
+    assert rows["no_mask", "prostate"]["asd_mm"] is None
+    assert rows["invented", "prostate"]["sensitivity"] is None
+    shifted = rows["shifted", "prostate"]
+    assert shifted["dice"] == pytest.approx(0.9, abs=0.03)
+    # A shift by d moves a closed surface by d |cos| along its normal: on average by about d / 2.
+    assert shifted["asd_mm"] == pytest.approx(1.5, abs=0.3)
+    assert shifted["volume_difference_ml"] == pytest.approx(0, abs=1e-9)
+
+    summary = json.loads((folders.output / "summary.json").read_text(encoding="utf-8"))
+    assert set(summary) == {"prostate"}
+    assert summary["prostate"]["true_absent"] == 1
+    assert summary["prostate"]["dice"]["n"] == 5
+    assert summary["prostate"]["dice"]["missed"] == 2
+    assert summary["prostate"]["dice"]["mean"] == pytest.approx((1 + shifted["dice"]) / 5)
+    assert summary["prostate"]["asd_mm"]["mean"] == pytest.approx(shifted["asd_mm"] / 2)
+    assert summary["prostate"]["asd_mm"]["n"] == 4
+    assert sorted(p.name for p in folders.output.iterdir()) == ["cases.csv", "report.html", "summary.json"]
+
+
+def test_several_structures(folders: Any, gland: Gland) -> None:
+    folders.name_labels(urinary_bladder=2, prostate=1)
+    reference = gland().astype(np.uint8)
+    reference[:4] = 2
+    prediction = gland().astype(np.uint8)
+    folders.add("a", reference, prediction)
+    result = evaluate(folders.predictions, folders.cohort / "labelsTr", folders.output)
+    assert [(row.structure, row.measures.outcome) for row in result.rows] == [
+        ("urinary_bladder", "missed"),
+        ("prostate", "measured"),
+    ]
+    assert result.failed == ("a",)
+
+
+def test_ignored_voxels_count_for_neither_side(folders: Any, gland: Gland) -> None:
+    folders.name_labels(prostate=1, ignore=2)
+    reference = gland().astype(np.uint8)
+    reference[:, :, :10] = 2
+    prediction = gland().astype(np.uint8)
+    prediction[:, :, :8] = 1
+    folders.add("a", reference, prediction)
+    (row,) = evaluate(folders.predictions, folders.cohort, folders.output).rows
+    assert row.measures.dice == 1
+    assert row.measures.asd_mm == 0
+    report = (folders.output / "report.html").read_text(encoding="utf-8")
+    outlines = re.findall(r'<path d="(M[^"]*Z)"', report)
+    assert [outline.count("M") for outline in outlines] == [1] * 6
+
+
+def test_a_prediction_in_another_orientation_is_the_same_prediction(
+    folders: Any, gland: Gland, grid: Geometry
+) -> None:
+    folders.add("a", gland(), gland((3, 0, 0)))
+    (plain,) = evaluate(folders.predictions, folders.cohort, folders.output).rows
+    turned = Volume(gland((3, 0, 0)).astype(np.uint8), grid).reordered((0, 1, 2), (True, False, True))
+    write_nifti(folders.predictions / "a.nii.gz", turned)
+    (row,) = evaluate(folders.predictions, folders.cohort, folders.output).rows
+    for name in MEASURE_NAMES:
+        assert row.measures.value(name) == pytest.approx(plain.measures.value(name), abs=1e-5)
+
+
+def test_two_files(folders: Any, gland: Gland) -> None:
+    folders.add("a", gland(), gland((0, 0, 3)))
+    (folders.predictions / "a.nii.gz").rename(folders.predictions / "mine.nii.gz")
+    result = evaluate(
+        folders.predictions / "mine.nii.gz", folders.cohort / "labelsTr" / "a.nii.gz", folders.output
+    )
+    assert result.cases == ("a",)
+    assert result.failed == ()
+
+
+def test_two_runs_write_the_same_bytes(folders: Any, gland: Gland) -> None:
+    folders.add("a", gland(), gland((0, 3, 0)), hu=np.where(gland(), 45, -90))
+    folders.add("b", gland(), gland((2, 0, 0)))
+    evaluate(folders.predictions, folders.cohort, folders.output)
+    first = {p.name: p.read_bytes() for p in folders.output.iterdir()}
+    evaluate(folders.predictions, folders.cohort, folders.output)
+    assert {p.name: p.read_bytes() for p in folders.output.iterdir()} == first
+
+
+def test_progress_reaches_its_end(folders: Any, gland: Gland) -> None:
+    for case in "abc":
+        folders.add(case, gland(), gland())
+    folders.add("absent", np.zeros_like(gland()), None)
+    steps: list[tuple[int, int]] = []
+    evaluate(folders.predictions, folders.cohort, folders.output, progress=lambda i, n: steps.append((i, n)))
+    done = [i for i, _ in steps]
+    assert done == sorted(set(done))
+    assert {n for _, n in steps} == {done[-1]}
+
+
+def test_another_grid_names_both_files_and_leaves_nothing(folders: Any, gland: Gland, grid: Geometry) -> None:
+    folders.add("a", gland(), gland())
+    folders.add("b", gland(), None)
+    write_nifti(
+        folders.predictions / "b.nii.gz",
+        Volume(gland().astype(np.uint8), grid.box_around((0, 0, 0), grid.shape, grid.spacing_mm)),
+    )
+    with pytest.raises(InputError) as caught:
+        evaluate(folders.predictions, folders.cohort, folders.output)
+    message = str(caught.value)
+    assert str(folders.predictions / "b.nii.gz") in message
+    assert str(folders.cohort / "labelsTr" / "b.nii.gz") in message
+    assert "\n" not in message
+    assert not folders.output.exists()
+
+
+@pytest.mark.parametrize("side", ["prediction", "reference"])
+def test_values_without_a_name_are_refused(folders: Any, gland: Gland, side: str) -> None:
+    odd = gland().astype(np.uint8) * 22
+    folders.add("a", odd if side == "reference" else gland(), odd if side == "prediction" else gland())
+    with pytest.raises(
+        InputError, match="holds the value 22, which names no structure; expected 0 or 1"
+    ) as caught:
+        evaluate(folders.predictions, folders.cohort, folders.output)
+    folder = folders.predictions if side == "prediction" else folders.cohort / "labelsTr"
+    assert str(caught.value).startswith(str(folder / "a.nii.gz"))
+
+
+def test_an_output_that_is_a_file(folders: Any, gland: Gland) -> None:
+    folders.add("a", gland(), gland())
+    folders.output.write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="is a file, expected a folder"):
+        evaluate(folders.predictions, folders.cohort, folders.output)
+
+
+def test_real_glands_and_a_real_scan(shared_data: Path, tmp_path: Path) -> None:
+    from scipy import ndimage
+
+    from metricunet.files.nifti import read_labels
+
+    scan = shared_data / "pelvis_ct_nifti" / "example_ct.nii.gz"
+    organs = read_labels(shared_data / "pelvis_ct_nifti" / "example_seg_fast_force_split.nii.gz")
+    prostate = (organs.array == 22).astype(np.uint8)
+    write_nifti(tmp_path / "labelsTr" / "man.nii.gz", organs.with_array(prostate), like=scan)
+    moved = ndimage.shift(prostate, (0, 1, 0), order=0)
+    write_nifti(tmp_path / "prediction" / "man.nii.gz", organs.with_array(moved))
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "man_0000.nii.gz").symlink_to(scan)
+    result = evaluate(tmp_path / "prediction", tmp_path / "labelsTr", tmp_path / "out", images=tmp_path / "scans")
+    assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8").count("data:image/png") == 3
+    measures = result.rows[0].measures
+    assert measures.dice is not None
+    assert measures.asd_mm is not None
+    assert 0.8 < measures.dice < 0.95
+    assert 0.5 < measures.asd_mm < 3
