@@ -21,20 +21,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from metricunet import __version__
 from metricunet.cohort.layout import Case, Cohort, read_cohort
-from metricunet.cohort.names import has_sides, standard_name
+from metricunet.cohort.names import has_sides
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, cohort_sha256, prepare
 from metricunet.cohort.splits import Fold, Split, split_for
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json, write_text
-from metricunet.files.model import ModelCard, StageCard, read_model, write_model
+from metricunet.files.model import read_model, write_model
 from metricunet.files.record import RunRecord
 from metricunet.inference.locate import class_probabilities, localise
 from metricunet.networks import UNet
 from metricunet.networks.device import keep_freed_memory, pick_device
 from metricunet.training.batches import LocateBatches, SegmentBatches
 from metricunet.training.callbacks import EpochLog, ProgressBar
+from metricunet.training.card import locate_network, model_card, segment_network
 from metricunet.training.config import TrainConfig, differences, dump_config, load_config
 from metricunet.training.modules import LocateModule, SegmentModule, StageModule
 
@@ -123,7 +123,7 @@ def train(
     segment, score = _fit_segment(run, start, errors_mm)
 
     model = output / MODEL_NAME
-    card = _card(run, content, data_sha256, score, errors_mm)
+    card = model_card(config, content.info, run.train, run.val, data_sha256, score, errors_mm)
     weights = {f"locate.{k}": v for k, v in locate.state_dict().items()}
     weights |= {f"segment.{k}": v for k, v in segment.state_dict().items()}
     write_model(model, card, weights)
@@ -239,32 +239,6 @@ def _fit_segment(run: Run, start: dict[str, Tensor] | None, errors_mm: np.ndarra
     return network, score
 
 
-def locate_network(config: TrainConfig, classes: int) -> dict[str, Any]:
-    """Return the arguments of stage 1's U-Net."""
-    stage = config.locate
-    return {
-        "in_channels": 1,
-        "classes": classes,
-        "base_channels": stage.base_channels,
-        "levels": stage.levels,
-        "spatial_dims": 3,
-        "norm": "batch",
-    }
-
-
-def segment_network(config: TrainConfig, classes: int) -> dict[str, Any]:
-    """Return the arguments of stage 2's U-Net."""
-    stage = config.segment
-    return {
-        "in_channels": stage.slices,
-        "classes": classes,
-        "base_channels": stage.base_channels,
-        "levels": stage.levels,
-        "spatial_dims": 2,
-        "norm": "instance",
-    }
-
-
 def _build(arguments: dict[str, Any], seed: int, prefix: str, start: dict[str, Tensor] | None) -> UNet:
     torch.manual_seed(seed)
     network = UNet(**arguments)
@@ -311,6 +285,9 @@ def _fit(run: Run, module: StageModule, name: str, epochs: int, updates: int, va
     with warnings.catch_warnings():
         # The loader only counts updates: the data is on the device already, so it wants no workers.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
+        # Lightning's own use of a torch name that is on its way out.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
         trainer = lightning.Trainer(
             accelerator="gpu" if run.device.type == "cuda" else "cpu",
@@ -368,47 +345,3 @@ def jitter_mm(errors_mm: np.ndarray, smallest_mm: float) -> tuple[float, float, 
     spread = np.sqrt((errors_mm**2).mean(axis=0)) if len(errors_mm) else np.zeros(3)
     s, r, c = np.maximum(spread, smallest_mm)
     return float(s), float(r), float(c)
-
-
-def _card(run: Run, cohort: Cohort, data_sha256: str, score: float | None, errors_mm: np.ndarray) -> ModelCard:
-    config, info = run.config, cohort.info
-    crop = [
-        round(side / step) for side, step in zip(config.segment.crop_mm, config.segment.spacing_mm, strict=True)
-    ]
-    validation = {"cases": float(len(run.val))} if run.val else {}
-    if score is not None:
-        validation["crop_dice"] = score
-    if run.val and len(errors_mm):
-        validation["localisation_error_mm"] = float(np.linalg.norm(errors_mm, axis=1).mean())
-    return ModelCard(
-        locate=StageCard(
-            locate_network(config, run.classes), config.locate.spacing_mm, None, config.locate.hu_window
-        ),
-        segment=StageCard(
-            segment_network(config, run.classes),
-            config.segment.spacing_mm,
-            (crop[0], crop[1], crop[2]),
-            config.segment.hu_window,
-        ),
-        labels=info.labels,
-        tg263={name: standard_name(name, config.tg263) for name in info.labels},
-        target=config.target,
-        ranges=_ranges(run.train),
-        validation=validation,
-        trained_on=info.trained_on or "not stated",
-        data_sha256=data_sha256,
-        seed=config.seed,
-        version=__version__,
-        license=config.license,
-    )
-
-
-def _ranges(cases: Sequence[PreparedCase]) -> dict[str, tuple[float, float]]:
-    columns: dict[str, list[float]] = {}
-    for case in cases:
-        columns.setdefault("slice_spacing_mm", []).append(case.facts["spacing_mm"][0])
-        columns.setdefault("pixel_spacing_mm", []).extend(case.facts["spacing_mm"][1:])
-        if "volume_ml" in case.facts:
-            columns.setdefault("volume_ml", []).append(case.facts["volume_ml"])
-            columns.setdefault("target_hu", []).append(case.facts["target_hu"])
-    return {name: (min(values), max(values)) for name, values in columns.items()}

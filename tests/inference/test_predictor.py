@@ -1,0 +1,155 @@
+"""The two-stage predictor on scans in any orientation, with one model and with several."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metricunet.errors import InputError
+from metricunet.files.model import read_model, write_model
+from metricunet.files.nifti import read_labels, read_nifti
+from metricunet.inference.predictor import Predictor
+from metricunet.inference.quality import judge
+from metricunet.volume import Geometry, Volume
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_model: Path) -> Predictor:
+    return Predictor([tiny_model], "cpu", "fp32")
+
+
+@pytest.fixture(scope="module")
+def unseen(tiny_cohort: Path) -> tuple[Volume, Volume]:
+    folder = tiny_cohort
+    return read_nifti(folder / "imagesTs" / "case_06_0000.nii.gz"), read_labels(
+        folder / "labelsTs" / "case_06.nii.gz"
+    )
+
+
+def dice(a: Volume, b: Volume) -> float:
+    x, y = a.array > 0, b.array > 0
+    return 2 * float((x & y).sum()) / float(x.sum() + y.sum())
+
+
+def test_an_unseen_scan(predictor: Predictor, unseen: tuple[Volume, Volume]) -> None:
+    scan, reference = unseen
+    found = predictor.predict(scan)
+    assert found.localisation.status == "found"
+    assert found.labels is not None
+    assert found.labels.geometry is scan.geometry
+    assert found.labels.array.dtype == np.uint8
+    assert dice(found.labels, reference) > 0.8
+    centre = reference.geometry.to_world(np.argwhere(reference.array).mean(axis=0))
+    assert found.localisation.centre_mm is not None
+    assert np.linalg.norm(found.localisation.centre_mm - centre) < 5
+
+
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+def test_storage_order_does_not_matter(
+    predictor: Predictor, unseen: tuple[Volume, Volume], axes: tuple[int, int, int]
+) -> None:
+    """Only where voxels lie in the patient counts: any order and direction of axes gives the same voxels."""
+    scan = unseen[0]
+    straight = predictor.predict(scan).labels
+    turned = predictor.predict(scan.reordered(axes, (True, False, True))).labels
+    assert straight is not None
+    assert turned is not None
+    np.testing.assert_array_equal(turned.reordered_like(scan.geometry).array, straight.array)
+
+
+def test_a_scan_without_the_target_is_absent(predictor: Predictor, tiny_cohort: Path) -> None:
+    scan = read_nifti(tiny_cohort / "imagesTr" / "case_05_0000.nii.gz")
+    found = predictor.predict(scan)
+    assert (found.localisation.status, found.labels) == ("absent", None)
+    quality = judge("case_05", scan, found, predictor)
+    assert quality.verdict == "fail"
+    assert "not found" in quality.reasons[0]
+    assert quality.structures == {}
+
+
+def test_the_average_of_a_model_with_itself_is_the_model(
+    tiny_model: Path, predictor: Predictor, unseen: tuple[Volume, Volume]
+) -> None:
+    one = predictor.predict(unseen[0]).labels
+    two = Predictor([tiny_model, tiny_model], "cpu", "fp32").predict(unseen[0]).labels
+    assert one is not None
+    assert two is not None
+    np.testing.assert_array_equal(one.array, two.array)
+
+
+def test_averaging_uses_every_model(
+    tiny_model: Path, predictor: Predictor, unseen: tuple[Volume, Volume], tmp_path: Path
+) -> None:
+    """A second model whose stage 2 is certain of background everywhere outweighs the first one."""
+    card, weights = read_model(tiny_model)
+    weights = {k: v.clone() for k, v in weights.items()}
+    weights["segment.classify.weight"].zero_()
+    weights["segment.classify.bias"][:] = weights["segment.classify.bias"].new_tensor([50.0, -50.0])
+    write_model(tmp_path / "blind.safetensors", card, weights)
+    blind = Predictor([tmp_path / "blind.safetensors"], "cpu", "fp32")
+    found = blind.predict(unseen[0])
+    quality = judge("case_06", unseen[0], found, blind)
+    assert quality.verdict == "fail"
+    assert "no voxel" in quality.reasons[0]
+    one = predictor.predict(unseen[0]).labels
+    both = Predictor([tiny_model, tmp_path / "blind.safetensors"], "cpu", "fp32").predict(unseen[0]).labels
+    assert one is not None
+    assert both is not None
+    assert (both.array > 0).sum() < (one.array > 0).sum()
+
+
+def test_models_of_other_structures_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    card, weights = read_model(tiny_model)
+    other = replace(card, labels={"bladder": 1}, tg263={"bladder": "Bladder"}, target="bladder")
+    write_model(tmp_path / "other.safetensors", other, weights)
+    with pytest.raises(InputError, match="same structures"):
+        Predictor([tiny_model, tmp_path / "other.safetensors"], "cpu")
+
+
+def test_weights_must_fit_the_card(tiny_model: Path, tmp_path: Path) -> None:
+    card, weights = read_model(tiny_model)
+    weights.pop("segment.classify.bias")
+    write_model(tmp_path / "m.safetensors", card, weights)
+    with pytest.raises(InputError, match="stage segment do not fit"):
+        Predictor([tmp_path / "m.safetensors"], "cpu")
+    with pytest.raises(InputError, match="--device"):
+        Predictor([tiny_model], "tpu")
+
+
+def test_bf16_agrees_with_fp32(tiny_model: Path, unseen: tuple[Volume, Volume]) -> None:
+    masks = [Predictor([tiny_model], "cpu", p).predict(unseen[0]).labels for p in ("fp32", "bf16")]
+    assert masks[0] is not None
+    assert masks[1] is not None
+    assert dice(masks[0], masks[1]) > 0.98
+
+
+def test_reasons_of_the_verdict(predictor: Predictor, unseen: tuple[Volume, Volume]) -> None:
+    scan = unseen[0]
+    quality = judge("c", scan, predictor.predict(scan), predictor)
+    assert quality.verdict == "review"
+    assert quality.reasons[0] == "the model was trained on synthetic scans only"
+    volume = quality.structures["prostate"]["volume_ml"]
+    assert volume == pytest.approx(30, abs=12)
+    # Cut the scan through the middle of the target: it touches the last slice.
+    centre = scan.geometry.to_index(quality.structures["prostate"]["centre_mm"])
+    cut = scan.crop((0, 0, 0), (round(float(centre[0])) + 1, *scan.array.shape[1:]))
+    reasons = judge("c", cut, predictor.predict(cut), predictor).reasons
+    assert any("first or last slice" in reason for reason in reasons)
+    # The same voxels called twice as large: volume and spacing leave what was seen in training.
+    large = Volume(scan.array, Geometry.from_parts(scan.array.shape, (4, 6, 6)))
+    reasons = judge("c", large, predictor.predict(large), predictor).reasons
+    assert any("pixel spacing of 6.00 mm" in reason for reason in reasons)
+
+
+def test_a_target_at_the_edge_of_the_field(predictor: Predictor, unseen: tuple[Volume, Volume]) -> None:
+    """The crop reaches far beyond the scan; what lies outside is air and gets no label."""
+    scan, reference = unseen
+    rows = np.flatnonzero(reference.array.any(axis=(0, 2)))
+    cut = scan.crop((0, int(rows[0]) - 1, 0), (scan.array.shape[0], 30, scan.array.shape[2]))
+    found = predictor.predict(cut)
+    if found.labels is not None:
+        assert found.labels.array.shape == cut.array.shape
