@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support.cohorts import TINY_SETTINGS, make_tiny_cohort
+from tests.support.command import Command, run_command
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +35,9 @@ def tiny_model(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     output = tmp_path_factory.mktemp("tiny_run") / "run"
     return train(tiny_cohort, output, config=load_config("small", settings=TINY_SETTINGS), device="cpu")
+
+
+@pytest.fixture
+def metricunet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The command line: `metricunet("predict", ...)` returns status, output and errors."""
+    return partial(run_command, capsys, monkeypatch)

@@ -123,9 +123,18 @@ def _one(
     scan = entry.read()
     prediction = predictor.predict(scan)
     quality = judge(entry.case, scan, prediction, predictor)
-    _write(entry, prediction, quality, predictor, output, formats)
-    # The verdict is written last: where it is, the case is whole.
-    write_json(output / f"{entry.case}.quality.json", {**quality.to_json(), **key})
+    paths = {name: output / f"{entry.case}{SUFFIXES[name]}" for name in FORMATS}
+    verdict = output / f"{entry.case}.quality.json"
+    for path in (*paths.values(), verdict):
+        path.unlink(missing_ok=True)  # a mask of an earlier model must not stand beside a new verdict
+    try:
+        _write(entry, prediction, quality, predictor, {name: paths[name] for name in formats})
+        # The verdict is written last: where it is, the case is whole.
+        write_json(verdict, {**quality.to_json(), **key})
+    except BaseException:
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+        raise
     status = quality.localisation["status"]
     seconds = round(time.perf_counter() - began, 2)
     return CaseOutcome(entry.case, quality.verdict, status, tuple(quality.reasons), seconds)
@@ -136,17 +145,13 @@ def _write(
     prediction: Prediction,
     quality: Quality,
     predictor: Predictor,
-    output: Path,
-    formats: list[Format],
+    paths: dict[Format, Path],
 ) -> None:
-    paths = {name: output / f"{entry.case}{SUFFIXES[name]}" for name in FORMATS}
-    for path in paths.values():
-        path.unlink(missing_ok=True)  # a mask of an earlier model must not stand beside a new verdict
     if prediction.labels is None or not quality.structures:
         return
-    if "nifti" in formats:
+    if "nifti" in paths:
         write_nifti(paths["nifti"], prediction.labels, like=entry.path if entry.series is None else None)
-    if "rtstruct" in formats:
+    if "rtstruct" in paths:
         assert entry.series is not None
         card = predictor.card
         structures = [
