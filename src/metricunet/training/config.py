@@ -30,12 +30,12 @@ class LocateConfig(_Section):
     hu_window: tuple[float, float] = (-250.0, 450.0)
     base_channels: Count = 16
     levels: Annotated[int, Field(ge=2, le=6)] = 4
-    patch_voxels: tuple[Count, Count, Count] = (48, 64, 64)
+    patch_voxels: tuple[Count, Count, Count] = (40, 48, 48)
     target_share: Share = 0.75
     batch_size: Count = 2
     epochs: Count = 12
     updates_per_epoch: Count = 100
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 8e-3
 
 
 class SegmentConfig(_Section):
