@@ -54,7 +54,7 @@ def phantom(seed: int, difficulty: str) -> Scan:
     centre = gland.geometry.to_world(np.argwhere(gland.array > 0).mean(axis=0))
     dz, dy, _ = made.image.spacing_mm
     volume = made.description["gland_volume_ml"]
-    title = f"phantom ({difficulty}): gland {volume:.0f} mL, voxels {dy:.2g} × {dz:g} mm"
+    title = f"phantom, {difficulty}: {volume:.0f} mL, {dy:.2f} × {dz:g} mm"
     return Scan(title, made.image, centre, gland)
 
 
@@ -68,9 +68,7 @@ def real_dicom(folder: Path) -> Scan:
     step = float(slices[1].ImagePositionPatient[2]) - float(first.ImagePositionPatient[2])
     row, column = (float(v) for v in first.PixelSpacing)
     grid = Geometry.from_parts(hu.shape, (step, row, column), [float(v) for v in first.ImagePositionPatient])
-    return Scan(
-        f"real scan: TCIA, voxels {row:.2f} × {step:.1f} mm", Volume(hu, grid), np.array(DICOM_PROSTATE_MM)
-    )
+    return Scan(f"real scan: TCIA, {row:.2f} × {step:.1f} mm", Volume(hu, grid), np.array(DICOM_PROSTATE_MM))
 
 
 def real_nifti(folder: Path) -> Scan:
@@ -78,7 +76,7 @@ def real_nifti(folder: Path) -> Scan:
     image = read_nifti(folder / "example_ct.nii.gz")
     organs = read_labels(folder / "example_seg_fast_force_split.nii.gz")
     centre = organs.geometry.to_world(np.argwhere(organs.array == NIFTI_PROSTATE).mean(axis=0))
-    return Scan("real scan: TotalSegmentator, voxels 3 × 3 mm", image, centre)
+    return Scan("real scan: TotalSegmentator, 3 × 3 mm", image, centre)
 
 
 def view(volume: Volume, centre_mm: np.ndarray, sagittal: bool, fill: float) -> np.ndarray:
@@ -123,10 +121,10 @@ def draw(scans: list[Scan], path: Path) -> None:
     figure.text(
         0.5,
         0.008,
-        "Window 350/40 HU. Yellow: the phantoms' true prostate. Right column: real scans, "
+        "Volume of the prostate, pixel × slice. Window 350/40 HU. Outline: the true prostate. Right: real scans, "
         "TCIA CT COLONOGRAPHY (ACRIN 6664) and TotalSegmentator test data (Apache-2.0).",
         color="white",
-        fontsize=9,
+        fontsize=8.5,
         ha="center",
     )
     path.parent.mkdir(parents=True, exist_ok=True)

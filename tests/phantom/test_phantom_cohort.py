@@ -72,8 +72,8 @@ def test_a_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
 
 def test_more_cases_extend_a_cohort_and_more_workers_change_nothing(tmp_path: Path) -> None:
     make_cohort(tmp_path / "a", 1, difficulty="easy")
-    make_cohort(tmp_path / "a", 3, difficulty="easy", workers=2)
-    make_cohort(tmp_path / "b", 3, difficulty="easy")
+    make_cohort(tmp_path / "a", 3, difficulty="easy")
+    make_cohort(tmp_path / "b", 3, difficulty="easy", workers=2)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 

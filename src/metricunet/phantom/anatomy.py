@@ -89,10 +89,10 @@ class Anatomy:
 
 def build(patient: Patient, lattice: Lattice) -> Anatomy:
     """Evaluate a patient's anatomy on a lattice."""
-    rough = organs.Roughness(patient.roughness.on(lattice), patient.fine_roughness.on(lattice))
+    rough = organs.Roughness.of(patient, lattice)
     fields = _bones(patient, lattice, rough)
     bone = np.minimum.reduce([fields[k] for k in ("hip_left", "hip_right", "sacrum")])
-    gland = without(organs.prostate(patient, lattice), bone, 2.5, 3.0)
+    gland = _prostate(patient, lattice, fields)
     vesicles = without(organs.seminal_vesicles(patient, lattice, rough), gland, 0.8)
     rectum = without(organs.rectum(patient, lattice, rough), np.minimum(gland, vesicles), 1.0, 3.0)
     rectum = without(rectum, bone, 4.0, 6.0)
@@ -128,6 +128,28 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
     hx, hy, hz = skeleton.FEMORAL_HEAD
     heads = patient.place_point((hx, hy, hz)), patient.place_point((-hx, hy, hz))
     return Anatomy(lattice, fields, bowel.content_hu, heads, table)
+
+
+def gland_extent(patient: Patient) -> tuple[Point, Point, float]:
+    """Lowest and highest corner of the prostate in the body frame, and its volume in mL, on a fine lattice."""
+    where = organs.gland(patient)
+    reach = 1.6 * max(where.half)
+    x, y, z = where.centre
+    lattice = Lattice.spanning((x - reach, y - reach, z - reach), (x + reach, y + reach, z + reach), 1.5)
+    field = _prostate(patient, lattice, _bones(patient, lattice, organs.Roughness.of(patient, lattice)))
+    inside = field < 0
+    spans = [
+        axis[np.flatnonzero(inside.any(axis=others))]
+        for axis, others in ((lattice.x, (0, 1)), (lattice.y, (0, 2)), (lattice.z, (1, 2)))
+    ]
+    low, high = [float(span[0]) - 0.75 for span in spans], [float(span[-1]) + 0.75 for span in spans]
+    return (low[0], low[1], low[2]), (high[0], high[1], high[2]), organs.volume_ml(field, lattice)
+
+
+def _prostate(patient: Patient, lattice: Lattice, bones: dict[str, Field]) -> Field:
+    """The prostate, where need be flattened by the pubic bones."""
+    hips = np.minimum(bones["hip_left"], bones["hip_right"])
+    return without(organs.prostate(patient, lattice), hips, 2.5, 3.0)
 
 
 def _sides() -> tuple[tuple[str, bool], tuple[str, bool]]:

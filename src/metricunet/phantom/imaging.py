@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from metricunet.phantom.anatomy import Anatomy
 from metricunet.phantom.look import Look
 from metricunet.phantom.scanner import Scan
-from metricunet.phantom.shapes import Field, Point, Values
+from metricunet.phantom.shapes import Field, Lattice, Point, Values
 
 #: A shape and what fills it, in HU.
 Layer = tuple[Field, Field | float]
@@ -195,18 +195,16 @@ def _layers(anatomy: Anatomy, look: Look) -> tuple[Layer, ...]:
     f = anatomy.fields
     tissue = look.tissues
     z, y, x = anatomy.lattice.grids
-    texture, fine, grain, left, right = (
-        w.on(anatomy.lattice) for w in (look.texture, look.fine, look.grain, *look.fibres)
-    )
+    texture, fine, grain = (w.on(anatomy.lattice) for w in (look.texture, look.fine, look.grain))
     # Fat carries strands, more of them deep inside than under the skin, most of them around the rectum.
     strands = np.clip(1.2 - np.abs(fine) * 2.4, 0, 1) * np.clip(0.4 + 0.5 * texture, 0, 1)
     pelvic = np.exp(-((x / 52) ** 4) - ((y - 28) / 52) ** 4 - ((z - 35) / 55) ** 4)
     deep = np.clip(-f["body"] / 60, 0.25, 0.8) + 0.7 * pelvic
     fat = tissue.fat + 5 * texture + 55 * strands * deep + 12 * pelvic * np.clip(1 + fine, 0, 2)
     # Fat between the bundles of the gluteal muscles, and in patches of any muscle.
-    bundles = np.clip(np.where(x > 0, left, right) - 0.7, 0, 2) * np.clip(0.8 + 0.6 * texture, 0, 2)
+    bundles = _bundles(anatomy.lattice, look) * np.clip(0.8 + 0.6 * texture, 0, 2)
     patches = np.clip(0.6 * texture + 0.8 * grain - 0.9, 0, 2)
-    muscle = tissue.muscle + 3 * fine - 35 * patches - 45 * bundles * np.clip((y - 30) / 25, 0, 1)
+    muscle = tissue.muscle + 3 * fine - 35 * patches - 45 * bundles
     gland = tissue.gland + 2 * texture + 2 * fine
     # Veins and fascia cover the gland, thickest in front of it and around its apex.
     _, gland_y, gland_z = look.gland_mm
@@ -217,7 +215,7 @@ def _layers(anatomy: Anatomy, look: Look) -> tuple[Layer, ...]:
     spongy = tissue.spongy + 70 * grain + 35 * texture
     shaft, head = np.clip((-18 - z) / 30, 0, 1), np.clip((z - 5) / 15, 0, 1)
     femur = np.minimum(f["femur_left"], f["femur_right"])
-    femur_inside = (spongy + 100 * head) * (1 - shaft) + tissue.marrow * shaft
+    femur_inside = (0.85 * spongy + 130 * head) * (1 - shaft) + tissue.marrow * shaft
     hip = np.minimum(f["hip_left"], f["hip_right"])
     spine = np.minimum(f["sacrum"], f["lumbar"])
     layers: tuple[tuple[Values, Values | float], ...] = (
@@ -249,6 +247,19 @@ def _layers(anatomy: Anatomy, look: Look) -> tuple[Layer, ...]:
     return tuple(
         (shape.astype(np.float32), hu if isinstance(hu, float) else hu.astype(np.float32)) for shape, hu in layers
     )
+
+
+def _bundles(lattice: Lattice, look: Look) -> Field:
+    """Fat between the bundles of the gluteal muscles, 0 in front of them."""
+    y = lattice.grids[1]
+    field = np.zeros(lattice.shape, dtype=np.float32)
+    behind = lattice.y > 30
+    middle = int(np.searchsorted(lattice.x, 0.0))
+    for side, waves in zip((slice(middle, None), slice(0, middle)), look.fibres, strict=True):
+        part = Lattice(z=lattice.z, y=lattice.y[behind], x=lattice.x[side])
+        if 0 not in part.shape:
+            field[:, behind, side] = np.clip(waves.on(part) - 0.7, 0, 2)
+    return np.asarray(field * np.clip((y - 30) / 25, 0, 1), dtype=np.float32)
 
 
 def _couch(scan: Scan, up: Upsampler, table_mm: float, width_mm: float) -> Field:

@@ -90,7 +90,7 @@ def draw_look(rng: np.random.Generator, difficulty: Difficulty, centre_mm: Point
         bowel_wall=about(42.0, 3.0) + common,
         skin=about(10.0, 8.0),
         cortical=about(930.0, 80.0),
-        spongy=about(200.0, 45.0),
+        spongy=about(180.0, 40.0),
         marrow=about(-30.0, 30.0),
     )
     spots = centre_mm + 0.55 * half_mm * rng.uniform(-1, 1, (8, 3))
@@ -102,12 +102,12 @@ def draw_look(rng: np.random.Generator, difficulty: Difficulty, centre_mm: Point
     )
     return Look(
         tissues=tissues,
-        texture=Waves.draw(rng, (18, 60), 14),
-        fine=Waves.draw(rng, (7, 16), 16),
-        grain=Waves.draw(rng, (6.5, 11), 16),
+        texture=Waves.draw(rng, (18, 60), 10),
+        fine=Waves.draw(rng, (7, 16), 11),
+        grain=Waves.draw(rng, (6.5, 11), 11),
         fibres=(
-            Waves.draw(rng, (7, 12), 14, across=(1.6, 4.0, 0.6)),
-            Waves.draw(rng, (7, 12), 14, across=(-1.6, 4.0, 0.6)),
+            Waves.draw(rng, (7, 12), 8, across=(1.6, 4.0, 0.6)),
+            Waves.draw(rng, (7, 12), 8, across=(-1.6, 4.0, 0.6)),
         ),
         gland_mm=centre_mm,
         hardening_hu=float(rng.uniform(0, 7)),

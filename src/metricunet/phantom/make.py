@@ -73,7 +73,7 @@ def make_phantom(seed: int, difficulty: Difficulty = "real", reaches_prostate: b
     )
     patient = draw_patient(for_patient)
     gland = organs.gland(patient)
-    low, high, volume = organs.gland_extent(patient)
+    low, high, volume = anatomy.gland_extent(patient)
     scan = draw_scan(for_scan, difficulty, (low[2], high[2]), reaches_prostate)
     look = draw_look(for_look, difficulty, gland.centre, min(gland.half))
     shapes = anatomy.build(patient, _lattice(scan, difficulty))

@@ -55,6 +55,11 @@ class Roughness:
     coarse: Field
     fine: Field
 
+    @classmethod
+    def of(cls, patient: Patient, lattice: Lattice) -> Roughness:
+        """Evaluate a patient's fields on a lattice."""
+        return cls(patient.roughness.on(lattice), patient.fine_roughness.on(lattice))
+
 
 @dataclass(frozen=True, eq=False)
 class Bowel:
@@ -84,22 +89,6 @@ def _sized_gland(patient: Patient) -> Gland:
         found = volume_ml(_gland_shape(patient, lattice, trial), lattice)
         width *= (wanted / found) ** (1 / 3)
     return _gland_of_width(patient, width)
-
-
-def gland_extent(patient: Patient) -> tuple[Point, Point, float]:
-    """Lowest and highest corner of the prostate in the body frame, and its volume in mL."""
-    where = gland(patient)
-    reach = 1.6 * max(where.half)
-    (x, y, z) = where.centre
-    lattice = Lattice.spanning((x - reach, y - reach, z - reach), (x + reach, y + reach, z + reach), 1.5)
-    field = _gland_shape(patient, lattice, where)
-    inside = field < 0
-    spans = [
-        axis[np.flatnonzero(inside.any(axis=others))]
-        for axis, others in ((lattice.x, (0, 1)), (lattice.y, (0, 2)), (lattice.z, (1, 2)))
-    ]
-    low, high = [float(span[0]) - 0.75 for span in spans], [float(span[-1]) + 0.75 for span in spans]
-    return (low[0], low[1], low[2]), (high[0], high[1], high[2]), volume_ml(field, lattice)
 
 
 def volume_ml(field: Field, lattice: Lattice) -> float:

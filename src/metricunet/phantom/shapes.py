@@ -126,11 +126,17 @@ class Waves:
     def on(self, lattice: Lattice) -> Field:
         """Evaluate on a lattice. A plane wave is a product over the axes, so this costs a few multiplications."""
         total = np.zeros(lattice.shape, dtype=np.float32)
+        wave = np.empty_like(total)
+        z, y, x = (axis.astype(np.float64) for axis in (lattice.z, lattice.y, lattice.x))
         for (kx, ky, kz), phase in zip(self.vectors, self.phases, strict=True):
-            ez = kz * lattice.z.astype(np.float64)[:, None] + ky * lattice.y.astype(np.float64) + phase
-            ex = kx * lattice.x.astype(np.float64)
-            total += np.cos(ez).astype(np.float32)[..., None] * np.cos(ex).astype(np.float32)
-            total -= np.sin(ez).astype(np.float32)[..., None] * np.sin(ex).astype(np.float32)
+            plane, line = kz * z[:, None] + ky * y + phase, kx * x
+            for turn in (np.cos, np.sin):
+                # cos(a + b) = cos a cos b - sin a sin b
+                sign = 1.0 if turn is np.cos else -1.0
+                np.multiply(
+                    (sign * turn(plane)).astype(np.float32)[..., None], turn(line).astype(np.float32), out=wave
+                )
+                total += wave
         total *= np.float32(np.sqrt(2 / len(self.phases)))
         return total
 
