@@ -215,6 +215,26 @@ def test_labels_take_the_largest_share() -> None:
     np.testing.assert_array_equal(resample_labels(labels, geometry).array, labels.array)
 
 
+def test_a_narrow_majority_decides() -> None:
+    geometry = Geometry.from_parts((1, 1, 25), (1, 1, 1))
+    coarse = geometry.box_around(geometry.centre_mm, (1, 1, 1), (1, 1, 25))
+    for first, second in ((5, 9), (9, 5)):
+        row = np.array([[[first] * 13 + [second] * 12]], dtype=np.uint8)
+        assert resample_labels(Volume(row, geometry), coarse).array.tolist() == [[[first]]]
+
+
+def test_border_values_go_on_for_half_a_voxel_on_a_turned_grid_too() -> None:
+    geometry = Geometry.from_parts((5, 5, 5), (2, 2, 2))
+    volume = Volume(np.full(geometry.shape, 7.0), geometry)
+    directions = Rotation.from_euler("z", 30, degrees=True).as_matrix() @ geometry.directions
+    target = Geometry.from_parts((5, 9, 9), (2, 1, 1), (0, 0, 0), directions)
+    target = target.box_around(geometry.centre_mm, target.shape, (2, 1, 1))
+    index = geometry.to_index(target.to_world(indices(target)))
+    inside = ((index > -0.49) & (index < 4.49)).all(-1)
+    assert ((index < 0) & inside[..., None]).any()
+    np.testing.assert_allclose(volume.resample(target, fill=-1).array[inside], 7.0)
+
+
 def test_labels_are_background_outside() -> None:
     geometry = Geometry.from_parts((2, 2, 2), (1, 1, 1))
     labels = Volume(np.full((2, 2, 2), 3, dtype=np.uint8), geometry)

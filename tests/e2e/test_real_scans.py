@@ -88,7 +88,8 @@ def _oracles_agree(folder: Path, series: CtSeries, volume: Volume) -> None:
     checked = subprocess.run(["dciodvfy", str(folder / "set.dcm")], capture_output=True, text=True, check=False)
     assert "Error" not in checked.stdout + checked.stderr
     subprocess.run(
-        ["plastimatch", "convert", "--input", str(folder / "set.dcm"), "--referenced-ct", str(series.folder),
+        # It cannot decode JPEG 2000, so the grid comes from our NIfTI instead of the series.
+        ["plastimatch", "convert", "--input", str(folder / "set.dcm"), "--fixed", str(folder / "mask.nii.gz"),
          "--output-prefix", str(folder / "pm"), "--prefix-format", "nii.gz", "--xor-contours"],
         check=True, capture_output=True,
     )  # fmt: skip
