@@ -182,9 +182,7 @@ class Geometry:
 CANONICAL_DIRECTIONS: FloatArray = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
-def match_axes(
-    directions: FloatArray, wanted: FloatArray
-) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+def match_axes(directions: FloatArray, wanted: FloatArray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """Find the permutation and the flips of axes that bring `directions` nearest to `wanted`.
 
     Both are 3 x 3 with unit vectors as columns. Result column k is column axes[k] of `directions`, reversed
@@ -239,9 +237,7 @@ class Volume:
         """
         view = self.reordered(*self.geometry.axes_to(geometry))
         if not view.geometry.same_grid(geometry):
-            raise InputError(
-                "the two grids do not hold the same voxels, so one cannot be reordered to the other"
-            )
+            raise InputError("the two grids do not hold the same voxels, so one cannot be reordered to the other")
         return Volume(view.array, geometry)
 
     def crop(self, start: Sequence[int], shape: Sequence[int], fill: float = 0) -> Volume:
@@ -390,16 +386,12 @@ def _resample_oblique(source: Volume, target: Geometry, fill: float) -> NDArray[
     array: NDArray[Any] = source.array.astype(dtype)
     for axis, box in enumerate(_box_widths(source.geometry, target)):
         if box > 0:
-            weights, _, _ = _weights(
-                np.arange(array.shape[axis], dtype=np.float64), float(box), array.shape[axis]
-            )
+            weights, _, _ = _weights(np.arange(array.shape[axis], dtype=np.float64), float(box), array.shape[axis])
             spread = weights.astype(dtype)
             array = np.moveaxis(np.matmul(np.moveaxis(array, axis, -1), spread.T), -1, axis)
     matrix = np.linalg.solve(source.geometry.affine[:3, :3], target.affine[:3, :3])
     offset = source.geometry.to_index(target.origin_mm)
-    result = ndimage.affine_transform(
-        array, matrix, offset, target.shape, order=1, mode="nearest", output=dtype
-    )
+    result = ndimage.affine_transform(array, matrix, offset, target.shape, order=1, mode="nearest", output=dtype)
     grid = np.meshgrid(*[np.arange(n) for n in target.shape], indexing="ij", sparse=True)
     for axis in range(3):
         centres = offset[axis] + sum(matrix[axis, k] * grid[k] for k in range(3))

@@ -47,9 +47,7 @@ def read_nifti(path: Path) -> Volume:
     try:
         values = np.asanyarray(image.dataobj)
     except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path}: the file is truncated or damaged ({error}); copy or export it again"
-        ) from error
+        raise InputError(f"{path}: the file is truncated or damaged ({error}); copy or export it again") from error
     values = values.reshape(image.shape[:3]).transpose(axes)
     if values.dtype.kind in "iu" and values.dtype.itemsize <= 2 and values.dtype != np.uint16:
         return Volume(values.astype(np.int16), geometry)
@@ -58,9 +56,7 @@ def read_nifti(path: Path) -> Volume:
     if values.dtype.kind == "f":
         bad = int(values.size - np.count_nonzero(np.isfinite(values)))
         if bad:
-            raise InputError(
-                f"{path}: {bad} voxels are NaN or infinite; expected HU everywhere. Fill them first"
-            )
+            raise InputError(f"{path}: {bad} voxels are NaN or infinite; expected HU everywhere. Fill them first")
     return Volume(values.astype(np.float32), geometry)
 
 
