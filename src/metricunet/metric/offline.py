@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from metricunet.metric.branch import build_heads, spread, without_autocast
-from metricunet.metric.hardness import boundary_band
 from metricunet.metric.losses import TripletForm, contrastive_loss, distances, triplet_margin_loss
+from metricunet.metric.sampling import HardEasySampler, Sampler
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,72 +41,53 @@ class PatchTuples:
 def draw_patch_tuples(
     labels: Tensor,
     tuples: int,
-    generator: Generator,
+    seed: int,
     *,
-    classes: int = 2,
-    hard_share: float = 0.5,
-    band_mm: float = 3.0,
+    sampler: Sampler | None = None,
     spacing_mm: Sequence[float] | None = None,
     ignore_index: int = -100,
 ) -> PatchTuples:
     """Draw the tuples of a whole training, before it begins.
 
-    Anchors take the classes in turn. Of anchors, positives and negatives alike `hard_share` lie within `band_mm`
-    of another class (where there are such), the others anywhere else in their class, in any image.
+    The sampler draws the candidates of each image once. Anchors take the classes in turn; positives and negatives
+    come from any image.
 
     Args:
         labels: [images, *space], integers.
         tuples: how many.
-        generator: on the device of `labels`; the same seed gives the same tuples.
-        classes: number of classes, background included.
-        hard_share: share of voxels near a surface, 0 to 1.
-        band_mm: half width of the band around the surface.
+        seed: the same seed gives the same tuples; torch's own random state is left as it was.
+        sampler: one that needs no logits; default `HardEasySampler()`.
         spacing_mm: voxel spacing along each axis of the space; None means 1 along each.
         ignore_index: label of voxels that count for no class.
 
     Raises:
         ValueError: fewer than two classes are there, or one has a single voxel.
     """
-    near = boundary_band(labels, band_mm, spacing_mm, classes, ignore_index)
-    pools: dict[int, tuple[Tensor, Tensor]] = {}
-    for c in range(classes):
-        member = labels == c
-        if member.any():
-            pools[c] = ((member & near).nonzero(), (member & ~near).nonzero())
-    present = sorted(pools)
-    if len(present) < 2 or min(len(hard) + len(easy) for hard, easy in pools.values()) < 2:
-        raise ValueError(f"patch tuples need two classes of two voxels or more; found classes {present}")
-
-    def draw(number: int, c: int) -> Tensor:
-        return _from_pools(*pools[c], number, hard_share, generator)
-
-    centres = labels.new_zeros((tuples, 3, labels.dim()), dtype=torch.int64)
-    kinds = labels.new_zeros((tuples, 3), dtype=torch.int64)
-    for k, c in enumerate(present):
-        rows = torch.arange(k, tuples, len(present), device=labels.device)
-        anchors, positives = draw(len(rows), c), draw(len(rows), c)
-        # An anchor is not its own positive: one that was drawn twice takes the next anchor's.
-        twice = (anchors == positives).all(dim=1, keepdim=True)
-        centres[rows, 0], centres[rows, 1] = anchors, torch.where(twice, anchors.roll(1, 0), positives)
-        kinds[rows, :2] = c
-        others = [o for o in present if o != c]
-        for m, other in enumerate(others):
-            part = rows[m :: len(others)]
-            centres[part, 2], kinds[part, 2] = draw(len(part), other), other
-    return PatchTuples(centres, kinds)
-
-
-def _from_pools(hard: Tensor, easy: Tensor, number: int, hard_share: float, generator: Generator) -> Tensor:
-    """Draw voxels [number, 1 + axes] with replacement, `hard_share` of them from the first pool."""
-    n_hard = round(number * hard_share)
-    n_hard = 0 if not len(hard) else number if not len(easy) else n_hard
-    parts = [
-        pool[torch.randint(max(1, len(pool)), (n,), generator=generator, device=pool.device)]
-        for pool, n in ((hard, n_hard), (easy, number - n_hard))
-        if n
-    ]
-    drawn = torch.cat(parts) if parts else hard[:0]
-    return drawn[torch.randperm(number, generator=generator, device=drawn.device)]
+    drawn = HardEasySampler() if sampler is None else sampler
+    with torch.random.fork_rng([labels.device] if labels.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        places, kinds = [], []
+        for image in range(len(labels)):
+            sample = drawn(labels[image : image + 1], None, spacing_mm, ignore_index)
+            index = sample.index[sample.valid]
+            place = torch.stack(torch.unravel_index(index, labels.shape[1:]), dim=1)
+            places.append(torch.cat([torch.full_like(place[:, :1], image), place], dim=1))
+            kinds.append(sample.classes[sample.valid])
+        place, kind = torch.cat(places), torch.cat(kinds)
+        present = [c for c in range(drawn.classes) if bool((kind == c).any())]
+        if len(present) < 2 or any(int((kind == c).sum()) < 2 for c in present):
+            raise ValueError(f"patch tuples need two classes of two voxels or more; found classes {present}")
+        chosen = torch.zeros((tuples, 3), dtype=torch.int64, device=labels.device)
+        for k, c in enumerate(present):
+            anchors = slice(k, None, len(present))
+            number = len(chosen[anchors])
+            own, other = (kind == c).nonzero()[:, 0], (kind != c).nonzero()[:, 0]
+            anchor = torch.randint(len(own), (number,), device=labels.device)
+            # A step of at least one place, so that no anchor is its own positive.
+            step = 1 + torch.randint(len(own) - 1, (number,), device=labels.device)
+            negative = torch.randint(len(other), (number,), device=labels.device)
+            chosen[anchors] = torch.stack([own[anchor], own[(anchor + step) % len(own)], other[negative]], dim=1)
+    return PatchTuples(place[chosen], kind[chosen])
 
 
 def read_patches(images: Tensor, centres: Tensor, patch: Sequence[int]) -> Tensor:

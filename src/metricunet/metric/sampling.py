@@ -274,10 +274,10 @@ def build_sampler(name: str, **settings: float) -> Sampler:
 
 
 def draw(order: Tensor, take: Tensor, slots: int) -> Tensor:
-    """Draw places without replacement, spread evenly over the image.
+    """Draw places without replacement, spread evenly over the image; every member has the same chance.
 
-    The members are cut into `take` runs of equal length, in raster order, and one is drawn from each run. Every
-    member has the same chance (to within one part of a run), and a whole pass costs one running count.
+    The members, in raster order from a random one on, are cut into `take` runs of equal length, and one is drawn
+    from each run. The cost is one running count.
 
     Args:
         order: [batch, places], int32: the running count of the members.
@@ -288,14 +288,18 @@ def draw(order: Tensor, take: Tensor, slots: int) -> Tensor:
         [batch, slots], int64; what follows the first `take` is any valid place.
     """
     number = torch.arange(slots, device=order.device)
-    members, runs = order[:, -1:].long(), take.long().clamp(min=1)
+    members, runs = order[:, -1:].long().clamp(min=1), take.long().clamp(min=1)
     first, after = number * members // runs, (number + 1) * members // runs
-    width = (after - first).clamp(min=1)
-    chance = torch.rand(first.shape, device=order.device)
-    chosen = first + torch.minimum((chance * width).long(), width - 1)
+    chance = torch.rand((len(order), slots + 1), device=order.device)
+    begin = _below(chance[:, :1], members)
+    chosen = (begin + first + _below(chance[:, 1:], (after - first).clamp(min=1))) % members
     # The first place whose running count exceeds the number chosen.
-    place = torch.searchsorted(order, (chosen + 1).clamp_(max=order.shape[1]).to(torch.int32))
-    return place.clamp_(max=order.shape[1] - 1)
+    return torch.searchsorted(order, (chosen + 1).to(torch.int32)).clamp_(max=order.shape[1] - 1)
+
+
+def _below(chance: Tensor, bound: Tensor) -> Tensor:
+    """Turn numbers of 0 to 1 into whole numbers of 0 to bound - 1; the clamp is for rounding."""
+    return torch.minimum((chance * bound).long(), bound - 1)
 
 
 def _draw_class(member: Tensor, hard: Tensor, slots: int, wanted_hard: int) -> tuple[Tensor, Tensor]:
