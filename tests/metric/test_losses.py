@@ -146,7 +146,8 @@ def test_losses_pass_gradcheck_with_two_identical_embeddings() -> None:
     same, others = classes[:, None] == classes, ~torch.eye(6, dtype=torch.bool)
     near, far = torch.tensor([1, 0, 0, 4, 3, 3]), torch.tensor([4, 3, 5, 0, 0, 1])
 
-    def every_loss(x: Tensor) -> Tensor:
+    def every_loss(raw: Tensor) -> Tensor:
+        x = F.normalize(raw, dim=-1)
         a, b, d = distances(x, x[near]), distances(x, x[far]), all_distances(x[None])[0]
         hinge, soft = (triplet_margin_loss(a, b, valid, 0.2, form) for form in ("hinge", "soft"))  # type: ignore[arg-type]
         pair = contrastive_loss(d, same, others, 0.2, 1.0)
