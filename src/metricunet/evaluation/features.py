@@ -147,7 +147,7 @@ def measure_features(training: VoxelFeatures, held_out: VoxelFeatures, neighbour
 
 
 def standardised(values: FloatArray, by: FloatArray) -> FloatArray:
-    """Shift and scale each channel so that `by` has mean 0 and variance 1; one that is constant there becomes 0."""
+    """Shift and scale each channel so that `by` has mean 0 and variance 1; one constant there becomes 0."""
     spread = by.std(axis=0)
     silent = spread < SILENT
     scaled: FloatArray = np.where(silent, 0.0, (values - by.mean(axis=0)) / np.where(silent, 1.0, spread))
