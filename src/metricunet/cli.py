@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DONE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
+DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -57,7 +57,7 @@ def phantom(
     n: Annotated[int, typer.Option("-n", min=1, help="How many training scans.")] = 10,
     test: Annotated[int, typer.Option(min=0, help="How many more, for imagesTs.")] = 0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-    difficulty: Annotated[str, typer.Option(help="easy or real.")] = "real",
+    difficulty: Annotated[Literal["easy", "real"], typer.Option(help="Contrast, noise and size.")] = "real",
     structures: Annotated[str, typer.Option(help="Structures to label, separated by commas.")] = "prostate",
     absent: Annotated[
         float, typer.Option(min=0, max=1, help="Share of scans that end before the prostate.")
@@ -273,12 +273,14 @@ def _print_json(content: Any) -> None:
 def main() -> None:
     """Entry point: bad input becomes one line and status 2; --debug shows where it came from."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or DONE)
     except InputError as error:
         if "--debug" in sys.argv:
             raise
         _say(f"error: {' '.join(str(error).split())}")
-        sys.exit(NOTHING_DONE)
-    except KeyboardInterrupt:
+    except typer.TyperException as error:
+        _say(f"error: {' '.join(error.format_message().replace('Value error, ', '').split())} (see --help)")
+    except (KeyboardInterrupt, typer.Abort):
         _say("stopped")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    sys.exit(NOTHING_DONE)

@@ -23,6 +23,9 @@ _NORM: dict[tuple[int, Norm], type[nn.Module]] = {
     (2, "batch"): nn.BatchNorm2d,
     (3, "batch"): nn.BatchNorm3d,
 }
+#: Weight of the newest batch in the running statistics. Batches of patches are few and unlike each other, so the
+#: mean runs over many of them.
+BATCH_NORM_MOMENTUM = 0.03
 
 
 class UNetOutput(NamedTuple):
@@ -129,9 +132,10 @@ class UNet(nn.Module):
 
 
 def _conv_norm_act(before: int, after: int, dims: int, norm: Norm) -> list[nn.Module]:
+    momentum = BATCH_NORM_MOMENTUM if norm == "batch" else 0.1
     return [
         _CONV[dims](before, after, kernel_size=3, padding=1, bias=False),
-        _NORM[dims, norm](after, affine=True),
+        _NORM[dims, norm](after, affine=True, momentum=momentum),
         nn.LeakyReLU(0.01, inplace=True),
     ]
 

@@ -30,12 +30,12 @@ class LocateConfig(_Section):
     hu_window: tuple[float, float] = (-250.0, 450.0)
     base_channels: Count = 16
     levels: Annotated[int, Field(ge=2, le=6)] = 4
-    patch_voxels: tuple[Count, Count, Count] = (48, 64, 64)
-    target_share: Share = 0.75
+    patch_voxels: tuple[Count, Count, Count] = (40, 48, 48)
+    target_share: Share = 0.6
     batch_size: Count = 2
     epochs: Count = 12
     updates_per_epoch: Count = 100
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 1e-2
 
 
 class SegmentConfig(_Section):
@@ -122,8 +122,8 @@ class AugmentConfig(_Section):
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
     mirror: bool = True
-    shift_hu: Annotated[float, Field(ge=0)] = 15.0
-    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    shift_hu: Annotated[float, Field(ge=0)] = 20.0
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
     noise_hu: Annotated[float, Field(ge=0)] = 15.0
     blur_share: Share = 0.2
 

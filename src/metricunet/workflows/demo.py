@@ -22,7 +22,7 @@ TRAINING_CASES = 24
 UNSEEN_CASES = 8
 SEED = 1
 #: What the preset `small` needs on easy phantoms; more does not change the report.
-SETTINGS = ("locate.epochs=3", "locate.updates_per_epoch=80", "segment.epochs=4", "segment.updates_per_epoch=200")
+SETTINGS = ("locate.epochs=4", "locate.updates_per_epoch=80", "segment.epochs=3", "segment.updates_per_epoch=150")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""How one patient's tissues look in CT: mean HU, texture, contrast medium, markers, stones, artefacts.
+
+The means are set so that finished scans, blurred and noisy, show what a real planning scan shows: gland 41.5 HU,
+tissue around it 36.2, rectal wall 42.4, bladder wall 35.8, urine 10, fat -93, muscle 50.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from metricunet.phantom.scanner import Difficulty
+from metricunet.phantom.shapes import Point, Waves
+
+#: How much more the gland stands out in easy scans.
+EASY_CONTRAST_HU = 27.0
+
+
+@dataclass(frozen=True)
+class Tissues:
+    """HU of each tissue of one patient."""
+
+    fat: float
+    muscle: float
+    gland: float
+    sheath: float
+    vesicles: float
+    bladder_wall: float
+    urine: float
+    rectal_wall: float
+    stool: float
+    soft: float
+    bowel_wall: float
+    skin: float
+    cortical: float
+    spongy: float
+    marrow: float
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the image of one patient looks like beside its noise.
+
+    Attributes:
+        tissues: mean HU of each tissue.
+        texture: smooth random field of about 25 mm, for fat and muscle.
+        fine: smooth random field of about 10 mm.
+        grain: smooth random field of about 8 mm, for spongy bone.
+        fibres: bundles of the left and the right gluteal muscle.
+        gland_mm: centre of the prostate, body frame.
+        hardening_hu: depth of the dark band between the hips.
+        streak_hu: strength of the streaks between the hips.
+        seeds_mm: gold markers in the gland, body frame.
+        stones_mm: calcifications in the gland (x, y, z, radius, HU).
+    """
+
+    tissues: Tissues
+    texture: Waves
+    fine: Waves
+    grain: Waves
+    fibres: tuple[Waves, Waves]
+    gland_mm: Point
+    hardening_hu: float
+    streak_hu: float
+    seeds_mm: tuple[Point, ...]
+    stones_mm: tuple[tuple[float, float, float, float, float], ...]
+
+
+def draw_look(rng: np.random.Generator, difficulty: Difficulty, centre_mm: Point, half_mm: float) -> Look:
+    """Draw the look of one patient's scan; the gland's centre and half width place markers and stones."""
+    bright = EASY_CONTRAST_HU if difficulty == "easy" else 0.0
+
+    def about(mean: float, sd: float) -> float:
+        return float(mean + sd * np.clip(rng.standard_normal(), -2, 2))
+
+    common = about(0.0, 1.5)
+    enhanced = about(95.0, 25.0) if rng.random() < 0.15 else 0.0
+    tissues = Tissues(
+        fat=about(-99.5, 2.5),
+        muscle=about(53.0, 1.5) + common,
+        gland=about(42.8, 1.2) + common + bright,
+        sheath=about(38.5, 1.2) + common,
+        vesicles=about(36.0, 2.0) + common,
+        bladder_wall=about(42.0, 1.5) + common,
+        urine=about(10.5, 1.5),
+        rectal_wall=about(48.0, 1.2) + common,
+        stool=about(35.0, 12.0),
+        soft=about(42.0, 3.0) + common + enhanced,
+        bowel_wall=about(42.0, 3.0) + common,
+        skin=about(10.0, 8.0),
+        cortical=about(930.0, 80.0),
+        spongy=about(180.0, 40.0),
+        marrow=about(-30.0, 30.0),
+    )
+    spots = centre_mm + 0.55 * half_mm * rng.uniform(-1, 1, (8, 3))
+    marked = rng.random() < 0.15
+    count = int(rng.integers(1, 6)) if rng.random() < 0.35 else 0
+    stones = tuple(
+        (float(x), float(y), float(z), float(rng.uniform(0.8, 2.2)), float(rng.uniform(200, 700)))
+        for x, y, z in spots[3 : 3 + count]
+    )
+    return Look(
+        tissues=tissues,
+        texture=Waves.draw(rng, (18, 60), 10),
+        fine=Waves.draw(rng, (7, 16), 11),
+        grain=Waves.draw(rng, (6.5, 11), 11),
+        fibres=(
+            Waves.draw(rng, (7, 12), 8, across=(1.6, 4.0, 0.6)),
+            Waves.draw(rng, (7, 12), 8, across=(-1.6, 4.0, 0.6)),
+        ),
+        gland_mm=centre_mm,
+        hardening_hu=float(rng.uniform(0, 7)),
+        streak_hu=float(rng.uniform(1, 4)),
+        seeds_mm=tuple((float(x), float(y), float(z)) for x, y, z in spots[:3]) if marked else (),
+        stones_mm=stones,
+    )

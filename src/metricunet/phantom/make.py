@@ -1,0 +1,116 @@
+"""One phantom: a synthetic scan with the true shapes that made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+from metricunet.errors import InputError
+from metricunet.phantom import anatomy, organs
+from metricunet.phantom.imaging import render_image, render_labels
+from metricunet.phantom.look import draw_look
+from metricunet.phantom.patient import Patient, draw_patient
+from metricunet.phantom.scanner import Difficulty, Scan, draw_scan
+from metricunet.phantom.shapes import Lattice
+from metricunet.volume import Volume
+
+#: Structures in a phantom's label map. Where two meet within a voxel the one named first has it.
+STRUCTURES: dict[str, int] = {
+    "prostate": 1,
+    "bladder": 2,
+    "rectum": 3,
+    "seminal_vesicles": 4,
+    "femur_left": 5,
+    "femur_right": 6,
+    "hip_left": 7,
+    "hip_right": 8,
+    "sacrum": 9,
+    "penile_bulb": 10,
+}
+#: The lattice that carries the shapes is this fine; what lies outside its bounds is air and couch.
+LATTICE_MM = {"easy": 4.0, "real": 3.0}
+LATTICE_LOW_MM = (-246.0, -192.0)
+LATTICE_HIGH_MM = (246.0, 168.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Phantom:
+    """A synthetic scan.
+
+    Attributes:
+        image: int16 HU.
+        labels: uint8, values as in `STRUCTURES`; on the image's grid.
+        description: plain facts for JSON: seed, difficulty, volumes, what the scan covers.
+    """
+
+    image: Volume
+    labels: Volume
+    description: dict[str, Any]
+
+
+def make_phantom(seed: int, difficulty: Difficulty = "real", reaches_prostate: bool = True) -> Phantom:
+    """Make the scan of a random man's pelvis, head first, supine.
+
+    A seed gives the same man in either difficulty, and the same bytes every time.
+
+    Args:
+        seed: 0 or more.
+        difficulty: `real` has a clinical scan's contrast, noise and sampling; `easy` is coarser and quieter, and
+            the gland stands out by some 27 HU.
+        reaches_prostate: whether the scan covers the whole prostate; otherwise it holds no part of it.
+
+    Raises:
+        InputError: if the seed is negative or the difficulty unknown.
+    """
+    if difficulty not in get_args(Difficulty):
+        raise InputError(f"difficulty must be one of {', '.join(get_args(Difficulty))}; got {difficulty!r}")
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more; got {seed}")
+    for_patient, for_scan, for_look, for_noise = (
+        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)
+    )
+    patient = draw_patient(for_patient)
+    gland = organs.gland(patient)
+    low, high, volume = anatomy.gland_extent(patient)
+    scan = draw_scan(for_scan, difficulty, (low[2], high[2]), reaches_prostate)
+    look = draw_look(for_look, difficulty, gland.centre, min(gland.half))
+    shapes = anatomy.build(patient, _lattice(scan, difficulty))
+    geometry = scan.geometry
+    labels = render_labels(shapes, scan, STRUCTURES)
+    image = render_image(shapes, scan, look, for_noise)
+    description = {
+        "seed": seed,
+        "difficulty": difficulty,
+        "reaches_prostate": reaches_prostate,
+        "gland_volume_ml": round(volume, 2),
+        "bladder_volume_ml": round(patient.bladder_volume_ml),
+        "rectum_filling": patient.rectum_filling,
+        "markers": len(look.seeds_mm),
+        "calcifications": len(look.stones_mm),
+        "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
+        "shape": list(scan.shape),
+        "noise_hu": round(scan.noise_hu, 1),
+        "couch": "flat" if scan.couch.flat else "curved",
+    }
+    return Phantom(Volume(image, geometry), Volume(labels, geometry), description)
+
+
+def structure_fields(patient: Patient, spacing_mm: float = 3.0) -> anatomy.Anatomy:
+    """Evaluate a whole patient on a lattice of its own, without a scanner; for measuring shapes."""
+    low, high = anatomy.Z_RANGE_MM
+    lattice = Lattice.spanning((*LATTICE_LOW_MM, low), (*LATTICE_HIGH_MM, high), spacing_mm)
+    return anatomy.build(patient, lattice)
+
+
+def _lattice(scan: Scan, difficulty: Difficulty) -> Lattice:
+    """The lattice that covers what the scan sees of the patient."""
+    spacing = LATTICE_MM[difficulty]
+    half = scan.spacing_mm[0] / 2
+    start, end = scan.start_mm, scan.end_mm
+    return Lattice.spanning(
+        (max(start[0], LATTICE_LOW_MM[0]), max(start[1], LATTICE_LOW_MM[1]), start[2] - half),
+        (min(end[0], LATTICE_HIGH_MM[0]), min(end[1], LATTICE_HIGH_MM[1]), end[2] + half),
+        spacing,
+    )

@@ -1,0 +1,323 @@
+"""The organs inside the pelvis, each shaped by the patient's numbers: prostate, vesicles, bladder, gut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from metricunet.phantom.patient import RECTUM_COURSE_MM, RECTUM_LEVELS_MM, Patient
+from metricunet.phantom.shapes import (
+    Ball,
+    Disc,
+    Field,
+    Lattice,
+    Point,
+    add_strand,
+    add_tube,
+    around,
+    capsule,
+    ellipsoid,
+    smooth_max,
+    smooth_min,
+)
+
+#: The pelvic floor holds the gland's apex, the symphysis its front: growth goes up and back.
+APEX_Z_MM = -14.5
+FRONT_Y_MM = -19.0
+#: The front is deeper than the back by these factors of the half depth.
+FRONT_DEPTH, BACK_DEPTH = 1.05, 0.92
+GLAND_POWER = 2.25
+BLADDER_WALL_MM = 3.2
+#: The rectum's wall, slack and stretched wide.
+RECTUM_WALL_MM = (3.8, 2.2)
+#: Front face of the sacrum and coccyx: height, y.
+SACRUM_FRONT_MM = np.array(
+    [(-40, 88), (0, 69), (14, 73), (26, 77), (54, 76), (70, 72), (86, 64), (103, 50), (118, 36)], dtype=float
+)
+
+
+@dataclass(frozen=True)
+class Gland:
+    """Where the prostate lies: centre, half axes (left-right, front-back, head-foot) in millimetres."""
+
+    centre: Point
+    half: Point
+
+
+@dataclass(frozen=True, eq=False)
+class Roughness:
+    """The patient's two smooth random fields on one lattice, added to distances to make surfaces irregular."""
+
+    coarse: Field
+    fine: Field
+
+    @classmethod
+    def of(cls, patient: Patient, lattice: Lattice) -> Roughness:
+        """Evaluate a patient's fields on a lattice."""
+        return cls(patient.roughness.on(lattice), patient.fine_roughness.on(lattice))
+
+
+@dataclass(frozen=True, eq=False)
+class Bowel:
+    """Signed distances of the gut's outside, lumen and gas, and what fills it in HU."""
+
+    outer: Field
+    lumen: Field
+    gas: Field
+    content_hu: Field
+
+
+def gland(patient: Patient) -> Gland:
+    """Size and place the prostate so that its volume is the patient's `gland_volume_ml`."""
+    return _sized_gland(patient)
+
+
+@lru_cache(maxsize=8)
+def _sized_gland(patient: Patient) -> Gland:
+    wanted = patient.gland_volume_ml
+    width = (wanted * 1000 / (0.56 * patient.gland_ratio[0] * patient.gland_ratio[1])) ** (1 / 3)
+    for _ in range(3):
+        trial = _gland_of_width(patient, width)
+        reach = 1.6 * max(trial.half)
+        low = (trial.centre[0] - reach, trial.centre[1] - reach, trial.centre[2] - reach)
+        high = (trial.centre[0] + reach, trial.centre[1] + reach, trial.centre[2] + reach)
+        lattice = Lattice.spanning(low, high, 2.0)
+        found = volume_ml(_gland_shape(patient, lattice, trial), lattice)
+        width *= (wanted / found) ** (1 / 3)
+    return _gland_of_width(patient, width)
+
+
+def volume_ml(field: Field, lattice: Lattice) -> float:
+    """Volume of a shape, its surface voxels counted by their share."""
+    share = np.clip(0.5 - field / lattice.spacing_mm, 0, 1)
+    return float(share.sum(dtype=np.float64) * lattice.spacing_mm**3 / 1000)
+
+
+def _gland_of_width(patient: Patient, width_mm: float) -> Gland:
+    a, b, c = width_mm / 2, width_mm * patient.gland_ratio[0] / 2, width_mm * patient.gland_ratio[1] / 2
+    x0, y0, z0 = patient.place_point((0.0, 0.0, 0.0))
+    dx, dy, dz = patient.gland_shift
+    centre = (x0 + dx, y0 + dy + FRONT_Y_MM + b * FRONT_DEPTH, z0 + dz + APEX_Z_MM + 0.8 * c + 0.2 * 15.0)
+    return Gland(centre, (a, b, c))
+
+
+def _gland_shape(patient: Patient, lattice: Lattice, where: Gland) -> Field:
+    """Superellipsoid: narrower at the apex and in front, flat and slightly grooved at the back."""
+    z, y, x = lattice.grids
+    (cx, cy, cz), (a, b, c) = where.centre, where.half
+    cos, sin = np.cos(patient.gland_tilt_rad), np.sin(patient.gland_tilt_rad)
+    v = cos * (y - cy) - sin * (z - cz)
+    t = (sin * (y - cy) + cos * (z - cz)) / c
+    u = (x - cx) / a
+    v = v / np.where(v < 0, b * FRONT_DEPTH, b * BACK_DEPTH)
+    v = v + 0.10 * np.exp(-((u / 0.3) ** 2)) * np.clip(v, 0, 1)
+    taper = 1 + patient.gland_taper * np.clip(t, -1.3, 1.0)
+    u = np.abs(u) * (1 + 0.16 * np.clip(-v, 0, 1)) / taper
+    v = np.abs(v) / (1 + 0.5 * patient.gland_taper * np.clip(t, -1.3, 1.0))
+    rho = (u**GLAND_POWER + v**GLAND_POWER + np.abs(t) ** GLAND_POWER) ** np.float32(1 / GLAND_POWER)
+    f = ((rho - 1) * np.float32((a * b * c) ** (1 / 3))).astype(np.float32)
+    gradient = np.gradient(f, lattice.spacing_mm)
+    slope = np.sqrt(gradient[0] ** 2 + gradient[1] ** 2 + gradient[2] ** 2)
+    shape = f / np.maximum(slope, 0.4)
+    if patient.median_lobe_mm > 0:
+        r = patient.median_lobe_mm
+        lobe = ellipsoid(lattice, (cx, cy + 0.1 * b, cz + c - 0.1 * r), (r, 0.9 * r, r))
+        shape = smooth_min(shape, lobe, 5.0)
+    rough = 0.9 * patient.fine_roughness.on(lattice) + 0.6 * patient.roughness.on(lattice)
+    return np.asarray(shape + rough, dtype=np.float32)
+
+
+def prostate(patient: Patient, lattice: Lattice) -> Field:
+    """Distance to the prostate's surface."""
+    where = gland(patient)
+    reach = [1.35 * h + 34.0 for h in where.half]
+    return _within(
+        lattice, where.centre, (reach[0], reach[1], reach[2]), lambda part: _gland_shape(patient, part, where)
+    )
+
+
+def _within(lattice: Lattice, centre: Point, reach: Point, shape: Callable[[Lattice], Field]) -> Field:
+    """Evaluate a shape in a box around it alone.
+
+    A point more on every side lets the shape take gradients that do not depend on where the lattice ends.
+    """
+    (x, y, z), (rx, ry, rz) = centre, reach
+    field = lattice.empty()
+    box = lattice.box((x - rx, y - ry, z - rz), (x + rx, y + ry, z + rz))
+    part = lattice.part(box)
+    if 0 not in part.shape:
+        inner = (slice(1, -1),) * 3
+        field[box] = np.minimum(shape(part.grown(lattice.spacing_mm))[inner], field[box])
+    return field
+
+
+def seminal_vesicles(patient: Patient, lattice: Lattice, rough: Roughness) -> Field:
+    """Two lobed bags behind the bladder that meet the gland's base in the midline."""
+    where = gland(patient)
+    (cx, cy, cz), (_, b, c) = where.centre, where.half
+    field = lattice.empty()
+    for sign in (-1.0, 1.0):
+        course: list[Ball] = [
+            (cx + 3 * sign, cy + 0.62 * b, cz + 0.80 * c, 4.5),
+            (cx + 12 * sign, cy + 0.74 * b, cz + c + 3, 6.3),
+            (cx + 22 * sign, cy + 0.82 * b + 2, cz + c + 7, 6.6),
+            (cx + 31 * sign, cy + 0.82 * b + 8, cz + c + 8, 4.8),
+        ]
+        add_tube(field, lattice, course, blend_mm=4.0)
+    return np.asarray(field + rough.fine, dtype=np.float32)
+
+
+def bladder(patient: Patient, lattice: Lattice) -> Field:
+    """Urine and wall: flat when nearly empty, rising as it fills, standing on the prostate's base."""
+    where = gland(patient)
+    fullness = patient.bladder_volume_ml / 50.0
+    a = min(31.0 * fullness**0.21 * patient.bladder_ratio[0], 48.0)
+    b = 33.0 * fullness**0.21 * patient.bladder_ratio[1]
+    c = patient.bladder_volume_ml * 1000 / (4.5 * a * b)
+    base = where.centre[2] + 0.72 * where.half[2]
+    x0, y0, _ = patient.place_point((0.0, -17.0, 30.0))
+    sx, sy, _ = patient.bladder_shift
+    centre = (x0 + sx, y0 + sy - 0.15 * b, base + 0.94 * c)
+
+    def shape(part: Lattice) -> Field:
+        z, y, x = part.grids
+        u, v, w = (x - centre[0]) / a, (y - centre[1]) / b, (z - centre[2]) / c
+        # Wider above than below, and leaning forward over the pubic bones as it fills.
+        u = u / (1 + 0.14 * np.clip(w, -1, 1))
+        v = (v + 0.12 * np.clip(w, -1, 1)) / (1 + 0.12 * np.clip(w, -1, 1))
+        power = 2.3
+        rho = (np.abs(u) ** power + np.abs(v) ** power + np.abs(w) ** power) ** np.float32(1 / power)
+        f = ((rho - 1) * min(a, b, c)).astype(np.float32)
+        gradient = np.gradient(f, part.spacing_mm)
+        slope = np.sqrt(gradient[0] ** 2 + gradient[1] ** 2 + gradient[2] ** 2)
+        return np.asarray(f / np.maximum(slope, 0.25) + 1.8 * patient.roughness.on(part), dtype=np.float32)
+
+    return _within(lattice, centre, (a + 34, b + 34, c + 34), shape)
+
+
+def rectum(patient: Patient, lattice: Lattice, rough: Roughness) -> Field:
+    """The rectum, wall included, from the anorectal junction to the rectosigmoid. It gives way to the gland."""
+    field = lattice.empty()
+    add_strand(field, lattice, rectum_strand(patient))
+    return np.asarray(field + np.float32(0.7) * rough.fine, dtype=np.float32)
+
+
+def rectum_strand(patient: Patient) -> dict[float, tuple[Disc, ...]]:
+    """The rectum's cross-sections: pushed back by the gland, held in front of the sacrum."""
+    where = gland(patient)
+    (_, cy, cz), (_, b, c) = where.centre, where.half
+    strand: dict[float, tuple[Disc, ...]] = {}
+    for z, y, r, (dx, dy) in zip(
+        RECTUM_LEVELS_MM, RECTUM_COURSE_MM, patient.rectum_radius, patient.rectum_sway, strict=True
+    ):
+        px, py, pz = patient.place_point((float(dx), float(y + dy), float(z)))
+        height = (pz - cz) / c
+        face = cy + BACK_DEPTH * b * np.sqrt(max(0.0, 1 - min(abs(height), 1.0) ** 2))
+        wall = patient.place_point((0.0, float(np.interp(z, *SACRUM_FRONT_MM.T)), float(z)))[1] - 7.0
+        if abs(height) < 1.25:
+            py = max(py, face + 0.9 * r) if r > 12 else max(face + r - 1.0, min(py, face + r + 5.0))
+        radius = min(r, max(8.0, (wall - face) / 2 + 2))
+        py = min(py, wall - radius)
+        strand[pz] = ((px - 0.12 * radius, py, 0.94 * radius), (px + 0.12 * radius, py, 0.94 * radius))
+    return strand
+
+
+def hollows(
+    patient: Patient, lattice: Lattice, rough: Roughness, bladder_field: Field, rectum_field: Field
+) -> dict[str, Field]:
+    """Urine, the rectum's lumen, and the gas that floats in front of its content."""
+    y = lattice.grids[1]
+    strand = rectum_strand(patient)
+    heights = np.array(sorted(strand))
+    centre = np.interp(lattice.z, heights, [strand[h][0][1] for h in heights])[:, None, None]
+    radius = np.interp(lattice.z, heights, [strand[h][0][2] for h in heights])[:, None, None]
+    closed = np.interp(lattice.z, heights[[0, 1, 2, 3]], [7.0, 5.0, 1.5, 0.0])[:, None, None]
+    slack = np.interp(radius, [11.0, 28.0], RECTUM_WALL_MM)
+    wall = slack + closed + (5.0 if patient.rectum_filling == "empty" else 0.0)
+    lumen = (rectum_field + wall).astype(np.float32)
+    level = centre - radius + 2 * radius * patient.rectum_level
+    flat = (y - level).astype(np.float32)
+    if patient.rectum_filling == "gas":
+        gas = np.maximum(lumen, flat)
+    elif patient.rectum_filling == "stool":
+        # Bubbles: the crests of a smooth field inside the stool.
+        bubbles = (0.95 - rough.fine) * 4.0
+        gas = np.maximum(lumen + 2.0, bubbles + 2.0)
+    else:
+        gas = np.maximum(lumen, flat + 4.0)
+    thickness = BLADDER_WALL_MM * (1.25 - 0.25 * min(1.0, patient.bladder_volume_ml / 200))
+    return {
+        "urine": np.asarray(bladder_field + thickness, dtype=np.float32),
+        "rectum_lumen": lumen,
+        "rectum_gas": np.asarray(gas, dtype=np.float32),
+    }
+
+
+def penile_bulb(patient: Patient, lattice: Lattice) -> Field:
+    """The bulb, in the midline below the apex."""
+    where = gland(patient)
+    x0, y0, z0 = patient.place_point((0.0, -2.0, -42.0))
+    x1, y1, z1 = patient.place_point((0.0, -22.0, -46.0))
+    top = where.centre[2] - where.half[2] - 9.0
+    drop = min(0.0, top - 9.0 - z0)
+    field = lattice.empty()
+    add_tube(field, lattice, [(x0, y0, z0 + drop, 9.0), (x1, y1, z1 + drop, 8.0)])
+    return field
+
+
+def pelvic_floor(patient: Patient, lattice: Lattice, gland_field: Field, rectum_field: Field) -> Field:
+    """Levator ani as a sheet that hugs prostate and rectum and flares upward, anal and urethral sphincters."""
+    z, y, _ = lattice.grids
+    where = gland(patient)
+    (cx, cy, cz), (_, _, c) = where.centre, where.half
+    canal = lattice.empty()
+    low: list[Ball] = [
+        (*patient.place_point((0, 37, -28)), 11.0),
+        (*patient.place_point((0, 42, -44)), 11.5),
+        (*patient.place_point((0, 47, -60)), 10.0),
+    ]
+    add_tube(canal, lattice, low)
+    together = smooth_min(gland_field, smooth_min(rectum_field, canal, 6.0), 14.0)
+    flare = 1.7 + np.clip((z - cz - 2) * 0.35, 0, 9)
+    sheet = np.abs(together - flare) - 2.0
+    pubis = patient.place_point((0.0, -26.0, 0.0))[1]
+    limits = np.maximum(np.maximum(z - (cz + 18), cz - c - 16 - z), pubis - y)
+    sheet = smooth_max(sheet.astype(np.float32), limits.astype(np.float32), 3.0)
+    urethra = lattice.empty()
+    add_tube(urethra, lattice, [(cx, cy - 2, cz - c, 6.5), (*patient.place_point((0, -3, -40)), 6.0)])
+    return np.minimum(np.minimum(sheet, canal), urethra)
+
+
+def bowel(patient: Patient, lattice: Lattice) -> Bowel:
+    """Sigmoid, caecum and small bowel; the first loop starts where the rectum ends."""
+    outer, lumen, gas = lattice.empty(), lattice.empty(), lattice.empty()
+    content = np.full(lattice.shape, 25.0, dtype=np.float32)
+    strand = rectum_strand(patient)
+    top = max(strand)
+    (x0, y0, r0), _ = strand[top]
+    loops = list(patient.bowel)
+    start: Ball = (x0, y0, top - 4.0, r0)
+    first = loops[0].course
+    loops[0] = replace(loops[0], course=(start, *first[1:]))
+    for loop in loops:
+        for a, b in pairwise(loop.course):
+            reach = max(a[3], b[3]) + 12.0
+            box = lattice.box(*around(a, b, reach))
+            part = lattice.part(box)
+            if 0 in part.shape:
+                continue
+            tube = capsule(part, a, b) + 1.2 * patient.fine_roughness.on(part)
+            nearer = tube < outer[box]
+            content[box] = np.where(nearer, loop.content_hu, content[box])
+            outer[box] = np.minimum(outer[box], tube)
+            inner = tube + loop.wall_mm
+            lumen[box] = np.minimum(lumen[box], inner)
+            if loop.gas > 0:
+                # Gas rises to the front of each piece of gut.
+                level = np.float32((a[1] + b[1]) / 2 + (2 * loop.gas - 1) * (a[3] + b[3]) / 2)
+                gas[box] = np.minimum(gas[box], np.maximum(inner, part.grids[1] - level))
+    return Bowel(outer, lumen, gas, content)

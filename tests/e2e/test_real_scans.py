@@ -1,0 +1,114 @@
+"""A real DICOM series through the whole program.
+
+The tiny model knows nothing of real scans: what is tested is
+geometry, references and validity, not where the mask lies.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+
+from metricunet.files.dicom import CtSeries, find_series
+from metricunet.files.nifti import read_nifti, write_nifti
+from metricunet.files.rtstruct import Structure, write_rtstruct
+from metricunet.files.rtstruct_read import read_rtstruct
+from metricunet.volume import Volume
+from tests.support.command import Command
+
+#: Where the gland lies in this scan: LPS, found by eye (behind the symphysis, below the bladder).
+PROSTATE_Z_MM = (-478.0, -450.0)
+
+
+@pytest.fixture(scope="module")
+def series(shared_data: Path) -> CtSeries:
+    search = find_series(shared_data / "pelvis_ct_dicom")
+    assert search.refused == ()
+    (series,) = search.series
+    return series
+
+
+@pytest.fixture(scope="module")
+def scan(series: CtSeries) -> Volume:
+    return series.read()
+
+
+def test_prediction_of_a_feet_first_series(
+    metricunet: Command, shared_data: Path, tiny_model: Path, series: CtSeries, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    folder = shared_data / "pelvis_ct_dicom"
+    ended = metricunet("predict", folder, "-m", tiny_model, "-o", out, "--format", "nifti,rtstruct")
+    assert ended.err == ""
+    assert (out / f"{series.case}.quality.json").is_file()
+    if (out / f"{series.case}.nii.gz").exists():
+        written = read_nifti(out / f"{series.case}.nii.gz")
+        assert written.reordered_like(series.geometry).geometry is series.geometry
+
+
+def test_a_mask_keeps_its_place_through_nifti_and_rtstruct(series: CtSeries, scan: Volume, tmp_path: Path) -> None:
+    """Mark the brightest bone and a ball where the gland is; both must come back where they were."""
+    centre = np.array([0.0, 0.0, np.mean(PROSTATE_Z_MM)])
+    centre[:2] = series.geometry.centre_mm[:2]
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in scan.array.shape], indexing="ij"), axis=-1)
+    low, high = (np.floor(series.geometry.to_index(centre)) + d for d in (-50, 50))
+    box = tuple(slice(max(0, int(a)), int(b)) for a, b in zip(low, high, strict=True))
+    mask = np.zeros(scan.array.shape, dtype=np.uint8)
+    mask[box] = np.linalg.norm(series.geometry.to_world(grid[box]) - centre, axis=-1) < 18
+    volume = Volume(mask, series.geometry)
+    write_nifti(tmp_path / "mask.nii.gz", volume)
+    image = nib.load(tmp_path / "mask.nii.gz")
+    ras = image.affine @ [*np.argwhere(image.get_fdata()).mean(axis=0), 1]
+    np.testing.assert_allclose([-ras[0], -ras[1], ras[2]], centre, atol=0.5)
+    structures = [Structure("Prostate^auto", volume.with_array(mask > 0))]
+    write_rtstruct(tmp_path / "set.dcm", series, structures, description="a ball")
+    back = read_rtstruct(tmp_path / "set.dcm", series).mask("Prostate^auto", series.geometry)
+    np.testing.assert_array_equal(back.array, mask)
+    dataset = pydicom.dcmread(tmp_path / "set.dcm")
+    used = {
+        item.ReferencedSOPInstanceUID
+        for contour in dataset.ROIContourSequence[0].ContourSequence
+        for item in contour.ContourImageSequence
+    }
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    assert used == {series.sop_uids[k] for k in slices}
+    assert all(PROSTATE_Z_MM[0] - 25 < series.positions_mm[k][2] < PROSTATE_Z_MM[1] + 25 for k in slices)
+    _oracles_agree(tmp_path, series, volume)
+
+
+def _oracles_agree(folder: Path, series: CtSeries, volume: Volume) -> None:
+    if shutil.which("dciodvfy") is None or shutil.which("plastimatch") is None:
+        pytest.skip("dciodvfy or plastimatch is not installed (Debian: dicom3tools, plastimatch)")
+    checked = subprocess.run(["dciodvfy", str(folder / "set.dcm")], capture_output=True, text=True, check=False)
+    assert "Error" not in checked.stdout + checked.stderr
+    subprocess.run(
+        ["plastimatch", "convert", "--input", str(folder / "set.dcm"), "--referenced-ct", str(series.folder),
+         "--output-prefix", str(folder / "pm"), "--prefix-format", "nii.gz", "--xor-contours"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (read,) = (folder / "pm").glob("*.nii.gz")
+    theirs = read_nifti(read).reordered_like(series.geometry)
+    np.testing.assert_array_equal(theirs.array > 0, volume.array > 0)
+
+
+def test_a_real_nifti(metricunet: Command, shared_data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    path = shared_data / "pelvis_ct_nifti" / "example_ct.nii.gz"
+    ended = metricunet("predict", path, "-m", tiny_model, "-o", tmp_path / "out")
+    assert ended.err == ""
+    assert metricunet("check", path).status == 0
+
+
+def test_series_too_short_to_segment(
+    metricunet: Command, shared_data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    ended = metricunet("predict", shared_data / "pelvis_slices_dicom", "-m", tiny_model, "-o", tmp_path / "out")
+    assert ended.status == 2
+    assert "two-slice series" in ended.err
+    assert "9 more were refused" in ended.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,149 @@
+"""Cohorts of phantoms on disk: the layout, reruns, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metricunet.cohort.layout import read_cohort
+from metricunet.errors import InputError
+from metricunet.files.nifti import read_labels, read_nifti
+from metricunet.phantom import STRUCTURES, make_cohort, make_phantom
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort") / "new"
+    names = make_cohort(
+        folder, 4, seed=7, difficulty="easy", structures=("bladder", "prostate"), n_test=1, absent_fraction=0.25
+    )
+    assert names == ["phantom_0000", "phantom_0001", "phantom_0002", "phantom_0003", "phantom_ts0000"]
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_cohort_is_nnunets_layout_and_says_it_is_synthetic(cohort: Path) -> None:
+    found = read_cohort(cohort)
+    assert [case.name for case in found.training] == [f"phantom_{k:04d}" for k in range(4)]
+    assert [case.name for case in found.test] == ["phantom_ts0000"]
+    assert all(case.label is not None for case in (*found.training, *found.test))
+    assert found.info.labels == {"bladder": 1, "prostate": 2}
+    assert found.info.trained_on == "synthetic"
+    assert json.loads((cohort / "dataset.json").read_text())["numTraining"] == 4
+
+
+def test_files_hold_the_phantom_that_its_seed_makes(cohort: Path) -> None:
+    facts = json.loads((cohort / "phantoms.json").read_text())["cases"]["phantom_0001"]
+    made = make_phantom(facts["seed"], "easy")
+    case = read_cohort(cohort).training[1]
+    image, labels = read_nifti(case.image), read_labels(case.label)
+    np.testing.assert_array_equal(image.array, made.image.array)
+    assert image.geometry.same_grid(made.image.geometry)
+    assert labels.geometry.same_grid(made.image.geometry)
+    np.testing.assert_array_equal(labels.array == 1, made.labels.array == STRUCTURES["bladder"])
+    np.testing.assert_array_equal(labels.array == 2, made.labels.array == STRUCTURES["prostate"])
+    assert labels.array.max() == 2
+
+
+def test_the_share_of_absent_prostates_is_kept(cohort: Path) -> None:
+    present = [(read_labels(case.label).array == 2).any() for case in read_cohort(cohort).training]
+    assert present == [True, True, True, False]
+    cases = json.loads((cohort / "phantoms.json").read_text())["cases"]
+    assert [cases[f"phantom_{k:04d}"]["reaches_prostate"] for k in range(4)] == present
+
+
+def test_a_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    make_cohort(tmp_path, 2, difficulty="easy")
+    first = contents(tmp_path)
+    (tmp_path / "labelsTr" / "phantom_0001.nii.gz").unlink()
+    kept = (tmp_path / "imagesTr" / "phantom_0000_0000.nii.gz").stat().st_mtime_ns
+    make_cohort(tmp_path, 2, difficulty="easy", progress=lambda done, total: calls.append((done, total)))
+    assert contents(tmp_path) == first
+    assert calls == [(1, 2), (2, 2)]
+    assert (tmp_path / "imagesTr" / "phantom_0000_0000.nii.gz").stat().st_mtime_ns == kept
+
+
+def test_more_cases_extend_a_cohort_and_more_workers_change_nothing(tmp_path: Path) -> None:
+    make_cohort(tmp_path / "a", 1, difficulty="easy")
+    make_cohort(tmp_path / "a", 3, difficulty="easy")
+    make_cohort(tmp_path / "b", 3, difficulty="easy", workers=2)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_an_interrupted_cohort_is_no_cohort_yet_and_can_be_continued(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_cohort(tmp_path, 2, difficulty="easy", progress=stop)
+    with pytest.raises(InputError, match=r"no dataset\.json"):
+        read_cohort(tmp_path)
+    make_cohort(tmp_path, 2, difficulty="easy")
+    assert len(read_cohort(tmp_path).training) == 2
+
+
+def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds other files and no phantoms\.json"):
+        make_cohort(tmp_path, 1, difficulty="easy")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(InputError, match="is a file"):
+        make_cohort(tmp_path / "notes.txt", 1, difficulty="easy")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 8}, "made with seed 7, not 8"),
+        ({"difficulty": "real"}, "made with difficulty 'easy', not 'real'"),
+        ({"n": 2}, "has 4 training cases, more than the 2 asked for"),
+        ({"n_test": 0}, "has 1 test cases, more than the 0 asked for"),
+    ],
+)
+def test_another_recipe_is_refused(cohort: Path, changed: dict[str, object], message: str) -> None:
+    before = contents(cohort)
+    settings = {
+        "n": 4,
+        "seed": 7,
+        "difficulty": "easy",
+        "structures": ("bladder", "prostate"),
+        "n_test": 1,
+        "absent_fraction": 0.25,
+    }
+    with pytest.raises(InputError, match=message) as caught:
+        make_cohort(cohort, **(settings | changed))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert contents(cohort) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"n": 0}, "n must be 1 or more; got 0"),
+        ({"seed": -1}, "seed must be 0 or more"),
+        ({"n_test": -1}, "n_test must be 0 or more"),
+        ({"workers": 0}, "workers must be 1 or more"),
+        ({"difficulty": "hard"}, "difficulty must be one of easy, real"),
+        ({"absent_fraction": 1.5}, "absent_fraction must lie between 0 and 1; got 1.5"),
+        ({"structures": ("liver",)}, "structures must be different names out of prostate"),
+        ({"structures": ()}, "structures must be different names"),
+        ({"structures": ("prostate", "prostate")}, "structures must be different names"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path: Path, changed: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_cohort(tmp_path / "new", **({"n": 1} | changed))  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_recipe_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "phantoms.json").write_text("{")
+    with pytest.raises(InputError, match="not readable as a cohort's recipe"):
+        make_cohort(tmp_path, 1, difficulty="easy")
