@@ -207,6 +207,26 @@ def info(model: Annotated[Path, typer.Argument(help="Model file.")], json: Json 
             typer.echo(f"{name}: {value}")
 
 
+@app.command()
+def bench(
+    part: Annotated[str, typer.Argument(help="What to measure: metric.")] = "metric",
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of training steps for each preset and precision.")] = 20,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Measure speed and memory on this machine, against a stated baseline."""
+    if part != "metric":
+        raise InputError(f"bench must be metric; got {part!r}")
+    from metricunet.workflows.bench import bench_metric, format_bench
+
+    with progress_bars() as bar:
+        result = bench_metric(pairs=pairs, device=device, progress=bar("measuring"))
+    if json:
+        _print_json(result.to_json())
+    else:
+        typer.echo(format_bench(result))
+
+
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Yield a function that opens a named progress bar on standard error; silent without a terminal."""

@@ -2,50 +2,108 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning.losses import ContrastiveLoss, TripletMarginLoss
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_metric_learning.losses import ContrastiveLoss, SupConLoss, TripletMarginLoss
+from torch import Tensor
 
-from metricunet.metric.losses import contrastive_loss, distances, mean_of_positive, triplet_margin_loss
+from metricunet.metric.losses import (
+    all_distances,
+    contrastive_loss,
+    distances,
+    mean_of_positive,
+    supervised_contrastive_loss,
+    triplet_margin_loss,
+)
+
+voxels_and_classes = given(
+    st.integers(0, 10_000), st.integers(2, 40), st.integers(1, 5), st.integers(2, 16), st.floats(0.01, 1.5)
+)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_triplet_loss_equals_pytorch_metric_learning(seed: int) -> None:
-    torch.manual_seed(seed)
-    margin = 0.05 + 0.1 * seed
-    raw = torch.randn(30, 8, dtype=torch.float64, requires_grad=True)
-    embeddings = F.normalize(raw, dim=-1)  # theirs does so itself
-    classes = torch.randint(3, (30,))
-    a, p, n = torch.randint(30, (3, 200))
-    kept = (classes[a] == classes[p]) & (classes[a] != classes[n]) & (a != p)
-    ours = triplet_margin_loss(
-        distances(embeddings[a], embeddings[p]), distances(embeddings[a], embeddings[n]), kept, margin
-    )
-    theirs = TripletMarginLoss(margin=margin)(raw, classes, (a[kept], p[kept], n[kept]))
+def assert_equal_to(theirs: Tensor, ours: Tensor, raw: Tensor) -> None:
+    """Hold value and gradient to 1e-6."""
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     (one,) = torch.autograd.grad(ours, raw)
-    (two,) = torch.autograd.grad(theirs, raw)
-    torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
+    two = torch.autograd.grad(theirs, raw, allow_unused=True)[0]
+    torch.testing.assert_close(one, torch.zeros_like(raw) if two is None else two, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_contrastive_loss_equals_pytorch_metric_learning(seed: int) -> None:
+def drawn(seed: int, voxels: int, classes: int, dimensions: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Raw features, the embeddings of unit length that their library makes of them itself, and classes."""
     torch.manual_seed(seed)
-    low, high = 0.1 * seed, 0.7 + 0.15 * seed
-    raw = torch.randn(30, 8, dtype=torch.float64, requires_grad=True)
-    embeddings = F.normalize(raw, dim=-1)  # theirs does so itself
-    classes = torch.randint(3, (30,))
-    a, b = torch.randint(30, (2, 200))
-    same, kept = classes[a] == classes[b], a != b
+    raw = torch.randn(voxels, dimensions, dtype=torch.float64, requires_grad=True)
+    return raw, F.normalize(raw, dim=-1), torch.randint(classes, (voxels,))
+
+
+@settings(max_examples=30, deadline=None)
+@voxels_and_classes
+@pytest.mark.parametrize("form", ["hinge", "soft"])
+def test_triplet_loss_equals_pytorch_metric_learning(
+    form: str, seed: int, voxels: int, classes: int, dimensions: int, margin: float
+) -> None:
+    raw, embeddings, labels = drawn(seed, voxels, classes, dimensions)
+    a, p, n = torch.randint(voxels, (3, 200))
+    kept = (labels[a] == labels[p]) & (labels[a] != labels[n]) & (a != p)
+    near, far = distances(embeddings[a], embeddings[p]), distances(embeddings[a], embeddings[n])
+    ours = triplet_margin_loss(near, far, kept, margin, form)  # type: ignore[arg-type]
+    theirs = TripletMarginLoss(margin=margin, smooth_loss=form == "soft")
+    assert_equal_to(theirs(raw, labels, (a[kept], p[kept], n[kept])), ours, raw)
+
+
+@settings(max_examples=30, deadline=None)
+@voxels_and_classes
+def test_contrastive_loss_equals_pytorch_metric_learning(
+    seed: int, voxels: int, classes: int, dimensions: int, margin: float
+) -> None:
+    raw, embeddings, labels = drawn(seed, voxels, classes, dimensions)
+    low, high = 0.5 * margin, margin + 0.2
+    a, b = torch.randint(voxels, (2, 200))
+    same, kept = labels[a] == labels[b], a != b
     ours = contrastive_loss(distances(embeddings[a], embeddings[b]), same, kept, low, high)
     positive, negative = kept & same, kept & ~same
     tuples = (a[positive], b[positive], a[negative], b[negative])
-    theirs = ContrastiveLoss(pos_margin=low, neg_margin=high)(raw, classes, tuples)
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
-    (one,) = torch.autograd.grad(ours, raw)
-    (two,) = torch.autograd.grad(theirs, raw)
-    torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
+    assert_equal_to(ContrastiveLoss(pos_margin=low, neg_margin=high)(raw, labels, tuples), ours, raw)
+
+
+@settings(max_examples=30, deadline=None)
+@voxels_and_classes
+def test_all_pairs_equal_pytorch_metric_learning(
+    seed: int, voxels: int, classes: int, dimensions: int, margin: float
+) -> None:
+    raw, embeddings, labels = drawn(seed, voxels, classes, dimensions)
+    low, high = 0.5 * margin, margin + 0.2
+    same = labels[:, None] == labels
+    others = ~torch.eye(voxels, dtype=torch.bool)
+    ours = contrastive_loss(all_distances(embeddings[None])[0], same, others, low, high)
+    assert_equal_to(ContrastiveLoss(pos_margin=low, neg_margin=high)(raw, labels), ours, raw)
+
+
+@settings(max_examples=40, deadline=None)
+@voxels_and_classes
+def test_supervised_contrastive_loss_equals_pytorch_metric_learning(
+    seed: int, voxels: int, classes: int, dimensions: int, temperature: float
+) -> None:
+    raw, embeddings, labels = drawn(seed, voxels, classes, dimensions)
+    temperature = max(temperature, 0.05)
+    # Slots without a voxel must not count, whatever they hold.
+    padded = torch.cat([embeddings, F.normalize(torch.randn(3, dimensions, dtype=torch.float64), dim=-1)])
+    kinds = torch.cat([labels, torch.tensor([0, 1, 0])])
+    valid = torch.arange(voxels + 3) < voxels
+    ours = supervised_contrastive_loss(padded[None], kinds[None], valid[None], max(2, classes), temperature)
+    assert_equal_to(SupConLoss(temperature=temperature)(raw, labels), ours, raw)
+
+
+def test_supervised_contrastive_loss_by_hand() -> None:
+    """Two voxels at one pole, one of another class at the other: e^1 against e^1 + e^-1."""
+    e = torch.tensor([[[1.0, 0], [1, 0], [-1, 0]]])
+    loss = supervised_contrastive_loss(e, torch.tensor([[0, 0, 1]]), torch.ones(1, 3, dtype=torch.bool), 2, 1.0)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-2)))
 
 
 def test_known_values() -> None:
@@ -80,6 +138,26 @@ def test_equal_embeddings_have_a_finite_gradient() -> None:
     assert torch.isfinite(a.grad).all()
 
 
+def test_losses_pass_gradcheck_with_two_identical_embeddings() -> None:
+    torch.manual_seed(0)
+    e = F.normalize(torch.randn(6, 4, dtype=torch.float64), dim=-1)
+    e[1], e[4] = e[0], e[0]
+    classes, valid = torch.tensor([0, 0, 0, 1, 1, 1]), torch.ones(6, dtype=torch.bool)
+    same, others = classes[:, None] == classes, ~torch.eye(6, dtype=torch.bool)
+    near, far = torch.tensor([1, 0, 0, 4, 3, 3]), torch.tensor([4, 3, 5, 0, 0, 1])
+
+    def every_loss(raw: Tensor) -> Tensor:
+        x = F.normalize(raw, dim=-1)
+        a, b, d = distances(x, x[near]), distances(x, x[far]), all_distances(x[None])[0]
+        hinge, soft = (triplet_margin_loss(a, b, valid, 0.2, form) for form in ("hinge", "soft"))  # type: ignore[arg-type]
+        pair = contrastive_loss(d, same, others, 0.2, 1.0)
+        return torch.stack(
+            [hinge, soft, pair, supervised_contrastive_loss(x[None], classes[None], valid[None], 2, 0.1)]
+        )
+
+    assert torch.autograd.gradcheck(every_loss, (e.requires_grad_(),))
+
+
 def test_distances_pass_gradcheck() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(2, 4, 3, dtype=torch.float64).requires_grad_().unbind(0)
@@ -93,3 +171,14 @@ def test_invalid_terms_do_not_leak_even_if_not_finite() -> None:
     assert loss.item() == 1
     assert terms.grad is not None
     assert terms.grad.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("valid", [[False] * 4, [True, True, False, False], [True, False, True, False]])
+def test_supervised_contrastive_loss_bears_what_is_absent(valid: list[bool]) -> None:
+    """No voxel, one class alone, and no positive: zero, with a finite gradient."""
+    e = F.normalize(torch.ones(1, 4, 3), dim=-1).requires_grad_()
+    loss = supervised_contrastive_loss(e, torch.tensor([[0, 0, 1, 1]]), torch.tensor([valid]), 2, 0.05)
+    assert loss.item() == 0
+    loss.backward()
+    assert e.grad is not None
+    assert (e.grad == 0).all()

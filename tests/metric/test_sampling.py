@@ -8,7 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metricunet.metric.sampling import HardEasySampler, boundary_band, misclassified
+from metricunet.metric.hardness import boundary_band, certainty, misclassified
+from metricunet.metric.sampling import (
+    SAMPLERS,
+    BoundarySampler,
+    ClassBalancedSampler,
+    HardEasySampler,
+    MisclassifiedSampler,
+    Sampler,
+    UncertainSampler,
+    UniformSampler,
+    build_sampler,
+    draw,
+    sampler_settings,
+)
 
 IGNORE = 255
 
@@ -210,3 +223,144 @@ def test_impossible_settings_are_refused(arguments: dict[str, float]) -> None:
 def test_spacing_must_fit_the_axes() -> None:
     with pytest.raises(ValueError, match="2 positive numbers"):
         boundary_band(square(), 1, (1.0, 1.0, 1.0), 2)
+
+
+def every_sampler(voxels: int = 60, classes: int = 2) -> list[Sampler]:
+    return [build_sampler(name, voxels=voxels, classes=classes) for name in SAMPLERS]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("shape", [(2, 12, 10), (2, 5, 6, 4)])
+def test_every_sampler_keeps_the_interface(name: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(3, shape, dtype=torch.uint8)
+    labels[:, :2] = IGNORE
+    logits = torch.randn(2, 3, *shape[1:], dtype=torch.bfloat16)
+    sample = build_sampler(name, voxels=60, classes=3)(labels, logits, (2.0, 1.0, 1.0)[: len(shape) - 1], IGNORE)
+    assert all(t.shape == (2, 60) for t in (sample.index, sample.classes, sample.valid, sample.hard))
+    assert torch.equal(sample.classes, labels.flatten(1).gather(1, sample.index).long())
+    assert (sample.classes[sample.valid] != IGNORE).all()
+    assert not (sample.hard & ~sample.valid).any()
+    for row, valid in zip(sample.index, sample.valid, strict=True):
+        drawn = row[valid].tolist()
+        assert drawn
+        assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_bears_images_of_one_class_or_none(name: str) -> None:
+    sampler = build_sampler(name, voxels=60, classes=2)
+    for value, there in ((0, 1), (1, 1), (IGNORE, 0)):
+        labels = torch.full((1, 4, 4), value, dtype=torch.uint8)
+        sample = sampler(labels, torch.randn(1, 2, 4, 4), None, IGNORE)
+        assert bool(sample.valid.any()) == bool(there)
+        assert (sample.classes[sample.valid] == value).all()
+
+
+def test_uniform_draws_each_voxel_with_the_same_chance() -> None:
+    torch.manual_seed(0)
+    labels = square(8, 4)[:1].expand(4000, -1, -1)
+    sample = UniformSampler(voxels=5)(labels, None, None)
+    counts = torch.bincount(sample.index.flatten(), minlength=64)
+    assert counts.sum() == 20_000
+    assert (counts - 20_000 / 64).abs().max() < 5 * (20_000 / 64) ** 0.5
+
+
+def test_balanced_draws_each_class_as_often_and_its_voxels_alike() -> None:
+    torch.manual_seed(0)
+    labels = square(8, 4)[:1].expand(4000, -1, -1)
+    sample = ClassBalancedSampler(voxels=10)(labels, None, None)
+    assert (sample.classes.sum(dim=1) == 5).all()
+    for c, members in ((0, 48), (1, 16)):
+        counts = torch.bincount(sample.index[sample.classes == c], minlength=64)
+        counts = counts[labels[0].flatten() == c]
+        assert (counts - 20_000 / members).abs().max() < 5 * (20_000 / members) ** 0.5
+
+
+def test_boundary_draws_the_band_of_a_drawn_picture() -> None:
+    """At 1 x 3 mm a band of 2 mm reaches rows only; a class has 5 voxels a row."""
+    labels = picture(".....", ".....", "#####", "#####", "#####", "#####")
+    near = BoundarySampler(voxels=20, band_mm=1.0)(labels, None, (1.0, 3.0))
+    assert sorted(near.index[0, :10][near.hard[0, :10]].tolist()) == [5, 6, 7, 8, 9]
+    assert sorted(near.index[0, 10:][near.hard[0, 10:]].tolist()) == [10, 11, 12, 13, 14]
+    # Ten slots for five voxels of the band: the rest of the class tops them up.
+    assert near.valid.all()
+    all_of_it = BoundarySampler(voxels=20, band_mm=2.0)(labels, None, (1.0, 3.0))
+    assert all_of_it.hard.all()
+
+
+def test_boundary_draws_in_millimetres_at_thick_slices() -> None:
+    """1 x 1 x 3 mm: of a half-space along the thick axis 2.9 mm reach nothing, 3 mm one layer on each side."""
+    labels = torch.zeros(1, 5, 5, 4, dtype=torch.uint8)
+    labels[..., 2:] = 1
+    assert not BoundarySampler(voxels=20, band_mm=2.9)(labels, None, (1.0, 1.0, 3.0)).hard.any()
+    sample = BoundarySampler(voxels=20, band_mm=3.0)(labels, None, (1.0, 1.0, 3.0))
+    assert sample.hard.all()
+    assert set((sample.index % 4).flatten().tolist()) == {1, 2}
+
+
+def test_misclassified_draws_the_wrong_voxels_of_a_drawn_picture() -> None:
+    labels = picture("....", ".##.", ".##.", "....")
+    called = picture("....", "##..", ".##.", "...#")
+    logits = torch.nn.functional.one_hot(called.long(), 2).permute(0, 3, 1, 2).float()
+    sample = MisclassifiedSampler(voxels=4)(labels, logits, None)
+    # Of the background (1, 0) and (3, 3) are wrong, of the square (1, 2); one right voxel tops the square up.
+    assert sorted(sample.index[0, :2].tolist()) == [4, 15]
+    assert 6 in sample.index[0, 2:].tolist()
+    assert sample.hard.tolist() == [[True, True, True, False]]
+
+
+def test_uncertain_draws_the_smallest_margins_of_a_drawn_picture() -> None:
+    labels = picture("....####")
+    margin = torch.tensor([[[[5.0, -0.1, 3, 0.2, 4, 0.3, -6, 0.05]]]])
+    logits = torch.cat([margin, torch.zeros_like(margin)], dim=1)
+    sample = UncertainSampler(voxels=4)(labels, logits, None)
+    assert sample.index.tolist() == [[1, 3, 7, 5]]
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_certainty_is_the_gap_of_the_two_best_probabilities(classes: int) -> None:
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(2, classes, 5, 6)
+    best = logits.softmax(dim=1).sort(dim=1, descending=True).values
+    found = certainty(torch.zeros(2, 5, 6), logits)
+    torch.testing.assert_close(found, best[:, 0] - best[:, 1], atol=1e-6, rtol=0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 12))
+def test_draw_takes_distinct_members_and_as_many_as_asked(seed: int, places: int, slots: int) -> None:
+    torch.manual_seed(seed)
+    member = torch.rand(3, places) < torch.rand(3, 1)
+    order = member.cumsum(1, dtype=torch.int32)
+    take = order[:, -1:].clamp(max=slots)
+    index = draw(order, take, slots)
+    assert index.shape == (3, slots)
+    for row, n, kept in zip(index, take[:, 0].tolist(), member, strict=True):
+        drawn = row[:n].tolist()
+        assert len(set(drawn)) == n
+        assert kept[drawn].all()
+
+
+def test_samplers_that_look_at_logits_ask_for_them() -> None:
+    for name in ("misclassified", "uncertain"):
+        with pytest.raises(ValueError, match=f"{name} needs logits"):
+            build_sampler(name)(square(), None, None, -100)
+
+
+def test_the_registry_names_what_is_wrong() -> None:
+    assert sampler_settings("boundary") == ("voxels", "classes", "band_mm")
+    with pytest.raises(ValueError, match=r"one of mixture, uniform, .*; got 'best'"):
+        build_sampler("best")
+    with pytest.raises(ValueError, match="uniform takes voxels, classes; got band_mm"):
+        build_sampler("uniform", band_mm=3)
+
+
+def test_the_same_seed_gives_the_same_sample_in_every_sampler() -> None:
+    logits = torch.randn(2, 2, 32, 32)
+    for sampler in every_sampler():
+        drawn = []
+        for _ in range(2):
+            torch.manual_seed(3)
+            drawn.append(sampler(square(), logits, (1.0, 3.0), -100).index)
+        assert torch.equal(*drawn)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from metricunet.metric import HardEasySampler, VoxelMetricLoss
+from metricunet.metric import SAMPLERS, HardEasySampler, VoxelMetricLoss, build_sampler
 
 
 def blob(batch: int = 2, side: int = 16) -> Tensor:
@@ -137,3 +139,174 @@ def test_wrong_heads_are_refused() -> None:
         VoxelMetricLoss(head=32)
     with pytest.raises(ValueError, match="2 feature maps for 1 heads"):
         VoxelMetricLoss(head=4, channels=[3])([torch.zeros(1, 3, 8, 8)] * 2, blob(1, 8))
+
+
+OBJECTIVES = [
+    {},
+    {"triplets": "random", "triplet_form": "soft"},
+    {"triplets": "hardest", "pairs": "hard"},
+    {"triplets": "distance_weighted", "across": True},
+    {"pairs": "all"},
+    {"triplet_weight": 0.0, "pair_weight": 0.0, "supcon_weight": 1.0},
+]
+
+
+@pytest.mark.parametrize("settings", OBJECTIVES)
+@pytest.mark.parametrize("case", ["random", "identical", "absent"])
+def test_every_objective_passes_gradcheck(settings: dict[str, Any], case: str) -> None:
+    """Also with identical embeddings, and with a class that one image does not hold."""
+    if case == "identical" and settings.get("triplets") == "hardest":
+        pytest.skip("which of identical voxels is the hardest changes under the differences themselves")
+    torch.manual_seed(0)
+    metric = VoxelMetricLoss(HardEasySampler(voxels=12), head=4, channels=[3], **settings).double()
+    labels = blob(2, 12)
+    features = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    if case == "identical":
+        features[:, :, 4:, :7] = features[:, :, :1, :1]
+    if case == "absent":
+        labels[1] = 0
+
+    def loss(values: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        return metric(values, labels).loss
+
+    assert torch.autograd.gradcheck(loss, (features.requires_grad_(),), fast_mode=True)
+
+
+@pytest.mark.parametrize("settings", OBJECTIVES)
+@pytest.mark.parametrize("labels", [torch.zeros(2, 8, 8), torch.ones(2, 8, 8), torch.full((2, 8, 8), 255)])
+def test_every_objective_bears_one_class_or_none(settings: dict[str, Any], labels: Tensor) -> None:
+    metric = VoxelMetricLoss(ignore_index=255, **settings)
+    for value in (torch.randn(2, 6, 8, 8), torch.ones(2, 6, 8, 8), torch.zeros(2, 6, 8, 8)):
+        features = value.requires_grad_()
+        out = metric(features, labels.to(torch.uint8))
+        assert torch.isfinite(out.loss)
+        out.loss.backward()
+        assert features.grad is not None
+        assert torch.isfinite(features.grad).all()
+
+
+@pytest.mark.parametrize("settings", OBJECTIVES)
+def test_every_objective_learns(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    labels = blob(2)
+    images = labels[:, None].float() + 0.3 * torch.randn(2, 1, 16, 16)
+    net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3, padding=1))
+    metric = VoxelMetricLoss(HardEasySampler(voxels=64), **settings)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    gaps = []
+    for _ in range(60):
+        features = net(images)
+        out = metric(features, labels)
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        e = torch.nn.functional.normalize(features.detach(), dim=1)
+        inside, outside = (e.permute(0, 2, 3, 1)[labels == c].mean(dim=0) for c in (1, 0))
+        gaps.append((inside - outside).norm().item())
+    assert gaps[-1] > gaps[0] + 0.3
+
+
+def test_tuples_across_the_batch_reach_images_that_lack_a_class() -> None:
+    torch.manual_seed(0)
+    labels = blob(2)
+    labels[0] = 0
+    labels[1] = 1
+    features = torch.randn(2, 6, 16, 16)
+    assert VoxelMetricLoss()(features, labels).triplet.item() == 0
+    assert VoxelMetricLoss(across=True)(features, labels).triplet.item() > 0
+
+
+def test_losses_that_are_left_out_are_zero() -> None:
+    out = VoxelMetricLoss(triplet_weight=0.0, pair_weight=0.0, supcon_weight=2.0)(
+        torch.randn(1, 8, 16, 16), blob(1)
+    )
+    assert (out.triplet.item(), out.pair.item()) == (0, 0)
+    assert out.loss.item() == pytest.approx(2 * out.supcon.item())
+    assert out.supcon.item() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"triplets": "easy"},
+            "triplets must be one of semi_hard, random, hardest, distance_weighted; got 'easy'",
+        ),
+        ({"triplet_form": "flat"}, "triplet_form must be one of hinge, soft"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        VoxelMetricLoss(**settings)
+
+
+def test_distances_keep_their_precision_under_autocast() -> None:
+    features, metric = torch.randn(2, 8, 16, 16), VoxelMetricLoss(supcon_weight=1.0, pairs="all")
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            losses.append(metric(features, blob()).loss)
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("settings", OBJECTIVES)
+def test_the_whole_loss_is_one_graph(settings: dict[str, Any]) -> None:
+    """Nothing in it asks the device for a value, or the compiler could not trace it in one piece."""
+    torch.manual_seed(0)
+    metric = VoxelMetricLoss(head=4, channels=[6], ignore_index=255, **settings)
+    compiled = torch.compile(metric, backend="eager", fullgraph=True)
+    features, logits = torch.randn(2, 6, 16, 16, requires_grad=True), torch.randn(2, 2, 16, 16)
+    losses = []
+    for run in (metric, compiled):
+        torch.manual_seed(2)
+        losses.append(run(features, blob(), logits, (1.0, 3.0)).loss)
+    torch.testing.assert_close(losses[1], losses[0])
+    losses[1].backward()
+    assert features.grad is not None
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_is_one_graph(name: str) -> None:
+    sampler = build_sampler(name, voxels=32, classes=2)
+
+    def index(labels: Tensor, logits: Tensor) -> Tensor:
+        return sampler(labels, logits, (1.0, 3.0), 255).index
+
+    torch.manual_seed(0)
+    expected = index(blob(), torch.ones(2, 2, 16, 16))
+    torch.manual_seed(0)
+    found = torch.compile(index, backend="eager", fullgraph=True)(blob(), torch.ones(2, 2, 16, 16))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here, so no CUDA graph to capture")
+@pytest.mark.parametrize("settings", OBJECTIVES)
+def test_one_cuda_graph_captures_the_whole_loss(settings: dict[str, Any]) -> None:
+    """Forward and backward; a synchronisation or a shape that depends on values would end the capture."""
+    device = torch.device("cuda")
+    metric = VoxelMetricLoss(head=4, channels=[6], **settings).to(device)
+    features = torch.randn(2, 6, 16, 16, device=device, requires_grad=True)
+    labels, logits = blob().to(device), torch.randn(2, 2, 16, 16, device=device)
+
+    def step() -> Tensor:
+        loss: Tensor = metric(features, labels, logits, (1.0, 1.0)).loss
+        torch.autograd.backward(loss, inputs=[features])
+        return loss
+
+    warm = torch.cuda.Stream()
+    with torch.cuda.stream(warm):
+        step()
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    features.grad = None
+    with torch.cuda.graph(graph):
+        loss = step()
+    values = []
+    for _ in range(3):
+        graph.replay()
+        values.append(loss.item())
+    assert all(value > 0 for value in values)
+    assert len(set(values)) == 3  # each replay draws other voxels

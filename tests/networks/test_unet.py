@@ -30,7 +30,7 @@ def test_shapes_and_parameters(dims: int, norm: str) -> None:
     network = UNet(3, 4, 6, levels=3, spatial_dims=dims, norm=norm)  # type: ignore[arg-type]
     assert parameters(network) == expected_parameters(3, 4, 6, 3, dims)
     side = (8, 12, 16)[:dims]
-    logits, maps = network.forward_with_maps(torch.randn(2, 3, *side))
+    logits, maps, _ = network.forward_with_maps(torch.randn(2, 3, *side))
     assert logits.shape == (2, 4, *side)
     assert [m.shape for m in maps] == [(2, 6, *side), (2, 12, *(n // 2 for n in side))]
     assert network.decoder_channels == (6, 12)

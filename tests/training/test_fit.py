@@ -181,3 +181,13 @@ def test_jitter_is_the_localisers_error_but_not_less_than_asked() -> None:
     errors = np.array([[6.0, 1.0, 0.0], [-8.0, 1.0, 0.0]])
     assert jitter_mm(errors, 3.0) == pytest.approx((50**0.5, 3.0, 3.0))
     assert jitter_mm(np.zeros((0, 3)), 2.0) == (2.0, 2.0, 2.0)
+
+
+def test_the_offline_baseline_trains(tiny_cohort: Path, tmp_path: Path) -> None:
+    settings = ("metric.mode=offline", "metric.patch_voxels=16", "metric.patch_tuples=100")
+    short = ("locate.epochs=1", "locate.updates_per_epoch=2", "segment.epochs=1", "segment.updates_per_epoch=3")
+    model = train(tiny_cohort, tmp_path / "run", config=config(*settings, *short), device="cpu")
+    with (model.parent / "log.csv").open(newline="") as handle:
+        row = list(csv.DictReader(handle))[-1]
+    assert float(row["triplet"]) > 0
+    assert not any("metric" in k for k in read_model(model)[1])

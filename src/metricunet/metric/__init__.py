@@ -7,7 +7,22 @@ out = metric(features, labels, logits=logits, spacing_mm=(1.0, 1.0))
 loss = segmentation_loss + 0.1 * out.loss
 """
 
-from metricunet.metric.sampling import HardEasySampler, Sample, Sampler
+from metricunet.metric.control import VoxelClassLoss
+from metricunet.metric.offline import PatchMetricLoss, PatchTuples, draw_patch_tuples, read_patches
+from metricunet.metric.sampling import SAMPLERS, HardEasySampler, Sample, Sampler, build_sampler
 from metricunet.metric.voxel_metric import VoxelMetricLoss, VoxelMetricOutput
 
-__all__ = ["HardEasySampler", "Sample", "Sampler", "VoxelMetricLoss", "VoxelMetricOutput"]
+__all__ = [
+    "SAMPLERS",
+    "HardEasySampler",
+    "PatchMetricLoss",
+    "PatchTuples",
+    "Sample",
+    "Sampler",
+    "VoxelClassLoss",
+    "VoxelMetricLoss",
+    "VoxelMetricOutput",
+    "build_sampler",
+    "draw_patch_tuples",
+    "read_patches",
+]

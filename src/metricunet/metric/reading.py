@@ -40,15 +40,18 @@ def read_features(features: Tensor, index: Tensor, label_shape: Sequence[int]) -
         low = position.floor()
         lows.insert(0, low.long())
         fractions.insert(0, position - low)
-    result = torch.zeros((*index.shape, features.shape[1]), dtype=features.dtype, device=features.device)
+    places, weights = [], []
     for corner in product((0, 1), repeat=len(coarse)):
         weight = torch.ones_like(fractions[0])
         place = torch.zeros_like(index)
         for axis, step in enumerate(corner):
             weight = weight * (fractions[axis] if step else 1 - fractions[axis])
             place = place * coarse[axis] + (lows[axis] + step).clamp(max=coarse[axis] - 1)
-        result = result + _gather(flat, place) * weight.to(features.dtype)[..., None]
-    return result
+        places.append(place)
+        weights.append(weight)
+    # One gather for all corners, for the gradient of each would be as large as the whole map.
+    corners = _gather(flat, torch.cat(places, dim=1)) * torch.cat(weights, dim=1).to(features.dtype)[..., None]
+    return corners.reshape(len(index), len(places), index.shape[1], -1).sum(dim=1)
 
 
 def _gather(flat: Tensor, index: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Tuples of sampled voxels: triplets (anchor, positive, negative) and pairs. Mined without gradient.
 
-Embeddings are [batch, voxels, dimensions]; tuples stay within one image. Memory and time are quadratic in the
-voxels of an image, never cubic.
+Embeddings are [batch, voxels, dimensions], of unit length; tuples stay within one row of the batch. Memory and
+time are at most quadratic in the voxels of a row, never cubic. `mixed_rows` deals the voxels of a batch out anew,
+so that tuples reach across images at the price of tuples within them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+#: Added to squared distances of voxels that are no candidates. On the unit sphere those are at most 4, their
+#: differences too, so `BETWEEN` tells the two kinds apart.
+FAR, BETWEEN = 16.0, 8.0
+#: Squared distances that differ by less are equal: float32 tells no more of vectors of unit length.
+RESOLUTION = 1e-6
 
 
 class Triplets(NamedTuple):
@@ -27,13 +34,6 @@ class Pairs(NamedTuple):
     positive_valid: Tensor
     negative: Tensor
     negative_valid: Tensor
-
-
-@torch.no_grad()
-def squared_distances(embeddings: Tensor) -> Tensor:
-    """Squared Euclidean distances [batch, voxels, voxels] of embeddings of unit length."""
-    e = embeddings.detach().float()
-    return (2 - 2 * torch.bmm(e, e.transpose(1, 2))).clamp_(min=0)
 
 
 @torch.no_grad()
@@ -77,34 +77,147 @@ def _draw(chance: Tensor, below: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def semi_hard_triplets(squared: Tensor, pairs: Pairs, other: Tensor) -> Triplets:
+def hard_pairs(embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: int) -> Pairs:
+    """For each voxel the farthest one of its own class and the nearest one of another class.
+
+    Args:
+        embeddings: [batch, voxels, dimensions], of unit length.
+        classes: [batch, voxels], integers from 0 to n_classes - 1 where valid.
+        valid: [batch, voxels], bool.
+        n_classes: how many classes there are.
+    """
+    raised = _squared(embeddings, classes, valid, n_classes, same=FAR, invalid=-FAR)
+    raised.diagonal(dim1=1, dim2=2).fill_(0)
+    farthest = raised.max(dim=2)
+    nearest = _squared(embeddings, classes, valid, n_classes, same=FAR, invalid=FAR).min(dim=2)
+    return Pairs(
+        farthest.indices,
+        (farthest.values > BETWEEN) & valid,
+        nearest.indices,
+        (nearest.values < BETWEEN) & valid,
+    )
+
+
+@torch.no_grad()
+def random_triplets(embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: int, drawn: Pairs) -> Triplets:
+    """For each anchor one random positive and one random negative: no mining, O(N log N)."""
+    return Triplets(drawn.positive, drawn.negative, drawn.positive_valid & drawn.negative_valid)
+
+
+@torch.no_grad()
+def semi_hard_triplets(
+    embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: int, drawn: Pairs
+) -> Triplets:
     """For each anchor its random positive, and the nearest negative that is farther away than it.
 
     Schroff, Kalenichenko, Philbin: FaceNet (CVPR 2015), section 3.2, with one random positive for each anchor.
     Anchors for which no negative is farther than the positive have no triplet.
 
     Args:
-        squared: [batch, voxels, voxels], squared distances.
-        pairs: from `random_pairs`.
-        other: [batch, voxels, voxels], from `other_class`.
+        embeddings: [batch, voxels, dimensions], of unit length.
+        classes: [batch, voxels], integers from 0 to n_classes - 1 where valid.
+        valid: [batch, voxels], bool.
+        n_classes: how many classes there are.
+        drawn: from `random_pairs`.
     """
-    positive = pairs.positive
-    bound = squared.gather(2, positive[..., None])
-    nearest = torch.where(other & (squared > bound), squared, torch.inf).min(dim=2)
-    return Triplets(positive, nearest.indices, pairs.positive_valid & torch.isfinite(nearest.values))
+    e = _plain(embeddings)
+    bound = (e - _pick(e, drawn.positive)).square().sum(dim=-1, keepdim=True) + RESOLUTION
+    gap = _squared(e, classes, valid, n_classes, same=FAR, invalid=FAR, less=bound)
+    # The largest reciprocal is that of the smallest gap above zero: one pass instead of a mask and two.
+    best = gap.reciprocal_().max(dim=2)
+    return Triplets(drawn.positive, best.indices, drawn.positive_valid & (best.values > 1 / BETWEEN))
 
 
 @torch.no_grad()
-def hard_pairs(squared: Tensor, valid: Tensor, other: Tensor) -> Pairs:
-    """For each voxel the farthest one of its own class and the nearest one of another class."""
-    same = valid[:, :, None] & valid[:, None, :] & ~other
-    same.diagonal(dim1=1, dim2=2).fill_(False)
-    farthest = torch.where(same, squared, -1.0).max(dim=2)
-    nearest = torch.where(other, squared, torch.inf).min(dim=2)
-    return Pairs(farthest.indices, farthest.values >= 0, nearest.indices, torch.isfinite(nearest.values))
+def hardest_triplets(embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: int, drawn: Pairs) -> Triplets:
+    """For each anchor the farthest positive and the nearest negative.
+
+    Hermans, Beyer, Leibe: In defense of the triplet loss (arXiv 1703.07737), "batch hard". Arguments as
+    `semi_hard_triplets`; `drawn` is not used.
+    """
+    pairs = hard_pairs(embeddings, classes, valid, n_classes)
+    return Triplets(pairs.positive, pairs.negative, pairs.positive_valid & pairs.negative_valid)
+
+
+#: Distance-weighted sampling treats negatives nearer than the first as if they lay there, and leaves out those
+#: beyond the second, whose triplets would hardly ever violate a margin.
+NEAREST_WEIGHTED, FARTHEST_WEIGHTED = 0.5, 1.4
 
 
 @torch.no_grad()
-def other_class(classes: Tensor, valid: Tensor) -> Tensor:
-    """Tell which two voxels [batch, voxels, voxels] both exist and are of two classes."""
-    return (classes[:, :, None] != classes[:, None, :]) & valid[:, :, None] & valid[:, None, :]
+def distance_weighted_triplets(
+    embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: int, drawn: Pairs
+) -> Triplets:
+    """For each anchor a random positive, and a negative drawn so that all distances are equally likely.
+
+    Wu, Manmatha, Smola, Kraehenbuehl: Sampling matters (ICCV 2017), section 4.2: a negative at distance d has the
+    weight 1 / q(d), where q(d) ~ d^(n-2) (1 - d^2/4)^((n-3)/2) is how distances of random points on the unit
+    sphere in n dimensions are spread. Anchors with no negative within `FARTHEST_WEIGHTED` have no triplet.
+    Arguments as `semi_hard_triplets`.
+    """
+    dimensions = embeddings.shape[2]
+    squared = _squared(embeddings, classes, valid, n_classes, same=FAR, invalid=FAR)
+    candidate = squared <= FARTHEST_WEIGHTED**2
+    log_weight = negative_log_density(squared.clamp_(NEAREST_WEIGHTED**2, FARTHEST_WEIGHTED**2), dimensions)
+    # Gumbel's trick: the largest of log weights with Gumbel noise is a draw in proportion to the weights.
+    noise = torch.empty_like(log_weight).exponential_().clamp_(min=1e-30).log_()
+    best = log_weight.sub_(noise).masked_fill_(~candidate, -torch.inf).max(dim=2)
+    return Triplets(
+        drawn.positive, best.indices, drawn.positive_valid & drawn.negative_valid & torch.isfinite(best.values)
+    )
+
+
+def negative_log_density(squared: Tensor, dimensions: int) -> Tensor:
+    """Log of 1 / q(d), up to a constant, for squared distances d^2 of random points on the unit sphere."""
+    return (2 - dimensions) / 2 * squared.log() - (dimensions - 3) / 2 * torch.log1p(-squared / 4)
+
+
+def mixed_rows(batch: int, voxels: int, device: torch.device) -> Tensor:
+    """Deal the voxels of a batch out anew: which image each slot of each new row comes from [batch, voxels].
+
+    Each slot's voxels are handed round the batch by a random number of rows, so that every voxel lands in exactly
+    one row and a row holds as many voxels of each class and kind as the samplers' slots do. Tuples mined in such
+    rows reach across images, with the memory and time of tuples within them.
+    """
+    turn = torch.randint(batch, (1, voxels), device=device)
+    return (torch.arange(batch, device=device)[:, None] + turn) % batch
+
+
+def _squared(
+    embeddings: Tensor,
+    classes: Tensor,
+    valid: Tensor,
+    n_classes: int,
+    same: float,
+    invalid: float,
+    less: Tensor | None = None,
+) -> Tensor:
+    """Squared distances [batch, voxels, voxels], with `same` added for two of one class, `invalid` for no voxel.
+
+    All of it is one matrix product, so no mask of that size is ever made. `less` [batch, voxels, 1] is subtracted
+    from each anchor's row.
+    """
+    e = _plain(embeddings)
+    own = (classes[..., None] == torch.arange(n_classes, device=classes.device)).to(e.dtype)
+    one = torch.ones_like(e[..., :1])
+    left = torch.cat([-2 * e, same * own, one, (0 * one if less is None else -less)], dim=-1)
+    right = torch.cat([e, own, 2 + invalid * (~valid)[..., None], one], dim=-1)
+    return torch.bmm(left, right.transpose(1, 2))
+
+
+def _plain(embeddings: Tensor) -> Tensor:
+    e = embeddings.detach()
+    return e if e.dtype == torch.float64 else e.float()
+
+
+def _pick(embeddings: Tensor, index: Tensor) -> Tensor:
+    return embeddings.gather(1, index[..., None].expand(-1, -1, embeddings.shape[2]))
+
+
+#: Ways to form triplets, by the names that a configuration uses.
+TRIPLETS = {
+    "semi_hard": semi_hard_triplets,
+    "random": random_triplets,
+    "hardest": hardest_triplets,
+    "distance_weighted": distance_weighted_triplets,
+}

@@ -29,10 +29,11 @@ BATCH_NORM_MOMENTUM = 0.03
 
 
 class UNetOutput(NamedTuple):
-    """Logits [batch, classes, *space] and the decoder's maps, the last (finest) one first."""
+    """Logits [batch, classes, *space], the decoder's maps (the finest first), and the encoder's coarsest map."""
 
     logits: Tensor
     decoder_maps: list[Tensor]
+    bottleneck: Tensor
 
 
 class UNet(nn.Module):
@@ -76,6 +77,8 @@ class UNet(nn.Module):
         widths = [min(base_channels * 2**k, max_channels) for k in range(levels)]
         self.decoder_channels: tuple[int, ...] = tuple(widths[:-1])
         """Channels of each decoder map, the finest first."""
+        self.bottleneck_channels: int = widths[-1]
+        """Channels of the encoder's coarsest map."""
 
         def block(before: int, after: int) -> nn.Sequential:
             return nn.Sequential(
@@ -100,18 +103,24 @@ class UNet(nn.Module):
         return self.forward_with_maps(images).logits
 
     def forward_with_maps(self, images: Tensor) -> UNetOutput:
-        """Return the logits and the decoder's maps."""
+        """Return the logits, the decoder's maps and the bottleneck."""
+        skips = self.encode(images)
+        x = skips[-1]
+        maps: list[Tensor] = []
+        for up, block, skip in zip(self.up, self.decoder, reversed(skips[:-1]), strict=True):
+            x = block(torch.cat([up(x), skip], dim=1))
+            maps.append(x)
+        return UNetOutput(self.classify(x), maps[::-1], skips[-1])
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Return the encoder's maps, the finest first; the last is the bottleneck."""
         self._check(images.shape)
         skips: list[Tensor] = []
         x = images
         for level, block in enumerate(self.encoder):
             x = block(x if level == 0 else self.pool(x))
             skips.append(x)
-        maps: list[Tensor] = []
-        for up, block, skip in zip(self.up, self.decoder, reversed(skips[:-1]), strict=True):
-            x = block(torch.cat([up(x), skip], dim=1))
-            maps.append(x)
-        return UNetOutput(self.classify(x), maps[::-1])
+        return skips
 
     def _check(self, shape: Sequence[int]) -> None:
         sides = tuple(shape[2:])

@@ -59,21 +59,61 @@ class SegmentConfig(_Section):
 
 
 class MetricConfig(_Section):
-    """The voxel-metric branch of stage 2. Weight 0 trains without it."""
+    """The branch of stage 2 that shapes its features beside the segmentation. It is absent at inference.
 
+    Attributes:
+        mode: `online` samples voxels of the decoder's maps anew in each update (metric learning); `offline` draws
+            tuples of image patches once and embeds them by the pooled bottleneck (the conventional baseline);
+            `control` puts cross-entropy in place of the metric losses, on the voxels and heads of `online`; `none`
+            trains without the branch.
+        weight: of the branch's loss; 0 trains without it.
+        warm_up_updates: updates over which the weight rises from 0.
+        taps: decoder maps that feed the branch, 0 the finest, each with a head of its own (`online`, `control`).
+        embedding: dimensions of the embeddings.
+        sampler: `mixture` (hard and easy voxels), `uniform`, `balanced` (the classes), `boundary`,
+            `misclassified` or `uncertain` (`online`, `control`).
+        voxels: drawn in each image. Time and memory of mining grow with their square.
+        hard_share: of hard voxels in a class (`mixture`, and the patches of `offline`).
+        band_mm: half width of the band around the surface that counts as hard (`mixture`, `boundary`, `offline`).
+        triplets: `semi_hard`, `random`, `hardest` or `distance_weighted` (`online`).
+        triplet_form: `hinge` or `soft`.
+        pairs: `random`, `hard` or `all` (`online`).
+        across: tuples across the batch instead of within an image (`online`).
+        margin: of the triplets.
+        positive_margin: distance up to which a pair of one class is left alone.
+        negative_margin: distance from which on a pair of two classes is left alone.
+        triplet_weight: of the triplet loss; 0 leaves it out.
+        pair_weight: of the contrastive loss; 0 leaves it out.
+        supcon_weight: of the supervised contrastive loss; 0 leaves it out (`online`).
+        temperature: of the supervised contrastive loss.
+        patch_voxels: side of a patch in the slice, a multiple of what the network halves, twice over (`offline`).
+        patch_tuples: drawn before training (`offline`).
+        patch_tuples_per_update: of these, how many an update looks at; three patches each (`offline`).
+    """
+
+    mode: Literal["online", "offline", "control", "none"] = "online"
     weight: Annotated[float, Field(ge=0)] = 0.1
     warm_up_updates: Annotated[int, Field(ge=0)] = 250
-    taps: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    taps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     embedding: Count = 32
+    sampler: Literal["mixture", "uniform", "balanced", "boundary", "misclassified", "uncertain"] = "mixture"
     voxels: Annotated[int, Field(ge=8)] = 512
     hard_share: Share = 0.5
     band_mm: Annotated[float, Field(ge=0)] = 3.0
-    pairs: Literal["random", "hard"] = "random"
+    triplets: Literal["semi_hard", "random", "hardest", "distance_weighted"] = "semi_hard"
+    triplet_form: Literal["hinge", "soft"] = "hinge"
+    pairs: Literal["random", "hard", "all"] = "random"
+    across: bool = False
     margin: Positive = 0.2
     positive_margin: Annotated[float, Field(ge=0)] = 0.2
     negative_margin: Positive = 1.0
     triplet_weight: Annotated[float, Field(ge=0)] = 1.0
     pair_weight: Annotated[float, Field(ge=0)] = 1.0
+    supcon_weight: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Positive = 0.1
+    patch_voxels: Count = 32
+    patch_tuples: Count = 4096
+    patch_tuples_per_update: Count = 16
 
 
 class AugmentConfig(_Section):

@@ -33,6 +33,7 @@ from metricunet.inference.locate import class_probabilities, localise
 from metricunet.networks import UNet
 from metricunet.networks.device import keep_freed_memory, pick_device
 from metricunet.training.batches import LocateBatches, SegmentBatches
+from metricunet.training.branch import PatchBatches
 from metricunet.training.callbacks import EpochLog, ProgressBar
 from metricunet.training.card import locate_network, model_card, segment_network
 from metricunet.training.config import TrainConfig, differences, dump_config, load_config
@@ -235,6 +236,8 @@ def _fit_segment(run: Run, start: dict[str, Tensor] | None, errors_mm: np.ndarra
         jitter_mm(errors_mm, stage.smallest_jitter_mm),
         run.device,
     )
+    if run.config.metric.mode == "offline" and module.metric is not None:
+        module.patches = PatchBatches(module.batches, run.config)
     score = _fit(run, module, "segment", stage.epochs, stage.updates_per_epoch, len(module.validation_cases))
     return network, score
 

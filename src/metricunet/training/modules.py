@@ -13,14 +13,17 @@ from torch import Tensor
 from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
 from metricunet.inference.locate import class_probabilities
 from metricunet.inference.segment import crop_probabilities
-from metricunet.metric import HardEasySampler, VoxelMetricLoss
+from metricunet.metric import PatchMetricLoss, VoxelClassLoss
 from metricunet.networks import UNet
 from metricunet.networks.feeding import autocast, pick_precision
 from metricunet.training.batches import Batch, LocateBatches, SegmentBatches, update_generator
+from metricunet.training.branch import PatchBatches, build_metric
 from metricunet.training.config import TrainConfig
 from metricunet.training.objectives import segmentation_loss
 
 LOCATE_STAGE, SEGMENT_STAGE = 0, 1
+#: The patches of the offline baseline draw from a stream of their own, so that the crops stay those of other arms.
+PATCH_STREAM = 1 << 20
 WARM_UP_UPDATES = 50
 WEIGHT_DECAY = 1e-2
 
@@ -149,12 +152,13 @@ class SegmentModule(StageModule):
         self.validation_cases = [case for case in cases if case.fine is not None]
         self.classes = classes
         self.metric = build_metric(network, config, classes)
+        self.patches: PatchBatches | None = None
 
     def loss(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the scalars for the log."""
         settings = self.config
         with self._autocast():
-            logits, maps = self.network.forward_with_maps(batch.images)
+            logits, maps, _ = self.network.forward_with_maps(batch.images)
         loss = segmentation_loss(
             logits,
             batch.labels,
@@ -164,12 +168,31 @@ class SegmentModule(StageModule):
         )
         if self.metric is None:
             return loss, {}
-        with self._autocast():
-            taps = [maps[tap] for tap in settings.metric.taps]
-            out = self.metric(taps, batch.labels, logits, settings.segment.spacing_mm[1:])
+        branch, facts = self._branch_loss(maps, logits, batch.labels, update)
         rise = min(1.0, update / settings.metric.warm_up_updates) if settings.metric.warm_up_updates else 1.0
-        facts = {"segmentation": loss.detach(), "triplet": out.triplet.detach(), "pair": out.pair.detach()}
-        return loss + settings.metric.weight * rise * out.loss, {**facts, **out.statistics}
+        return loss + settings.metric.weight * rise * branch, {"segmentation": loss.detach(), **facts}
+
+    def _branch_loss(
+        self, maps: Sequence[Tensor], logits: Tensor, labels: Tensor, update: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the branch's unweighted loss and its scalars for the log."""
+        settings = self.config
+        with self._autocast():
+            if isinstance(self.metric, PatchMetricLoss):
+                assert self.patches is not None
+                generator = update_generator(settings.seed, PATCH_STREAM, update, self.device)
+                patches = self.patches.draw(update, generator)
+                out = self.metric(self.network.encode(patches)[-1])
+            else:
+                assert self.metric is not None
+                taps = [maps[tap] for tap in settings.metric.taps]
+                out = self.metric(taps, labels, logits, settings.segment.spacing_mm[1:])
+        if isinstance(self.metric, VoxelClassLoss):
+            return out.loss, {"voxel_entropy": out.loss.detach(), **out.statistics}
+        facts = {"triplet": out.triplet.detach(), "pair": out.pair.detach()}
+        if settings.metric.mode == "online" and settings.metric.supcon_weight:
+            facts["supcon"] = out.supcon.detach()
+        return out.loss, {**facts, **out.statistics}
 
     def validation_step(self, batch: Any, index: int) -> None:
         """Score every structure in the crop around one case's true centre."""
@@ -190,25 +213,6 @@ class SegmentModule(StageModule):
         present = [s for s in scores if s is not None]
         if present:
             self._scores.append(sum(present) / len(present))
-
-
-def build_metric(network: UNet, config: TrainConfig, classes: int) -> VoxelMetricLoss | None:
-    """Build the metric branch that the configuration asks for; None where its weight is 0."""
-    metric = config.metric
-    if metric.weight == 0:
-        return None
-    return VoxelMetricLoss(
-        HardEasySampler(metric.voxels, classes, metric.hard_share, metric.band_mm),
-        head=metric.embedding,
-        channels=[network.decoder_channels[tap] for tap in metric.taps],
-        pairs=metric.pairs,
-        margin=metric.margin,
-        positive_margin=metric.positive_margin,
-        negative_margin=metric.negative_margin,
-        triplet_weight=metric.triplet_weight,
-        pair_weight=metric.pair_weight,
-        ignore_index=IGNORE_CLASS,
-    )
 
 
 def dice(found: Tensor, wanted: Tensor) -> float | None:

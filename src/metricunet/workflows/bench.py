@@ -1,0 +1,161 @@
+"""What the metric branch costs on this machine: time of a training step, memory, and how both grow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from metricunet.errors import InputError
+from metricunet.files.record import machine
+from metricunet.networks.device import keep_freed_memory, pick_device
+from metricunet.training.config import PRESETS
+from metricunet.workflows.metric_cost import (
+    MEMORY_SIDE,
+    MEMORY_TARGET_MIB,
+    MEMORY_VOXELS,
+    SIDES,
+    VOXELS,
+    BranchAlone,
+    Growth,
+    Precision,
+    StepCost,
+    beside,
+    captures_cuda_graph,
+    growth,
+    memory_mib,
+    step_cost,
+)
+
+
+@dataclass(frozen=True)
+class MetricBench:
+    """All that `bench_metric` measured.
+
+    Attributes:
+        machine: processor, cores, versions.
+        device, threads: where it ran.
+        steps: one for each preset and precision.
+        memory_mib: peak beyond the features and their gradient (see `MEMORY_TARGET_MIB`).
+        image: growth with the number of places in the image.
+        voxels: growth with the number of sampled voxels.
+        ours_s, theirs_s: mining, losses and gradient on the same voxels, here and in pytorch-metric-learning;
+            `theirs_s` is empty where that is not installed.
+        cuda_graph: whether one CUDA graph captured the loss; None where there is no CUDA GPU.
+    """
+
+    machine: dict[str, Any]
+    device: str
+    threads: int
+    steps: tuple[StepCost, ...]
+    memory_mib: float
+    image: Growth
+    voxels: Growth
+    ours_s: float
+    theirs_s: dict[str, float]
+    cuda_graph: bool | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain dictionaries and lists."""
+        return asdict(self)
+
+
+def bench_metric(
+    *,
+    pairs: int = 20,
+    presets: Sequence[str] = ("small", "default"),
+    precisions: Sequence[Precision] = ("bf16", "fp32"),
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> MetricBench:
+    """Measure what the metric branch costs.
+
+    Args:
+        pairs: of steps with and without the branch, for each preset and precision.
+        presets: of the training.
+        precisions: to compute in.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        progress: called with (done, all).
+
+    Raises:
+        InputError: a device that is not there, an unknown preset.
+    """
+    try:
+        where = pick_device(device)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    for preset in presets:
+        if preset not in PRESETS:
+            raise InputError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+    keep_freed_memory()
+    total = len(presets) * len(precisions) * pairs + 4
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    steps = [step_cost(preset, p, pairs, where, advance) for preset in presets for p in precisions]
+    memory = memory_mib(where)
+    advance()
+    image = growth(SIDES, lambda side: BranchAlone.of(where, side, MEMORY_VOXELS).forward_and_backward, power=3)
+    advance()
+    voxels = growth(VOXELS, lambda n: BranchAlone.of(where, 64, n).forward_and_backward)
+    advance()
+    ours, theirs = beside(where)
+    graph = captures_cuda_graph(where) if where.type == "cuda" else None
+    advance()
+    return MetricBench(
+        machine(), str(where), torch.get_num_threads(), tuple(steps), memory, image, voxels, ours, theirs, graph
+    )
+
+
+def format_bench(result: MetricBench) -> str:
+    """Write the result for people to read."""
+    facts = result.machine
+    lines = [
+        f"{facts['processor']}, {result.device}, {result.threads} threads, torch {facts['packages']['torch']}",
+        "",
+    ]
+    lines.append("one training step      without      with   ratio  (quartiles)     target")
+    for s in result.steps:
+        spread = f"({s.quartiles[0]:.3f} to {s.quartiles[1]:.3f})"
+        lines.append(
+            f"{s.preset:<8} {s.precision:<8} {s.without_s:>10.3f} s {s.with_s:>7.3f} s  {s.ratio:>6.3f}"
+            f"  {spread}  {s.target:.2f} {_verdict(s.ratio <= s.target)}"
+        )
+    memory = _verdict(result.memory_mib <= MEMORY_TARGET_MIB)
+    grid = " x ".join([str(MEMORY_SIDE)] * 3)
+    lines += [
+        "",
+        f"memory beyond the features and their gradient, {MEMORY_VOXELS} voxels of {grid}:"
+        f" {result.memory_mib:.1f} MiB, target {MEMORY_TARGET_MIB:g} {memory}",
+        "",
+        _growth_line("places in the image", result.image),
+        _growth_line("sampled voxels", result.voxels),
+        "",
+        f"mining, losses and gradient of 8 x {MEMORY_VOXELS} voxels: {result.ours_s * 1e3:.1f} ms",
+    ]
+    if not result.theirs_s:
+        lines.append('pytorch-metric-learning: not installed (pip install "metricunet[metric-learning]")')
+    for name, seconds in result.theirs_s.items():
+        lines.append(f"pytorch-metric-learning, {name}: {seconds * 1e3:.1f} ms")
+    if result.cuda_graph is None:
+        lines.append("CUDA: not run, no CUDA GPU was used")
+    else:
+        state = "captures the whole loss" if result.cuda_graph else "does NOT capture the loss"
+        lines.append(f"CUDA: one graph {state}, synchronisations refused")
+    return "\n".join(lines)
+
+
+def _growth_line(name: str, growth: Growth) -> str:
+    points = ", ".join(f"{n}: {s * 1e3:.1f} ms" for n, s in zip(growth.sizes, growth.seconds, strict=True))
+    return f"{name}: {points}; the last step grows with power {growth.exponent:.2f}"
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "MISSED"

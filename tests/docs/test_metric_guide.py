@@ -1,0 +1,47 @@
+"""Every block of code in the guide to metric learning runs as it stands, and its picture is there."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metricunet.metric import SAMPLERS
+from metricunet.metric.tuples import TRIPLETS
+
+GUIDE = Path(__file__).parents[2] / "docs" / "metric-learning.md"
+TEXT = GUIDE.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+NAMES = ("torch", "monai", "lightning", "pytorch-metric-learning")
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=NAMES)
+def test_the_code_runs(block: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    space: dict[str, Any] = {"__name__": "guide"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of other libraries
+        exec(compile(block, str(GUIDE), "exec"), space)
+    if "out" in space:
+        assert torch.isfinite(space["out"].loss)
+        assert space["out"].loss > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("block", BLOCKS[:3], ids=NAMES[:3])
+def test_five_lines_are_five_lines(block: str) -> None:
+    assert re.findall(r"# (\d)$", block, flags=re.MULTILINE) == ["1", "2", "3", "4", "5"]
+
+
+def test_the_guide_names_every_option_and_its_picture_exists() -> None:
+    for name in SAMPLERS:
+        assert f"`{name}`" in TEXT
+    for name in TRIPLETS:
+        assert f"`triplets: {name}`" in TEXT
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
+        assert (GUIDE.parent / picture).is_file()
