@@ -79,7 +79,7 @@ class ProgressBar(Callback):
         if not console.is_terminal:
             return
         self._progress = Progress(
-            TextColumn(f"{self.stage:<8}"),
+            TextColumn(f"{self.stage:<12}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
