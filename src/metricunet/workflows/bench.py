@@ -121,12 +121,13 @@ def format_bench(result: MetricBench) -> str:
         f"{facts['processor']}, {result.device}, {result.threads} threads, torch {facts['packages']['torch']}",
         "",
     ]
-    lines.append("one training step      without      with   ratio  (quartiles)     target")
+    lines.append(f"{'one training step':<18}{'without':>10}{'with':>10}{'ratio':>8}  {'(quartiles)':<18}target")
     for s in result.steps:
         spread = f"({s.quartiles[0]:.3f} to {s.quartiles[1]:.3f})"
+        step = f"{s.preset}, {s.precision}"
         lines.append(
-            f"{s.preset:<8} {s.precision:<8} {s.without_s:>10.3f} s {s.with_s:>7.3f} s  {s.ratio:>6.3f}"
-            f"  {spread}  {s.target:.2f} {_verdict(s.ratio <= s.target)}"
+            f"{step:<18}{s.without_s:>8.3f} s{s.with_s:>8.3f} s{s.ratio:>8.3f}  {spread:<18}"
+            f"{s.target:.2f} {_verdict(s.ratio <= s.target)}"
         )
     memory = _verdict(result.memory_mib <= MEMORY_TARGET_MIB)
     grid = " x ".join([str(MEMORY_SIDE)] * 3)
@@ -135,9 +136,8 @@ def format_bench(result: MetricBench) -> str:
         f"memory beyond the features and their gradient, {MEMORY_VOXELS} voxels of {grid}:"
         f" {result.memory_mib:.1f} MiB, target {MEMORY_TARGET_MIB:g} {memory}",
         "",
-        _growth_line("places in the image", result.image),
-        _growth_line("sampled voxels", result.voxels),
-        "",
+        *_growth_lines("places in the image", result.image, 1),
+        *_growth_lines("sampled voxels", result.voxels, 2),
         f"mining, losses and gradient of 8 x {MEMORY_VOXELS} voxels: {result.ours_s * 1e3:.1f} ms",
     ]
     if not result.theirs_s:
@@ -152,9 +152,13 @@ def format_bench(result: MetricBench) -> str:
     return "\n".join(lines)
 
 
-def _growth_line(name: str, growth: Growth) -> str:
-    points = ", ".join(f"{n}: {s * 1e3:.1f} ms" for n, s in zip(growth.sizes, growth.seconds, strict=True))
-    return f"{name}: {points}; the last step grows with power {growth.exponent:.2f}"
+def _growth_lines(name: str, growth: Growth, bound: int) -> list[str]:
+    points = [
+        f"{size:>12,d} {seconds * 1e3:>9.1f} ms"
+        for size, seconds in zip(growth.sizes, growth.seconds, strict=True)
+    ]
+    end = f"the last step grows with power {growth.exponent:.2f}, bound {bound}"
+    return [f"the branch alone, by {name} ({end}):", *points, ""]
 
 
 def _verdict(met: bool) -> str:

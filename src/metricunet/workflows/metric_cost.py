@@ -6,14 +6,18 @@ Steps with and without the branch alternate in one process, so that both see the
 from __future__ import annotations
 
 import gc
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity
 
 from metricunet.metric import HardEasySampler, Sample, VoxelMetricLoss
 from metricunet.metric.voxel_metric import TupleObjective
@@ -210,7 +214,7 @@ def _peak_bytes(run: Callable[[], Tensor], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+    with _quiet(), torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
     assert seen.profiler is not None
     held = peak = 0
@@ -219,6 +223,21 @@ def _peak_bytes(run: Callable[[], Tensor], device: torch.device) -> int:
             held += event.nbytes()
             peak = max(peak, held)
     return peak
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the profiler's own chatter, written by C++ code to standard error, from the user's screen."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def growth(sizes: Sequence[int], build: Callable[[int], Callable[[], Tensor]], power: int = 1) -> Growth:
