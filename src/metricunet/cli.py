@@ -236,21 +236,20 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, disable=not console.is_terminal)
-    open_bars = 0
 
     def bar(name: str) -> Callable[[int, int], None]:
         task: Any = None
 
         def advance(done: int, total: int) -> None:
-            nonlocal task, open_bars
+            nonlocal task
             if task is None:
                 # Started with its first step and stopped with its last, for rich allows one live display only.
                 progress.start()
-                open_bars += 1
                 task = progress.add_task(name, total=total)
             progress.update(task, completed=done, total=total)
             if done >= total:
                 progress.stop()
+                progress.remove_task(task)  # its last state stays on the screen; the next bar must not repeat it
 
         return advance
 
