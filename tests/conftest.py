@@ -7,9 +7,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.cohorts import TINY_SETTINGS, make_tiny_cohort
 from tests.support.command import Command, run_command
+
+#: Properties are tried on new examples at every run, but on the same ones where a verdict must be repeatable.
+settings.register_profile("repeatable", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
