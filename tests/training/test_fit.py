@@ -191,3 +191,22 @@ def test_the_offline_baseline_trains(tiny_cohort: Path, tmp_path: Path) -> None:
         row = list(csv.DictReader(handle))[-1]
     assert float(row["triplet"]) > 0
     assert not any("metric" in k for k in read_model(model)[1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("metric.taps=[9]", "decoder maps 0 to 1"),
+        ("segment.slices=4", "odd number"),
+        ("segment.crop_mm=[64, 60, 64]", "30 voxels in the slice; .* multiple of 4"),
+        ("segment.crop_mm=[96, 64, 64]", "enlarge the box"),
+        ("segment.spacing_mm=[4, 2, 70]", r"spacing_mm is 70"),
+        ("locate.patch_voxels=[16, 18, 16]", "multiple of 4"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_fail_before_any_work(
+    tiny_cohort: Path, tmp_path: Path, setting: str, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        train(tiny_cohort, tmp_path / "run", config=config(setting), device="cpu")
+    assert not (tmp_path / "run").exists()

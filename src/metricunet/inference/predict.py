@@ -101,7 +101,8 @@ def predict(
         if progress is not None:
             progress(done, len(inputs))
     if not outcomes:
-        raise InputError(refused[0].reason)
+        more = f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""
+        raise InputError(f"{refused[0].reason}{more}")
     record.facts = {
         **key,
         "device": str(predictor.device),

@@ -33,7 +33,7 @@ from metricunet.inference.locate import class_probabilities, localise
 from metricunet.networks import UNet
 from metricunet.networks.device import keep_freed_memory, pick_device
 from metricunet.training.batches import LocateBatches, SegmentBatches
-from metricunet.training.branch import PatchBatches
+from metricunet.training.branch import PatchBatches, build_metric
 from metricunet.training.callbacks import EpochLog, ProgressBar
 from metricunet.training.card import locate_network, model_card, segment_network
 from metricunet.training.config import TrainConfig, differences, dump_config, load_config
@@ -109,6 +109,7 @@ def train(
     except ValueError as error:
         raise InputError(str(error)) from error
     content = read_cohort(cohort)
+    _check_settings(config, len(content.info.labels) + 1)
     split = split_for(content, fold)
     _check_folder(output, resume)
     cases = _prepare(content, split, config, output, progress)
@@ -138,6 +139,35 @@ def train(
     }
     record.write(output)
     return model
+
+
+def _check_settings(config: TrainConfig, classes: int) -> None:
+    """Fail before any work on settings that do not fit each other."""
+    segment, locate = config.segment, config.locate
+    with torch.device("meta"):
+        network = UNet(**segment_network(config, classes))
+        build_metric(network, config, classes)
+    if segment.slices % 2 == 0:
+        raise InputError(f"setting segment.slices is {segment.slices}; expected an odd number: one middle slice")
+    for crop, box, step in zip(segment.crop_mm, segment.box_mm, segment.spacing_mm, strict=True):
+        if crop > box:
+            raise InputError(
+                f"setting segment.crop_mm is {crop:g} where segment.box_mm is {box:g}; enlarge the box"
+            )
+        if step > crop:
+            raise InputError(f"setting segment.spacing_mm is {step:g} where segment.crop_mm is {crop:g}")
+    for crop, step in zip(segment.crop_mm[1:], segment.spacing_mm[1:], strict=True):
+        if round(crop / step) % network.divisor:
+            raise InputError(
+                f"setting segment.crop_mm gives {round(crop / step)} voxels in the slice; with segment.levels "
+                f"{segment.levels} it must be a multiple of {network.divisor}"
+            )
+    divisor = 2 ** (locate.levels - 1)
+    if any(side % divisor for side in locate.patch_voxels):
+        raise InputError(
+            f"setting locate.patch_voxels is {list(locate.patch_voxels)}; with locate.levels {locate.levels} each "
+            f"side must be a multiple of {divisor}"
+        )
 
 
 def _check_folder(output: Path, resume: bool) -> None:
