@@ -18,7 +18,7 @@ from metricunet.volume import Volume
 Severity = Literal["error", "warning"]
 
 #: Below this minimum a scan holds air, as every CT in Hounsfield units does.
-AIR_HU = -500.0
+HIGHEST_MINIMUM_HU = -500.0
 #: Values beyond this are no Hounsfield units (metal saturates well below).
 HIGHEST_HU = 32000.0
 #: Scans outside these bounds are unlike any planning CT.
@@ -106,7 +106,7 @@ def _image(image: Volume, path: Path) -> Iterator[tuple[bool, str]]:
     low, high = float(image.array.min()), float(image.array.max())
     if low == high:
         yield True, f"{path}: every voxel is {low:g}; the scan is empty"
-    elif low > AIR_HU or high > HIGHEST_HU:
+    elif low > HIGHEST_MINIMUM_HU or high > HIGHEST_HU:
         yield (
             True,
             (

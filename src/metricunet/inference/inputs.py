@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from metricunet.cohort.case import HIGHEST_MINIMUM_HU
+from metricunet.cohort.layout import CHANNEL_SUFFIX
 from metricunet.errors import InputError
 from metricunet.files.dicom import CtSeries, find_series
 from metricunet.files.nifti import case_name, is_nifti, read_nifti
 from metricunet.files.record import sha256
 from metricunet.volume import Volume
-
-#: nnU-Net marks the first channel of an image like this; predictions go without.
-CHANNEL_SUFFIX = "_0000"
-#: A CT in Hounsfield units holds air, at -1000.
-HIGHEST_MINIMUM_HU = -500
 
 
 @dataclass(frozen=True, eq=False)

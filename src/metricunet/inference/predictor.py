@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from metricunet.cohort.prepare import AIR_HU
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard, read_model
 from metricunet.inference.locate import Localisation, class_probabilities, localise
@@ -21,9 +22,6 @@ from metricunet.networks import UNet
 from metricunet.networks.device import pick_device
 from metricunet.networks.feeding import Precision
 from metricunet.volume import FloatArray, Geometry, Volume
-
-#: HU of what lies outside a scan.
-AIR_HU = -1024.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,6 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
 from metricunet.training.modules import StageModule
 
-STAGE_NAMES = ("locate", "segment")
-
 
 class EpochLog(Callback):
     """Adds a row to `log.csv` after each epoch. A resumed run drops the rows of epochs it repeats.

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from metricunet.cohort.case import HIGHEST_MINIMUM_HU
 from metricunet.cohort.layout import Case, Cohort, read_cohort
 from metricunet.cohort.names import has_sides
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, cohort_sha256, prepare
@@ -212,7 +213,7 @@ def _check_cases(run: Run, cohort: Path) -> None:
     if run.val and not any(case.fine is not None for case in run.val):
         raise InputError(f"{cohort}: no validation case contains {target}; choose another --fold")
     for case in (*run.train, *run.val):
-        if int(case.coarse.array.min()) > -500:
+        if int(case.coarse.array.min()) > HIGHEST_MINIMUM_HU:
             raise InputError(
                 f"{cohort}: case {case.name} has no value below {int(case.coarse.array.min())}, so these are no "
                 "Hounsfield units (air is -1000); apply the rescale slope and intercept"
