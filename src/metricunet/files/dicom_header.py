@@ -109,6 +109,8 @@ class SliceHeader:
     bits: tuple[int, int, int]
     slope: float
     intercept: float
+    #: Whether its pixels have to be decoded, not just read.
+    compressed: bool
 
     @property
     def place(self) -> str:
@@ -230,6 +232,7 @@ def read_slice(file: DicomFile) -> SliceHeader:
         bits=bits,
         slope=slope,
         intercept=intercept,
+        compressed=UID(file.transfer_syntax).is_compressed,
     )
 
 

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
+from metricunet.files.dicom_decode import decode_in_processes, stored_pixels
 from metricunet.files.dicom_header import DAMAGE, SliceHeader, one_line
 
-#: Reading and converting overlap in threads; the decoders themselves hold the interpreter's lock or bring
-#: threads of their own, so more than a few gain nothing.
+#: Threads that read slices here.
 MOST_THREADS = 4
+#: Processes that decode compressed slices. The decoders bring threads of their own.
+MOST_PROCESSES = 4
+#: Fewer compressed slices than this are decoded before another process would have started.
+FEWEST_FOR_PROCESSES = 32
 
 
 def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
@@ -34,6 +37,11 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
     signed = first.bits[2] == 1
     stored = np.empty((len(slices), first.rows, first.columns), dtype=np.int16 if signed else np.uint16)
 
+    left = list(range(len(slices)))
+    if sum(s.compressed for s in slices) >= FEWEST_FOR_PROCESSES:
+        processes = min(MOST_PROCESSES, os.cpu_count() or 1)
+        left = decode_in_processes([s.path for s in slices], stored, processes)
+
     def decode(index: int) -> None:
         stored[index] = _stored_pixels(slices[index], stored.shape[1:])
 
@@ -41,15 +49,13 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
         warnings.simplefilter("ignore")  # surplus padding after the pixels and the like
         with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
             # The list is for the first error to surface.
-            list(pool.map(decode, range(len(slices))))
-    return _rescaled(stored, slices)
+            list(pool.map(decode, left))
+            return _rescaled(stored, slices, pool)
 
 
 def _stored_pixels(header: SliceHeader, shape: tuple[int, ...]) -> NDArray[Any]:
     try:
-        dataset = pydicom.dcmread(header.path)
-        dataset.pixel_array_options(raw=True)
-        pixels: NDArray[Any] = dataset.pixel_array
+        pixels = stored_pixels(header.path)
     except (*DAMAGE, AttributeError, RuntimeError, MemoryError) as error:
         raise InputError(f"{header.place}: {_reason(header.path, error)}") from error
     if pixels.shape != shape:
@@ -64,18 +70,22 @@ def _reason(path: Path, error: BaseException) -> str:
     return f"its pixels cannot be decoded, so it is truncated or damaged ({detail}); copy or export it again"
 
 
-def _rescaled(stored: NDArray[Any], slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
+def _rescaled(stored: NDArray[Any], slices: tuple[SliceHeader, ...], pool: ThreadPoolExecutor) -> NDArray[Any]:
     slopes = np.array([s.slope for s in slices])
     intercepts = np.array([s.intercept for s in slices])
-    low = np.array([int(plane.min()) for plane in stored]) * slopes + intercepts
-    high = np.array([int(plane.max()) for plane in stored]) * slopes + intercepts
+    low = np.array(list(pool.map(lambda plane: int(plane.min()), stored))) * slopes + intercepts
+    high = np.array(list(pool.map(lambda plane: int(plane.max()), stored))) * slopes + intercepts
     limits = np.iinfo(np.int16)
     whole = bool(np.all(slopes == np.rint(slopes)) and np.all(intercepts == np.rint(intercepts)))
     if whole and low.min() >= limits.min and high.max() <= limits.max:
-        # The stored array is reused: a slice is read before its place is written.
+        # In place, modulo 2^16: exact, because the results are known to fit, whatever the steps between do.
         hu = stored.view(np.int16)
-        for k, plane in enumerate(stored):
-            hu[k] = plane.astype(np.int32) * int(slopes[k]) + int(intercepts[k])
+
+        def rescale(index: int) -> None:
+            hu[index] *= np.int64(slopes[index]).astype(np.int16)
+            hu[index] += np.int64(intercepts[index]).astype(np.int16)
+
+        list(pool.map(rescale, range(len(hu))))
         return hu
     result = np.empty(stored.shape, dtype=np.float32)
     for k, plane in enumerate(stored):

@@ -100,7 +100,8 @@ def write_nifti(path: Path, volume: Volume, like: Path | None = None) -> None:
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
     if like is None:
         affine = RAS_TO_LPS @ volume.geometry.affine[:, [2, 1, 0, 3]]
-        image = nib.Nifti1Image(np.ascontiguousarray(array.transpose(2, 1, 0)), affine)
+        # The file holds columns fastest, as the array does: its transpose needs no copy in another order.
+        image = nib.Nifti1Image(np.ascontiguousarray(array).transpose(2, 1, 0), affine)
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
     else:

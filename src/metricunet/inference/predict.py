@@ -8,16 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
+from metricunet.files.model import read_card
 from metricunet.files.nifti import write_nifti
 from metricunet.files.record import RunRecord, sha256
 from metricunet.files.rtstruct import Structure, write_rtstruct
 from metricunet.inference.inputs import Refused, ScanInput, find_inputs
-from metricunet.inference.predictor import Prediction, Predictor
-from metricunet.inference.quality import Quality, judge
+from metricunet.inference.overlapped import Finished, overlapped
+from metricunet.volume import Volume
+
+if TYPE_CHECKING:
+    from metricunet.inference.predictor import Prediction, Predictor
+    from metricunet.inference.quality import Quality
 
 Format = Literal["nifti", "rtstruct"]
 Progress = Callable[[int, int], None]
@@ -82,7 +87,8 @@ def predict(
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the predictions")
     record = RunRecord("predict", {"scans": scans, "models": models, "output": output, "formats": formats})
-    predictor = Predictor(models, device)
+    for path in models:
+        read_card(path)
     inputs, refused = find_inputs(scans, series)
     if "rtstruct" in formats and (plain := [entry for entry in inputs if entry.series is None]):
         raise InputError(
@@ -90,14 +96,16 @@ def predict(
             "use --format nifti"
         )
     key = {"model_sha256": sha256(models), "version": version("metricunet")}
+    work = _Work(models, device, output, [f for f in FORMATS if f in formats], key)
     outcomes: list[CaseOutcome] = []
-    for done, entry in enumerate(inputs, start=1):
-        try:
-            outcomes.append(_one(entry, predictor, output, [f for f in FORMATS if f in formats], key))
-        except InputError as error:
-            if len(inputs) == 1 and not refused:
-                raise
-            refused.append(Refused(entry.path, str(error)))
+    stages = overlapped(inputs, work.read, work.compute, work.write, work.load)
+    for done, (entry, result) in enumerate(stages, start=1):
+        if isinstance(result, CaseOutcome):
+            outcomes.append(result)
+        elif len(inputs) == 1 and not refused:
+            raise result
+        else:
+            refused.append(Refused(entry.path, str(result)))
         if progress is not None:
             progress(done, len(inputs))
     if not outcomes:
@@ -105,7 +113,7 @@ def predict(
         raise InputError(f"{refused[0].reason}{more}")
     record.facts = {
         **key,
-        "device": str(predictor.device),
+        "device": str(work.predictor.device),
         "cases": {o.case: {"verdict": o.verdict, "seconds": o.seconds, "skipped": o.skipped} for o in outcomes},
         "refused": [{"path": str(r.path), "reason": r.reason} for r in refused],
     }
@@ -113,32 +121,78 @@ def predict(
     return PredictOutcome(tuple(outcomes), tuple(refused))
 
 
-def _one(
-    entry: ScanInput, predictor: Predictor, output: Path, formats: list[Format], key: dict[str, str]
-) -> CaseOutcome:
-    began = time.perf_counter()
-    key = {"input_sha256": entry.sha256(), **key}
-    done = _already_done(entry.case, output, formats, key)
-    if done is not None:
-        return done
-    scan = entry.read()
-    prediction = predictor.predict(scan)
-    quality = judge(entry.case, scan, prediction, predictor)
-    paths = {name: output / f"{entry.case}{SUFFIXES[name]}" for name in FORMATS}
-    verdict = output / f"{entry.case}.quality.json"
-    for path in (*paths.values(), verdict):
-        path.unlink(missing_ok=True)  # a mask of an earlier model must not stand beside a new verdict
-    try:
-        _write(entry, prediction, quality, predictor, {name: paths[name] for name in formats})
-        # The verdict is written last: where it is, the case is whole.
-        write_json(verdict, {**quality.to_json(), **key})
-    except BaseException:
-        for path in paths.values():
-            path.unlink(missing_ok=True)
-        raise
-    status = quality.localisation["status"]
-    seconds = round(time.perf_counter() - began, 2)
-    return CaseOutcome(entry.case, quality.verdict, status, tuple(quality.reasons), seconds)
+@dataclass(frozen=True, eq=False)
+class _Scan:
+    """A scan that was read, the hashes that its verdict will carry, and the seconds spent on it."""
+
+    volume: Volume
+    key: dict[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Segmented:
+    """A scan that was segmented and judged, ready to be written."""
+
+    prediction: Prediction
+    quality: Quality
+    key: dict[str, str]
+    seconds: float
+
+
+class _Work:
+    """The three stages of a case, and the models that they share.
+
+    torch is imported by `load`, so that it does not hold up the reading of the first scan.
+    """
+
+    predictor: Predictor
+
+    def __init__(
+        self, models: Sequence[Path], device: str, output: Path, formats: list[Format], key: dict[str, str]
+    ) -> None:
+        self.models, self.device, self.output, self.formats, self.key = models, device, output, formats, key
+
+    def load(self) -> None:
+        from metricunet.inference.predictor import Predictor
+
+        self.predictor = Predictor(self.models, self.device)
+
+    def read(self, entry: ScanInput) -> _Scan:
+        began = time.perf_counter()
+        key = {"input_sha256": entry.sha256(), **self.key}
+        done = _already_done(entry.case, self.output, self.formats, key)
+        if done is not None:
+            raise Finished(done)
+        return _Scan(entry.read(), key, time.perf_counter() - began)
+
+    def compute(self, entry: ScanInput, scan: _Scan) -> _Segmented:
+        from metricunet.inference.quality import judge
+
+        began = time.perf_counter()
+        prediction = self.predictor.predict(scan.volume)
+        quality = judge(entry.case, scan.volume, prediction, self.predictor)
+        return _Segmented(prediction, quality, scan.key, scan.seconds + time.perf_counter() - began)
+
+    def write(self, entry: ScanInput, segmented: _Segmented) -> CaseOutcome:
+        began = time.perf_counter()
+        paths = {name: self.output / f"{entry.case}{SUFFIXES[name]}" for name in FORMATS}
+        verdict = self.output / f"{entry.case}.quality.json"
+        for path in (*paths.values(), verdict):
+            path.unlink(missing_ok=True)  # a mask of an earlier model must not stand beside a new verdict
+        quality = segmented.quality
+        try:
+            wanted = {name: paths[name] for name in self.formats}
+            _write(entry, segmented.prediction, quality, self.predictor, wanted)
+            # The verdict is written last: where it is, the case is whole.
+            write_json(verdict, {**quality.to_json(), **segmented.key})
+        except BaseException:
+            for path in paths.values():
+                path.unlink(missing_ok=True)
+            raise
+        seconds = round(segmented.seconds + time.perf_counter() - began, 2)
+        status = quality.localisation["status"]
+        return CaseOutcome(entry.case, quality.verdict, status, tuple(quality.reasons), seconds)
 
 
 def _write(

@@ -40,12 +40,15 @@ class Prediction:
     Attributes:
         localisation: what stage 1 found.
         labels: uint8 label values on the scan's own grid; None where the target is absent.
+        region: the part of the labels that stage 2 looked at, where alone they can differ from 0; its axes run to
+            the head, the back and the left.
         touches_crop: the target reaches the outermost voxels of stage 2's crop.
         removed_ml: volume of the target's smaller pieces, which are left out of the labels.
     """
 
     localisation: Localisation
     labels: Volume | None
+    region: Volume | None = None
     touches_crop: bool = False
     removed_ml: float = 0.0
 
@@ -186,24 +189,44 @@ class Predictor:
         found: Localisation,
         box: Geometry,
     ) -> Prediction:
-        background = 1 - shares.sum(axis=0, keepdims=True)
-        classes = np.concatenate([background, shares]).argmax(axis=0)
+        classes = _likeliest(shares)
         target = list(self.card.labels).index(self.card.target) + 1
-        pieces, count = ndimage.label(classes == target)
-        removed = 0
-        if count > 1:
-            sizes = np.bincount(pieces.ravel())[1:]
-            removed = int(sizes.sum() - sizes.max())
-            classes[(pieces > 0) & (pieces != int(np.argmax(sizes)) + 1)] = 0
-        values = np.array([0, *self.card.labels.values()], dtype=np.uint8)
-        if max(self.card.labels.values()) > 255:
-            values = np.array([0, *self.card.labels.values()], dtype=np.uint16)
-        empty = image.with_array(np.zeros(image.geometry.shape, dtype=values.dtype))
-        labels = empty.paste(values[classes], start).reordered_like(scan.geometry)
-        mask = classes == target
+        removed = _keep_largest_piece(classes, target)
+        kind = np.uint8 if max(self.card.labels.values()) <= 255 else np.uint16
+        region = Volume(np.array([0, *self.card.labels.values()], dtype=kind)[classes], box)
+        labels = np.zeros(image.geometry.shape, dtype=kind)
+        labels[tuple(slice(first, first + n) for first, n in zip(start, box.shape, strict=True))] = region.array
+        touches = _touches_inner_face(classes == target, start, image.geometry.shape)
         return Prediction(
-            found, labels, _touches_inner_face(mask, start, image.geometry.shape), removed * box.voxel_volume_ml
+            found,
+            image.with_array(labels).reordered_like(scan.geometry),
+            region,
+            touches,
+            removed * box.voxel_volume_ml,
         )
+
+
+def _likeliest(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the likeliest class of each voxel; the background has what the others leave, and wins ties."""
+    best = 1 - shares.sum(axis=0)
+    classes = np.zeros(best.shape, dtype=np.uint8)
+    for k, share in enumerate(shares, start=1):
+        classes[share > best] = k
+        np.maximum(best, share, out=best)
+    return classes
+
+
+def _keep_largest_piece(classes: NDArray[np.uint8], target: int) -> int:
+    """Clear all pieces of the target but the largest, in place; return how many voxels that were."""
+    mask = classes == target
+    (found,) = ndimage.find_objects(mask.view(np.uint8)) or [None]
+    if found is None:
+        return 0
+    pieces, count = ndimage.label(mask[found])
+    sizes = np.bincount(pieces.ravel())[1:]
+    if count > 1:
+        classes[found][(pieces > 0) & (pieces != int(np.argmax(sizes)) + 1)] = 0
+    return int(sizes.sum() - sizes.max())
 
 
 def _touches_inner_face(mask: NDArray[np.bool_], start: Sequence[int], field: Sequence[int]) -> bool:

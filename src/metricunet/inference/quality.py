@@ -47,7 +47,8 @@ def judge(case: str, scan: Volume, prediction: Prediction, predictor: Predictor)
     if prediction.labels is None:
         reason = f"{predictor.card.target} not found: {found.reason}"
         return Quality(case, localisation, "fail", [reason], {})
-    structures = dict(_structures(prediction.labels, predictor))
+    assert prediction.region is not None
+    structures = dict(_structures(prediction.region, predictor))
     if predictor.card.target not in structures:
         reason = f"{predictor.card.target} was located, but stage 2 segments no voxel of it there"
         return Quality(case, localisation, "fail", [reason], structures)
@@ -55,18 +56,18 @@ def judge(case: str, scan: Volume, prediction: Prediction, predictor: Predictor)
     return Quality(case, localisation, "review" if reasons else "pass", reasons, structures)
 
 
-def _structures(labels: Volume, predictor: Predictor) -> Iterator[tuple[str, dict[str, Any]]]:
+def _structures(region: Volume, predictor: Predictor) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, value in predictor.card.labels.items():
-        mask = labels.array == value
+        mask = region.array == value
         voxels = int(mask.sum())
         if voxels == 0:
             continue
         places = np.nonzero(mask)
-        centre = labels.geometry.to_world([float(axis.mean()) for axis in places])
+        centre = region.geometry.to_world([float(axis.mean()) for axis in places])
         yield (
             name,
             {
-                "volume_ml": round(voxels * labels.geometry.voxel_volume_ml, 2),
+                "volume_ml": round(voxels * region.geometry.voxel_volume_ml, 2),
                 "centre_mm": [round(float(v), 1) for v in centre],
                 "cropped": name != predictor.card.target,
             },
@@ -90,8 +91,8 @@ def _reasons(
     if prediction.removed_ml >= NOTABLE_PIECES_ML:
         yield f"{prediction.removed_ml:.1f} mL of separate pieces of {target} were removed"
     assert prediction.labels is not None
-    mask = prediction.labels.array == predictor.card.labels[target]
-    if mask[0].any() or mask[-1].any():
+    outermost = prediction.labels.array[[0, -1]]
+    if (outermost == predictor.card.labels[target]).any():
         yield f"{target} reaches the first or last slice of the scan, so part of it may be missing"
     spacings = (("slice_spacing_mm", scan.spacing_mm[:1]), ("pixel_spacing_mm", scan.spacing_mm[1:]))
     for quantity, values in spacings:

@@ -1,0 +1,85 @@
+"""Three stages of work on many items, side by side: the next is read and the last written as one is computed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+from metricunet.errors import InputError
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
+Computed = TypeVar("Computed")
+Outcome = TypeVar("Outcome")
+
+
+class Finished(Exception):  # noqa: N818 - it is an outcome, not an error
+    """Raised by the reading stage for an item that needs no further work; carries its outcome."""
+
+    def __init__(self, outcome: Any) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
+def overlapped(
+    items: Sequence[Item],
+    read: Callable[[Item], Read],
+    compute: Callable[[Item, Read], Computed],
+    write: Callable[[Item, Computed], Outcome],
+    load: Callable[[], object],
+) -> Iterator[tuple[Item, Outcome | InputError]]:
+    """Yield each item with its outcome, or with the `InputError` of one of its stages, in order.
+
+    At any time at most one item is being read, one computed and one written, and no more are kept in memory.
+
+    Args:
+        items: what to work on, at least one.
+        read: runs in a thread of its own; may raise `Finished`.
+        compute: runs in the caller's thread.
+        write: runs in a thread of its own.
+        load: called once in the caller's thread, while the first item is being read.
+
+    Raises:
+        Exception: anything but `InputError` that a stage raises.
+    """
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+
+        def after_reading(item: Item, reading: Future[Read]) -> Future[Outcome] | Finished | InputError:
+            try:
+                return writer.submit(write, item, compute(item, reading.result()))
+            except (Finished, InputError) as reason:
+                return reason
+
+        try:
+            coming = deque(items)
+            reading = reader.submit(read, items[0])
+            load()
+            last: tuple[Item, Future[Outcome] | Finished | InputError] | None = None
+            while coming:
+                item, current = coming.popleft(), reading
+                wait([current])
+                if coming:
+                    reading = reader.submit(read, coming[0])
+                result = after_reading(item, current)
+                del current  # it holds a whole scan
+                if last is not None:
+                    yield last[0], _settled(last[1])
+                last = item, result
+            if last is not None:
+                yield last[0], _settled(last[1])
+        except BaseException:
+            reader.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _settled(result: Future[Any] | Finished | InputError) -> Any:
+    if isinstance(result, Finished):
+        return result.outcome
+    if isinstance(result, InputError):
+        return result
+    try:
+        return result.result()
+    except InputError as error:
+        return error
