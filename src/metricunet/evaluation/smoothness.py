@@ -43,9 +43,9 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Excess slice-to-slice change",
         "pp",
         0.0,
-        "Mean of 1 - Dice(M_k, M_k+1) over neighbouring slices, of M = P minus that of M = R, in percentage "
-        "points; over the slices that lie in the head-foot range of both P and R. A pair with an empty slice "
-        "counts 1, so a gap in P does.",
+        "1 - Dice of neighbouring slices, averaged over the head-foot range of the mask with their sizes as "
+        "weights: Σ |M_k Δ M_k+1| / Σ (|M_k| + |M_k+1|); of M = P minus that of M = R, in percentage points. "
+        "Either side of a gap changes altogether.",
     ),
     Definition(
         "contour_length_excess_percent",
@@ -72,8 +72,7 @@ SMOOTHNESS_NAMES: tuple[str, ...] = tuple(definition.name for definition in DEFI
 class Smoothness:
     """How much rougher a predicted structure is than the true shape; None where a measure has no value.
 
-    All are None where P or R is empty. The slice-to-slice change is None, too, where fewer than two neighbouring
-    slices lie in the range of both.
+    All are None where P or R is empty. The slice-to-slice change is None, too, where P or R lies in one slice.
     """
 
     slice_change_excess_pp: float | None
@@ -101,10 +100,11 @@ def measure_smoothness(prediction: Volume, reference: Volume) -> Smoothness:
     pixel_mm = reference.spacing_mm[1:]
     length_p, length_r = (contour_lengths_mm(mask, pixel_mm) for mask in (p, r))
     circles_p, circles_r = (_circle_lengths_mm(mask, pixel_mm) for mask in (p, r))
+    change_p, change_r = slice_change(p), slice_change(r)
     length_ratio = float(length_p.sum() / length_r.sum())
     size_ratio = float(circles_p.sum() / circles_r.sum())
     return Smoothness(
-        slice_change_excess_pp=_slice_change_excess_pp(p, r),
+        slice_change_excess_pp=None if change_p is None or change_r is None else 100 * (change_p - change_r),
         contour_length_excess_percent=100 * (length_ratio - 1),
         contour_roughness_excess_percent=100 * (length_ratio / size_ratio - 1),
     )
@@ -133,27 +133,28 @@ def contour_lengths_mm(mask: BoolArray, pixel_mm: tuple[float, float]) -> FloatA
     return lengths_mm
 
 
-def slice_changes(mask: BoolArray) -> FloatArray:
-    """Return 1 - Dice of every slice and its next [slices - 1]; 1 where either is empty.
+def slice_change(mask: BoolArray) -> float | None:
+    """Return how much of a mask changes from slice to slice, 0 to 1, as `DEFINITIONS` has it.
+
+    Weights, because the few voxels of the tips change almost altogether, in the true shape too, and would drown
+    the rest in a plain mean. Each mask in a range of its own, because over common slices a smooth but shorter mask
+    would seem rough: it tapers where the other does not yet. What is left of size: slices of the same thickness
+    change more in a smaller mask; ellipsoids of 10 to 40 slices by 1 to 3 percentage points if 20 % smaller.
 
     Args:
         mask: [slice, row, column].
+
+    Returns:
+        None with fewer than two slices in the range.
     """
     sizes = np.count_nonzero(mask, axis=(1, 2))
-    common = np.count_nonzero(mask[:-1] & mask[1:], axis=(1, 2))
-    return np.asarray(1 - 2 * common / np.maximum(sizes[:-1] + sizes[1:], 1), dtype=np.float64)
-
-
-def _slice_change_excess_pp(p: BoolArray, r: BoolArray) -> float | None:
-    """Compare the changes where both masks are, so that one that ends a slice sooner has no change from it."""
-    first, last = 0, len(p) - 1
-    for mask in (p, r):
-        used = np.flatnonzero(mask.any(axis=(1, 2)))
-        first, last = max(first, int(used[0])), min(last, int(used[-1]))
-    if last <= first:
+    used = np.flatnonzero(sizes)
+    if len(used) < 2:
         return None
-    excess = slice_changes(p[first : last + 1]) - slice_changes(r[first : last + 1])
-    return float(100 * excess.mean())
+    # The first step of the range from nothing, and its last to nothing, are no change within the structure.
+    inside = mask[used[0] : used[-1] + 1]
+    common = np.count_nonzero(inside[:-1] & inside[1:])
+    return 1 - 2 * int(common) / int(2 * sizes.sum() - sizes[used[0]] - sizes[used[-1]])
 
 
 def _circle_lengths_mm(mask: BoolArray, pixel_mm: tuple[float, float]) -> FloatArray:

@@ -3,16 +3,16 @@
 Seeds cross cases: every seed's run is measured on the same cases. The bootstrap therefore draws seeds and cases
 independently, with replacement, and takes each case drawn from each seed drawn, in both arms (the "pigeonhole"
 bootstrap; Owen, Annals of Applied Statistics, 2007). Two things are added, because a study has few seeds and the
-plain bootstrap's interval of few is too narrow: where seeds differ as much as cases do, a plain 95 % interval holds
-the truth in 88 % of studies of five seeds, and in 75 % of studies of three.
+plain bootstrap's interval of few is too narrow: in simulated studies whose seeds differ as much as their cases do,
+a plain 95 % interval held the truth in 88 % of those with five seeds, and in 75 % of those with three.
 
 - n - 1 of n seeds, and of n cases, are drawn, which makes the spread of the draws that of the estimate, where n
   would make it too small by (n - 1) / n (Rao and Wu, JASA 1988);
 - the interval is stretched about the estimate by t / 1.96, t being the quantile of Student's distribution with the
   degrees of freedom that Satterthwaite's formula gives the sum of both variances (Biometrics, 1946).
 
-So it holds the truth in 95 to 98 % of studies of five seeds, in 92 to 99 % of three, and in about 90 % at worst of
-two: rather too wide than too narrow where seeds matter little. Its ends are percentiles, not mean ± t · error, so
+So it holds the truth in 93 to 99 % of simulated studies of five seeds, the more the less seeds matter, in 91 to
+99 % of those of three, and in 88 % at worst of those of two. Its ends are percentiles, not mean ± t · error, so
 that a skewed measure has a skewed interval. BCa intervals were left aside: their acceleration is defined for one
 sample, not for two crossed ones, and the mean of a hundred differences has little bias or skewness to correct.
 """

@@ -15,12 +15,12 @@ better; *worthwhile* is the smallest benefit that somebody would change a method
 
 **not supported**: not all of them hold, and at least one comparison *shows* that the claim's benefit is not there.
 
-1. The interval of the benefit over A lies below 0 (B is worse), or below what is worthwhile (if B is better, then by
-   too little to matter).
+1. The interval of the benefit over A lies below 0 (B is worse), or below what is worthwhile (if B is better, then
+   by too little to matter).
 2. The same of the benefit over the control: the control does as well.
 
-Only a comparison with at least `MIN_SEEDS` seeds can show that; and where a missed structure has no value, only one
-in which B missed at least as many as the other arm, since those that the other arm alone missed speak for B.
+Only a comparison with at least `MIN_SEEDS` seeds can show that; and where a missed structure has no value, only
+one in which B missed at least as many as the other arm, since those that the other arm alone missed speak for B.
 
 **not decided**: anything else. That an interval holds 0 is no evidence against a claim, if it also holds a
 worthwhile benefit: then the study was too small. Without a control a claim cannot be supported.
