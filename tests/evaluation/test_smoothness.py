@@ -201,6 +201,7 @@ def test_a_longer_gap_is_rougher() -> None:
         prediction = reference.copy()
         prediction[3 : 3 + gap] = False
         found = measure_smoothness(volume(prediction), volume(reference)).slice_change_excess_pp
+        assert found is not None
         assert found == pytest.approx(100 / (10 - gap))
         excess.append(found)
     assert excess == sorted(excess)

@@ -223,7 +223,7 @@ def _sentences(comparison: Comparison, reading: _Reading, worthwhile: Worthwhile
     else:
         ends = f"{_number(reading.interval.low, unit)} to {_number(reading.interval.high, unit)}"
         sentences.append(
-            f"{said} ({CONFIDENCE:.0%} interval {ends}) {size}: {_standing(reading, worthwhile, unit)}."
+            f"{said} ({100 * CONFIDENCE:.0f} % interval {ends}) {size}: {_standing(reading, worthwhile, unit)}."
         )
     if not reading.enough_seeds:
         sentences.append(f"Fewer than {MIN_SEEDS} seeds decide nothing.")
