@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from metricunet.cohort.prepare import AIR_HU, IGNORE_CLASS, PreparedCase
-from metricunet.training.augment import augmented_input, in_plane_matrices, read_plane, uniform
+from metricunet.training.augment import Warp, augmented_input, read, read_classes, uniform
 from metricunet.training.config import AugmentConfig, LocateConfig, SegmentConfig
+
+#: How far an aimed patch's middle may lie from the target's, in sides of the patch.
+AIMED_WITHIN = 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,70 +65,57 @@ class SegmentBatches:
             mirror,
             device,
         )
-        self.jitter_mm = jitter_mm
         self.hu = torch.stack([torch.from_numpy(c.fine.array) for c in fine if c.fine]).to(device)
         self.labels = torch.stack([torch.from_numpy(c.fine_labels.array) for c in fine if c.fine_labels]).to(
             device
         )
-        self._has_target = ((self.labels > 0) & (self.labels != IGNORE_CLASS)).flatten(2).any(dim=2)
+        self._values = _values([self.labels], classes)
+        target = (self.labels > 0) & (self.labels != IGNORE_CLASS)
+        self._holds = target.flatten(2).any(dim=2).float()
         sides = zip(config.crop_mm, config.spacing_mm, strict=True)
-        self.crop_voxels = tuple(round(side / step) for side, step in sides)
+        crop = tuple(round(side / step) for side, step in sides)
+        self._warp = Warp(crop[1:], config.spacing_mm[1:], augment, mirror, device)
+        # What a draw needs of the geometry, on the device once: a copy from the host would wait for it.
+        depth, rows, columns = self.hu.shape[1:]
+        self._reach = config.slices // 2
+        self._neighbours = torch.arange(-self._reach, self._reach + 1, device=device)
+        self._lowest = max(0, (depth - crop[0]) // 2 - int(jitter_mm[0] / config.spacing_mm[0]))
+        self._size = torch.tensor([columns, rows], device=device)
+        self._room = torch.tensor([(columns - crop[2]) / 2, (rows - crop[1]) / 2], device=device)
+        self._jitter = torch.tensor([jitter_mm[k] / config.spacing_mm[k] for k in (2, 1)], device=device)
 
     def draw(self, generator: Generator) -> Batch:
-        """Draw one batch."""
+        """Draw one batch, without waiting for the device."""
         config = self.config
         size, depth = config.batch_size, self.hu.shape[1]
         case = torch.randint(self.hu.shape[0], (size,), generator=generator, device=self.device)
         middle = self._slices(case, generator)
-        reach = config.slices // 2
-        stack = middle[:, None] + torch.arange(-reach, reach + 1, device=self.device)
-        hu = self.hu[case[:, None], stack.clamp(0, depth - 1)].float()
-        labels = self.labels[case, middle]
-        matrices = in_plane_matrices(size, self.augment, self.mirror, generator)
         centre = self._centres(size, generator)
-        shape = (self.crop_voxels[1], self.crop_voxels[2])
-        images = augmented_input(
-            read_plane(hu, centre, matrices, shape), config.hu_window, self.augment, generator
-        )
-        return Batch(images, self._read_labels(labels, centre, matrices, shape))
+        grid = self._warp.grid(self._warp.draw(size, generator), centre, self._size)
+        stack = (middle[:, None] + self._neighbours).clamp_(0, depth - 1)
+        images = read(self.hu[case[:, None], stack].float(), grid)
+        images = augmented_input(images, config.spacing_mm[1:], config.hu_window, self.augment, generator)
+        return Batch(images, read_classes(self.labels[case, middle], grid, self._values))
 
     def _slices(self, case: Tensor, generator: Generator) -> Tensor:
         """Choose the middle slices: often one that holds a structure, else any that a crop could hold."""
-        depth, crop = self.hu.shape[1], self.crop_voxels[0]
-        low = max(0, (depth - crop) // 2 - int(self.jitter_mm[0] / self.config.spacing_mm[0]))
-        anywhere = torch.randint(low, depth - low, case.shape, generator=generator, device=self.device)
-        holds = self._has_target[case].float()
-        holding = torch.multinomial(holds + 1e-9, 1, generator=generator)[:, 0]
-        chosen = uniform(tuple(case.shape), 0, 1, generator) < self.config.target_share
-        return torch.where(chosen, holding, anywhere)
+        size, depth = len(case), self.hu.shape[1]
+        anywhere = torch.randint(
+            self._lowest, depth - self._lowest, (size,), generator=generator, device=self.device
+        )
+        # The greatest random number among the slices that hold a structure: each is equally likely.
+        holding = (self._holds[case] + uniform((size, depth), 0, 1, generator)).argmax(dim=1)
+        aimed = uniform((size,), 0, 1, generator) < self.config.target_share
+        return torch.where(aimed, holding, anywhere)
 
     def _centres(self, size: int, generator: Generator) -> Tensor:
-        rows, columns = self.hu.shape[2:]
-        middle = torch.tensor([(columns - 1) / 2, (rows - 1) / 2], device=self.device)
-        jitter = torch.randn((size, 2), generator=generator, device=self.device)
-        step = torch.tensor(
-            [
-                self.jitter_mm[2] / self.config.spacing_mm[2],
-                self.jitter_mm[1] / self.config.spacing_mm[1],
-            ],
-            device=self.device,
-        )
-        room = torch.tensor(
-            [(columns - self.crop_voxels[2]) / 2, (rows - self.crop_voxels[1]) / 2], device=self.device
-        )
-        return middle + torch.minimum(torch.maximum(jitter * step, -room), room)
-
-    def _read_labels(self, labels: Tensor, centre: Tensor, matrices: Tensor, shape: tuple[int, int]) -> Tensor:
-        values = [*range(1, self.classes), IGNORE_CLASS]
-        shares = torch.stack([(labels == v).float() for v in values], dim=1)
-        shares = read_plane(shares, centre, matrices, shape)
-        shares = torch.cat([1 - shares.sum(dim=1, keepdim=True), shares], dim=1)
-        table = torch.tensor([0, *values], dtype=torch.uint8, device=self.device)
-        return table[shares.argmax(dim=1)]
+        """Draw the voxel (column, row) of the box that each crop's middle reads."""
+        jitter = torch.randn((size, 2), generator=generator, device=self.device) * self._jitter
+        return (self._size - 1) / 2 + torch.minimum(torch.maximum(jitter, -self._room), self._room)
 
 
 class LocateBatches:
-    """Batches of stage 1: patches of coarse scans, turned in the axial plane and scaled.
+    """Batches of stage 1: patches of coarse scans.
 
     Args:
         cases: prepared cases; some may hold no target.
@@ -155,56 +144,66 @@ class LocateBatches:
             mirror,
             device,
         )
-        self.hu = [torch.from_numpy(c.coarse.array).to(device) for c in cases]
-        self.labels = [torch.from_numpy(c.coarse_labels.array).to(device) for c in cases]
-        self._centres = [_centre(labels == target) for labels in self.labels]
+        hu = [torch.from_numpy(c.coarse.array) for c in cases]
+        labels = [torch.from_numpy(c.coarse_labels.array) for c in cases]
+        self._values = _values(labels, classes)
+        # Scans differ in shape. They lie one after the other, so that any of them is read without asking which.
+        self._hu = torch.cat([scan.flatten() for scan in hu]).to(device)
+        self._labels = torch.cat([scan.flatten() for scan in labels]).to(device)
+        counts = torch.tensor([scan.numel() for scan in hu])
+        self._begin = (counts.cumsum(0) - counts).to(device)
+        self._shape = torch.tensor([scan.shape for scan in hu]).to(device)
+        middles = [_middle(scan == target) for scan in labels]
+        self._holds = torch.tensor([middle is not None for middle in middles]).to(device)
+        self._target = torch.stack([torch.zeros(3) if m is None else m for m in middles]).to(device)
+        self._around = torch.tensor(config.patch_voxels, device=device) * AIMED_WITHIN
+        self._warp = Warp(config.patch_voxels, config.spacing_mm, augment, mirror, device)
+        # One voxel more on either side for the interpolation, and one for the middle's fraction.
+        self._sides = [torch.arange(-n - 1, n + 3, device=device) for n in self._warp.reach_voxels()]
+        self._first = torch.tensor([int(side[0]) for side in self._sides], device=device)
+        self._size = torch.tensor([len(side) for side in reversed(self._sides)], device=device)
 
     def draw(self, generator: Generator) -> Batch:
-        """Draw one batch."""
-        size = self.config.batch_size
-        patch = self.config.patch_voxels
-        chosen = torch.randint(len(self.hu), (size,), generator=generator, device=self.device).tolist()
-        plane = in_plane_matrices(size, self.augment, self.mirror, generator)
-        images, labels = [], []
-        for k, case in enumerate(chosen):
-            hu, classes = self.hu[case].float(), self.labels[case]
-            shape = torch.tensor(hu.shape, dtype=torch.float32, device=self.device)
-            place = uniform((3,), 0, 1, generator)
-            aimed = float(uniform((1,), 0, 1, generator)) < self.config.target_share
-            centre = place * (shape - 1)
-            target = self._centres[case]
-            if aimed and target is not None:
-                reach = torch.tensor(patch, dtype=torch.float32, device=self.device) * 0.4
-                centre = target + (2 * place - 1) * reach
-            grid = self._grid(centre, plane[k], shape)
-            images.append(_read(hu - AIR_HU, grid)[0] + AIR_HU)
-            values = [*range(1, self.classes), IGNORE_CLASS]
-            shares = torch.cat([_read((classes == v).float(), grid) for v in values])
-            shares = torch.cat([1 - shares.sum(dim=0, keepdim=True), shares])
-            table = torch.tensor([0, *values], dtype=torch.uint8, device=self.device)
-            labels.append(table[shares.argmax(dim=0)])
-        hu = torch.stack(images)[:, None]
-        return Batch(augmented_input(hu, self.config.hu_window, self.augment, generator), torch.stack(labels))
+        """Draw one batch, without waiting for the device."""
+        config = self.config
+        case = torch.randint(len(self._begin), (config.batch_size,), generator=generator, device=self.device)
+        middle = self._middles(case, generator)
+        whole = middle.floor().long()
+        hu, labels = self._blocks(case, whole)
+        points = self._warp.draw(config.batch_size, generator)
+        grid = self._warp.grid(points, (middle - whole - self._first).flip(1), self._size)
+        images = augmented_input(read(hu, grid), config.spacing_mm, config.hu_window, self.augment, generator)
+        return Batch(images, read_classes(labels, grid, self._values))
 
-    def _grid(self, centre: Tensor, plane: Tensor, shape: Tensor) -> Tensor:
-        """Where each voxel of the patch reads, in grid_sample's coordinates (column, row, slice)."""
-        sides = [
-            torch.arange(n, device=self.device, dtype=torch.float32) - (n - 1) / 2
-            for n in self.config.patch_voxels
-        ]
-        z, y, x = torch.meshgrid(*sides, indexing="ij")
-        turned = torch.stack([x, y], dim=-1) @ plane.T
-        position = torch.cat([turned, z[..., None]], dim=-1) + centre.flip(0)
-        return (2 * position + 1) / shape.flip(0) - 1
+    def _middles(self, case: Tensor, generator: Generator) -> Tensor:
+        """Draw the voxel [slice, row, column] of the scan that each patch's middle reads."""
+        place = uniform((len(case), 3), 0, 1, generator)
+        aimed = uniform((len(case),), 0, 1, generator) < self.config.target_share
+        near = self._target[case] + (2 * place - 1) * self._around
+        return torch.where((aimed & self._holds[case])[:, None], near, place * (self._shape[case] - 1))
+
+    def _blocks(self, case: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut HU [batch, 1, *block] and classes [batch, *block]; air and background beyond the scan."""
+        place = torch.zeros((), dtype=torch.long, device=self.device)
+        inside = torch.ones((), dtype=torch.bool, device=self.device)
+        for axis, side in enumerate(self._sides):
+            length = self._shape[case, axis, None]
+            at = middle[:, axis, None] + side
+            view = (len(case), *[-1 if k == axis else 1 for k in range(3)])
+            inside = inside & ((at >= 0) & (at < length)).view(view)
+            place = place * length.view(-1, 1, 1, 1) + torch.minimum(at.clamp(min=0), length - 1).view(view)
+        place = place + self._begin[case].view(-1, 1, 1, 1)
+        hu = self._hu[place].float().masked_fill_(~inside, AIR_HU)
+        return hu[:, None], self._labels[place] * inside
 
 
-def _read(volume: Tensor, grid: Tensor) -> Tensor:
-    """Read [slice, row, column] at a grid; zero beyond the volume. Returns [1, *patch]."""
-    return F.grid_sample(
-        volume[None, None].float(), grid[None], mode="bilinear", padding_mode="zeros", align_corners=False
-    )[0]
+def _values(labels: Sequence[Tensor], classes: int) -> list[int]:
+    """List the classes but the background; the ignored one only where a scan has such voxels."""
+    ignored = any(bool((scan == IGNORE_CLASS).any()) for scan in labels)
+    return [*range(1, classes), *[IGNORE_CLASS] * ignored]
 
 
-def _centre(mask: Tensor) -> Tensor | None:
+def _middle(mask: Tensor) -> Tensor | None:
+    """Return the centroid [slice, row, column] of a mask, in voxels; None where it is empty."""
     places = mask.nonzero()
     return places.float().mean(dim=0) if len(places) else None

@@ -126,4 +126,5 @@ class PatchBatches:
         """Return the patches of an update, with random changes of HU: [3 tuples, slices, side, side] in -1..1."""
         part = self.tuples.of_update(update, self.config.metric.patch_tuples_per_update)
         hu = read_patches(self.boxes.hu, part.centres.flatten(0, 1), self.shape).to(torch.float32)
-        return augmented_input(hu, self.config.segment.hu_window, self.config.augment, generator)
+        stage = self.config.segment
+        return augmented_input(hu, stage.spacing_mm[1:], stage.hu_window, self.config.augment, generator)

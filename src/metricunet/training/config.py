@@ -18,6 +18,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Size = tuple[Positive, Positive, Positive]
 
+#: Distance between the control points of an elastic field: about half a gland, so that a gland bends as a whole.
+ELASTIC_GRID_MM = 32.0
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -117,15 +120,43 @@ class MetricConfig(_Section):
 
 
 class AugmentConfig(_Section):
-    """Random changes of the training crops, drawn anew for each update."""
+    """Random changes of the training crops, drawn anew for each update and each image.
+
+    All ranges are our choice: wide enough to cover how patients lie, how their organs fill, and how scanners and
+    reconstructions differ; not so wide that an image stops being a pelvic CT. A range or share of 0 costs nothing.
+    There is no gamma: HU are calibrated, and a curve through them is no scanner's.
+
+    Attributes:
+        rotation_deg: greatest turn in the axial plane, either way. Patients lie within a few degrees of straight.
+        scale: greatest stretch or shrinking, along columns and rows apart; 0.1 is 10 %.
+        mirror: exchange left and right in half of the images; never done where a structure is of one side.
+        elastic_mm: greatest move of a control point of the smooth random field, along each axis; no voxel moves
+            further. The field's standard deviation is about a quarter of it in the slice, a fifth in space. Up to
+            0.4 of the distance of the control points (`ELASTIC_GRID_MM`) it cannot fold. A few mm are what bladder
+            and rectum do to the gland between two days.
+        elastic_share: of images with such a field.
+        shift_hu: greatest change of level, either way.
+        contrast: greatest change of contrast about soft tissue, either way; 0.2 is 20 %.
+        noise_hu: greatest standard deviation of added noise.
+        blur_mm: greatest standard deviation of the Gaussian blur; a soft kernel. Stage 1's coarse voxels hardly
+            notice it.
+        blur_share: of images that are blurred.
+        low_resolution_factor: greatest factor by which an image is sampled down, and up again.
+        low_resolution_share: of images sampled down.
+    """
 
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
     mirror: bool = True
+    elastic_mm: Annotated[float, Field(ge=0, le=0.4 * ELASTIC_GRID_MM)] = 8.0
+    elastic_share: Share = 0.3
     shift_hu: Annotated[float, Field(ge=0)] = 20.0
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
     noise_hu: Annotated[float, Field(ge=0)] = 15.0
+    blur_mm: Annotated[float, Field(ge=0)] = 1.0
     blur_share: Share = 0.2
+    low_resolution_factor: Annotated[float, Field(ge=1)] = 2.0
+    low_resolution_share: Share = 0.2
 
 
 class TrainConfig(_Section):
