@@ -1,0 +1,66 @@
+"""What the networks are made of: layers by the number of spatial dimensions, and their first weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+Norm = Literal["instance", "batch"]
+
+CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+UP: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_NORM: dict[tuple[int, str], type[nn.Module]] = {
+    (2, "instance"): nn.InstanceNorm2d,
+    (3, "instance"): nn.InstanceNorm3d,
+    (2, "batch"): nn.BatchNorm2d,
+    (3, "batch"): nn.BatchNorm3d,
+}
+#: Weight of the newest batch in the running statistics. Batches of patches are few and unlike each other, so the
+#: mean runs over many of them.
+BATCH_NORM_MOMENTUM = 0.03
+INSTANCE_NORM_MOMENTUM = 0.1
+#: Slope of the leaky ReLU below zero.
+SLOPE = 0.01
+
+
+def check_arguments(
+    spatial_dims: int, known_dims: tuple[int, ...], norm: str, base_channels: int, levels: int, least_levels: int
+) -> None:
+    """Check what every network takes.
+
+    Raises:
+        ValueError: a number of dimensions or levels that the network cannot have, or an unknown norm.
+    """
+    if spatial_dims not in known_dims:
+        raise ValueError(f"spatial_dims must be {' or '.join(map(str, known_dims))}; got {spatial_dims}")
+    if norm not in ("instance", "batch"):
+        raise ValueError(f"norm must be one of instance, batch; got {norm!r}")
+    if levels < least_levels or base_channels < 1:
+        raise ValueError(
+            f"levels must be {least_levels} or more and base_channels 1 or more; got {levels}, {base_channels}"
+        )
+
+
+def norm_layer(channels: int, dims: int, norm: Norm) -> nn.Module:
+    """Build a normalisation with a learned scale and offset for each channel."""
+    momentum = BATCH_NORM_MOMENTUM if norm == "batch" else INSTANCE_NORM_MOMENTUM
+    return _NORM[dims, norm](channels, affine=True, momentum=momentum)
+
+
+def conv_norm_act(before: int, after: int, dims: int, norm: Norm) -> list[nn.Module]:
+    """Build a padded convolution of side 3, its normalisation, and a leaky ReLU."""
+    return [
+        CONV[dims](before, after, kernel_size=3, padding=1, bias=False),
+        norm_layer(after, dims, norm),
+        nn.LeakyReLU(SLOPE, inplace=True),
+    ]
+
+
+def initialise(module: nn.Module) -> None:
+    """Give a convolution the first weights of He et al. (ICCV 2015), and no bias."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
