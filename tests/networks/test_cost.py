@@ -29,7 +29,7 @@ def test_the_unet_by_hand(dims: int, space: tuple[int, ...]) -> None:
     with torch.device("meta"):
         network = UNet(5, 2, 16, spatial_dims=dims)
     assert multiply_adds_per_voxel(network, space) == unet_by_hand(5, 2, 16, 5, dims)
-    assert multiply_adds_per_voxel(network, space[:-2] + (192, 96)) == unet_by_hand(5, 2, 16, 5, dims)
+    assert multiply_adds_per_voxel(network, (*space[:-2], 192, 96)) == unet_by_hand(5, 2, 16, 5, dims)
 
 
 def test_layers_by_hand() -> None:

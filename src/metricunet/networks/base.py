@@ -1,4 +1,4 @@
-"""What every segmentation network offers, so that training, metric branch and prediction need not know which it is."""
+"""What every segmentation network offers; training, metric branch and prediction need not know which one it is."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 Long, Shelhamer, Darrell: Fully convolutional networks for semantic segmentation (CVPR 2015), on the 16-layer
 network of Simonyan and Zisserman (VGG, ICLR 2015): stages of convolutions and pooling, the classifier's two layers
 as convolutions, class scores from strides 32, 16 and 8, summed from coarse to fine. Differences to the original:
-the stages are normalised, so that the network trains from scratch instead of from ImageNet's weights; images are not
-padded by 100 pixels, all convolutions are padded instead; the last enlargement, fixed and bilinear there too, goes on
-at the image's border where the original's falls to zero.
+the stages are normalised, so that the network trains from scratch instead of from ImageNet's weights; every
+convolution is padded, where the original pads the image by 100 pixels and cuts the scores; the last enlargement,
+fixed and bilinear in the original too, goes on at the image's border where the original's falls to zero.
 """
 
 from __future__ import annotations

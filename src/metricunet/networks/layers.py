@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Norm = Literal["instance", "batch"]
 
-CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+class SafeConv3d(nn.Conv3d):
+    """A 3D convolution that computes in float32 where the bf16 kernel of a CPU goes wrong.
+
+    Seen with torch 2.13 on a processor with AMX: where there are fewer slices than the kernel is deep, the gradient
+    of the weights is memory that nobody wrote, finite or not, and other memory is damaged; the result and the
+    gradient of the images are right. Such maps are small, so float32 costs little there. 2D is not affected.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Convolve [batch, channels, slices, rows, columns]."""
+        low = images.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        if images.device.type == "cpu" and low and images.shape[2] < self.kernel_size[0]:
+            bias = None if self.bias is None else self.bias.float()
+            with torch.autocast("cpu", enabled=False):
+                out: Tensor = self._conv_forward(images.float(), self.weight.float(), bias)
+            return out.to(torch.bfloat16)
+        return super().forward(images)
+
+
+CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: SafeConv3d}
 UP: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _NORM: dict[tuple[int, str], type[nn.Module]] = {

@@ -10,6 +10,7 @@ Input and output have one size, for the convolutions are padded, as in the origi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from metricunet.networks.base import Network, NetworkOutput
 from metricunet.networks.layers import CONV, UP, Norm, check_arguments, initialise, norm_layer
 
-#: Convolutions of the encoder's stages in the original, the finest first. Its decoder repeats them but for the last.
+#: Convolutions of the encoder's stages in the original, the finest first; the decoder's are the same but the last.
 CONVOLUTIONS = (1, 2, 3, 3, 3)
 
 
@@ -63,9 +64,7 @@ class VNet(Network):
         self.bottleneck_channels = widths[-1]
         self.base_channels = base_channels
         self.first = _ResidualStage(in_channels, widths[0], down[0], norm)
-        self.down = nn.ModuleList(
-            _down(fine, coarse, norm) for fine, coarse in zip(widths, widths[1:], strict=False)
-        )
+        self.down = nn.ModuleList(_down(fine, coarse, norm) for fine, coarse in pairwise(widths))
         self.encoder = nn.ModuleList(
             _ResidualStage(w, w, count, norm) for w, count in zip(widths[1:], down[1:], strict=True)
         )

@@ -1,8 +1,8 @@
 """Networks of stage 2 that are compared with each other: equal in multiply-adds and in voxels seen.
 
-The measure of all is the 2.5D U-Net of the preset `small`. Multiply-adds are counted for each labelled voxel of one
-forward pass, on slices of 96 x 96 voxels and blocks of 32 such slices; a block of 32 labelled slices is the batch of
-a 3D network where a 2.5D network has a batch of 32 labelled slices. Widths are the whole numbers that come nearest:
+The measure of all is the 2.5D U-Net of the preset `small`. Multiply-adds are counted for each labelled voxel of a
+forward pass, on slices of 96 x 96 voxels and blocks of 32 such slices. One block of 32 labelled slices is the
+batch of a 3D network where a 2.5D network has a batch of 32. Widths are the whole numbers that come nearest:
 
 | preset      | base_channels | multiply-adds per voxel | to the first | parameters |
 | ----------- | ------------- | ----------------------- | ------------ | ---------- |
