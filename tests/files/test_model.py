@@ -25,8 +25,16 @@ from metricunet.files.model import (
 )
 
 CARD = ModelCard(
-    locate=StageCard({"in_channels": 1, "classes": 2}, (4.0, 4.0, 4.0), None, (-250.0, 450.0)),
-    segment=StageCard({"in_channels": 5, "classes": 2}, (2.0, 1.0, 1.0), (48, 128, 128), (-150.0, 250.0)),
+    locate=StageCard(
+        {"architecture": "unet", "in_channels": 1, "classes": 2}, (4.0, 4.0, 4.0), None, (-250.0, 450.0)
+    ),
+    segment=StageCard(
+        {"architecture": "vnet", "in_channels": 1, "classes": 2},
+        (2.0, 1.0, 1.0),
+        (48, 128, 128),
+        (-150.0, 250.0),
+        32,
+    ),
     labels={"prostate": 1},
     tg263={"prostate": "Prostate"},
     target="prostate",
@@ -68,6 +76,22 @@ def test_unknown_fields_of_a_later_minor_version_are_passed_over(tmp_path: Path)
     card = json.loads(header["__metadata__"][CARD_KEY]) | {"new_field": 1}
     header["__metadata__"][CARD_KEY] = json.dumps(card)
     assert read_card(raw(path, header)) == CARD
+
+
+def test_a_file_from_before_the_choice_of_networks_holds_unets(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors")
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    card = json.loads(header["__metadata__"][CARD_KEY])
+    for stage in ("locate", "segment"):
+        del card[stage]["network"]["architecture"], card[stage]["block_slices"]
+    card["segment"]["network"]["in_channels"] = 5
+    header["__metadata__"][CARD_KEY] = json.dumps(card)
+    old = read_card(raw(path, header))
+    assert [s.network["architecture"] for s in (old.locate, old.segment)] == ["unet", "unet"]
+    assert (old.segment.block_slices, old.segment.input_slices) == (None, 5)
+    assert CARD.segment.input_slices == 32
 
 
 def test_a_newer_format_says_to_upgrade(tmp_path: Path) -> None:

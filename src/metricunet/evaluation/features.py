@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from metricunet.metric.reading import read_features
 from metricunet.metric.sampling import BoundarySampler
-from metricunet.networks import UNet
+from metricunet.networks import Network
 from metricunet.networks.feeding import neighbouring_slices, normalise_hu
 from metricunet.volume import FloatArray
 
@@ -70,7 +70,7 @@ class FeatureMeasures:
 
 @torch.inference_mode()
 def band_features(
-    network: UNet,
+    network: Network,
     hu: torch.Tensor,
     labels: torch.Tensor,
     hu_window: tuple[float, float],

@@ -31,16 +31,23 @@ class StageCard:
     """How to build and feed one stage.
 
     Attributes:
-        network: keyword arguments of `metricunet.networks.UNet`.
+        network: arguments of `metricunet.networks.build_network`.
         spacing_mm: voxel spacing of its grid: slice, row, column.
         crop_voxels: sides of its field of view; None where it takes the whole scan.
         hu_window: HU that map to -1 and 1; what lies outside is clipped.
+        block_slices: of the windows of a 3D stage 2; None elsewhere.
     """
 
     network: dict[str, Any]
     spacing_mm: tuple[float, float, float]
     crop_voxels: tuple[int, int, int] | None
     hu_window: tuple[float, float]
+    block_slices: int | None = None
+
+    @property
+    def input_slices(self) -> int:
+        """Slices that stage 2's network takes: of a block in 3D, neighbours in 2.5D."""
+        return self.block_slices or int(self.network["in_channels"])
 
 
 @dataclass(frozen=True)
@@ -169,9 +176,12 @@ def _stage(content: dict[str, Any]) -> StageCard:
     spacing = [float(v) for v in content["spacing_mm"]]
     crop = content["crop_voxels"]
     low, high = content["hu_window"]
+    block = content.get("block_slices")
     return StageCard(
-        network=dict(content["network"]),
+        # Files from before there was a choice name no architecture.
+        network={"architecture": "unet", **content["network"]},
         spacing_mm=(spacing[0], spacing[1], spacing[2]),
         crop_voxels=None if crop is None else (int(crop[0]), int(crop[1]), int(crop[2])),
         hu_window=(float(low), float(high)),
+        block_slices=None if block is None else int(block),
     )

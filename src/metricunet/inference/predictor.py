@@ -18,7 +18,7 @@ from metricunet.errors import InputError
 from metricunet.files.model import ModelCard, read_model
 from metricunet.inference.locate import Localisation, class_probabilities, localise
 from metricunet.inference.segment import crop_probabilities
-from metricunet.networks import UNet
+from metricunet.networks import Network, build_network
 from metricunet.networks.device import pick_device
 from metricunet.networks.feeding import Precision
 from metricunet.volume import FloatArray, Geometry, Volume
@@ -29,8 +29,8 @@ class LoadedModel:
     """A model file, ready to compute."""
 
     card: ModelCard
-    locate: UNet
-    segment: UNet
+    locate: Network
+    segment: Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +67,9 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     return LoadedModel(card, networks[0], networks[1])
 
 
-def _build(path: Path, stage: str, arguments: dict[str, Any], weights: dict[str, Tensor]) -> UNet:
+def _build(path: Path, stage: str, arguments: dict[str, Any], weights: dict[str, Tensor]) -> Network:
     try:
-        network = UNet(**arguments)
+        network = build_network(**arguments)
         network.load_state_dict(weights)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -175,7 +175,7 @@ class Predictor:
         grid = image.geometry.box_around(centre_mm, stage.crop_voxels, stage.spacing_mm)
         crop = torch.from_numpy(image.resample(grid, fill=AIR_HU).array).to(self.device)
         probabilities = crop_probabilities(
-            model.segment, crop, stage.hu_window, int(stage.network["in_channels"]), self.precision
+            model.segment, crop, stage.hu_window, stage.input_slices, self.precision
         )
         arrays = probabilities[1:].cpu().numpy()
         return np.stack([Volume(array, grid).resample(box).array for array in arrays])

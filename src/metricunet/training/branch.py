@@ -18,7 +18,7 @@ from metricunet.metric import (
     read_patches,
 )
 from metricunet.metric.sampling import sampler_settings
-from metricunet.networks import UNet
+from metricunet.networks import Network
 from metricunet.training.augment import augmented_input
 from metricunet.training.batches import SegmentBatches
 from metricunet.training.config import TrainConfig
@@ -26,7 +26,7 @@ from metricunet.training.config import TrainConfig
 Branch = VoxelMetricLoss | VoxelClassLoss | PatchMetricLoss
 
 
-def build_metric(network: UNet, config: TrainConfig, classes: int) -> Branch | None:
+def build_metric(network: Network, config: TrainConfig, classes: int) -> Branch | None:
     """Build the branch that the configuration asks for; None where there is none or its weight is 0.
 
     Raises:
@@ -87,7 +87,7 @@ def _sampler(config: TrainConfig, classes: int) -> Sampler:
     return build_sampler(metric.sampler, **{k: v for k, v in settings.items() if k in known})
 
 
-def _check_patch(network: UNet, side: int, config: TrainConfig) -> None:
+def _check_patch(network: Network, side: int, config: TrainConfig) -> None:
     # Two voxels a side are the least at the bottleneck: its normalisation needs more than one.
     least = 2 * network.divisor
     sides = [round(mm / step) for mm, step in zip(config.segment.box_mm, config.segment.spacing_mm, strict=True)]
@@ -109,7 +109,7 @@ class PatchBatches:
     def __init__(self, boxes: SegmentBatches, config: TrainConfig) -> None:
         metric, stage = config.metric, config.segment
         self.boxes, self.config = boxes, config
-        self.shape = (stage.slices, metric.patch_voxels, metric.patch_voxels)
+        self.shape = (stage.input_slices, metric.patch_voxels, metric.patch_voxels)
         try:
             self.tuples = draw_patch_tuples(
                 boxes.labels,
@@ -123,8 +123,14 @@ class PatchBatches:
             raise InputError(f"metric.mode offline: {error}; use metric.mode=online") from error
 
     def draw(self, update: int, generator: Generator) -> Tensor:
-        """Return the patches of an update, with random changes of HU: [3 tuples, slices, side, side] in -1..1."""
+        """Return the patches of an update, with random changes of HU: [3 tuples, slices, side, side] in -1..1.
+
+        In 3D a patch has a block's slices: [3 tuples, 1, slices, side, side].
+        """
         part = self.tuples.of_update(update, self.config.metric.patch_tuples_per_update)
         hu = read_patches(self.boxes.hu, part.centres.flatten(0, 1), self.shape).to(torch.float32)
         stage = self.config.segment
-        return augmented_input(hu, stage.spacing_mm[1:], stage.hu_window, self.config.augment, generator)
+        if stage.spatial_dims == 3:
+            hu = hu[:, None]
+        spacing_mm = stage.spacing_mm[-stage.spatial_dims :]
+        return augmented_input(hu, spacing_mm, stage.hu_window, self.config.augment, generator)

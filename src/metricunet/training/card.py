@@ -16,9 +16,10 @@ from metricunet.training.config import TrainConfig
 
 
 def locate_network(config: TrainConfig, classes: int) -> dict[str, Any]:
-    """Return the arguments of stage 1's U-Net."""
+    """Return the arguments of `build_network` for stage 1, a U-Net."""
     stage = config.locate
     return {
+        "architecture": "unet",
         "in_channels": 1,
         "classes": classes,
         "base_channels": stage.base_channels,
@@ -29,14 +30,15 @@ def locate_network(config: TrainConfig, classes: int) -> dict[str, Any]:
 
 
 def segment_network(config: TrainConfig, classes: int) -> dict[str, Any]:
-    """Return the arguments of stage 2's U-Net."""
+    """Return the arguments of `build_network` for stage 2."""
     stage = config.segment
     return {
-        "in_channels": stage.slices,
+        "architecture": stage.network,
+        "in_channels": 1 if stage.spatial_dims == 3 else stage.slices,
         "classes": classes,
         "base_channels": stage.base_channels,
         "levels": stage.levels,
-        "spatial_dims": 2,
+        "spatial_dims": stage.spatial_dims,
         "norm": "instance",
     }
 
@@ -77,6 +79,7 @@ def model_card(
             config.segment.spacing_mm,
             (crop[0], crop[1], crop[2]),
             config.segment.hu_window,
+            config.segment.block_slices if config.segment.spatial_dims == 3 else None,
         ),
         labels=info.labels,
         tg263={name: standard_name(name, config.tg263) for name in info.labels},

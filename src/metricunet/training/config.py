@@ -42,13 +42,31 @@ class LocateConfig(_Section):
 
 
 class SegmentConfig(_Section):
-    """Stage 2: a U-Net on a fixed box around the located centre, `slices` neighbours in, the middle one out."""
+    """Stage 2: a network on a fixed box around the located centre.
 
+    Attributes:
+        network: `unet`, `fcn` (FCN-8s, 2.5D alone) or `vnet` (3D alone).
+        spatial_dims: 2 is 2.5D: `slices` neighbouring slices in, the middle one out. 3: blocks of `block_slices`.
+        spacing_mm: slice, row, column.
+        crop_mm: sides of the box that is predicted.
+        box_mm: sides of the cached box that training crops are cut from.
+        hu_window: HU that map to -1 and 1.
+        slices: neighbours that a 2.5D network takes, an odd number.
+        block_slices: of a 3D network, in training and in each window of a prediction; no more than the crop has.
+        base_channels: width of the finest level.
+        levels: resolutions of a U-Net or V-Net, stages of an FCN.
+        target_share: of training slices (3D: blocks) chosen to hold a structure.
+        batch_size: slices, or blocks in 3D.
+    """
+
+    network: Literal["unet", "fcn", "vnet"] = "unet"
+    spatial_dims: Literal[2, 3] = 2
     spacing_mm: Size = (2.0, 1.0, 1.0)
     crop_mm: Size = (96.0, 128.0, 128.0)
     box_mm: Size = (136.0, 160.0, 160.0)
     hu_window: tuple[float, float] = (-150.0, 250.0)
     slices: Annotated[int, Field(ge=1, le=15)] = 5
+    block_slices: Count = 32
     base_channels: Count = 32
     levels: Annotated[int, Field(ge=2, le=6)] = 5
     target_share: Share = 0.67
@@ -59,6 +77,11 @@ class SegmentConfig(_Section):
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
     smallest_jitter_mm: Annotated[float, Field(ge=0)] = 3.0
+
+    @property
+    def input_slices(self) -> int:
+        """Slices that the network takes: of a block in 3D, neighbours in 2.5D."""
+        return self.block_slices if self.spatial_dims == 3 else self.slices
 
 
 class MetricConfig(_Section):

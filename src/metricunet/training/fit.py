@@ -31,12 +31,14 @@ from metricunet.files.atomic import write_json, write_text
 from metricunet.files.model import read_model, write_model
 from metricunet.files.record import RunRecord
 from metricunet.inference.locate import class_probabilities, localise
-from metricunet.networks import UNet
+from metricunet.networks import Network, build_network
 from metricunet.networks.device import keep_freed_memory, pick_device
 from metricunet.training.batches import LocateBatches, SegmentBatches
+from metricunet.training.blocks import BlockBatches
 from metricunet.training.branch import PatchBatches, build_metric
 from metricunet.training.callbacks import EpochLog, ProgressBar
 from metricunet.training.card import locate_network, model_card, segment_network
+from metricunet.training.checks import check_field, check_network
 from metricunet.training.config import TrainConfig, differences, dump_config, load_config
 from metricunet.training.modules import LocateModule, SegmentModule, StageModule
 
@@ -145,8 +147,9 @@ def train(
 def _check_settings(config: TrainConfig, classes: int) -> None:
     """Fail before any work on settings that do not fit each other."""
     segment, locate = config.segment, config.locate
+    check_network(segment)
     with torch.device("meta"):
-        network = UNet(**segment_network(config, classes))
+        network = build_network(**segment_network(config, classes))
         build_metric(network, config, classes)
     if segment.slices % 2 == 0:
         raise InputError(f"setting segment.slices is {segment.slices}; expected an odd number: one middle slice")
@@ -163,6 +166,7 @@ def _check_settings(config: TrainConfig, classes: int) -> None:
                 f"setting segment.crop_mm gives {round(crop / step)} voxels in the slice; with segment.levels "
                 f"{segment.levels} it must be a multiple of {network.divisor}"
             )
+    check_field(segment, network)
     divisor = 2 ** (locate.levels - 1)
     if any(side % divisor for side in locate.patch_voxels):
         raise InputError(
@@ -243,7 +247,7 @@ def _begin(run: Run, fold: Fold, data_sha256: str, init: Path | None) -> None:
     write_text(run.folder / "config.yaml", dump_config(run.config))
 
 
-def _fit_locate(run: Run, start: dict[str, Tensor] | None) -> UNet:
+def _fit_locate(run: Run, start: dict[str, Tensor] | None) -> Network:
     stage = run.config.locate
     network = _build(locate_network(run.config, run.classes), run.config.seed, "locate.", start)
     module = LocateModule(network, run.config, run.val, run.target)
@@ -254,11 +258,12 @@ def _fit_locate(run: Run, start: dict[str, Tensor] | None) -> UNet:
     return network
 
 
-def _fit_segment(run: Run, start: dict[str, Tensor] | None, errors_mm: np.ndarray) -> tuple[UNet, float | None]:
+def _fit_segment(run: Run, start: dict[str, Tensor] | None, errors_mm: np.ndarray) -> tuple[Network, float | None]:
     stage = run.config.segment
     network = _build(segment_network(run.config, run.classes), run.config.seed, "segment.", start)
     module = SegmentModule(network, run.config, run.val, run.classes)
-    module.batches = SegmentBatches(
+    kind = BlockBatches if stage.spatial_dims == 3 else SegmentBatches
+    module.batches = kind(
         run.train,
         stage,
         run.config.augment,
@@ -273,9 +278,9 @@ def _fit_segment(run: Run, start: dict[str, Tensor] | None, errors_mm: np.ndarra
     return network, score
 
 
-def _build(arguments: dict[str, Any], seed: int, prefix: str, start: dict[str, Tensor] | None) -> UNet:
+def _build(arguments: dict[str, Any], seed: int, prefix: str, start: dict[str, Tensor] | None) -> Network:
     torch.manual_seed(seed)
-    network = UNet(**arguments)
+    network = build_network(**arguments)
     if start is not None:
         own = {k.removeprefix(prefix): v for k, v in start.items() if k.startswith(prefix)}
         network.load_state_dict(own)
@@ -351,7 +356,7 @@ def _fit(run: Run, module: StageModule, name: str, epochs: int, updates: int, va
 
 
 def localisation_errors_mm(
-    network: UNet, cases: Sequence[PreparedCase], config: TrainConfig, target: int
+    network: Network, cases: Sequence[PreparedCase], config: TrainConfig, target: int
 ) -> np.ndarray:
     """Return located minus true centre along slice, row and column [cases found, 3]."""
     errors = []

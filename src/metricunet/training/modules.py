@@ -14,7 +14,7 @@ from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
 from metricunet.inference.locate import class_probabilities
 from metricunet.inference.segment import crop_probabilities
 from metricunet.metric import PatchMetricLoss, VoxelClassLoss
-from metricunet.networks import UNet
+from metricunet.networks import Network
 from metricunet.networks.feeding import autocast, pick_precision
 from metricunet.training.batches import Batch, LocateBatches, SegmentBatches, update_generator
 from metricunet.training.branch import PatchBatches, build_metric
@@ -39,7 +39,9 @@ class StageModule(lightning.LightningModule):
         updates: how many there will be in all.
     """
 
-    def __init__(self, network: UNet, config: TrainConfig, stage: int, learning_rate: float, updates: int) -> None:
+    def __init__(
+        self, network: Network, config: TrainConfig, stage: int, learning_rate: float, updates: int
+    ) -> None:
         super().__init__()
         self.network = network
         self.config = config
@@ -107,7 +109,7 @@ class LocateModule(StageModule):
         target: class of the target.
     """
 
-    def __init__(self, network: UNet, config: TrainConfig, cases: Sequence[PreparedCase], target: int) -> None:
+    def __init__(self, network: Network, config: TrainConfig, cases: Sequence[PreparedCase], target: int) -> None:
         stage = config.locate
         super().__init__(
             network, config, LOCATE_STAGE, stage.learning_rate, stage.epochs * stage.updates_per_epoch
@@ -138,13 +140,13 @@ class SegmentModule(StageModule):
     """Stage 2: Dice and cross-entropy, and the voxel-metric branch on the decoder's maps.
 
     Args:
-        network: the U-Net.
+        network: of stage 2.
         config: of the training.
         cases: validation cases; those without a fine box are passed over.
         classes: background included.
     """
 
-    def __init__(self, network: UNet, config: TrainConfig, cases: Sequence[PreparedCase], classes: int) -> None:
+    def __init__(self, network: Network, config: TrainConfig, cases: Sequence[PreparedCase], classes: int) -> None:
         stage = config.segment
         super().__init__(
             network, config, SEGMENT_STAGE, stage.learning_rate, stage.epochs * stage.updates_per_epoch
@@ -186,7 +188,7 @@ class SegmentModule(StageModule):
             else:
                 assert self.metric is not None
                 taps = [maps[tap] for tap in settings.metric.taps]
-                out = self.metric(taps, labels, logits, settings.segment.spacing_mm[1:])
+                out = self.metric(taps, labels, logits, settings.segment.spacing_mm[-self.network.spatial_dims :])
         if isinstance(self.metric, VoxelClassLoss):
             return out.loss, {"voxel_entropy": out.loss.detach(), **out.statistics}
         facts = {"triplet": out.triplet.detach(), "pair": out.pair.detach()}
@@ -206,7 +208,7 @@ class SegmentModule(StageModule):
             voxels = round(side / step)
             window.append(slice((length - voxels) // 2, (length - voxels) // 2 + voxels))
         found = crop_probabilities(
-            self.network, hu[tuple(window)], stage.hu_window, stage.slices, self.config.precision
+            self.network, hu[tuple(window)], stage.hu_window, stage.input_slices, self.config.precision
         ).argmax(dim=0)
         labels = labels[tuple(window)]
         scores = [dice(found == k, labels == k) for k in range(1, self.classes)]

@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity
 
 from metricunet.metric import HardEasySampler, Sample, VoxelMetricLoss
 from metricunet.metric.voxel_metric import TupleObjective
-from metricunet.networks import UNet
+from metricunet.networks import build_network
 from metricunet.networks.feeding import autocast
 from metricunet.training.branch import Branch, build_metric
 from metricunet.training.card import segment_network
@@ -88,7 +88,7 @@ class TrainingStep:
         stage = config.segment
         side = [round(mm / step) for mm, step in zip(stage.crop_mm[1:], stage.spacing_mm[1:], strict=True)]
         self.config, self.precision, self.device = config, precision, device
-        self.network = UNet(**segment_network(config, CLASSES)).to(device)
+        self.network = build_network(**segment_network(config, CLASSES)).to(device)
         branch = build_metric(self.network, config, CLASSES)
         assert branch is not None
         self.branch: Branch = branch.to(device)
