@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from metricunet.errors import InputError
 from metricunet.study.intervals import Interval, Resampling, crossed_bootstrap, draw_ratios
 from metricunet.volume import FloatArray
 
@@ -53,6 +54,14 @@ def test_one_seed_and_many_cases_give_students_interval() -> None:
     low, high = stats.t.interval(0.95, 199, d.mean(), stats.sem(d[0]))
     assert interval.low == pytest.approx(low, abs=0.01)
     assert interval.high == pytest.approx(high, abs=0.01)
+
+
+def test_few_cases_of_one_seed_widen_it_too() -> None:
+    d = np.array([[-2.0, -1.0, 1.0, 2.0]])
+    interval = crossed_bootstrap(d, np.ones_like(d), Resampling()).interval
+    assert interval is not None
+    # Three degrees of freedom: 3.18 standard errors.
+    assert interval.high - interval.low == pytest.approx(2 * 3.182 * stats.sem(d[0]), rel=0.05)
 
 
 def test_the_width_is_that_of_an_analysis_of_variance() -> None:
@@ -111,3 +120,8 @@ def test_where_there_is_no_interval() -> None:
     # All but one of four cells are empty: many draws hold nothing.
     bottom = np.array([[1.0, 0], [0, 0]])
     assert crossed_bootstrap(bottom * 2, bottom, Resampling(100)).interval is None
+
+
+def test_too_few_draws_are_refused() -> None:
+    with pytest.raises(InputError, match="99 draws of the bootstrap, expected 100 or more"):
+        Resampling(99)

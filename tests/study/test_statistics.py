@@ -104,6 +104,9 @@ def test_the_more_seeds_miss_a_case_the_worse_it_ranks() -> None:
     one, other = asd(a, b), asd(a[:, ::-1], b[:, ::-1])
     # Case 0 was missed by two seeds (rank 4), case 1 by one (3), though it gained in the others; 2 and 3 gained.
     assert one.rank_biserial == other.rank_biserial == pytest.approx((1 + 2 - 3 - 4) / 10)
+    # Case 0 was missed by B in two seeds, case 1 by A in one.
+    a, b = np.array([[2.0, NAN], [2.0, 2.0]]), np.array([[NAN, 2.0], [NAN, 2.0]])
+    assert asd(a, b).rank_biserial == pytest.approx((1 - 2) / 3)
 
 
 def test_missed_in_other_seeds_by_each_arm_is_a_tie_but_for_the_rest() -> None:
@@ -162,6 +165,9 @@ def test_lower_is_better_for_distances() -> None:
     lower = asd(a, b)
     assert higher.difference == lower.difference
     assert higher.rank_biserial == pytest.approx(-lower.rank_biserial)
+    assert higher.d_z is not None
+    assert lower.d_z == pytest.approx(-higher.d_z)
+    assert lower.superiority == pytest.approx(1 - higher.superiority)
     assert (higher.sign, lower.sign) == (1, -1)
 
 
@@ -180,7 +186,10 @@ def test_a_table_is_arranged_by_name() -> None:
     found = Scores.from_table("arm", table, frozenset({(2, "a")}))
     assert (found.seeds, found.cases) == ((1, 2), ("a", "b"))
     np.testing.assert_array_equal(found.values, [[1, NAN], [3, 4]])
-    assert (found.n_missed, found.n_without_value) == (2, 1)
+    # What is said counts; else what has no value.
+    assert (found.n_missed, found.n_without_value) == (1, 1)
+    assert Scores.from_table("arm", table).n_missed == 1
+    assert Scores.from_table("arm", table, frozenset()).n_missed == 0
 
 
 def test_faults_are_named() -> None:

@@ -15,7 +15,8 @@ draws), where
   gives the sum of the variances of seeds and cases (Biometrics, 1946).
 
 It then holds the truth in 93 to 95 % of simulated studies of five seeds, in 92 to 97 % of those of three, and in
-85 % at worst of those of two.
+85 % at worst of those of two; with skewed distances of which 3 % are missing, in 93 %.
+
 BCa intervals were left aside: their acceleration is defined for one sample, not for two crossed ones, and the mean
 of a hundred differences has little bias or skewness to correct.
 """
@@ -28,11 +29,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from metricunet.errors import InputError
 from metricunet.volume import FloatArray
 
 #: Of every interval.
 CONFIDENCE = 0.95
 DRAWS = 10_000
+#: Fewer have no 2.5th percentile.
+MIN_DRAWS = 100
 #: Draws that are held at once.
 DRAWS_AT_ONCE = 1000
 
@@ -52,10 +56,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How often the bootstrap draws, and the seed of its generator: what it takes to repeat an interval."""
+    """How often the bootstrap draws, and the seed of its generator: what it takes to repeat an interval.
+
+    Raises:
+        InputError: if it draws less than `MIN_DRAWS` times.
+    """
 
     draws: int = DRAWS
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.draws < MIN_DRAWS:
+            raise InputError(f"{self.draws} draws of the bootstrap, expected {MIN_DRAWS} or more (usual: {DRAWS})")
 
 
 @dataclass(frozen=True)

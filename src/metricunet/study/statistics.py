@@ -4,9 +4,9 @@ A run is one seed of one arm; it gives every case a value. Arm B is held against
 seed, so what is hard about a case, and what a seed's initialisation brings, cancels. Differences are B minus A.
 
 **Missed structures count.** The overlap of a missed structure is 0. A distance it does not have: its value is NaN,
-and a case that only one arm missed is that arm's worst in every rank (p, rank-biserial correlation, superiority);
-missed by both, it is a tie. Means, differences and intervals of distances are over what was found, n - missed (for
-differences: found by both arms), and the counts stand beside them: read them together.
+and a case without a value in only one arm is that arm's worst in every rank (p, rank-biserial correlation,
+superiority); without one in both, it is a tie. Means, differences and intervals of distances are over what was
+found, n - missed (for differences: found by both arms), and the counts stand beside them: read them together.
 
 **Primary and exploratory.** A comparison is exploratory, its p values uncorrected, unless it went through
 `primary_family`, which corrects the family's p values by Holm's method.
@@ -39,7 +39,7 @@ class Scores:
         arm: its name.
         seeds: one for each row.
         cases: one for each column.
-        values: float64 [seeds, cases]; NaN where a missed structure has no value.
+        values: float64 [seeds, cases]; NaN where there is none, as the distance of a missed structure.
         missed: bool [seeds, cases], where the structure was missed. Default: where there is no value. Overlaps of
             missed structures are 0, so for them it has to be said.
 
@@ -73,13 +73,12 @@ class Scores:
 
     @property
     def n_missed(self) -> int:
-        """Runs of cases in which the structure was missed, those without a value included."""
-        without = np.isnan(self.values)
-        return int(np.count_nonzero(without if self.missed is None else without | self.missed))
+        """In how many seeds of how many cases the structure was missed, added up."""
+        return self.n_without_value if self.missed is None else int(np.count_nonzero(self.missed))
 
     @property
     def n_without_value(self) -> int:
-        """Runs of cases that have no value."""
+        """How many seeds of how many cases have no value, added up."""
         return int(np.count_nonzero(np.isnan(self.values)))
 
     @classmethod
@@ -87,14 +86,14 @@ class Scores:
         cls,
         arm: str,
         values: Mapping[tuple[int, str], float | None],
-        missed: frozenset[tuple[int, str]] = frozenset(),
+        missed: frozenset[tuple[int, str]] | None = None,
     ) -> Scores:
         """Arrange values by seed and case, both sorted.
 
         Args:
             arm: name.
-            values: (seed, case) to value; None where a missed structure has none.
-            missed: (seed, case) of all missed structures, those without a value may be left out.
+            values: (seed, case) to value; None where there is none.
+            missed: (seed, case) of all missed structures. Default: where there is no value.
 
         Raises:
             InputError: if a seed lacks a case that another has.
@@ -109,9 +108,11 @@ class Scores:
                     )
         read = [[values[s, c] for c in cases] for s in seeds]
         array = np.array([[math.nan if v is None else v for v in row] for row in read], dtype=np.float64)
-        marks = np.array([[(s, c) in missed for c in cases] for s in seeds], dtype=bool)
         shape = len(seeds), len(cases)
-        return cls(arm, tuple(seeds), tuple(cases), array.reshape(shape), marks.reshape(shape))
+        marks = None
+        if missed is not None:
+            marks = np.array([[(s, c) in missed for c in cases] for s in seeds], dtype=bool).reshape(shape)
+        return cls(arm, tuple(seeds), tuple(cases), array.reshape(shape), marks)
 
 
 @dataclass(frozen=True)
