@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from metricunet.networks import UNet
+from metricunet.networks.unet import HalvingMaxPool
 
 
 def parameters(network: torch.nn.Module) -> int:
@@ -65,3 +66,15 @@ def test_wrong_inputs_are_refused() -> None:
         UNet(1, 2, norm="layer")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="levels"):
         UNet(1, 2, levels=1)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_halving_gives_the_maxima_with_and_without_gradient(dims: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *[8, 6, 10][:dims]).to(dtype)
+    pool = HalvingMaxPool(dims)
+    expected = {2: torch.nn.functional.max_pool2d, 3: torch.nn.functional.max_pool3d}[dims](x.float(), 2)
+    assert torch.equal(pool(x).float(), expected)
+    with torch.inference_mode():
+        assert torch.equal(pool(x).float(), expected)

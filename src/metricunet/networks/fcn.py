@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metricunet.networks.base import Network, NetworkOutput
-from metricunet.networks.layers import Norm, check_arguments, conv_norm_act, initialise
+from metricunet.networks.layers import HalvingMaxPool, Norm, check_arguments, conv_norm_act, initialise
 
 #: Convolutions of the stages of the 16-layer network, and their widths in units of the first.
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -68,7 +68,7 @@ class FCN(Network):
             layers: list[nn.Module] = []
             for n in range(CONVOLUTIONS[min(k, last)]):
                 layers += conv_norm_act(before if n == 0 else after, after, spatial_dims, norm)
-            self.stages.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
+            self.stages.append(nn.Sequential(*layers, HalvingMaxPool(spatial_dims)))
         self.classifier = nn.Sequential(
             nn.Conv2d(widths[-1], wide, kernel_size=7, padding=3),
             nn.ReLU(inplace=True),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Norm = Literal["instance", "batch"]
@@ -13,9 +15,9 @@ Norm = Literal["instance", "batch"]
 class SafeConv3d(nn.Conv3d):
     """A 3D convolution that computes in float32 where the bf16 kernel of a CPU goes wrong.
 
-    Seen with torch 2.13 on a processor with AMX: where there are fewer slices than the kernel is deep, the gradient
-    of the weights is memory that nobody wrote, finite or not, and other memory is damaged; the result and the
-    gradient of the images are right. Such maps are small, so float32 costs little there. 2D is not affected.
+    Seen with torch 2.13 on processors with AMX: with fewer slices than the kernel is deep, the weights' gradient
+    is memory that nobody wrote, finite or not, and other memory is damaged. The result and the images' own
+    gradient are right. Such maps are small, so float32 costs little there. 2D is not affected.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -31,7 +33,7 @@ class SafeConv3d(nn.Conv3d):
 
 CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: SafeConv3d}
 UP: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 _NORM: dict[tuple[int, str], type[nn.Module]] = {
     (2, "instance"): nn.InstanceNorm2d,
     (3, "instance"): nn.InstanceNorm3d,
@@ -44,6 +46,28 @@ BATCH_NORM_MOMENTUM = 0.03
 INSTANCE_NORM_MOMENTUM = 0.1
 #: Slope of the leaky ReLU below zero.
 SLOPE = 0.01
+
+
+class HalvingMaxPool(nn.Module):
+    """Max pooling over 2 x 2 or 2 x 2 x 2 voxels; every side must be even.
+
+    Without a gradient on a CPU the maximum is taken axis by axis, which gives the same values in a tenth of the
+    time of torch's pooling (bfloat16, 128 x 128).
+    """
+
+    def __init__(self, spatial_dims: int) -> None:
+        super().__init__()
+        self.spatial_dims = spatial_dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [batch, channels, *space halved]."""
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return _POOL[self.spatial_dims](x, 2)
+        for axis in range(2, x.dim()):
+            # Pairs of neighbours along one axis, as views.
+            sides = (*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+            x = torch.maximum(*x.reshape(sides).unbind(axis + 1))
+        return x
 
 
 def check_arguments(

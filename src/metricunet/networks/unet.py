@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metricunet.networks.base import Network, NetworkOutput
-from metricunet.networks.layers import CONV, POOL, UP, Norm, check_arguments, conv_norm_act, initialise
+from metricunet.networks.layers import CONV, UP, HalvingMaxPool, Norm, check_arguments, conv_norm_act, initialise
 
 
 class UNet(Network):
@@ -55,7 +55,7 @@ class UNet(Network):
         self.encoder = nn.ModuleList(
             block(before, after) for before, after in zip([in_channels, *widths[:-1]], widths, strict=True)
         )
-        self.pool = POOL[spatial_dims](2)
+        self.pool = HalvingMaxPool(spatial_dims)
         coarse_to_fine = list(reversed(range(levels - 1)))
         self.up = nn.ModuleList(
             UP[spatial_dims](widths[k + 1], widths[k], kernel_size=2, stride=2) for k in coarse_to_fine
