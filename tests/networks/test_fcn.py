@@ -55,9 +55,19 @@ def test_multiply_adds_by_hand() -> None:
         assert multiply_adds(FCN(3, 2), (1, 3, 96, 96)) == total
 
 
+def with_random_scores(network: FCN) -> FCN:
+    for score in network.score:
+        nn.init.normal_(score.weight)
+    return network
+
+
+def test_scores_begin_at_zero() -> None:
+    assert not FCN(1, 2, 4, levels=3)(torch.randn(1, 1, 16, 16)).any()
+
+
 def test_the_logits_are_the_sum_of_three_scores() -> None:
     torch.manual_seed(0)
-    network = FCN(1, 3, 4, levels=4).eval()
+    network = with_random_scores(FCN(1, 3, 4, levels=4)).eval()
     out = network.forward_with_maps(torch.randn(2, 1, 32, 48))
     fine, middle, coarse = (s(m) for s, m in zip(network.score, out.decoder_maps, strict=True))
     joined = network.up[0](network.up[1](coarse) + middle) + fine
@@ -75,7 +85,7 @@ def test_scores_begin_as_bilinear_enlargement_class_by_class() -> None:
 
 
 def test_dropout_acts_in_training_alone() -> None:
-    network = FCN(1, 2, 4, levels=3)
+    network = with_random_scores(FCN(1, 2, 4, levels=3))
     drops = [m for m in network.modules() if isinstance(m, nn.Dropout)]
     assert [d.p for d in drops] == [0.5, 0.5]
     x = torch.randn(1, 1, 16, 16)

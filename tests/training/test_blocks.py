@@ -7,14 +7,18 @@ import pytest
 import torch
 
 from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
-from metricunet.training.augment import change_hu
 from metricunet.training.batches import SegmentBatches, update_generator
 from metricunet.training.blocks import BlockBatches
 from metricunet.training.config import AugmentConfig, SegmentConfig, load_config
 from metricunet.volume import Geometry, Volume
 
 CPU = torch.device("cpu")
-STILL = AugmentConfig(rotation_deg=0, scale=0, mirror=False, shift_hu=0, contrast=0, noise_hu=0, blur_share=0)
+STILL = AugmentConfig().model_copy(
+    update={
+        "rotation_deg": 0.0, "scale": 0.0, "mirror": False, "elastic_share": 0.0, "shift_hu": 0.0, "contrast": 0.0,
+        "noise_hu": 0.0, "blur_share": 0.0, "low_resolution_share": 0.0,
+    }
+)  # fmt: skip
 
 
 def settings(**changes: object) -> SegmentConfig:
@@ -124,12 +128,8 @@ def test_hu_change_alike_through_a_block() -> None:
     values = images.flatten(1)
     torch.testing.assert_close(values, values[:, :1].expand_as(values))
     assert len(set(values[:, 0].tolist())) == 6
-    noisy = change_hu(torch.zeros(2, 1, 4, 8, 8), STILL.model_copy(update={"noise_hu": 10.0}), generator())
+    noisy = blocks([flat], STILL.model_copy(update={"noise_hu": 10.0})).draw(update_generator(0, 1, 3, CPU)).images
     assert noisy.std(dim=2).min() > 0
-
-
-def generator() -> torch.Generator:
-    return update_generator(0, 1, 0, CPU)
 
 
 def test_the_draw_depends_on_seed_and_update_alone() -> None:

@@ -77,11 +77,15 @@ class FCN(Network):
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
         )
-        self.score = nn.ModuleList(nn.Conv2d(c, classes, kernel_size=1) for c in self.decoder_channels)
+        scores = [nn.Conv2d(c, classes, kernel_size=1) for c in self.decoder_channels]
+        self.score = nn.ModuleList(scores)
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(classes, classes, kernel_size=4, stride=2, padding=1, bias=False) for _ in range(2)
         )
         self.apply(initialise)
+        # As in the original, scores begin at zero.
+        for score in scores:
+            nn.init.zeros_(score.weight)
         for up in self.up:
             _make_bilinear(up)
 
