@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
-from metricunet.training.augment import change_hu, in_plane_matrices, read_plane
+from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSettings, prepare
 from metricunet.training.batches import LocateBatches, SegmentBatches, update_generator
 from metricunet.training.config import AugmentConfig, load_config
+from metricunet.volume import Geometry, Volume
 from tests.support.cohorts import TINY_SETTINGS
 
 CPU = torch.device("cpu")
-STILL = AugmentConfig(rotation_deg=0, scale=0, mirror=False, shift_hu=0, contrast=0, noise_hu=0, blur_share=0)
+STILL = AugmentConfig(
+    rotation_deg=0,
+    scale=0,
+    mirror=False,
+    elastic_share=0,
+    shift_hu=0,
+    contrast=0,
+    noise_hu=0,
+    blur_share=0,
+    low_resolution_share=0,
+)
 CONFIG = load_config("small", settings=TINY_SETTINGS)
 
 
@@ -55,7 +69,8 @@ def test_shapes_ranges_and_determinism(cases: list[PreparedCase], stage: str) ->
 @pytest.mark.parametrize("stage", ["segment", "locate"])
 def test_labels_follow_the_image_through_every_turn(cases: list[PreparedCase], stage: str) -> None:
     """The targets are brighter than all else, so the labels must lie where the image is bright."""
-    augment = AugmentConfig(rotation_deg=40, scale=0.2, shift_hu=0, contrast=0, noise_hu=0, blur_share=0)
+    moves = {"rotation_deg": 40, "scale": 0.2, "mirror": True, "elastic_mm": 12, "elastic_share": 1}
+    augment = STILL.model_copy(update=moves)
     batches = segment_batches(cases, augment, 8) if stage == "segment" else locate_batches(cases, augment)
     window = CONFIG.segment.hu_window if stage == "segment" else CONFIG.locate.hu_window
     agreements = []
@@ -88,31 +103,143 @@ def test_without_changes_a_batch_is_the_crop_itself(cases: list[PreparedCase]) -
     assert found == 4
 
 
-def test_mirroring_is_left_right() -> None:
-    generator = torch.Generator().manual_seed(0)
-    config = AugmentConfig(rotation_deg=0, scale=0, mirror=True)
-    matrices = in_plane_matrices(64, config, True, generator)
-    assert set(matrices[:, 0, 0].tolist()) == {-1.0, 1.0}
-    assert set(matrices[:, 1, 1].tolist()) == {1.0}
-    assert (in_plane_matrices(64, config, False, generator)[:, 0, 0] == 1).all()
-    plane = torch.arange(12.0).reshape(1, 1, 3, 4)
-    mirrored = read_plane(plane, torch.tensor([[1.5, 1.0]]), torch.tensor([[[-1.0, 0], [0, 1]]]), (3, 4))
-    torch.testing.assert_close(mirrored, plane.flip(3))
+def ramp_case(
+    shape: tuple[int, int, int], steps: tuple[int, int, int], step_mm: float, fine: bool = False
+) -> PreparedCase:
+    """A case whose HU rise by `steps` per voxel; its target is what is right of the middle column."""
+    geometry = Geometry.from_parts(shape, (step_mm,) * 3, (0, 0, 0))
+    index = np.indices(shape)
+    hu = np.tensordot(steps, index, axes=1).astype(np.int16)
+    image, labels = Volume(hu, geometry), Volume((index[2] >= shape[2] // 2).astype(np.uint8), geometry)
+    boxes = (image, labels) if fine else (None, None)
+    return PreparedCase("ramp", image, labels, *boxes, {}, "")
 
 
-def test_changes_of_hu_are_each_image_its_own() -> None:
-    hu = torch.full((8, 1, 4, 4), 100.0)
-    config = AugmentConfig(shift_hu=20, contrast=0.2, noise_hu=0, blur_share=0)
-    changed = change_hu(hu, config, torch.Generator().manual_seed(0))
-    assert len(set(changed[:, 0, 0, 0].tolist())) == 8
-    assert (changed.flatten(1).std(dim=1) < 1e-4).all()
-    assert ((changed - 100).abs() <= 20 + 0.2 * 60 + 1e-3).all()
+def test_patches_of_scans_of_any_shape_are_those_scans_with_air_around() -> None:
+    """Scans of the number of the case and of the coordinates tell what a patch read; scipy reads noise there."""
+    draw = np.random.default_rng(0)
+    shapes = [(14, 20, 26), (30, 10, 18), (9, 40, 12)]
+    grids = [np.indices(shape) for shape in shapes]
+    noise = [draw.integers(-900, 1000, shape).astype(np.int16) for shape in shapes]
+    kinds = [
+        [np.full(shape, 100 * k, dtype=np.int16) for k, shape in enumerate(shapes)],
+        *[[(10 * grid[axis]).astype(np.int16) for grid in grids] for axis in range(3)],
+        noise,
+    ]
+    config = CONFIG.locate.model_copy(update={"batch_size": 48, "hu_window": (-1024.0, 1024.0)})
+    drawn = []
+    for arrays in kinds:
+        scans = [ramp_case(shape, (0, 0, 0), 6.0) for shape in shapes]
+        scans = [replace(c, coarse=c.coarse.with_array(a)) for c, a in zip(scans, arrays, strict=True)]
+        batches = LocateBatches(scans, config, STILL, 2, 1, True, CPU)
+        drawn.append(batches.draw(update_generator(0, 0, 0, CPU)))
+    numbers, *places, read = [batch.images[:, 0].numpy() * 1024 for batch in drawn]
+    patch = np.indices(config.patch_voxels)
+    cases = []
+    for k in range(len(read)):
+        case = round(numbers[k].max() / 100)
+        within = np.abs(numbers[k] - 100 * case) < 0.05
+        origin = [np.median((places[a][k] / 10 - patch[a])[within]) for a in range(3)]
+        at = [patch[a] + origin[a] for a in range(3)]
+        wanted = ndimage.map_coordinates(noise[case].astype(float), at, order=1, mode="grid-constant", cval=-1024)
+        np.testing.assert_allclose(read[k], wanted, atol=0.5)
+        share = ndimage.map_coordinates(
+            (grids[case][2] >= shapes[case][2] // 2) * 1.0, at, order=1, mode="grid-constant"
+        )
+        clear = np.abs(share - 0.5) > 1e-3
+        np.testing.assert_array_equal(drawn[-1].labels[k].numpy()[clear], (share > 0.5)[clear])
+        cases.append(case)
+    assert set(cases) == {0, 1, 2}
 
 
-def test_noise_has_at_most_its_level() -> None:
-    hu = torch.zeros(16, 1, 64, 64)
-    config = AugmentConfig(shift_hu=0, contrast=0, noise_hu=12, blur_share=0)
-    levels = change_hu(hu, config, torch.Generator().manual_seed(0)).flatten(1).std(dim=1)
-    assert levels.max() < 12.5
-    assert levels.max() > 8
-    assert levels.min() < 4
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_side_stays_a_side_unless_mirroring_is_allowed(allowed: bool) -> None:
+    augment = STILL.model_copy(update={"mirror": True, "rotation_deg": 30.0, "elastic_share": 1.0})
+    cases = [ramp_case((16, 48, 48), (0, 0, 4), 6.0, fine=True)]
+    segment = CONFIG.segment.model_copy(update={"batch_size": 32, "hu_window": (0.0, 200.0)})
+    locate = CONFIG.locate.model_copy(update={"batch_size": 32, "hu_window": (0.0, 200.0), "target_share": 1.0})
+    drawn = (
+        SegmentBatches(cases, segment, augment, 2, allowed, (0, 0, 0), CPU).draw(update_generator(0, 1, 0, CPU)),
+        LocateBatches(cases, locate, augment, 2, 1, allowed, CPU).draw(update_generator(0, 0, 0, CPU)),
+    )
+    for batch in drawn:
+        rise = batch.images.diff(dim=-1).flatten(1)
+        rise = torch.where(rise == 0, torch.nan, rise)  # in the air, and beyond the window
+        mirrored = rise.nanmedian(dim=1).values < 0
+        assert bool(mirrored.any()) == allowed
+        assert not bool(mirrored.all())
+
+
+def test_ignored_voxels_stay_ignored() -> None:
+    """With and without them in the cohort, other voxels come out the same."""
+    plain = ramp_case((16, 48, 48), (0, 0, 4), 6.0, fine=True)
+    classes = plain.coarse_labels.array.copy()
+    classes[:, :24] = IGNORE_CLASS
+    hidden = plain.coarse_labels.with_array(classes)
+    part = replace(plain, coarse_labels=hidden, fine_labels=hidden)
+    for stage in ("segment", "locate"):
+        build = segment_batches if stage == "segment" else locate_batches
+        whole, partly = (
+            build([case], AugmentConfig()).draw(update_generator(2, 0, 0, CPU)) for case in (plain, part)
+        )
+        ignored = partly.labels == IGNORE_CLASS
+        assert 0.02 < float(ignored.float().mean()) < 0.98
+        assert int((whole.labels == IGNORE_CLASS).sum()) == 0
+        assert torch.equal(whole.images, partly.images)
+        # Where three shares meet, the ignored one may win over either.
+        assert float((whole.labels == partly.labels)[~ignored].float().mean()) > 0.99
+
+
+def test_the_middle_slice_holds_a_structure_as_often_as_asked() -> None:
+    case = ramp_case((40, 48, 48), (4, 0, 0), 2.0, fine=True)
+    classes = np.zeros(case.coarse.array.shape, dtype=np.uint8)
+    classes[[7, 20, 33]] = 1
+    case = replace(case, fine_labels=case.coarse_labels.with_array(classes))
+    for share in (0.0, 0.6, 1.0):
+        update = {"batch_size": 400, "target_share": share, "hu_window": (0.0, 200.0)}
+        config = CONFIG.segment.model_copy(update=update)
+        batches = SegmentBatches([case], config, STILL, 2, True, (0, 0, 0), CPU)
+        batch = batches.draw(update_generator(0, 1, 0, CPU))
+        slices = (batch.images[:, 2, 8, 8] * 25 + 25).round().long()
+        holding = torch.isin(slices, torch.tensor([7, 20, 33]))
+        assert torch.equal(holding, (batch.labels == 1).flatten(1).all(dim=1))
+        by_chance = 1 / 16  # one of them is among the slices that a crop could hold
+        assert float(holding.float().mean()) >= share - 0.08
+        assert float(holding.float().mean()) <= share + (1 - share) * by_chance + 0.08
+        if share == 1.0:
+            counts = torch.bincount(slices, minlength=40)[[7, 20, 33]]
+            assert counts.min() > 100
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operations that make a device wait for the host, or the host for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = str(func)
+        masks = [k for k in args[1] or () if k is not None and k.dtype == torch.bool] if "index" in name else []
+        waiting = ("_local_scalar_dense", "nonzero", "multinomial", "masked_select", "lift_fresh", "unique")
+        if any(word in name for word in waiting) or masks:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stage", ["segment", "locate"])
+def test_a_draw_never_waits_for_the_device(cases: list[PreparedCase], stage: str) -> None:
+    """No value goes to the host, and no tensor is made of numbers on the host."""
+    batches = (
+        segment_batches(cases, AugmentConfig(), 6)
+        if stage == "segment"
+        else locate_batches(cases, AugmentConfig())
+    )
+    with Waits() as waits:
+        batches.draw(update_generator(0, 1, 3, CPU))
+    assert waits.found == []
+    with Waits() as waits:
+        torch.arange(3.0)[torch.tensor([True, False, True])].sum().item()
+    assert len(waits.found) >= 3  # the check itself sees what it should

@@ -44,6 +44,8 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
         ("segment.spacing_mm=[1, 2]", r"segment\.spacing_mm"),
         ("metric.weight=[", "not valid YAML"),
         ("precision=fp8", "precision"),
+        ("augment.elastic_mm=20", r"augment\.elastic_mm .*less than or equal to 12\.8"),
+        ("augment.low_resolution_factor=0.5", r"augment\.low_resolution_factor .*greater than or equal to 1"),
     ],
 )
 def test_mistakes_are_named(setting: str, words: str) -> None:
