@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metricunet.errors import InputError
-from metricunet.phantom import anatomy, organs
+from metricunet.phantom import anatomy, organs, readers
 from metricunet.phantom.imaging import render_image, render_labels
 from metricunet.phantom.look import draw_look
 from metricunet.phantom.patient import Patient, draw_patient
@@ -43,14 +44,18 @@ class Phantom:
         image: int16 HU.
         labels: uint8, values as in `STRUCTURES`; on the image's grid.
         description: plain facts for JSON: seed, difficulty, volumes, what the scan covers.
+        readings: `labels` once more for each reader 1, 2, ...: the prostate as he contours it, all else true.
     """
 
     image: Volume
     labels: Volume
     description: dict[str, Any]
+    readings: tuple[Volume, ...] = ()
 
 
-def make_phantom(seed: int, difficulty: Difficulty = "real", reaches_prostate: bool = True) -> Phantom:
+def make_phantom(
+    seed: int, difficulty: Difficulty = "real", reaches_prostate: bool = True, n_readers: int = 0
+) -> Phantom:
     """Make the scan of a random man's pelvis, head first, supine.
 
     A seed gives the same man in either difficulty, and the same bytes every time.
@@ -60,14 +65,17 @@ def make_phantom(seed: int, difficulty: Difficulty = "real", reaches_prostate: b
         difficulty: `real` has a clinical scan's contrast, noise and sampling; `easy` is coarser and quieter, and
             the gland stands out by some 27 HU.
         reaches_prostate: whether the scan covers the whole prostate; otherwise it holds no part of it.
+        n_readers: how many readers contour the prostate. Image and true shape do not depend on it.
 
     Raises:
-        InputError: if the seed is negative or the difficulty unknown.
+        InputError: if the seed or the number of readers is negative, or the difficulty unknown.
     """
     if difficulty not in get_args(Difficulty):
         raise InputError(f"difficulty must be one of {', '.join(get_args(Difficulty))}; got {difficulty!r}")
     if seed < 0:
         raise InputError(f"seed must be 0 or more; got {seed}")
+    if n_readers < 0:
+        raise InputError(f"n_readers must be 0 or more; got {n_readers}")
     for_patient, for_scan, for_look, for_noise = (
         np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)
     )
@@ -94,7 +102,12 @@ def make_phantom(seed: int, difficulty: Difficulty = "real", reaches_prostate: b
         "noise_hu": round(scan.noise_hu, 1),
         "couch": "flat" if scan.couch.flat else "curved",
     }
-    return Phantom(Volume(image, geometry), Volume(labels, geometry), description)
+    truth = Volume(labels, geometry)
+    readings = tuple(
+        truth.with_array(_reread(labels, shapes, patient, scan, readers.draw_reading(seed, number)))
+        for number in range(1, n_readers + 1)
+    )
+    return Phantom(Volume(image, geometry), truth, description, readings)
 
 
 def structure_fields(patient: Patient, spacing_mm: float = 3.0) -> anatomy.Anatomy:
@@ -102,6 +115,24 @@ def structure_fields(patient: Patient, spacing_mm: float = 3.0) -> anatomy.Anato
     low, high = anatomy.Z_RANGE_MM
     lattice = Lattice.spanning((*LATTICE_LOW_MM, low), (*LATTICE_HIGH_MM, high), spacing_mm)
     return anatomy.build(patient, lattice)
+
+
+def _reread(
+    labels: NDArray[np.uint8],
+    shapes: anatomy.Anatomy,
+    patient: Patient,
+    scan: Scan,
+    reading: readers.Reading,
+) -> NDArray[np.uint8]:
+    """Return the label map with the prostate as a reader contours it; without one where the scan has none."""
+    value = STRUCTURES["prostate"]
+    if not (labels == value).any():
+        return labels.copy()
+    seen = replace(shapes, fields={"prostate": readers.contour(shapes, patient, reading)})
+    drawn = render_labels(seen, scan, {"prostate": value})
+    result = np.where(labels == value, 0, labels)
+    result[drawn == value] = value
+    return np.asarray(result, dtype=np.uint8)
 
 
 def _lattice(scan: Scan, difficulty: Difficulty) -> Lattice:
