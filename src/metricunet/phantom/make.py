@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from metricunet.errors import InputError
 from metricunet.phantom import anatomy, organs, readers
 from metricunet.phantom.imaging import render_image, render_labels
+from metricunet.phantom.implants import draw_implants
 from metricunet.phantom.look import draw_look
+from metricunet.phantom.metal import implanted
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Difficulty, Scan, draw_scan
 from metricunet.phantom.shapes import Lattice
@@ -87,7 +89,9 @@ def make_phantom(
     shapes = anatomy.build(patient, _lattice(scan, difficulty))
     geometry = scan.geometry
     labels = render_labels(shapes, scan, STRUCTURES)
-    image = render_image(shapes, scan, look, for_noise)
+    for_metal = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,)))
+    implants = draw_implants(for_metal, difficulty)
+    image = render_image(shapes, scan, look, for_noise, implanted(implants, patient, shapes, for_metal))
     description = {
         "seed": seed,
         "difficulty": difficulty,
@@ -97,6 +101,7 @@ def make_phantom(
         "rectum_filling": patient.rectum_filling,
         "markers": len(look.seeds_mm),
         "calcifications": len(look.stones_mm),
+        "hip_implants": ["left" if implant.left else "right" for implant in implants],
         "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
         "shape": list(scan.shape),
         "noise_hu": round(scan.noise_hu, 1),
