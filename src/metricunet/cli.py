@@ -62,10 +62,19 @@ def phantom(
     absent: Annotated[
         float, typer.Option(min=0, max=1, help="Share of scans that end before the prostate.")
     ] = 0.0,
+    readers: Annotated[
+        int, typer.Option(min=0, help="Clinicians who contour each prostate: reader1Tr, reader1Ts, ...")
+    ] = 0,
+    displaced: Annotated[
+        Path | None,
+        typer.Option(help="A second cohort here: the same scans, training labels by reader 1.", metavar="FOLDER"),
+    ] = None,
 ) -> None:
     """Make synthetic pelvic CT scans with labels, in nnU-Net's raw layout."""
-    from metricunet.phantom import make_cohort
+    from metricunet.phantom import displace_cohort, make_cohort
 
+    if displaced is not None and readers < 1:
+        raise InputError("--displaced needs a reader's contours; add --readers 1 or more")
     with progress_bars() as bar:
         names = make_cohort(
             output,
@@ -76,8 +85,12 @@ def phantom(
             n_test=test,
             absent_fraction=absent,
             progress=bar("phantoms"),
+            n_readers=readers,
         )
     typer.echo(f"{len(names)} phantoms in {output}")
+    if displaced is not None:
+        displace_cohort(output, displaced)
+        typer.echo(f"the same with reader 1's training labels in {displaced}")
 
 
 @app.command()

@@ -1,9 +1,11 @@
 """Synthetic male pelvic CT: scans whose true shapes are known, for demonstration, tests and studies.
 
-`make_phantom` makes one scan with its label map, `make_cohort` a data set in nnU-Net's raw layout.
+`make_phantom` makes one scan with its label map, `make_cohort` a data set in nnU-Net's raw layout, and
+`displace_cohort` the same data set with a reader's contours to train on.
 """
 
-from metricunet.phantom.cohort import make_cohort
+from metricunet.phantom.cohort import make_cohort, reader_path
+from metricunet.phantom.displaced import displace_cohort
 from metricunet.phantom.make import STRUCTURES, Phantom, make_phantom
 
-__all__ = ["STRUCTURES", "Phantom", "make_cohort", "make_phantom"]
+__all__ = ["STRUCTURES", "Phantom", "displace_cohort", "make_cohort", "make_phantom", "reader_path"]

@@ -1,4 +1,8 @@
-"""Write phantoms as a cohort: nnU-Net's raw layout, and `phantoms.json` with the recipe and each case's facts."""
+"""Write phantoms as a cohort: nnU-Net's raw layout, and `phantoms.json` with the recipe and each case's facts.
+
+`labelsTr` and `labelsTs` hold the true shapes; the contours of reader K lie beside them in `readerKTr` and
+`readerKTs`, under the same names. nnU-Net and its kin overlook these folders.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,9 @@ from metricunet.volume import Volume
 
 RECIPE_FILE = "phantoms.json"
 #: Raised whenever the same seed begins to give other bytes.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
+#: What the recipe says of `labelsTr` where it holds the true shapes.
+TRUTH = "truth"
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,19 @@ class Order:
     difficulty: Difficulty
     reaches_prostate: bool
     structures: tuple[str, ...]
+    n_readers: int
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The image, the true labels, and each reader's."""
+        readers = (
+            reader_path(self.folder, self.name, number, self.split) for number in range(1, self.n_readers + 1)
+        )
+        return (
+            image_path(self.folder, self.name, self.split),
+            label_path(self.folder, self.name, self.split),
+            *readers,
+        )
 
 
 def make_cohort(
@@ -48,11 +67,13 @@ def make_cohort(
     absent_fraction: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
     workers: int = 1,
+    n_readers: int = 0,
 ) -> list[str]:
     """Write a cohort of phantoms and return the names of its cases, training first.
 
     Cases already there are kept if they come from the same recipe, so an interrupted run continues where it
-    stopped, and a larger `n` adds cases to those there. Case k is the same man whatever `n` is.
+    stopped, and a larger `n` adds cases to those there, more readers their contours. Case k is the same man
+    whatever `n` is.
 
     Args:
         folder: new or empty, or a phantom cohort of the same recipe.
@@ -64,18 +85,20 @@ def make_cohort(
         absent_fraction: share of the cases whose scan does not reach the prostate; their label has none.
         progress: called with (cases done, cases in all) after each case.
         workers: processes to use.
+        n_readers: readers who contour every case's prostate, into `reader1Tr`, `reader1Ts`, `reader2Tr` and so on.
 
     Raises:
         InputError: for arguments out of range, and for a folder that holds anything else.
     """
     folder = Path(folder)
-    _check(n, seed, difficulty, structures, n_test, absent_fraction, workers)
+    _check(n, seed, difficulty, structures, n_test, absent_fraction, workers, n_readers)
     recipe: dict[str, Any] = {
         "version": RECIPE_VERSION,
         "seed": seed,
         "difficulty": difficulty,
         "structures": list(structures),
         "absent_fraction": absent_fraction,
+        "labels": TRUTH,
     }
     cases = _known_cases(folder, recipe, n, n_test)
     orders = [
@@ -87,13 +110,16 @@ def make_cohort(
             difficulty=difficulty,
             reaches_prostate=not _absent(k, absent_fraction),
             structures=tuple(structures),
+            n_readers=n_readers,
         )
         for split, count in (("Tr", n), ("Ts", n_test))
         for k in range(count)
     ]
     # The recipe comes first and dataset.json last: an interrupted cohort can be continued, but not be used.
     write_json(folder / RECIPE_FILE, {"recipe": recipe, "cases": cases})
-    wanted = [order for order in orders if order.name not in cases or not _is_there(order)]
+    wanted = [
+        order for order in orders if order.name not in cases or not all(path.is_file() for path in order.paths)
+    ]
     done = len(orders) - len(wanted)
     if progress is not None and done:
         progress(done, len(orders))
@@ -111,6 +137,11 @@ def make_cohort(
         trained_on="synthetic",
     )
     return [order.name for order in orders]
+
+
+def reader_path(folder: Path, case: str, reader: int, split: str = "Tr") -> Path:
+    """Return where the contours of a reader, 1 or higher, lie."""
+    return folder / f"reader{reader}{split}" / f"{case}.nii.gz"
 
 
 def case_seed(seed: int, split: str, number: int) -> int:
@@ -131,10 +162,11 @@ def _check(
     n_test: int,
     absent_fraction: float,
     workers: int,
+    n_readers: int,
 ) -> None:
     if n < 1:
         raise InputError(f"n must be 1 or more; got {n}")
-    for name, value in (("seed", seed), ("n_test", n_test)):
+    for name, value in (("seed", seed), ("n_test", n_test), ("n_readers", n_readers)):
         if value < 0:
             raise InputError(f"{name} must be 0 or more; got {value}")
     if workers < 1:
@@ -159,11 +191,7 @@ def _known_cases(folder: Path, recipe: dict[str, Any], n: int, n_test: int) -> d
         if folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"{folder}: holds other files and no {RECIPE_FILE}; choose a new or empty folder")
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found, cases = dict(content["recipe"]), dict(content["cases"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not readable as a cohort's recipe; delete the folder and run again") from error
+    found, cases = read_recipe(path)
     for key, value in recipe.items():
         if found.get(key) != value:
             raise InputError(
@@ -180,9 +208,17 @@ def _known_cases(folder: Path, recipe: dict[str, Any], n: int, n_test: int) -> d
     return cases
 
 
-def _is_there(order: Order) -> bool:
-    paths = (image_path(order.folder, order.name, order.split), label_path(order.folder, order.name, order.split))
-    return all(path.is_file() for path in paths)
+def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a `phantoms.json`: the recipe, and the facts of each case by its name.
+
+    Raises:
+        InputError: if it is not one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return dict(content["recipe"]), dict(content["cases"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not readable as a cohort's recipe; delete the folder and run again") from error
 
 
 def _made(orders: Sequence[Order], workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -194,9 +230,11 @@ def _made(orders: Sequence[Order], workers: int) -> Iterator[tuple[str, dict[str
 
 
 def _make(order: Order) -> tuple[str, dict[str, Any]]:
-    phantom = make_phantom(order.seed, order.difficulty, order.reaches_prostate)
-    write_nifti(label_path(order.folder, order.name, order.split), choose(phantom.labels, order.structures))
-    write_nifti(image_path(order.folder, order.name, order.split), phantom.image)
+    phantom = make_phantom(order.seed, order.difficulty, order.reaches_prostate, order.n_readers)
+    image, *labels = order.paths
+    for path, volume in zip(labels, (phantom.labels, *phantom.readings), strict=True):
+        write_nifti(path, choose(volume, order.structures))
+    write_nifti(image, phantom.image)
     return order.name, phantom.description
 
 

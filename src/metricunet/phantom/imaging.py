@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from metricunet.phantom.anatomy import Anatomy
 from metricunet.phantom.look import Look
+from metricunet.phantom.metal import Layer, Metal
 from metricunet.phantom.scanner import Scan
 from metricunet.phantom.shapes import Field, Lattice, Point, Values
 
-#: A shape and what fills it, in HU.
-Layer = tuple[Field, Field | float]
 AIR_HU = -1000.0
 #: Full width over which the scanner blurs an edge, pixels apart.
 BLUR_MM = 1.5
@@ -33,8 +32,7 @@ THIN_MM = 2.2
 class Upsampler:
     """Linear interpolation of coarse fields onto a slice's pixels, box by box."""
 
-    def __init__(self, anatomy: Anatomy, scan: Scan) -> None:
-        lattice = anatomy.lattice
+    def __init__(self, lattice: Lattice, scan: Scan) -> None:
         x0, y0, _ = scan.start_mm
         _, rows, columns = scan.shape
         self.y_mm = (y0 + scan.spacing_mm[1] * np.arange(rows)).astype(np.float32)
@@ -83,7 +81,7 @@ def _places(axis: Field, wanted: Field) -> tuple[NDArray[np.int64], Field]:
 
 def render_labels(anatomy: Anatomy, scan: Scan, structures: Mapping[str, int]) -> NDArray[np.uint8]:
     """Return the label map: each voxel's centre lies in the structure, the first named winning an overlap."""
-    up = Upsampler(anatomy, scan)
+    up = Upsampler(anatomy.lattice, scan)
     labels = np.zeros(scan.shape, dtype=np.uint8)
     for k in range(scan.shape[0]):
         z = scan.start_mm[2] + k * scan.spacing_mm[0]
@@ -95,9 +93,12 @@ def render_labels(anatomy: Anatomy, scan: Scan, structures: Mapping[str, int]) -
     return labels
 
 
-def render_image(anatomy: Anatomy, scan: Scan, look: Look, rng: np.random.Generator) -> NDArray[np.int16]:
-    """Return the scan in HU, int16."""
-    painter = _Painter(anatomy, scan, look)
+def render_image(
+    anatomy: Anatomy, scan: Scan, look: Look, rng: np.random.Generator, metal: Metal | None = None
+) -> NDArray[np.int16]:
+    """Return the scan in HU, int16; with implants and what they do to the image, where there are any."""
+    painter = _Painter(anatomy, scan, look, () if metal is None else metal.layers)
+    streaks = None if metal is None else Upsampler(metal.lattice, scan)
     noise = _Noise(scan, rng)
     thickness = scan.spacing_mm[0]
     count = 1 if thickness <= THIN_MM else 2
@@ -110,6 +111,8 @@ def render_image(anatomy: Anatomy, scan: Scan, look: Look, rng: np.random.Genera
             plane += painter.paint(z + float(offset))
         plane /= np.float32(count)
         plane += noise.slice(plane, painter.hip_share(z), look.streak_hu)
+        if metal is not None and streaks is not None:
+            plane += streaks.fine(streaks.slab(metal.artefact, z), (slice(None), slice(None)))
         np.rint(plane, out=plane)
         image[k] = np.clip(plane, -1024, 3071)
     return image
@@ -118,12 +121,12 @@ def render_image(anatomy: Anatomy, scan: Scan, look: Look, rng: np.random.Genera
 class _Painter:
     """Paints one thin slice, tissue over tissue, from the outside in."""
 
-    def __init__(self, anatomy: Anatomy, scan: Scan, look: Look) -> None:
-        self.up = Upsampler(anatomy, scan)
+    def __init__(self, anatomy: Anatomy, scan: Scan, look: Look, above: tuple[Layer, ...]) -> None:
+        self.up = Upsampler(anatomy.lattice, scan)
         self.look = look
         self.width_mm = float(np.hypot(scan.spacing_mm[1], BLUR_MM))
         self.background = _couch(scan, self.up, anatomy.table_mm, self.width_mm)
-        self.layers = _layers(anatomy, look)
+        self.layers = (*_layers(anatomy, look), *above)
         self._heads = anatomy.heads_mm
 
     def paint(self, z_mm: float) -> Field:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metricunet.errors import InputError
-from metricunet.phantom import anatomy, organs
+from metricunet.phantom import anatomy, organs, readers
 from metricunet.phantom.imaging import render_image, render_labels
+from metricunet.phantom.implants import draw_implants
 from metricunet.phantom.look import draw_look
+from metricunet.phantom.metal import implanted
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Difficulty, Scan, draw_scan
 from metricunet.phantom.shapes import Lattice
@@ -43,14 +46,18 @@ class Phantom:
         image: int16 HU.
         labels: uint8, values as in `STRUCTURES`; on the image's grid.
         description: plain facts for JSON: seed, difficulty, volumes, what the scan covers.
+        readings: `labels` once more for each reader 1, 2, ...: the prostate as he contours it, all else true.
     """
 
     image: Volume
     labels: Volume
     description: dict[str, Any]
+    readings: tuple[Volume, ...] = ()
 
 
-def make_phantom(seed: int, difficulty: Difficulty = "real", reaches_prostate: bool = True) -> Phantom:
+def make_phantom(
+    seed: int, difficulty: Difficulty = "real", reaches_prostate: bool = True, n_readers: int = 0
+) -> Phantom:
     """Make the scan of a random man's pelvis, head first, supine.
 
     A seed gives the same man in either difficulty, and the same bytes every time.
@@ -60,14 +67,17 @@ def make_phantom(seed: int, difficulty: Difficulty = "real", reaches_prostate: b
         difficulty: `real` has a clinical scan's contrast, noise and sampling; `easy` is coarser and quieter, and
             the gland stands out by some 27 HU.
         reaches_prostate: whether the scan covers the whole prostate; otherwise it holds no part of it.
+        n_readers: how many readers contour the prostate. Image and true shape do not depend on it.
 
     Raises:
-        InputError: if the seed is negative or the difficulty unknown.
+        InputError: if the seed or the number of readers is negative, or the difficulty unknown.
     """
     if difficulty not in get_args(Difficulty):
         raise InputError(f"difficulty must be one of {', '.join(get_args(Difficulty))}; got {difficulty!r}")
     if seed < 0:
         raise InputError(f"seed must be 0 or more; got {seed}")
+    if n_readers < 0:
+        raise InputError(f"n_readers must be 0 or more; got {n_readers}")
     for_patient, for_scan, for_look, for_noise = (
         np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)
     )
@@ -79,7 +89,9 @@ def make_phantom(seed: int, difficulty: Difficulty = "real", reaches_prostate: b
     shapes = anatomy.build(patient, _lattice(scan, difficulty))
     geometry = scan.geometry
     labels = render_labels(shapes, scan, STRUCTURES)
-    image = render_image(shapes, scan, look, for_noise)
+    for_metal = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,)))
+    implants = draw_implants(for_metal, difficulty)
+    image = render_image(shapes, scan, look, for_noise, implanted(implants, patient, shapes, for_metal))
     description = {
         "seed": seed,
         "difficulty": difficulty,
@@ -89,12 +101,18 @@ def make_phantom(seed: int, difficulty: Difficulty = "real", reaches_prostate: b
         "rectum_filling": patient.rectum_filling,
         "markers": len(look.seeds_mm),
         "calcifications": len(look.stones_mm),
+        "hip_implants": ["left" if implant.left else "right" for implant in implants],
         "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
         "shape": list(scan.shape),
         "noise_hu": round(scan.noise_hu, 1),
         "couch": "flat" if scan.couch.flat else "curved",
     }
-    return Phantom(Volume(image, geometry), Volume(labels, geometry), description)
+    truth = Volume(labels, geometry)
+    readings = tuple(
+        truth.with_array(_reread(labels, shapes, patient, scan, readers.draw_reading(seed, number)))
+        for number in range(1, n_readers + 1)
+    )
+    return Phantom(Volume(image, geometry), truth, description, readings)
 
 
 def structure_fields(patient: Patient, spacing_mm: float = 3.0) -> anatomy.Anatomy:
@@ -102,6 +120,24 @@ def structure_fields(patient: Patient, spacing_mm: float = 3.0) -> anatomy.Anato
     low, high = anatomy.Z_RANGE_MM
     lattice = Lattice.spanning((*LATTICE_LOW_MM, low), (*LATTICE_HIGH_MM, high), spacing_mm)
     return anatomy.build(patient, lattice)
+
+
+def _reread(
+    labels: NDArray[np.uint8],
+    shapes: anatomy.Anatomy,
+    patient: Patient,
+    scan: Scan,
+    reading: readers.Reading,
+) -> NDArray[np.uint8]:
+    """Return the label map with the prostate as a reader contours it; without one where the scan has none."""
+    value = STRUCTURES["prostate"]
+    if not (labels == value).any():
+        return labels.copy()
+    seen = replace(shapes, fields={"prostate": readers.contour(shapes, patient, reading)})
+    drawn = render_labels(seen, scan, {"prostate": value})
+    result = np.where(labels == value, 0, labels)
+    result[drawn == value] = value
+    return np.asarray(result, dtype=np.uint8)
 
 
 def _lattice(scan: Scan, difficulty: Difficulty) -> Lattice:
