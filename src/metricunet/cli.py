@@ -217,7 +217,7 @@ def bench(
     """Measure speed and memory on this machine, against a stated baseline."""
     if part != "metric":
         raise InputError(f"bench must be metric; got {part!r}")
-    from metricunet.workflows.bench import bench_metric, format_bench
+    from metricunet.workflows.bench.metric import bench_metric, format_bench
 
     with progress_bars() as bar:
         result = bench_metric(pairs=pairs, device=device, progress=bar("measuring"))

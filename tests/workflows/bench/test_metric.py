@@ -9,9 +9,9 @@ import torch
 
 from metricunet.errors import InputError
 from metricunet.training.config import load_config
-from metricunet.workflows import bench, metric_cost
-from metricunet.workflows.bench import bench_metric, format_bench
-from metricunet.workflows.metric_cost import MEMORY_TARGET_MIB, TrainingStep, ellipses, growth, memory_mib
+from metricunet.workflows.bench import metric, metric_cost
+from metricunet.workflows.bench.metric import bench_metric, format_bench
+from metricunet.workflows.bench.metric_cost import MEMORY_TARGET_MIB, TrainingStep, ellipses, growth, memory_mib
 from tests.support.cohorts import TINY_SETTINGS
 from tests.support.command import Command
 
@@ -59,8 +59,8 @@ def test_ellipses_hold_both_classes() -> None:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metric_cost, "load_config", lambda preset: load_config(preset, settings=TINY_SETTINGS))
     monkeypatch.setattr(metric_cost, "MEMORY_SIDE", 16)
-    monkeypatch.setattr(bench, "SIDES", (8, 16))
-    monkeypatch.setattr(bench, "VOXELS", (16, 32))
+    monkeypatch.setattr(metric, "SIDES", (8, 16))
+    monkeypatch.setattr(metric, "VOXELS", (16, 32))
 
 
 def test_the_command(tiny: None, metricunet: Command) -> None:

@@ -12,7 +12,7 @@ from metricunet.errors import InputError
 from metricunet.files.record import machine
 from metricunet.networks.device import keep_freed_memory, pick_device
 from metricunet.training.config import PRESETS
-from metricunet.workflows.metric_cost import (
+from metricunet.workflows.bench.metric_cost import (
     MEMORY_SIDE,
     MEMORY_TARGET_MIB,
     MEMORY_VOXELS,
