@@ -40,4 +40,4 @@ def multiply_adds(run: Run) -> int:
     """
     with FlopCounterMode(display=False) as counted:
         run()
-    return counted.get_total_flops() // 2
+    return int(counted.get_total_flops()) // 2

@@ -1,4 +1,4 @@
-"""What this machine can do at most: multiply-adds per second of large matrix products and of a friendly convolution."""
+"""The most multiply-adds per second that this machine does: a large matrix product, and a friendly convolution."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def measure_peak(device: torch.device, precision: str) -> Peak:
         one, two = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
         into = torch.empty(side, side, device=device, dtype=kind)
         convolve = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        convolve = convolve.to(device, kind, memory_format=torch.channels_last)
+        convolve = convolve.to(device, kind).to(memory_format=torch.channels_last)
         picture = torch.randn(images, channels, width, width, device=device).to(kind)
         picture = picture.contiguous(memory_format=torch.channels_last)
 

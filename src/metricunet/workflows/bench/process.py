@@ -17,7 +17,7 @@ from metricunet.workflows.bench import launch
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: exit status, wall seconds, peak of its resident memory (None where it has no measure)."""
+    """How a process ended: exit status, wall seconds, peak of its memory (None where the system does not tell)."""
 
     status: int
     seconds: float

@@ -10,12 +10,11 @@ import torch
 
 from metricunet.errors import InputError
 from metricunet.inference.predictor import Predictor
-from metricunet.inference.segment import SLICES_AT_ONCE
 from metricunet.networks.device import keep_freed_memory
 from metricunet.workflows.bench.cost import Work, multiply_adds
 from metricunet.workflows.bench.peak import measure_peak
 from metricunet.workflows.bench.report import cuda_line, head, missing, ratio_line, times_line, work_lines
-from metricunet.workflows.bench.stages import MONAI, Stages, monai_slider
+from metricunet.workflows.bench.stages import MONAI, STACKS_AT_ONCE, Stages, monai_slider
 from metricunet.workflows.bench.subject import Subject
 from metricunet.workflows.bench.timing import Facts, Ratio, Run, Times, alternate, counter
 
@@ -107,7 +106,7 @@ def bench_segment(
         raise nothing_found(subject)
     crop = predictor.card.segment.crop_voxels
     assert crop is not None
-    slider = monai_slider(crop[1:], SLICES_AT_ONCE)
+    slider = monai_slider(crop[1:], STACKS_AT_ONCE[device.type])
     bare = stages.bare_segment()
     parts: dict[str, Run] = {"stage2": lambda: stages.segment(centre), "bare": bare}
     wholes: dict[str, Run] = {"whole": lambda: predictor.predict(subject.scan)}

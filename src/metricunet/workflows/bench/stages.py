@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from metricunet.cohort.prepare import AIR_HU
 from metricunet.files.model import StageCard
 from metricunet.inference.locate import Localisation, class_probabilities, localise
 from metricunet.inference.predictor import LoadedModel
-from metricunet.inference.segment import SLICES_AT_ONCE, crop_probabilities
+from metricunet.inference.segment import crop_probabilities
 from metricunet.networks.feeding import autocast, neighbouring_slices, normalise_hu, pick_precision
 from metricunet.volume import FloatArray, Volume
 
 #: How much of a window lies in the next one.
 OVERLAP = 0.5
+#: Windows, or stacks of slices, that go through stage 2's network at once: what is fastest for it.
+STACKS_AT_ONCE = {"cpu": 8, "cuda": 64}
 MONAI = "monai>=1.5"
 Inferer = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
@@ -112,7 +115,7 @@ class Stages:
         assert stage.crop_voxels is not None
         depth, *sides = stage.crop_voxels
         stacks = torch.randn(depth, _slices(stage), *sides, device=self.device)
-        return self._bare(self.model.segment, torch.split(stacks, SLICES_AT_ONCE))
+        return self._bare(self.model.segment, torch.split(stacks, STACKS_AT_ONCE[self.device.type]))
 
     def _bare(self, network: Any, parts: tuple[Tensor, ...]) -> Callable[[], Tensor]:
         @torch.inference_mode()
@@ -140,14 +143,14 @@ def monai_slider(roi: tuple[int, ...], at_once: int) -> Inferer | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MONAI's own use of names on their way out
-            from monai.inferers import sliding_window_inference
+            slide = import_module("monai.inferers").sliding_window_inference
     except ImportError:
         return None
 
     def run(images: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found: Tensor = sliding_window_inference(images, roi, at_once, network, overlap=OVERLAP)
+            found: Tensor = slide(images, roi, at_once, network, overlap=OVERLAP)
         return found
 
     return run

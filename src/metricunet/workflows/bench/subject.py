@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
@@ -76,9 +75,7 @@ class Subject:
 
 
 @contextmanager
-def prepared_subject(
-    scan: Path | None, model: Path | None, preset: str, slices: int, device: torch.device
-) -> Iterator[Subject]:
+def prepared_subject(scan: Path | None, model: Path | None, preset: str, slices: int) -> Iterator[Subject]:
     """Read or make the scan, and make a model where none is given; temporary files go at the end.
 
     Args:
@@ -86,7 +83,6 @@ def prepared_subject(
         model: model file; None makes one of fresh weights that finds something (see `stand_in`).
         preset: of the networks that are made.
         slices: of the phantom, over the same length of the patient.
-        device: to compute on.
 
     Raises:
         InputError: a scan or model that cannot be read, or a preset that does not exist.
@@ -150,9 +146,7 @@ def phantom_scan(slices: int) -> tuple[Volume, Volume]:
     phantom = make_phantom(PHANTOM_SEED, "real")
     before = phantom.image.geometry
     thickness = before.extent_mm[0] / slices
-    grid = before.box_around(
-        before.centre_mm, (slices, *before.shape[1:]), (thickness, *before.spacing_mm[1:])
-    )
+    grid = before.box_around(before.centre_mm, (slices, *before.shape[1:]), (thickness, *before.spacing_mm[1:]))
     mask = (phantom.labels.array == PROSTATE).astype(np.uint8)
     return _in_slices(phantom.image.array, grid), _in_slices(mask, grid)
 

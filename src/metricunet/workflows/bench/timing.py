@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class Ratio:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """Return the first and third quartile, the least and largest value counted in; of one value, that value twice."""
+    """Return the first and third quartile, both ends counted in; of one value, that value twice."""
     if len(values) == 1:
         return values[0], values[0]
     first, _, third = statistics.quantiles(values, n=4, method="inclusive")
@@ -103,32 +104,50 @@ def alternate(
     budget_s: float = math.inf,
     advance: Advance | None = None,
 ) -> dict[str, list[float]]:
-    """Time several things in turn; the order turns round from one repeat to the next.
-
-    What runs second finds warmer caches, so the order must not favour one of them.
+    """Time several things in turn.
 
     Args:
         runs: what to time, by name.
         repeats: how often each is timed.
         device: waited for before and after each call.
         warm: rounds before, that do not count.
-        budget_s: no further round begins after this many seconds; there is always one.
-        advance: called after each call that counts, and for those left out by the budget.
+        budget_s: as `take_turns`.
+        advance: as `take_turns`.
 
     Returns:
         The seconds of each, one of each round.
     """
-    order = list(runs)
     for _ in range(warm):
-        for name in order:
-            seconds(runs[name], device)
-    found: dict[str, list[float]] = {name: [] for name in order}
+        for run in runs.values():
+            seconds(run, device)
+    clocks = {name: partial(seconds, run, device) for name, run in runs.items()}
+    return take_turns(clocks, repeats, budget_s=budget_s, advance=advance)
+
+
+def take_turns(
+    clocks: Mapping[str, Callable[[], float]],
+    repeats: int,
+    *,
+    budget_s: float = math.inf,
+    advance: Advance | None = None,
+) -> dict[str, list[float]]:
+    """Call several things that time themselves in turn; the order turns round from one round to the next.
+
+    What runs second finds warmer caches, so the order must not favour one of them.
+
+    Args:
+        clocks: each does its work and returns its seconds, by name.
+        repeats: how often each is called.
+        budget_s: no further round begins after this many seconds; there is always one.
+        advance: called after each call, and for those that the budget leaves out.
+    """
+    found: dict[str, list[float]] = {name: [] for name in clocks}
     began = time.perf_counter()
     for k in range(repeats):
         late = k > 0 and time.perf_counter() - began > budget_s
-        for name in order if k % 2 == 0 else reversed(order):
+        for name in list(clocks) if k % 2 == 0 else reversed(list(clocks)):
             if not late:
-                found[name].append(seconds(runs[name], device))
+                found[name].append(clocks[name]())
             if advance is not None:
                 advance()
     return found
