@@ -229,7 +229,7 @@ def bench(
         raise InputError(f"bench must be one of {', '.join(PARTS)}, all; got {part!r}")
     from metricunet.workflows.bench.run import bench as run
 
-    found = {}
+    found: dict[str, Any] = {}
     with progress_bars() as bar:
         for name, result in run(
             part, scan=scan, model=model, preset=preset, slices=slices, repeats=repeats, device=device, bar=bar

@@ -18,7 +18,8 @@ def write_ct_series(folder: Path, scan: Volume) -> None:
 
     Args:
         folder: made if need be.
-        scan: whole HU from -1024 on, its axes to the head, the back and the left.
+        scan: HU, its axes to the head, the back and the left; less than -1024 becomes that, fractions are cut off,
+            and a slight rotation is dropped, for none of it matters to how long reading takes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     study, series, frame = generate_uid(), generate_uid(), generate_uid()

@@ -86,9 +86,13 @@ def _results(
     with ExitStack() as stack:
         subject: Subject | None = None
         if any(name in WITH_SUBJECT for name in wanted):
+            preparing = bar("scan")
+            preparing(0, 1)
             subject = stack.enter_context(prepared_subject(scan, model, preset, slices))
+            preparing(1, 1)
         for name in wanted:
             progress = bar(name)
+            progress(0, 1)  # shows the bar at once; a part may take a while to its first measurement
             if name in WITH_SUBJECT:
                 assert subject is not None
                 yield name, _on_subject(name, subject, device, repeats, progress)
