@@ -77,7 +77,7 @@ def test_only_one_channel_is_wired(model: Path) -> None:
     loaded = load_model(model, torch.device("cpu"))
     for network in (loaded.locate, loaded.segment):
         kernels = [p for name, p in network.named_parameters() if p.dim() >= 4 and "classify" not in name]
-        assert all((k[1:] != 0).float().mean() > 0.9 for k in kernels if k.shape[0] > 1)
+        assert all((k[1:] != 0).float().mean() > 0.8 for k in kernels if k.shape[0] > 1)
 
 
 def test_a_subject_keeps_nothing(subject: Subject) -> None:
