@@ -222,22 +222,36 @@ def info(model: Annotated[Path, typer.Argument(help="Model file.")], json: Json 
 
 @app.command()
 def bench(
-    part: Annotated[str, typer.Argument(help="What to measure: metric.")] = "metric",
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of training steps for each preset and precision.")] = 20,
+    part: Annotated[str, typer.Argument(help="locate, segment, predict, train, metric, io, or all.")] = "all",
+    scan: Annotated[Path | None, typer.Option(help="DICOM folder or NIfTI file. Default: a phantom.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("-m", "--model", help="Model file. Default: one that is made here.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Of networks and training: default or small.")] = "default",
+    slices: Annotated[int, typer.Option(min=2, help="Slices of the phantom.")] = 235,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Of each measurement. Default: enough for each part.")
+    ] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Measure speed and memory on this machine, against a stated baseline."""
-    if part != "metric":
-        raise InputError(f"bench must be metric; got {part!r}")
-    from metricunet.workflows.bench import bench_metric, format_bench
+    """Measure speed and memory on this machine, against a stated baseline; all parts take some 20 minutes."""
+    from metricunet.workflows.bench import PARTS
 
+    if part not in (*PARTS, "all"):
+        raise InputError(f"bench must be one of {', '.join(PARTS)}, all; got {part!r}")
+    from metricunet.workflows.bench.run import bench as run
+
+    found: dict[str, Any] = {}
     with progress_bars() as bar:
-        result = bench_metric(pairs=pairs, device=device, progress=bar("measuring"))
+        for name, result in run(
+            part, scan=scan, model=model, preset=preset, slices=slices, repeats=repeats, device=device, bar=bar
+        ):
+            found[name] = result.to_json()
+            if not json:
+                typer.echo(f"{result.text()}\n")
     if json:
-        _print_json(result.to_json())
-    else:
-        typer.echo(format_bench(result))
+        _print_json(found if part == "all" else found[part])
 
 
 @contextmanager

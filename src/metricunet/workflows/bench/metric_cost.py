@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from metricunet.training.branch import Branch, build_metric
 from metricunet.training.card import segment_network
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.objectives import segmentation_loss
+from metricunet.workflows.bench.timing import Ratio, Times, alternate, seconds
 
 #: Highest ratio of a step with the branch to one without it, by preset.
 RATIO_TARGETS = {"default": 1.05, "small": 1.15}
@@ -97,10 +96,8 @@ class TrainingStep:
         self.images = torch.randn(stage.batch_size, stage.slices, *side, device=device)
         self.labels = ellipses(stage.batch_size, side).to(device)
 
-    def __call__(self, with_branch: bool) -> float:
-        """Take one step and return its seconds."""
-        _wait(self.device)
-        began = time.perf_counter()
+    def __call__(self, with_branch: bool) -> None:
+        """Take one step."""
         with autocast(self.precision, self.device):
             logits, maps, _ = self.network.forward_with_maps(self.images)
         loss = segmentation_loss(logits, self.labels, 1.0, 1.0)
@@ -112,33 +109,24 @@ class TrainingStep:
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.optimizer.step()
-        _wait(self.device)
-        return time.perf_counter() - began
 
 
 def step_cost(
     preset: str, precision: Precision, pairs: int, device: torch.device, advance: Callable[[], None]
 ) -> StepCost:
-    """Time training steps with and without the branch, in turn; `advance` is called after each pair."""
+    """Time training steps with and without the branch, in turn; `advance` is called after each step."""
     step = TrainingStep(load_config(preset), precision, device)
-    for warm in (False, True):
-        step(warm)
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for k in range(pairs):
-        # The order alternates too, for what runs second finds warmer caches.
-        for with_branch in ((False, True), (True, False))[k % 2]:
-            times[with_branch].append(step(with_branch))
-        advance()
-    ratios = [b / a for a, b in zip(times[False], times[True], strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    runs = {"without": lambda: step(False), "with": lambda: step(True)}
+    times = alternate(runs, pairs, device, advance=advance)
+    ratio = Ratio.of(times["with"], times["without"])
     return StepCost(
         preset,
         precision,
         pairs,
-        statistics.median(times[False]),
-        statistics.median(times[True]),
-        statistics.median(ratios),
-        (quartiles[0], quartiles[2]),
+        Times.of(times["without"]).median_s,
+        Times.of(times["with"]).median_s,
+        ratio.median,
+        ratio.quartiles,
         RATIO_TARGETS.get(preset, RATIO_TARGETS["default"]),
     )
 
@@ -242,14 +230,14 @@ def _quiet() -> Iterator[None]:
 
 def growth(sizes: Sequence[int], build: Callable[[int], Callable[[], Tensor]], power: int = 1) -> Growth:
     """Time a function at each size; `power` tells how the amount of work follows from the size."""
-    seconds = []
+    least = []
     for size in sizes:
         run = build(size)
         # The least, for growth is a property of the program and the rest is the machine's other work.
-        seconds.append(min(_seconds(run, 7)))
+        least.append(min(_seconds(run, 7)))
     amounts = [size**power for size in sizes[-2:]]
-    exponent = torch.tensor(seconds[-1] / seconds[-2]).log() / torch.tensor(amounts[1] / amounts[0]).log()
-    return Growth(tuple(size**power for size in sizes), tuple(seconds), float(exponent))
+    exponent = torch.tensor(least[-1] / least[-2]).log() / torch.tensor(amounts[1] / amounts[0]).log()
+    return Growth(tuple(size**power for size in sizes), tuple(least), float(exponent))
 
 
 def beside(device: torch.device) -> tuple[float, dict[str, float]]:
@@ -326,16 +314,4 @@ def captures_cuda_graph(device: torch.device) -> bool:
 
 def _seconds(run: Callable[[], Tensor], times: int) -> list[float]:
     device = run().device
-    seconds = []
-    for _ in range(times):
-        _wait(device)
-        began = time.perf_counter()
-        run()
-        _wait(device)
-        seconds.append(time.perf_counter() - began)
-    return seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return [seconds(run, device) for _ in range(times)]

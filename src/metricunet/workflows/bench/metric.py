@@ -10,9 +10,9 @@ import torch
 
 from metricunet.errors import InputError
 from metricunet.files.record import machine
-from metricunet.networks.device import keep_freed_memory, pick_device
+from metricunet.networks.device import keep_freed_memory
 from metricunet.training.config import PRESETS
-from metricunet.workflows.metric_cost import (
+from metricunet.workflows.bench.metric_cost import (
     MEMORY_SIDE,
     MEMORY_TARGET_MIB,
     MEMORY_VOXELS,
@@ -28,6 +28,8 @@ from metricunet.workflows.metric_cost import (
     memory_mib,
     step_cost,
 )
+from metricunet.workflows.bench.report import head, verdict
+from metricunet.workflows.bench.timing import Facts, counter, device_named
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class MetricBench:
         """Return it as plain dictionaries and lists."""
         return asdict(self)
 
+    def text(self) -> str:
+        """Write it for people to read."""
+        return format_bench(self)
+
 
 def bench_metric(
     *,
@@ -82,23 +88,12 @@ def bench_metric(
     Raises:
         InputError: a device that is not there, an unknown preset.
     """
-    try:
-        where = pick_device(device)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    where = device_named(device)
     for preset in presets:
         if preset not in PRESETS:
             raise InputError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
     keep_freed_memory()
-    total = len(presets) * len(precisions) * pairs + 4
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-
+    advance = counter(2 * len(presets) * len(precisions) * pairs + 4, progress)
     steps = [step_cost(preset, p, pairs, where, advance) for preset in presets for p in precisions]
     memory = memory_mib(where)
     advance()
@@ -118,7 +113,7 @@ def format_bench(result: MetricBench) -> str:
     """Write the result for people to read."""
     facts = result.machine
     lines = [
-        f"{facts['processor']}, {result.device}, {result.threads} threads, torch {facts['packages']['torch']}",
+        head("metric", Facts(facts, result.device, result.threads)),
         "",
     ]
     lines.append(f"{'one training step':<18}{'without':>10}{'with':>10}{'ratio':>8}  {'(quartiles)':<18}target")
@@ -127,9 +122,9 @@ def format_bench(result: MetricBench) -> str:
         step = f"{s.preset}, {s.precision}"
         lines.append(
             f"{step:<18}{s.without_s:>8.3f} s{s.with_s:>8.3f} s{s.ratio:>8.3f}  {spread:<18}"
-            f"{s.target:.2f} {_verdict(s.ratio <= s.target)}"
+            f"{s.target:.2f} {verdict(s.ratio <= s.target)}"
         )
-    memory = _verdict(result.memory_mib <= MEMORY_TARGET_MIB)
+    memory = verdict(result.memory_mib <= MEMORY_TARGET_MIB)
     grid = " x ".join([str(MEMORY_SIDE)] * 3)
     lines += [
         "",
@@ -159,7 +154,3 @@ def _growth_lines(name: str, growth: Growth, bound: int) -> list[str]:
     ]
     end = f"the last step grows with power {growth.exponent:.2f}, bound {bound}"
     return [f"the branch alone, by {name} ({end}):", *points, ""]
-
-
-def _verdict(met: bool) -> str:
-    return "met" if met else "MISSED"

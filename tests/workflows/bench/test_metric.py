@@ -9,9 +9,9 @@ import torch
 
 from metricunet.errors import InputError
 from metricunet.training.config import load_config
-from metricunet.workflows import bench, metric_cost
-from metricunet.workflows.bench import bench_metric, format_bench
-from metricunet.workflows.metric_cost import MEMORY_TARGET_MIB, TrainingStep, ellipses, growth, memory_mib
+from metricunet.workflows.bench import metric, metric_cost
+from metricunet.workflows.bench.metric import bench_metric, format_bench
+from metricunet.workflows.bench.metric_cost import MEMORY_TARGET_MIB, TrainingStep, ellipses, growth, memory_mib
 from tests.support.cohorts import TINY_SETTINGS
 from tests.support.command import Command
 
@@ -35,7 +35,7 @@ def test_the_account_sees_a_peak_that_is_gone_at_the_end() -> None:
 def test_a_step_with_the_branch_trains_it_and_one_without_does_not() -> None:
     step = TrainingStep(load_config("small", settings=TINY_SETTINGS), "fp32", CPU)
     before = [p.detach().clone() for p in step.branch.parameters()]
-    assert step(False) > 0
+    step(False)
     assert all(torch.equal(a, b) for a, b in zip(before, step.branch.parameters(), strict=True))
     step(True)
     assert not any(torch.equal(a, b) for a, b in zip(before, step.branch.parameters(), strict=True))
@@ -59,12 +59,12 @@ def test_ellipses_hold_both_classes() -> None:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metric_cost, "load_config", lambda preset: load_config(preset, settings=TINY_SETTINGS))
     monkeypatch.setattr(metric_cost, "MEMORY_SIDE", 16)
-    monkeypatch.setattr(bench, "SIDES", (8, 16))
-    monkeypatch.setattr(bench, "VOXELS", (16, 32))
+    monkeypatch.setattr(metric, "SIDES", (8, 16))
+    monkeypatch.setattr(metric, "VOXELS", (16, 32))
 
 
 def test_the_command(tiny: None, metricunet: Command) -> None:
-    ended = metricunet("bench", "metric", "--pairs", 2, "--device", "cpu", "--json")
+    ended = metricunet("bench", "metric", "--repeats", 2, "--device", "cpu", "--json")
     assert ended.status == 0
     found = json.loads(ended.out)
     steps = [(s["preset"], s["precision"], s["target"]) for s in found["steps"]]
@@ -83,14 +83,12 @@ def test_what_people_read(tiny: None) -> None:
         pairs=1, presets=["small"], precisions=["fp32"], device="cpu", progress=lambda *a: steps.append(a)
     )
     text = format_bench(result)
-    assert steps[-1] == (5, 5)
+    assert steps[-1] == (6, 6)
     for words in ("small", "ratio", "memory beyond", "pytorch-metric-learning, triplets", "CUDA: not run"):
         assert words in text
 
 
-def test_wrong_arguments_are_named(metricunet: Command) -> None:
-    ended = metricunet("bench", "speed")
-    assert (ended.status, ended.err.strip()) == (2, "error: bench must be metric; got 'speed'")
+def test_wrong_arguments_are_named() -> None:
     with pytest.raises(InputError, match="preset must be one of default, small; got 'huge'"):
         bench_metric(presets=["huge"])
     with pytest.raises(InputError, match="--device"):
