@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metricunet.cohort.layout import DatasetInfo
 from metricunet.files.model import write_model
-from metricunet.networks import UNet
+from metricunet.networks import UNet, build_network
 from metricunet.networks.feeding import normalise_hu
 from metricunet.training.card import locate_network, model_card, segment_network
 from metricunet.training.config import TrainConfig
@@ -40,7 +40,11 @@ STEEPNESS = 10.0
 def fresh_networks(config: TrainConfig) -> tuple[UNet, UNet]:
     """Build both stages with fresh weights, always the same, in evaluation mode."""
     torch.manual_seed(0)
-    return UNet(**locate_network(config, CLASSES)).eval(), UNet(**segment_network(config, CLASSES)).eval()
+    locate = build_network(**locate_network(config, CLASSES))
+    segment = build_network(**segment_network(config, CLASSES))
+    assert isinstance(locate, UNet)
+    assert isinstance(segment, UNet)
+    return locate.eval(), segment.eval()
 
 
 def write_stand_in(path: Path, config: TrainConfig) -> None:
