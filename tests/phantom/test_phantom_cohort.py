@@ -11,7 +11,7 @@ import pytest
 from metricunet.cohort.layout import read_cohort
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti
-from metricunet.phantom import STRUCTURES, make_cohort, make_phantom
+from metricunet.phantom import STRUCTURES, displace_cohort, make_cohort, make_phantom, reader_path
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,7 @@ def test_another_recipe_is_refused(cohort: Path, changed: dict[str, object], mes
         ({"seed": -1}, "seed must be 0 or more"),
         ({"n_test": -1}, "n_test must be 0 or more"),
         ({"workers": 0}, "workers must be 1 or more"),
+        ({"n_readers": -1}, "n_readers must be 0 or more"),
         ({"difficulty": "hard"}, "difficulty must be one of easy, real"),
         ({"absent_fraction": 1.5}, "absent_fraction must lie between 0 and 1; got 1.5"),
         ({"structures": ("liver",)}, "structures must be different names out of prostate"),
@@ -147,3 +148,96 @@ def test_a_damaged_recipe_is_explained(tmp_path: Path) -> None:
     (tmp_path / "phantoms.json").write_text("{")
     with pytest.raises(InputError, match="not readable as a cohort's recipe"):
         make_cohort(tmp_path, 1, difficulty="easy")
+
+
+@pytest.fixture(scope="module")
+def read_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readers") / "clean"
+    make_cohort(folder, 2, seed=3, difficulty="easy", n_test=1, n_readers=2)
+    return folder
+
+
+def test_readers_lie_beside_the_truth(read_twice: Path) -> None:
+    facts = json.loads((read_twice / "phantoms.json").read_text())["cases"]
+    for name, split in (("phantom_0001", "Tr"), ("phantom_ts0000", "Ts")):
+        made = make_phantom(facts[name]["seed"], "easy", n_readers=2)
+        truth = read_labels(read_twice / f"labels{split}" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(truth.array == 1, made.labels.array == STRUCTURES["prostate"])
+        for number, reading in enumerate(made.readings, start=1):
+            path = reader_path(read_twice, name, number, split)
+            assert path == read_twice / f"reader{number}{split}" / f"{name}.nii.gz"
+            drawn = read_labels(path)
+            assert drawn.geometry.same_grid(truth.geometry)
+            np.testing.assert_array_equal(drawn.array == 1, reading.array == STRUCTURES["prostate"])
+            assert (drawn.array != truth.array).any()
+    assert [case.name for case in read_cohort(read_twice).training] == ["phantom_0000", "phantom_0001"]
+
+
+def test_readers_can_be_added_later(tmp_path: Path, read_twice: Path) -> None:
+    make_cohort(tmp_path, 2, seed=3, difficulty="easy", n_test=1)
+    assert not (tmp_path / "reader1Tr").exists()
+    make_cohort(tmp_path, 2, seed=3, difficulty="easy", n_test=1, n_readers=2)
+    assert contents(tmp_path) == contents(read_twice)
+
+
+def test_a_displaced_cohort_shares_the_images_and_trains_on_a_reader(tmp_path: Path, read_twice: Path) -> None:
+    before = contents(read_twice)
+    folder = displace_cohort(read_twice, tmp_path / "displaced", reader=2)
+    clean, displaced = read_cohort(read_twice), read_cohort(folder)
+    assert displaced.info.labels == clean.info.labels
+    assert displaced.info.trained_on == "synthetic"
+    assert "reader 2" in displaced.info.description
+    for split, cases, others in (("Tr", clean.training, displaced.training), ("Ts", clean.test, displaced.test)):
+        assert [case.name for case in cases] == [case.name for case in others]
+        for case, other in zip(cases, others, strict=True):
+            assert case.label is not None
+            assert other.label is not None
+            assert other.image.samefile(case.image)
+            expected = case.label if split == "Ts" else reader_path(read_twice, case.name, 2)
+            assert other.label.read_bytes() == expected.read_bytes()
+            assert reader_path(folder, case.name, 1, split).samefile(reader_path(read_twice, case.name, 1, split))
+    truth = folder / "truthTr" / "phantom_0000.nii.gz"
+    assert truth.samefile(read_twice / "labelsTr" / "phantom_0000.nii.gz")
+    after = contents(folder)
+    displace_cohort(read_twice, folder, reader=2)
+    assert contents(folder) == after
+    assert contents(read_twice) == before
+
+
+def test_files_are_copied_where_they_cannot_be_linked(
+    tmp_path: Path, read_twice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linked = displace_cohort(read_twice, tmp_path / "linked")
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    copied = displace_cohort(read_twice, tmp_path / "copied")
+    assert contents(copied) == contents(linked)
+    assert not (copied / "imagesTr" / "phantom_0000_0000.nii.gz").samefile(
+        linked / "imagesTr" / "phantom_0000_0000.nii.gz"
+    )
+
+
+def test_a_displaced_cohort_refuses_what_does_not_fit(tmp_path: Path, cohort: Path, read_twice: Path) -> None:
+    displaced = displace_cohort(read_twice, tmp_path / "displaced")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    for source, folder, reader, message in (
+        (tmp_path / "notes", tmp_path / "new", 1, r"no phantoms\.json here"),
+        (cohort, tmp_path / "new", 1, "no reader1Tr here; make the cohort with 1 readers or more"),
+        (read_twice, tmp_path / "new", 3, "no reader3Tr here; make the cohort with 3 readers or more"),
+        (read_twice, tmp_path / "new", 0, "no reader0Tr here"),
+        (displaced, tmp_path / "new", 1, "labelsTr holds 'reader1', not 'truth'"),
+        (read_twice, displaced, 2, "with other labels than 'reader2'"),
+        (read_twice, cohort, 1, "made from another cohort"),
+        (read_twice, tmp_path / "notes", 1, "holds other files"),
+        (read_twice, tmp_path / "notes" / "mine.txt", 1, "is a file"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            displace_cohort(source, folder, reader)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(InputError, match="made with labels 'reader1', not 'truth'"):
+        make_cohort(displaced, 2, seed=3, difficulty="easy", n_test=1)

@@ -36,7 +36,7 @@ PIXEL_MM = 2.5
 SLICE_MM = 5.0
 VIEWS = 240
 #: How much of the artefact a scanner leaves: 1 without any correction for metal.
-STRENGTH = (0.2, 0.7)
+STRENGTH = (0.15, 0.5)
 #: Metal is projected in points this far apart.
 POINT_MM = 1.25
 
