@@ -85,7 +85,8 @@ def write_seg(
     if not filled:
         raise InputError(f"{path}: no structure has a voxel; a segmentation needs at least one that is not empty")
     used = np.flatnonzero(np.any([s.mask.array.any(axis=(1, 2)) for s in filled], axis=0)).tolist()
-    masks = np.stack([s.mask.array[used] != 0 for s in filled], axis=-1)
+    # Each mask stays whole in memory, although its axis is the last: highdicom sums over them.
+    masks = np.moveaxis(np.stack([s.mask.array[used] != 0 for s in filled]), 0, -1)
     with warnings.catch_warnings():
         # Patient data are copied as they stand, odd as they may be, so that they match those of the scan.
         warnings.simplefilter("ignore")
@@ -145,6 +146,7 @@ def _segmentation(
         ),
     )
     dataset.SeriesDescription = f"Segmentation. {MARK}"
+    dataset.ContentCreatorName = ""
     for event in ("InstanceCreation", "Content", "Series"):
         setattr(dataset, f"{event}Date", moment.strftime("%Y%m%d"))
         setattr(dataset, f"{event}Time", moment.strftime("%H%M%S"))
@@ -199,9 +201,7 @@ def _segment(number: int, structure: Structure, description: str) -> SegmentDesc
         tracking_uid=generate_uid(),
         display_color=CIELabColor.from_rgb(*structure.colour),
     )
-    segment.SegmentDescription = " ".join(
-        text for text in (structure.description, description, f"{MARK}.") if text
-    )
+    segment.SegmentDescription = " ".join(text for text in (structure.description, description) if text)
     if side is not None:
         modifier = Dataset()
         modifier.CodeValue, modifier.CodeMeaning = side

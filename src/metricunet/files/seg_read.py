@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,8 +169,7 @@ def _fill(path: Path, dataset: Dataset, geometry: Geometry, masks: dict[int, NDA
     lowest = FRACTION * int(dataset.MaximumFractionalValue) if fractional else 1
     if not frames:
         return
-    pixels = iter_pixels(dataset, raw=True, indices=[frame.index for frame in frames])
-    for frame, values in zip(frames, pixels, strict=True):
+    for frame, values in zip(frames, _pixels(path, dataset, [frame.index for frame in frames]), strict=True):
         if values.shape != (rows, columns):
             raise InputError(f"{path}: frame {frame.index + 1} has shape {values.shape}; export it again")
         if frame.segment is not None:
@@ -179,6 +178,29 @@ def _fill(path: Path, dataset: Dataset, geometry: Geometry, masks: dict[int, NDA
         for number in np.unique(values).tolist():
             if number in masks:
                 _place(path, frame, values == number, geometry, masks[number])
+
+
+def _pixels(path: Path, dataset: Dataset, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """Yield the stored values of frames [row, column], one frame at a time."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if int(dataset.BitsAllocated) != 1 or syntax.is_encapsulated:
+        yield from iter_pixels(dataset, raw=True, indices=indices)
+        return
+    if not syntax.is_little_endian:
+        raise InputError(
+            f"{path}: transfer syntax {syntax.name} is not supported for segmentations; export it again"
+        )
+    # Frames of single bits follow each other without a gap, so that most begin within a byte. pydicom cuts such
+    # frames off where rows x columns is no multiple of 8.
+    rows, columns, data = int(dataset.Rows), int(dataset.Columns), dataset.PixelData
+    size = rows * columns
+    if len(data) * 8 < size * int(dataset.NumberOfFrames):
+        raise InputError(f"{path}: holds fewer pixels than its frames need; copy or export it again")
+    for index in indices:
+        first, last = index * size, (index + 1) * size
+        packed = np.frombuffer(data[first // 8 : -(-last // 8)], dtype=np.uint8)
+        bits = np.unpackbits(packed, bitorder="little")[first % 8 :][:size]
+        yield bits.reshape(rows, columns)
 
 
 def _frames(path: Path, dataset: Dataset, kind: str) -> Iterator[_Frame]:
@@ -224,8 +246,8 @@ def _place(
     path: Path, frame: _Frame, mask: NDArray[np.bool_], geometry: Geometry, target: NDArray[np.uint8]
 ) -> None:
     """Add a frame's mask to the slice on which it lies."""
-    pixels = np.argwhere(mask)
-    if not pixels.size:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
         return
     at = f"{path}: frame {frame.index + 1} at z = {frame.position_mm[2]:.2f} mm"
     corners = np.array([[r, c] for r in (0, mask.shape[0] - 1) for c in (0, mask.shape[1] - 1)])
@@ -249,9 +271,12 @@ def _place(
             f"{at}: its pixels lie up to {off_mm:.2f} mm beside those of the scan, at most {GRID_TOLERANCE_MM} mm "
             "is accepted; choose the scan it was made on, or resample it to this one"
         )
-    index = placed[0] + pixels @ steps
-    low, high = index.min(axis=0), index.max(axis=0)
-    if low.min() < 0 or (high >= geometry.shape).any():
-        where = "on a slice" if low[0] < 0 or high[0] >= geometry.shape[0] else "in a part of the slice"
+    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    begin, end = placed[0] + np.array([[rows[0], columns[0]], [rows[-1], columns[-1]]]) @ steps
+    low, high = np.minimum(begin, end), np.maximum(begin, end) + 1
+    if low.min() < 0 or (high > geometry.shape).any():
+        where = "on a slice" if low[0] < 0 or high[0] > geometry.shape[0] else "in a part of the slice"
         raise InputError(f"{at}: has voxels {where} that the scan does not have; choose the scan it was made on")
-    target[index[:, 0], index[:, 1], index[:, 2]] = 1
+    box = box.T if steps[0, 2] else box
+    box = box[:: -1 if begin[1] > end[1] else 1, :: -1 if begin[2] > end[2] else 1]
+    target[low[0], low[1] : high[1], low[2] : high[2]] |= box
