@@ -86,7 +86,7 @@ def test_any_grid_is_where_itk_and_nibabel_see_it(
         volume = read_itk(path)
         assert volume.array.dtype == np.int16
         assert_same_places(volume, sitk.ReadImage(path))
-        # ITK's NIfTI writer goes through nibabel's reader: float32 headers, so to a few micrometres.
+        # NIfTI keeps its grid in float32, so it agrees to a few micrometres.
         assert volume.geometry.same_grid(nifti.geometry)
         np.testing.assert_array_equal(volume.array, nifti.array)
         # What is written for such a scan lies on its grid.
@@ -187,6 +187,11 @@ def test_the_metaimage_written_by_hand_is_what_itk_reads(tmp_path: Path) -> None
     renamed = META.replace("Offset", "Position").replace("TransformMatrix", "Rotation")
     path = save(tmp_path / "b.mha", renamed.replace("= Image", "= image").replace("\n", "\r\n"))
     assert read_itk(path).geometry.same_grid(read_itk(save(tmp_path / "c.mha", META)).geometry)
+
+
+def test_the_metaimages_long_has_four_bytes(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.mha", META.replace("MET_SHORT", "MET_LONG"), pattern().astype("<i4").tobytes())
+    assert_same_places(read_itk(path), sitk.ReadImage(path))
 
 
 def _big(text: str) -> tuple[str, bytes]:

@@ -62,6 +62,7 @@ META_TYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
+_UNPLACED = ", so left and right are unknown; convert it again from DICOM with its geometry"
 MILLIMETRE = ("mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 
@@ -197,9 +198,6 @@ def read_meta_header(path: Path) -> ItkHeader:
     )
 
 
-_UNPLACED = "so left and right are unknown; convert it again from DICOM with its geometry"
-
-
 def _read(
     path: Path, what: str, magic: bytes, separator: str, is_last: Callable[[str], bool]
 ) -> tuple[dict[str, str], int]:
@@ -257,10 +255,10 @@ def _equal_numbers(found: str, value: str) -> bool:
         return False
 
 
-def _stated(path: Path, fields: dict[str, str], name: str, meaning: str = "export it again") -> str:
+def _stated(path: Path, fields: dict[str, str], name: str, advice: str = "; export it again") -> str:
     value = fields.get(_key(name), "")
     if not value:
-        raise InputError(f"{path}: {name} is missing{', ' if meaning == _UNPLACED else '; '}{meaning}")
+        raise InputError(f"{path}: {name} is missing{advice}")
     return value
 
 
