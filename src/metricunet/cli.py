@@ -95,7 +95,8 @@ def phantom(
 
 @app.command()
 def check(
-    path: Annotated[Path, typer.Argument(help="A cohort, a NIfTI scan, or a folder of DICOM.")], json: Json = False
+    path: Annotated[Path, typer.Argument(help="A cohort, a scan in one file, or a folder of DICOM.")],
+    json: Json = False,
 ) -> None:
     """Find every problem of a cohort or a scan, a line each."""
     from metricunet.workflows.check import check as run
@@ -149,7 +150,9 @@ def train(
 
 @app.command()
 def predict(
-    scans: Annotated[list[Path], typer.Argument(help="NIfTI files, folders of them, or folders of DICOM.")],
+    scans: Annotated[
+        list[Path], typer.Argument(help="Scans (NIfTI, NRRD, MetaImage), folders of them, or of DICOM.")
+    ],
     output: Output,
     model: Annotated[list[Path], typer.Option("-m", "--model", help="Model file; several are averaged.")],
     format_: Annotated[str, typer.Option("--format", help="nifti, rtstruct, or both with a comma.")] = "nifti",

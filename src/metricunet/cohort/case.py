@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from metricunet.cohort.layout import Case, DatasetInfo
 from metricunet.errors import InputError
-from metricunet.files.nifti import read_labels, read_nifti
+from metricunet.files.scan import read_labels, read_scan
 from metricunet.volume import Volume
 
 Severity = Literal["error", "warning"]
@@ -55,7 +55,7 @@ def read_case(case: Case, info: DatasetInfo) -> LabelledScan:
     """
     if case.label is None:
         raise InputError(f"{case.image}: case {case.name} has no labels")
-    image, labels = read_nifti(case.image), read_labels(case.label)
+    image, labels = read_scan(case.image), read_labels(case.label)
     if not image.geometry.same_grid(labels.geometry):
         raise InputError(
             f"{case.label}: labels on another grid than the image: {_describe(labels)} against "
@@ -77,7 +77,7 @@ def check_case(case: Case, info: DatasetInfo) -> list[Problem]:
         if case.label is None:
             return [
                 Problem(case.name, "error" if s else "warning", m)
-                for s, m in _image(read_nifti(case.image), case.image)
+                for s, m in _image(read_scan(case.image), case.image)
             ]
         scan = read_case(case, info)
     except InputError as error:
@@ -87,9 +87,9 @@ def check_case(case: Case, info: DatasetInfo) -> list[Problem]:
 
 
 def check_scan(path: Path) -> list[Problem]:
-    """Return every problem of a NIfTI scan without labels."""
+    """Return every problem of a scan in one file, without labels."""
     try:
-        found = list(_image(read_nifti(path), path))
+        found = list(_image(read_scan(path), path))
     except InputError as error:
         return [Problem(path.name, "error", str(error))]
     return [Problem(path.name, "error" if serious else "warning", message) for serious, message in found]

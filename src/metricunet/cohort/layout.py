@@ -14,7 +14,7 @@ from typing import Any
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
-from metricunet.files.nifti import case_name, is_nifti
+from metricunet.files.scan import case_name, is_scan
 
 #: The only channel: nnU-Net marks the first one like this.
 CHANNEL_SUFFIX = "_0000"
@@ -156,7 +156,7 @@ def read_cohort(folder: Path) -> Cohort:
 
 def _cases(folder: Path, split: str, labels_needed: bool) -> tuple[Case, ...]:
     images: dict[str, Path] = {}
-    for path in sorted(p for p in (folder / f"images{split}").glob("*") if is_nifti(p)):
+    for path in sorted(p for p in (folder / f"images{split}").glob("*") if is_scan(p)):
         if path.name.startswith("."):
             continue
         name = case_name(path)
@@ -171,7 +171,7 @@ def _cases(folder: Path, split: str, labels_needed: bool) -> tuple[Case, ...]:
     labels = {
         case_name(p): p
         for p in sorted((folder / f"labels{split}").glob("*"))
-        if is_nifti(p) and not p.name.startswith(".")
+        if is_scan(p) and not p.name.startswith(".")
     }
     for name in sorted(labels.keys() - images.keys()):
         raise InputError(

@@ -23,6 +23,7 @@ from metricunet.cohort.layout import Case, DatasetInfo
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
+from metricunet.files.scan import scan_files
 from metricunet.volume import Geometry, Volume, resample_labels
 
 Progress = Callable[[int, int], None]
@@ -100,12 +101,13 @@ def prepare(
 def _cached(case: Case, info: DatasetInfo, settings: PrepareSettings, cache: Path) -> PreparedCase:
     assert case.label is not None
     path = cache / f"{case.name}.npz"
+    files = (*scan_files(case.image), *scan_files(case.label))
     wanted = {
         "cache_version": CACHE_VERSION,
         "settings": json.loads(json.dumps(asdict(settings))),
         "labels": info.labels,
         "ignore": info.ignore,
-        "stamp": [[p.stat().st_size, p.stat().st_mtime_ns] for p in (case.image, case.label)],
+        "stamp": [[p.stat().st_size, p.stat().st_mtime_ns] for p in files],
     }
     stored = _load(path)
     if stored is not None and stored[1] == wanted:
@@ -140,7 +142,7 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
         fine,
         fine_labels,
         facts,
-        sha256([case.image, case.label]),
+        sha256([*scan_files(case.image), *scan_files(case.label)]),
     )
 
 

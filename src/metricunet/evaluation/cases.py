@@ -13,7 +13,7 @@ from typing import Any
 
 from metricunet.cohort.layout import CHANNEL_SUFFIX, read_dataset_json
 from metricunet.errors import InputError
-from metricunet.files.nifti import NIFTI_SUFFIXES, case_name, is_nifti
+from metricunet.files.scan import SCAN_SUFFIXES, case_name, is_scan
 
 #: The folders of a cohort that hold references, and where their images are.
 IMAGES_OF = {"labelsTr": "imagesTr", "labelsTs": "imagesTs"}
@@ -141,16 +141,16 @@ def _typed(path: Path, field: str, value: Any, kind: Any) -> Any:
 
 
 def _files_by_case(place: Path, what: str) -> dict[str, Path]:
-    """Return case name to NIfTI file, of a folder or of one file."""
+    """Return case name to file, of a folder or of one file."""
     if place.is_file():
-        if not is_nifti(place):
-            raise InputError(f"{place}: the {what} is not named .nii.gz or .nii; expected a NIfTI file")
+        if not is_scan(place):
+            raise InputError(f"{place}: the {what} is not named {', '.join(SCAN_SUFFIXES)}; expected such a file")
         return {case_name(place): place}
     if not place.is_dir():
         raise InputError(f"{place}: no such file or folder; expected the {what}s, CASE.nii.gz each")
     found: dict[str, Path] = {}
     for path in sorted(place.iterdir()):
-        if path.name.startswith(".") or not is_nifti(path) or not path.is_file():
+        if path.name.startswith(".") or not is_scan(path) or not path.is_file():
             continue
         case = case_name(path)
         if case in found:
@@ -199,7 +199,7 @@ def _image_of(case: str, reference: Path, images: Path | None, alone: bool) -> P
     if folder.is_file():
         return folder if alone or case_name(folder).removesuffix(CHANNEL_SUFFIX) == case else None
     for name in (f"{case}{CHANNEL_SUFFIX}", case):
-        for suffix in NIFTI_SUFFIXES:
+        for suffix in SCAN_SUFFIXES:
             if (folder / f"{name}{suffix}").is_file():
                 return folder / f"{name}{suffix}"
     return None

@@ -14,7 +14,7 @@ from metricunet.evaluation.measures import align, crop_to_content, measure
 from metricunet.evaluation.report import MAX_OVERLAYS, render_report, worst_first
 from metricunet.evaluation.summary import CaseRow, Evaluation, cases_csv, summarise
 from metricunet.files.atomic import write_json, write_text
-from metricunet.files.nifti import read_labels, read_nifti
+from metricunet.files.scan import read_labels, read_scan
 from metricunet.volume import Volume
 
 Progress = Callable[[int, int], None]
@@ -93,7 +93,7 @@ def _measured(pair: CasePair, matching: Matching) -> list[CaseRow]:
 
 def _pictured(pair: CasePair, matching: Matching, structure: str) -> Overlay:
     prediction, reference = _read(pair, matching)
-    image = None if pair.image is None else read_nifti(pair.image)
+    image = None if pair.image is None else read_scan(pair.image)
     return draw_overlay(pair.case, structure, matching.labels[structure], prediction, reference, image)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
+from metricunet.files.voxels import label_volume, scan_volume
 from metricunet.volume import CANONICAL_DIRECTIONS, FloatArray, Geometry, Volume, match_axes
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -49,15 +50,7 @@ def read_nifti(path: Path) -> Volume:
     except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
         raise InputError(f"{path}: the file is truncated or damaged ({error}); copy or export it again") from error
     values = values.reshape(image.shape[:3]).transpose(axes)
-    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2 and values.dtype != np.uint16:
-        return Volume(values.astype(np.int16), geometry)
-    if values.dtype.kind not in "iuf":
-        raise InputError(f"{path}: voxels of type {values.dtype}; expected integers or real numbers")
-    if values.dtype.kind == "f":
-        bad = int(values.size - np.count_nonzero(np.isfinite(values)))
-        if bad:
-            raise InputError(f"{path}: {bad} voxels are NaN or infinite; expected HU everywhere. Fill them first")
-    return Volume(values.astype(np.float32), geometry)
+    return scan_volume(path, values, geometry)
 
 
 def read_labels(path: Path) -> Volume:
@@ -66,21 +59,7 @@ def read_labels(path: Path) -> Volume:
     Raises:
         InputError: as `read_nifti`, and for negative or fractional values.
     """
-    volume = read_nifti(path)
-    array = volume.array
-    if array.dtype.kind == "f":
-        rounded = np.rint(array)
-        worst = float(np.abs(array - rounded).max())
-        if worst > 1e-3:
-            raise InputError(
-                f"{path}: label values are not whole numbers (one is off by {worst:.3g}); "
-                "expected integer classes. Resample labels with nearest neighbour, or threshold them"
-            )
-        array = rounded
-    low, high = float(array.min()), float(array.max())
-    if low < 0 or high > 65535:
-        raise InputError(f"{path}: label values range from {low:g} to {high:g}; expected 0 to 65535")
-    return volume.with_array(array.astype(np.uint8 if high <= 255 else np.uint16))
+    return label_volume(path, read_nifti(path))
 
 
 def read_geometry(path: Path) -> Geometry:

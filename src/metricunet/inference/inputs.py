@@ -1,4 +1,4 @@
-"""What to segment: NIfTI files, folders of them, or folders of DICOM series, as one list of cases."""
+"""What to segment: files of one scan, folders of them, or folders of DICOM series, as one list of cases."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from metricunet.cohort.case import HIGHEST_MINIMUM_HU
 from metricunet.cohort.layout import CHANNEL_SUFFIX
 from metricunet.errors import InputError
 from metricunet.files.dicom import CtSeries, find_series
-from metricunet.files.nifti import case_name, is_nifti, read_nifti
 from metricunet.files.record import sha256
+from metricunet.files.scan import case_name, is_scan, read_scan, scan_files
 from metricunet.volume import Volume
 
 
@@ -21,8 +21,8 @@ class ScanInput:
 
     Attributes:
         case: name of its outputs.
-        path: the NIfTI file, or the folder of the series.
-        series: the DICOM series; None for NIfTI.
+        path: the file (NIfTI, NRRD or MetaImage), or the folder of the series.
+        series: the DICOM series; None for a file.
     """
 
     case: str
@@ -35,7 +35,7 @@ class ScanInput:
         Raises:
             InputError: unreadable, or not in Hounsfield units.
         """
-        volume = read_nifti(self.path) if self.series is None else self.series.read()
+        volume = read_scan(self.path) if self.series is None else self.series.read()
         lowest = float(volume.array.min())
         if lowest > HIGHEST_MINIMUM_HU:
             raise InputError(
@@ -46,7 +46,7 @@ class ScanInput:
 
     def sha256(self) -> str:
         """Hash the contents of its files."""
-        return sha256([self.path] if self.series is None else self.series.files)
+        return sha256(scan_files(self.path) if self.series is None else self.series.files)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def find_inputs(paths: Sequence[Path], series_uid: str | None = None) -> tuple[l
     """List the scans at the paths, and what was refused.
 
     Args:
-        paths: NIfTI files, folders of NIfTI files, or folders of DICOM files.
+        paths: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM files.
         series_uid: take this DICOM series alone.
 
     Raises:
@@ -73,8 +73,8 @@ def find_inputs(paths: Sequence[Path], series_uid: str | None = None) -> tuple[l
     for path in paths:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
-        files = sorted(p for p in path.iterdir() if is_nifti(p) and p.is_file()) if path.is_dir() else [path]
-        files = [p for p in files if is_nifti(p) and not p.name.startswith(".")]
+        files = sorted(p for p in path.iterdir() if is_scan(p) and p.is_file()) if path.is_dir() else [path]
+        files = [p for p in files if is_scan(p) and not p.name.startswith(".")]
         if files:
             inputs += [ScanInput(case_name(p).removesuffix(CHANNEL_SUFFIX), p, None) for p in files]
             continue

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
 from metricunet.files.model import read_card
-from metricunet.files.nifti import write_nifti
+from metricunet.files.nifti import is_nifti, write_nifti
 from metricunet.files.record import RunRecord, sha256
 from metricunet.files.rtstruct import Structure, write_rtstruct
 from metricunet.inference.inputs import Refused, ScanInput, find_inputs
@@ -70,7 +70,7 @@ def predict(
     """Segment scans and write masks, structure sets and verdicts.
 
     Args:
-        scans: NIfTI files, folders of them, or folders of DICOM series.
+        scans: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM series.
         models: model files; the probabilities of several are averaged.
         output: folder of CASE.nii.gz, CASE.rtstruct.dcm, CASE.quality.json and run.json.
         formats: of `nifti` and `rtstruct`; the latter needs DICOM input.
@@ -92,7 +92,7 @@ def predict(
     inputs, refused = find_inputs(scans, series)
     if "rtstruct" in formats and (plain := [entry for entry in inputs if entry.series is None]):
         raise InputError(
-            f"{plain[0].path}: --format rtstruct needs a DICOM series to refer to, and this is NIfTI; "
+            f"{plain[0].path}: --format rtstruct needs a DICOM series to refer to, and this is none; "
             "use --format nifti"
         )
     key = {"model_sha256": sha256(models), "version": version("metricunet")}
@@ -205,7 +205,8 @@ def _write(
     if prediction.labels is None or not quality.structures:
         return
     if "nifti" in paths:
-        write_nifti(paths["nifti"], prediction.labels, like=entry.path if entry.series is None else None)
+        like = entry.path if entry.series is None and is_nifti(entry.path) else None
+        write_nifti(paths["nifti"], prediction.labels, like=like)
     if "rtstruct" in paths:
         assert entry.series is not None
         card = predictor.card

@@ -1,4 +1,4 @@
-"""Checking whatever lies at a path: a cohort, a NIfTI scan, or DICOM."""
+"""Checking whatever lies at a path: a cohort, a scan in one file, or DICOM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from metricunet.cohort.case import Problem, check_scan
 from metricunet.cohort.check import check_cohort
 from metricunet.errors import InputError
 from metricunet.files.dicom import find_series
-from metricunet.files.nifti import is_nifti
+from metricunet.files.scan import is_scan
 
 
 def check(path: Path, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
@@ -20,7 +20,7 @@ def check(path: Path, progress: Callable[[int, int], None] | None = None) -> lis
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    if path.is_file() and is_nifti(path):
+    if path.is_file() and is_scan(path):
         return check_scan(path)
     if (path / "dataset.json").is_file() or (path / "imagesTr").is_dir():
         return check_cohort(path, progress)
