@@ -46,9 +46,7 @@ def _holders(loops: Sequence[FloatArray]) -> list[list[bool]]:
     """For each loop k a list that tells which loops it lies in."""
     # The middle of an edge is no point of another loop, even where corners are shared.
     probes = [(loop[0] + loop[1]) / 2 for loop in loops]
-    return [
-        [j != k and _contains(loop, probes[k]) for j, loop in enumerate(loops)] for k in range(len(loops))
-    ]
+    return [[j != k and _contains(loop, probes[k]) for j, loop in enumerate(loops)] for k in range(len(loops))]
 
 
 def _contains(loop: FloatArray, point: FloatArray) -> bool:

@@ -16,9 +16,6 @@ LEVEL = 0.5
 #: every centre clearly on its side when coordinates are rounded, and every loop larger than a speck.
 CLEARANCE = 0.01
 
-# Sides of a cell of four neighbouring centres, clockwise on the screen; corner k lies between sides k - 1 and k.
-_TOP, _RIGHT, _BOTTOM, _LEFT = range(4)
-
 
 def level_outlines(inside: NDArray[np.bool_], field: FloatArray | None = None) -> list[FloatArray]:
     """Trace the curve that parts the pixels inside from those outside (marching squares).
@@ -84,14 +81,16 @@ def _crossings(mask: NDArray[np.bool_], distance: FloatArray) -> tuple[FloatArra
 def _share(first: FloatArray, second: FloatArray) -> FloatArray:
     total = first + second
     share = np.divide(first, total, out=np.full(first.shape, 0.5), where=total > 0)
-    return np.clip(share, CLEARANCE, 1 - CLEARANCE)
+    return np.asarray(np.clip(share, CLEARANCE, 1 - CLEARANCE))
 
 
 def _following(mask: NDArray[np.bool_], distance: FloatArray, along_rows: int) -> NDArray[np.int64]:
     """For the point of each line the one that comes next, the inside on the right; -1 where no curve passes."""
     columns = mask.shape[1]
     corners = [mask[:-1, :-1], mask[:-1, 1:], mask[1:, 1:], mask[1:, :-1]]
-    code = sum(corner.astype(np.int64) << k for k, corner in enumerate(corners))
+    code = np.zeros(corners[0].shape, dtype=np.int64)
+    for k, corner in enumerate(corners):
+        code |= corner.astype(np.int64) << k
     far = [distance[:-1, :-1], distance[:-1, 1:], distance[1:, 1:], distance[1:, :-1]]
     main, other = far[0] * far[2], far[1] * far[3]
     # Inside at corners 0 and 2, or at 1 and 3: joined where the saddle's value is inside.
@@ -103,6 +102,7 @@ def _following(mask: NDArray[np.bool_], distance: FloatArray, along_rows: int) -
         if len(r) == 0:
             continue
         cell = r * columns + c
+        # Sides of the cell and its corners are numbered clockwise; corner k lies between sides k - 1 and k.
         line = [cell, along_rows + cell + 1, cell + columns, along_rows + cell]
         is_in = [bool(pattern >> k & 1) for k in range(4)]
         # A run of corners inside begins behind side `first` and ends before side `last`, clockwise.

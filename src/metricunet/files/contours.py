@@ -71,7 +71,9 @@ def filled(loops: Sequence[FloatArray], shape: tuple[int, int]) -> NDArray[np.bo
         shape: rows, columns. What lies outside is cut off.
     """
     rows, columns = shape
-    begins = [np.round(np.asarray(loop, dtype=np.float64), DECIMALS) for loop in loops if len(loop) > 2]
+    begins: list[FloatArray] = [
+        np.round(np.asarray(loop, dtype=np.float64), DECIMALS) for loop in loops if len(loop) > 2
+    ]
     if not begins:
         return np.zeros(shape, dtype=bool)
     begin = np.concatenate(begins)
