@@ -72,7 +72,7 @@ def filled(loops: Sequence[FloatArray], shape: tuple[int, int]) -> NDArray[np.bo
     """
     rows, columns = shape
     begins: list[FloatArray] = [
-        np.round(np.asarray(loop, dtype=np.float64), DECIMALS) for loop in loops if len(loop) > 2
+        np.asarray(np.round(loop, DECIMALS), dtype=np.float64) for loop in loops if len(loop) > 2
     ]
     if not begins:
         return np.zeros(shape, dtype=bool)

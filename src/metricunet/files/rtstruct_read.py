@@ -198,7 +198,7 @@ def check_frames(path: Path, structures: Sequence[RtStructure], frame: str | Non
         if uid is not None and uid != wanted:
             raise InputError(
                 f"{path}: {where}frame of reference is {uid}, but {wanted} in series {series.series_uid}; "
-                "choose the structure set that was drawn on this scan, or register the two first"
+                "choose the set that was drawn on this scan, or give the registration (REG) that joins the two"
             )
 
 
