@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +182,165 @@ class TestReading:
             read_rtstruct(tmp_path / "none.dcm")
 
 
+def flat(*points: tuple[float, float], z: float = 3) -> list[float]:
+    return [value for x, y in points for value in (x, y, z)]
+
+
+class TestMasks:
+    """Each region is a mask or has a reason."""
+
+    def test_every_kind_at_once(self, tmp_path: Path) -> None:
+        def change(dataset: Dataset) -> None:
+            items = {int(item.ReferencedROINumber): item for item in dataset.ROIContourSequence}
+            items[9].ContourSequence[0].ContourGeometricType = "POINT"
+            items[9].ContourSequence[1].ContourGeometricType = "OPEN_PLANAR"
+            del items[10]["ContourSequence"]
+
+        rois = [
+            ("CTV", [square(0.5, 8.5, 3)]),
+            ("never drawn", None),
+            ("iso and line", [[1, 2, 3], square(1, 5, 3)]),
+            ("emptied", [square(1, 5, 3)]),
+            ("CTV", [square(0.5, 4.5, 6)]),
+            ("elsewhere", [square(0.5, 8.5, 300)]),
+            ("speck", [square(1.1, 1.3, 3)]),
+        ]
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", rois, change=change))
+        masks = read.masks(GRID)
+        assert [(m.number, m.name, m.status) for m in masks] == [
+            (7, "CTV", "contoured"),
+            (8, "never drawn", "not contoured"),
+            (9, "iso and line", "no area"),
+            (10, "emptied", "not contoured"),
+            (11, "CTV", "contoured"),
+            (12, "elsewhere", "unusable"),
+            (13, "speck", "unusable"),
+        ]
+        for found in masks:
+            assert (found.mask is None) == (found.status != "contoured") == bool(found.reason)
+            assert "\n" not in found.reason
+            if found.reason:
+                assert f"rs.dcm: ROI '{found.name}'" in found.reason
+        assert "(POINT: 1, OPEN_PLANAR: 1)" in masks[2].reason
+        assert "at most half a slice" in masks[5].reason
+        assert masks[0].mask is not None
+        assert masks[4].mask is not None
+        assert (masks[0].mask.array.sum(), masks[4].mask.array.sum()) == (64, 16)
+
+    @pytest.mark.parametrize("kind", ["CLOSED_PLANAR", "CLOSEDPLANAR_XOR"])
+    def test_nested_areas(self, tmp_path: Path, kind: str) -> None:
+        def change(dataset: Dataset) -> None:
+            for contour in dataset.ROIContourSequence[0].ContourSequence:
+                contour.ContourGeometricType = kind
+
+        contours = [square(4.5, 5.5, 3), square(2.5, 8.5, 3), square(0.5, 10.5, 3)]
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", contours)], change=change))
+        (found,) = read.masks(GRID)
+        assert found.mask is not None
+        assert found.mask.array.sum() == 100 - 36 + 1
+        assert found.notes == ()
+
+    def test_a_keyhole(self, tmp_path: Path) -> None:
+        hole = [(2.5, 5.0), (2.5, 2.5), (7.5, 2.5), (7.5, 7.5), (2.5, 7.5), (2.5, 5.0)]
+        outer = [(0.5, 5.0), (0.5, 9.5), (9.5, 9.5), (9.5, 0.5), (0.5, 0.5), (0.5, 5.0)]
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [flat(*outer, *hole)])]))
+        assert read.mask("a", GRID).array.sum() == 81 - 25
+
+    def test_a_contour_given_twice_counts_once(self, tmp_path: Path) -> None:
+        numbers = square(0.5, 8.5, 3)
+        backwards = np.reshape(numbers, (4, 3))[::-1].ravel().tolist()
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [numbers, backwards])]))
+        (found,) = read.masks(GRID)
+        assert found.mask is not None
+        assert found.mask.array.sum() == 64
+        assert "a contour at z = 3.00 mm is there twice; it counts once" in found.notes[0]
+
+    def test_contours_that_cross_are_reported(self, tmp_path: Path) -> None:
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [square(0.5, 5.5, 3), square(3.5, 8.5, 3)])]))
+        (found,) = read.masks(GRID)
+        assert found.mask is not None
+        assert found.mask.array.sum() == 25 + 25 - 2 * 4
+        assert "contours at z = 3.00 mm cross each other" in found.notes[0]
+
+    def test_side_by_side_is_not_crossing(self, tmp_path: Path) -> None:
+        contours = [square(0.5, 4.5, 3), [v + 4 * (n % 3 == 0) for n, v in enumerate(square(0.5, 4.5, 3))]]
+        (found,) = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", contours)])).masks(GRID)
+        assert found.notes == ()
+        assert found.mask is not None
+        assert found.mask.array.sum() == 32
+
+    def test_off_the_planes_and_several_in_a_slice_are_reported(self, tmp_path: Path) -> None:
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [square(0.5, 8.5, z) for z in (2, 4, 7)])]))
+        (found,) = read.masks(GRID)
+        assert "contours lie up to 1.00 mm off the slices' planes" in found.notes[0]
+        assert "3 planes of contours fall into 2 slices" in found.notes[1]
+
+    def test_halfway_between_slices_none_is_lost(self, tmp_path: Path) -> None:
+        contours = [square(0.5, 8.5, z + 1.5) for z in (0, 3, 6, 9)]
+        mask = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", contours)])).mask("a", GRID)
+        assert mask.array.sum(axis=(1, 2)).tolist() == [64, 64, 64, 64, 0, 0]
+
+    def test_slices_left_out_between_others_are_reported(self, tmp_path: Path) -> None:
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [square(0.5, 8.5, z) for z in (0, 3, 9, 12)])]))
+        (found,) = read.masks(GRID)
+        assert "1 of the slices between its ends hold nothing of it, the first at z = 6.00 mm" in found.notes[0]
+
+    def test_a_contour_that_is_not_planar(self, tmp_path: Path) -> None:
+        warped = [0.5, 0.5, 2.0, 8.5, 0.5, 4.0, 8.5, 8.5, 2.0, 0.5, 8.5, 4.0]
+        (found,) = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [warped])])).masks(GRID)
+        assert found.status == "unusable"
+        assert "at z = 3.00 mm is not in the plane of a slice: its points spread over 2.00 mm" in found.reason
+
+    @pytest.mark.parametrize("number", [1e7, -1e300])
+    def test_places_outside_the_world(self, tmp_path: Path, number: float) -> None:
+        path = rtstruct(tmp_path / "rs.dcm", [("a", [[number, 0, 3, 8, 0, 3, 8, 8, 3]])])
+        with pytest.raises(InputError, match="ROI 'a': ContourData holds 9 numbers, expected finite lengths"):
+            read_rtstruct(path)
+
+    def test_a_wild_contour_takes_little_memory(self, tmp_path: Path) -> None:
+        # Every edge spans every row: ten million crossings in all.
+        grid = Geometry.from_parts((1, 512, 512), (3, 1, 1))
+        x = np.tile([-900.0, 900.0], 10_000)
+        zigzag = np.stack([np.linspace(0, 500, len(x)), x, np.zeros(len(x))], axis=1)
+        path = rtstruct(tmp_path / "rs.dcm", [("a", [zigzag.ravel().tolist()])])
+        tracemalloc.start()
+        try:
+            read_rtstruct(path).masks(grid)
+            assert tracemalloc.get_traced_memory()[1] < 4e8
+        finally:
+            tracemalloc.stop()
+
+
+class TestNamedImages:
+    def set_of(self, path: Path, series: CtSeries, names: Sequence[int | str]) -> Path:
+        """Squares on slices 2, 3, ...; contour n names the image of slice names[n], or that UID."""
+
+        def change(dataset: Dataset) -> None:
+            for contour, name in zip(dataset.ROIContourSequence[0].ContourSequence, names, strict=True):
+                image = Dataset()
+                image.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+                image.ReferencedSOPInstanceUID = series.sop_uids[name] if isinstance(name, int) else name
+                contour.ContourImageSequence = [image]
+
+        heights = [float(series.positions_mm[k, 2]) for k in range(2, 2 + len(names))]
+        contours = [square(-30, -20, z) for z in heights]
+        return rtstruct(path, [("a", contours)], frame=series.frame_of_reference_uid, change=change)
+
+    def test_the_right_ones(self, tmp_path: Path, series: CtSeries) -> None:
+        assert read_rtstruct(self.set_of(tmp_path / "rs.dcm", series, [2, 3, 4]), series).warnings == ()
+
+    def test_images_that_the_scan_lacks_are_named(self, tmp_path: Path, series: CtSeries) -> None:
+        path = self.set_of(tmp_path / "rs.dcm", series, [2, "9.9.9", 4])
+        (note,) = read_rtstruct(path, series).warnings
+        assert f"ROI 'a': 1 of its contours name images that series {series.series_uid} lacks" in note
+        assert note.endswith("the first 9.9.9")
+
+    def test_contours_beside_the_image_that_they_name(self, tmp_path: Path, series: CtSeries) -> None:
+        path = self.set_of(tmp_path / "rs.dcm", series, [2, 5, 4])
+        (note,) = read_rtstruct(path, series).warnings
+        assert "1 of its contours lie up to 5.00 mm from the plane of the image that they name" in note
+
+
 class TestRealSets:
     def test_thorax(self, shared_data: Path, tmp_path: Path) -> None:
         folder = shared_data / "thorax_rt_dicom"
@@ -232,3 +393,13 @@ class TestRealSets:
             with pytest.raises(InputError, match=f"ROI '{name}' has no contours"):
                 read.mask(name, GRID)
         assert len(read.structure("Bladder").contours) == 21
+        # On a grid of its own planes each of the others becomes a mask, the empty ones say so.
+        z = np.unique(np.concatenate([c[:, 2] for c in read.structure("BODY").contours]))
+        low = np.concatenate(read.structure("BODY").contours).min(axis=0)
+        high = np.concatenate(read.structure("BODY").contours).max(axis=0)
+        shape = (len(z), int((high - low)[1] / 2) + 2, int((high - low)[0] / 2) + 2)
+        grid = Geometry.from_parts(shape, (float(np.diff(z)[0]), 2, 2), (low[0], low[1], z[0]))
+        status = {found.name: found.status for found in read.masks(grid)}
+        assert sorted(set(status.values())) == ["contoured", "not contoured"]
+        assert sum(value == "contoured" for value in status.values()) == 6
+        assert status["CTV"] == status["PROS"] == "not contoured"
