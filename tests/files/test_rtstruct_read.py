@@ -172,6 +172,36 @@ class TestReading:
         assert read.names == ("b",)
         assert "contours of ROI number 7, which it does not name" in read.warnings[0]
 
+    @pytest.mark.parametrize("undefined", [False, True])
+    def test_a_file_that_is_cut_off_never_passes_for_whole(self, tmp_path: Path, undefined: bool) -> None:
+        def change(dataset: Dataset) -> None:
+            for element in dataset:
+                if element.VR == "SQ":
+                    element.value.is_undefined_length = element.is_undefined_length = undefined
+                    for item in element.value:
+                        item.is_undefined_length_sequence_item = undefined
+                        change(item)
+
+        rois = [("a", [square(1, 5, 3), square(1, 5, 6)]), ("b", [square(1, 5, 3)])]
+        whole = rtstruct(tmp_path / "rs.dcm", rois, change=change).read_bytes()
+        assert len(read_rtstruct(tmp_path / "rs.dcm").structures) == 2
+        path = tmp_path / "cut.dcm"
+        for length in range(140, len(whole), 5):
+            path.write_bytes(whole[:length])
+            with pytest.raises(InputError, match=r"cut\.dcm: (cannot be read|is |.*is missing, so|.*is damaged)"):
+                read_rtstruct(path)
+
+    @pytest.mark.parametrize("keyword", ["StructureSetROISequence", "ROIContourSequence"])
+    def test_a_set_that_lacks_what_makes_one(self, tmp_path: Path, keyword: str) -> None:
+        path = rtstruct(tmp_path / "rs.dcm", [("a", None)], change=lambda dataset: delattr(dataset, keyword))
+        with pytest.raises(InputError, match=f"{keyword} is missing, so the file is incomplete"):
+            read_rtstruct(path)
+
+    def test_text_that_would_break_a_line(self, tmp_path: Path) -> None:
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a\r\nb\x1b[2J", None)]))
+        assert read.names == ("a b [2J",)
+        assert not any("\n" in warning for warning in read.warnings)
+
     def test_not_a_structure_set(self, tmp_path: Path, series: CtSeries) -> None:
         (tmp_path / "a.txt").write_text("nothing")
         with pytest.raises(InputError, match="is not a DICOM file"):

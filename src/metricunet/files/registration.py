@@ -13,7 +13,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
 from metricunet.errors import InputError
-from metricunet.files.dicom_header import DAMAGE, one_line
+from metricunet.files.dicom_header import DAMAGE, one_line, text_of
 from metricunet.volume import FloatArray
 
 SPATIAL_REGISTRATION = "1.2.840.10008.5.1.4.1.1.66.1"
@@ -64,7 +64,7 @@ def read_registration(path: Path) -> Registration:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(path)
-            kind = str(dataset.get("SOPClassUID") or "")
+            kind = text_of(dataset, "SOPClassUID")
             if kind != SPATIAL_REGISTRATION:
                 raise InputError(
                     f"{path}: is {UID(kind).name or 'an unknown object'}, expected Spatial Registration Storage; "
@@ -75,21 +75,21 @@ def read_registration(path: Path) -> Registration:
         raise InputError(f"{path}: no such file") from error
     except InvalidDicomError as error:
         raise InputError(f"{path}: is not a DICOM file, expected a Spatial Registration") from error
-    except (*DAMAGE, AttributeError, IndexError, RecursionError) as error:
+    except (*DAMAGE, AttributeError, IndexError, OverflowError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: the registration is damaged ({one_line(error)}); export it again") from error
 
 
 def _registration(path: Path, dataset: Dataset) -> Registration:
-    registered = str(dataset.get("FrameOfReferenceUID") or "")
+    registered = text_of(dataset, "FrameOfReferenceUID")
     if not registered:
         raise InputError(
             f"{path}: FrameOfReferenceUID is missing, so what it registers to is unknown; export again"
         )
     matrices: dict[str, FloatArray] = {registered: np.eye(4)}
     for item in dataset.get("RegistrationSequence") or []:
-        uid = str(item.get("FrameOfReferenceUID") or "")
+        uid = text_of(item, "FrameOfReferenceUID")
         if not uid:
             continue  # it registers images that it lists, not a frame
         matrix = np.eye(4)
@@ -101,7 +101,7 @@ def _registration(path: Path, dataset: Dataset) -> Registration:
 
 
 def _rigid(path: Path, uid: str, part: Dataset) -> FloatArray:
-    kind = str(part.get("FrameOfReferenceTransformationMatrixType") or "RIGID")
+    kind = text_of(part, "FrameOfReferenceTransformationMatrixType") or "RIGID"
     numbers = np.array([float(v) for v in part.FrameOfReferenceTransformationMatrix], dtype=np.float64)
     at = f"{path}: the transformation of frame of reference {uid}"
     if numbers.size != 16 or not np.isfinite(numbers).all() or not np.allclose(numbers[-4:], (0, 0, 0, 1)):

@@ -16,7 +16,7 @@ from pydicom.uid import UID, generate_uid
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.dicom import CtSeries
-from metricunet.files.dicom_header import DAMAGE, one_line
+from metricunet.files.dicom_header import DAMAGE, one_line, text_of
 from metricunet.files.rtstruct_items import (
     LONG_STRING,
     check_structures,
@@ -28,7 +28,17 @@ from metricunet.files.rtstruct_items import (
     reference_item,
     roi_item,
 )
-from metricunet.files.rtstruct_outlines import Holes, Outline, Structure, Style, WrittenStructure, drawn, written
+from metricunet.files.rtstruct_model import RtStructure
+from metricunet.files.rtstruct_outlines import (
+    Drawing,
+    Holes,
+    Outline,
+    Structure,
+    Style,
+    WrittenStructure,
+    drawn,
+    written,
+)
 from metricunet.files.rtstruct_read import (
     RT_STRUCTURE_SET,
     check_frames,
@@ -98,7 +108,8 @@ def add_to_rtstruct(
         with warnings.catch_warnings():
             # What is there is passed on as it stands, odd as it may be.
             warnings.simplefilter("ignore")
-            _check_same_scan(path_in, dataset, series)
+            there = structures_of(path_in, dataset)
+            _check_same_scan(path_in, dataset, there, series)
             named = _renamed(path_in, dataset, structures, on_clash)
             _check_characters(path_in, dataset, named, description)
             first = 1 + max(_numbers(dataset), default=0)
@@ -113,6 +124,7 @@ def add_to_rtstruct(
             _make_new(dataset, made or datetime.now())
             with written_whole(path_out) as temporary:
                 dataset.save_as(temporary, enforce_file_format=True)
+                _check_written(path_in, temporary, there, drawings)
     except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
@@ -122,9 +134,19 @@ def add_to_rtstruct(
     return tuple(written(s, first + n, d) for n, (s, d) in enumerate(zip(named, drawings, strict=True)))
 
 
-def _check_same_scan(path: Path, dataset: Dataset, series: CtSeries) -> None:
+def _check_written(path: Path, temporary: Path, there: Sequence[RtStructure], drawings: Sequence[Drawing]) -> None:
+    """Read the new file once more: in a damaged set, what is passed on unread may have swallowed the rest."""
+    expected = [len(structure.contours) for structure in there] + [len(drawing.contours) for drawing in drawings]
+    try:
+        found = [len(s.contours) for s in structures_of(temporary, open_structure_set(temporary))]
+    except (*DAMAGE, AttributeError, OverflowError, RecursionError):
+        found = []
+    if found != expected:
+        raise InputError(f"{path}: the structure set is damaged (it cannot be written anew); export it again")
+
+
+def _check_same_scan(path: Path, dataset: Dataset, structures: Sequence[RtStructure], series: CtSeries) -> None:
     """Refuse a set that was drawn on another scan than `series`."""
-    structures = structures_of(path, dataset)
     frame, series_uid = stated_references(dataset, structures)
     check_frames(path, structures, frame, series)
     if series_uid is not None and series_uid != series.series_uid:
@@ -152,9 +174,7 @@ def _check_same_scan(path: Path, dataset: Dataset, series: CtSeries) -> None:
 
 
 def _renamed(path: Path, dataset: Dataset, structures: Sequence[Structure], on_clash: OnClash) -> list[Structure]:
-    taken = {
-        str(roi.get("ROIName") or "").strip().casefold() for roi in _items(dataset, "StructureSetROISequence")
-    }
+    taken = {text_of(roi, "ROIName").casefold() for roi in _items(dataset, "StructureSetROISequence")}
     wanted = {structure.name.strip().casefold() for structure in structures}
     result = []
     for structure in structures:
@@ -180,8 +200,8 @@ def _suffixed(name: str) -> Iterator[str]:
 
 def _check_characters(path: Path, dataset: Dataset, structures: Sequence[Structure], description: str) -> None:
     """Refuse text beyond the set's own character set, which cannot change without changing what is there."""
-    stated = dataset.get("SpecificCharacterSet") or "ISO_IR 6"
-    encoding = {"ISO_IR 192": "utf-8", "ISO_IR 100": "latin-1"}.get(str(stated), "ascii")
+    stated = text_of(dataset, "SpecificCharacterSet") or "ISO_IR 6"
+    encoding = {"ISO_IR 192": "utf-8", "ISO_IR 100": "latin-1"}.get(stated, "ascii")
     for structure in structures:
         try:
             f"{structure.name}{structure.description}{description}".encode(encoding)

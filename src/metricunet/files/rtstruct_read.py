@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from metricunet.errors import InputError
 from metricunet.files.dicom import CtSeries
-from metricunet.files.dicom_header import DAMAGE, one_line
+from metricunet.files.dicom_header import DAMAGE, one_line, text_of
 from metricunet.files.registration import read_registration
 from metricunet.files.rtstruct_model import RtStruct, RtStructure
 from metricunet.files.rtstruct_move import moved
@@ -23,6 +25,8 @@ from metricunet.volume import FloatArray
 
 RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 CLOSED_TYPES = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+#: Bytes of a tag and a length.
+SHORTEST_ELEMENT = 8
 #: Coordinates beyond this are no place in a patient.
 FARTHEST_MM = 1e6
 #: A contour may lie this far from the plane of the image that it names.
@@ -75,7 +79,7 @@ def open_structure_set(path: Path) -> Dataset:
     """Open a DICOM file and make sure that it is a structure set.
 
     Raises:
-        InputError: no such file, not DICOM, not readable, or of another modality.
+        InputError: no such file, not DICOM, not readable, cut off, incomplete, or of another modality.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -83,13 +87,34 @@ def open_structure_set(path: Path) -> Dataset:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(path)
+            if _ends_early(path, dataset):
+                raise EOFError("it ends before its end: truncated")
+            modality, sop_class = text_of(dataset, "Modality"), text_of(dataset, "SOPClassUID")
     except InvalidDicomError as error:
         raise InputError(f"{path}: is not a DICOM file, expected an RTSTRUCT") from error
-    except DAMAGE as error:
+    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)}); copy or export it again") from error
-    if dataset.get("Modality") != "RTSTRUCT" and dataset.get("SOPClassUID") != RT_STRUCTURE_SET:
-        raise InputError(f"{path}: is of modality {dataset.get('Modality') or 'unknown'}, expected RTSTRUCT")
+    if modality != "RTSTRUCT" and sop_class != RT_STRUCTURE_SET:
+        raise InputError(f"{path}: is of modality {modality or 'unknown'}, expected RTSTRUCT")
+    for keyword in ("StructureSetROISequence", "ROIContourSequence"):
+        if keyword not in dataset:
+            raise InputError(f"{path}: {keyword} is missing, so the file is incomplete; export it again")
     return dataset
+
+
+def _ends_early(path: Path, dataset: Dataset) -> bool:
+    """Tell whether a file is cut off within its last element or in front of another.
+
+    pydicom takes what there is of a sequence of stated length, and regions would silently lack contours. To be
+    asked before any element is looked at.
+    """
+    if dataset.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        return False  # one compressed stream: it cannot be read at all when cut off
+    last: Any = max((dataset.get_item(tag) for tag in dataset.keys()), key=lambda e: int(e.tag), default=None)  # noqa: SIM118
+    if not isinstance(last, RawDataElement):
+        return last is None  # pydicom has found the end of a sequence of undefined length
+    left = path.stat().st_size - last.value_tell - last.length
+    return left < 0 or 0 < left < SHORTEST_ELEMENT
 
 
 def structures_of(path: Path, dataset: Dataset) -> tuple[RtStructure, ...]:
@@ -102,11 +127,11 @@ def _structures(path: Path, dataset: Dataset, notes: list[str]) -> Iterator[RtSt
     for item in dataset.get("ROIContourSequence") or []:
         contours[int(item.ReferencedROINumber)] = item
     types = {
-        int(item.ReferencedROINumber): str(item.get("RTROIInterpretedType") or "")
+        int(item.ReferencedROINumber): text_of(item, "RTROIInterpretedType")
         for item in dataset.get("RTROIObservationsSequence") or []
     }
     rois = list(dataset.get("StructureSetROISequence") or [])
-    names = [str(roi.get("ROIName") or "").strip() for roi in rois]
+    names = [text_of(roi, "ROIName") for roi in rois]
     for name, count in Counter(names).items():
         if count > 1:
             notes.append(f"{path}: {count} ROIs are named '{name}'")
@@ -127,7 +152,7 @@ def _structures(path: Path, dataset: Dataset, notes: list[str]) -> Iterator[RtSt
             passed_over=tuple(others.items()),
             colour=(colour[0], colour[1], colour[2]) if len(colour) == 3 else None,
             interpreted_type=types.get(number) or None,
-            frame_of_reference_uid=str(roi.get("ReferencedFrameOfReferenceUID") or "") or None,
+            frame_of_reference_uid=text_of(roi, "ReferencedFrameOfReferenceUID") or None,
         )
     for number in contours:
         notes.append(f"{path}: holds contours of ROI number {number}, which it does not name")
@@ -140,7 +165,7 @@ def _closed_contours(
     images: list[str | None] = []
     others: Counter[str] = Counter()
     for contour in item.get("ContourSequence") or []:
-        kind = str(contour.get("ContourGeometricType") or "no type")
+        kind = text_of(contour, "ContourGeometricType") or "no type"
         if kind not in CLOSED_TYPES:
             others[kind] += 1
             continue
@@ -152,7 +177,7 @@ def _closed_contours(
             continue
         loops.append(points)
         references = contour.get("ContourImageSequence") or []
-        uid = str(references[0].get("ReferencedSOPInstanceUID") or "") if len(references) == 1 else ""
+        uid = text_of(references[0], "ReferencedSOPInstanceUID") if len(references) == 1 else ""
         images.append(uid or None)
     return loops, images, others
 
@@ -177,13 +202,13 @@ def _points(path: Path, name: str, contour: Dataset) -> FloatArray:
 def stated_references(dataset: Dataset, structures: Sequence[RtStructure]) -> tuple[str | None, str | None]:
     """Return the frame of reference and the series that a set refers to, as far as it says so."""
     for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []:
-        uid = str(frame.get("FrameOfReferenceUID") or "") or None
+        uid = text_of(frame, "FrameOfReferenceUID") or None
         for study in frame.get("RTReferencedStudySequence") or []:
             for images in study.get("RTReferencedSeriesSequence") or []:
-                return uid, str(images.get("SeriesInstanceUID") or "") or None
+                return uid, text_of(images, "SeriesInstanceUID") or None
         return uid, None
     frames = {s.frame_of_reference_uid for s in structures if s.frame_of_reference_uid is not None}
-    return frames.pop() if len(frames) == 1 else str(dataset.get("FrameOfReferenceUID") or "") or None, None
+    return frames.pop() if len(frames) == 1 else text_of(dataset, "FrameOfReferenceUID") or None, None
 
 
 def check_frames(path: Path, structures: Sequence[RtStructure], frame: str | None, series: CtSeries) -> None:
