@@ -69,6 +69,16 @@ class TestKeyholes:
         assert all(signed_area(loop) > 0 for loop in joined)
         assert sum(map(signed_area, joined)) == pytest.approx(sum(map(signed_area, loops)))
 
+    def test_the_line_stays_in_the_area(self) -> None:
+        # Above the hole there is a slit, open to the right, and more area above that.
+        mask = np.ones((8, 6), dtype=bool)
+        mask[2, 1:] = False
+        mask[5, 3] = False
+        (loop,) = with_keyholes(outlines(mask))
+        edges = np.stack([loop, np.roll(loop, -1, axis=0)], axis=1)
+        bridges = [edge[:, 0].tolist() for edge in edges if edge[0, 1] == edge[1, 1] and edge[0, 1] % 1 != 0.5]
+        assert sorted(map(sorted, bridges)) == [[2.5, 4.5], [2.5, 4.5]]
+
     def test_by_hand(self) -> None:
         mask = np.ones((5, 5), dtype=bool)
         mask[2, 2] = False

@@ -78,6 +78,14 @@ class TestSmoothed:
         (smooth,) = smoothed([circle], 1.0, 0.5)
         assert np.abs(np.hypot(*smooth.T) - 15).max() < 0.01
 
+    @settings(deadline=None, max_examples=15)
+    @given(seed=st.integers(0, 2**32 - 1))
+    def test_outlines_nearer_than_the_limit_do_not_cross(self, seed: int) -> None:
+        # Noise on pixels smaller than the limit: without care nearly every slice would have a crossing.
+        mask = np.random.default_rng(seed).random((24, 24)) < 0.5
+        loops = [loop * 0.4 for loop in level_outlines(mask)]
+        assert not cross(smoothed(loops, 0.8, 0.5))
+
     def test_thin_walls_do_not_cross(self) -> None:
         mask = np.zeros((20, 20), dtype=bool)
         mask[3:17, 3:17] = True
