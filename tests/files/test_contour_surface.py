@@ -44,7 +44,7 @@ class TestAccuracy:
     @settings(deadline=None, max_examples=25)
     @given(
         offset=st.tuples(st.floats(-0.5, 0.5), st.floats(-0.5, 0.5)),
-        semi=st.tuples(st.floats(4, 24), st.floats(4, 24)),
+        semi=st.tuples(st.floats(8, 24), st.floats(8, 24)),
     )
     def test_on_the_analytic_curve_of_a_partial_volume_field(
         self, offset: tuple[float, float], semi: tuple[float, float]
