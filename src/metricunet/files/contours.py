@@ -6,6 +6,7 @@ Points are (row, column) in pixels: a pixel's centre has whole coordinates, its 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from metricunet.volume import FloatArray
 #: Coordinates are rounded to this many decimals (of a pixel) before they are filled, so that a point that is
 #: meant to lie on a pixel's centre lies there exactly, whatever an affine and its inverse have done to it.
 DECIMALS = 6
+#: Crossings of edges with rows that are worked out at once.
+AT_ONCE = 1 << 20
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[FloatArray]:
@@ -68,7 +71,9 @@ def filled(loops: Sequence[FloatArray], shape: tuple[int, int]) -> NDArray[np.bo
         shape: rows, columns. What lies outside is cut off.
     """
     rows, columns = shape
-    begins = [np.round(np.asarray(loop, dtype=np.float64), DECIMALS) for loop in loops if len(loop) > 2]
+    begins: list[FloatArray] = [
+        np.asarray(np.round(loop, DECIMALS), dtype=np.float64) for loop in loops if len(loop) > 2
+    ]
     if not begins:
         return np.zeros(shape, dtype=bool)
     begin = np.concatenate(begins)
@@ -76,6 +81,33 @@ def filled(loops: Sequence[FloatArray], shape: tuple[int, int]) -> NDArray[np.bo
     # Every edge crosses the centre lines of the rows from `low` up to, but not including, `high`.
     low = np.clip(np.ceil(np.minimum(begin[:, 0], end[:, 0])), 0, rows).astype(np.int64)
     high = np.clip(np.ceil(np.maximum(begin[:, 0], end[:, 0])), 0, rows).astype(np.int64)
+    top, bottom = int(low.min()), int(high.max())
+    # Only the box that the loops reach is counted.
+    left = int(np.clip(np.ceil(begin[:, 1].min()), 0, columns))
+    right = int(np.clip(np.ceil(begin[:, 1].max()), 0, columns))
+    height, width = bottom - top, right - left + 1
+    crossings = np.zeros(height * width, dtype=np.int64)
+    for part in _parts(high - low):
+        crossed, column = _crossings(begin[part], end[part], low[part], high[part])
+        first_right = np.clip(np.ceil(column), left, right).astype(np.int64)
+        crossings += np.bincount((crossed - top) * width + first_right - left, minlength=len(crossings))
+    result = np.zeros(shape, dtype=bool)
+    inside = np.cumsum(crossings.reshape(height, width), axis=1) % 2 == 1
+    result[top:bottom, left : left + width] = inside[:, : columns - left]
+    return result
+
+
+def _parts(counts: NDArray[np.int64]) -> list[slice]:
+    """Cut edges into parts of about `AT_ONCE` crossings, however many rows the edges of a wild contour span."""
+    part = np.cumsum(counts) // AT_ONCE
+    bounds = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(counts)]
+    return [slice(begin, end) for begin, end in pairwise(bounds)]
+
+
+def _crossings(
+    begin: FloatArray, end: FloatArray, low: NDArray[np.int64], high: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], FloatArray]:
+    """Return the rows whose centre lines the edges cross, and the columns at which they do."""
     count = high - low
     edge = np.repeat(np.arange(len(begin)), count)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + low[edge]
@@ -83,19 +115,7 @@ def filled(loops: Sequence[FloatArray], shape: tuple[int, int]) -> NDArray[np.bo
     downward = (begin[:, 0] <= end[:, 0])[:, None]
     top, bottom = np.where(downward, begin, end)[edge], np.where(downward, end, begin)[edge]
     share = (row - top[:, 0]) / (bottom[:, 0] - top[:, 0])
-    crossing = np.round(top[:, 1] + share * (bottom[:, 1] - top[:, 1]), DECIMALS)
-    first_right = np.clip(np.ceil(crossing), 0, columns).astype(np.int64)
-    result = np.zeros(shape, dtype=bool)
-    if len(row) == 0:
-        return result
-    # Only the box that the loops reach is counted.
-    top_row, left = int(row.min()), int(first_right.min())
-    height, width = int(row.max()) - top_row + 1, int(first_right.max()) - left + 1
-    place = (row - top_row) * width + (first_right - left)
-    crossings = np.bincount(place, minlength=height * width).reshape(height, width)
-    inside = np.cumsum(crossings, axis=1) % 2 == 1
-    result[top_row : top_row + height, left : left + width] = inside[:, : columns - left]
-    return result
+    return row, np.round(top[:, 1] + share * (bottom[:, 1] - top[:, 1]), DECIMALS)
 
 
 def _turns(

@@ -161,6 +161,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def text_of(dataset: pydicom.Dataset, keyword: str) -> str:
+    """A text as it may stand in a message: one line of at most 64 characters, empty where there is none."""
+    text = str(dataset.get(keyword) or "")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:64].rstrip()
+
+
 def check_kind(file: DicomFile) -> None:
     """Refuse what is not a single-frame axial CT image.
 
