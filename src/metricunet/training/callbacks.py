@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
 from metricunet.training.modules import StageModule
+
+#: Told the stage, the updates done, the updates in all, and the latest validation Dice.
+Watch = Callable[[str, int, int, float | None], None]
 
 
 class EpochLog(Callback):
@@ -115,6 +119,33 @@ class ProgressBar(Callback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+class Watched(Callback):
+    """Tells somebody how far a stage is, after each update.
+
+    Args:
+        stage: its name.
+        watch: to be told.
+    """
+
+    def __init__(self, stage: str, watch: Watch) -> None:
+        self.stage, self.watch = stage, watch
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Say where the stage begins, or goes on."""
+        self._tell(trainer, module)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Say that one more update is done."""
+        self._tell(trainer, module)
+
+    def _tell(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        assert isinstance(module, StageModule)
+        score = trainer.callback_metrics.get("val_dice")
+        self.watch(self.stage, trainer.global_step, module.updates, None if score is None else float(score))
 
 
 def _read(path: Path) -> list[dict[str, str]]:
