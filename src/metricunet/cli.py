@@ -188,6 +188,24 @@ def evaluate(
 
 
 @app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="STUDY.yaml: data, arms, seeds and folds.")],
+    output: Output,
+    device: Device = "auto",
+) -> None:
+    """Train and score every arm with every seed, and tabulate; run it again to go on where it stopped."""
+    from metricunet.study.run import study as run
+
+    with progress_bars() as bar:
+        result = run(file, output, device=device, say=_say, bar=bar)
+    typer.echo(result.text)
+    typer.echo(f"tables: {result.tables}")
+    for failed in result.failed:
+        _say(f"failed: {failed.job.title}: {failed.error}")
+    raise typer.Exit(SOME_FAILED if result.failed else DONE)
+
+
+@app.command()
 def info(model: Annotated[Path, typer.Argument(help="Model file.")], json: Json = False) -> None:
     """Print what a model file says of itself."""
     from dataclasses import asdict

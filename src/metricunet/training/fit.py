@@ -52,6 +52,10 @@ class Located:
     network: UNet
     errors_mm: np.ndarray
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights by their names in a model file."""
+        return {f"locate.{name}": tensor for name, tensor in self.network.state_dict().items()}
+
 
 def train(
     cohort: Path,
@@ -84,6 +88,7 @@ def train(
     """
     config = load_config() if config is None else config
     record = RunRecord("train", {"cohort": cohort, "output": output, "fold": fold, "init": init, "resume": resume})
+    check_folder(output, resume)
     run = open_run(cohort, output, config, fold, resume=resume, device=device, init=init, progress=progress)
     model = train_segment(run, train_locate(run))
     record.facts = run_facts(run, model)
@@ -111,7 +116,7 @@ def open_run(
         output: run folder.
         config: every setting.
         fold: which fold to validate on; `all` trains on every case.
-        resume: whether the folder holds a run that was stopped; else it must be new or empty.
+        resume: whether the folder holds a run that was stopped, which is then gone on with.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         init: model file to begin from.
         spare: folder for the prepared cases where the cohort is read-only; default: the run folder.
@@ -128,7 +133,6 @@ def open_run(
     content = read_cohort(cohort)
     check_settings(config, len(content.info.labels) + 1)
     split = split_for(content, fold)
-    check_folder(output, resume)
     cases, val = prepared_cases(content, split, config, spare or output, progress)
     run = Run(output, config, content.info, split, cases, val, cohort_sha256([*cases, *val]), where, resume, watch)
     check_cases(run, cohort)
@@ -145,6 +149,18 @@ def train_locate(run: Run) -> Located:
     return Located(network, localisation_errors_mm(network, run.val or run.train, run.config, run.target))
 
 
+def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) -> Located:
+    """Return a stage 1 that was trained before.
+
+    Args:
+        run: on the same cases.
+        weights: by their names in a model file.
+        errors_mm: as in `Located`.
+    """
+    network = _build(locate_network(run.config, run.classes), run.config.seed, "locate.", weights)
+    return Located(network.eval().to(run.device), errors_mm)
+
+
 def train_segment(run: Run, located: Located) -> Path:
     """Train stage 2 of a run, or go on with it, and write the model file with both stages.
 
@@ -158,8 +174,7 @@ def train_segment(run: Run, located: Located) -> Path:
     segment, score = _fit_segment(run, run.start, located.errors_mm)
     model = run.folder / MODEL_NAME
     card = model_card(run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm)
-    weights = {f"locate.{k}": v for k, v in located.network.state_dict().items()}
-    weights |= {f"segment.{k}": v for k, v in segment.state_dict().items()}
+    weights = located.weights() | {f"segment.{k}": v for k, v in segment.state_dict().items()}
     write_model(model, card, weights)
     return model
 
