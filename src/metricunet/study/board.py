@@ -99,7 +99,7 @@ def _facts(run: RunDone, title: str = "") -> str:
 
 def duration(seconds: float) -> str:
     """Write a duration for people."""
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

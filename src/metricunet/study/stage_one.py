@@ -136,7 +136,7 @@ def prepare_fold(
         _write_located(path, train_locate(run))
     located = read_located(job.folder, run)
     locate_sha256 = sha256([path])
-    hashes, progress = [], bar("cutting")
+    hashes, progress = [], bar("locating")
     for done, case in enumerate(job.cases, start=1):
         hashes.append(f"{case.name}:{_cut(job, case, run, located, locate_sha256)}")
         progress(done, len(job.cases))
