@@ -108,8 +108,10 @@ run.study(Path(sys.argv[1]), Path(sys.argv[2]), device="cpu")
 """
 
 
-def test_a_study_killed_again_and_again_ends_with_the_same_tables(whole_study: Whole, tmp_path: Path) -> None:
-    """Kill the process in stage 1, in the second run's training, and when that run is scored but not written."""
+def test_a_study_killed_and_moved_again_and_again_ends_with_the_same_tables(
+    whole_study: Whole, tmp_path: Path
+) -> None:
+    """Kill the process in stage 1, in the second run's training, and when that is scored but not written."""
     file, whole, _ = whole_study
     output = tmp_path / "out"
     path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
@@ -121,6 +123,7 @@ def test_a_study_killed_again_and_again_ends_with_the_same_tables(whole_study: W
         assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
         assert not (output / "tables.md").exists()
         finished.append(len(list(output.glob("runs/*/*/*/cases.csv"))))
+        output = output.rename(tmp_path / f"moved-after-{where}")
     assert finished == [0, 1, 1]
     study(file, output, device="cpu")
     for name in RESULTS:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -62,6 +62,23 @@ class EpochLog(Callback):
         }
         rows = [r for r in _read(self.path) if r["stage"] != self.stage or int(r["epoch"]) < trainer.current_epoch]
         _write(self.path, [*rows, {k: str(v) for k, v in row.items()}])
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Checkpoints that a run finds again after its folder moved; Lightning's own forgets which was the best."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of a run that was stopped, its paths in the folder as it is called now."""
+        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {moved(key): content for key, content in value.items()}
+            return (
+                now + value.removeprefix(before) if isinstance(value, str) and value.startswith(before) else value
+            )
+
+        super().load_state_dict({key: moved(value) for key, value in state_dict.items()})
 
 
 class ProgressBar(Callback):

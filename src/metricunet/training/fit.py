@@ -13,7 +13,6 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -30,7 +29,7 @@ from metricunet.networks import UNet
 from metricunet.networks.device import keep_freed_memory, pick_device
 from metricunet.training.batches import LocateBatches, SegmentBatches
 from metricunet.training.branch import PatchBatches, build_metric
-from metricunet.training.callbacks import EpochLog, ProgressBar, Watch, Watched
+from metricunet.training.callbacks import EpochLog, MovableCheckpoint, ProgressBar, Watch, Watched
 from metricunet.training.card import locate_network, model_card, segment_network
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.modules import LocateModule, SegmentModule, StageModule
@@ -278,7 +277,7 @@ def _initial_weights(init: Path, run: Run) -> dict[str, Tensor]:
 
 def _fit(run: Run, module: StageModule, name: str, epochs: int, updates: int, validated: int) -> float | None:
     """Train one stage, and leave the best weights (the last ones without validation) in the module."""
-    checkpoint = ModelCheckpoint(
+    checkpoint = MovableCheckpoint(
         run.checkpoints,
         filename=f"{name}-best",
         monitor="val_dice" if validated else None,
