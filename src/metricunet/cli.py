@@ -155,7 +155,9 @@ def predict(
     ],
     output: Output,
     model: Annotated[list[Path], typer.Option("-m", "--model", help="Model file; several are averaged.")],
-    format_: Annotated[str, typer.Option("--format", help="nifti, rtstruct, or both with a comma.")] = "nifti",
+    format_: Annotated[
+        str, typer.Option("--format", help="Of nifti, rtstruct and seg, with commas between.")
+    ] = "nifti",
     series: Annotated[str | None, typer.Option(help="SeriesInstanceUID to take alone.")] = None,
     device: Device = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="End with status 1 if a case needs review.")] = False,
@@ -200,6 +202,24 @@ def evaluate(
     else:
         typer.echo(format_summary(result))
         typer.echo(f"report: {output / 'report.html'}")
+    raise typer.Exit(SOME_FAILED if result.failed else DONE)
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="STUDY.yaml: data, arms, seeds and folds.")],
+    output: Output,
+    device: Device = "auto",
+) -> None:
+    """Train and score every arm with every seed, and tabulate; run it again to go on where it stopped."""
+    from metricunet.study.run import study as run
+
+    with progress_bars() as bar:
+        result = run(file, output, device=device, say=_say, bar=bar)
+    typer.echo(result.text)
+    typer.echo(f"tables: {result.tables}")
+    for failed in result.failed:
+        _say(f"failed: {failed.job.title}: {failed.error}")
     raise typer.Exit(SOME_FAILED if result.failed else DONE)
 
 

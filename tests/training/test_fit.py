@@ -89,7 +89,8 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(
 ) -> None:
     """Kill the process with no warning in the middle of an epoch of either stage, then resume."""
     output = tmp_path / "run"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     command = [sys.executable, "-c", KILLED_RUN, str(tiny_cohort), str(output), stage]
     ended = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()

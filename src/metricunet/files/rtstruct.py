@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from pydicom.config import RAISE
-from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID, ImplicitVRLittleEndian, generate_uid
-from pydicom.valuerep import validate_value
 
 from metricunet import __version__
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.dicom import CtSeries
+from metricunet.files.dicom_patient import patient_and_study
 from metricunet.files.rtstruct_add import add_to_rtstruct
 from metricunet.files.rtstruct_items import (
     SHORT_STRING,
@@ -138,14 +136,9 @@ def _header(series: CtSeries, moment: datetime) -> Dataset:
     meta.MediaStorageSOPInstanceUID = generate_uid()
     # Explicit VR has 16 bits for the length of ContourData, about 2,000 points; implicit VR has 32.
     meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    dataset = Dataset()
+    dataset = patient_and_study(series.header)
     dataset.file_meta = meta
-    for keyword in _PATIENT_AND_STUDY:
-        if keyword in series.header and _is_valid(series.header[keyword]):
-            dataset.add(series.header[keyword])
-    for keyword in _MAY_BE_EMPTY:
-        if keyword not in dataset:
-            setattr(dataset, keyword, "")
+    dataset.OperatorsName = dataset.PositionReferenceIndicator = ""
     dataset.SOPClassUID = RT_STRUCTURE_SET
     dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = dicom_date(moment), dicom_time(moment)
@@ -159,22 +152,6 @@ def _header(series: CtSeries, moment: datetime) -> Dataset:
     dataset.ManufacturerModelName = "metricunet"
     dataset.SoftwareVersions = __version__
     return dataset
-
-
-def _is_valid(element: DataElement) -> bool:
-    """Tell whether a value may stand in a structure set: dates, ages and codes that are none may not.
-
-    Names and identifiers are kept whatever they are, since they must match those of the scan.
-    """
-    if element.keyword == "PatientSex":
-        return element.value in ("M", "F", "O")
-    if element.VR not in ("AS", "DA", "DS", "TM"):
-        return True
-    try:
-        validate_value(element.VR, str(element.value or ""), RAISE)
-    except ValueError:
-        return False
-    return True
 
 
 def _set_character_set(dataset: Dataset, header: Dataset, texts: Sequence[str]) -> None:

@@ -21,7 +21,8 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.dicom import CtSeries
 from metricunet.files.dicom_patient import patient_and_study
-from metricunet.files.rtstruct import LONG_STRING, Structure
+from metricunet.files.rtstruct import Structure
+from metricunet.files.rtstruct_items import LONG_STRING
 from metricunet.files.seg_read import read_seg, segment_names
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from metricunet.files.model import read_card
 from metricunet.files.nifti import is_nifti, write_nifti
 from metricunet.files.record import RunRecord, sha256
 from metricunet.files.rtstruct import Structure, write_rtstruct
+from metricunet.files.seg import write_seg
 from metricunet.inference.inputs import Refused, ScanInput, find_inputs
 from metricunet.inference.overlapped import Finished, overlapped
 from metricunet.volume import Volume
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from metricunet.inference.predictor import Prediction, Predictor
     from metricunet.inference.quality import Quality
 
-Format = Literal["nifti", "rtstruct"]
+Format = Literal["nifti", "rtstruct", "seg"]
 Progress = Callable[[int, int], None]
 FORMATS: tuple[Format, ...] = get_args(Format)
-SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm"}
+SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", "seg": ".seg.dcm"}
 #: Colours of structures in planning systems, in their order; told apart also by the colour-blind.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0))
 
@@ -72,8 +73,8 @@ def predict(
     Args:
         scans: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM series.
         models: model files; the probabilities of several are averaged.
-        output: folder of CASE.nii.gz, CASE.rtstruct.dcm, CASE.quality.json and run.json.
-        formats: of `nifti` and `rtstruct`; the latter needs DICOM input.
+        output: folder of CASE.nii.gz, CASE.rtstruct.dcm, CASE.seg.dcm, CASE.quality.json and run.json.
+        formats: of `nifti`, `rtstruct` and `seg`; the latter two need DICOM input.
         series: SeriesInstanceUID to take alone.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         progress: called with (done, all).
@@ -90,9 +91,10 @@ def predict(
     for path in models:
         read_card(path)
     inputs, refused = find_inputs(scans, series)
-    if "rtstruct" in formats and (plain := [entry for entry in inputs if entry.series is None]):
+    of_dicom = [name for name in ("rtstruct", "seg") if name in formats]
+    if of_dicom and (plain := [entry for entry in inputs if entry.series is None]):
         raise InputError(
-            f"{plain[0].path}: --format rtstruct needs a DICOM series to refer to, and this is none; "
+            f"{plain[0].path}: --format {of_dicom[0]} needs a DICOM series to refer to, and this is none; "
             "use --format nifti"
         )
     key = {"model_sha256": sha256(models), "version": version("metricunet")}
@@ -207,19 +209,22 @@ def _write(
     if "nifti" in paths:
         like = entry.path if entry.series is None and is_nifti(entry.path) else None
         write_nifti(paths["nifti"], prediction.labels, like=like)
+    if entry.series is None:
+        return
+    card, description = predictor.card, _description(predictor)
+    structures = [
+        Structure(
+            name=f"{card.tg263[name]}^auto",
+            mask=prediction.labels.with_array(prediction.labels.array == value),
+            colour=COLOURS[k % len(COLOURS)],
+        )
+        for k, (name, value) in enumerate(card.labels.items())
+        if name in quality.structures
+    ]
     if "rtstruct" in paths:
-        assert entry.series is not None
-        card = predictor.card
-        structures = [
-            Structure(
-                name=f"{card.tg263[name]}^auto",
-                mask=prediction.labels.with_array(prediction.labels.array == value),
-                colour=COLOURS[k % len(COLOURS)],
-            )
-            for k, (name, value) in enumerate(card.labels.items())
-            if name in quality.structures
-        ]
-        write_rtstruct(paths["rtstruct"], entry.series, structures, description=_description(predictor))
+        write_rtstruct(paths["rtstruct"], entry.series, structures, description=description)
+    if "seg" in paths:
+        write_seg(paths["seg"], entry.series, structures, description=description)
 
 
 def _description(predictor: Predictor) -> str:

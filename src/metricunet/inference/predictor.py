@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metricunet.cohort.prepare import AIR_HU
 from metricunet.errors import InputError
-from metricunet.files.model import ModelCard, read_model
+from metricunet.files.model import ModelCard, StageCard, read_model
 from metricunet.inference.locate import Localisation, class_probabilities, localise
 from metricunet.inference.segment import crop_probabilities
 from metricunet.networks import Network, build_network
@@ -120,8 +120,15 @@ class Predictor:
 
     def predict(self, scan: Volume) -> Prediction:
         """Segment a scan in HU, on any grid."""
+        return self.segment(scan, self.locate(scan))
+
+    def locate(self, scan: Volume) -> Localisation:
+        """Find the target in a scan in HU: stage 1."""
+        return localise(self._coarse_probability(scan.canonical()), self.range_of("volume_ml"))
+
+    def segment(self, scan: Volume, found: Localisation) -> Prediction:
+        """Segment a scan around what was found: stage 2. A part of it that holds the crop and a margin will do."""
         image = scan.canonical()
-        found = localise(self._coarse_probability(image), self.range_of("volume_ml"))
         if found.centre_mm is None:
             return Prediction(found, None)
         box, start = self._box(image.geometry, found.centre_mm)
@@ -136,16 +143,8 @@ class Predictor:
         target = list(self.card.labels).index(self.card.target) + 1
         mean: Volume | None = None
         for model in self.models:
-            stage = model.card.locate
-            coarse = image.resample(image.geometry.with_spacing(stage.spacing_mm), fill=AIR_HU)
-            probabilities = class_probabilities(
-                model.locate,
-                torch.from_numpy(coarse.array).to(self.device),
-                stage.hu_window,
-                model.locate.divisor,
-                self.precision,
-            )
-            own = coarse.with_array(probabilities[target].cpu().numpy() / len(self.models))
+            own = coarse_probability(model.locate, model.card.locate, image, target, self.precision)
+            own = own.with_array(own.array / len(self.models))
             mean = own if mean is None else mean.with_array(mean.array + own.resample(mean.geometry).array)
         assert mean is not None
         return mean
@@ -227,6 +226,28 @@ def _keep_largest_piece(classes: NDArray[np.uint8], target: int) -> int:
     if count > 1:
         classes[found][(pieces > 0) & (pieces != int(np.argmax(sizes)) + 1)] = 0
     return int(sizes.sum() - sizes.max())
+
+
+def coarse_probability(
+    network: Network, stage: StageCard, image: Volume, target: int, precision: Precision = "auto"
+) -> Volume:
+    """Run stage 1 over a scan.
+
+    Args:
+        network: of stage 1, in evaluation mode.
+        stage: its card.
+        image: HU; axes to the head, the back and the left.
+        target: class of the target.
+        precision: to compute in.
+
+    Returns:
+        Probability of the target on the coarse grid.
+    """
+    coarse = image.resample(image.geometry.with_spacing(stage.spacing_mm), fill=AIR_HU)
+    device = next(network.parameters()).device
+    voxels = torch.from_numpy(coarse.array).to(device)
+    probabilities = class_probabilities(network, voxels, stage.hu_window, network.divisor, precision)
+    return coarse.with_array(probabilities[target].cpu().numpy())
 
 
 def _touches_inner_face(mask: NDArray[np.bool_], start: Sequence[int], field: Sequence[int]) -> bool:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
 from metricunet.training.modules import StageModule
+
+#: Told the stage, the updates done, the updates in all, and the latest validation Dice.
+Watch = Callable[[str, int, int, float | None], None]
 
 
 class EpochLog(Callback):
@@ -58,6 +62,23 @@ class EpochLog(Callback):
         }
         rows = [r for r in _read(self.path) if r["stage"] != self.stage or int(r["epoch"]) < trainer.current_epoch]
         _write(self.path, [*rows, {k: str(v) for k, v in row.items()}])
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Checkpoints that a run finds again after its folder moved; Lightning's own forgets which was the best."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of a run that was stopped, its paths in the folder as it is called now."""
+        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {moved(key): content for key, content in value.items()}
+            return (
+                now + value.removeprefix(before) if isinstance(value, str) and value.startswith(before) else value
+            )
+
+        super().load_state_dict({key: moved(value) for key, value in state_dict.items()})
 
 
 class ProgressBar(Callback):
@@ -115,6 +136,33 @@ class ProgressBar(Callback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+class Watched(Callback):
+    """Tells somebody how far a stage is, after each update.
+
+    Args:
+        stage: its name.
+        watch: to be told.
+    """
+
+    def __init__(self, stage: str, watch: Watch) -> None:
+        self.stage, self.watch = stage, watch
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Say where the stage begins, or goes on."""
+        self._tell(trainer, module)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Say that one more update is done."""
+        self._tell(trainer, module)
+
+    def _tell(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        assert isinstance(module, StageModule)
+        score = trainer.callback_metrics.get("val_dice")
+        self.watch(self.stage, trainer.global_step, module.updates, None if score is None else float(score))
 
 
 def _read(path: Path) -> list[dict[str, str]]:

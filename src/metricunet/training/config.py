@@ -207,7 +207,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def load_config(
-    preset: str = "default", file: Path | None = None, settings: tuple[str, ...] | list[str] = ()
+    preset: str = "default",
+    file: Path | None = None,
+    settings: tuple[str, ...] | list[str] = (),
+    source: str | None = None,
 ) -> TrainConfig:
     """Resolve a configuration: the preset, over it the file, over it the single settings.
 
@@ -215,6 +218,7 @@ def load_config(
         preset: a key of `PRESETS`.
         file: YAML with any part of `TrainConfig`.
         settings: `section.key=value`, the value in YAML.
+        source: where the settings come from, for errors; default: the file and --set.
 
     Raises:
         InputError: unknown preset, key or section, or a value of the wrong kind, each named.
@@ -238,7 +242,8 @@ def load_config(
     try:
         return TrainConfig.model_validate(content)
     except ValidationError as error:
-        raise InputError(_explain(error, file)) from error
+        named = source or (f"{file} or --set" if file else "--set")
+        raise InputError(_explain(error, named)) from error
 
 
 def dump_config(config: TrainConfig) -> str:
@@ -279,12 +284,11 @@ def _yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _explain(error: ValidationError, file: Path | None) -> str:
+def _explain(error: ValidationError, source: str) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    source = f" (from {file} or --set)" if file else " (from --set)"
     if first["type"] == "extra_forbidden":
         section = key.rpartition(".")[0]
         model: type[BaseModel] = type(getattr(TrainConfig(), section)) if section else TrainConfig
-        return f"setting {key}{source} is unknown; expected one of {', '.join(model.model_fields)}"
-    return f"setting {key}{source} is {first['input']!r}: {first['msg']}"
+        return f"setting {key} (from {source}) is unknown; expected one of {', '.join(model.model_fields)}"
+    return f"setting {key} (from {source}) is {first['input']!r}: {first['msg']}"

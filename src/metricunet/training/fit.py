@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,19 +13,16 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from metricunet.cohort.case import HIGHEST_MINIMUM_HU
-from metricunet.cohort.layout import Case, Cohort, read_cohort
+from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.names import has_sides
-from metricunet.cohort.prepare import PreparedCase, PrepareSettings, cohort_sha256, prepare
-from metricunet.cohort.splits import Fold, Split, split_for
+from metricunet.cohort.prepare import PreparedCase, cohort_sha256
+from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
-from metricunet.files.atomic import write_json, write_text
-from metricunet.files.model import read_model, write_model
+from metricunet.files.model import read_card, read_model, write_model
 from metricunet.files.record import RunRecord
 from metricunet.inference.locate import class_probabilities, localise
 from metricunet.networks import Network, build_network
@@ -36,44 +30,32 @@ from metricunet.networks.device import keep_freed_memory, pick_device
 from metricunet.training.batches import LocateBatches, SegmentBatches
 from metricunet.training.blocks import BlockBatches
 from metricunet.training.branch import PatchBatches, build_metric
-from metricunet.training.callbacks import EpochLog, ProgressBar
+from metricunet.training.callbacks import EpochLog, MovableCheckpoint, ProgressBar, Watch, Watched
 from metricunet.training.card import locate_network, model_card, segment_network
 from metricunet.training.checks import check_field, check_network
-from metricunet.training.config import TrainConfig, differences, dump_config, load_config
+from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.modules import LocateModule, SegmentModule, StageModule
+from metricunet.training.run import Progress, Run, begin, check_cases, check_folder, prepared_cases
 
-Progress = Callable[[int, int], None]
 MODEL_NAME = "model.safetensors"
-#: A target seen in fewer scans than this cannot be learned.
-FEWEST_CASES = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """What both stages of a run share."""
+class Located:
+    """Stage 1 as trained, and how far from the true centres it puts the target.
 
-    folder: Path
-    config: TrainConfig
-    labels: dict[str, int]
-    train: list[PreparedCase]
-    val: list[PreparedCase]
-    device: torch.device
-    resume: bool
+    Attributes:
+        network: in evaluation mode.
+        errors_mm: localisation errors of the validation cases (the training cases where there are none) along
+            slice, row and column [cases, 3].
+    """
 
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.folder / "checkpoints"
+    network: Network
+    errors_mm: np.ndarray
 
-    @property
-    def classes(self) -> int:
-        """Classes of the networks, background included."""
-        return len(self.labels) + 1
-
-    @property
-    def target(self) -> int:
-        """Class of the target."""
-        return list(self.labels).index(self.config.target) + 1
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights by their names in a model file."""
+        return {f"locate.{name}": tensor for name, tensor in self.network.state_dict().items()}
 
 
 def train(
@@ -107,44 +89,110 @@ def train(
     """
     config = load_config() if config is None else config
     record = RunRecord("train", {"cohort": cohort, "output": output, "fold": fold, "init": init, "resume": resume})
+    check_folder(output, resume)
+    run = open_run(cohort, output, config, fold, resume=resume, device=device, init=init, progress=progress)
+    model = train_segment(run, train_locate(run))
+    record.facts = run_facts(run, model)
+    record.write(output)
+    return model
+
+
+def open_run(
+    cohort: Path,
+    output: Path,
+    config: TrainConfig,
+    fold: Fold,
+    *,
+    resume: bool,
+    device: str = "auto",
+    init: Path | None = None,
+    spare: Path | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Read and check everything that a run needs, and mark the folder as its own.
+
+    Args:
+        cohort: nnU-Net raw data set.
+        output: run folder.
+        config: every setting.
+        fold: which fold to validate on; `all` trains on every case.
+        resume: whether the folder holds a run that was stopped, which is then gone on with.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        init: model file to begin from.
+        spare: folder for the prepared cases where the cohort is read-only; default: the run folder.
+        progress: called with (done, all) while the cohort is prepared.
+        watch: told how far a stage is, in place of a progress bar.
+
+    Raises:
+        InputError: a cohort, configuration or folder that cannot work, or a run of other settings, named.
+    """
     try:
         where = pick_device(device)
     except ValueError as error:
         raise InputError(str(error)) from error
     content = read_cohort(cohort)
-    _check_settings(config, len(content.info.labels) + 1)
+    check_settings(config, len(content.info.labels) + 1)
     split = split_for(content, fold)
-    _check_folder(output, resume)
-    cases = _prepare(content, split, config, output, progress)
-    run = Run(output, config, content.info.labels, cases[0], cases[1], where, resume)
-    _check_cases(run, cohort)
-    data_sha256 = cohort_sha256([*run.train, *run.val])
-    start = None if init is None else _initial_weights(init, run)
-    _begin(run, fold, data_sha256, init)
-
+    cases, val = prepared_cases(content, split, config, spare or output, progress)
+    run = Run(output, config, content.info, split, cases, val, cohort_sha256([*cases, *val]), where, resume, watch)
+    check_cases(run, cohort)
+    if init is not None:
+        run = replace(run, start=_initial_weights(init, run))
+    begin(run, fold, init)
     keep_freed_memory()
-    locate = _fit_locate(run, start)
-    errors_mm = localisation_errors_mm(locate, run.val or run.train, config, run.target)
-    segment, score = _fit_segment(run, start, errors_mm)
+    return run
 
-    model = output / MODEL_NAME
-    card = model_card(config, content.info, run.train, run.val, data_sha256, score, errors_mm)
-    weights = {f"locate.{k}": v for k, v in locate.state_dict().items()}
-    weights |= {f"segment.{k}": v for k, v in segment.state_dict().items()}
+
+def train_locate(run: Run) -> Located:
+    """Train stage 1 of a run, or go on with it."""
+    network = _fit_locate(run, run.start)
+    return Located(network, localisation_errors_mm(network, run.val or run.train, run.config, run.target))
+
+
+def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) -> Located:
+    """Return a stage 1 that was trained before.
+
+    Args:
+        run: on the same cases.
+        weights: by their names in a model file.
+        errors_mm: as in `Located`.
+    """
+    network = _build(locate_network(run.config, run.classes), run.config.seed, "locate.", weights)
+    return Located(network.eval().to(run.device), errors_mm)
+
+
+def train_segment(run: Run, located: Located) -> Path:
+    """Train stage 2 of a run, or go on with it, and write the model file with both stages.
+
+    Args:
+        run: as opened.
+        located: stage 1, of this run or of another on the same cases.
+
+    Returns:
+        The path of the model file.
+    """
+    segment, score = _fit_segment(run, run.start, located.errors_mm)
+    model = run.folder / MODEL_NAME
+    card = model_card(run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm)
+    weights = located.weights() | {f"segment.{k}": v for k, v in segment.state_dict().items()}
     write_model(model, card, weights)
-    record.facts = {
-        "config": config.model_dump(mode="json"),
-        "seed": config.seed,
-        "split": asdict(split),
-        "data_sha256": data_sha256,
-        "device": str(where),
-        "validation": card.validation,
-    }
-    record.write(output)
     return model
 
 
-def _check_settings(config: TrainConfig, classes: int) -> None:
+def run_facts(run: Run, model: Path) -> dict[str, Any]:
+    """Return what run.json says of a training."""
+    return {
+        "config": run.config.model_dump(mode="json"),
+        "seed": run.config.seed,
+        "split": asdict(run.split),
+        "data_sha256": run.data_sha256,
+        "device": str(run.device),
+        "validation": read_card(model).validation,
+    }
+
+
+def check_settings(config: TrainConfig, classes: int) -> None:
     """Fail before any work on settings that do not fit each other."""
     segment, locate = config.segment, config.locate
     check_network(segment)
@@ -173,78 +221,6 @@ def _check_settings(config: TrainConfig, classes: int) -> None:
             f"setting locate.patch_voxels is {list(locate.patch_voxels)}; with locate.levels {locate.levels} each "
             f"side must be a multiple of {divisor}"
         )
-
-
-def _check_folder(output: Path, resume: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file; expected a folder for the run")
-    filled = output.is_dir() and any(output.iterdir())
-    if filled and not resume:
-        raise InputError(f"{output}: is not empty; go on with --resume, or choose another folder")
-    if resume and not (output / "checkpoints" / "state.json").is_file():
-        raise InputError(f"{output}: holds no run to resume; start it without --resume")
-
-
-def _prepare(
-    cohort: Cohort, split: Split, config: TrainConfig, output: Path, progress: Progress | None
-) -> tuple[list[PreparedCase], list[PreparedCase]]:
-    settings = PrepareSettings(
-        config.target, config.locate.spacing_mm, config.segment.spacing_mm, config.segment.box_mm
-    )
-    wanted = {*split.train, *split.val}
-    cases: list[Case] = [case for case in cohort.training if case.name in wanted]
-    prepared = prepare(cases, cohort.info, settings, cache_folder(cohort.folder, settings, output), progress)
-    by_name = {case.name: case for case in prepared}
-    return [by_name[n] for n in split.train], [by_name[n] for n in split.val]
-
-
-def cache_folder(cohort: Path, settings: PrepareSettings, output: Path) -> Path:
-    """Where prepared cases lie: in the cohort, for every run to share, or with the run if that is read-only."""
-    key = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:12]
-    home = cohort if os.access(cohort, os.W_OK) else output
-    return home / "prepared" / key
-
-
-def _check_cases(run: Run, cohort: Path) -> None:
-    """Fail early on a cohort that cannot work."""
-    target = run.config.target
-    holding = sum(case.fine is not None for case in run.train)
-    if holding < FEWEST_CASES:
-        raise InputError(
-            f"{cohort}: {holding} of {len(run.train)} training cases contain {target}; at least {FEWEST_CASES} "
-            "are needed. Check the labels with `metricunet check`"
-        )
-    if run.val and not any(case.fine is not None for case in run.val):
-        raise InputError(f"{cohort}: no validation case contains {target}; choose another --fold")
-    for case in (*run.train, *run.val):
-        if int(case.coarse.array.min()) > HIGHEST_MINIMUM_HU:
-            raise InputError(
-                f"{cohort}: case {case.name} has no value below {int(case.coarse.array.min())}, so these are no "
-                "Hounsfield units (air is -1000); apply the rescale slope and intercept"
-            )
-
-
-def _begin(run: Run, fold: Fold, data_sha256: str, init: Path | None) -> None:
-    """Leave the run's identity in its folder; when resuming, refuse to go on with another one."""
-    path = run.checkpoints / "state.json"
-    state = {
-        "fold": fold,
-        "data_sha256": data_sha256,
-        "init": None if init is None else str(init),
-        "config": run.config.model_dump(mode="json"),
-    }
-    if run.resume:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changes = differences(TrainConfig.model_validate(before.pop("config")), run.config)
-        changes += [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
-        if changes:
-            raise InputError(
-                f"{run.folder}: cannot resume with other settings ({'; '.join(changes[:3])}); resume with the "
-                "settings it was started with, or start anew in another folder"
-            )
-        return
-    write_json(path, state)
-    write_text(run.folder / "config.yaml", dump_config(run.config))
 
 
 def _fit_locate(run: Run, start: dict[str, Tensor] | None) -> Network:
@@ -306,7 +282,7 @@ def _initial_weights(init: Path, run: Run) -> dict[str, Tensor]:
 
 def _fit(run: Run, module: StageModule, name: str, epochs: int, updates: int, validated: int) -> float | None:
     """Train one stage, and leave the best weights (the last ones without validation) in the module."""
-    checkpoint = ModelCheckpoint(
+    checkpoint = MovableCheckpoint(
         run.checkpoints,
         filename=f"{name}-best",
         monitor="val_dice" if validated else None,
@@ -317,6 +293,7 @@ def _fit(run: Run, module: StageModule, name: str, epochs: int, updates: int, va
     )
     checkpoint.CHECKPOINT_NAME_LAST = f"{name}-last"
     last = run.checkpoints / f"{name}-last.ckpt"
+    shown = ProgressBar(name) if run.watch is None else Watched(name, run.watch)
     loggers = []
     if find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(run.folder, name="tensorboard", version=name))
@@ -333,7 +310,7 @@ def _fit(run: Run, module: StageModule, name: str, epochs: int, updates: int, va
             devices=[run.device.index or 0] if run.device.type == "cuda" else 1,
             max_epochs=epochs,
             logger=loggers,
-            callbacks=[EpochLog(run.folder / "log.csv", name), ProgressBar(name), checkpoint],
+            callbacks=[EpochLog(run.folder / "log.csv", name), shown, checkpoint],
             log_every_n_steps=updates,
             enable_progress_bar=False,
             enable_model_summary=False,

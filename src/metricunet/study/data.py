@@ -1,0 +1,105 @@
+"""The cases of a study: where training reads, and which cases are scored against which contours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from metricunet.cohort.layout import Case, Cohort, read_cohort
+from metricunet.cohort.splits import Fold, split_for
+from metricunet.errors import InputError
+from metricunet.files.atomic import write_json
+from metricunet.phantom import make_cohort
+from metricunet.study.settings import PhantomRecipe, Study
+
+Progress = Callable[[int, int], None]
+
+#: The contours that every study has.
+TRUTH = "truth"
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """A scan to segment, and the contours to hold the result against.
+
+    Attributes:
+        name: of the case.
+        image: its scan.
+        references: whose contours (`truth` first) to label file.
+    """
+
+    name: str
+    image: Path
+    references: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Where the cases lie.
+
+    Attributes:
+        cohort: folder that training reads.
+        has_test: whether test cases are scored; otherwise the validation cases of each fold.
+    """
+
+    cohort: Path
+    has_test: bool
+
+
+def study_data(study: Study, folder: Path, progress: Progress | None = None) -> StudyData:
+    """Find the cases of a study, or make them where it is on phantoms.
+
+    Args:
+        study: as read.
+        folder: for phantoms; those there already are kept.
+        progress: called with (done, all) while phantoms are made.
+
+    Raises:
+        InputError: a cohort that cannot be read, a test case without contours, no case to score, or a folder
+            with phantoms of another recipe.
+    """
+    if study.cohort is not None:
+        found = read_cohort(study.cohort)
+        for case in found.test:
+            if case.label is None:
+                raise InputError(
+                    f"{case.image}: test case {case.name} has no contours to score it against; add "
+                    f"labelsTs/{case.name}.nii.gz, or take the image out of imagesTs"
+                )
+        if not found.test and "all" in study.folds:
+            raise InputError(
+                f"{study.path}: fold all validates on no case, and {study.cohort} has no test cases, so nothing "
+                "would be scored; use numbered folds, or add imagesTs and labelsTs"
+            )
+        return StudyData(study.cohort, bool(found.test))
+    recipe = study.content.data.phantom
+    assert recipe is not None
+    _make(recipe, folder, progress)
+    return StudyData(folder, True)
+
+
+def _make(recipe: PhantomRecipe, folder: Path, progress: Progress | None) -> None:
+    n = recipe.n_train + recipe.n_val
+    names = make_cohort(
+        folder, n, seed=recipe.seed, difficulty=recipe.difficulty, n_test=recipe.n_test, progress=progress
+    )
+    write_json(folder / "splits.json", [{"train": names[: recipe.n_train], "val": names[recipe.n_train : n]}])
+
+
+def scored_cases(data: StudyData, fold: Fold) -> tuple[ScoredCase, ...]:
+    """List the cases that are scored in a fold."""
+    cohort = read_cohort(data.cohort)
+    if data.has_test:
+        return tuple(_scored(case) for case in cohort.test)
+    return tuple(_scored(case) for case in _named(cohort, split_for(cohort, fold).val))
+
+
+def _named(cohort: Cohort, names: tuple[str, ...]) -> list[Case]:
+    by_name = {case.name: case for case in cohort.training}
+    return [by_name[name] for name in names]
+
+
+def _scored(case: Case) -> ScoredCase:
+    assert case.label is not None
+    return ScoredCase(case.name, case.image, {TRUTH: case.label})

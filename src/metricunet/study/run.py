@@ -1,0 +1,216 @@
+"""A study from its file to its tables. It reads downward: data, stage 1 of each fold, the runs, the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from metricunet.cohort.layout import read_cohort
+from metricunet.cohort.splits import Fold, split_for
+from metricunet.errors import InputError
+from metricunet.files.atomic import write_text
+from metricunet.files.record import RunRecord, sha256
+from metricunet.networks.device import pick_device
+from metricunet.study.board import Board
+from metricunet.study.data import StudyData, scored_cases, study_data
+from metricunet.study.runs import RunDone, RunJob, check_settings_of, finished, hand_out, run_folder
+from metricunet.study.score import StudyRow, cases_name, join_rows, read_rows
+from metricunet.study.settings import Study, load_study
+from metricunet.study.stage_one import FoldJob, FoldReady, prepare_fold, reach_mm
+from metricunet.study.tables import tables_csv, tables_text
+from metricunet.training.fit import check_settings
+
+Progress = Callable[[int, int], None]
+Engine = Callable[[Sequence[RunJob]], Iterable[RunDone]]
+
+STUDY_NAME, TABLES_TEXT, TABLES_CSV = "study.yaml", "tables.md", "tables.csv"
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study ended with.
+
+    Attributes:
+        tables: file with the tables.
+        text: its content.
+        runs: all of them.
+    """
+
+    tables: Path
+    text: str
+    runs: tuple[RunDone, ...]
+
+    @property
+    def failed(self) -> tuple[RunDone, ...]:
+        """Runs that did not come to an end."""
+        return tuple(run for run in self.runs if run.error is not None)
+
+
+def study(
+    file: Path,
+    output: Path,
+    *,
+    device: str = "auto",
+    engine: Engine | None = None,
+    say: Callable[[str], None] = lambda message: None,
+    bar: Callable[[str], Progress] = lambda name: lambda done, total: None,
+) -> StudyResult:
+    """Carry out a study: arms times folds times seeds, each trained and scored. What is finished is kept.
+
+    Args:
+        file: STUDY.yaml; see `metricunet.study.settings.StudyFile`.
+        output: folder of data/ (phantoms), stage-one/fold-K/ (stage 1 and the scans cut around what it finds),
+            runs/ARM/fold-K/seed-S/, cases.csv (one more for each further reference), tables.md, tables.csv,
+            study.yaml and run.json.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        engine: carries out the runs in place of `metricunet.study.runs.hand_out`.
+        say: told what comes next, and what became of a run where no table is shown.
+        bar: opens a progress bar by its name.
+
+    Raises:
+        InputError: a study file, cohort or folder that cannot work, or results in the folder that another study
+            file, version or cohort led to, named.
+    """
+    plan = load_study(file)
+    record = RunRecord("study", {"file": file, "output": output, "device": device})
+    output = _begin(plan, output.absolute(), device)
+    data = study_data(plan, output / "data", bar("phantoms"))
+    _check(plan, data, output)
+    folds = [_fold_job(plan, data, fold, output, device) for fold in plan.folds]
+    ready = []
+    for fold in folds:
+        say(f"stage 1, fold {fold.fold}")
+        ready.append(prepare_fold(fold, bar))
+    jobs = [
+        _run_job(plan, fold, done, arm, seed, output)
+        for arm in plan.arms
+        for fold, done in zip(folds, ready, strict=True)
+        for seed in plan.seeds(arm)
+    ]
+    runs = _carried_out(jobs, engine, say)
+    text = _write(plan, data, runs, output)
+    record.facts = {
+        "study": plan.content.model_dump(mode="json"),
+        "study_sha256": sha256([file]),
+        "runs": [
+            {"arm": r.job.arm, "fold": r.job.fold, "seed": r.job.seed, "seconds": r.seconds, "error": r.error}
+            for r in runs
+        ],
+    }
+    record.write(output)
+    return StudyResult(output / TABLES_TEXT, text, tuple(runs))
+
+
+def _begin(plan: Study, output: Path, device: str) -> Path:
+    """Refuse what cannot work before anything is made, and mark the folder as this study's."""
+    try:
+        pick_device(device)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; expected a folder for the study")
+    if output.is_dir() and any(output.iterdir()) and not (output / STUDY_NAME).is_file():
+        raise InputError(f"{output}: holds other files and no study; choose a new or empty folder with -o")
+    content = plan.content.model_dump(mode="json", exclude_none=True)
+    if plan.cohort is not None:
+        content["data"]["cohort"] = str(plan.cohort)  # the file is elsewhere now
+    write_text(output / STUDY_NAME, yaml.safe_dump(content, sort_keys=False))
+    return output
+
+
+def _check(plan: Study, data: StudyData, output: Path) -> None:
+    """Check every arm and fold, and every run that an earlier call began, before any work."""
+    cohort = read_cohort(data.cohort)
+    for arm, config in plan.arms.items():
+        try:
+            check_settings(config, len(cohort.info.labels) + 1)
+        except InputError as error:
+            raise InputError(f"{plan.path}: arm {arm}: {error}") from error
+    for fold in plan.folds:
+        try:
+            split_for(cohort, fold)
+        except InputError as error:
+            raise InputError(f"{plan.path}: folds: {str(error).replace('--fold', 'fold')}") from error
+        for arm, config in plan.arms.items():
+            for seed in plan.seeds(arm):
+                check_settings_of(run_folder(output, arm, fold, seed), config.model_copy(update={"seed": seed}))
+
+
+def _fold_job(plan: Study, data: StudyData, fold: Fold, output: Path, device: str) -> FoldJob:
+    return FoldJob(
+        folder=output / "stage-one" / f"fold-{fold}",
+        cohort=data.cohort,
+        config=plan.base,
+        fold=fold,
+        cases=scored_cases(data, fold),
+        half_mm=reach_mm(list(plan.arms.values())),
+        spare=output,
+        device=device,
+    )
+
+
+def _run_job(plan: Study, fold: FoldJob, ready: FoldReady, arm: str, seed: int, output: Path) -> RunJob:
+    return RunJob(
+        folder=run_folder(output, arm, fold.fold, seed),
+        arm=arm,
+        fold=fold.fold,
+        seed=seed,
+        config=plan.arms[arm].model_copy(update={"seed": seed}),
+        cohort=fold.cohort,
+        stage_one=fold.folder,
+        cases=tuple(case.name for case in fold.cases),
+        references=tuple(fold.cases[0].references),
+        ready=ready,
+        spare=fold.spare,
+        device=fold.device,
+    )
+
+
+def _carried_out(jobs: list[RunJob], engine: Engine | None, say: Callable[[str], None]) -> list[RunDone]:
+    """Return what became of each run, in the order of the jobs."""
+    results = {job.folder: done for job in jobs if (done := finished(job)) is not None}
+    with Board(jobs, say, Console(stderr=True)) as board:
+        board.before(list(results.values()))
+        missing = [job for job in jobs if job.folder not in results]
+        for done in hand_out(missing, board.watch) if engine is None else engine(missing):
+            results[done.job.folder] = done
+            board.finish(done)
+    return [results[job.folder] for job in jobs]
+
+
+def _write(plan: Study, data: StudyData, runs: list[RunDone], output: Path) -> str:
+    """Write the rows of all runs and the tables of them; return the tables."""
+    whole = [run for run in runs if run.error is None]
+    if not whole:
+        raise InputError(f"all {len(runs)} runs failed; the first, {runs[0].job.title}: {runs[0].error}")
+    rows: dict[str, list[StudyRow]] = {}
+    for reference in whole[0].job.references:
+        name = cases_name(reference)
+        write_text(output / name, join_rows(run.job.folder / name for run in whole))
+        rows[reference] = read_rows(output / name)
+    text = tables_text(plan.content.name, rows, plan.content.measures.all, _notes(plan, data, runs))
+    write_text(output / TABLES_CSV, tables_csv(rows))
+    write_text(output / TABLES_TEXT, text)
+    return text
+
+
+def _notes(plan: Study, data: StudyData, runs: list[RunDone]) -> list[str]:
+    notes = []
+    if (main := plan.content.primary) is not None:
+        control = f"; control: {main.control}" if main.control else ""
+        notes.append(f"Main comparison: {main.method} against {main.baseline}{control}.")
+    if data.has_test:
+        notes.append(f"{len(runs[0].job.cases)} test cases, which no training has seen.")
+    else:
+        notes.append(
+            "Scored on the validation cases of each fold. They also chose each training's best epoch, so the "
+            "scores are somewhat too good, in every arm alike."
+        )
+    if len(plan.folds) > 1:
+        notes.append(f"The {len(plan.folds)} folds are taken together.")
+    notes += [f"Failed, and not in the tables: {r.job.title}: {r.error}" for r in runs if r.error is not None]
+    return notes

@@ -1,0 +1,329 @@
+"""STUDY.yaml: what a study compares, on what data, and how often."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from metricunet.cohort.splits import Fold
+from metricunet.errors import InputError
+from metricunet.evaluation.measures import MEASURE_NAMES
+from metricunet.phantom.scanner import Difficulty
+from metricunet.training.config import TrainConfig, load_config
+
+Seed = Annotated[int, Field(ge=0)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
+#: Names of arms become names of folders.
+ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+#: What an arm cannot have of its own, and why.
+SHARED = {
+    "locate": "stage 1 is trained once and shared by all arms",
+    "seed": "every arm is trained with each of the study's seeds",
+    "target": "all arms are scored on the same structures",
+}
+
+
+def _different(values: Any, what: str) -> Any:
+    """Return the values if each is there once."""
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{what} {value} is there twice")
+        seen.add(value)
+    return values
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PhantomRecipe(_Section):
+    """Phantoms that the study makes itself, in its own folder.
+
+    Attributes:
+        n_train: training cases.
+        n_val: validation cases.
+        n_test: test cases.
+        seed: of the cohort.
+        difficulty: as in `metricunet.phantom.make_phantom`.
+    """
+
+    n_train: Annotated[int, Field(ge=2)]
+    n_val: Annotated[int, Field(ge=1)]
+    n_test: Annotated[int, Field(ge=1)]
+    seed: Seed = 0
+    difficulty: Difficulty = "real"
+
+
+class DataConfig(_Section):
+    """Where the cases come from: exactly one of the two.
+
+    Attributes:
+        phantom: made by the study.
+        cohort: an nnU-Net raw data set; a relative path is taken from the study file's folder. Its test cases
+            (imagesTs, labelsTs) are scored; without any, the validation cases of each fold.
+    """
+
+    phantom: PhantomRecipe | None = None
+    cohort: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> DataConfig:
+        if (self.phantom is None) == (self.cohort is None):
+            raise ValueError("expected either phantom or cohort")
+        return self
+
+
+class BaseSettings(_Section):
+    """What all arms begin from.
+
+    Attributes:
+        preset: of the training.
+        settings: any part of a training's configuration, over the preset.
+    """
+
+    preset: str = "default"
+    settings: dict[str, Any] = {}
+
+
+class Arm(_Section):
+    """One way of training stage 2.
+
+    Attributes:
+        settings: any part of a training's configuration but what all arms share, over the base.
+        seeds: to train with; default: the study's.
+    """
+
+    settings: dict[str, Any] = {}
+    seeds: Seeds | None = None
+
+    @field_validator("seeds")
+    @classmethod
+    def _once(cls, value: Seeds | None) -> Seeds | None:
+        return value if value is None else _different(value, "seed")
+
+
+class Primary(_Section):
+    """The comparison that the study is about: arms by their names.
+
+    Attributes:
+        baseline: the arm to beat.
+        method: the arm that is claimed to be better.
+        control: has what comes with the method, but not its idea.
+    """
+
+    baseline: str
+    method: str
+    control: str | None = None
+
+
+class MeasureFamilies(_Section):
+    """Which measures are tested as what.
+
+    Attributes:
+        primary: corrected together for the number of tests.
+        exploratory: the others; not corrected.
+    """
+
+    primary: tuple[str, ...] = ("dice", "asd_mm")
+    exploratory: tuple[str, ...] = tuple(n for n in MEASURE_NAMES if n not in ("dice", "asd_mm"))
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Both families, the primary one first."""
+        return (*self.primary, *self.exploratory)
+
+    @model_validator(mode="after")
+    def _known(self) -> MeasureFamilies:
+        for name in self.all:
+            if name not in MEASURE_NAMES:
+                raise ValueError(f"{name!r} is no measure; expected some of {', '.join(MEASURE_NAMES)}")
+        _different(self.all, "measure")
+        return self
+
+
+class StudyFile(_Section):
+    """The content of a study file.
+
+    Attributes:
+        name: for people.
+        data: where the cases come from.
+        base: what all arms begin from.
+        arms: name to settings, in the order in which they are run.
+        seeds: each arm is trained once with each.
+        folds: to validate on: whole numbers, or `all` for no validation.
+        primary: the main comparison.
+        measures: which are tested as what.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    data: DataConfig
+    base: BaseSettings = BaseSettings()
+    arms: Annotated[dict[str, Arm], Field(min_length=1)]
+    seeds: Seeds = (0,)
+    folds: Annotated[tuple[Annotated[int, Field(ge=0)] | Literal["all"], ...], Field(min_length=1)] = (0,)
+    primary: Primary | None = None
+    measures: MeasureFamilies = MeasureFamilies()
+
+    @model_validator(mode="after")
+    def _fits(self) -> StudyFile:
+        _different(self.seeds, "seed")
+        _different(self.folds, "fold")
+        folders: dict[str, str] = {}
+        for name in self.arms:
+            if not ARM_NAME.fullmatch(name):
+                raise ValueError(
+                    f"arm {name!r}: a name holds letters, digits and . _ + - only, and begins with none of these"
+                )
+            # Some file systems do not tell capitals from small letters.
+            if name.lower() in folders:
+                raise ValueError(f"arms {folders[name.lower()]!r} and {name!r} differ in capitals only")
+            folders[name.lower()] = name
+        if self.primary is not None:
+            chosen = [n for n in (self.primary.baseline, self.primary.method, self.primary.control) if n]
+            _different(chosen, "arm of primary")
+            for arm in chosen:
+                if arm not in self.arms:
+                    raise ValueError(f"primary names arm {arm!r}; expected one of {', '.join(self.arms)}")
+        if self.data.phantom is not None and tuple(self.folds) != (0,):
+            raise ValueError("folds is for cohorts; phantoms have one split, so leave it out")
+        return self
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file that was read, with every arm's settings resolved.
+
+    Attributes:
+        path: of the file.
+        content: as written.
+        base: configuration that stage 1 is trained with.
+        arms: name to configuration; the seed is still the base's.
+    """
+
+    path: Path
+    content: StudyFile
+    base: TrainConfig
+    arms: dict[str, TrainConfig]
+
+    @property
+    def cohort(self) -> Path | None:
+        """The user's cohort, if the study is on one."""
+        given = self.content.data.cohort
+        return None if given is None else self.path.absolute().parent / given
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """Folds to validate on."""
+        return self.content.folds
+
+    def seeds(self, arm: str) -> tuple[int, ...]:
+        """Return the seeds of an arm."""
+        return self.content.arms[arm].seeds or self.content.seeds
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file and resolve every arm's settings.
+
+    Raises:
+        InputError: not readable, an unknown key or a value of the wrong kind, each named with its place.
+    """
+    content = _validated(path)
+    base = _resolved(path, "base", content.base.preset, [content.base.settings])
+    arms: dict[str, TrainConfig] = {}
+    for name, arm in content.arms.items():
+        for key in arm.settings:
+            section = str(key).partition(".")[0]
+            if section in SHARED:
+                raise InputError(
+                    f"{path}: arms.{name}.settings sets {key}, but {SHARED[section]}; set it in base.settings"
+                )
+        layers = [content.base.settings, arm.settings]
+        arms[name] = _resolved(path, f"arms.{name}", content.base.preset, layers)
+    return Study(path, content, base, arms)
+
+
+def _validated(path: Path) -> StudyFile:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"{path}: not a readable YAML file ({reason})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected the keys {', '.join(StudyFile.model_fields)}; found no mapping")
+    try:
+        return StudyFile.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error)}") from error
+
+
+def _resolved(path: Path, place: str, preset: str, layers: list[dict[str, Any]]) -> TrainConfig:
+    settings = [line for layer in layers for line in _lines(layer)]
+    try:
+        return load_config(preset, settings=settings, source=f"{place}.settings")
+    except InputError as error:
+        reason = str(error).replace("--preset must", f"{place}.preset must")
+        raise InputError(f"{path}: {reason}") from error
+
+
+def _lines(content: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Write nested settings as `section.key=value`, the value in YAML."""
+    lines: list[str] = []
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            lines += _lines(value, f"{prefix}{key}.")
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+            lines.append(f"{prefix}{key}={text}")
+    return lines
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"][:-1])
+        return f"{key} is unknown" + (f"; expected some of {', '.join(known)}" if known else "")
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} is {first['input']!r}: {message}"
+
+
+def _keys_at(place: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Return the keys that a section of the study file knows."""
+    if place[:1] == ("arms",):
+        return tuple(Arm.model_fields)
+    sections: dict[tuple[int | str, ...], type[BaseModel]] = {
+        (): StudyFile,
+        ("data",): DataConfig,
+        ("data", "phantom"): PhantomRecipe,
+        ("base",): BaseSettings,
+        ("primary",): Primary,
+        ("measures",): MeasureFamilies,
+    }
+    return tuple(sections[place].model_fields) if place in sections else ()
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that is there twice is an error: the first of two arms of one name must not get lost."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+        seen.add(str(key.value))
+    return dict(loader.construct_mapping(node, deep=True))
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

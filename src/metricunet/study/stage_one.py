@@ -1,0 +1,326 @@
+"""What all arms and seeds of a fold share: stage 1, and where it finds the target in the cases to score.
+
+Localisation is the same for every run of a fold. So each scan is located once and cut, on its own grid, to what
+stage 2 may read and to what its references hold; a run reads these cuts and gets the masks that it would get from
+the whole scans.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from metricunet.cohort.case import HIGHEST_MINIMUM_HU, read_case
+from metricunet.cohort.layout import Case, DatasetInfo
+from metricunet.cohort.splits import Fold
+from metricunet.errors import InputError
+from metricunet.files.atomic import written_whole
+from metricunet.files.model import StageCard
+from metricunet.files.record import sha256
+from metricunet.inference.locate import Localisation, localise
+from metricunet.inference.predictor import coarse_probability
+from metricunet.study.data import ScoredCase
+from metricunet.training.card import locate_network
+from metricunet.training.config import TrainConfig
+from metricunet.training.fit import Located, open_run, train_locate, trained_locate
+from metricunet.training.run import Run, state_file
+from metricunet.volume import Geometry, Volume
+
+Progress = Callable[[int, int], None]
+
+LOCATE_NAME = "locate.safetensors"
+#: Raised whenever a cut would come out differently.
+CUT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """Stage 1 of a fold, to be trained and put to use.
+
+    Attributes:
+        folder: for stage 1 and the cuts.
+        cohort: that training reads.
+        config: of the base.
+        fold: to validate on.
+        cases: to locate and cut.
+        half_mm: half the sides of what stage 2 may read: slice, row, column.
+        spare: folder for prepared cases where the cohort is read-only.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+    """
+
+    folder: Path
+    cohort: Path
+    config: TrainConfig
+    fold: Fold
+    cases: tuple[ScoredCase, ...]
+    half_mm: tuple[float, float, float]
+    spare: Path
+    device: str
+
+
+@dataclass(frozen=True)
+class FoldReady:
+    """A fold whose runs can begin.
+
+    Attributes:
+        fold: which.
+        data_sha256: hash of the training and validation cases.
+        locate_sha256: hash of stage 1's file.
+        scored_sha256: hash of the scored cases, images and references.
+        labels: structure name to value.
+        ignore: value of voxels that nobody contoured, or None.
+    """
+
+    fold: Fold
+    data_sha256: str
+    locate_sha256: str
+    scored_sha256: str
+    labels: dict[str, int]
+    ignore: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """The part of a scan that counts: what stage 2 may read, and all that the references hold.
+
+    Attributes:
+        name: of the case.
+        image: HU on the scan's own grid; axes to the head, the back and the left.
+        references: whose contours to label values on the same grid.
+        found: what stage 1 made of the whole scan.
+        source_sha256: hash of the image and the references.
+    """
+
+    name: str
+    image: Volume
+    references: dict[str, Volume]
+    found: Localisation
+    source_sha256: str
+
+
+def prepare_fold(
+    job: FoldJob, bar: Callable[[str], Progress] = lambda name: lambda done, total: None
+) -> FoldReady:
+    """Train stage 1 of a fold, or go on with it, and cut the cases to score. What is done already is kept.
+
+    Args:
+        job: the fold.
+        bar: opens a progress bar by its name.
+
+    Raises:
+        InputError: cases that cannot be used, or a folder with a stage 1 of other settings, cases or version.
+    """
+    run = open_run(
+        job.cohort,
+        job.folder,
+        job.config,
+        job.fold,
+        resume=state_file(job.folder).is_file(),
+        device=job.device,
+        spare=job.spare,
+        progress=bar("preparing"),
+    )
+    path = job.folder / LOCATE_NAME
+    if not path.is_file():
+        _write_located(path, train_locate(run))
+    located = read_located(job.folder, run)
+    locate_sha256 = sha256([path])
+    hashes, progress = [], bar("locating")
+    for done, case in enumerate(job.cases, start=1):
+        hashes.append(f"{case.name}:{_cut(job, case, run, located, locate_sha256)}")
+        progress(done, len(job.cases))
+    scored = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+    return FoldReady(job.fold, run.data_sha256, locate_sha256, scored, run.info.labels, run.info.ignore)
+
+
+def read_located(folder: Path, run: Run) -> Located:
+    """Read the stage 1 that a fold's runs share.
+
+    Raises:
+        InputError: a damaged file, or one that another version wrote.
+    """
+    path = folder / LOCATE_NAME
+    try:
+        with safe_open(path, "pt") as handle:
+            facts = json.loads(handle.metadata()["stage_one"])
+        weights = load_file(path)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete {folder} and run again") from error
+    if facts["version"] != version("metricunet"):
+        raise InputError(
+            f"{path}: trained by metricunet {facts['version']}, this is {version('metricunet')}; go on with the "
+            "version that the study was begun with, or start anew in another folder"
+        )
+    return trained_locate(run, weights, np.array(facts["errors_mm"], dtype=np.float64).reshape(-1, 3))
+
+
+def read_cut(folder: Path, case: str) -> Cut:
+    """Read the cut of a case.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    path = _cut_path(folder, case)
+    stored = _load(path)
+    if stored is None:
+        raise InputError(f"{path}: missing or damaged; run the study again")
+    return stored[0]
+
+
+def _write_located(path: Path, located: Located) -> None:
+    facts = {"errors_mm": located.errors_mm.tolist(), "version": version("metricunet")}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in located.weights().items()}
+    with written_whole(path) as temporary:
+        save_file(weights, temporary, metadata={"stage_one": json.dumps(facts)})
+
+
+def _cut_path(folder: Path, case: str) -> Path:
+    return folder / "cuts" / f"{case}.npz"
+
+
+def _cut(job: FoldJob, case: ScoredCase, run: Run, located: Located, locate_sha256: str) -> str:
+    """Cut a case, if its cut is not there already; return the hash of its files."""
+    files = [case.image, *case.references.values()]
+    key = {
+        "cut_version": CUT_VERSION,
+        "locate_sha256": locate_sha256,
+        "half_mm": list(job.half_mm),
+        "references": list(case.references),
+        "stamps": [[p.stat().st_size, p.stat().st_mtime_ns] for p in files],
+    }
+    path = _cut_path(job.folder, case.name)
+    stored = _load(path)
+    if stored is not None and stored[1] == key:
+        return stored[0].source_sha256
+    cut = make_cut(case, run, located, job.half_mm)
+    _store(path, cut, key)
+    return cut.source_sha256
+
+
+def make_cut(case: ScoredCase, run: Run, located: Located, half_mm: tuple[float, float, float]) -> Cut:
+    """Locate the target in a scan, and cut scan and references.
+
+    Raises:
+        InputError: unreadable files, two different grids, unknown label values, or values that are no HU.
+    """
+    scans = {whose: read_case(Case(case.name, case.image, p), run.info) for whose, p in case.references.items()}
+    image = next(iter(scans.values())).image.canonical()
+    lowest = float(image.array.min())
+    if lowest > HIGHEST_MINIMUM_HU:
+        raise InputError(
+            f"{case.image}: the lowest value is {lowest:g}, so these are no Hounsfield units (air is -1000); "
+            "expected a CT"
+        )
+    stage = run.config.locate
+    card = StageCard(locate_network(run.config, run.classes), stage.spacing_mm, None, stage.hu_window)
+    found = localise(coarse_probability(located.network, card, image, run.target))
+    references = {whose: scan.labels.canonical() for whose, scan in scans.items()}
+    first, shape = _part(image.geometry, found, references, run.info, half_mm)
+    return Cut(
+        case.name,
+        image.crop(first, shape),
+        {whose: labels.crop(first, shape) for whose, labels in references.items()},
+        found,
+        sha256([case.image, *case.references.values()]),
+    )
+
+
+def _part(
+    geometry: Geometry,
+    found: Localisation,
+    references: dict[str, Volume],
+    info: DatasetInfo,
+    half_mm: tuple[float, float, float],
+) -> tuple[list[int], list[int]]:
+    """Return first voxel and sides of the smallest box that holds stage 2's field and every contour."""
+    low, high = np.array(geometry.shape), np.zeros(3, dtype=int)
+    if found.centre_mm is not None:
+        middle = geometry.to_index(found.centre_mm)
+        half = np.asarray(half_mm) / np.asarray(geometry.spacing_mm)
+        low, high = np.floor(middle - half).astype(int), np.ceil(middle + half).astype(int) + 1
+    for labels in references.values():
+        held = np.isin(labels.array, list(info.labels.values()))
+        for axis in range(3):
+            others = tuple(a for a in range(3) if a != axis)
+            used = np.flatnonzero(held.any(axis=others))
+            if used.size:
+                low[axis], high[axis] = min(low[axis], used[0]), max(high[axis], used[-1] + 1)
+    low = np.clip(low, 0, np.array(geometry.shape) - 1)
+    high = np.clip(high, low + 1, geometry.shape)
+    return [int(v) for v in low], [int(v) for v in high - low]
+
+
+def reach_mm(configs: list[TrainConfig], slack_mm: float = 10.0) -> tuple[float, float, float]:
+    """Return half the sides of what stage 2 of any of the configurations may read: slice, row, column.
+
+    Beyond its crop it reads one voxel of its own grid and one of the scan's, by interpolation.
+
+    Args:
+        configs: of all arms.
+        slack_mm: covers the voxels beyond the crop; the coarsest CT has slices of 6 mm.
+    """
+    sides = [
+        [c / 2 + s for c, s in zip(config.segment.crop_mm, config.segment.spacing_mm, strict=True)]
+        for config in configs
+    ]
+    s, r, c = (max(side[axis] for side in sides) + slack_mm for axis in range(3))
+    return s, r, c
+
+
+def _store(path: Path, cut: Cut, key: dict[str, Any]) -> None:
+    found = cut.found
+    facts = {
+        "key": key,
+        "name": cut.name,
+        "status": found.status,
+        "confidence": found.confidence,
+        "reason": found.reason,
+        "centre_mm": None if found.centre_mm is None else found.centre_mm.tolist(),
+        "volume_ml": found.volume_ml,
+        "references": list(cut.references),
+        "source_sha256": cut.source_sha256,
+    }
+    arrays: dict[str, NDArray[Any]] = {
+        "facts": np.frombuffer(json.dumps(facts).encode("utf-8"), dtype=np.uint8),
+        "image": cut.image.array,
+        "affine": cut.image.geometry.affine,
+    }
+    for k, labels in enumerate(cut.references.values()):
+        arrays[f"reference_{k}"] = labels.array
+    with written_whole(path) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, allow_pickle=False, **arrays)
+
+
+def _load(path: Path) -> tuple[Cut, dict[str, Any]] | None:
+    """Return a cut and its key; None where there is none or it cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as content:
+            facts = json.loads(content["facts"].tobytes().decode("utf-8"))
+            image = Volume(content["image"], Geometry(content["image"].shape, content["affine"]))
+            references = {
+                w: image.with_array(content[f"reference_{k}"]) for k, w in enumerate(facts["references"])
+            }
+        centre = facts["centre_mm"]
+        found = Localisation(
+            facts["status"],
+            facts["confidence"],
+            facts["reason"],
+            None if centre is None else np.array(centre, dtype=np.float64),
+            facts["volume_ml"],
+        )
+        return Cut(facts["name"], image, references, found, facts["source_sha256"]), facts["key"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
+        return None  # a damaged cut is made anew

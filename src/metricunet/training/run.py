@@ -1,0 +1,156 @@
+"""The folder of a run: what its stages share, the cases they read, and what a resumed run must keep to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metricunet.cohort.case import HIGHEST_MINIMUM_HU
+from metricunet.cohort.layout import Case, Cohort, DatasetInfo
+from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
+from metricunet.cohort.splits import Fold, Split
+from metricunet.errors import InputError
+from metricunet.files.atomic import write_json, write_text
+from metricunet.training.callbacks import Watch
+from metricunet.training.config import TrainConfig, differences, dump_config
+
+Progress = Callable[[int, int], None]
+#: A target seen in fewer scans than this cannot be learned.
+FEWEST_CASES = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What both stages of a run share.
+
+    Attributes:
+        folder: of the run.
+        config: every setting.
+        info: what the cohort's dataset.json says.
+        split: names of the training and validation cases.
+        train: training cases.
+        val: validation cases; may be none.
+        data_sha256: hash of all their files.
+        device: where to compute.
+        resume: whether the folder holds a run that was stopped.
+        watch: told how far a stage is, in place of a progress bar.
+        start: weights to begin from, by their names in a model file; None for random ones.
+    """
+
+    folder: Path
+    config: TrainConfig
+    info: DatasetInfo
+    split: Split
+    train: list[PreparedCase]
+    val: list[PreparedCase]
+    data_sha256: str
+    device: torch.device
+    resume: bool
+    watch: Watch | None = None
+    start: dict[str, Tensor] | None = None
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Structures and their values in the label files."""
+        return self.info.labels
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def classes(self) -> int:
+        """Classes of the networks, background included."""
+        return len(self.labels) + 1
+
+    @property
+    def target(self) -> int:
+        """Class of the target."""
+        return list(self.labels).index(self.config.target) + 1
+
+
+def state_file(folder: Path) -> Path:
+    """Return the file that marks a folder as a run's; a run begins with it and is resumed by it."""
+    return folder / "checkpoints" / "state.json"
+
+
+def check_folder(output: Path, resume: bool) -> None:
+    """Refuse a folder that holds something else, and one that holds no run to resume."""
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; expected a folder for the run")
+    filled = output.is_dir() and any(output.iterdir())
+    if filled and not resume:
+        raise InputError(f"{output}: is not empty; go on with --resume, or choose another folder")
+    if resume and not state_file(output).is_file():
+        raise InputError(f"{output}: holds no run to resume; start it without --resume")
+
+
+def prepared_cases(
+    cohort: Cohort, split: Split, config: TrainConfig, spare: Path, progress: Progress | None
+) -> tuple[list[PreparedCase], list[PreparedCase]]:
+    """Return the training and the validation cases of a split; see `cache_folder` for where they are kept."""
+    settings = PrepareSettings(
+        config.target, config.locate.spacing_mm, config.segment.spacing_mm, config.segment.box_mm
+    )
+    wanted = {*split.train, *split.val}
+    cases: list[Case] = [case for case in cohort.training if case.name in wanted]
+    prepared = prepare(cases, cohort.info, settings, cache_folder(cohort.folder, settings, spare), progress)
+    by_name = {case.name: case for case in prepared}
+    return [by_name[n] for n in split.train], [by_name[n] for n in split.val]
+
+
+def cache_folder(cohort: Path, settings: PrepareSettings, spare: Path) -> Path:
+    """Where prepared cases lie: in the cohort, for every run to share, or in `spare` if that is read-only."""
+    key = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:12]
+    home = cohort if os.access(cohort, os.W_OK) else spare
+    return home / "prepared" / key
+
+
+def check_cases(run: Run, cohort: Path) -> None:
+    """Fail early on a cohort that cannot work."""
+    target = run.config.target
+    holding = sum(case.fine is not None for case in run.train)
+    if holding < FEWEST_CASES:
+        raise InputError(
+            f"{cohort}: {holding} of {len(run.train)} training cases contain {target}; at least {FEWEST_CASES} "
+            "are needed. Check the labels with `metricunet check`"
+        )
+    if run.val and not any(case.fine is not None for case in run.val):
+        raise InputError(f"{cohort}: no validation case contains {target}; choose another --fold")
+    for case in (*run.train, *run.val):
+        if int(case.coarse.array.min()) > HIGHEST_MINIMUM_HU:
+            raise InputError(
+                f"{cohort}: case {case.name} has no value below {int(case.coarse.array.min())}, so these are no "
+                "Hounsfield units (air is -1000); apply the rescale slope and intercept"
+            )
+
+
+def begin(run: Run, fold: Fold, init: Path | None) -> None:
+    """Leave the run's identity in its folder; when resuming, refuse to go on with another one."""
+    path = state_file(run.folder)
+    state = {
+        "fold": fold,
+        "data_sha256": run.data_sha256,
+        "init": None if init is None else str(init),
+        "config": run.config.model_dump(mode="json"),
+    }
+    if run.resume:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changes = differences(TrainConfig.model_validate(before.pop("config")), run.config)
+        changes += [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
+        if changes:
+            raise InputError(
+                f"{run.folder}: cannot resume with other settings ({'; '.join(changes[:3])}); resume with the "
+                "settings it was started with, or start anew in another folder"
+            )
+    else:
+        write_json(path, state)
+    write_text(run.folder / "config.yaml", dump_config(run.config))

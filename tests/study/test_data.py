@@ -1,0 +1,51 @@
+"""Which cases a study trains on and scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from metricunet.cohort.layout import read_cohort
+from metricunet.cohort.splits import split_for
+from metricunet.errors import InputError
+from metricunet.study.data import scored_cases, study_data
+from metricunet.study.settings import load_study
+from tests.study.conftest import write_study
+from tests.support.cohorts import make_tiny_cohort
+
+
+def test_phantoms_are_split_as_the_recipe_says(tmp_path: Path) -> None:
+    recipe = {"n_train": 2, "n_val": 1, "n_test": 1, "seed": 5, "difficulty": "easy"}
+    study = load_study(write_study(tmp_path / "s.yaml", tmp_path, data={"phantom": recipe}))
+    seen: list[tuple[int, int]] = []
+    data = study_data(study, tmp_path / "data", lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (4, 4)
+    split = split_for(read_cohort(data.cohort), 0)
+    assert (split.train, split.val) == (("phantom_0000", "phantom_0001"), ("phantom_0002",))
+    (case,) = scored_cases(data, 0)
+    assert case.name == "phantom_ts0000"
+    assert case.references["truth"] == data.cohort / "labelsTs" / "phantom_ts0000.nii.gz"
+    # What is there is kept; another recipe is not mixed into it.
+    made = {p: p.stat().st_mtime_ns for p in data.cohort.rglob("*.nii.gz")}
+    assert study_data(study, tmp_path / "data") == data
+    assert {p: p.stat().st_mtime_ns for p in data.cohort.rglob("*.nii.gz")} == made
+    other = load_study(write_study(tmp_path / "t.yaml", tmp_path, data={"phantom": recipe | {"seed": 6}}))
+    with pytest.raises(InputError, match="made with seed 5, not 6"):
+        study_data(other, tmp_path / "data")
+
+
+def test_without_test_cases_each_fold_scores_those_it_leaves_out(tmp_path: Path) -> None:
+    cohort = make_tiny_cohort(tmp_path / "cohort", 4)
+    data = study_data(load_study(write_study(tmp_path / "s.yaml", cohort)), tmp_path / "data")
+    scored = [case.name for fold in range(4) for case in scored_cases(data, fold)]
+    assert sorted(scored) == ["case_00", "case_01", "case_02", "case_03"]
+    with pytest.raises(InputError, match="fold all validates on no case"):
+        study_data(load_study(write_study(tmp_path / "t.yaml", cohort, folds=["all"])), tmp_path / "data")
+
+
+def test_a_test_case_without_contours_is_refused(tmp_path: Path) -> None:
+    cohort = make_tiny_cohort(tmp_path / "cohort", 3, 2)
+    (cohort / "labelsTs" / "case_04.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case_04_0000.*no contours.*add labelsTs/case_04"):
+        study_data(load_study(write_study(tmp_path / "s.yaml", cohort)), tmp_path / "data")

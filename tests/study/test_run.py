@@ -1,0 +1,184 @@
+"""A whole study: what it leaves, that it goes on where it was killed, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metricunet.errors import InputError
+from metricunet.evaluation.summary import CSV_COLUMNS
+from metricunet.study.run import StudyResult, study
+from tests.study.conftest import SHORT, write_study
+from tests.support.cohorts import make_tiny_cohort
+
+Whole = tuple[Path, Path, StudyResult]
+RESULTS = ("cases.csv", "tables.md", "tables.csv")
+
+
+def test_what_a_study_leaves(whole_study: Whole, study_cohort: Path) -> None:
+    _, output, result = whole_study
+    assert {p.name for p in output.iterdir()} == {"stage-one", "runs", "study.yaml", "run.json", *RESULTS}
+    with (output / "cases.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert list(rows[0]) == ["arm", "seed", "fold", *CSV_COLUMNS]
+    assert [(r["arm"], r["seed"], r["case"]) for r in rows] == [
+        (arm, seed, case)
+        for arm in ("plain", "metric")
+        for seed in ("0", "1")
+        for case in ("case_05", "case_06", "case_07", "case_08")
+    ]
+    missed = next(r for r in rows if r["case"] == "case_08")
+    assert (missed["dice"], missed["asd_mm"], missed["sensitivity"]) == ("0.000000", "", "0.000000")
+    absent = next(r for r in rows if r["case"] == "case_07")
+    assert not any(absent[name] for name in CSV_COLUMNS[2:])
+    run = output / "runs" / "metric" / "fold-0" / "seed-1"
+    assert {"config.yaml", "log.csv", "checkpoints", "model.safetensors", "run.json", "cases.csv", "key.json"} <= {
+        p.name for p in run.iterdir()
+    }
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 1
+    assert json.loads((run / "run.json").read_text())["validation"]["crop_dice"] > 0
+    record = json.loads((output / "run.json").read_text())
+    assert record["command"] == "study"
+    assert len(record["runs"]) == 4
+    assert yaml.safe_load((output / "study.yaml").read_text())["data"] == {"cohort": str(study_cohort)}
+    assert result.text == (output / "tables.md").read_text()
+    assert not result.failed
+    assert not list(output.rglob(".partial-*"))
+
+
+def test_a_second_call_trains_nothing_and_writes_the_same(copied_study: tuple[Path, Path]) -> None:
+    file, output = copied_study
+    kept = {p: p.stat().st_mtime_ns for p in output.rglob("*.safetensors")}
+    before = {name: (output / name).read_bytes() for name in RESULTS}
+    for name in RESULTS:
+        (output / name).unlink()
+    said: list[str] = []
+    study(file, output, device="cpu", say=said.append)
+    assert said == ["stage 1, fold 0", "4 of 4 runs were finished before"]
+    assert {p: p.stat().st_mtime_ns for p in output.rglob("*.safetensors")} == kept
+    assert {name: (output / name).read_bytes() for name in RESULTS} == before
+
+
+def test_arms_and_seeds_can_be_added_later(
+    copied_study: tuple[Path, Path], study_cohort: Path, tmp_path: Path
+) -> None:
+    file, output = copied_study
+    old = (output / "cases.csv").read_text().splitlines()
+    arms = {"plain": {"seeds": [0]}, "control": {"settings": {"metric.mode": "control"}, "seeds": [1]}}
+    said: list[str] = []
+    study(write_study(file, study_cohort, arms=arms), output, device="cpu", say=said.append)
+    assert said[1] == "1 of 2 runs were finished before"
+    assert said[2].startswith("control, fold 0, seed 1: finished, validation Dice 0.")
+    assert said[2].endswith("(2 of 2)")
+    new = (output / "cases.csv").read_text().splitlines()
+    assert new[:5] == old[:5]
+    assert {line.split(",")[0] for line in new[5:]} == {"control"}
+
+
+KILLED_STUDY = """
+import os, signal, sys
+from pathlib import Path
+from metricunet.study import run, runs
+from metricunet.training.callbacks import EpochLog
+
+where, seen = sys.argv[3], []
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def in_an_epoch(log, trainer, module, outputs, batch, index):
+    if (log.stage, trainer.current_epoch, index) == (where, 1, 5):
+        seen.append(log.stage)
+        if len(seen) == (1 if where == "locate" else 2):
+            die()
+
+EpochLog.on_train_batch_end = in_an_epoch
+if where == "rows":
+    runs.write_rows = lambda *row: die()
+run.study(Path(sys.argv[1]), Path(sys.argv[2]), device="cpu")
+"""
+
+
+def test_a_study_killed_and_moved_again_and_again_ends_with_the_same_tables(
+    whole_study: Whole, tmp_path: Path
+) -> None:
+    """Kill the process in stage 1, in the second run's training, and when that is scored but not written."""
+    file, whole, _ = whole_study
+    output = tmp_path / "out"
+    path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+    finished = []
+    for where in ("locate", "segment", "rows"):
+        command = [sys.executable, "-c", KILLED_STUDY, str(file), str(output), where]
+        ended = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+        assert not (output / "tables.md").exists()
+        finished.append(len(list(output.glob("runs/*/*/*/cases.csv"))))
+        output = output.rename(tmp_path / f"moved-after-{where}")
+    assert finished == [0, 1, 1]
+    study(file, output, device="cpu")
+    for name in RESULTS:
+        assert (output / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_cross_validation_scores_each_case_once(tmp_path: Path) -> None:
+    cohort = make_tiny_cohort(tmp_path / "cohort", 6)
+    splits = [
+        {"train": [f"case_{k:02d}" for k in range(6) if k % 2 != fold], "val": [f"case_{k:02d}" for k in val]}
+        for fold, val in enumerate(((0, 2, 4), (1, 3, 5)))
+    ]
+    (cohort / "splits.json").write_text(json.dumps(splits))
+    arms = {"plain": {"settings": SHORT}}
+    file = write_study(tmp_path / "s.yaml", cohort, folds=[0, 1], seeds=[0], arms=arms)
+    result = study(file, tmp_path / "out", device="cpu")
+    rows = (tmp_path / "out" / "cases.csv").read_text().splitlines()[1:]
+    assert [",".join(row.split(",")[:4]) for row in rows] == [
+        "plain,0,0,case_00", "plain,0,0,case_02", "plain,0,0,case_04",
+        "plain,0,1,case_01", "plain,0,1,case_03", "plain,0,1,case_05",
+    ]  # fmt: skip
+    assert "Scored on the validation cases of each fold" in result.text
+    assert "The 2 folds are taken together" in result.text
+    assert "| plain | 0 | 6 |" in result.text
+
+
+def test_what_is_refused_before_anything_is_made(study_cohort: Path, tmp_path: Path) -> None:
+    file, output = write_study(tmp_path / "s.yaml", study_cohort), tmp_path / "out"
+
+    def refused(message: str, place: Path = output, device: str = "cpu") -> None:
+        with pytest.raises(InputError, match=message) as error:
+            study(file, place, device=device)
+        assert "\n" not in str(error.value)
+
+    refused("--device must be", device="gpu")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    refused("holds other files and no study", tmp_path / "mine")
+    refused("is a file; expected a folder for the study", file)
+    write_study(file, study_cohort, folds=[7])
+    refused("folds: fold 7: this cohort has folds 0 to 4")
+    write_study(file, study_cohort, arms={"good": {}, "bad": {"settings": {"segment.slices": 4}}})
+    refused(r"arm bad: setting segment\.slices is 4; expected an odd number")
+    write_study(file, tmp_path / "nowhere")
+    refused("no such folder")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    assert not (output / "runs").exists()
+    assert not (output / "stage-one").exists()
+
+
+def test_a_changed_scan_is_noticed(copied_study: tuple[Path, Path], study_cohort: Path, tmp_path: Path) -> None:
+    """The scored cases' files are hashed, so a result on another scan of the same name cannot slip in."""
+    file, output = copied_study
+    cohort = Path(shutil.copytree(study_cohort, tmp_path / "cohort"))
+    for one, other in (("images", "_0000"), ("labels", "")):
+        shutil.copy(cohort / f"{one}Ts/case_05{other}.nii.gz", cohort / f"{one}Ts/case_06{other}.nii.gz")
+    with pytest.raises(InputError, match=r"begun with other settings or cases.*other scored cases"):
+        study(write_study(file, cohort), output, device="cpu")

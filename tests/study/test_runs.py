@@ -1,0 +1,176 @@
+"""Runs: the arms of a pair differ in their settings alone; finished ones are kept, others are not mixed in."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metricunet.errors import InputError
+from metricunet.files.model import read_model
+from metricunet.study import runs
+from metricunet.study.run import study
+from metricunet.study.runs import RunDone, RunJob, carry_out, finished, hand_out
+from metricunet.training.modules import SegmentModule
+from tests.study.conftest import SHORT, TINY_BASE, write_study
+from tests.support.cohorts import edit_json
+
+
+def test_the_arms_of_a_pair_begin_alike_and_see_the_same_batches(
+    study_cohort: Path, copied_study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]] = []
+    loss = SegmentModule.loss
+
+    def watched(module: SegmentModule, batch: Any, update: int) -> Any:
+        if update == 0:
+            seen.append(({k: v.clone() for k, v in module.network.state_dict().items()}, []))
+        seen[-1][1].append((batch.images.clone(), batch.labels.clone()))
+        return loss(module, batch, update)
+
+    monkeypatch.setattr(SegmentModule, "loss", watched)
+    online = {"mode": "online", "embedding": 8}
+    metrics = {
+        "online-8": online,
+        "two-taps": {**online, "taps": [0, 1], "sampler": "uniform"},
+        "control": {"mode": "control"},
+        "offline": {"mode": "offline", "patch_voxels": 16, "patch_tuples": 8},
+    }
+    arms: dict[str, Any] = {"bare": {"settings": SHORT}}
+    arms |= {name: {"settings": {**SHORT, "metric": metric}, "seeds": [3]} for name, metric in metrics.items()}
+    file, output = copied_study
+    study(write_study(file, study_cohort, arms=arms, seeds=[3, 4]), output, device="cpu")
+    (weights, batches), (other_weights, other_batches), *arms_of_seed_3 = seen
+    assert len(arms_of_seed_3) == 4
+    for own_weights, own_batches in arms_of_seed_3:
+        assert all(torch.equal(own_weights[name], tensor) for name, tensor in weights.items())
+        assert len(own_batches) == len(batches) == 3
+        for one, two in zip(batches, own_batches, strict=True):
+            assert torch.equal(one[0], two[0])
+            assert torch.equal(one[1], two[1])
+    assert not torch.equal(batches[0][0], batches[1][0])
+    # Another seed is another training in both respects.
+    assert any(not torch.equal(other_weights[name], tensor) for name, tensor in weights.items())
+    assert not torch.equal(batches[0][0], other_batches[0][0])
+
+
+def test_all_runs_of_a_fold_share_stage_one(whole_study: tuple[Path, Path, Any]) -> None:
+    models = sorted(whole_study[1].glob("runs/*/fold-0/seed-*/model.safetensors"))
+    assert len(models) == 4
+    first, *others = (read_model(path)[1] for path in models)
+    for other in others:
+        assert all(torch.equal(other[k], v) for k, v in first.items() if k.startswith("locate."))
+        assert any(not torch.equal(other[k], v) for k, v in first.items() if k.startswith("segment."))
+
+
+def jobs_of(file: Path, output: Path) -> list[RunJob]:
+    """The jobs that a study hands out or finds finished."""
+    return [run.job for run in study(file, output, device="cpu").runs]
+
+
+def test_an_engine_can_carry_out_runs_elsewhere_and_in_any_order(
+    copied_study: tuple[Path, Path],
+) -> None:
+    handed: list[RunJob] = []
+
+    def backwards(jobs: Sequence[RunJob]) -> Iterator[RunDone]:
+        handed.extend(jobs)
+        work = pickle.loads(pickle.dumps(carry_out))
+        for job in reversed(jobs):
+            yield pickle.loads(pickle.dumps(work(pickle.loads(pickle.dumps(job)))))
+
+    file, output = copied_study
+    before = {name: (output / name).read_bytes() for name in ("cases.csv", "tables.md", "tables.csv")}
+    shutil.rmtree(output / "runs")
+    study(file, output, device="cpu", engine=backwards)
+    assert [(job.arm, job.seed) for job in handed] == [("plain", 0), ("plain", 1), ("metric", 0), ("metric", 1)]
+    assert {name: (output / name).read_bytes() for name in before} == before
+
+
+def test_a_finished_run_is_one_with_all_its_rows_and_the_same_key(copied_study: tuple[Path, Path]) -> None:
+    file, output = copied_study
+    job = jobs_of(file, output)[0]
+    done = finished(job)
+    assert done is not None
+    assert done.error is None
+    assert done.val_dice is not None
+    assert done.seconds > 0
+    (job.folder / "cases.csv").unlink()
+    assert finished(job) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": "9.9"}, "version was 9.9, is"),
+        ({"data_sha256": "0"}, "other training cases"),
+        ({"locate_sha256": "0"}, "other stage 1"),
+        ({"scored_sha256": "0"}, "other scored cases"),
+        ({"config": None}, "damaged, or of another version"),
+    ],
+)
+def test_results_of_another_study_are_not_mixed_in(
+    copied_study: tuple[Path, Path], change: dict[str, Any], message: str
+) -> None:
+    file, output = copied_study
+    before = (output / "tables.md").read_bytes()
+    edit_json(output / "runs" / "metric" / "fold-0" / "seed-1" / "key.json", **change)
+    with pytest.raises(InputError, match=message) as error:
+        study(file, output, device="cpu")
+    assert "seed-1" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert (output / "tables.md").read_bytes() == before
+
+
+def test_changed_settings_are_named_before_any_work(copied_study: tuple[Path, Path], study_cohort: Path) -> None:
+    file, output = copied_study
+    write_study(file, study_cohort, arms={"plain": {}, "metric": {"settings": {"metric": {"weight": 0.7}}}})
+    with pytest.raises(InputError, match=r"metric.fold-0.seed-0.*metric\.mode was online, is none"):
+        study(file, output, device="cpu")
+    changed = {**TINY_BASE, "segment": {**TINY_BASE["segment"], "epochs": 5}}
+    write_study(file, study_cohort, base={"preset": "small", "settings": changed})
+    with pytest.raises(InputError, match=r"plain.fold-0.seed-0.*segment\.epochs was 2, is 5"):
+        study(file, output, device="cpu")
+
+
+def test_a_run_that_fails_is_named_and_does_not_stop_the_others(
+    copied_study: tuple[Path, Path], study_cohort: Path
+) -> None:
+    file, output = copied_study
+    wild = {"settings": {"segment": {**SHORT["segment"], "learning_rate": 1e30}}, "seeds": [0]}
+    said: list[str] = []
+    write_study(file, study_cohort, arms={"wild": wild, "plain": {"seeds": [0]}})
+    result = study(file, output, device="cpu", say=said.append)
+    assert [run.job.arm for run in result.failed] == ["wild"]
+    assert "Failed, and not in the tables: wild, fold 0, seed 0: stage segment diverged" in result.text
+    assert "| plain | 0 |" in result.text
+    assert "| wild |" not in result.text
+    assert any(line.startswith("wild, fold 0, seed 0: failed: stage segment diverged") for line in said)
+    write_study(file, study_cohort, arms={"wild": wild})
+    with pytest.raises(
+        InputError, match="all 1 runs failed; the first, wild, fold 0, seed 0: stage segment diverged"
+    ):
+        study(file, output, device="cpu")
+
+
+def test_handing_out_here_is_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def pretend(job: Any, watch: Any = None) -> Any:
+        order.append(f"did {job}")
+        if watch is not None:
+            watch("segment", 1, 2, None)
+        return job
+
+    monkeypatch.setattr(runs, "carry_out", pretend)
+    told: list[Any] = []
+    for done in hand_out(["a", "b"], lambda *facts: told.append(facts)):  # type: ignore[list-item]
+        order.append(f"got {done}")
+    assert order == ["did a", "got a", "did b", "got b"]
+    assert told == [("a", "segment", 1, 2, None), ("b", "segment", 1, 2, None)]

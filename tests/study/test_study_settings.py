@@ -1,0 +1,140 @@
+"""Study files: what they resolve to, and the one line that names what is wrong in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metricunet.errors import InputError
+from metricunet.study.settings import load_study
+from metricunet.training.config import load_config
+from tests.study.conftest import write_study
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+def test_arms_are_the_preset_with_the_base_over_it_and_their_own_over_that(tmp_path: Path) -> None:
+    arms = {
+        "plain": {},
+        "nested": {"settings": {"metric": {"mode": "control", "weight": 0.3}, "segment": {"slices": 7}}},
+        "dotted": {
+            "settings": {"metric.mode": "control", "metric.weight": 0.3, "segment.slices": 7},
+            "seeds": [4],
+        },
+    }
+    base = {"preset": "small", "settings": {"segment": {"slices": 3, "epochs": 2}, "metric.mode": "none"}}
+    study = load_study(write_study(tmp_path / "s.yaml", tmp_path, arms=arms, base=base))
+    assert study.base == load_config(
+        "small", settings=["segment.slices=3", "segment.epochs=2", "metric.mode=none"]
+    )
+    assert study.arms["plain"] == study.base
+    assert study.arms["nested"] == study.arms["dotted"]
+    assert (study.arms["nested"].segment.slices, study.arms["nested"].segment.epochs) == (7, 2)
+    assert study.arms["nested"].segment.base_channels == 16
+    assert (study.seeds("plain"), study.seeds("dotted")) == ((0, 1), (4,))
+
+
+def test_a_cohort_is_looked_for_beside_the_study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    write_study(tmp_path / "deep" / "s.yaml", Path("../cohort"))
+    monkeypatch.chdir(tmp_path)
+    cohort = load_study(Path("deep/s.yaml")).cohort
+    assert cohort is not None
+    assert cohort.resolve() == (tmp_path / "cohort").resolve()
+
+
+def test_the_primary_measures_are_not_tested_a_second_time(tmp_path: Path) -> None:
+    families = load_study(write_study(tmp_path / "s.yaml", tmp_path)).content.measures
+    assert families.primary == ("dice", "asd_mm")
+    assert not set(families.primary) & set(families.exploratory)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": None}, "name is missing"),
+        ({"arm": {}}, "arm is unknown; expected some of name, data, base, arms"),
+        ({"arms": {}}, "arms is {}"),
+        ({"arms": {"a/b": {}}}, "arm 'a/b': a name holds letters"),
+        ({"arms": {"..": {}}}, r"arm '\.\.': a name holds letters"),
+        ({"arms": {"unet": {}, "UNet": {}}}, "arms 'unet' and 'UNet' differ in capitals only"),
+        ({"arms": {"a": {"setting": {}}}}, r"arms\.a\.setting is unknown; expected some of settings, seeds"),
+        ({"arms": {"a": {"seeds": [1, 1]}}}, "seed 1 is there twice"),
+        (
+            {"arms": {"a": {"settings": {"locate": {"epochs": 3}}}}},
+            r"arms\.a\.settings sets locate, but stage 1 is trained once and shared",
+        ),
+        (
+            {"arms": {"a": {"settings": {"locate.epochs": 3}}}},
+            r"arms\.a\.settings sets locate\.epochs, but stage 1",
+        ),
+        ({"arms": {"a": {"settings": {"seed": 3}}}}, r"arms\.a\.settings sets seed, but every arm"),
+        (
+            {"arms": {"a": {"settings": {"metric": {"mod": "online"}}}}},
+            r"setting metric\.mod \(from arms\.a\.settings\) is unknown; expected one of mode, weight",
+        ),
+        (
+            {"base": {"settings": {"segment": {"epochs": 0}}}},
+            r"setting segment\.epochs \(from base\.settings\) is 0: Input should be greater",
+        ),
+        ({"base": {"preset": "huge"}}, r"base\.preset must be one of default, small; got 'huge'"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [0, 0]}, "seed 0 is there twice"),
+        ({"seeds": [-1]}, r"seeds\.0 is -1"),
+        ({"folds": [0, 1, 0]}, "fold 0 is there twice"),
+        ({"data": {}}, "data: expected either phantom or cohort"),
+        ({"data": {"phantom": {"n_train": 1, "n_val": 1, "n_test": 1}}}, r"data\.phantom\.n_train is 1"),
+        (
+            {"data": {"phantom": {"n_train": 2, "n_val": 1, "n_test": 1}}, "folds": [1]},
+            "folds is for cohorts",
+        ),
+        ({"primary": {"baseline": "plain", "method": "best"}}, "primary names arm 'best'; expected one of plain"),
+        ({"primary": {"baseline": "plain", "method": "plain"}}, "arm of primary plain is there twice"),
+        ({"measures": {"primary": ["dsc"]}}, "'dsc' is no measure; expected some of dice, asd_mm"),
+        ({"measures": {"primary": ["dice"], "exploratory": ["dice"]}}, "measure dice is there twice"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = write_study(tmp_path / "s.yaml", tmp_path, **change)
+    with pytest.raises(InputError, match=message) as error:
+        load_study(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b\n", "'name' is there twice"),
+        ("arms:\n  unet: {}\n  unet: {settings: {}}\n", "'unet' is there twice"),
+        ("name: [", "not a readable YAML file"),
+        ("- name\n", "expected the keys name, data"),
+        ("", "expected the keys name, data"),
+    ],
+)
+def test_what_is_no_study_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        load_study(tmp_path / "s.yaml")
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="not a readable YAML file"):
+        load_study(tmp_path / "absent.yaml")
+
+
+def test_yaml_anchors_may_be_merged(tmp_path: Path) -> None:
+    text = write_study(tmp_path / "s.yaml", tmp_path, arms=None).read_text()
+    text += (
+        "arms:\n  a: {settings: &mine {metric: {mode: online}}}\n  b: {settings: {<<: *mine, precision: fp32}}\n"
+    )
+    (tmp_path / "s.yaml").write_text(text)
+    arms = load_study(tmp_path / "s.yaml").arms
+    assert (arms["b"].metric.mode, arms["b"].precision) == ("online", "fp32")
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_that_come_along_can_be_read(path: Path) -> None:
+    study = load_study(path)
+    assert study.content.primary is not None
+    assert {study.content.primary.method, study.content.primary.baseline} <= set(study.arms)
