@@ -332,6 +332,17 @@ def test_sharpness_changes_in_mm() -> None:
         assert spread_mm[1] <= spread_mm[0] + 1e-3
 
 
+def test_an_image_is_blurred_and_then_sampled_down() -> None:
+    """On the same random numbers, both together are one after the other."""
+    image = torch.randn(6, 2, 20, 24, generator=seeded(0))
+    generator = seeded(1)
+    both = change_hu(image, (1.0, 2.0), changes(blur_share=1, blur_mm=4, low_resolution_share=0.5), seeded(1))
+    blurred = change_hu(image, (1.0, 2.0), changes(blur_share=1, blur_mm=4), generator)
+    wanted = change_hu(blurred, (1.0, 2.0), changes(low_resolution_share=0.5), generator)
+    torch.testing.assert_close(both, wanted, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(both, blurred, atol=1e-2)
+
+
 @pytest.mark.parametrize("name", ["blur_share", "low_resolution_share"])
 def test_a_share_of_the_images_loses_detail(name: str) -> None:
     """A few of those chosen change by too little to tell."""

@@ -77,8 +77,8 @@ class SegmentBatches:
         self._warp = Warp(crop[1:], config.spacing_mm[1:], augment, mirror, device)
         # What a draw needs of the geometry, on the device once: a copy from the host would wait for it.
         depth, rows, columns = self.hu.shape[1:]
-        self._reach = config.slices // 2
-        self._neighbours = torch.arange(-self._reach, self._reach + 1, device=device)
+        reach = config.slices // 2
+        self._neighbours = torch.arange(-reach, reach + 1, device=device)
         self._lowest = max(0, (depth - crop[0]) // 2 - int(jitter_mm[0] / config.spacing_mm[0]))
         self._size = torch.tensor([columns, rows], device=device)
         self._room = torch.tensor([(columns - crop[2]) / 2, (rows - crop[1]) / 2], device=device)
