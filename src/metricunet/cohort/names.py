@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 #: Structure names as cohorts spell them, and the TG-263 primary name.
@@ -17,6 +18,9 @@ TG263_NAMES = {
     "bowel": "Bag_Bowel",
 }
 
+_SIDES = frozenset({"left", "right", "l", "r", "lt", "rt"})
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
 
 def standard_name(structure: str, given: Mapping[str, str]) -> str:
     """Return the name for structure sets: the user's, else TG-263's, else the structure's own."""
@@ -24,6 +28,10 @@ def standard_name(structure: str, given: Mapping[str, str]) -> str:
 
 
 def has_sides(structures: Mapping[str, int]) -> bool:
-    """Tell whether any structure is of one side, so that images must not be mirrored in training."""
-    words = {word for name in structures for word in name.lower().replace("-", "_").split("_")}
-    return bool(words & {"left", "right", "l", "r"})
+    """Tell whether any structure is of one side, so that images must not be mirrored in training.
+
+    Words end at anything but a letter, and where a capital follows a small letter or begins a new word:
+    `Femur_L`, `femur-lt`, `FemurLeft` and `LFemur` are all of one side.
+    """
+    words = {word.lower() for name in structures for word in _WORD.findall(name)}
+    return bool(words & _SIDES)
