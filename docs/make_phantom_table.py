@@ -112,8 +112,8 @@ def reader_table(drawn: Values) -> str:
 
 def replaced(page: str, name: str, table: str) -> str:
     """Put a table between its markers."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end of {name} -->)", flags=re.DOTALL)
-    result, count = pattern.subn(lambda found: found[1] + table + found[2], page)
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", flags=re.DOTALL)
+    result, count = pattern.subn(lambda found: found[1] + table + "\n" + found[2], page)
     if count != 1:
         raise SystemExit(f"{PAGE}: expected one pair of markers for {name}; found {count}")
     return result

@@ -27,11 +27,13 @@ from metricunet.phantom.anatomy import Anatomy
 from metricunet.phantom.patient import Patient
 from metricunet.phantom.shapes import Field, Lattice, Waves, without
 
-#: All lengths below hold for a gland of this volume, and grow with the square root of the gland's size.
+#: All lengths below hold for a gland of this volume, and grow with this power of the volume: somewhat slower than
+#: the gland itself, so that large glands are agreed on a little better, as in life.
 USUAL_GLAND_ML = 35.0
+GROWTH = 1 / 4
 #: Standard deviations of the outward displacement over the surface, from slice to slice, and of the whole case.
 SURFACE_SD_MM = 0.9
-SLICE_SD_MM = 0.7
+SLICE_SD_MM = 0.65
 SIZE_SD_MM = 0.15
 #: Wavelengths of the error over the surface: points about 12 mm apart still err half alike.
 SURFACE_WAVES_MM = (26.0, 52.0)
@@ -39,7 +41,7 @@ SURFACE_WAVES_MM = (26.0, 52.0)
 SLICE_WAVES_MM = (9.0, 16.0)
 SLICE_WAVES_ACROSS_MM = (35.0, 70.0)
 #: Standard deviation of where the apex and the base are put, along the body; and the most that it comes to.
-END_SD_MM = 1.5
+END_SD_MM = 1.3
 END_MOST_MM = 4.0
 #: A reader's habits: the least and the most of the size, and the standard deviation of each end.
 HABIT_SIZE_MM = (0.1, 0.3)
@@ -106,7 +108,7 @@ def contour(shapes: Anatomy, patient: Patient, reading: Reading) -> Field:
     from scipy import ndimage
 
     where = organs.gland(patient)
-    grown = (patient.gland_volume_ml / USUAL_GLAND_ML) ** (1 / 6)
+    grown = (patient.gland_volume_ml / USUAL_GLAND_ML) ** GROWTH
     (x, y, z), (rx, ry, rz) = where.centre, where.half
     lattice = shapes.lattice
     low = (x - 1.35 * rx - 12, y - 1.35 * ry - 12, z - 1.35 * rz - 16)
