@@ -164,7 +164,11 @@ def _transforms(config: TrainConfig, jitter_mm: tuple[float, float]) -> list[Any
     share = float(getattr(augment, "low_resolution_share", 0))
     if share:
         factor = float(getattr(augment, "low_resolution_factor", 2))
-        steps.append(t.RandSimulateLowResolutiond("image", prob=share, zoom_range=(1 / factor, 1.0)))
+        steps.append(
+            t.RandSimulateLowResolutiond(
+                "image", prob=share, zoom_range=(1 / factor, 1.0), upsample_mode="bilinear"
+            )
+        )
     low, high = stage.hu_window
     return [
         *steps,
