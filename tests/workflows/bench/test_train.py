@@ -13,6 +13,7 @@ import torch
 
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
+from metricunet.workflows.bench import monai_training
 from metricunet.workflows.bench import train as part
 from metricunet.workflows.bench.monai_training import MonaiBatches
 from metricunet.workflows.bench.train import TrainingSteps, bench_train, overhead_s
@@ -85,6 +86,31 @@ def test_monais_batches_are_like_ours(cases: list[PreparedCase]) -> None:
     outside = torch.cat([b.images[:, 2][b.labels == 0] for b in batches]).mean()
     assert inside > outside + 0.3
     assert not multiprocessing.active_children()
+
+
+def test_each_of_monais_transforms_runs(cases: list[PreparedCase]) -> None:
+    """With every share at one, in this process: in a worker a fault would come up by chance only."""
+    always = {"elastic_mm": 4.0, "elastic_share": 1.0, "blur_share": 1.0, "low_resolution_share": 1.0}
+    config = tiny_config()
+    config = config.model_copy(update={"augment": config.augment.model_copy(update=always)})
+    fine, labels = cases[0].fine, cases[0].fine_labels
+    assert fine is not None
+    assert labels is not None
+    with monai_training._plain_tensors():
+        transforms = monai_training._transforms(config, (3.0, 3.0))
+        for _ in range(5):
+            drawn = {
+                "image": torch.from_numpy(fine.array)[None].float(),
+                "label": torch.from_numpy(labels.array)[None],
+            }
+            for transform in transforms:
+                (drawn,) = [transform(d) for d in (drawn if isinstance(drawn, list) else [drawn])]
+            assert type(drawn["image"]) is torch.Tensor
+            assert drawn["image"].shape == (5, 32, 32)
+            assert drawn["label"].shape == (1, 32, 32)
+            assert set(drawn["label"].unique().tolist()) <= {0, 1}
+    names = [type(transform).__name__ for transform in transforms]
+    assert {"Rand2DElasticd", "RandGaussianSmoothd", "RandSimulateLowResolutiond"} <= set(names)
 
 
 @pytest.fixture

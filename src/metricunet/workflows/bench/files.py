@@ -147,7 +147,7 @@ class _Work:
         folders = {"DICOM read, uncompressed": self.subject.uncompressed}
         given = self.subject.given
         if given is not None and self.subject.is_dicom:
-            folders[f"DICOM read, the scan given ({syntax(find_series(given).series[0])})"] = given
+            folders[f"DICOM read, as given ({syntax(find_series(given).series[0])})"] = given
         tasks = [
             _Task(
                 name,
@@ -229,9 +229,9 @@ def ellipsoid(scan: Volume) -> Volume:
 
 
 def syntax(series: CtSeries) -> str:
-    """Name the transfer syntax of a series."""
+    """Name the transfer syntax of a series, such as JPEG2000Lossless."""
     meta = pydicom.dcmread(series.files[0], stop_before_pixels=True).file_meta
-    return str(meta.TransferSyntaxUID.name)
+    return str(meta.TransferSyntaxUID.keyword)
 
 
 def _rate(megabytes: float, times: Times) -> str:
