@@ -73,8 +73,14 @@ def phantom(
     """Make synthetic pelvic CT scans with labels, in nnU-Net's raw layout."""
     from metricunet.phantom import displace_cohort, make_cohort
 
-    if displaced is not None and readers < 1:
-        raise InputError("--displaced needs a reader's contours; add --readers 1 or more")
+    if displaced is not None:
+        from metricunet.phantom.cohort import holds_phantoms
+
+        if readers < 1:
+            raise InputError("--displaced needs a reader's contours; add --readers 1 or more")
+        if displaced.resolve() == output.resolve():
+            raise InputError(f"--displaced and -o name one folder, {output}; name two")
+        holds_phantoms(displaced)  # a folder of anything else is refused before any work
     with progress_bars() as bar:
         names = make_cohort(
             output,

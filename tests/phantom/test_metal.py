@@ -96,17 +96,20 @@ def test_between_two_rods_it_is_dark_and_elsewhere_hardly_changed() -> None:
     assert abs(around(single, 0, 0).mean()) < 0.5 * abs(around(found, 0, 0).mean())
 
 
-def test_denser_metal_does_more_and_lets_fewer_photons_through() -> None:
-    lattice, body, rods = slab((-90, 0, 12), (90, 0, 12))
-    nothing = np.full_like(rods, 30.0)
-    light = metal._artefact(lattice, body, rods, nothing, np.random.default_rng(0))
-    heavy = metal._artefact(lattice, body, nothing, rods, np.random.default_rng(0))
-    assert around(heavy, 0, 0).mean() < 1.5 * around(light, 0, 0).mean()
-    noise = []
-    for titanium, cobalt, first in ((rods, nothing, light), (nothing, rods, heavy)):
-        second = metal._artefact(lattice, body, titanium, cobalt, np.random.default_rng(1))
-        noise.append(around((first[0], first[1] - second[1]), 0, 60, 25.0).std())
-    assert noise[1] > 2 * noise[0] > 0
+def test_denser_and_thicker_metal_does_more() -> None:
+    thin, thick = ((-90.0, 0.0, r) for r in (3, 12))
+    found = {}
+    for name, rod in (("thin", thin), ("thick", thick)):
+        lattice, body, rods = slab(rod, (90.0, 0.0, rod[2]))
+        nothing = np.full_like(rods, 30.0)
+        for metals, fields in (("titanium", (rods, nothing)), ("cobalt", (nothing, rods))):
+            first, second = (metal._artefact(lattice, body, *fields, np.random.default_rng(k)) for k in (0, 1))
+            noise = around((first[0], first[1] - second[1]), 0, 60, 25.0).std()
+            found[name, metals] = around(first, 0, 0).mean(), noise
+    for other in (("thick", "titanium"), ("thin", "cobalt")):
+        assert found[other][0] < 1.5 * found["thin", "titanium"][0] < 0  # darker
+        assert found[other][1] > 1.5 * found["thin", "titanium"][1] > 0  # noisier
+    assert found["thick", "cobalt"][0] < 1.3 * found["thick", "titanium"][0]
 
 
 def test_paths_through_a_rod_are_its_chords() -> None:

@@ -12,6 +12,7 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.phantom import STRUCTURES, displace_cohort, make_cohort, make_phantom, reader_path
+from tests.support.command import Command
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +242,24 @@ def test_a_displaced_cohort_refuses_what_does_not_fit(tmp_path: Path, cohort: Pa
     assert not (tmp_path / "new").exists()
     with pytest.raises(InputError, match="made with labels 'reader1', not 'truth'"):
         make_cohort(displaced, 2, seed=3, difficulty="easy", n_test=1)
+
+
+def test_the_command_makes_both_cohorts(metricunet: Command, tmp_path: Path) -> None:
+    clean, displaced = tmp_path / "clean", tmp_path / "displaced"
+    words = ("phantom", "-n", "1", "--difficulty", "easy", "--readers", "1", "-o", str(clean), "--displaced")
+    ended = metricunet(*words, str(displaced))
+    assert (ended.status, ended.err) == (0, "")
+    assert len(read_cohort(displaced).training) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    new = ("phantom", "-n", "1", "--difficulty", "easy", "-o", str(tmp_path / "new"))
+    for more, message in (
+        (("--displaced", str(displaced)), "add --readers 1 or more"),
+        (("--readers", "1", "--displaced", str(tmp_path / "new")), "name two"),
+        (("--readers", "1", "--displaced", str(tmp_path / "other")), "holds other files"),
+    ):
+        ended = metricunet(*new, *more)
+        assert ended.status == 2
+        assert message in ended.err
+        assert len(ended.err.splitlines()) == 1
+    assert not (tmp_path / "new").exists()

@@ -185,11 +185,7 @@ def _check(
 def _known_cases(folder: Path, recipe: dict[str, Any], n: int, n_test: int) -> dict[str, Any]:
     """Read the cases that a folder already holds; refuse a folder that is not this recipe's."""
     path = folder / RECIPE_FILE
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; expected a new or empty folder for the cohort")
-    if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"{folder}: holds other files and no {RECIPE_FILE}; choose a new or empty folder")
+    if not holds_phantoms(folder):
         return {}
     found, cases = read_recipe(path)
     for key, value in recipe.items():
@@ -206,6 +202,20 @@ def _known_cases(folder: Path, recipe: dict[str, Any], n: int, n_test: int) -> d
                 "choose another folder, or delete this one"
             )
     return cases
+
+
+def holds_phantoms(folder: Path) -> bool:
+    """Tell whether a folder is a cohort of phantoms, begun or complete, and not new or empty.
+
+    Raises:
+        InputError: if it is a file, or holds anything else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; expected a new or empty folder for the cohort")
+    there = (folder / RECIPE_FILE).is_file()
+    if not there and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds other files and no {RECIPE_FILE}; choose a new or empty folder")
+    return there
 
 
 def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

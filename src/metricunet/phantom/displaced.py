@@ -9,7 +9,7 @@ from pathlib import Path
 from metricunet.cohort.layout import read_dataset_json, write_dataset_json
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json, written_whole
-from metricunet.phantom.cohort import RECIPE_FILE, TRUTH, read_recipe
+from metricunet.phantom.cohort import RECIPE_FILE, TRUTH, holds_phantoms, read_recipe
 
 
 def displace_cohort(source: Path, folder: Path, reader: int = 1) -> Path:
@@ -64,11 +64,7 @@ def displace_cohort(source: Path, folder: Path, reader: int = 1) -> Path:
 def _refuse_others(folder: Path, recipe: dict[str, object], cases: dict[str, object]) -> None:
     """Refuse a folder that holds anything but an earlier result, from the same cases or fewer."""
     path = folder / RECIPE_FILE
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; expected a new or empty folder for the cohort")
-    if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"{folder}: holds other files and no {RECIPE_FILE}; choose a new or empty folder")
+    if not holds_phantoms(folder):
         return
     found, there = read_recipe(path)
     if found != recipe or any(cases.get(name) != facts for name, facts in there.items()):
