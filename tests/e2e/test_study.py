@@ -53,7 +53,7 @@ def test_the_smoke_study_killed_half_way_ends_with_the_tables_of_an_unbroken_one
     shutil.copytree(output / "data", whole / "data")  # the phantoms are the same in any case
     shutil.copy(output / "study.yaml", whole)
     assert metricunet("study", SMOKE, "-o", whole, "--device", "cpu").status == 0
-    for name in ("cases.csv", "tables.md", "tables.csv"):
+    for name in ("cases.csv", "cases-reader.csv", "tables.md", "tables.csv"):
         assert (output / name).read_bytes() == (whole / name).read_bytes(), name
 
 

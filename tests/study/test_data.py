@@ -19,33 +19,53 @@ def test_phantoms_are_split_as_the_recipe_says(tmp_path: Path) -> None:
     recipe = {"n_train": 2, "n_val": 1, "n_test": 1, "seed": 5, "difficulty": "easy"}
     study = load_study(write_study(tmp_path / "s.yaml", tmp_path, data={"phantom": recipe}))
     seen: list[tuple[int, int]] = []
-    data = study_data(study, tmp_path / "data", lambda done, total: seen.append((done, total)))
+    data = study_data(study, tmp_path / "out", lambda done, total: seen.append((done, total)))
     assert seen[-1] == (4, 4)
     split = split_for(read_cohort(data.cohort), 0)
     assert (split.train, split.val) == (("phantom_0000", "phantom_0001"), ("phantom_0002",))
     (case,) = scored_cases(data, 0)
     assert case.name == "phantom_ts0000"
-    assert case.references["truth"] == data.cohort / "labelsTs" / "phantom_ts0000.nii.gz"
+    assert case.references == {
+        "truth": data.cohort / "labelsTs" / "phantom_ts0000.nii.gz",
+        "reader": data.cohort / "reader2Ts" / "phantom_ts0000.nii.gz",
+    }
+    assert all(path.is_file() for path in case.references.values())
     # What is there is kept; another recipe is not mixed into it.
     made = {p: p.stat().st_mtime_ns for p in data.cohort.rglob("*.nii.gz")}
-    assert study_data(study, tmp_path / "data") == data
+    assert study_data(study, tmp_path / "out") == data
     assert {p: p.stat().st_mtime_ns for p in data.cohort.rglob("*.nii.gz")} == made
+    # A second kind of labels is of the same scans, in the same split, and scored alike.
+    arms = {"clean": {}, "displaced": {"labels": "displaced"}}
+    both = study_data(
+        load_study(write_study(tmp_path / "u.yaml", tmp_path, data={"phantom": recipe}, arms=arms)),
+        tmp_path / "out",
+    )
+    assert list(both.cohorts) == ["clean", "displaced"]
+    first, second = (read_cohort(folder) for folder in both.cohorts.values())
+    assert split_for(first, 0) == split_for(second, 0) == split
+    for one, two in zip(first.training, second.training, strict=True):
+        assert one.image.samefile(two.image)
+        assert one.label is not None
+        assert two.label is not None
+        drawn = first.folder / "reader1Tr" / one.label.name
+        assert two.label.read_bytes() == drawn.read_bytes() != one.label.read_bytes()
+    assert scored_cases(both, 0) == scored_cases(data, 0)
     other = load_study(write_study(tmp_path / "t.yaml", tmp_path, data={"phantom": recipe | {"seed": 6}}))
     with pytest.raises(InputError, match="made with seed 5, not 6"):
-        study_data(other, tmp_path / "data")
+        study_data(other, tmp_path / "out")
 
 
 def test_without_test_cases_each_fold_scores_those_it_leaves_out(tmp_path: Path) -> None:
     cohort = make_tiny_cohort(tmp_path / "cohort", 4)
-    data = study_data(load_study(write_study(tmp_path / "s.yaml", cohort)), tmp_path / "data")
+    data = study_data(load_study(write_study(tmp_path / "s.yaml", cohort)), tmp_path / "out")
     scored = [case.name for fold in range(4) for case in scored_cases(data, fold)]
     assert sorted(scored) == ["case_00", "case_01", "case_02", "case_03"]
     with pytest.raises(InputError, match="fold all validates on no case"):
-        study_data(load_study(write_study(tmp_path / "t.yaml", cohort, folds=["all"])), tmp_path / "data")
+        study_data(load_study(write_study(tmp_path / "t.yaml", cohort, folds=["all"])), tmp_path / "out")
 
 
 def test_a_test_case_without_contours_is_refused(tmp_path: Path) -> None:
     cohort = make_tiny_cohort(tmp_path / "cohort", 3, 2)
     (cohort / "labelsTs" / "case_04.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case_04_0000.*no contours.*add labelsTs/case_04"):
-        study_data(load_study(write_study(tmp_path / "s.yaml", cohort)), tmp_path / "data")
+        study_data(load_study(write_study(tmp_path / "s.yaml", cohort)), tmp_path / "out")

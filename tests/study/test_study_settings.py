@@ -60,7 +60,10 @@ def test_the_primary_measures_are_not_tested_a_second_time(tmp_path: Path) -> No
         ({"arms": {"a/b": {}}}, "arm 'a/b': a name holds letters"),
         ({"arms": {"..": {}}}, r"arm '\.\.': a name holds letters"),
         ({"arms": {"unet": {}, "UNet": {}}}, "arms 'unet' and 'UNet' differ in capitals only"),
-        ({"arms": {"a": {"setting": {}}}}, r"arms\.a\.setting is unknown; expected some of settings, seeds"),
+        (
+            {"arms": {"a": {"setting": {}}}},
+            r"arms\.a\.setting is unknown; expected some of settings, seeds, labels",
+        ),
         ({"arms": {"a": {"seeds": [1, 1]}}}, "seed 1 is there twice"),
         (
             {"arms": {"a": {"settings": {"locate": {"epochs": 3}}}}},
@@ -92,6 +95,15 @@ def test_the_primary_measures_are_not_tested_a_second_time(tmp_path: Path) -> No
         ),
         ({"primary": {"baseline": "plain", "method": "best"}}, "primary names arm 'best'; expected one of plain"),
         ({"primary": {"baseline": "plain", "method": "plain"}}, "arm of primary plain is there twice"),
+        ({"arms": {"a": {"labels": "displaced"}}}, "labels is for phantoms"),
+        (
+            {
+                "data": {"phantom": {"n_train": 2, "n_val": 1, "n_test": 1}},
+                "arms": {"a": {}, "b": {"labels": "displaced"}},
+                "primary": {"baseline": "a", "method": "b"},
+            },
+            "arms of primary train on different labels \\(a on clean, b on displaced\\)",
+        ),
         ({"measures": {"primary": ["dsc"]}}, "'dsc' is no measure; expected some of dice, asd_mm"),
         ({"measures": {"primary": ["dice"], "exploratory": ["dice"]}}, "measure dice is there twice"),
     ],

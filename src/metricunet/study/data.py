@@ -10,13 +10,15 @@ from metricunet.cohort.layout import Case, Cohort, read_cohort
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
-from metricunet.phantom import make_cohort
-from metricunet.study.settings import PhantomRecipe, Study
+from metricunet.phantom import displace_cohort, make_cohort, reader_path
+from metricunet.study.settings import Labels, PhantomRecipe, Study
 
 Progress = Callable[[int, int], None]
 
-#: The contours that every study has.
-TRUTH = "truth"
+#: The contours that every study has, and those of a reader whom no training has seen.
+TRUTH, READER = "truth", "reader"
+#: Who contours the training cases where labels are displaced, and who is never seen.
+TRAINING_READER, UNSEEN_READER = 1, 2
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,18 @@ class StudyData:
     """Where the cases lie.
 
     Attributes:
-        cohort: folder that training reads.
+        cohorts: what training reads to the folder that holds it; None stands for the contours of a user's cohort.
+            Scans and test cases are the same in all of them.
         has_test: whether test cases are scored; otherwise the validation cases of each fold.
     """
 
-    cohort: Path
+    cohorts: dict[Labels | None, Path]
     has_test: bool
+
+    @property
+    def cohort(self) -> Path:
+        """The first of the folders."""
+        return next(iter(self.cohorts.values()))
 
 
 def study_data(study: Study, folder: Path, progress: Progress | None = None) -> StudyData:
@@ -52,7 +60,8 @@ def study_data(study: Study, folder: Path, progress: Progress | None = None) -> 
 
     Args:
         study: as read.
-        folder: for phantoms; those there already are kept.
+        folder: of the study, for phantoms: data/, and data-displaced/ with a reader's training labels. What is
+            there already is kept.
         progress: called with (done, all) while phantoms are made.
 
     Raises:
@@ -72,27 +81,42 @@ def study_data(study: Study, folder: Path, progress: Progress | None = None) -> 
                 f"{study.path}: fold all validates on no case, and {study.cohort} has no test cases, so nothing "
                 "would be scored; use numbered folds, or add imagesTs and labelsTs"
             )
-        return StudyData(study.cohort, bool(found.test))
+        return StudyData({None: study.cohort}, bool(found.test))
     recipe = study.content.data.phantom
     assert recipe is not None
-    _make(recipe, folder, progress)
-    return StudyData(folder, True)
+    kinds = dict.fromkeys(study.labels(arm) for arm in study.arms)
+    clean, displaced = folder / "data", folder / "data-displaced"
+    _make(recipe, clean, progress)
+    if "displaced" in kinds:
+        displace_cohort(clean, displaced, TRAINING_READER)
+        _write_split(recipe, displaced)
+    return StudyData({kind: displaced if kind == "displaced" else clean for kind in kinds}, True)
 
 
 def _make(recipe: PhantomRecipe, folder: Path, progress: Progress | None) -> None:
-    n = recipe.n_train + recipe.n_val
-    names = make_cohort(
-        folder, n, seed=recipe.seed, difficulty=recipe.difficulty, n_test=recipe.n_test, progress=progress
+    make_cohort(
+        folder,
+        recipe.n_train + recipe.n_val,
+        seed=recipe.seed,
+        difficulty=recipe.difficulty,
+        n_test=recipe.n_test,
+        progress=progress,
+        n_readers=UNSEEN_READER,
     )
-    write_json(folder / "splits.json", [{"train": names[: recipe.n_train], "val": names[recipe.n_train : n]}])
+    _write_split(recipe, folder)
+
+
+def _write_split(recipe: PhantomRecipe, folder: Path) -> None:
+    names = [case.name for case in read_cohort(folder).training]
+    write_json(folder / "splits.json", [{"train": names[: recipe.n_train], "val": names[recipe.n_train :]}])
 
 
 def scored_cases(data: StudyData, fold: Fold) -> tuple[ScoredCase, ...]:
     """List the cases that are scored in a fold."""
     cohort = read_cohort(data.cohort)
     if data.has_test:
-        return tuple(_scored(case) for case in cohort.test)
-    return tuple(_scored(case) for case in _named(cohort, split_for(cohort, fold).val))
+        return tuple(_scored(case, data) for case in cohort.test)
+    return tuple(_scored(case, data) for case in _named(cohort, split_for(cohort, fold).val))
 
 
 def _named(cohort: Cohort, names: tuple[str, ...]) -> list[Case]:
@@ -100,6 +124,9 @@ def _named(cohort: Cohort, names: tuple[str, ...]) -> list[Case]:
     return [by_name[name] for name in names]
 
 
-def _scored(case: Case) -> ScoredCase:
+def _scored(case: Case, data: StudyData) -> ScoredCase:
     assert case.label is not None
-    return ScoredCase(case.name, case.image, {TRUTH: case.label})
+    references = {TRUTH: case.label}
+    if None not in data.cohorts:
+        references[READER] = reader_path(data.cohort, case.name, UNSEEN_READER, "Ts")
+    return ScoredCase(case.name, case.image, references)

@@ -19,7 +19,7 @@ from metricunet.study.board import Board
 from metricunet.study.data import StudyData, scored_cases, study_data
 from metricunet.study.runs import RunDone, RunJob, check_settings_of, finished, hand_out, run_folder
 from metricunet.study.score import StudyRow, cases_name, join_rows, read_rows
-from metricunet.study.settings import Study, load_study
+from metricunet.study.settings import Labels, Study, load_study
 from metricunet.study.stage_one import FoldJob, FoldReady, prepare_fold, reach_mm
 from metricunet.study.tables import tables_csv, tables_text
 from metricunet.training.fit import check_settings
@@ -63,9 +63,9 @@ def study(
 
     Args:
         file: STUDY.yaml; see `metricunet.study.settings.StudyFile`.
-        output: folder of data/ (phantoms), stage-one/fold-K/ (stage 1 and the scans cut around what it finds),
-            runs/ARM/fold-K/seed-S/, cases.csv (one more for each further reference), tables.md, tables.csv,
-            study.yaml and run.json.
+        output: folder of data/ and data-displaced/ (phantoms), stage-one/[LABELS/]fold-K/ (stage 1 and the scans
+            cut around what it finds), runs/ARM/fold-K/seed-S/, cases.csv against the truth (and cases-reader.csv
+            against an unseen reader, on phantoms), tables.md, tables.csv, study.yaml and run.json.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         engine: carries out the runs in place of `metricunet.study.runs.hand_out`.
         say: told what comes next, and what became of a run where no table is shown.
@@ -78,17 +78,21 @@ def study(
     plan = load_study(file)
     record = RunRecord("study", {"file": file, "output": output, "device": device})
     output = _begin(plan, output.absolute(), device)
-    data = study_data(plan, output / "data", bar("phantoms"))
+    data = study_data(plan, output, bar("phantoms"))
     _check(plan, data, output)
-    folds = [_fold_job(plan, data, fold, output, device) for fold in plan.folds]
-    ready = []
-    for fold in folds:
-        say(f"stage 1, fold {fold.fold}")
-        ready.append(prepare_fold(fold, bar))
+    jobs_of = {
+        (labels, fold): _fold_job(plan, data, labels, fold, output, device)
+        for labels in data.cohorts
+        for fold in plan.folds
+    }
+    ready = {}
+    for (labels, fold), job in jobs_of.items():
+        say(f"stage 1, fold {fold}" + (f", {labels} labels" if len(data.cohorts) > 1 else ""))
+        ready[labels, fold] = prepare_fold(job, bar)
     jobs = [
-        _run_job(plan, fold, done, arm, seed, output)
+        _run_job(plan, jobs_of[plan.labels(arm), fold], ready[plan.labels(arm), fold], arm, seed, output)
         for arm in plan.arms
-        for fold, done in zip(folds, ready, strict=True)
+        for fold in plan.folds
         for seed in plan.seeds(arm)
     ]
     runs = _carried_out(jobs, engine, say)
@@ -140,10 +144,12 @@ def _check(plan: Study, data: StudyData, output: Path) -> None:
                 check_settings_of(run_folder(output, arm, fold, seed), config.model_copy(update={"seed": seed}))
 
 
-def _fold_job(plan: Study, data: StudyData, fold: Fold, output: Path, device: str) -> FoldJob:
+def _fold_job(
+    plan: Study, data: StudyData, labels: Labels | None, fold: Fold, output: Path, device: str
+) -> FoldJob:
     return FoldJob(
-        folder=output / "stage-one" / f"fold-{fold}",
-        cohort=data.cohort,
+        folder=output / "stage-one" / (labels or "") / f"fold-{fold}",
+        cohort=data.cohorts[labels],
         config=plan.base,
         fold=fold,
         cases=scored_cases(data, fold),
@@ -203,6 +209,10 @@ def _notes(plan: Study, data: StudyData, runs: list[RunDone]) -> list[str]:
     if (main := plan.content.primary) is not None:
         control = f"; control: {main.control}" if main.control else ""
         notes.append(f"Main comparison: {main.method} against {main.baseline}{control}.")
+    if len(data.cohorts) > 1:
+        for labels in data.cohorts:
+            arms = [arm for arm in plan.arms if plan.labels(arm) == labels]
+            notes.append(f"Trained on {labels} labels: {', '.join(arms)}.")
     if data.has_test:
         notes.append(f"{len(runs[0].job.cases)} test cases, which no training has seen.")
     else:

@@ -17,6 +17,8 @@ from metricunet.evaluation.measures import MEASURE_NAMES
 from metricunet.phantom.scanner import Difficulty
 from metricunet.training.config import TrainConfig, load_config
 
+#: What training reads: the true shapes, or the contours of one reader.
+Labels = Literal["clean", "displaced"]
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 #: Names of arms become names of folders.
@@ -52,6 +54,8 @@ class PhantomRecipe(_Section):
         n_test: test cases.
         seed: of the cohort.
         difficulty: as in `metricunet.phantom.make_phantom`.
+        labels: what arms train on, unless they say otherwise: `clean` (the true shapes) or `displaced` (a reader's
+            contours). Test cases are scored against the truth and against a reader whom no training has seen.
     """
 
     n_train: Annotated[int, Field(ge=2)]
@@ -59,6 +63,7 @@ class PhantomRecipe(_Section):
     n_test: Annotated[int, Field(ge=1)]
     seed: Seed = 0
     difficulty: Difficulty = "real"
+    labels: Labels = "clean"
 
 
 class DataConfig(_Section):
@@ -98,10 +103,12 @@ class Arm(_Section):
     Attributes:
         settings: any part of a training's configuration but what all arms share, over the base.
         seeds: to train with; default: the study's.
+        labels: to train on; default: the phantom's. For phantoms alone.
     """
 
     settings: dict[str, Any] = {}
     seeds: Seeds | None = None
+    labels: Labels | None = None
 
     @field_validator("seeds")
     @classmethod
@@ -185,13 +192,22 @@ class StudyFile(_Section):
             if name.lower() in folders:
                 raise ValueError(f"arms {folders[name.lower()]!r} and {name!r} differ in capitals only")
             folders[name.lower()] = name
+        chosen: list[str] = []
         if self.primary is not None:
             chosen = [n for n in (self.primary.baseline, self.primary.method, self.primary.control) if n]
             _different(chosen, "arm of primary")
             for arm in chosen:
                 if arm not in self.arms:
                     raise ValueError(f"primary names arm {arm!r}; expected one of {', '.join(self.arms)}")
-        if self.data.phantom is not None and tuple(self.folds) != (0,):
+        phantom = self.data.phantom
+        if phantom is None and any(arm.labels for arm in self.arms.values()):
+            raise ValueError("labels is for phantoms; a cohort is trained on the contours that it has")
+        if phantom is not None and self.primary is not None:
+            kinds = {name: self.arms[name].labels or phantom.labels for name in chosen}
+            if len(set(kinds.values())) > 1:
+                told = ", ".join(f"{name} on {kind}" for name, kind in kinds.items())
+                raise ValueError(f"the arms of primary train on different labels ({told}); expected the same")
+        if phantom is not None and tuple(self.folds) != (0,):
             raise ValueError("folds is for cohorts; phantoms have one split, so leave it out")
         return self
 
@@ -222,6 +238,11 @@ class Study:
     def folds(self) -> tuple[Fold, ...]:
         """Folds to validate on."""
         return self.content.folds
+
+    def labels(self, arm: str) -> Labels | None:
+        """Return what an arm trains on; None where it is the user's cohort."""
+        phantom = self.content.data.phantom
+        return None if phantom is None else self.content.arms[arm].labels or phantom.labels
 
     def seeds(self, arm: str) -> tuple[int, ...]:
         """Return the seeds of an arm."""
