@@ -2,7 +2,7 @@
 
     python docs/measure_growth.py MODEL
 
-The scans are noise around soft tissue, already in memory: reading and writing are measured by `metricunet bench io`.
+The scans are noise around soft tissue, already in memory: reading and writing are for `metricunet bench io`.
 Each line is the least of three runs.
 """
 
