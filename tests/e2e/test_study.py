@@ -46,11 +46,13 @@ def test_the_smoke_study_killed_half_way_ends_with_the_tables_of_an_unbroken_one
     assert resumed.status == 0
     assert "2 of 3 runs were finished before" in resumed.err
     for arm in ("unet", "metricunet", "control"):
-        assert f"| {arm} | 0 | 2 |" in resumed.out
+        assert f"| {arm} | 0 | 2 | 0 | 0." in resumed.out
+    assert "finds the prostate in 2 of the 2 scored cases" in resumed.out
     assert f"tables: {output / 'tables.md'}" in resumed.out
     assert (output / "run.json").is_file()
 
-    shutil.copytree(output / "data", whole / "data")  # the phantoms are the same in any case
+    for shared in ("data", "stage-one"):  # what is made before any run, so that the runs alone are made anew
+        shutil.copytree(output / shared, whole / shared)
     shutil.copy(output / "study.yaml", whole)
     assert metricunet("study", SMOKE, "-o", whole, "--device", "cpu").status == 0
     for name in ("cases.csv", "cases-reader.csv", "tables.md", "tables.csv"):

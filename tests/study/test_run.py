@@ -50,6 +50,10 @@ def test_what_a_study_leaves(whole_study: Whole, study_cohort: Path) -> None:
     assert record["command"] == "study"
     assert len(record["runs"]) == 4
     assert yaml.safe_load((output / "study.yaml").read_text())["data"] == {"cohort": str(study_cohort)}
+    assert (
+        "Stage 1, fold 0, shared by all arms, finds the prostate in 2 of the 3 scored cases that hold it"
+        in result.text
+    )
     assert result.text == (output / "tables.md").read_text()
     assert not result.failed
     assert not list(output.rglob(".partial-*"))

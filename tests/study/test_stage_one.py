@@ -115,6 +115,11 @@ def test_what_the_reference_holds_beyond_the_crop_counts(
         "truth": int(labels.array.sum()), "reader": int(labels.array.sum()) + 2,
     }  # fmt: skip
     measured = measured_cut(Predictor([model_of(whole_study[1])], "cpu"), cut, {"prostate": 1}, None)
+    assert cut.found.centre_mm is not None
+    middle = labels.geometry.to_world(np.argwhere(labels.array).mean(axis=0))
+    assert cut.holds(1)
+    assert not cut.holds(2)
+    assert cut.off_mm(1) == pytest.approx(np.linalg.norm(middle - cut.found.centre_mm))
     near, beyond = (measured[who]["prostate"].sensitivity for who in ("truth", "reader"))
     assert near is not None
     assert beyond is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import yaml
 from rich.console import Console
@@ -26,6 +27,8 @@ from metricunet.training.fit import check_settings
 
 Progress = Callable[[int, int], None]
 Engine = Callable[[Sequence[RunJob]], Iterable[RunDone]]
+#: What stage 1 of each kind of labels and fold led to.
+Ready = dict[tuple[Labels | None, Fold], FoldReady]
 
 STUDY_NAME, TABLES_TEXT, TABLES_CSV = "study.yaml", "tables.md", "tables.csv"
 
@@ -85,9 +88,9 @@ def study(
         for labels in data.cohorts
         for fold in plan.folds
     }
-    ready = {}
+    ready: Ready = {}
     for (labels, fold), job in jobs_of.items():
-        say(f"stage 1, fold {fold}" + (f", {labels} labels" if len(data.cohorts) > 1 else ""))
+        say(_stage(labels, fold, data))
         ready[labels, fold] = prepare_fold(job, bar)
     jobs = [
         _run_job(plan, jobs_of[plan.labels(arm), fold], ready[plan.labels(arm), fold], arm, seed, output)
@@ -96,7 +99,7 @@ def study(
         for seed in plan.seeds(arm)
     ]
     runs = _carried_out(jobs, engine, say)
-    text = _write(plan, data, runs, output)
+    text = _write(plan, data, ready, runs, output)
     record.facts = {
         "study": plan.content.model_dump(mode="json"),
         "study_sha256": sha256([file]),
@@ -188,7 +191,7 @@ def _carried_out(jobs: list[RunJob], engine: Engine | None, say: Callable[[str],
     return [results[job.folder] for job in jobs]
 
 
-def _write(plan: Study, data: StudyData, runs: list[RunDone], output: Path) -> str:
+def _write(plan: Study, data: StudyData, ready: Ready, runs: list[RunDone], output: Path) -> str:
     """Write the rows of all runs and the tables of them; return the tables."""
     whole = [run for run in runs if run.error is None]
     if not whole:
@@ -198,13 +201,13 @@ def _write(plan: Study, data: StudyData, runs: list[RunDone], output: Path) -> s
         name = cases_name(reference)
         write_text(output / name, join_rows(run.job.folder / name for run in whole))
         rows[reference] = read_rows(output / name)
-    text = tables_text(plan.content.name, rows, plan.content.measures.all, _notes(plan, data, runs))
+    text = tables_text(plan.content.name, rows, plan.content.measures.all, _notes(plan, data, ready, runs))
     write_text(output / TABLES_CSV, tables_csv(rows))
     write_text(output / TABLES_TEXT, text)
     return text
 
 
-def _notes(plan: Study, data: StudyData, runs: list[RunDone]) -> list[str]:
+def _notes(plan: Study, data: StudyData, ready: Ready, runs: list[RunDone]) -> list[str]:
     notes = []
     if (main := plan.content.primary) is not None:
         control = f"; control: {main.control}" if main.control else ""
@@ -222,5 +225,22 @@ def _notes(plan: Study, data: StudyData, runs: list[RunDone]) -> list[str]:
         )
     if len(plan.folds) > 1:
         notes.append(f"The {len(plan.folds)} folds are taken together.")
+    for (labels, fold), done in ready.items():
+        stage = _stage(labels, fold, data).capitalize()
+        notes.append(f"{stage}, shared by all arms, {_located(done.off_mm, plan.base.target)}.")
     notes += [f"Failed, and not in the tables: {r.job.title}: {r.error}" for r in runs if r.error is not None]
     return notes
+
+
+def _stage(labels: Labels | None, fold: Fold, data: StudyData) -> str:
+    """Name a stage 1."""
+    return f"stage 1, fold {fold}" + (f", {labels} labels" if len(data.cohorts) > 1 else "")
+
+
+def _located(off_mm: Sequence[float | None], target: str) -> str:
+    """Say how well stage 1 does on the scored cases."""
+    found = [mm for mm in off_mm if mm is not None]
+    said = f"finds the {target} in {len(found)} of the {len(off_mm)} scored cases that hold it"
+    if not found:
+        return said
+    return f"{said}, its centre {median(found):.1f} mm off (median; most {max(found):.1f} mm)"

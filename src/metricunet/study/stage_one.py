@@ -80,6 +80,8 @@ class FoldReady:
         scored_sha256: hash of the scored cases, images and references.
         labels: structure name to value.
         ignore: value of voxels that nobody contoured, or None.
+        off_mm: of the scored cases that hold the target, how far from its centroid stage 1 puts it; None where it
+            finds nothing.
     """
 
     fold: Fold
@@ -88,6 +90,7 @@ class FoldReady:
     scored_sha256: str
     labels: dict[str, int]
     ignore: int | None
+    off_mm: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +110,17 @@ class Cut:
     references: dict[str, Volume]
     found: Localisation
     source_sha256: str
+
+    def holds(self, value: int) -> bool:
+        """Tell whether the first reference holds a structure."""
+        return bool((next(iter(self.references.values())).array == value).any())
+
+    def off_mm(self, value: int) -> float | None:
+        """Return how far a structure's centroid, in the first reference, is from what stage 1 found, if it did."""
+        if self.found.centre_mm is None:
+            return None
+        places = np.argwhere(next(iter(self.references.values())).array == value)
+        return float(np.linalg.norm(self.image.geometry.to_world(places.mean(axis=0)) - self.found.centre_mm))
 
 
 def prepare_fold(
@@ -136,12 +150,16 @@ def prepare_fold(
         _write_located(path, train_locate(run))
     located = read_located(job.folder, run)
     locate_sha256 = sha256([path])
-    hashes, progress = [], bar("locating")
+    hashes, off_mm, progress = [], [], bar("locating")
+    target = run.labels[job.config.target]
     for done, case in enumerate(job.cases, start=1):
-        hashes.append(f"{case.name}:{_cut(job, case, run, located, locate_sha256)}")
+        cut = _cut(job, case, run, located, locate_sha256)
+        hashes.append(f"{cut.name}:{cut.source_sha256}")
+        if cut.holds(target):
+            off_mm.append(cut.off_mm(target))
         progress(done, len(job.cases))
     scored = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
-    return FoldReady(job.fold, run.data_sha256, locate_sha256, scored, run.info.labels, run.info.ignore)
+    return FoldReady(job.fold, run.data_sha256, locate_sha256, scored, run.labels, run.info.ignore, tuple(off_mm))
 
 
 def read_located(folder: Path, run: Run) -> Located:
@@ -189,8 +207,8 @@ def _cut_path(folder: Path, case: str) -> Path:
     return folder / "cuts" / f"{case}.npz"
 
 
-def _cut(job: FoldJob, case: ScoredCase, run: Run, located: Located, locate_sha256: str) -> str:
-    """Cut a case, if its cut is not there already; return the hash of its files."""
+def _cut(job: FoldJob, case: ScoredCase, run: Run, located: Located, locate_sha256: str) -> Cut:
+    """Cut a case, if its cut is not there already."""
     files = [case.image, *case.references.values()]
     key = {
         "cut_version": CUT_VERSION,
@@ -202,10 +220,10 @@ def _cut(job: FoldJob, case: ScoredCase, run: Run, located: Located, locate_sha2
     path = _cut_path(job.folder, case.name)
     stored = _load(path)
     if stored is not None and stored[1] == key:
-        return stored[0].source_sha256
+        return stored[0]
     cut = make_cut(case, run, located, job.half_mm)
     _store(path, cut, key)
-    return cut.source_sha256
+    return cut
 
 
 def make_cut(case: ScoredCase, run: Run, located: Located, half_mm: tuple[float, float, float]) -> Cut:
