@@ -135,7 +135,7 @@ class _Settled:
                 self._settle(item)
             if element.vr == "UI":
                 uid = element.value.decode().strip("\0 ")
-                if uid and not uid.startswith("1.2.840.10008"):
+                if uid and not uid.startswith("1.2.840.10008") and uid not in self.known.values():
                     uid = self.known.setdefault(uid, f"1.2.826.0.1.3680043.8.498.{len(self.known) + 1}")
                 element.value = uid.encode()
             elif element.vr in ("DA", "TM", "DT") and element.value.strip(b"\0 "):
@@ -383,7 +383,7 @@ def _cohorts(corpus: Corpus) -> tuple[Seed, ...]:
     predicted = {"predicted/a.nii": label, "predicted/a.quality.json": json.dumps(quality).encode()}
     return (
         Seed("cohort", files, victims),
-        Seed("verdict", {**files, **predicted}, ("predicted/a.quality.json", "predicted/a.quality.json", *victims)),
+        Seed("verdict", {**files, **predicted}, ("predicted/a.quality.json", *victims)),
     )
 
 

@@ -31,8 +31,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 #: A worker is replaced after this many inputs, so that what one input leaves in memory does not add up.
 INPUTS_PER_WORKER = 1000
-#: Seconds for one door of one input, and what a worker gets beyond before it is killed.
-SECONDS, GRACE_SECONDS = 20.0, 25.0
+#: Seconds of the processor for one door of one input.
+SECONDS = 20.0
+#: Seconds of the clock after which a worker that says nothing is killed: others use the machine too.
+PATIENCE_SECONDS = 600.0
 
 
 @dataclass
@@ -59,19 +61,19 @@ class Worker:
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.process.stdin.flush()
         self.served += 1
-        # Several doors may each take their time, and the first answer waits for imports.
-        patience = 6 * self.seconds + GRACE_SECONDS + (240 if self.served == 1 else 0)
-        ready, _, _ = select.select([self.process.stdout], [], [], patience)
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE_SECONDS)
         line = self.process.stdout.readline() if ready else b""
         if line:
             answer: dict[str, Any] = json.loads(line)
             return answer
         kind = "crash" if ready else "hang"
-        self.process.kill()
+        if kind == "hang":
+            self.process.kill()
         status = self.process.wait()
         assert self.errors is not None
         self.errors.seek(0)
-        what = f"{kind}, status {status}\n{self.errors.read().decode('utf-8', 'replace')[-3000:]}"
+        printed = self.errors.read() + (self.scratch / "printed.err").read_bytes()
+        what = f"{kind}, status {status}\n{printed.decode('utf-8', 'replace')[-3000:]}"
         self.close()
         finding = {"door": "", "kind": kind, "what": what}
         return {"target": target, "index": index, "seed": "", "verdicts": {}, "findings": [finding],
@@ -196,7 +198,7 @@ def main() -> int:
     parser.add_argument("--target", action="append", choices=list(TARGETS), default=[], help="default: all")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "metricunet-fuzz")
     parser.add_argument("--record", type=Path, help="file to add a line for each input to")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for one door")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of the processor for one door")
     given = parser.parse_args()
     kinds: Counter[str] = Counter()
 

@@ -94,7 +94,7 @@ def make_input(corpus: Corpus, name: str, seed: int, index: int) -> Input:
     others = [seed.files[seed.victims[0]] for seed in seeds]
     files[victim] = target.mutate(rng, victim, files[victim], others)
     if len(chosen.victims) > 1 and rng.random() < 0.1:
-        second = rng.choice(chosen.victims)
+        second = rng.choice([name for name in chosen.victims if name != victim])
         files[second] = target.mutate(rng, second, files[second], others)
     slow = tuple(door for every, door in target.slow if rng.randrange(every) == 0)
     return Input(chosen.name, files, victim, (*target.doors, *slow))

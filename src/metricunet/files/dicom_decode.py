@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
+
+from metricunet.files.dicom_file import read_dataset
 
 #: Slices on their way to one process: while one is decoded, the next is already there.
 AHEAD = 2
@@ -35,7 +36,7 @@ def stored_pixels(path: Path | str) -> NDArray[Any]:
     Raises:
         Exception: whatever pydicom and the decoders raise for a damaged file.
     """
-    dataset = pydicom.dcmread(path)
+    dataset = read_dataset(Path(path))
     dataset.pixel_array_options(raw=True)
     pixels: NDArray[Any] = dataset.pixel_array
     return pixels

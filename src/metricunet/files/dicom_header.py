@@ -22,6 +22,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from metricunet.errors import InputError
+from metricunet.files.dicom_file import DicomHandle, parsed, plain_text, read_dataset
 from metricunet.volume import FloatArray
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -51,6 +52,11 @@ DAMAGE = (
     struct.error,
     zlib.error,
     BytesLengthException,
+    # Of values of another kind than their element's, of items that are not there, of nesting without end.
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
 )
 
 _BARE_BEGINNINGS = (
@@ -125,7 +131,7 @@ def read_dicom_file(path: Path) -> DicomFile | None:
         InputError: if the file cannot be opened, or its header is damaged, or its name alone is DICOM's.
     """
     try:
-        with path.open("rb") as handle:
+        with DicomHandle(path) as handle:
             dataset = _parse(handle)
             if dataset is None:
                 if path.suffix.lower() == ".dcm":
@@ -149,7 +155,7 @@ def read_full_header(path: Path) -> pydicom.Dataset:
         InputError: if an element is damaged.
     """
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+        dataset = read_dataset(path, stop_before_pixels=True)
         dataset.decode()
     except DAMAGE as error:
         raise _damaged(path, error) from error
@@ -158,12 +164,12 @@ def read_full_header(path: Path) -> pydicom.Dataset:
 
 def one_line(error: BaseException) -> str:
     """An exception's message without line breaks."""
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:200]
 
 
 def text_of(dataset: pydicom.Dataset, keyword: str) -> str:
     """A text as it may stand in a message: one line of at most 64 characters, empty where there is none."""
-    text = str(dataset.get(keyword) or "")
+    text = plain_text(dataset, keyword)
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:64].rstrip()
 
 
@@ -246,7 +252,7 @@ def _damaged(path: Path, error: BaseException) -> InputError:
     return InputError(f"{path}: the DICOM header is damaged ({one_line(error)}); copy or export it again")
 
 
-def _parse(handle: BinaryIO) -> pydicom.Dataset | None:
+def _parse(handle: DicomHandle) -> pydicom.Dataset | None:
     start = handle.read(132)
     # Some programs write data sets without the file header: such a file begins with group 0002 or 0008.
     bare = start[128:] != b"DICM" and start[:4] in _BARE_BEGINNINGS
@@ -254,7 +260,7 @@ def _parse(handle: BinaryIO) -> pydicom.Dataset | None:
         return None
     handle.seek(0)
     try:
-        return pydicom.dcmread(handle, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
+        return parsed(handle, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
     except InvalidDicomError:
         return None
 
