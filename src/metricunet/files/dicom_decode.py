@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metricunet.files.dicom_codestream import check_codestreams
 from metricunet.files.dicom_file import read_dataset
 
 #: Slices on their way to one process: while one is decoded, the next is already there.
@@ -37,6 +38,7 @@ def stored_pixels(path: Path | str) -> NDArray[Any]:
         Exception: whatever pydicom and the decoders raise for a damaged file.
     """
     dataset = read_dataset(Path(path))
+    check_codestreams(dataset)
     dataset.pixel_array_options(raw=True)
     pixels: NDArray[Any] = dataset.pixel_array
     return pixels

@@ -47,14 +47,13 @@ DAMAGE = (
     EOFError,
     ValueError,
     TypeError,
-    KeyError,
+    LookupError,
     NotImplementedError,
     struct.error,
     zlib.error,
     BytesLengthException,
     # Of values of another kind than their element's, of items that are not there, of nesting without end.
     AttributeError,
-    IndexError,
     OverflowError,
     RecursionError,
 )
@@ -365,7 +364,7 @@ def _numbers(file: DicomFile, keyword: str, count: int) -> tuple[float, ...]:
         raise InputError(f"{file.place}: {keyword} is missing; export the series again from its source")
     if len(found) != count or not all(math.isfinite(value) for value in found):
         raise InputError(
-            f"{file.place}: {keyword} is {list(found)}, expected {count} finite numbers; export it again"
+            f"{file.place}: {keyword} is {list(found[:8])}, expected {count} finite numbers; export it again"
         )
     return found
 

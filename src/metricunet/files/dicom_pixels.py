@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from metricunet.errors import InputError
 from metricunet.files.dicom_decode import decode_in_processes, stored_pixels
 from metricunet.files.dicom_header import DAMAGE, SliceHeader, one_line
+from metricunet.files.voxels import check_size
 
 #: Threads that read slices here.
 MOST_THREADS = 4
@@ -35,6 +36,8 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
     """
     first = slices[0]
     signed = first.bits[2] == 1
+    # float32 at worst, where slopes are fractions
+    check_size(first.path, (len(slices), first.rows, first.columns), np.dtype(np.float32))
     stored = np.empty((len(slices), first.rows, first.columns), dtype=np.int16 if signed else np.uint16)
 
     left = list(range(len(slices)))

@@ -109,7 +109,7 @@ def _open(path: Path) -> Any:
         EOFError,
     ) as error:
         raise InputError(f"{path}: not a readable NIfTI file ({_one_line(error)})") from error
-    except (zlib.error, ValueError) as error:
+    except (zlib.error, ValueError, OverflowError) as error:
         raise InputError(
             f"{path}: the file is damaged ({_one_line(error)}); copy or export it again"
         ) from error
@@ -184,7 +184,10 @@ def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int], Geometry]:
             f"{path}: states no orientation (sform_code and qform_code are 0): left and right are unknown; "
             "convert it again from DICOM, or set the sform"
         )
-    affine = RAS_TO_LPS @ np.asarray(image.affine, dtype=np.float64)
+    stated = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(stated).all():
+        raise InputError(f"{path}: its orientation is not finite; convert it again from DICOM")
+    affine = RAS_TO_LPS @ stated
     try:
         geometry = Geometry((int(shape[0]), int(shape[1]), int(shape[2])), affine)
     except InputError as error:

@@ -16,6 +16,7 @@ from pydicom.pixels.utils import iter_pixels
 
 from metricunet.errors import InputError
 from metricunet.files.dicom import CtSeries
+from metricunet.files.dicom_codestream import check_codestreams
 from metricunet.files.dicom_file import read_dataset
 from metricunet.files.dicom_header import DAMAGE, one_line, text_of
 from metricunet.volume import FloatArray, Geometry, Volume
@@ -184,6 +185,7 @@ def _pixels(path: Path, dataset: Dataset, indices: Sequence[int]) -> Iterator[ND
     """Yield the stored values of frames [row, column], one frame at a time."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if int(dataset.BitsAllocated) != 1 or syntax.is_encapsulated:
+        check_codestreams(dataset)
         yield from iter_pixels(dataset, raw=True, indices=indices)
         return
     if not syntax.is_little_endian:
@@ -237,7 +239,7 @@ def _numbers(path: Path, item: Dataset, keyword: str, count: int) -> FloatArray:
     numbers = np.array([float(value) for value in (found if found is not None else [])])
     if numbers.size != count or not np.isfinite(numbers).all():
         raise InputError(
-            f"{path}: {keyword} is {numbers.tolist()}, expected {count} finite numbers; export it again"
+            f"{path}: {keyword} is {numbers[:8].tolist()}, expected {count} finite numbers; export it again"
         )
     return numbers
 

@@ -73,6 +73,9 @@ def _build(path: Path, stage: str, arguments: dict[str, Any], weights: dict[str,
         # A network without memory of its own: what the card asks for is taken only where the weights are there.
         with torch.device("meta"):
             network = build_network(**arguments)
+        for name, expected in network.state_dict().items():
+            if name in weights and weights[name].is_floating_point() != expected.is_floating_point():
+                raise ValueError(f"{name} holds {weights[name].dtype}, expected {expected.dtype}")
         network.load_state_dict(weights, assign=True)
         network.float()
     except (TypeError, ValueError, RuntimeError) as error:
