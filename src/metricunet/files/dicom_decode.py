@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.pixels.utils import iter_pixels
 
 #: Slices on their way to one process: while one is decoded, the next is already there.
 AHEAD = 2
@@ -39,6 +40,23 @@ def stored_pixels(path: Path | str) -> NDArray[Any]:
     dataset.pixel_array_options(raw=True)
     pixels: NDArray[Any] = dataset.pixel_array
     return pixels
+
+
+def stored_frames(path: Path, frames: Sequence[int | None]) -> Iterator[NDArray[Any]]:
+    """Decode some frames of one file, one after the other, as `stored_pixels` does.
+
+    Args:
+        path: the file.
+        frames: their numbers, from 1, in any order; None for a file's only one.
+
+    Raises:
+        Exception: whatever pydicom and the decoders raise for a damaged file.
+    """
+    if None in frames:
+        yield from (stored_pixels(path) for _ in frames)
+    else:
+        indices = [frame - 1 for frame in frames if frame is not None]
+        yield from iter_pixels(path, indices=indices, raw=True)
 
 
 def decode_in_processes(paths: Sequence[Path], stored: NDArray[Any], processes: int) -> list[int]:
