@@ -21,7 +21,9 @@ from typing import IO, Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 #: Slices on their way to one process: while one is decoded, the next is already there.
 AHEAD = 2
@@ -56,7 +58,9 @@ def stored_frames(path: Path, frames: Sequence[int | None]) -> Iterator[NDArray[
         yield from (stored_pixels(path) for _ in frames)
     else:
         indices = [frame - 1 for frame in frames if frame is not None]
-        yield from iter_pixels(path, indices=indices, raw=True)
+        deflated = read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+        # pydicom finds frames within a file, but not within one that has to be inflated first.
+        yield from iter_pixels(pydicom.dcmread(path) if deflated else path, indices=indices, raw=True)
 
 
 def decode_in_processes(paths: Sequence[Path], stored: NDArray[Any], processes: int) -> list[int]:
