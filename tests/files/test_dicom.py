@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from pydicom.uid import (
 )
 
 from metricunet.errors import InputError
-from metricunet.files.dicom import CtSeries, SeriesSearch, find_series
+from metricunet.files.dicom import Allow, CtSeries, SeriesSearch, find_series
 from metricunet.volume import Geometry, Volume
 from tests.support.dicom_series import ORIENTATIONS, companion, pattern, recompress, save, write_series
 
@@ -474,6 +475,49 @@ class TestRefusedSeries:
         (refused,) = found.refused
         assert refused.reason.startswith(str(tmp_path / "b" / "1.dcm"))
 
+    def test_a_file_cut_behind_its_series_spoils_that_series_alone(self, tmp_path: Path) -> None:
+        a, b = write_series(tmp_path), write_series(tmp_path / "b", shape=(5, 12, 10))
+        for path in b.files:
+            path.rename(tmp_path / f"b{path.name}")
+        spoilt = tmp_path / f"b{b.files[0].name}"
+        content = spoilt.read_bytes()
+        # Within ImageOrientationPatient (0020,0037), behind SeriesInstanceUID and ImagePositionPatient.
+        spoilt.write_bytes(content[: content.index(b"\x20\x00\x37\x00") + 12])
+        found = find_series(tmp_path)
+        assert [s.series_uid for s in found.series] == [a.series_uid]
+        (refused,) = found.refused
+        assert (refused.series_uid, refused.is_scan) == (b.series_uid, True)
+        assert refused.reason.startswith(f"{spoilt}: the DICOM header is damaged")
+
+    def test_a_file_cut_within_its_series_uid_may_be_of_any_series(self, tmp_path: Path) -> None:
+        written = write_series(tmp_path)
+        content = written.files[0].read_bytes()
+        at = content.index(written.series_uid.encode())
+        written.files[0].write_bytes(content[: at + 20])
+        found = find_series(tmp_path)
+        assert found.series == ()
+        assert found.refused[0].reason.startswith(f"{written.files[0]}: the DICOM header is damaged")
+
+    def test_an_unreadable_folder_is_listed_and_the_rest_is_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_series(tmp_path / "a")
+        (tmp_path / "locked").mkdir()
+        scan_folder = os.scandir
+
+        def scandir(path: Any) -> Any:
+            if str(path).endswith("locked"):  # permissions do not keep an administrator out
+                raise PermissionError(13, "Permission denied", str(path))
+            return scan_folder(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        found = find_series(tmp_path)
+        assert len(found.series) == 1
+        (refused,) = found.refused
+        assert (
+            refused.reason == f"{tmp_path / 'locked'}: cannot be read (Permission denied); check its permissions"
+        )
+
     def test_unknown_transfer_syntax(self, tmp_path: Path) -> None:
         def relabel(k: int, ds: Dataset) -> None:
             ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"
@@ -570,4 +614,58 @@ class TestRealScans:
         found = find_series(shared_data / "pelvis_slices_dicom")
         assert found.series == ()
         assert len(found.refused) == 10
-        assert all("two-slice series" in refused.reason for refused in found.refused)
+        for refused in found.refused:
+            path, _, reason = refused.reason.partition(": ")
+            assert reason.startswith("belongs to a two-slice series")
+            assert str(pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID) == refused.series_uid
+            assert refused.file_count == 2
+
+    @pytest.mark.parametrize("folder", ["pelvis_ct_dicom", "thorax_rt_dicom"])
+    def test_real_slices_as_an_enhanced_file(self, shared_data: Path, tmp_path: Path, folder: str) -> None:
+        highdicom = pytest.importorskip("highdicom")
+        series = only(find_series(shared_data / folder))
+        slices = [pydicom.dcmread(path) for path in series.files[40:44]]
+        for ds in slices:
+            ds.decompress() if ds.file_meta.TransferSyntaxUID.is_compressed else None
+            _complete(ds)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # dates that were scrubbed to nonsense
+            converted = highdicom.legacy.LegacyConvertedEnhancedCTImage(
+                legacy_datasets=slices[::-1],
+                series_instance_uid=generate_uid(),
+                series_number=1,
+                sop_instance_uid=generate_uid(),
+                instance_number=1,
+            )
+            converted.save_as(tmp_path / "1.dcm")
+        read = only(find_series(tmp_path))
+        start = (40, 0, 0)
+        assert read.geometry.same_grid(series.geometry.crop(start, read.geometry.shape), tolerance_mm=1e-3)
+        hu = np.stack([ds.pixel_array.astype(int) - 1024 for ds in slices])
+        assert np.array_equal(read.read().array, hu)
+
+    def test_a_real_scan_with_slices_taken_out(self, shared_data: Path, tmp_path: Path) -> None:
+        whole = only(find_series(shared_data / "thorax_rt_dicom"))
+        kept = [k for k in range(40, 52) if k not in (44, 45, 49)]
+        for k in kept:
+            (tmp_path / whole.files[k].name).symlink_to(whole.files[k])
+        (refused,) = find_series(tmp_path).refused
+        assert refused.reason.startswith(f"{tmp_path / whole.files[43].name}: ")
+        assert "2 slices are missing" in refused.reason
+        series = only(find_series(tmp_path, Allow(gaps=True)))
+        assert series.geometry.same_grid(whole.geometry.crop((40, 0, 0), (12, 512, 512)), tolerance_mm=1e-3)
+        array = series.read().array
+        for k in kept:
+            assert np.array_equal(array[k - 40], pydicom.dcmread(whole.files[k]).pixel_array.astype(int) - 1024)
+
+
+def _complete(ds: Dataset) -> None:
+    """What a conversion asks of its slices and scrubbed ones lack, or hold nonsense in."""
+    for keyword in ("PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber"):
+        setattr(ds, keyword, "")
+    for keyword in ("PositionReferenceIndicator", "ReferringPhysicianName", "StudyDate", "StudyTime"):
+        setattr(ds, keyword, "")
+    for keyword in ("SoftwareVersions", "ManufacturerModelName", "DeviceSerialNumber", "Manufacturer"):
+        if keyword not in ds:
+            setattr(ds, keyword, "unknown")
+    ds.BurnedInAnnotation, ds.PatientName = "NO", "No^Name"
