@@ -205,9 +205,18 @@ class TestPixels:
         write_series(tmp_path, transfer_syntax=ExplicitVRBigEndian, edit=swap)
         assert np.array_equal(only(find_series(tmp_path)).read().array, pattern((8, 12, 10)))
 
-    @pytest.mark.parametrize("name", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"])
-    def test_compressed_pixels_come_back_to_the_bit(self, tmp_path: Path, name: str) -> None:
-        written = write_series(tmp_path)
+    @pytest.mark.parametrize(
+        "name",
+        ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "JPEG2000"],
+    )
+    @pytest.mark.parametrize(("signed", "bits"), [(False, 16), (True, 16), (False, 12)])
+    def test_compressed_pixels_come_back_to_the_bit(
+        self, tmp_path: Path, name: str, signed: bool, bits: int
+    ) -> None:
+        def store(k: int, ds: Dataset) -> None:
+            ds.BitsStored, ds.HighBit = bits, bits - 1
+
+        written = write_series(tmp_path, signed=signed, edit=store)
         for path in written.files:
             recompress(path, name)
         assert pydicom.dcmread(written.files[0]).file_meta.TransferSyntaxUID.is_compressed

@@ -6,7 +6,8 @@ import re
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import highdicom as hd
@@ -112,13 +113,16 @@ class TestReading:
         source.save_as(tmp_path / "compressed" / "1.dcm")
         np.testing.assert_array_equal(only(tmp_path / "compressed").read().array, stored.astype(int) - 1024)
 
-    def test_several_files_make_one_scan(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("cuts", [[3], range(1, 8)], ids=["two", "one frame each"])
+    def test_several_files_make_one_scan(self, tmp_path: Path, cuts: Sequence[int]) -> None:
         drawn, rng = drawn_series(), np.random.default_rng(1)
-        for name, part in (("upper", drawn.slices[5:]), ("lower", drawn.slices[:5])):
-            half = Series(part, drawn.positions_mm, drawn.across_mm, drawn.down_mm, drawn.hu, drawn.step_mm)
-            write(half, tmp_path / name, rng, enhanced=True)
+        bounds = [0, *cuts, 8]
+        for first, last in pairwise(bounds):
+            part = drawn.slices[first:last]
+            some = Series(part, drawn.positions_mm, drawn.across_mm, drawn.down_mm, drawn.hu, drawn.step_mm)
+            write(some, tmp_path / str(first), rng, enhanced=True)
         series = only(tmp_path)
-        assert len(set(series.files)) == 2
+        assert len(set(series.files)) == len(cuts) + 1
         np.testing.assert_array_equal(series.read().array, drawn.hu)
 
     def test_its_hash_counts_the_file_once(self, tmp_path: Path) -> None:

@@ -135,8 +135,11 @@ class TestGaps:
         np.testing.assert_array_equal(series.read().array, drawn.hu)
 
     def test_a_wide_gap_is_not_bridged(self, tmp_path: Path) -> None:
-        reason = refusal(ramp_series([0, 2.5, 5, 30, 32.5]), tmp_path, GAPS)
-        assert re.search(r"z = -45\.00 mm \(slice 3 of 5\).*25\.00 mm further on; gaps up to 20 mm", reason)
+        heights = [0, 2.5, 5, 30, 32.5]
+        reason = refusal(ramp_series(heights), tmp_path / "a", GAPS)
+        assert re.search(r"z = -45\.00 mm \(slice 3 of 5\).*25\.00 mm further on.*gaps over 20 mm are not", reason)
+        # What would not help is not advised.
+        assert "--allow-gaps" not in refusal(ramp_series(heights), tmp_path / "b", Allow())
 
     @pytest.mark.parametrize("fault", sorted({*FAULTS_OF_SLICES, *FAULTS_OF_FILES} - POSITIONAL))
     def test_nothing_else_is_let_through(self, tmp_path: Path, fault: str) -> None:

@@ -242,16 +242,18 @@ def _gap_faults(slices: Sequence[SliceHeader], heights: FloatArray, allow: Allow
     for k in np.flatnonzero(gaps > MISSING_SLICE_RATIO * typical).tolist():
         missing = max(1, round(gaps[k] / typical) - 1)
         are = "slice is" if missing == 1 else "slices are"
-        if allow.gaps and gaps[k] > LARGEST_GAP_MM:
+        refusal = (
+            f"{_place(slices, k)}: the next slice, {slices[k + 1].name}, lies {gaps[k]:.2f} mm further on, "
+            f"expected {typical:.2f} mm: {missing} {are} missing; export the whole series"
+        )
+        if gaps[k] > LARGEST_GAP_MM:
             raise InputError(
-                f"{_place(slices, k)}: the next slice, {slices[k + 1].name}, lies {gaps[k]:.2f} mm further on; "
-                f"gaps up to {LARGEST_GAP_MM:g} mm are bridged, wider ones are not; export the whole series"
+                f"{refusal}, for gaps over {LARGEST_GAP_MM:g} mm are not bridged" if allow.gaps else refusal
             )
         low, high = (slices[j].position_mm[2] for j in (k, k + 1))
         faults.append(
             _Fault(
-                f"{_place(slices, k)}: the next slice, {slices[k + 1].name}, lies {gaps[k]:.2f} mm further on, "
-                f"expected {typical:.2f} mm: {missing} {are} missing; export the whole series, {_GAPS}",
+                f"{refusal}, {_GAPS}",
                 f"{missing} {are} missing between z = {low:.2f} and {high:.2f} mm; the gap was filled by "
                 "interpolation",
             )
