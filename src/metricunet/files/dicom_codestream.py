@@ -40,9 +40,9 @@ def check_codestreams(dataset: Dataset) -> None:
     Raises:
         ValueError: a picture of another size, or none at all.
     """
-    syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
-    if syntax not in JPEG | JPEG_LS | JPEG_2000:
+    if not has_codestreams(dataset.file_meta):
         return
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
     expected = int(dataset.Rows), int(dataset.Columns)
     count = int(dataset.get("NumberOfFrames") or 1)
     for frame in generate_frames(dataset.PixelData, number_of_frames=count):
@@ -53,6 +53,11 @@ def check_codestreams(dataset: Dataset) -> None:
             raise ValueError(
                 f"the compressed picture is {found[0]} x {found[1]}, the header says {expected[0]} x {expected[1]}"
             )
+
+
+def has_codestreams(meta: Dataset) -> bool:
+    """Tell from a file's group 2 whether its pictures are JPEG, JPEG-LS or JPEG 2000."""
+    return meta.get("TransferSyntaxUID", "") in JPEG | JPEG_LS | JPEG_2000
 
 
 def coded_size(stream: bytes, syntax: UID) -> tuple[int, int] | None:

@@ -211,7 +211,9 @@ def _check(card: ModelCard) -> None:
     )  # fmt: skip
     _expect(
         isinstance(card.tg263, dict)
-        and all(isinstance(v, str) and 0 < len(v) <= LONGEST_NAME and v.isprintable() for v in card.tg263.values()),
+        and all(
+            isinstance(v, str) and 0 < len(v) <= LONGEST_NAME and v.isprintable() for v in card.tg263.values()
+        ),
         "tg263",
         "a standard name for each structure",
     )

@@ -110,9 +110,7 @@ def _open(path: Path) -> Any:
     ) as error:
         raise InputError(f"{path}: not a readable NIfTI file ({_one_line(error)})") from error
     except (zlib.error, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{path}: the file is damaged ({_one_line(error)}); copy or export it again"
-        ) from error
+        raise InputError(f"{path}: the file is damaged ({_one_line(error)}); copy or export it again") from error
     if not isinstance(image, nib.Nifti1Image | nib.Nifti1Pair):
         raise InputError(f"{path}: is {type(image).__name__}, expected NIfTI")
     return image
@@ -129,7 +127,7 @@ def _voxels(path: Path, image: Any) -> NDArray[Any]:
     check_size(path, shape, dtype, scaled)
     scale = partial(apply_read_scaling, slope=slope, inter=inter) if scaled else None
     try:
-        with (gzip.open(path) if path.name.endswith(".gz") else path.open("rb")) as handle:
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as handle:
             handle.seek(stored.offset)
             values, found = gather(_pieces(handle), shape, dtype, scale)
     except (OSError, EOFError, zlib.error, ValueError) as error:

@@ -65,7 +65,7 @@ class WrittenStructure:
         slices: on which there are contours.
         contours: their count.
         points: of all contours.
-        volume_ml: the contours' areas times the slice distance.
+        volume_ml: the contours' areas times what each slice stands for.
         mask_volume_ml: the mask's voxels.
         smoothing_change_ml: by how much smoothing changed the volume; 0 where there was none.
         holes_closed: how many holes became part of the area.
@@ -155,34 +155,35 @@ def check_probability(structure: Structure, series: CtSeries, at: str) -> None:
 
 def drawn(structure: Structure, series: CtSeries, style: Style) -> Drawing:
     """Draw a structure slice by slice, each in the very plane that the slice's file states."""
-    field = structure.probability if style.outline == "surface" else None
-    inside = structure.mask.array != 0
+    probability = structure.probability if style.outline == "surface" else None
+    field = None if probability is None else series.on_slices(probability.array)
+    inside = series.on_slices(structure.mask.array) != 0
     spacing = np.asarray(series.geometry.spacing_mm[1:])
+    pixels_ml = series.thickness_mm * spacing.prod() / 1000
     contours: list[tuple[int, FloatArray]] = []
-    area = smoothing_change = 0.0
+    volume_ml = smoothing_change_ml = 0.0
     closed = 0
     for k in np.flatnonzero(inside.any(axis=(1, 2))).tolist():
-        loops = _loops(inside[k], None if field is None else field.array[k])
+        loops = _loops(inside[k], None if field is None else field[k])
         if style.smoothing_mm > 0:
             before = _area(loops)
             loops = _smoothed(loops, spacing, style.smoothing_mm)
-            smoothing_change += _area(loops) - before
+            smoothing_change_ml += (_area(loops) - before) * pixels_ml[k]
         if style.holes == "close":
             holes = sum(signed_area(loop) < 0 for loop in loops)
             if holes:
                 loops = without_holes(loops)
                 closed += holes
-        area += _area(loops)
+        volume_ml += _area(loops) * pixels_ml[k]
         if style.holes == "keyhole" and any(signed_area(loop) < 0 for loop in loops):
             loops = with_keyholes(loops)
         for loop in loops:
             contours.append((k, series.positions_mm[k] + loop @ series.geometry.affine[:3, 1:3].T))
-    voxel_ml = series.geometry.voxel_volume_ml
     return Drawing(
         contours=tuple(contours),
         outline="voxel" if field is None else "surface",
-        volume_ml=area * voxel_ml,
-        smoothing_change_ml=smoothing_change * voxel_ml,
+        volume_ml=volume_ml,
+        smoothing_change_ml=smoothing_change_ml,
         holes_closed=closed,
     )
 

@@ -138,7 +138,7 @@ def _structures(path: Path, dataset: Dataset, notes: list[str]) -> Iterator[RtSt
     for roi, name in zip(rois, names, strict=True):
         number = int(roi.ROINumber)
         item = contours.pop(number, Dataset())
-        loops, images, others = _closed_contours(path, name, item)
+        loops, images, frames, others = _closed_contours(path, name, item)
         for kind, count in others.items():
             notes.append(f"{path}: ROI '{name}': contours that enclose nothing ({kind}) are passed over: {count}")
         if not loops:
@@ -149,6 +149,7 @@ def _structures(path: Path, dataset: Dataset, notes: list[str]) -> Iterator[RtSt
             name=name,
             contours=tuple(loops),
             image_uids=tuple(images),
+            image_frames=tuple(frames),
             passed_over=tuple(others.items()),
             colour=(colour[0], colour[1], colour[2]) if len(colour) == 3 else None,
             interpreted_type=types.get(number) or None,
@@ -160,9 +161,10 @@ def _structures(path: Path, dataset: Dataset, notes: list[str]) -> Iterator[RtSt
 
 def _closed_contours(
     path: Path, name: str, item: Dataset
-) -> tuple[list[FloatArray], list[str | None], Counter[str]]:
+) -> tuple[list[FloatArray], list[str | None], list[int | None], Counter[str]]:
     loops: list[FloatArray] = []
     images: list[str | None] = []
+    frames: list[int | None] = []
     others: Counter[str] = Counter()
     for contour in item.get("ContourSequence") or []:
         kind = text_of(contour, "ContourGeometricType") or "no type"
@@ -179,7 +181,9 @@ def _closed_contours(
         references = contour.get("ContourImageSequence") or []
         uid = text_of(references[0], "ReferencedSOPInstanceUID") if len(references) == 1 else ""
         images.append(uid or None)
-    return loops, images, others
+        frame = references[0].get("ReferencedFrameNumber") if uid else None
+        frames.append(int(frame) if isinstance(frame, int) else None)
+    return loops, images, frames, others
 
 
 def _points(path: Path, name: str, contour: Dataset) -> FloatArray:
@@ -229,8 +233,10 @@ def check_frames(path: Path, structures: Sequence[RtStructure], frame: str | Non
 
 def _image_notes(path: Path, structure: RtStructure, series: CtSeries) -> Iterator[str]:
     """Compare the images that contours name with those of the scan."""
-    place = {uid: k for k, uid in enumerate(series.sop_uids)}
-    unknown = [uid for uid in structure.image_uids if uid is not None and uid not in place]
+    place = {image: k for k, image in enumerate(zip(series.sop_uids, series.frames, strict=True))}
+    # Files of one frame are their frame 1; a file of many that is named as a whole tells nothing of the plane.
+    place |= {(uid, 1): k for (uid, frame), k in place.items() if frame is None}
+    unknown = [uid for uid in structure.image_uids if uid is not None and uid not in set(series.sop_uids)]
     if unknown:
         yield (
             f"{path}: ROI '{structure.name}': {len(unknown)} of its contours name images that series "
@@ -238,9 +244,11 @@ def _image_notes(path: Path, structure: RtStructure, series: CtSeries) -> Iterat
         )
     normal: FloatArray = np.cross(series.geometry.directions[:, 1], series.geometry.directions[:, 2])
     off = [
-        abs(float((points.mean(axis=0) - series.positions_mm[place[uid]]) @ normal))
-        for points, uid in zip(structure.contours, structure.image_uids, strict=False)
-        if uid in place
+        abs(float((points.mean(axis=0) - series.positions_mm[place[uid, frame]]) @ normal))
+        for points, uid, frame in zip(
+            structure.contours, structure.image_uids, structure.image_frames, strict=False
+        )
+        if uid is not None and (uid, frame) in place
     ]
     if off and max(off) > NAMED_IMAGE_MM:
         count = sum(value > NAMED_IMAGE_MM for value in off)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
+from metricunet.files.dicom import Allow
 from metricunet.files.model import read_card
 from metricunet.files.nifti import is_nifti, write_nifti
 from metricunet.files.record import RunRecord, sha256
@@ -53,9 +54,9 @@ class PredictOutcome:
     refused: tuple[Refused, ...]
 
     def failed(self, strict: bool = False) -> bool:
-        """Whether any case failed or was refused; with `strict`, also whether any needs review."""
+        """Whether any case failed or any scan was refused; with `strict`, also whether any needs review."""
         bad = {"fail", "review"} if strict else {"fail"}
-        return bool(self.refused) or any(case.verdict in bad for case in self.cases)
+        return any(r.is_scan for r in self.refused) or any(case.verdict in bad for case in self.cases)
 
 
 def predict(
@@ -66,6 +67,8 @@ def predict(
     formats: Sequence[str] = ("nifti",),
     series: str | None = None,
     device: str = "auto",
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
     progress: Progress | None = None,
 ) -> PredictOutcome:
     """Segment scans and write masks, structure sets and verdicts.
@@ -77,6 +80,8 @@ def predict(
         formats: of `nifti`, `rtstruct` and `seg`; the latter two need DICOM input.
         series: SeriesInstanceUID to take alone.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        allow_gaps: resample DICOM series whose slices are missing or uneven, rather than refuse them.
+        allow_tilt: resample DICOM series of a tilted gantry, likewise; `nifti` alone can be written of them.
         progress: called with (done, all).
 
     Raises:
@@ -90,8 +95,8 @@ def predict(
     record = RunRecord("predict", {"scans": scans, "models": models, "output": output, "formats": formats})
     for path in models:
         read_card(path)
-    inputs, refused = find_inputs(scans, series)
     of_dicom = [name for name in ("rtstruct", "seg") if name in formats]
+    inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=bool(of_dicom))
     if of_dicom and (plain := [entry for entry in inputs if entry.series is None]):
         raise InputError(
             f"{plain[0].path}: --format {of_dicom[0]} needs a DICOM series to refer to, and this is none; "
@@ -173,7 +178,7 @@ class _Work:
 
         began = time.perf_counter()
         prediction = self.predictor.predict(scan.volume)
-        quality = judge(entry.case, scan.volume, prediction, self.predictor)
+        quality = judge(entry.case, scan.volume, prediction, self.predictor, entry.notes)
         return _Segmented(prediction, quality, scan.key, scan.seconds + time.perf_counter() - began)
 
     def write(self, entry: ScanInput, segmented: _Segmented) -> CaseOutcome:

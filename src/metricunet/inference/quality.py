@@ -40,19 +40,21 @@ class Quality:
         return asdict(self)
 
 
-def judge(case: str, scan: Volume, prediction: Prediction, predictor: Predictor) -> Quality:
-    """Judge a prediction."""
+def judge(
+    case: str, scan: Volume, prediction: Prediction, predictor: Predictor, notes: tuple[str, ...] = ()
+) -> Quality:
+    """Judge a prediction; `notes` tell what was repaired in the scan, each a reason for review."""
     found = prediction.localisation
     localisation = {"status": found.status, "confidence": found.confidence, "reason": found.reason}
     if prediction.labels is None:
         reason = f"{predictor.card.target} not found: {found.reason}"
-        return Quality(case, localisation, "fail", [reason], {})
+        return Quality(case, localisation, "fail", [reason, *notes], {})
     assert prediction.region is not None
     structures = dict(_structures(prediction.region, predictor))
     if predictor.card.target not in structures:
         reason = f"{predictor.card.target} was located, but stage 2 segments no voxel of it there"
-        return Quality(case, localisation, "fail", [reason], structures)
-    reasons = list(_reasons(scan, prediction, predictor, structures))
+        return Quality(case, localisation, "fail", [reason, *notes], structures)
+    reasons = [*notes, *_reasons(scan, prediction, predictor, structures)]
     return Quality(case, localisation, "review" if reasons else "pass", reasons, structures)
 
 
