@@ -149,7 +149,9 @@ def _sound_series(corpus: Corpus, settle: _Settled) -> CtSeries:
     return series
 
 
-def _body(shape: tuple[int, int, int] = (12, 24, 28), spacing_mm: tuple[float, float, float] = (8, 6, 6)) -> Volume:
+def _body(
+    shape: tuple[int, int, int] = (12, 24, 28), spacing_mm: tuple[float, float, float] = (8, 6, 6)
+) -> Volume:
     """A body of fat in air, as the stand-in model looks for."""
     geometry = Geometry.from_parts(shape, spacing_mm, (-80, -70, -40))
     index = np.stack(np.indices(shape), axis=-1) - (np.asarray(shape) - 1) / 2
@@ -326,7 +328,9 @@ def _itks() -> tuple[Seed, ...]:
     )
 
     def seed(name: str, **files: bytes) -> Seed:
-        return Seed(name, {k.replace("_", "."): v for k, v in files.items()}, tuple(k.replace("_", ".") for k in files))
+        return Seed(
+            name, {k.replace("_", "."): v for k, v in files.items()}, tuple(k.replace("_", ".") for k in files)
+        )
 
     return (
         seed("nrrd", scan_nrrd=nrrd.replace("@", "raw").encode() + b"\n" + data),

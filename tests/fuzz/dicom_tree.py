@@ -23,7 +23,16 @@ VRS = (
 NUMBER_TEXT = frozenset({"DS", "IS"})
 BINARY = {"US": 2, "SS": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "AT": 4}
 CHARACTER_SETS = (
-    *("ISO_IR 100", "ISO_IR 192", "ISO 2022 IR 87", "\\ISO 2022 IR 13", "GB18030", "nonsense", "", "ISO_IR 6\\\\x"),
+    *(
+        "ISO_IR 100",
+        "ISO_IR 192",
+        "ISO 2022 IR 87",
+        "\\ISO 2022 IR 13",
+        "GB18030",
+        "nonsense",
+        "",
+        "ISO_IR 6\\\\x",
+    ),
     *("utf-7", "idna", "rot13", "unicode_escape", "\x00"),
 )
 SYNTAXES = (
@@ -158,7 +167,9 @@ def bomb(rng: Random, data: bytes) -> bytes:
     tree = parse(data)
     tree.syntax = str(DeflatedExplicitVRLittleEndian)
     _set_syntax(tree, tree.syntax)
-    last = Element(0x00091001 if rng.random() < 0.5 else 0x7FE00010, "OB", b"", length=rng.choice((3 << 30, 1 << 20)))
+    last = Element(
+        0x00091001 if rng.random() < 0.5 else 0x7FE00010, "OB", b"", length=rng.choice((3 << 30, 1 << 20))
+    )
     tree.elements = [e for e in tree.elements if e.tag < last.tag]
     body = _written([*tree.elements, last], True, "<")
     tree.elements = []
@@ -200,7 +211,9 @@ def _retag(rng: Random, tree: Tree) -> None:
     if picked := _pick(rng, tree):
         holder, k = picked
         old, other = holder[k], rng.choice(rng.choice(_holders(tree)))
-        tag = rng.choice((other.tag, other.tag, rng.getrandbits(32), old.tag ^ (1 << rng.randrange(32)), 0xFFFEE00D))
+        tag = rng.choice(
+            (other.tag, other.tag, rng.getrandbits(32), old.tag ^ (1 << rng.randrange(32)), 0xFFFEE00D)
+        )
         holder[k] = Element(tag, old.vr, old.value, old.items, old.encapsulated, old.length)
 
 
@@ -227,9 +240,21 @@ def _revalue(rng: Random, tree: Tree) -> None:
         odd = (rng.choice(ODD_INTEGERS) % (1 << 8 * size)).to_bytes(size, "little")
         element.value = odd * rng.choice((1, 1, 2)) if rng.random() < 0.8 else odd[:-1]
     elif element.vr == "UI":
-        element.value = rng.choice((b"", b"1.2..3", b"1" * 200, b"x", b"1.2.3\\1.2.4", b"../../up", element.value[:-2]))
+        element.value = rng.choice(
+            (b"", b"1.2..3", b"1" * 200, b"x", b"1.2.3\\1.2.4", b"../../up", element.value[:-2])
+        )
     else:
-        texts = (b"", b"\\", b"\xff\xfe\x80", b"a\nb\r\nc", b"\x1b$B\x1b(J", b"A" * 70000, b"a\\b\\c", b"../x", b"\0")
+        texts = (
+            b"",
+            b"\\",
+            b"\xff\xfe\x80",
+            b"a\nb\r\nc",
+            b"\x1b$B\x1b(J",
+            b"A" * 70000,
+            b"a\\b\\c",
+            b"../x",
+            b"\0",
+        )
         element.value = rng.choice((*texts, damaged(rng, element.value), element.value * 2, rng.randbytes(9)))
 
 
@@ -291,7 +316,9 @@ def _coded_garbage(rng: Random, tree: Tree) -> None:
         return
     _set_syntax(tree, rng.choice([s for s in SYNTAXES if ".4." in s or s.endswith(".5")]))
     old = pixels[0].value
-    stream = rng.choice((*CODED, rng.choice(CODED) + rng.randbytes(200), damaged(rng, old), rng.randbytes(64), b""))
+    stream = rng.choice(
+        (*CODED, rng.choice(CODED) + rng.randbytes(200), damaged(rng, old), rng.randbytes(64), b"")
+    )
     stream += b"\0" * (len(stream) % 2)
     table = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
     pixels[0].value = table + struct.pack("<HHI", 0xFFFE, 0xE000, len(stream)) + stream

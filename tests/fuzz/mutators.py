@@ -132,9 +132,29 @@ def damaged(rng: Random, data: bytes, others: Sequence[bytes] = (), mutators: Se
 # Texts: headers of NRRD and MetaImage, YAML.
 
 ODD_LINES = (
-    *("a: b", "\tx", ":", "=", "- - - -", "{", "[", "&a *a", "!!python/object/apply:os.system [id]", "\ufeff", "%"),
+    *(
+        "a: b",
+        "\tx",
+        ":",
+        "=",
+        "- - - -",
+        "{",
+        "[",
+        "&a *a",
+        "!!python/object/apply:os.system [id]",
+        "\ufeff",
+        "%",
+    ),
     *("\x00", "# note", "key:=value", "data file: ../secret.raw", "ElementDataFile = /etc/passwd", "..."),
-    *("data file: LIST", "data file: ./.", "ElementDataFile = .", "byte skip: -1", "HeaderSize = -1", "? a", "<<: 1"),
+    *(
+        "data file: LIST",
+        "data file: ./.",
+        "ElementDataFile = .",
+        "byte skip: -1",
+        "HeaderSize = -1",
+        "? a",
+        "<<: 1",
+    ),
 )
 
 
@@ -161,13 +181,17 @@ def change_text(rng: Random, text: str) -> str:
             head, _, tail = lines[k].partition(sign)
             words = tail.split()
             rng.shuffle(words)
-            new = rng.choice((" ".join(words), tail * rng.choice((2, 3, 2000)), "", rng.choice(ODD_NUMBERS), "\xe4"))
+            new = rng.choice(
+                (" ".join(words), tail * rng.choice((2, 3, 2000)), "", rng.choice(ODD_NUMBERS), "\xe4")
+            )
             lines[k] = f"{head}{sign} {new}"
         elif kind == 6:
             other = rng.randrange(len(lines))
             lines[k], lines[other] = lines[other], lines[k]
         else:
-            lines[k] = rng.choice((lines[k].upper(), lines[k][: rng.randrange(len(lines[k]) + 1)], lines[k] + " 7"))
+            lines[k] = rng.choice(
+                (lines[k].upper(), lines[k][: rng.randrange(len(lines[k]) + 1)], lines[k] + " 7")
+            )
     return "\n".join(lines)
 
 
@@ -181,7 +205,20 @@ def odd_value(rng: Random) -> Any:
         return nested(rng.choice((5, 50, 900)))
     return (
         *(None, True, -1, 0, 1, 2, 10**6, 10**12, 10**30, float("nan"), float("inf"), 1e-9, "", "x", [], {}),
-        *([1, 2, 3], ["a"], {"a": 1}, "../../x", "a\nb", "\ud800", -(10**9), 0.5, 1e308, "1" * 5000, [[[]]], 65536),
+        *(
+            [1, 2, 3],
+            ["a"],
+            {"a": 1},
+            "../../x",
+            "a\nb",
+            "\ud800",
+            -(10**9),
+            0.5,
+            1e308,
+            "1" * 5000,
+            [[[]]],
+            65536,
+        ),
     )[rng.randrange(28)]
 
 
@@ -300,7 +337,9 @@ def bzip2_bomb(beginning: bytes) -> bytes:
 def nifti_bomb(rng: Random, data: bytes) -> bytes:
     """A NIfTI whose header announces more voxels than should ever be read, and whose few bytes unpack to them."""
     changed = bytearray(data)
-    shape = rng.choice(((1024, 1024, 700), (32767, 256, 180), (512, 512, 5000), (1600, 1000, 1000), (600, 600, 600)))
+    shape = rng.choice(
+        ((1024, 1024, 700), (32767, 256, 180), (512, 512, 5000), (1600, 1000, 1000), (600, 600, 600))
+    )
     struct.pack_into("<8h", changed, 40, 3, *shape, 1, 1, 1, 1)
     kind, bits = rng.choice(((2, 8), (4, 16), (16, 32), (64, 64), (512, 16), (1792, 128)))
     struct.pack_into("<2h", changed, 70, kind, bits)

@@ -85,7 +85,12 @@ class Worker:
         (self.scratch / "matplotlib").mkdir()
         self.errors = tempfile.TemporaryFile()
         path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-        own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TMPDIR": str(self.scratch / "tmp"), "PYTHONHASHSEED": "0"}
+        own = {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": path,
+            "TMPDIR": str(self.scratch / "tmp"),
+            "PYTHONHASHSEED": "0",
+        }
         command = [sys.executable, "-m", "tests.fuzz.worker", self.corpus, self.scratch, self.seed, self.seconds]
         self.process = subprocess.Popen(
             [str(word) for word in command],
@@ -174,7 +179,9 @@ def _contents(folder: Path) -> dict[str, int]:
 
 def table(answers: Sequence[dict[str, Any]]) -> str:
     """Counts for each target: accepted by any of its doors, refused by all, not borne."""
-    lines = [f"{'target':<13}{'inputs':>8}{'accepted':>10}{'refused':>9}{'failed':>8}{'peak MiB':>10}{'longest s':>11}"]
+    lines = [
+        f"{'target':<13}{'inputs':>8}{'accepted':>10}{'refused':>9}{'failed':>8}{'peak MiB':>10}{'longest s':>11}"
+    ]
     names = list(dict.fromkeys(a["target"] for a in answers))
     for name in [*sorted(names), "all"]:
         rows = [a for a in answers if name in ("all", a["target"])]

@@ -394,9 +394,7 @@ def _itk(rng: Random, name: str, data: bytes, others: Sequence[bytes]) -> bytes:
         head = head.replace(b"12 10 5", b"1000 1000 1400")
         if b"gzip" in head:
             return head + mutators.gzip_bomb(b"")
-        return head + (
-            mutators.bzip2_bomb(b"") if b"bzip2" in head else mutators.deflate_bomb(b"", wrapped=True)
-        )
+        return head + (mutators.bzip2_bomb(b"") if b"bzip2" in head else mutators.deflate_bomb(b"", wrapped=True))
     if kind < 0.6:
         return mutators.change_text(rng, head.decode("latin-1")).encode("latin-1", "replace") + body
     if kind < 0.75:

@@ -43,5 +43,4 @@ def test_sound_files_are_accepted(corpus: Corpus, tmp_path: Path, name: str) -> 
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         victim = folder / seed.victims[0]
-        for door in TARGETS[name].doors:
-            door(Trial(corpus, folder, victim, tmp_path / str(k) / "out", lambda: ("", "")))
+        TARGETS[name].doors[0](Trial(corpus, folder, victim, tmp_path / str(k) / "out", lambda: ("", "")))

@@ -184,7 +184,9 @@ class _Trials:
                 if cause := _memory_error(error):
                     found.append({"kind": "memory", "what": f"refused for want of memory alone: {cause}"})
                 if len(str(error)) > 3000 or "\n" in str(error):
-                    found.append({"kind": "message", "what": f"{len(str(error))} characters: {str(error)[:200]!r}"})
+                    found.append(
+                        {"kind": "message", "what": f"{len(str(error))} characters: {str(error)[:200]!r}"}
+                    )
             except Hang:
                 verdict = "failed"
                 found.append({"kind": "hang", "what": _last_frames(traceback.format_exc())})

@@ -137,8 +137,8 @@ def read_model(path: Path, device: str = "cpu") -> tuple[ModelCard, dict[str, Te
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputError(
-                f"{path}: the weights {name[:LONGEST_NAME]} are not all finite, so the training failed or the file "
-                "is damaged; copy it again, or choose another model"
+                f"{path}: the weights {name[:LONGEST_NAME]} are not all finite, so the training failed or the "
+                "file is damaged; copy it again, or choose another model"
             )
     return card, weights
 
@@ -204,19 +204,11 @@ def _check(card: ModelCard) -> None:
         _expect(isinstance(getattr(card, name), str) and len(getattr(card, name)) <= LONGEST_TEXT, name, "a text")
     _expect(isinstance(card.seed, int), "seed", "a whole number")
     labels = list(card.labels.items())
-    _expect(
-        bool(labels) and all(0 < len(k) <= LONGEST_NAME and k.isprintable() and 1 <= v <= 65535 for k, v in labels)
-        and len(set(card.labels.values())) == len(labels),
-        "labels", "structures with values of their own from 1 to 65535",
-    )  # fmt: skip
-    _expect(
-        isinstance(card.tg263, dict)
-        and all(
-            isinstance(v, str) and 0 < len(v) <= LONGEST_NAME and v.isprintable() for v in card.tg263.values()
-        ),
-        "tg263",
-        "a standard name for each structure",
-    )
+    own = len(set(card.labels.values())) == len(labels) > 0
+    named = all(_is_name(name) and 1 <= value <= 65535 for name, value in labels)
+    _expect(own and named, "labels", "structures with values of their own from 1 to 65535")
+    standard = isinstance(card.tg263, dict) and all(_is_name(name) for name in card.tg263.values())
+    _expect(standard, "tg263", "a standard name for each structure")
     if card.target not in card.labels or not set(card.labels) <= set(card.tg263):
         raise ValueError(f"target {card.target[:LONGEST_NAME]!r} or its standard name is missing from the labels")
     _expect(all(math.isfinite(a) and a <= b < math.inf for a, b in card.ranges.values()), "ranges", "low and high")
@@ -244,6 +236,10 @@ def _check_stage(name: str, stage: StageCard, classes: int) -> None:
         _expect(_is_small(value), field, f"whole numbers from 1 to {MOST_CHANNELS}, or a word")
     _expect(stage.network["classes"] == classes, f"{name}.network.classes", f"{classes}, one more than the labels")
     _expect(stage.network.get("levels", 1) <= MOST_LEVELS, f"{name}.network.levels", f"at most {MOST_LEVELS}")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
 
 
 def _is_small(value: Any) -> bool:
