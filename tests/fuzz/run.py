@@ -83,7 +83,7 @@ class Worker:
         shutil.rmtree(self.scratch, ignore_errors=True)
         (self.scratch / "tmp").mkdir(parents=True)
         (self.scratch / "matplotlib").mkdir()
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the worker lives
         path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
         own = {
             "OMP_NUM_THREADS": "1",
