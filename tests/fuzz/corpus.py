@@ -1,6 +1,6 @@
 """Sound files to begin from, tiny and always the same: made here with the package's own writers and test support.
 
-Nothing of the corpus comes from a patient, unless METRICUNET_DATA names a folder of real files and they are wanted.
+Nothing of the corpus comes from a patient, unless METRICUNET_DATA names a folder of real files.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Seed:
     name: str
     files: dict[str, bytes]
     victims: tuple[str, ...]
-    #: How often it is chosen. JPEG is decoded in a process of its own, which takes as long as a hundred other inputs.
+    #: How often it is chosen. JPEG is decoded in a process of its own, which takes a hundred times as long.
     weight: int = 4
 
 

@@ -1,8 +1,8 @@
 """The doors that fuzzed files go through, as a user would reach them, and the inputs for each of them.
 
 A door is a function of a `Trial`; it returns where the input was accepted and raises `InputError` where it was
-refused. Anything else that it raises is a finding, and so is a `BrokenError` promise: a half-written output, more than
-one line of error, a traceback on the terminal.
+refused. Anything else that it raises is a finding, and so is a broken promise (`BrokenError`): a half-written
+output, more than one line of error, a traceback on the terminal.
 """
 
 from __future__ import annotations

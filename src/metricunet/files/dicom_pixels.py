@@ -66,7 +66,10 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
 
 def _needs_process(header: SliceHeader) -> bool:
     """Tell whether a slice goes through a decoder that damage may make end its process."""
-    return header.compressed and has_codestreams(read_file_meta_info(header.path))
+    try:
+        return header.compressed and has_codestreams(read_file_meta_info(header.path))
+    except DAMAGE:
+        return False  # it has changed since it was looked at, and no decoder will get it
 
 
 def _decode_file(headers: Sequence[SliceHeader], indices: Sequence[int], stored: NDArray[Any]) -> None:

@@ -93,9 +93,9 @@ def _check_fits(path: Path, card: ModelCard, network: Network) -> None:
         InputError: naming the sides.
     """
     assert card.segment.crop_voxels is not None
-    sides = card.segment.crop_voxels[1:]
+    sides = list(card.segment.crop_voxels[1:])
     if network.spatial_dims == 3:
-        sides = (card.segment.input_slices, *sides)
+        sides.insert(0, card.segment.input_slices)
     if any(side % network.divisor for side in sides) or max(sides) <= network.normalised_stride:
         raise InputError(
             f"{path}: stage 2 is to look at {' x '.join(map(str, sides))} voxels, expected multiples of "
