@@ -16,8 +16,9 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
 from metricunet.files.record import RunRecord, sha256
 from metricunet.networks.device import pick_device
+from metricunet.study.beyond import FITTING_CASES
 from metricunet.study.board import Board
-from metricunet.study.data import StudyData, scored_cases, study_data
+from metricunet.study.data import StudyData, fitting_cases, scored_cases, study_data
 from metricunet.study.runs import RunDone, RunJob, check_settings_of, finished, hand_out, run_folder
 from metricunet.study.score import StudyRow, cases_name, join_rows, read_rows
 from metricunet.study.settings import Labels, Study, load_study
@@ -156,6 +157,7 @@ def _fold_job(
         config=plan.base,
         fold=fold,
         cases=scored_cases(data, fold),
+        fitting=fitting_cases(data, fold, FITTING_CASES),
         half_mm=reach_mm(list(plan.arms.values())),
         spare=output,
         device=device,
@@ -172,6 +174,7 @@ def _run_job(plan: Study, fold: FoldJob, ready: FoldReady, arm: str, seed: int, 
         cohort=fold.cohort,
         stage_one=fold.folder,
         cases=tuple(case.name for case in fold.cases),
+        fitting=tuple(case.name for case in fold.fitting),
         references=tuple(fold.cases[0].references),
         ready=ready,
         spare=fold.spare,
