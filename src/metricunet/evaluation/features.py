@@ -142,14 +142,14 @@ def band_features(
     plane, place = index // in_plane, index % in_plane
     stacks = neighbouring_slices(normalise_hu(hu, hu_window), slices)
     values = torch.zeros((len(index), network.decoder_channels[tap]), device=hu.device)
-    for first in range(0, len(stacks), SLICES_AT_ONCE):
+    used, plane = plane.unique(return_inverse=True)  # the other slices need not go through the network
+    for first in range(0, len(used), SLICES_AT_ONCE):
         here = ((plane >= first) & (plane < first + SLICES_AT_ONCE)).nonzero()[:, 0]
-        if len(here):
-            stack = stacks[first : first + SLICES_AT_ONCE].contiguous()
-            feature_map = network.forward_with_maps(stack).decoder_maps[tap].float()
-            chosen = feature_map.new_zeros((len(stack), len(here)), dtype=torch.int64) + place[here]
-            read = read_features(feature_map, chosen, labels.shape[1:])
-            values[here] = read[plane[here] - first, torch.arange(len(here), device=hu.device)]
+        stack = stacks[used[first : first + SLICES_AT_ONCE]]
+        feature_map = network.forward_with_maps(stack).decoder_maps[tap].float()
+        chosen = feature_map.new_zeros((len(stack), len(here)), dtype=torch.int64) + place[here]
+        read = read_features(feature_map, chosen, labels.shape[1:])
+        values[here] = read[plane[here] - first, torch.arange(len(here), device=hu.device)]
     kinds = sample.classes[sample.hard].cpu().numpy().astype(np.int64)
     return VoxelFeatures(values.cpu().numpy().astype(np.float64), kinds)
 
