@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from metricunet.cohort.prepare import AIR_HU
 from metricunet.evaluation.feature_picture import draw_principal_axes
-from metricunet.evaluation.features import VoxelFeatures, principal_axes, standardised
+from metricunet.evaluation.features import VoxelFeatures, fit_probes, principal_axes, standardised
 from metricunet.evaluation.figures import WINDOW_HU
 from metricunet.files.atomic import written_whole
 from metricunet.inference.predictor import Predictor
@@ -27,6 +27,7 @@ from metricunet.volume import FloatArray, resample_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 EXAMPLES, FEATURE_AXES, FEATURE_MAPS = "examples.png", "feature-axes.png", "feature-maps.png"
 #: Half the side of what a picture shows.
@@ -218,58 +219,89 @@ def _maps(
     cut = read_cut(what.folder, case)
     if cut.found.centre_mm is None:
         return None
-    panels_of: dict[str, NDArray[Any]] = {}
-    inside: NDArray[np.bool_] | None = None
-    step: Sequence[float] = (1.0, 1.0, 1.0)
-    for arm, predictor in predictors.items():
-        if arm not in training:
-            continue
+    value, window = what.labels[what.target], WINDOW_HU
+    shown = {arm: p for arm, p in predictors.items() if arm in training}
+    figure = Figure(figsize=(2.5 * (1 + len(shown)), 5.2), dpi=DPI, layout="constrained")
+    panels = figure.subplots(2, 1 + len(shown), squeeze=False)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    bar = None
+    for column, (arm, predictor) in enumerate(shown.items(), start=1):
         stage = predictor.models[0].card.segment
         assert stage.crop_voxels is not None
         grid = cut.image.geometry.box_around(cut.found.centre_mm, stage.crop_voxels, stage.spacing_mm)
-        truth = resample_labels(cut.references[TRUTH], grid).array == what.labels[what.target]
+        truth = resample_labels(cut.references[TRUTH], grid).array == value
         middle = int(np.argmax(truth.sum(axis=(1, 2))))
         hu = cut.image.resample(grid, fill=AIR_HU).array
-        panels_of.setdefault("CT", np.clip((hu[middle] - WINDOW_HU[0]) / (WINDOW_HU[1] - WINDOW_HU[0]), 0, 1))
-        panels_of[arm] = _coloured(predictor, torch.from_numpy(hu), middle, training[arm])
-        inside, step = truth[middle], stage.spacing_mm
-    if inside is None:
-        return None
-    figure = Figure(figsize=(2.6 * len(panels_of), 2.9), dpi=DPI, layout="constrained")
-    for panel, (name, picture) in zip(figure.subplots(1, len(panels_of)), panels_of.items(), strict=True):
-        height, width = inside.shape  # a decoder map can be coarser
-        panel.imshow(
-            picture,
-            cmap="gray",
-            vmin=0,
-            vmax=1,
-            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-            aspect=step[1] / step[2],
-            interpolation="nearest",
+        colours, chance = _maps_of(predictor, torch.from_numpy(hu), middle, training[arm])
+        if column == 1:
+            _shown(
+                panels[0, 0],
+                hu[middle],
+                truth[middle],
+                stage.spacing_mm,
+                "white",
+                cmap="gray",
+                vmin=window[0],
+                vmax=window[1],
+            )
+            panels[0, 0].set_title("CT and true shape", fontsize=9)
+        _shown(panels[0, column], colours, truth[middle], stage.spacing_mm, "black")
+        panels[0, column].set_title(arm, fontsize=9)
+        bar = _shown(
+            panels[1, column], chance, truth[middle], stage.spacing_mm, "black", cmap="RdBu_r", vmin=0, vmax=1
         )
-        if inside.any():
-            panel.contour(inside.astype(float), [0.5], colors="white" if name == "CT" else "black", linewidths=0.9)
-        panel.set_title(name, fontsize=9)
-        panel.set_axis_off()
+    words = "above: three principal\naxes of the features in\nred, green and blue\n\nbelow: probability by\na linear probe"
+    panels[1, 0].text(0.0, 0.5, words, fontsize=9, va="center", transform=panels[1, 0].transAxes)
+    if bar is not None:
+        figure.colorbar(bar, ax=panels[1, 0], location="bottom", shrink=0.8).ax.tick_params(labelsize=8)
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png")
     return path
 
 
+def _shown(
+    panel: Axes, picture: NDArray[Any], inside: NDArray[np.bool_], step: Sequence[float], line: str, **looks: Any
+) -> AxesImage:
+    """Draw a slice around the true shape, and its outline; a decoder map can be coarser than the slice."""
+    height, width = inside.shape
+    image = panel.imshow(
+        picture,
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        aspect=step[1] / step[2],
+        interpolation="nearest",
+        **looks,
+    )
+    if inside.any():
+        panel.contour(inside.astype(float), [0.5], colors=line, linewidths=0.9)
+        row, column = np.argwhere(inside).mean(axis=0)
+        panel.set_xlim(max(column - HALF_MM / step[2], -0.5), min(column + HALF_MM / step[2], width - 0.5))
+        panel.set_ylim(min(row + HALF_MM / step[1], height - 0.5), max(row - HALF_MM / step[1], -0.5))
+    return image
+
+
 @torch.inference_mode()
-def _coloured(predictor: Predictor, hu: torch.Tensor, middle: int, training: VoxelFeatures) -> NDArray[Any]:
-    """Return the finest decoder map of a slice [row, column, 3], its first three principal axes from 0 to 1."""
+def _maps_of(
+    predictor: Predictor, hu: torch.Tensor, middle: int, training: VoxelFeatures
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read the finest decoder map of a slice by what training voxels say.
+
+    Returns:
+        Its first three principal axes [row, column, 3] from 0 to 1, where four standard deviations of the training
+        voxels are 0 to 1; and the probability of any structure [row, column] by a linear probe.
+    """
     model = predictor.models[0]
     stage = model.card.segment
     images = normalise_hu(hu.to(predictor.device), stage.hu_window)
     stack = neighbouring_slices(images, stage.input_slices)[middle : middle + 1].contiguous()
     found = model.segment.forward_with_maps(stack).decoder_maps[0][0].float().cpu().numpy()
-    values = found.reshape(len(found), -1).T.astype(np.float64)
-    scaled = standardised(training.values, training.values)
-    mean, axes, _ = principal_axes(scaled, 3)
-    places = (standardised(values, training.values) - mean) @ axes.T
-    low, high = np.quantile(places, (0.02, 0.98), axis=0)
-    shown = np.clip((places - low) / np.maximum(high - low, 1e-12), 0, 1)
-    missing = 3 - shown.shape[1]
-    shown = np.concatenate([shown, np.zeros((len(shown), missing))], axis=1) if missing else shown
-    return np.asarray(shown.reshape(*found.shape[1:], 3))
+    values = standardised(found.reshape(len(found), -1).T.astype(np.float64), training.values)
+    probes = fit_probes(training)
+    mean, axes, _ = principal_axes(probes.scaled, 3)
+    reach = 4 * ((probes.scaled - mean) @ axes.T).std(axis=0)
+    colours = np.zeros((len(values), 3))
+    colours[:, : len(axes)] = np.clip(0.5 + (values - mean) @ axes.T / np.maximum(reach, 1e-12), 0, 1)
+    scores = values @ probes.linear.weights + probes.linear.offsets
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    chance = 1 - shares[:, 0] / shares.sum(axis=1)
+    return colours.reshape(*found.shape[1:], 3), chance.reshape(found.shape[1:])

@@ -25,6 +25,8 @@ DIFFERENCES, ARMS, SMOOTHNESS, FEATURES = "differences.png", "arms.png", "smooth
 #: Told apart by people with any colour vision (Okabe and Ito's palette).
 BETTER, WORSE, NEUTRAL, SEED, PAIR = "#009e73", "#d55e00", "#7f7f7f", "#56b4e9", "#0072b2"
 DPI = 110
+#: An axis of differences reaches this many times as far as this share of them, and no further.
+OUTER, USUAL_SHARE = 1.5, 0.97
 #: Points of one line of cases lie in a band of this height.
 SPREAD = 0.5
 
@@ -92,7 +94,9 @@ def _sorted_cases(panel: Axes, one: Compared) -> None:
             panel.axhspan(c.interval.low, c.interval.high, color=PAIR, alpha=0.18, linewidth=0)
     panel.set_title(one.contrast.title, fontsize=9)
     unit = f" [{c.unit}]" if c.unit else ""
-    panel.set_ylabel(f"{c.title}{unit}, {'larger' if c.better == 'higher' else 'smaller'} is better", fontsize=8)
+    panel.set_ylabel(
+        f"difference in {c.title}{unit},\n{'above' if c.sign > 0 else 'below'} 0 is better", fontsize=8
+    )
     without = len(mean) - len(order)
     lost = f"; {without} without a value in both" if without else ""
     missed = f"; missed: {c.missed_a} and {c.missed_b}" if c.missed_a or c.missed_b else ""
@@ -101,7 +105,31 @@ def _sorted_cases(panel: Axes, one: Compared) -> None:
     )
     panel.set_xticks([])
     panel.margins(x=0.01)
+    _cut_off(panel, mean[order], difference[:, order])
     _bare(panel)
+
+
+def _cut_off(panel: Axes, mean: FloatArray, difference: FloatArray) -> None:
+    """Keep a few far cases, such as missed ones, from flattening all others: what lies beyond is marked."""
+    if not len(mean):
+        return
+    reach = OUTER * float(np.nanquantile(np.abs(difference), USUAL_SHARE))
+    if reach <= 0 or np.nanmax(np.abs(difference)) <= reach:
+        return
+    panel.set_ylim(-reach, reach)
+    for place, value in enumerate(mean):
+        if abs(value) > reach:
+            above = 1 if value > 0 else -1
+            panel.plot([place], [0.94 * above * reach], "^" if above > 0 else "v", color="black", markersize=5)
+            panel.annotate(
+                f"{value:+.2f}",
+                (place, 0.94 * above * reach),
+                xytext=(6 if place < len(mean) / 2 else -6, 0),
+                textcoords="offset points",
+                ha="left" if place < len(mean) / 2 else "right",
+                va="center",
+                fontsize=7,
+            )
 
 
 def _arms(conclusions: Conclusions, measures: Sequence[str], path: Path) -> Path | None:
