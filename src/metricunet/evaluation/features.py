@@ -142,7 +142,8 @@ def band_features(
     plane, place = index // in_plane, index % in_plane
     stacks = neighbouring_slices(normalise_hu(hu, hu_window), slices)
     values = torch.zeros((len(index), network.decoder_channels[tap]), device=hu.device)
-    used, plane = plane.unique(return_inverse=True)  # the other slices need not go through the network
+    # The other slices need not go through the network.
+    used, plane = torch.unique(plane, return_inverse=True)
     for first in range(0, len(used), SLICES_AT_ONCE):
         here = ((plane >= first) & (plane < first + SLICES_AT_ONCE)).nonzero()[:, 0]
         stack = stacks[used[first : first + SLICES_AT_ONCE]]

@@ -251,8 +251,9 @@ def _maps(
         bar = _shown(
             panels[1, column], chance, truth[middle], stage.spacing_mm, "black", cmap="RdBu_r", vmin=0, vmax=1
         )
-    words = "above: three principal\naxes of the features in\nred, green and blue\n\nbelow: probability by\na linear probe"
-    panels[1, 0].text(0.0, 0.5, words, fontsize=9, va="center", transform=panels[1, 0].transAxes)
+    words = ["above: three principal", "axes of the features in", "red, green and blue", ""]
+    words += ["below: probability by", "a linear probe"]
+    panels[1, 0].text(0.0, 0.5, "\n".join(words), fontsize=9, va="center", transform=panels[1, 0].transAxes)
     if bar is not None:
         figure.colorbar(bar, ax=panels[1, 0], location="bottom", shrink=0.8).ax.tick_params(labelsize=8)
     with written_whole(path) as temporary:

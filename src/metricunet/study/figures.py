@@ -26,7 +26,7 @@ DIFFERENCES, ARMS, SMOOTHNESS, FEATURES = "differences.png", "arms.png", "smooth
 BETTER, WORSE, NEUTRAL, SEED, PAIR = "#009e73", "#d55e00", "#7f7f7f", "#56b4e9", "#0072b2"
 DPI = 110
 #: An axis of differences reaches this many times as far as this share of them, and no further.
-OUTER, USUAL_SHARE = 1.5, 0.97
+OUTER, USUAL_SHARE = 2.0, 0.97
 #: Points of one line of cases lie in a band of this height.
 SPREAD = 0.5
 
@@ -56,11 +56,11 @@ def _differences(conclusions: Conclusions, measures: Sequence[str], path: Path) 
     target = conclusions.plan.base.target
     pairs = conclusions.plan.content.pairs
     roles = [role for place in pairs for role in (place, f"{place} {CONTROL}")]
-    grid = [[conclusions.comparisons.find(role, measure, target) for measure in measures] for role in roles]
     rows: list[list[Compared]] = []
     told: set[tuple[str, str]] = set()
-    for line in grid:
-        found = [one for one in line if one is not None]
+    for role in roles:
+        asked = [conclusions.comparisons.find(role, measure, target) for measure in measures]
+        found = [one for one in asked if one is not None]
         if len(found) == len(measures) and (key := (found[0].contrast.arm_a, found[0].contrast.arm_b)) not in told:
             told.add(key)
             rows.append(found)
@@ -68,8 +68,8 @@ def _differences(conclusions: Conclusions, measures: Sequence[str], path: Path) 
         return None
     figure = _figure(4.6 * len(measures), 2.5 * len(rows))
     panels = figure.subplots(len(rows), len(measures), squeeze=False)
-    for line, across in zip(rows, panels, strict=True):
-        for one, panel in zip(line, across, strict=True):
+    for row, across in zip(rows, panels, strict=True):
+        for one, panel in zip(row, across, strict=True):
             _sorted_cases(panel, one)
     _save(figure, path)
     return path
@@ -101,7 +101,8 @@ def _sorted_cases(panel: Axes, one: Compared) -> None:
     lost = f"; {without} without a value in both" if without else ""
     missed = f"; missed: {c.missed_a} and {c.missed_b}" if c.missed_a or c.missed_b else ""
     panel.set_xlabel(
-        f"{len(order)} cases, worst first{lost}{missed}\nline: mean and 95 % interval; points: seeds", fontsize=8
+        f"{len(order)} cases, worst first{lost}{missed}\nline: mean and 95 % interval; points: seeds; triangles: beyond the frame",
+        fontsize=8,
     )
     panel.set_xticks([])
     panel.margins(x=0.01)

@@ -34,13 +34,17 @@ HEADINGS = {
 
 
 def sections(conclusions: Conclusions) -> dict[str, str]:
-    """Return name to table: `ablation`, `reader`, `smoothness`, `features`, `comparisons`, `arms`, `verdicts`.
+    """Return name to table; those that have nothing to show are left out.
 
-    Those that have nothing to show are left out.
+    `ablation`: the arms with the main method's network. `comparison`: the arms without metric learning, those with
+    tuples made before training, and the methods of the pairs. `reader`: all arms, against the unseen reader.
+    `smoothness`, `features`: all arms. `comparisons`: the pairs. `arms`: the other arms against their baseline.
+    `verdicts`: what is concluded of the claims.
     """
     target = conclusions.plan.base.target
     found = {
-        "ablation": arms_table(conclusions, SHOWN, described=True),
+        "ablation": arms_table(conclusions, SHOWN, arms=_ablated(conclusions), described=True),
+        "comparison": arms_table(conclusions, SHOWN, arms=_usual(conclusions), described=True),
         "reader": arms_table(conclusions, READER_SHOWN, READER) if READER in conclusions.results.rows else "",
         "smoothness": arms_table(conclusions, SMOOTHNESS_NAMES),
         "features": arms_table(conclusions, FEATURE_NAMES),
@@ -71,7 +75,12 @@ def report_text(conclusions: Conclusions) -> str:
 
 
 def arms_table(
-    conclusions: Conclusions, measures: Sequence[str], reference: str = TRUTH, *, described: bool = False
+    conclusions: Conclusions,
+    measures: Sequence[str],
+    reference: str = TRUTH,
+    *,
+    arms: Sequence[str] | None = None,
+    described: bool = False,
 ) -> str:
     """Return every arm's measures of the target: the mean of the seeds' means ± their standard deviation.
 
@@ -79,13 +88,14 @@ def arms_table(
         conclusions: of the study.
         measures: the columns.
         reference: whose contours.
+        arms: which; default: all.
         described: say of every arm what it is.
     """
     plan, results = conclusions.plan, conclusions.results
     titles = [_title(name) for name in measures]
     described_as = ["network", "loss", "metric learning", "labels"] if described else []
     lines = []
-    for arm in results.arms:
+    for arm in results.arms if arms is None else arms:
         scores = [results.scores(arm, name, plan.base.target, reference) for name in measures]
         if all(s is None for s in scores):
             continue
@@ -96,6 +106,27 @@ def arms_table(
         lines.append([arm, *words, *counts, *cells])
     head = ["arm", *described_as, "seeds", "cases", "missed", *titles]
     return _table(head, lines, left=1 + len(described_as)) if lines else ""
+
+
+def _ablated(conclusions: Conclusions) -> list[str]:
+    """Return the arms whose network is that of the main method: all of them, if there is none."""
+    plan = conclusions.plan
+    main = plan.content.primary
+    networks = {arm: describe(plan.arms[arm])[0] for arm in conclusions.results.arms}
+    return [
+        arm for arm, network in networks.items() if main is None or network == describe(plan.arms[main.method])[0]
+    ]
+
+
+def _usual(conclusions: Conclusions) -> list[str]:
+    """Return the arms to compare with, and the methods."""
+    plan = conclusions.plan
+    methods = {pair.method for pair in plan.content.pairs.values()}
+    return [
+        arm
+        for arm in conclusions.results.arms
+        if arm in methods or plan.arms[arm].metric.mode in ("none", "offline") or plan.arms[arm].metric.weight == 0
+    ]
 
 
 def describe(config: TrainConfig) -> tuple[str, str, str]:
