@@ -43,7 +43,7 @@ def copy_study(study: Path, docs: Path) -> None:
 
 
 def redraw(docs: Path) -> None:
-    """Redraw figures and tables from docs/evidence: into docs/images, and between the markers of docs/evidence.md."""
+    """Redraw from docs/evidence: figures into docs/images, tables between the markers of docs/evidence.md."""
     source = docs / "evidence"
     conclusions = conclude(source)
     write_conclusions(conclusions, source)

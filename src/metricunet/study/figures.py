@@ -101,8 +101,7 @@ def _sorted_cases(panel: Axes, one: Compared) -> None:
     lost = f"; {without} without a value in both" if without else ""
     missed = f"; missed: {c.missed_a} and {c.missed_b}" if c.missed_a or c.missed_b else ""
     panel.set_xlabel(
-        f"{len(order)} cases, worst first{lost}{missed}\nline: mean and 95 % interval; points: seeds; triangles: beyond the frame",
-        fontsize=8,
+        f"{len(order)} cases, worst first{lost}{missed}\nline: mean and 95 % interval; points: seeds", fontsize=8
     )
     panel.set_xticks([])
     panel.margins(x=0.01)
@@ -111,7 +110,7 @@ def _sorted_cases(panel: Axes, one: Compared) -> None:
 
 
 def _cut_off(panel: Axes, mean: FloatArray, difference: FloatArray) -> None:
-    """Keep a few far cases, such as missed ones, from flattening all others: what lies beyond is marked."""
+    """Keep far cases, such as missed ones, from flattening all others: those beyond the frame are marked."""
     if not len(mean):
         return
     reach = OUTER * float(np.nanquantile(np.abs(difference), USUAL_SHARE))
