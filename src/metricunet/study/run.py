@@ -76,7 +76,8 @@ def study(
             against an unseen reader, on phantoms), smoothness.csv, features.csv, comparisons.csv and .json (with
             the verdicts), tables.md, tables.csv, figures/, study.yaml and run.json.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        engine: carries out the runs in place of `metricunet.study.runs.hand_out`.
+        engine: carries out the runs in place of `metricunet.study.runs.hand_out`. Those that it leaves out count
+            as failed, and the tables are of the others.
         say: told what comes next, and what became of a run where no table is shown.
         bar: opens a progress bar by its name.
 
@@ -196,7 +197,7 @@ def _carried_out(jobs: list[RunJob], engine: Engine | None, say: Callable[[str],
         for done in hand_out(missing, board.watch) if engine is None else engine(missing):
             results[done.job.folder] = done
             board.finish(done)
-    return [results[job.folder] for job in jobs]
+    return [results.get(job.folder) or RunDone(job, None, 0.0, "not carried out") for job in jobs]
 
 
 def _write(plan: Study, data: StudyData, ready: Ready, runs: list[RunDone], output: Path) -> str:
