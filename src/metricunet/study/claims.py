@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metricunet.evaluation.features import FEATURE_NAMES
+from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
 from metricunet.study.comparisons import CONTROL, Comparisons
 from metricunet.study.settings import Amount, Pair, Study
 from metricunet.study.verdict import Verdict, Worthwhile, join, judge
-
-#: What smoothness is judged by: the change from slice to slice, and the length of the outlines within them.
-SMOOTHNESS_JUDGED = ("slice_change_excess_pp", "contour_length_excess_percent")
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def claims_of(pair: Pair, target: str, primary: Sequence[str]) -> tuple[Claim, .
     b, a = pair.method, pair.baseline
     return (
         Claim("a", f"Voxel features of {b} are more representative than those of {a}", FEATURE_NAMES),
-        Claim("b", f"Neighbourhoods are smoother in the masks of {b} than in those of {a}", SMOOTHNESS_JUDGED),
+        Claim("b", f"Neighbourhoods are smoother in the masks of {b} than in those of {a}", SMOOTHNESS_NAMES),
         Claim("c", f"{b} segments the {target} better than {a}", tuple(primary)),
     )
 
