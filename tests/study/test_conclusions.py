@@ -28,9 +28,10 @@ def test_a_benefit_over_baseline_and_control_is_supported(tmp_path: Path) -> Non
     arms = {"base": 0.0, "method": 1.5, "control": 0.1}
     concluded = conclude(make_tables(tmp_path, arms, cases=40, seeds=(0, 1, 2, 3, 4), changes=AMOUNTS))
     assert findings(concluded) == {"a": "supported", "b": "supported", "c": "supported"}
-    text = sections(concluded)["verdicts"]
-    assert "| (c) method segments the prostate better than base | **supported on the phantom** |" in text
-    assert "method is better in 5 of 5 seeds." in text
+    found = sections(concluded)
+    line = "| (c) method segments the prostate better than base | **supported on the phantom** |"
+    assert line in found["verdicts"]
+    assert "method is better in 5 of 5 seeds." in found["reasons"]
 
 
 def test_what_the_control_does_as_well_is_not_supported(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_the_tables_of_arms(tmp_path: Path) -> None:
     concluded = conclude(make_tables(tmp_path, arms, cases=6, missed={"base": [(0, 1)]}, changes=changes))
     found = sections(concluded)
     ablation = found["ablation"].splitlines()
-    assert ablation[2].startswith("| base | U-Net, 2.5D | Dice + cross-entropy | – | clean | 3 | 6 | 1 | 0.")
+    assert ablation[2].startswith("| base | U-Net, 2.5D | Dice + cross-entropy | – | clean | 3 | 6 | 1 of 18 | 0.")
     assert ablation[3].startswith("| method | U-Net, 2.5D | Dice + cross-entropy | online: triplets | clean |")
     assert ablation[4].startswith(
         "| control | U-Net, 2.5D | cross-entropy | control: cross-entropy on the sampled"
@@ -77,7 +78,7 @@ def test_the_tables_of_arms(tmp_path: Path) -> None:
         means.append(sum(v or 0 for v in own) / 6)
     assert f"| {sum(means) / 3:.3f} ± " in ablation[3]
     assert set(found) == {
-        "ablation", "comparison", "reader", "smoothness", "features", "comparisons", "arms", "verdicts"
+        "ablation", "comparison", "reader", "smoothness", "features", "comparisons", "arms", "verdicts", "reasons"
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from metricunet.evaluation.features import FEATURE_NAMES
 from metricunet.evaluation.measures import MEASURE_NAMES, SIGNED
 from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
 from metricunet.evaluation.summary import number
+from metricunet.study.claims import Judged
 from metricunet.study.comparisons import ARM, CONTROL, Compared
 from metricunet.study.conclusions import Conclusions
 from metricunet.study.data import READER, TRUTH
@@ -30,6 +31,7 @@ HEADINGS = {
     "comparisons": "Comparisons: pairs",
     "arms": "Comparisons: other arms, exploratory",
     "verdicts": "Verdicts",
+    "reasons": "Reasons",
 }
 
 
@@ -39,7 +41,7 @@ def sections(conclusions: Conclusions) -> dict[str, str]:
     `ablation`: the arms with the main method's network. `comparison`: the arms without metric learning, those with
     tuples made before training, and the methods of the pairs. `reader`: all arms, against the unseen reader.
     `smoothness`, `features`: all arms. `comparisons`: the pairs. `arms`: the other arms against their baseline.
-    `verdicts`: what is concluded of the claims.
+    `verdicts`: what is concluded of the claims; `reasons`: why.
     """
     target = conclusions.plan.base.target
     found = {
@@ -57,7 +59,8 @@ def sections(conclusions: Conclusions) -> dict[str, str]:
                 if c.measure in (*conclusions.plan.content.measures.primary, *SMOOTHNESS_NAMES, *FEATURE_NAMES)
             ]
         ),
-        "verdicts": verdicts_text(conclusions),
+        "verdicts": verdicts_table(conclusions.judged),
+        "reasons": reasons_text(conclusions.judged),
     }
     return {name: text for name, text in found.items() if text}
 
@@ -102,7 +105,7 @@ def arms_table(
         words = [*describe(plan.arms[arm]), plan.labels(arm) or "as contoured"] if described else []
         counted = next(s for s in scores if s is not None)
         cells = [_mean_of_seeds(s.values, name) if s else "–" for s, name in zip(scores, measures, strict=True)]
-        counts = [str(len(counted.seeds)), str(len(counted.cases)), str(counted.n_missed)]
+        counts = [str(len(counted.seeds)), str(len(counted.cases)), f"{counted.n_missed} of {counted.values.size}"]
         lines.append([arm, *words, *counts, *cells])
     head = ["arm", *described_as, "seeds", "cases", "missed", *titles]
     return _table(head, lines, left=1 + len(described_as)) if lines else ""
@@ -179,16 +182,19 @@ def contrasts_table(compared: Iterable[Compared]) -> str:
     return _table(head, lines, left=3) if lines else ""
 
 
-def verdicts_text(conclusions: Conclusions) -> str:
-    """Return what is concluded of every claim about every pair: a table of the findings, and the reasons."""
-    if not conclusions.judged:
-        return ""
+def verdicts_table(judged: Sequence[Judged]) -> str:
+    """Return what is concluded of every claim about every pair."""
     lines = []
-    for one in conclusions.judged:
+    for one in judged:
         parts = "; ".join(f"{_title(name)}: {verdict.heading}" for name, verdict in one.parts)
         lines.append([f"({one.claim.letter}) {one.claim.text}", f"**{one.verdict.heading}**", parts])
-    paragraphs = [_table(["claim", "verdict", "by measure"], lines, left=3)]
-    for one in conclusions.judged:
+    return _table(["claim", "verdict", "by measure"], lines, left=3) if lines else ""
+
+
+def reasons_text(judged: Sequence[Judged]) -> str:
+    """Return the reasons of every verdict, with the numbers."""
+    paragraphs = []
+    for one in judged:
         paragraphs.append(f"**({one.claim.letter}) {one.claim.text}: {one.verdict.heading}.**")
         reasons = [f"- *{verdict.heading}.* {' '.join(verdict.reasons)}" for _, verdict in one.parts]
         paragraphs.append("\n".join(reasons))
