@@ -61,7 +61,7 @@ def score_cases(
     Raises:
         InputError: a cut or the model cannot be read.
     """
-    predictor = Predictor([model], device)
+    predictor = Predictor([model], device, reruns=0)  # a cut holds no more of the scan than one crop
     rows: dict[str, list[CaseRow]] = {}
     for name in cases:
         cut = read_cut(folder, name)
