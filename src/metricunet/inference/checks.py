@@ -219,9 +219,9 @@ def _holes(facts: Facts) -> Iterator[str]:
 
 
 def _mask_gap(facts: Facts) -> Iterator[str]:
-    found = facts.structures.get(facts.target)
-    if found and found.empty_slices:
-        yield f"{facts.target} is missing on {found.empty_slices} slices between its first and its last"
+    for name, found in facts.structures.items():
+        if found.empty_slices:
+            yield f"{name} is missing on {found.empty_slices} slices between its first and its last"
 
 
 def _slice_gap(facts: Facts) -> Iterator[str]:
