@@ -170,9 +170,9 @@ def test_a_model_of_few_ranges_is_checked_by_those_alone() -> None:
     assert flags_of(odd) == ("pass", ())
 
 
-def test_a_failed_case_says_nothing_else() -> None:
+def test_a_failed_case_says_nothing_of_a_mask() -> None:
     verdict, flags = flags_of(changed(status="absent", structures={}, synthetic=True, notes=("a note",)))
-    assert (verdict, [flag.code for flag in flags]) == ("fail", ["absent"])
+    assert (verdict, [flag.code for flag in flags]) == ("fail", ["absent", "scan_notes"])
 
 
 def test_several_flags_come_in_the_tables_order() -> None:

@@ -57,23 +57,21 @@ class Check:
         code: of its flags.
         verdict: that a flag of it brings at least.
         find: yields a sentence for each flag.
+        of_mask: whether it speaks of the mask, so that it has no say where there is none.
     """
 
     code: str
     verdict: Verdict
     find: Find
+    of_mask: bool = True
 
 
 def flags_of(facts: Facts) -> tuple[Verdict, tuple[Flag, ...]]:
-    """Run all checks: the verdict, and the flags in the table's order, those that fail the case first.
-
-    A case without a mask has no other flags: there is nothing that they could speak of.
-    """
-    failed = [(check, text) for check in CHECKS if check.verdict == "fail" for text in check.find(facts)]
-    if failed:
-        return "fail", tuple(Flag(check.code, text) for check, text in failed)
-    found = [Flag(check.code, text) for check in CHECKS for text in check.find(facts)]
-    return ("review" if found else "pass"), tuple(found)
+    """Run all checks: the verdict, and the flags in the table's order."""
+    failed = any(True for check in CHECKS if check.verdict == "fail" for _ in check.find(facts))
+    checks = [check for check in CHECKS if check.verdict == "fail" or not (failed and check.of_mask)]
+    found = tuple(Flag(check.code, text) for check in checks for text in check.find(facts))
+    return ("fail" if failed else "review" if found else "pass"), found
 
 
 def _absent(facts: Facts) -> Iterator[str]:
@@ -318,6 +316,6 @@ CHECKS: tuple[Check, ...] = (
     Check("holes", "review", _holes),
     Check("mask_gap", "review", _mask_gap),
     Check("slice_gap", "review", _slice_gap),
-    Check("scan_notes", "review", _scan_notes),
+    Check("scan_notes", "review", _scan_notes, of_mask=False),
     Check("organ_order", "review", _order),
 )
