@@ -165,6 +165,21 @@ def predict(
         str, typer.Option("--format", help="Of nifti, rtstruct and seg, with commas between.")
     ] = "nifti",
     series: Annotated[str | None, typer.Option(help="SeriesInstanceUID to take alone.")] = None,
+    contours: Annotated[
+        Literal["surface", "voxel"],
+        typer.Option(help="Of a structure set: where the probability is one half, or along voxels' edges."),
+    ] = "surface",
+    smooth: Annotated[
+        bool, typer.Option("--smooth", help="Smooth its contours, no point by more than 0.5 mm.")
+    ] = False,
+    holes: Annotated[Literal["keep", "close", "keyhole"], typer.Option(help="Of its contours.")] = "keep",
+    add_to: Annotated[
+        Path | None,
+        typer.Option(help="Structure set of the one series given, to add to.", metavar="RTSTRUCT"),
+    ] = None,
+    reruns: Annotated[
+        int, typer.Option(min=0, help="How often the crop may move or grow where the target reaches its edge.")
+    ] = 3,
     device: Device = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="End with status 1 if a case needs review.")] = False,
 ) -> None:
@@ -174,7 +189,18 @@ def predict(
     formats = [f.strip() for f in format_.split(",")]
     with progress_bars() as bar:
         outcome = run(
-            scans, model, output, formats=formats, series=series, device=device, progress=bar("segmenting")
+            scans,
+            model,
+            output,
+            formats=formats,
+            series=series,
+            contours=contours,
+            holes=holes,
+            smooth=smooth,
+            add_to=add_to,
+            reruns=reruns,
+            device=device,
+            progress=bar("segmenting"),
         )
     for case in outcome.cases:
         time = "done before" if case.skipped else f"{case.seconds:.1f} s"

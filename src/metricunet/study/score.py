@@ -45,6 +45,11 @@ def cases_name(reference: str) -> str:
     return "cases.csv" if reference == TRUTH else f"cases-{reference}.csv"
 
 
+def cut_predictor(model: Path, device: str) -> Predictor:
+    """Read a model to segment cuts with; a cut holds no more of the scan than one crop, so there are no reruns."""
+    return Predictor([model], device, reruns=0)
+
+
 def score_cases(
     predictor: Predictor, folder: Path, cases: Sequence[str], labels: dict[str, int], ignore: int | None
 ) -> Iterator[ScoredCut]:
