@@ -283,6 +283,23 @@ def bench(
         _print_json(found if part == "all" else found[part])
 
 
+@app.command()
+def validate(output: Output, json: Json = False) -> None:
+    """Send analytic shapes through every door and back, for commissioning; a minute, and a report to sign."""
+    from metricunet.workflows.validate.run import validate as run
+
+    with progress_bars() as bar:
+        result = run(output, say=(lambda line: None) if json else typer.echo, progress=bar("validating"))
+    if json:
+        _print_json(result.to_json())
+    else:
+        bad = f", {len(result.failed)} failed" if result.failed else ""
+        missing = f", {len(result.not_run)} not run" if result.not_run else ""
+        typer.echo(f"{result.verdict}: {len(result.checks)} checks{bad}{missing}")
+        typer.echo(f"report: {result.report}")
+    raise typer.Exit(SOME_FAILED if result.failed else DONE)
+
+
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Yield a function that opens a named progress bar on standard error; silent without a terminal."""

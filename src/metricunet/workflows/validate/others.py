@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metricunet.files.nifti import read_nifti
 from metricunet.workflows.validate.checks import Check, Finding
@@ -17,8 +18,8 @@ from metricunet.workflows.validate.subjects import Site
 PLASTIMATCH, DCIODVFY = "plastimatch", "dciodvfy"
 #: Debian's packages that bring them.
 PACKAGES = {PLASTIMATCH: "plastimatch", DCIODVFY: "dicom3tools"}
-#: Files that one process of dciodvfy is given a second for.
-PATIENCE_S = 60
+#: A judge that takes longer than this for one file has stopped.
+PATIENCE_S = 600
 
 
 def by_plastimatch(sites: Sequence[Site]) -> Iterator[Check]:
@@ -59,7 +60,7 @@ def by_dciodvfy(sites: Sequence[Site]) -> Iterator[Check]:
     kinds = (
         ("Structure sets", "*.rtstruct.dcm"),
         ("Segmentations", "*.seg.dcm"),
-        ("Scans and registrations made for this run", "*ct/*.dcm"),
+        ("Scans and registrations of this run", "ct/*.dcm"),
     )
     for name, pattern in kinds:
         if program is None:
@@ -68,7 +69,7 @@ def by_dciodvfy(sites: Sequence[Site]) -> Iterator[Check]:
         found = []
         for site in sites:
             files = sorted(site.folder.rglob(pattern))
-            if pattern.startswith("*ct"):
+            if pattern.startswith("ct"):
                 files += sorted(site.folder.glob("*.reg.dcm"))
             errors = [len(_errors(program, path)) for path in files]
             found.append(Finding(site.plan.name, float(sum(errors)), {"files": float(len(files))}))
@@ -77,7 +78,7 @@ def by_dciodvfy(sites: Sequence[Site]) -> Iterator[Check]:
 
 
 def version_of(program: str) -> str | None:
-    """Return the path of an installed judge, with its version where it tells; None where it is not installed."""
+    """Return what an installed judge says of its version, or `installed`; None where it is not installed."""
     path = shutil.which(program)
     if path is None:
         return None
@@ -92,7 +93,7 @@ def _not_run(group: str, name: str, measured: str, program: str) -> Check:
     return Check(group, name, measured, "", 0, reason=reason, ran=False)
 
 
-def _filled(program: str, contours: Path, site: Site) -> dict[str, np.ndarray]:
+def _filled(program: str, contours: Path, site: Site) -> dict[str, NDArray[np.bool_]]:
     """Masks on the scan's grid by name."""
     output = site.folder / "plastimatch"
     command = [program, "convert", "--input", contours, "--referenced-ct", site.folder / "ct", "--xor-contours"]
