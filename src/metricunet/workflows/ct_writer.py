@@ -49,7 +49,7 @@ class CtGrid:
 
     @classmethod
     def of(cls, geometry: Geometry) -> CtGrid:
-        """Return the grid of a scan whose axes run to the head, the back and the left; a slight turn is dropped."""
+        """Return the grid of a scan whose axes run to head, back and left; a slight turn is dropped."""
         distance, row, column = (round(step, 6) for step in geometry.spacing_mm)
         x, y, z = (round(float(v), 6) for v in geometry.origin_mm)
         return cls(geometry.shape, (row, column), distance, (x, y, z))
@@ -87,7 +87,9 @@ class Storage:
         """Return what is stored of HU: rounded to whole numbers and cut to 16 bits."""
         kind = np.dtype("<i2" if self.signed else "<u2")
         limits = np.iinfo(kind)
-        return np.clip(np.rint((hu.astype(np.float64) - self.intercept) / self.slope), limits.min, limits.max).astype(kind)
+        return np.clip(
+            np.rint((hu.astype(np.float64) - self.intercept) / self.slope), limits.min, limits.max
+        ).astype(kind)
 
     def hu(self, stored: NDArray[Any]) -> NDArray[np.float64]:
         """Return the HU that stored values stand for."""

@@ -83,4 +83,3 @@ def demo(
         shutil.copyfile(evaluation / "report.html", temporary)
     record.write(output)
     return DemoResult(format_summary(result), output / "report.html", output / MODEL_NAME)
-

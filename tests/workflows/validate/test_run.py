@@ -38,7 +38,12 @@ class TestWhole:
     def test_the_folder(self, done: tuple[run.Validation, list[str]]) -> None:
         result, _ = done
         folder = result.report.parent
-        assert sorted(path.name for path in folder.iterdir()) == ["files", "report.html", "run.json", "validate.json"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "files",
+            "report.html",
+            "run.json",
+            "validate.json",
+        ]
         results = json.loads((folder / "validate.json").read_text())
         assert (results["verdict"], results["checks_failed"]) == ("pass", 0)
         assert results["checks_total"] == len(results["checks"]) == len(result.checks)
@@ -58,7 +63,7 @@ class TestWhole:
         text = " ".join(re.sub("<[^>]*>", " ", page).split())
         for check in result.checks:
             assert check.name in text.replace("&#39;", "'")
-        assert "1.2 x 0.8 mm pixels, 5 mm slices, HFS" in text
+        assert "1.2 x 0.8 x 5 mm, HFS" in text
         for package, version in result.environment["packages"].items():
             assert f"{package} {version}" in text
         # The disc lies on one slice and is 1.1 slices thick: against the solid a tenth is missing.
@@ -84,7 +89,9 @@ class TestWhole:
 class TestCommand:
     @pytest.fixture
     def one_geometry(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(run, "GROUPS", {name: run.GROUPS[name] for name in ("DICOM CT in", "NRRD, MetaImage in")})
+        monkeypatch.setattr(
+            run, "GROUPS", {name: run.GROUPS[name] for name in ("DICOM CT in", "NRRD, MetaImage in")}
+        )
         monkeypatch.setattr(run, "validate", partial(validate, plans=PLANS[-1:]))
 
     def test_status_0(self, metricunet: Command, tmp_path: Path, one_geometry: None) -> None:

@@ -103,7 +103,7 @@ def test_shapes_are_what_they_are_called() -> None:
         assert right.centre_mm[0] - left.centre_mm[0] == pytest.approx(left.semi_mm[0] + right.semi_mm[0])
         assert left.centre_mm[1:] == right.centre_mm[1:]
         share = plan.share(disc)
-        assert np.flatnonzero(share.any(axis=(1, 2))).tolist() == [plan.grid.shape[0] // 2]
+        assert np.flatnonzero(share.any(axis=(1, 2))).tolist() == [plan.grid.shape[0] // 2 + 1]
         assert disc.volume_ml * 1000 / disc.area_mm2(disc.centroid_mm[2]) == pytest.approx(1.1 * plan.slice_mm)
         assert np.count_nonzero(plan.share(island) > 1e-6) == 1
         assert plan.share(island).max() == pytest.approx(1)

@@ -18,8 +18,8 @@ from metricunet.inference.inputs import find_inputs
 from metricunet.phantom import make_phantom
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.volume import Geometry, Volume
-from metricunet.workflows.ct_writer import CtGrid, write_ct_series
 from metricunet.workflows.bench.stand_in import write_stand_in
+from metricunet.workflows.ct_writer import CtGrid, write_ct_series
 
 #: As many slices as the phantom gets unless the user says otherwise.
 SLICES = 235

@@ -74,7 +74,8 @@ class Check:
             return ""
         if self.tolerance == 0:
             return f"{worst.value:g}"
-        return f"{abs(worst.value):.{decimals(self.tolerance)}f} {self.unit}".rstrip()
+        text = f"{abs(worst.value):.{decimals(self.tolerance)}f}"
+        return f"{text if float(text) else 0} {self.unit}".rstrip()
 
     @property
     def allowed(self) -> str:

@@ -36,15 +36,19 @@ HOLED = "shell with a hole"
 def voxel_edges(sites: Sequence[Site]) -> Iterator[Check]:
     """Contours along voxels' edges: the mask comes back, and the contours hold it."""
     group = "RTSTRUCT, voxel edges"
-    masks, areas, planes = [], [], []
+    masks, areas, corners, planes = [], [], [], []
     for site in sites:
         path = site.folder / VOXEL_EDGES
         write_rtstruct(path, site.series, site.structures, description=DESCRIPTION, outline="voxel")
         masks += _masks(path, site)
         areas += _volumes(path, site, site.plan.shapes)
+        corners.append(Finding(site.plan.name, _off_corners_mm(path, site)))
         planes.append(Finding(site.plan.name, _misplaced(path, site)))
     yield Check(group, "Mask out and in", VOXELS, "", 0, tuple(masks))
     yield _volume_check(group, "Contours' volume", areas)
+    yield Check(
+        group, "Points on the corners of voxels", "off a corner", "mm", WRITTEN_TOLERANCE_MM, tuple(corners)
+    )
     yield Check(group, "Plane and image that contours name", "contours elsewhere", "", 0, tuple(planes))
 
 
@@ -94,10 +98,15 @@ def smoothing(sites: Sequence[Site]) -> Iterator[Check]:
             volumes.append(Finding(site.at(structure.name), 100 * (now / was - 1)))
             said.append(Finding(site.at(structure.name), 1000 * (told.smoothing_change_ml - (now - was))))
     yield Check(
-        group, f"Smoothing of up to {SMOOTHING_MM:g} mm, largest move", "distance", "mm", SMOOTHING_MM, tuple(moves)
+        group,
+        f"Smoothing of up to {SMOOTHING_MM:g} mm, largest move",
+        "distance",
+        "mm",
+        SMOOTHING_MM,
+        tuple(moves),
     )
     yield Check(group, "Its change of volume", "change", "%", VOLUME_TOLERANCE_PERCENT, tuple(volumes))
-    yield Check(group, "Its change of volume, as the program tells", "difference", "mm³", 1.0, tuple(said))
+    yield Check(group, "The change that the program tells", "difference", "mm³", 1.0, tuple(said))
 
 
 def holes(sites: Sequence[Site]) -> Iterator[Check]:
@@ -182,9 +191,7 @@ def _volumes(path: Path, site: Site, shapes: Sequence[Shape]) -> list[Finding]:
 
 
 def _volume_check(group: str, name: str, found: list[Finding]) -> Check:
-    return Check(
-        group, name, "error against the sum of cross-sections", "%", VOLUME_TOLERANCE_PERCENT, tuple(found)
-    )
+    return Check(group, name, "against sum of sections", "%", VOLUME_TOLERANCE_PERCENT, tuple(found))
 
 
 def _misplaced(path: Path, site: Site) -> float:
@@ -198,6 +205,18 @@ def _misplaced(path: Path, site: Site) -> float:
         for uid, points in contours:
             wrong += uid not in heights or bool(np.abs(points[:, 2] - heights[uid]).max() > WRITTEN_TOLERANCE_MM)
     return float(wrong)
+
+
+def _off_corners_mm(path: Path, site: Site) -> float:
+    """How far points lie from the corners of voxels, halfway between the centres that the plan has."""
+    _, y, x = site.plan.grid.axes_mm()
+    points = np.concatenate([points for contours in contours_of(path).values() for _, points in contours])
+    off = []
+    for axis, centres in ((0, x), (1, y)):
+        step = centres[1] - centres[0]
+        place = (points[:, axis] - centres[0]) / step - 0.5
+        off.append(float(np.abs((place - np.round(place)) * step).max()))
+    return max(off)
 
 
 def _off_curve_mm(points: FloatArray, shape: Shape) -> FloatArray:

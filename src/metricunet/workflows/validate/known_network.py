@@ -17,8 +17,8 @@ from metricunet.files.model import ModelCard, StageCard, write_model
 from metricunet.networks import build_network
 
 STRUCTURE = "prostate"
-#: HU that map to -1 and 1, and the HU from which on a voxel is the target. In that window the threshold is no number
-#: that a whole HU can reach in bf16, so that no voxel is a tie.
+#: HU that map to -1 and 1, and the HU from which on a voxel is the target. In that window no voxel's value in bf16
+#: is the threshold, so there are no ties.
 WINDOW_HU = (-150.0, 250.0)
 THRESHOLD_HU = 0.625
 #: Of the last layer: logits over the window.

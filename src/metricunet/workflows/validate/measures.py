@@ -86,11 +86,13 @@ def known_answers(radius_mm: float, shift_mm: float) -> tuple[float, float, floa
 
 def _ball(shift_mm: float) -> Volume:
     half = RADIUS_MM + 2
-    counts = [round(2 * half / VOXEL_MM), round(2 * half / VOXEL_MM), round((2 * half + max(SHIFTS_MM)) / VOXEL_MM)]
+    counts = [
+        round(2 * half / VOXEL_MM),
+        round(2 * half / VOXEL_MM),
+        round((2 * half + max(SHIFTS_MM)) / VOXEL_MM),
+    ]
     z, y, x = (VOXEL_MM * (np.arange(n) + 0.5) - half for n in counts)
-    inside: NDArray[np.bool_] = (
-        z[:, None, None] ** 2 + y[:, None] ** 2 + (x - shift_mm) ** 2 < RADIUS_MM**2
-    )
+    inside: NDArray[np.bool_] = z[:, None, None] ** 2 + y[:, None] ** 2 + (x - shift_mm) ** 2 < RADIUS_MM**2
     shape = (counts[0], counts[1], counts[2])
     return Volume(inside, Geometry.from_parts(shape, (VOXEL_MM,) * 3))
 

@@ -46,7 +46,7 @@ def by_plastimatch(sites: Sequence[Site]) -> Iterator[Check]:
                 exact = shape.sections_ml(z, site.plan.slice_mm)
                 volumes.append(Finding(site.at(shape), 100 * float(volume / exact - 1)))
         yield Check(group, f"{name}: mask", VOXELS, "", 0, tuple(masks))
-    what = "error against the sum of cross-sections"
+    what = "against sum of sections"
     if program is None:
         yield _not_run(group, "Volume of its masks", what, PLASTIMATCH)
     else:

@@ -34,7 +34,13 @@ def two_stages(sites: Sequence[Site]) -> Iterator[Check]:
     write_known_model(model)
     centres, volumes, overlaps, formats = [], [], [], []
     for site in sites:
-        predict([site.folder / "ct"], [model], site.folder / PREDICTED, formats=("nifti", "rtstruct", "seg"), device="cpu")
+        predict(
+            [site.folder / "ct"],
+            [model],
+            site.folder / PREDICTED,
+            formats=("nifti", "rtstruct", "seg"),
+            device="cpu",
+        )
         mask = _the_mask(site)
         share = site.plan.share(site.plan.target)
         meant = share > HALF
@@ -46,11 +52,23 @@ def two_stages(sites: Sequence[Site]) -> Iterator[Check]:
         volumes.append(Finding(site.plan.name, 100 * float(volume / exact - 1)))
         overlaps.append(Finding(site.plan.name, 1 - 2 * float((mask & meant).sum() / (mask.sum() + meant.sum()))))
         formats.append(Finding(site.plan.name, float(_formats_differ(site, mask))))
-    yield Check(group, "Centre of the target, DICOM", "off the centre of the cross-sections", "mm", CENTRE_TOLERANCE_MM, tuple(centres))
     yield Check(
-        group, "Its volume", "error against the sum of cross-sections", "%", VOLUME_TOLERANCE_PERCENT, tuple(volumes)
+        group,
+        "Centre of the target, DICOM",
+        "off the sections' centre",
+        "mm",
+        CENTRE_TOLERANCE_MM,
+        tuple(centres),
     )
-    yield Check(group, "Its voxels", "1 - Dice with the analytic shape", "", DICE_TOLERANCE, tuple(overlaps))
+    yield Check(
+        group,
+        "Its volume",
+        "against sum of sections",
+        "%",
+        VOLUME_TOLERANCE_PERCENT,
+        tuple(volumes),
+    )
+    yield Check(group, "Its voxels", "1 − Dice", "", DICE_TOLERANCE, tuple(overlaps))
     yield Check(group, "RTSTRUCT and SEG against the NIfTI", VOXELS, "", 0, tuple(formats))
     orders = tuple(_orders(sites[-1], model))
     shutil.rmtree(folder)
@@ -66,7 +84,7 @@ def _centre_mm(weight: NDArray[Any], site: Site) -> FloatArray:
     """Centre of mass of voxels at the places that the plan gives them."""
     z, y, x = site.plan.grid.axes_mm()
     sums = weight.sum(axis=(0, 1)) @ x, weight.sum(axis=(0, 2)) @ y, weight.sum(axis=(1, 2)) @ z
-    return np.array(sums) / weight.sum()
+    return np.asarray(np.array(sums) / weight.sum(), dtype=np.float64)
 
 
 def _formats_differ(site: Site, mask: NDArray[np.bool_]) -> int:

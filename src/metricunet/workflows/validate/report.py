@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from metricunet.workflows.validate.run import Validation
 
 #: The checks whose measurements carry the shapes' volumes: sub-voxel contours, and voxels' edges for the island.
-VOLUMES, ISLAND_VOLUMES = ("RTSTRUCT, sub-voxel", "Contours' volume"), ("RTSTRUCT, voxel edges", "Contours' volume")
+VOLUMES, ISLAND_VOLUMES = (
+    ("RTSTRUCT, sub-voxel", "Contours' volume"),
+    ("RTSTRUCT, voxel edges", "Contours' volume"),
+)
 REASON_CHARACTERS = 110
 
 
@@ -44,6 +47,7 @@ def render_report(result: Validation) -> str:
         version=__version__,
         groups=[(name, list(checks)) for name, checks in groupby(result.checks, key=lambda check: check.group)],
         shapes=[shape.name for shape in result.plans[0].shapes],
+        island=ISLAND,
         volumes=volume_table(result),
     )
 

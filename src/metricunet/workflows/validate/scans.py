@@ -21,7 +21,7 @@ from metricunet.workflows.validate.subjects import Plan, Site
 
 #: Coordinates are written with six decimals, and NIfTI holds its affine in float32.
 PLACE_TOLERANCE_MM = 0.001
-CENTRES = "voxel centres off their place"
+CENTRES = "voxel centres off"
 VOXELS = "voxels that differ"
 
 
@@ -42,7 +42,7 @@ def dicom_in(sites: Sequence[Site]) -> Iterator[Check]:
         sorted(folder.iterdir())[len(site.series.files) // 2].unlink()
         accepted.append(Finding(site.plan.name, len(find_series(folder).series)))
         shutil.rmtree(folder)
-    yield Check(group, "Series that lacks a slice", "accepted, not refused", "", 0, tuple(accepted))
+    yield Check(group, "Series that lacks a slice", "accepted", "", 0, tuple(accepted))
 
 
 def nifti(sites: Sequence[Site]) -> Iterator[Check]:
@@ -80,7 +80,7 @@ def nifti(sites: Sequence[Site]) -> Iterator[Check]:
         out.unlink()
     (site.folder / "orders").rmdir()
     yield Check(group, "Axes in all 48 orders and directions, in", VOXELS, "", 0, tuple(wrong))
-    yield Check(group, "The same, out like the file that came in", VOXELS, "", 0, tuple(unlike))
+    yield Check(group, "The same, out as they came in", VOXELS, "", 0, tuple(unlike))
 
 
 def itk(sites: Sequence[Site]) -> Iterator[Check]:

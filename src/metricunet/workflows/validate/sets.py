@@ -82,7 +82,12 @@ def registered(sites: Sequence[Site]) -> Iterator[Check]:
             differ = np.count_nonzero(back != np.roll(structure.mask.array, SHIFT_VOXELS, axis=(0, 1, 2)))
             masks.append(Finding(site.at(structure.name), float(differ)))
     yield Check(
-        group, "Turned and shifted, against the matrix", "points off their place", "mm", WRITTEN_TOLERANCE_MM, tuple(off)
+        group,
+        "Turned and shifted, against the matrix",
+        "points off their place",
+        "mm",
+        WRITTEN_TOLERANCE_MM,
+        tuple(off),
     )
     yield Check(group, "Shifted by whole voxels: mask", VOXELS, "", 0, tuple(masks))
 
@@ -161,7 +166,9 @@ def _frames(path: Path, site: Site) -> list[Finding]:
     alike = np.allclose(orientation, grid.orientation) and np.allclose(spacing, grid.pixel_spacing_mm)
     z = grid.axes_mm()[0]
     found = {name: np.zeros(grid.shape, dtype=bool) for name in labels.values()}
-    for frame, item in zip(np.atleast_3d(dataset.pixel_array), dataset.PerFrameFunctionalGroupsSequence, strict=True):
+    for frame, item in zip(
+        np.atleast_3d(dataset.pixel_array), dataset.PerFrameFunctionalGroupsSequence, strict=True
+    ):
         position = np.array([float(v) for v in item.PlanePositionSequence[0].ImagePositionPatient])
         k = int(np.argmin(np.abs(z - position[2])))
         alike = alike and bool(np.allclose(position, grid.place_mm(k, 0, 0), atol=WRITTEN_TOLERANCE_MM))
@@ -174,5 +181,3 @@ def _frames(path: Path, site: Site) -> list[Finding]:
         )
         for s in site.structures
     ]
-
-

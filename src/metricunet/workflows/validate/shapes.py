@@ -1,4 +1,4 @@
-"""Shapes whose areas, volumes and surfaces are known in closed form, and the field that a scanner would see of them.
+"""Shapes whose areas, volumes and curves are known in closed form, and the share of each pixel that they fill.
 
 Everything is in LPS millimetres. A shape is a sum of parts that do not overlap, less parts that lie within them.
 """
@@ -62,7 +62,8 @@ class Rectangle:
     def within_mm2(self, x: FloatArray, y: FloatArray) -> FloatArray:
         """Exact area of the part below each x and below each y: [y, x]."""
         width, height = (
-            np.clip(edge - c + a, 0, 2 * a) for edge, c, a in zip((x, y), self.centre_mm, self.semi_mm, strict=True)
+            np.clip(edge - c + a, 0, 2 * a)
+            for edge, c, a in zip((x, y), self.centre_mm, self.semi_mm, strict=True)
         )
         return np.asarray(height[:, None] * width[None])
 
@@ -130,7 +131,7 @@ class Shape:
         return sum(sign * section.area_mm2 for sign, section in self._sections(z))
 
     def sections_ml(self, z: Sequence[float] | FloatArray, distance_mm: float) -> float:
-        """Exact areas of the cross-sections at the slices, times their distance: what contours can hold at best."""
+        """Exact areas of the cross-sections at the slices, times their distance: what contours can hold."""
         return sum(self.area_mm2(float(height)) for height in z) * distance_mm / 1000
 
     def share(self, z: ArrayLike, y: ArrayLike, x: ArrayLike) -> FloatArray:

@@ -51,9 +51,7 @@ class Plan:
     def grid(self) -> CtGrid:
         """The grid, in DICOM's terms."""
         shape = (_odd(LENGTH_MM / self.slice_mm), _odd(FIELD_MM / self.row_mm), _odd(FIELD_MM / self.column_mm))
-        return CtGrid(
-            shape, (self.row_mm, self.column_mm), self.slice_mm, (-21.375, 34.25, -212.6), self.position
-        )
+        return CtGrid(shape, (self.row_mm, self.column_mm), self.slice_mm, (-21.375, 34.25, -212.6), self.position)
 
     @cached_property
     def middle_mm(self) -> FloatArray:
@@ -62,8 +60,8 @@ class Plan:
 
     @property
     def title(self) -> str:
-        """The geometry, in figures."""
-        return f"{self.row_mm:g} x {self.column_mm:g} mm pixels, {self.slice_mm:g} mm slices, {self.position}"
+        """The geometry, in figures: distances of rows, columns and slices, and the patient's position."""
+        return f"{self.row_mm:.4g} x {self.column_mm:.4g} x {self.slice_mm:.4g} mm, {self.position}"
 
     @property
     def smaller_pixel_mm(self) -> float:
@@ -76,7 +74,10 @@ class Plan:
 
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
-        """An ellipsoid, a shell with a hole, two lobes that touch, a disc, and an island of one voxel."""
+        """An ellipsoid, a shell with a hole, two lobes that touch, a disc, and an island of one voxel.
+
+        None lies in the middle in any direction, so that no mirror image is like it.
+        """
 
         def part(kind: str, centre: Triple, semi: Triple, sign: int = 1) -> Part:
             x, y, z = self.middle_mm + np.array(centre)
@@ -89,21 +90,27 @@ class Plan:
             self.target,
             Shape(
                 "shell with a hole",
-                (part("ellipsoid", (1.3, -0.9, 0.4), (26, 23, 20)), part("ellipsoid", (2.6, 1.1, 1.0), (14, 12, 11), -1)),
+                (
+                    part("ellipsoid", (1.3, -0.9, 1.6 * self.slice_mm), (26, 23, 20)),
+                    part("ellipsoid", (2.6, 1.1, 1.7 * self.slice_mm), (14, 12, 11), -1),
+                ),
             ),
             Shape(
                 "touching lobes",
-                (part("ellipsoid", (-12.8, 0.6, 0.3), (13, 16, 19)), part("ellipsoid", (14.2, 0.6, 0.3), (14, 12, 17))),
+                (
+                    part("ellipsoid", (-12.8, 0.6, -1.2 * self.slice_mm), (13, 16, 19)),
+                    part("ellipsoid", (14.2, 0.6, -1.2 * self.slice_mm), (14, 12, 17)),
+                ),
             ),
-            # Thicker than one slice and thinner than two, a little off the middle slice: it lies on that slice alone.
-            Shape("thin disc", (part("disc", (-1.7, 2.2, 0.2 * self.slice_mm), (27, 24, 0.55 * self.slice_mm)),)),
+            # Thicker than one slice, thinner than two, a little off a slice's plane: it lies on that slice alone.
+            Shape("thin disc", (part("disc", (-1.7, 2.2, 1.2 * self.slice_mm), (27, 24, 0.55 * self.slice_mm)),)),
             Shape(ISLAND, (part("box", (x, y, z), voxel),)),
         )
 
     @cached_property
     def target(self) -> Shape:
-        """The ellipsoid alone: off the middle in every direction, so that no mirror image is like it."""
-        x, y, z = (float(v) for v in self.middle_mm + np.array([3.3, -2.1, 1.3]))
+        """The ellipsoid alone."""
+        x, y, z = (float(v) for v in self.middle_mm + np.array([3.3, -2.1, 1.3 * self.slice_mm]))
         return Shape("ellipsoid", (Part("ellipsoid", (x, y, z), (23, 19, 21)),))
 
     @cached_property
