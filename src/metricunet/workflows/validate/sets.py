@@ -29,7 +29,7 @@ from metricunet.workflows.validate.subjects import Site, the_series
 
 ADDED, SEGMENTATION, REGISTRATION = "added.rtstruct.dcm", "masks.seg.dcm", "registration.reg.dcm"
 #: Whole slices, rows and columns by which the second scan is shifted, and degrees by which it is turned.
-SHIFT_VOXELS, TURN_DEGREES = (2, -3, 4), 17.0
+SHIFT_VOXELS, TURN_DEGREES = (-1, -3, 4), 17.0
 
 
 def adding(sites: Sequence[Site]) -> Iterator[Check]:
