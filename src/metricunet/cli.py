@@ -285,17 +285,15 @@ def bench(
 
 @app.command()
 def validate(output: Output, json: Json = False) -> None:
-    """Send analytic shapes through every door and back, for commissioning; a minute, and a report to sign."""
+    """Send analytic shapes through every door and back, for commissioning: half a minute, a page to sign."""
     from metricunet.workflows.validate.run import validate as run
 
     with progress_bars() as bar:
-        result = run(output, say=(lambda line: None) if json else typer.echo, progress=bar("validating"))
+        result = run(output, progress=bar("validating"))
     if json:
         _print_json(result.to_json())
     else:
-        bad = f", {len(result.failed)} failed" if result.failed else ""
-        missing = f", {len(result.not_run)} not run" if result.not_run else ""
-        typer.echo(f"{result.verdict}: {len(result.checks)} checks{bad}{missing}")
+        typer.echo(result.text())
         typer.echo(f"report: {result.report}")
     raise typer.Exit(SOME_FAILED if result.failed else DONE)
 

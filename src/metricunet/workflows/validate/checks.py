@@ -78,6 +78,12 @@ class Check:
         return f"{text if float(text) else 0} {self.unit}".rstrip()
 
     @property
+    def place(self) -> str:
+        """Where the worst measurement was made; empty where nothing is off."""
+        worst = self.worst
+        return "" if worst is None or self.found.split()[0] == "0" else worst.where
+
+    @property
     def allowed(self) -> str:
         """The tolerance, in figures."""
         return f"{self.tolerance:g} {self.unit}".rstrip()

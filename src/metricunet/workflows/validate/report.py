@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from metricunet import __version__
@@ -45,7 +44,6 @@ def render_report(result: Validation) -> str:
     return environment.get_template("report.html.j2").render(
         result=result,
         version=__version__,
-        groups=[(name, list(checks)) for name, checks in groupby(result.checks, key=lambda check: check.group)],
         shapes=[shape.name for shape in result.plans[0].shapes],
         island=ISLAND,
         volumes=volume_table(result),
@@ -67,7 +65,7 @@ def volume_table(result: Validation) -> dict[tuple[str, str], VolumeCell]:
 
 
 def _percent(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _short(text: str) -> str:

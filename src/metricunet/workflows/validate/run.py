@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,17 @@ class Validation:
         """`pass` where nothing failed, else `fail`."""
         return "fail" if self.failed else "pass"
 
+    @property
+    def groups(self) -> list[tuple[str, list[Check]]]:
+        """The checks by door."""
+        return [(name, list(checks)) for name, checks in groupby(self.checks, key=lambda check: check.group)]
+
+    def text(self) -> str:
+        """Say in a line what became of each door, and in a last one of all."""
+        counts = f"{len(self.failed)} failed, {len(self.not_run)} not run"
+        lines = [summary_line(name, checks) for name, checks in self.groups]
+        return "\n".join([*lines, f"{self.verdict}: {len(self.checks)} checks, {counts}"])
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
@@ -102,7 +114,6 @@ def validate(
     output: Path,
     *,
     plans: Sequence[Plan] = PLANS,
-    say: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Validation:
     """Send analytic shapes through every door and back, and report how they came through.
@@ -110,7 +121,6 @@ def validate(
     Args:
         output: folder of report.html, validate.json, run.json, and files/ with all that was written.
         plans: scan geometries.
-        say: told of each group of checks, a line each.
         progress: called with (done, all).
 
     Raises:
@@ -124,9 +134,7 @@ def validate(
     sites = _sites(plans, output / FILES)
     checks: list[Check] = []
     for done, (name, run) in enumerate(GROUPS.items(), start=1):
-        found = checked(name, lambda run=run: run(sites()))  # type: ignore[misc]
-        say(summary_line(name, found))
-        checks += found
+        checks += checked(name, lambda run=run: run(sites()))  # type: ignore[misc]
         advance(done, len(GROUPS))
     result = Validation(
         checks=tuple(checks),
