@@ -309,6 +309,21 @@ def bench(
         _print_json(found if part == "all" else found[part])
 
 
+@app.command()
+def validate(output: Output, json: Json = False) -> None:
+    """Send analytic shapes through every door and back, for commissioning: half a minute, a page to sign."""
+    from metricunet.workflows.validate.run import validate as run
+
+    with progress_bars() as bar:
+        result = run(output, progress=bar("validating"))
+    if json:
+        _print_json(result.to_json())
+    else:
+        typer.echo(result.text())
+        typer.echo(f"report: {result.report}")
+    raise typer.Exit(SOME_FAILED if result.failed else DONE)
+
+
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Yield a function that opens a named progress bar on standard error; silent without a terminal."""
