@@ -25,6 +25,10 @@ DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+AllowGaps = Annotated[
+    bool, typer.Option("--allow-gaps", help="Resample DICOM series with missing or uneven slices.")
+]
+AllowTilt = Annotated[bool, typer.Option("--allow-tilt", help="Resample DICOM series of a tilted gantry.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -102,13 +106,15 @@ def phantom(
 @app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="A cohort, a scan in one file, or a folder of DICOM.")],
+    allow_gaps: AllowGaps = False,
+    allow_tilt: AllowTilt = False,
     json: Json = False,
 ) -> None:
     """Find every problem of a cohort or a scan, a line each."""
     from metricunet.workflows.check import check as run
 
     with progress_bars() as bar:
-        problems = run(path, bar("checking"))
+        problems = run(path, bar("checking"), allow_gaps=allow_gaps, allow_tilt=allow_tilt)
     if json:
         _print_json([{"case": p.case, "severity": p.severity, "message": p.message} for p in problems])
     else:
@@ -180,6 +186,8 @@ def predict(
     reruns: Annotated[
         int, typer.Option(min=0, help="How often the crop may move or grow where the target reaches its edge.")
     ] = 3,
+    allow_gaps: AllowGaps = False,
+    allow_tilt: AllowTilt = False,
     device: Device = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="End with status 1 if a case needs review.")] = False,
 ) -> None:
@@ -200,6 +208,8 @@ def predict(
             add_to=add_to,
             reruns=reruns,
             device=device,
+            allow_gaps=allow_gaps,
+            allow_tilt=allow_tilt,
             progress=bar("segmenting"),
         )
     for case in outcome.cases:

@@ -23,7 +23,7 @@ from metricunet.files.rtstruct_items import (
     contour_item,
     dicom_date,
     dicom_time,
-    image_item,
+    file_items,
     observation_item,
     reference_item,
     roi_item,
@@ -261,9 +261,9 @@ def _refer_to(dataset: Dataset, series: CtSeries) -> None:
                 if images.get("SeriesInstanceUID") != series.series_uid:
                     continue
                 there = {str(i.get("ReferencedSOPInstanceUID")) for i in images.get("ContourImageSequence") or []}
-                for k, uid in enumerate(series.sop_uids):
-                    if uid not in there:
-                        _append(images, "ContourImageSequence", image_item(series, k))
+                for item in file_items(series):
+                    if item.ReferencedSOPInstanceUID not in there:
+                        _append(images, "ContourImageSequence", item)
                 return
     # The set says nothing of series: what the new structures refer to is stated in an item of its own.
     _append(dataset, "ReferencedFrameOfReferenceSequence", reference_item(series))

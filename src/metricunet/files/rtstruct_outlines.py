@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -66,7 +66,7 @@ class WrittenStructure:
         slices: on which there are contours.
         contours: their count.
         points: of all contours.
-        volume_ml: the contours' areas times the slice distance.
+        volume_ml: the contours' areas times what each slice stands for.
         mask_volume_ml: the mask's voxels.
         smoothing_change_ml: by how much smoothing changed the volume; 0 where there was none.
         holes_closed: how many holes became part of the area.
@@ -173,41 +173,51 @@ def _box(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(first, first + n) for first, n in zip(start, shape, strict=True))
 
 
+def _planes(field: Volume, series: CtSeries) -> Callable[[int], NDArray[np.float32]]:
+    """Return what gives the probability on the whole of a slice, by the slice's number in the series."""
+    start = _first_voxel(field.geometry, series.geometry)
+    assert start is not None  # `check_probability` has seen to it
+    grid_slice = series.on_slices(np.arange(series.geometry.shape[0]))
+
+    def plane(k: int) -> NDArray[np.float32]:
+        whole_plane = np.zeros(series.geometry.shape[1:], dtype=np.float32)
+        whole_plane[_box(start[1:], field.array.shape[1:])] = field.array[grid_slice[k] - start[0]]
+        return whole_plane
+
+    return plane
+
+
 def drawn(structure: Structure, series: CtSeries, style: Style) -> Drawing:
     """Draw a structure slice by slice, each in the very plane that the slice's file states."""
     field = structure.probability if style.outline == "surface" else None
-    inside = structure.mask.array != 0
-    start = None if field is None else _first_voxel(field.geometry, series.geometry)
+    plane_of = None if field is None else _planes(field, series)
+    inside = series.on_slices(structure.mask.array) != 0
     spacing = np.asarray(series.geometry.spacing_mm[1:])
+    pixels_ml = series.thickness_mm * spacing.prod() / 1000
     contours: list[tuple[int, FloatArray]] = []
-    area = smoothing_change = 0.0
+    volume_ml = smoothing_change_ml = 0.0
     closed = 0
     for k in np.flatnonzero(inside.any(axis=(1, 2))).tolist():
-        plane = None
-        if field is not None and start is not None:
-            plane = np.zeros(inside.shape[1:], dtype=np.float32)
-            plane[_box(start[1:], field.array.shape[1:])] = field.array[k - start[0]]
-        loops = _loops(inside[k], plane)
+        loops = _loops(inside[k], None if plane_of is None else plane_of(k))
         if style.smoothing_mm > 0:
             before = _area(loops)
             loops = _smoothed(loops, spacing, style.smoothing_mm)
-            smoothing_change += _area(loops) - before
+            smoothing_change_ml += (_area(loops) - before) * pixels_ml[k]
         if style.holes == "close":
             holes = sum(signed_area(loop) < 0 for loop in loops)
             if holes:
                 loops = without_holes(loops)
                 closed += holes
-        area += _area(loops)
+        volume_ml += _area(loops) * pixels_ml[k]
         if style.holes == "keyhole" and any(signed_area(loop) < 0 for loop in loops):
             loops = with_keyholes(loops)
         for loop in loops:
             contours.append((k, series.positions_mm[k] + loop @ series.geometry.affine[:3, 1:3].T))
-    voxel_ml = series.geometry.voxel_volume_ml
     return Drawing(
         contours=tuple(contours),
         outline="voxel" if field is None else "surface",
-        volume_ml=area * voxel_ml,
-        smoothing_change_ml=smoothing_change * voxel_ml,
+        volume_ml=volume_ml,
+        smoothing_change_ml=smoothing_change_ml,
         holes_closed=closed,
     )
 

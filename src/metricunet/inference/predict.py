@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
+from metricunet.files.dicom import Allow
 from metricunet.files.model import read_card
 from metricunet.files.nifti import is_nifti, write_nifti
 from metricunet.files.record import RunRecord, sha256
@@ -59,9 +60,9 @@ class PredictOutcome:
     refused: tuple[Refused, ...]
 
     def failed(self, strict: bool = False) -> bool:
-        """Whether any case failed or was refused; with `strict`, also whether any needs review."""
+        """Whether any case failed or any scan was refused; with `strict`, also whether any needs review."""
         bad = {"fail", "review"} if strict else {"fail"}
-        return bool(self.refused) or any(case.verdict in bad for case in self.cases)
+        return any(r.is_scan for r in self.refused) or any(case.verdict in bad for case in self.cases)
 
 
 def predict(
@@ -77,6 +78,8 @@ def predict(
     smooth: bool = False,
     add_to: Path | None = None,
     reruns: int = MOST_RERUNS,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
     progress: Progress | None = None,
 ) -> PredictOutcome:
     """Segment scans and write masks, structure sets and verdicts.
@@ -93,6 +96,8 @@ def predict(
         smooth: smooth the contours of structure sets, no point by more than 0.5 mm.
         add_to: a structure set of the one series given, to which the new structures are added.
         reruns: how often a case may run again, where the target reaches the crop's edge.
+        allow_gaps: resample DICOM series whose slices are missing or uneven, rather than refuse them.
+        allow_tilt: resample DICOM series of a tilted gantry, likewise; `nifti` alone can be written of them.
         progress: called with (done, all).
 
     Raises:
@@ -111,8 +116,8 @@ def predict(
     record = RunRecord("predict", arguments)
     for path in models:
         read_card(path)
-    inputs, refused = find_inputs(scans, series)
     of_dicom = [name for name in ("rtstruct", "seg") if name in formats]
+    inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=bool(of_dicom))
     if of_dicom and (plain := [entry for entry in inputs if entry.series is None]):
         raise InputError(
             f"{plain[0].path}: --format {of_dicom[0]} needs a DICOM series to refer to, and this is none; "
@@ -216,7 +221,7 @@ class _Work:
 
         began = time.perf_counter()
         prediction = self.predictor.predict(scan.volume)
-        quality = judge(entry.case, scan.volume, prediction, self.predictor)
+        quality = judge(entry.case, scan.volume, prediction, self.predictor, entry.notes)
         return _Segmented(prediction, quality, scan.key, scan.seconds + time.perf_counter() - began)
 
     def write(self, entry: ScanInput, segmented: _Segmented) -> CaseOutcome:

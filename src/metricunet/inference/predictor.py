@@ -99,19 +99,42 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     for stage in ("locate", "segment"):
         own = {k.removeprefix(f"{stage}."): v for k, v in weights.items() if k.startswith(f"{stage}.")}
         networks.append(_build(path, stage, getattr(card, stage).network, own).to(device).eval())
+    _check_fits(path, card, networks[1])
     return LoadedModel(card, networks[0], networks[1])
 
 
 def _build(path: Path, stage: str, arguments: dict[str, Any], weights: dict[str, Tensor]) -> Network:
     try:
-        network = build_network(**arguments)
-        network.load_state_dict(weights)
+        # A network without memory of its own: what the card asks for is taken only where the weights are there.
+        with torch.device("meta"):
+            network = build_network(**arguments)
+        for name, expected in network.state_dict().items():
+            if name in weights and weights[name].is_floating_point() != expected.is_floating_point():
+                raise ValueError(f"{name} holds {weights[name].dtype}, expected {expected.dtype}")
+        network.load_state_dict(weights, assign=True)
+        network.float()
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path}: the weights of stage {stage} do not fit its card ({reason}); copy it again"
         ) from error
     return network
+
+
+def _check_fits(path: Path, card: ModelCard, network: Network) -> None:
+    """Refuse a card whose crop stage 2 cannot halve as often as it does.
+
+    Raises:
+        InputError: naming the sides.
+    """
+    assert card.segment.crop_voxels is not None
+    in_slice = card.segment.crop_voxels[1:]
+    sides = (card.segment.input_slices, *in_slice) if network.spatial_dims == 3 else in_slice
+    if any(side % network.divisor for side in sides) or max(sides) <= network.normalised_stride:
+        raise InputError(
+            f"{path}: stage 2 is to look at {' x '.join(map(str, sides))} voxels, expected multiples of "
+            f"{network.divisor}; the model's card is damaged, copy the file again"
+        )
 
 
 class Predictor:
