@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
+from pydicom.fileset import FileSet
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -183,6 +184,21 @@ class TestSoundSeries:
         directory = companion("", "1.2.840.10008.1.3.10")
         save(tmp_path / "DICOMDIR", directory)
         only(find_series(tmp_path))
+
+    def test_a_file_set_with_its_directory(self, tmp_path: Path) -> None:
+        # As on a disc: DICOMDIR is DICOM, and says of no element of its data set what it is.
+        def complete(k: int, ds: Dataset) -> None:
+            ds.SeriesNumber, ds.InstanceNumber = 1, k
+
+        written = write_series(tmp_path / "ct", edit=complete)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            disc = FileSet()
+            for path in written.files:
+                disc.add(path)
+            disc.write(tmp_path / "disc")
+        assert (tmp_path / "disc" / "DICOMDIR").is_file()
+        assert only(find_series(tmp_path / "disc")).geometry.same_grid(written.geometry)
 
 
 class TestPixels:
@@ -471,6 +487,16 @@ class TestRefusedSeries:
         # The first slice: without it the rest would look like a sound, shorter scan.
         written = write_series(tmp_path)
         written.files[0].write_bytes(written.files[0].read_bytes()[:kept])
+        found = find_series(tmp_path)
+        assert found.series == ()
+        assert any(refused.reason.startswith(f"{written.files[0]}:") for refused in found.refused)
+
+    def test_a_data_set_spoilt_from_its_beginning_is_not_taken_for_something_else(self, tmp_path: Path) -> None:
+        # Without its class and modality nothing but the file's own header says that the first slice was one.
+        written = write_series(tmp_path)
+        content = written.files[0].read_bytes()
+        at = content.index(b"\x08\x00\x16\x00")
+        written.files[0].write_bytes(content[:at] + content[at + 21 :])
         found = find_series(tmp_path)
         assert found.series == ()
         assert any(refused.reason.startswith(f"{written.files[0]}:") for refused in found.refused)
