@@ -14,8 +14,7 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.dataset import Dataset
-from pydicom.fileset import FileSet
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -185,20 +184,17 @@ class TestSoundSeries:
         save(tmp_path / "DICOMDIR", directory)
         only(find_series(tmp_path))
 
-    def test_a_file_set_with_its_directory(self, tmp_path: Path) -> None:
-        # As on a disc: DICOMDIR is DICOM, and says of no element of its data set what it is.
-        def complete(k: int, ds: Dataset) -> None:
-            ds.SeriesNumber, ds.InstanceNumber = 1, k
-
-        written = write_series(tmp_path / "ct", edit=complete)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            disc = FileSet()
-            for path in written.files:
-                disc.add(path)
-            disc.write(tmp_path / "disc")
-        assert (tmp_path / "disc" / "DICOMDIR").is_file()
-        assert only(find_series(tmp_path / "disc")).geometry.same_grid(written.geometry)
+    def test_a_directory_of_files_is_passed_over(self, tmp_path: Path) -> None:
+        # As on a disc: DICOMDIR is DICOM, and no element of its data set says what it is.
+        written = write_series(tmp_path)
+        directory = Dataset()
+        directory.FileSetID, directory.DirectoryRecordSequence = "DISC", []
+        directory.file_meta = FileMetaDataset()
+        directory.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+        directory.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        directory.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        directory.save_as(tmp_path / "DICOMDIR", enforce_file_format=True)
+        assert only(find_series(tmp_path)).geometry.same_grid(written.geometry)
 
 
 class TestPixels:

@@ -205,9 +205,9 @@ def _ends_early(dataset: pydicom.Dataset) -> bool:
         for part, keyword in ((dataset, "SOPClassUID"), (dataset.file_meta, "MediaStorageSOPClassUID"))
     )
     if not sop_class:  # a directory of files alone has none: anything else is spoilt from its beginning
-        return stated != MediaStorageDirectoryStorage
+        return bool(stated != MediaStorageDirectoryStorage)
     names = [UID(str(uid)).name for uid in (sop_class, stated) if uid]
-    return dataset.get("Modality") == "CT" or any("Image Storage" in name for name in names)
+    return bool(dataset.get("Modality") == "CT") or any("Image Storage" in name for name in names)
 
 
 def _pixel_fault(handle: BinaryIO, dataset: pydicom.Dataset, syntax: str) -> str | None:
