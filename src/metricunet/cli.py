@@ -171,6 +171,21 @@ def predict(
         str, typer.Option("--format", help="Of nifti, rtstruct and seg, with commas between.")
     ] = "nifti",
     series: Annotated[str | None, typer.Option(help="SeriesInstanceUID to take alone.")] = None,
+    contours: Annotated[
+        Literal["surface", "voxel"],
+        typer.Option(help="Of a structure set: where the probability is one half, or along voxels' edges."),
+    ] = "surface",
+    smooth: Annotated[
+        bool, typer.Option("--smooth", help="Smooth its contours, no point by more than 0.5 mm.")
+    ] = False,
+    holes: Annotated[Literal["keep", "close", "keyhole"], typer.Option(help="Of its contours.")] = "keep",
+    add_to: Annotated[
+        Path | None,
+        typer.Option(help="Structure set of the one series given, to add to.", metavar="RTSTRUCT"),
+    ] = None,
+    reruns: Annotated[
+        int, typer.Option(min=0, help="How often the crop may move or grow where the target reaches its edge.")
+    ] = 3,
     allow_gaps: AllowGaps = False,
     allow_tilt: AllowTilt = False,
     device: Device = "auto",
@@ -187,6 +202,11 @@ def predict(
             output,
             formats=formats,
             series=series,
+            contours=contours,
+            holes=holes,
+            smooth=smooth,
+            add_to=add_to,
+            reruns=reruns,
             device=device,
             allow_gaps=allow_gaps,
             allow_tilt=allow_tilt,
@@ -297,6 +317,21 @@ def bench(
                 typer.echo(f"{result.text()}\n")
     if json:
         _print_json(found if part == "all" else found[part])
+
+
+@app.command()
+def validate(output: Output, json: Json = False) -> None:
+    """Send analytic shapes through every door and back, for commissioning: half a minute, a page to sign."""
+    from metricunet.workflows.validate.run import validate as run
+
+    with progress_bars() as bar:
+        result = run(output, progress=bar("validating"))
+    if json:
+        _print_json(result.to_json())
+    else:
+        typer.echo(result.text())
+        typer.echo(f"report: {result.report}")
+    raise typer.Exit(SOME_FAILED if result.failed else DONE)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from metricunet.errors import InputError
+from metricunet.files.dicom_file import DicomHandle, parsed, plain_text, read_dataset
 
 #: What travels with a planning CT and is no scan of its own: passed over in a search.
 COMPANION_MODALITIES = ("RTDOSE", "RTIMAGE", "RTSTRUCT", "RTPLAN", "RTRECORD", "SEG", "REG", "SR", "PR", "KO")
@@ -50,11 +51,15 @@ DAMAGE = (
     EOFError,
     ValueError,
     TypeError,
-    KeyError,
+    LookupError,
     NotImplementedError,
     struct.error,
     zlib.error,
     BytesLengthException,
+    # Of values of another kind than their element's, of items that are not there, of nesting without end.
+    AttributeError,
+    OverflowError,
+    RecursionError,
 )
 
 _BARE_BEGINNINGS = (
@@ -128,7 +133,7 @@ def read_dicom_file(path: Path) -> DicomFile | None:
     """
     series_uid = ""
     try:
-        with path.open("rb") as handle:
+        with DicomHandle(path) as handle:
             dataset = _parse(handle)
             if dataset is None:
                 if path.suffix.lower() == ".dcm":
@@ -159,7 +164,7 @@ def read_full_header(path: Path) -> pydicom.Dataset:
         InputError: if an element is damaged.
     """
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+        dataset = read_dataset(path, stop_before_pixels=True)
         dataset.decode()
     except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, error) from error
@@ -168,12 +173,12 @@ def read_full_header(path: Path) -> pydicom.Dataset:
 
 def one_line(error: BaseException) -> str:
     """An exception's message without line breaks."""
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:200]
 
 
 def text_of(dataset: pydicom.Dataset, keyword: str) -> str:
     """A text as it may stand in a message: one line of at most 64 characters, empty where there is none."""
-    text = str(dataset.get(keyword) or "")
+    text = plain_text(dataset, keyword)
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:64].rstrip()
 
 
@@ -183,7 +188,7 @@ def _damaged(path: Path, error: BaseException, series_uid: str = "") -> DamagedF
     )
 
 
-def _parse(handle: BinaryIO) -> pydicom.Dataset | None:
+def _parse(handle: DicomHandle) -> pydicom.Dataset | None:
     start = handle.read(132)
     # Some programs write data sets without the file header: such a file begins with group 0002 or 0008.
     bare = start[128:] != b"DICM" and start[:4] in _BARE_BEGINNINGS
@@ -191,7 +196,7 @@ def _parse(handle: BinaryIO) -> pydicom.Dataset | None:
         return None
     handle.seek(0)
     try:
-        return pydicom.dcmread(handle, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
+        return parsed(handle, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
     except InvalidDicomError:
         return None
 
@@ -287,7 +292,7 @@ def numbers(file: DicomFile, keyword: str, count: int) -> tuple[float, ...]:
         raise InputError(f"{file.place}: {keyword} is missing; export the series again from its source")
     if len(found) != count or not all(math.isfinite(value) for value in found):
         raise InputError(
-            f"{file.place}: {keyword} is {list(found)}, expected {count} finite numbers; export it again"
+            f"{file.place}: {keyword} is {list(found[:8])}, expected {count} finite numbers; export it again"
         )
     return found
 

@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
-from metricunet.files.dicom_decode import decode_in_processes, stored_frames
+from metricunet.files.dicom_decode import decode_in_processes, frames_apart, stored_frames
 from metricunet.files.dicom_header import DAMAGE, one_line
 from metricunet.files.dicom_slice import SliceHeader
+from metricunet.files.voxels import check_size
 
 #: Threads that read slices here.
 MOST_THREADS = 4
 #: Processes that decode compressed slices. The decoders bring threads of their own.
 MOST_PROCESSES = 4
-#: Fewer compressed slices than this are decoded before another process would have started.
+#: Fewer compressed slices than this are decoded by one process before another would have started.
 FEWEST_FOR_PROCESSES = 32
 
 
@@ -37,14 +38,17 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
     """
     first = slices[0]
     signed = first.bits[2] == 1
+    # float32 at worst, where slopes are fractions
+    check_size(first.path, (len(slices), first.rows, first.columns), np.dtype(np.float32))
     stored = np.empty((len(slices), first.rows, first.columns), dtype=np.int16 if signed else np.uint16)
 
     files: dict[Path, list[int]] = {}
     for index, header in enumerate(slices):
         files.setdefault(header.path, []).append(index)
     left = list(files.values())
-    if len(left) == len(slices) and sum(s.compressed for s in slices) >= FEWEST_FOR_PROCESSES:
-        processes = min(MOST_PROCESSES, os.cpu_count() or 1)
+    compressed = sum(s.compressed for s in slices)
+    if len(left) == len(slices) and compressed:
+        processes = min(MOST_PROCESSES, os.cpu_count() or 1) if compressed >= FEWEST_FOR_PROCESSES else 1
         left = [[k] for k in decode_in_processes([s.path for s in slices], stored, processes)]
 
     def decode(indices: list[int]) -> None:
@@ -62,7 +66,8 @@ def _decode_file(headers: Sequence[SliceHeader], indices: Sequence[int], stored:
     """Decode one file's slices, each to its place."""
     shape, done = stored.shape[1:], 0
     try:
-        for pixels in stored_frames(headers[0].path, [s.frame for s in headers]):
+        decoded = frames_apart if headers[0].compressed else stored_frames
+        for pixels in decoded(headers[0].path, [s.frame for s in headers]):
             if pixels.shape != shape:
                 raise InputError(
                     f"{headers[done].place}: the picture is {pixels.shape}, expected {shape}; export it again"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
@@ -17,6 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from metricunet.errors import InputError
 from metricunet.files.dicom import CtSeries
+from metricunet.files.dicom_file import read_dataset
 from metricunet.files.dicom_header import DAMAGE, one_line, text_of
 from metricunet.files.registration import read_registration
 from metricunet.files.rtstruct_model import RtStruct, RtStructure
@@ -58,7 +58,7 @@ def read_rtstruct(path: Path, series: CtSeries | None = None, *, registration: P
             if not dataset.get("ReferencedFrameOfReferenceSequence"):
                 instead = f"its ROIs state {frame}" if frame else "nothing else states one"
                 notes.append(f"{path}: ReferencedFrameOfReferenceSequence is missing; {instead}")
-    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
+    except DAMAGE as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: the structure set is damaged ({one_line(error)}); export it again") from error
@@ -86,13 +86,13 @@ def open_structure_set(path: Path) -> Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path)
+            dataset = read_dataset(path)
             if _ends_early(path, dataset):
                 raise EOFError("it ends before its end: truncated")
             modality, sop_class = text_of(dataset, "Modality"), text_of(dataset, "SOPClassUID")
     except InvalidDicomError as error:
         raise InputError(f"{path}: is not a DICOM file, expected an RTSTRUCT") from error
-    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
+    except DAMAGE as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)}); copy or export it again") from error
     if modality != "RTSTRUCT" and sop_class != RT_STRUCTURE_SET:
         raise InputError(f"{path}: is of modality {modality or 'unknown'}, expected RTSTRUCT")
