@@ -82,7 +82,7 @@ def draw_examples(what: Pictured, dice: Compared | None, folder: Path) -> tuple[
         draw_principal_axes(features, folder / FEATURE_AXES, ["outside", *what.labels])
         drawn.append(folder / FEATURE_AXES)
         fitted = {arm: training for arm, (training, _) in features.items()}
-        drawn.append(_maps(what, planar, fitted, list(chosen.values())[-1], folder / FEATURE_MAPS))
+        drawn.append(_maps(what, planar, fitted, list(chosen.values())[len(chosen) // 2], folder / FEATURE_MAPS))
     return tuple(path for path in drawn if path is not None)
 
 
