@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
-from metricunet.evaluation.measures import MEASURE_NAMES, Measures, measure
+from metricunet.evaluation.measures import MEASURE_NAMES, NOTHING, Measures, measure
 from metricunet.evaluation.summary import CSV_COLUMNS, CaseRow, cases_csv
 from metricunet.files.atomic import write_text
 from metricunet.inference.predictor import Predictor
@@ -66,7 +66,10 @@ def score_cases(
     for name in cases:
         cut = read_cut(folder, name)
         for whose, measured in measured_cut(predictor, cut, labels, ignore).items():
-            rows.setdefault(whose, []).extend(CaseRow(name, structure, m) for structure, m in measured.items())
+            rows.setdefault(whose, []).extend(
+                CaseRow(name, structure, m, structure not in cut.not_contoured)
+                for structure, m in measured.items()
+            )
     return rows
 
 
@@ -80,7 +83,9 @@ def measured_cut(
     for whose, reference in cut.references.items():
         known = reference.array != ignore if ignore is not None else np.ones(values.shape, dtype=bool)
         measured[whose] = {
-            structure: measure(
+            structure: NOTHING
+            if structure in cut.not_contoured
+            else measure(
                 reference.with_array((values == value) & known), reference.with_array(reference.array == value)
             )
             for structure, value in labels.items()
@@ -95,8 +100,12 @@ def write_rows(path: Path, arm: str, seed: int, fold: Fold, rows: Iterable[CaseR
     write_text(path, "\n".join(text) + "\n")
 
 
-def read_rows(path: Path) -> list[StudyRow]:
+def read_rows(path: Path, not_contoured: Mapping[str, Collection[str]] | None = None) -> list[StudyRow]:
     """Read the rows of a run, or of a whole study.
+
+    Args:
+        path: the file.
+        not_contoured: case to structures that its references say nothing of; a row's blanks do not tell.
 
     Raises:
         InputError: not such a file.
@@ -104,7 +113,7 @@ def read_rows(path: Path) -> list[StudyRow]:
     try:
         with path.open(newline="", encoding="utf-8") as handle:
             content = list(csv.DictReader(handle))
-        return [_row(line) for line in content]
+        return [_row(line, not_contoured or {}) for line in content]
     except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise InputError(
             f"{path}: not readable as a study's cases ({error}); expected the columns {', '.join(STUDY_COLUMNS)}"
@@ -123,9 +132,9 @@ def join_rows(files: Iterable[Path]) -> str:
     return text.getvalue()
 
 
-def _row(line: dict[str, str]) -> StudyRow:
+def _row(line: dict[str, str], not_contoured: Mapping[str, Collection[str]]) -> StudyRow:
     measures = {name: float(line[name]) if line[name] else None for name in MEASURE_NAMES}
     fold: Fold = "all" if line["fold"] == "all" else int(line["fold"])
-    return StudyRow(
-        line["arm"], int(line["seed"]), fold, CaseRow(line["case"], line["structure"], Measures(**measures))
-    )
+    contoured = line["structure"] not in not_contoured.get(line["case"], ())
+    row = CaseRow(line["case"], line["structure"], Measures(**measures), contoured)
+    return StudyRow(line["arm"], int(line["seed"]), fold, row)

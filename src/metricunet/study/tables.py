@@ -65,9 +65,9 @@ def paired_values(
 ) -> tuple[dict[tuple[int, str], float | None], frozenset[tuple[int, str]]]:
     """Return an arm's values of a measure by seed and case, and where the structure was missed.
 
-    Cases in which the structure is neither contoured nor predicted have no value in any measure and are missed by
-    nobody. Where several folds score one case, its value is the mean over those that have one, and it counts as
-    missed if any of them missed it.
+    Cases in which the structure is neither there nor predicted, or was not contoured, have no value in any measure
+    and are missed by nobody. Where several folds score one case, its value is the mean over those that have one,
+    and it counts as missed if any of them missed it.
 
     Args:
         rows: of the whole study, against one reference.
@@ -130,8 +130,11 @@ def tables_text(
     for reference, scored in rows.items():
         tables = arm_tables(scored)
         for structure in dict.fromkeys(table.structure for table in tables):
+            own = [table for table in tables if table.structure == structure]
             lines += [f"## {structure}, against the {reference}", ""]
-            lines += _markdown([table for table in tables if table.structure == structure], columns)
+            if unknown := max(s.not_contoured for table in own for s in table.of_seed.values()):
+                lines += [f"Not contoured, and so not scored, in {unknown} of the cases.", ""]
+            lines += _markdown(own, columns)
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
