@@ -79,7 +79,7 @@ def test_background_pulls_nothing_away_from_what_was_not_contoured() -> None:
     assert torch.isfinite(gradient).all()
     p = logits.detach().softmax(dim=1)
     for image, k in ((0, 2), (1, 1), (1, 3)):
-        # The gradient of a sum of probabilities shares out between its parts as they are, so per probability equal.
+        # A sum hands its gradient to its parts in proportion to them, so per probability it is equal.
         background = labels[image] == 0
         per_p = gradient[image] / p[image]
         torch.testing.assert_close(per_p[k][background], per_p[0][background], rtol=1e-3, atol=1e-6)
@@ -218,7 +218,7 @@ def test_both_stages_take_a_step_and_stay_finite(cases: list[PreparedCase], mode
 
 
 def test_a_module_without_partial_cases_computes_what_it_always_did(cases: list[PreparedCase]) -> None:
-    """The loss of a whole module, branch included, on a batch that states nothing unknown and on one that lists none."""
+    """The loss of a whole module, branch included, on a batch without `unknown` and on one that lists none."""
     torch.manual_seed(0)
     module = SegmentModule(UNet(5, 3, 4, levels=3), CONFIG, [], 3)
     batch = batches("segment", cases).draw(update_generator(0, 1, 0, CPU))

@@ -72,7 +72,7 @@ def read_case(case: Case, info: DatasetInfo) -> LabelledScan:
     for name in case.not_contoured:
         if (labels.array == info.labels[name]).any():
             raise InputError(
-                f"{case.label}: holds {name}, which contoured.json does not list for case {case.name}; add it there"
+                f"{case.label}: holds {name}, which contoured.json does not list for case {case.name}; add it"
             )
     return LabelledScan(image, labels)
 

@@ -30,6 +30,8 @@ from metricunet.files.dicom_header import (
 from metricunet.files.dicom_pixels import read_hu
 from metricunet.volume import SHEAR_TOLERANCE, FloatArray, Geometry, Volume
 
+Progress = Callable[[int, int], None]
+
 FEWEST_SLICES = 3
 #: The slice normal, and the rows and columns, may lie off the patient's axes by this much.
 AXIAL_TOLERANCE_DEGREES = 1.0
@@ -89,14 +91,17 @@ class RefusedSeries:
     folder: Path
     file_count: int
     reason: str
+    #: Its images; none where nothing but damaged files was found.
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class SeriesSearch:
-    """What a folder holds."""
+    """What a folder holds: series to use, series that are refused, and the structure sets beside them."""
 
     series: tuple[CtSeries, ...]
     refused: tuple[RefusedSeries, ...]
+    structure_sets: tuple[Path, ...] = ()
 
 
 def find_series(path: Path) -> SeriesSearch:
@@ -108,13 +113,29 @@ def find_series(path: Path) -> SeriesSearch:
     Raises:
         InputError: no such path, no DICOM image there, or a DICOM file whose header is damaged or unreadable.
     """
+    found = search_series(path)
+    if not found.series and not found.refused:
+        raise InputError(f"{path}: holds no DICOM images; give the folder of a CT series")
+    return found
+
+
+def search_series(path: Path, progress: Progress | None = None) -> SeriesSearch:
+    """Find what `find_series` finds, and the structure sets; there may be no image.
+
+    Args:
+        path: a folder, or a file of the series.
+        progress: called with the files read and the files in all.
+
+    Raises:
+        InputError: no such path, or a single file that is no CT image.
+    """
     with warnings.catch_warnings():
         # pydicom warns of odd but harmless values (a UID with a letter in it); what matters is checked here.
         warnings.simplefilter("ignore")
-        return _find_series(path)
+        return _search_series(path, progress)
 
 
-def _find_series(path: Path) -> SeriesSearch:
+def _search_series(path: Path, progress: Progress | None) -> SeriesSearch:
     if path.is_file():
         chosen = read_dicom_file(path)
         if chosen is None:
@@ -122,15 +143,12 @@ def _find_series(path: Path) -> SeriesSearch:
         if not chosen.is_image:
             modality = chosen.dataset.get("Modality", "") or "unknown"
             raise InputError(f"{path}: is a DICOM object of modality {modality}, expected a CT image")
-        images, damaged = _read_images(sorted(p for p in path.parent.iterdir() if p.is_file()))
+        images, sets, damaged = _read_files(sorted(p for p in path.parent.iterdir() if p.is_file()), progress)
         images = [file for file in images if file.series_uid == chosen.series_uid]
     elif path.is_dir():
-        images, damaged = _read_images(_files_below(path))
+        images, sets, damaged = _read_files(_files_below(path), progress)
     else:
         raise InputError(f"{path}: no such file or folder")
-    if not images and not damaged:
-        raise InputError(f"{path}: holds no DICOM images; give the folder of a CT series")
-
     groups: dict[str, list[DicomFile]] = {}
     for file in images:
         groups.setdefault(file.series_uid, []).append(file)
@@ -142,10 +160,19 @@ def _find_series(path: Path) -> SeriesSearch:
             series.append(_series(uid, files))
         except InputError as error:
             description = str(files[0].dataset.get("SeriesDescription", "") or "")
-            refused.append(RefusedSeries(uid, description, files[0].path.parent, len(files), str(error)))
+            refused.append(
+                RefusedSeries(
+                    uid,
+                    description,
+                    files[0].path.parent,
+                    len(files),
+                    str(error),
+                    tuple(file.path for file in files),
+                )
+            )
     for folder in damaged.keys() - {file.path.parent for file in images}:
         refused.append(RefusedSeries("", "", folder, 1, damaged[folder]))
-    return SeriesSearch(tuple(series), tuple(refused))
+    return SeriesSearch(tuple(series), tuple(refused), tuple(sets))
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -159,11 +186,16 @@ def _files_below(folder: Path) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def _read_images(paths: Sequence[Path]) -> tuple[list[DicomFile], dict[Path, str]]:
-    """Return the images, and for each folder that holds a damaged DICOM file what is wrong with one."""
+def _read_files(
+    paths: Sequence[Path], progress: Progress | None
+) -> tuple[list[DicomFile], list[Path], dict[Path, str]]:
+    """Return images, structure sets, and for each folder that holds a damaged file what is wrong with one."""
     images: list[DicomFile] = []
+    sets: list[Path] = []
     damaged: dict[Path, str] = {}
-    for path in paths:
+    for done, path in enumerate(paths, start=1):
+        if progress is not None:
+            progress(done, len(paths))
         try:
             file = read_dicom_file(path)
         except InputError as error:
@@ -171,7 +203,9 @@ def _read_images(paths: Sequence[Path]) -> tuple[list[DicomFile], dict[Path, str
         else:
             if file is not None and file.is_image:
                 images.append(file)
-    return images, damaged
+            elif file is not None and file.dataset.get("Modality") == "RTSTRUCT":
+                sets.append(path)
+    return images, sets, damaged
 
 
 def _check_undamaged(files: Sequence[DicomFile], damaged: dict[Path, str]) -> None:
