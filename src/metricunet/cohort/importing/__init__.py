@@ -5,6 +5,7 @@ which spelling means which structure; `plan` decides what becomes of each case; 
 keeps personal data out of every text.
 """
 
-from metricunet.cohort.importing.run import Imported, Spellings, import_cohort, list_names
+from metricunet.cohort.importing.report import Imported, Spellings
+from metricunet.cohort.importing.run import import_cohort, list_names
 
 __all__ = ["Imported", "Spellings", "import_cohort", "list_names"]

@@ -37,6 +37,7 @@ def find_cases(root: Path, layout: str, privacy: Privacy, bars: Bars) -> Found:
         raise InputError(f"--layout must be one of {', '.join((AUTO, *FINDERS))}; got {layout!r}")
     if not root.exists():
         raise InputError(f"{root}: no such file or folder")
+    privacy.learn_root(root)
     return FINDERS[detect(root) if layout == AUTO else layout](root, privacy, bars)
 
 

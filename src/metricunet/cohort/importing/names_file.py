@@ -184,8 +184,8 @@ def skeleton(counts: Sequence[SpellingCount], n_cases: int) -> str:
         placed.setdefault(name, []).append(count)
     order = sorted(placed, key=lambda name: [*GUESSES, "undecided"].index(name))
     lines = [
-        f"# {_plural(n_cases, 'case')}, {_plural(len(counts), 'spelling')}. Move what stands under undecided to",
-        "# a structure, as prostate: [Prostate, PROSTATE], or to ignore. Of two that overlap the first has the voxel.",
+        f"# {plural(n_cases, 'case')}, {plural(len(counts), 'spelling')}. Move what stands under undecided to a",
+        "# structure, as prostate: [Prostate, PROSTATE], or to ignore. Where two overlap the first has the voxel.",
     ]
     for name in order:
         lines.append(f"{name}:")
@@ -195,17 +195,18 @@ def skeleton(counts: Sequence[SpellingCount], n_cases: int) -> str:
 
 
 def _counted(count: SpellingCount) -> str:
-    text = _plural(count.cases, "case")
+    text = plural(count.cases, "case")
     if count.undrawn:
         text += f", {count.undrawn} with nothing drawn"
     if count.loose:
-        text += f"; {_plural(count.loose, 'structure set')} without a scan"
+        text += f"; {plural(count.loose, 'structure set')} without a scan"
     if count.loose_undrawn:
         text += f", {count.loose_undrawn} with nothing drawn"
     return text
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 Uids = Literal["keep", "hash"]
 
@@ -68,7 +69,9 @@ COMMON = frozenset(
 SHORTEST_NAME = 2
 #: Of identifiers shorter than this only whole file names and words are taken for them.
 SHORTEST_IDENTIFIER = 4
-_UID = re.compile(r"(?<![\w.])[0-2](?:\.\d+){4,}(?![\w.]*\w)")
+#: Names of so few letters are parts of other words; and the first of the signs of Chinese and Japanese names.
+LONGEST_CHANCE, FIRST_SIGN = 3, "\u2e80"
+_UID = re.compile(r"(?<!\d)(?<!\d\.)[0-2](?:\.\d+){4,}")
 _TRANSCRIBED = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "ø": "oe", "å": "aa", "æ": "ae"})
 
 
@@ -89,6 +92,7 @@ class Privacy:
         self._names: set[str] = set()
         self._dates: set[str] = set()
         self._identifiers: set[str] = set()
+        self._above: set[str] = set()
         self._known = (0, 0)
         self._word: re.Pattern[str] | None = None
         self._date: re.Pattern[str] | None = None
@@ -100,7 +104,7 @@ class Privacy:
             self.learn_identifier(identifier)
         texts = [header.get(keyword) for keyword in ("PatientName", "OtherPatientNames", "PatientBirthName")]
         for text in texts:
-            for name in text if isinstance(text, list | tuple) else [text]:
+            for name in text if isinstance(text, MultiValue) else [text]:
                 # A name that is the patient's ID is a pseudonym.
                 if name is not None and str(name).strip() != identifier:
                     self._learn_name(str(name))
@@ -109,6 +113,11 @@ class Privacy:
     def learn_identifier(self, text: str) -> None:
         """Take note of what names a case or a patient without being a name."""
         self._identifiers.add(text)
+
+    def learn_root(self, root: Path) -> None:
+        """Take note of a source: where it lies on this machine is nobody's concern elsewhere."""
+        if root.parent.name:
+            self._above.add(f"{root.parent}/")
 
     def spoken(self, text: str) -> str:
         """Return a text for the terminal: without names and birth dates."""
@@ -122,7 +131,12 @@ class Privacy:
         return re.sub(r"\S+", lambda match: self._token(match.group()), text)
 
     def written(self, text: str) -> str:
-        """Return a text for the cohort: as `spoken`, and with hashes for identifiers unless they are kept."""
+        """Return a text for the cohort: as `spoken`, with hashes for identifiers unless they are kept.
+
+        Paths begin with the source's own folder.
+        """
+        for above in sorted(self._above, key=len, reverse=True):
+            text = text.replace(above, "")
         text = self.spoken(text)
         if self.uids == "keep":
             return text
@@ -172,7 +186,7 @@ class Privacy:
         """Tell whether a file or folder name holds a name, if only in one piece with other letters."""
         assert self._word is not None
         folded = _folded(part, keep_length=True)
-        return bool(self._word.search(folded)) or any(len(n) > 3 and n in folded for n in self._names)
+        return bool(self._word.search(folded)) or any(n in folded for n in self._names if _is_telling(n))
 
     def _without_identifiers(self, word: str) -> str:
         if word in self._identifiers:
@@ -197,6 +211,11 @@ def _folded(text: str, keep_length: bool = False) -> str:
         return "".join(folded)
     plain = unicodedata.normalize("NFKD", text.lower())
     return "".join(c for c in plain if not unicodedata.combining(c))
+
+
+def _is_telling(name: str) -> bool:
+    """Tell whether letters in the midst of others are this name, not chance: some, or few of a script of signs."""
+    return len(name) > LONGEST_CHANCE or min(name) >= FIRST_SIGN
 
 
 def _any_of(texts: Iterable[str], before: str, after: str) -> re.Pattern[str] | None:
