@@ -107,6 +107,18 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert rows[0].row.measures == ROWS[0].row.measures
 
 
+def test_rows_of_what_was_not_contoured_are_told_from_those_of_what_is_absent(tmp_path: Path) -> None:
+    rows = [ROWS[0].row, CaseRow("five", "prostate", ABSENT), CaseRow("six", "prostate", ABSENT, contoured=False)]
+    write_rows(tmp_path / "a.csv", "a", 3, 0, rows)
+    found = read_rows(tmp_path / "a.csv", {"six": ("prostate",), "five": ("bladder",)})
+    assert [r.row.outcome for r in found] == ["measured", "true_absent", "not_contoured"]
+    (summary,) = arm_tables(found)[0].of_seed.values()
+    assert (summary.n, summary.missed, summary.true_absent, summary.not_contoured) == (1, 0, 1, 1)
+    text = tables_text("study", {"truth": found}, ["dice"], [])
+    assert "Not contoured, and so not scored, in 1 of the cases." in text
+    assert "Not contoured" not in tables_text("study", {"truth": found[:2]}, ["dice"], [])
+
+
 def test_files_that_are_no_rows_of_a_study(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("case,dice\none,0.9\n")
     for call in (read_rows, lambda path: join_rows([path])):

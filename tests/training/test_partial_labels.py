@@ -18,10 +18,11 @@ from metricunet.training.batches import Batch, LocateBatches, SegmentBatches, up
 from metricunet.training.blocks import BlockBatches
 from metricunet.training.branch import PatchBatches
 from metricunet.training.config import AugmentConfig, load_config
-from metricunet.training.modules import LocateModule, SegmentModule
+from metricunet.training.modules import LocateModule, SegmentModule, dice
 from metricunet.training.objectives import segmentation_loss, soft_dice_loss
 from metricunet.training.partial_labels import certain_labels, merge_unknown
 from tests.support.cohorts import TINY_SETTINGS
+from tests.support.waits import Waits
 
 CPU = torch.device("cpu")
 CONFIG = load_config("small", settings=[*TINY_SETTINGS, "segment.batch_size=8", "locate.batch_size=8"])
@@ -228,6 +229,54 @@ def test_a_module_without_partial_cases_computes_what_it_always_did(cases: list[
         losses.append(module.loss(given, 50)[0].detach())
     assert torch.equal(losses[0], losses[1])
     torch.testing.assert_close(losses[0], losses[2])
+
+
+def test_a_step_with_partial_cases_never_waits_for_the_device(cases: list[PreparedCase]) -> None:
+    built = batches("segment", [replace(cases[0], unknown=(2,)), *cases[1:]])
+    logits = torch.randn(8, 3, 32, 32, requires_grad=True)
+    with Waits() as waits:
+        batch = built.draw(update_generator(0, 1, 0, CPU))
+        certain_labels(batch.labels, batch.unknown)
+        segmentation_loss(logits, batch.labels, 1, 1, IGNORE_CLASS, batch.unknown).backward()
+    assert waits.found == []
+
+
+def two_discs(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures with a bright disc of class 1 and a dark one of class 2."""
+    draw = torch.Generator().manual_seed(seed)
+    place = torch.stack(torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij"))
+    labels = torch.zeros(images, 32, 32, dtype=torch.uint8)
+    for one in labels:
+        for k, column in ((1, 8), (2, 23)):
+            centre = torch.tensor([16.0, column]) + 3 * torch.randn(2, generator=draw)
+            one[(place - centre[:, None, None]).square().sum(0) < 25] = k
+    level = torch.tensor([0.0, 1.0, -1.0])[labels.long()]
+    return (level + 0.3 * torch.randn(level.shape, generator=draw))[:, None], labels
+
+
+def test_a_structure_that_few_cases_contour_is_learned_and_not_unlearned() -> None:
+    """Class 2 is drawn in two images of eight. Taken for background in the rest much of it is lost, else found."""
+    images, labels = two_discs(8, 0)
+    unseen, truth = two_discs(4, 1)
+    unknown = torch.zeros(8, 3, dtype=torch.bool)
+    unknown[2:, 2] = True
+    labels[2:][labels[2:] == 2] = 0
+    found = {}
+    for masked in (True, False):
+        torch.manual_seed(0)
+        network = UNet(1, 3, 8, levels=2)
+        optimizer = torch.optim.Adam(network.parameters(), 0.01)
+        for _ in range(60):
+            loss = segmentation_loss(network(images), labels, 1, 1, IGNORE_CLASS, unknown if masked else None)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            predicted = network.eval()(unseen).argmax(dim=1)
+        found[masked] = [dice(predicted == k, truth == k) or 0.0 for k in (1, 2)]
+    assert min(found[True]) > 0.9
+    assert found[False][0] > 0.9
+    assert found[False][1] < found[True][1] - 0.15
 
 
 def replace_unknown(batch: Batch) -> Batch:

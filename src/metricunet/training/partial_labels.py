@@ -48,10 +48,9 @@ def merge_unknown(logits: Tensor, unknown: Tensor | None) -> Tensor:
         return logits
     logits = logits.float()
     hidden = unknown.view(*unknown.shape, *[1] * (logits.dim() - 2))
-    joined = hidden.clone()
-    joined[:, 0] = True
-    background = logits.masked_fill(~joined, NEVER).logsumexp(dim=1, keepdim=True)
-    return torch.cat([background, logits.masked_fill(hidden, NEVER)[:, 1:]], dim=1)
+    background = torch.cat([logits[:, :1], logits.masked_fill(~hidden, NEVER)[:, 1:]], dim=1)
+    known = logits.masked_fill(hidden, NEVER)[:, 1:]
+    return torch.cat([background.logsumexp(dim=1, keepdim=True), known], dim=1)
 
 
 def certain_labels(labels: Tensor, unknown: Tensor | None) -> Tensor:
