@@ -68,6 +68,7 @@ def test_every_number_for_programs() -> None:
     assert found["a", "5", "asd_mm"] == {
         "reference": "truth", "structure": "prostate", "arm": "a", "seed": "5", "measure": "asd_mm",
         "n": "2", "missed": "1", "mean": "3.000000", "std": "", "median": "3.000000",
+        "not_contoured": "0",
     }  # fmt: skip
     assert (found["a", "all", "dice"]["mean"], found["a", "all", "dice"]["n"]) == ("0.600000", "4")
     assert len(lines) == 7 * (2 + 1 + 1 + 1)
@@ -114,6 +115,7 @@ def test_rows_of_what_was_not_contoured_are_told_from_those_of_what_is_absent(tm
     assert [r.row.outcome for r in found] == ["measured", "true_absent", "not_contoured"]
     (summary,) = arm_tables(found)[0].of_seed.values()
     assert (summary.n, summary.missed, summary.true_absent, summary.not_contoured) == (1, 0, 1, 1)
+    assert {line["not_contoured"] for line in csv.DictReader(io.StringIO(tables_csv({"truth": found})))} == {"1"}
     text = tables_text("study", {"truth": found}, ["dice"], [])
     assert "Not contoured, and so not scored, in 1 of the cases." in text
     assert "Not contoured" not in tables_text("study", {"truth": found[:2]}, ["dice"], [])

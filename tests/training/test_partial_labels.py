@@ -20,7 +20,7 @@ from metricunet.training.branch import PatchBatches
 from metricunet.training.config import AugmentConfig, load_config
 from metricunet.training.modules import LocateModule, SegmentModule, dice
 from metricunet.training.objectives import segmentation_loss, soft_dice_loss
-from metricunet.training.partial_labels import certain_labels, merge_unknown
+from metricunet.training.partial_labels import certain_labels, merge_unknown, unknown_classes
 from tests.support.cohorts import TINY_SETTINGS
 from tests.support.waits import Waits
 
@@ -182,6 +182,7 @@ def test_a_batch_says_of_each_image_what_its_case_does_not_know(cases: list[Prep
 @pytest.mark.parametrize("kind", ["locate", "segment", "block"])
 def test_partial_cases_change_neither_images_nor_labels_nor_the_draw(cases: list[PreparedCase], kind: str) -> None:
     partial = [replace(cases[0], unknown=(2,)), *cases[1:]]
+    assert unknown_classes(cases, 3, CPU) is None
     plain, masked = (batches(kind, own).draw(update_generator(0, 1, 5, CPU)) for own in (cases, partial))
     assert plain.unknown is None
     assert masked.unknown is not None

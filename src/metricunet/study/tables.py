@@ -16,7 +16,10 @@ from metricunet.evaluation.measures import DEFINITIONS, Definition
 from metricunet.evaluation.summary import Statistics, StructureSummary, counted, mean_and_std, number, summarise
 from metricunet.study.score import StudyRow
 
-TABLE_COLUMNS = ("reference", "structure", "arm", "seed", "measure", "n", "missed", "mean", "std", "median")
+TABLE_COLUMNS = (
+    *("reference", "structure", "arm", "seed", "measure", "n", "missed", "mean", "std", "median"),
+    "not_contoured",
+)
 #: What stands for the seed in the line over all of them.
 ALL_SEEDS = "all"
 
@@ -103,12 +106,14 @@ def tables_csv(rows: Mapping[str, Sequence[StudyRow]]) -> str:
             place = [reference, table.structure, table.arm]
             for seed, summary in table.of_seed.items():
                 for name, s in summary.measures.items():
-                    writer.writerow([*place, seed, name, s.n, s.missed, *map(_number, (s.mean, s.std, s.median))])
+                    numbers = map(_number, (s.mean, s.std, s.median))
+                    writer.writerow([*place, seed, name, s.n, s.missed, *numbers, summary.not_contoured])
             for d in DEFINITIONS:
                 of_seeds = [s.measures[d.name] for s in table.of_seed.values()]
                 mean, std = table.between_seeds(d.name)
                 n, missed = sum(s.n for s in of_seeds), sum(s.missed for s in of_seeds)
-                writer.writerow([*place, ALL_SEEDS, d.name, n, missed, _number(mean), _number(std), ""])
+                unknown = sum(s.not_contoured for s in table.of_seed.values())
+                writer.writerow([*place, ALL_SEEDS, d.name, n, missed, _number(mean), _number(std), "", unknown])
     return text.getvalue()
 
 
