@@ -152,9 +152,12 @@ def _search_series(path: Path, progress: Progress | None) -> SeriesSearch:
     groups: dict[str, list[DicomFile]] = {}
     for file in images:
         groups.setdefault(file.series_uid, []).append(file)
+    used = {file.path.parent for file in images}
+    images.clear()  # a group's headers are let go when the series is made: a clinic's tree holds many
     series: list[CtSeries] = []
     refused: list[RefusedSeries] = []
-    for uid, files in groups.items():
+    for uid in list(groups):
+        files = groups.pop(uid)
         try:
             _check_undamaged(files, damaged)
             series.append(_series(uid, files))
@@ -170,7 +173,7 @@ def _search_series(path: Path, progress: Progress | None) -> SeriesSearch:
                     tuple(file.path for file in files),
                 )
             )
-    for folder in damaged.keys() - {file.path.parent for file in images}:
+    for folder in damaged.keys() - used:
         refused.append(RefusedSeries("", "", folder, 1, damaged[folder]))
     return SeriesSearch(tuple(series), tuple(refused), tuple(sets))
 

@@ -22,7 +22,7 @@ NONE = np.zeros(SHAPE, dtype=bool)
 
 
 def labels_of(cohort: Cohort, name: str) -> np.ndarray:
-    (case,) = (c for c in (*cohort.training, *cohort.test) if c.name == hashed(name))
+    (case,) = (c for c in (*cohort.training, *cohort.test) if c.name == name)
     assert case.label is not None
     return read_labels(case.label).array
 
@@ -59,11 +59,11 @@ def test_totalsegmentator_needs_no_names_file_for_the_prostate(tmp_path: Path) -
     cohort = read_cohort(tmp_path / "cohort")
     assert cohort.info.labels == {"prostate": 1}
     assert result.structures == {"prostate": {"contoured": 1, "absent": 1}}
-    np.testing.assert_array_equal(labels_of(cohort, "s0001"), PROSTATE)
-    assert not labels_of(cohort, "s0002").any()
+    np.testing.assert_array_equal(labels_of(cohort, hashed("ts", "s0001")), PROSTATE)
+    assert not labels_of(cohort, hashed("ts", "s0002")).any()
     assert all(case.not_contoured == () for case in cohort.training)
     assert sorted(line.split(":")[0].split("/")[-1] for line in result.left_out) == ["s0003", "s0004"]
-    image = next(c.image for c in cohort.training if c.name == hashed("s0001"))
+    image = next(c.image for c in cohort.training if c.name == hashed("ts", "s0001"))
     np.testing.assert_array_equal(read_nifti(image).array, scan(1).array)
 
 
@@ -73,9 +73,9 @@ def test_a_mask_that_is_missing_says_nothing_and_an_empty_one_says_absent(tmp_pa
     result = import_cohort([root], tmp_path / "cohort", names=given)
     cohort = read_cohort(tmp_path / "cohort")
     unknown = {case.name: case.not_contoured for case in cohort.training}
-    assert unknown == {hashed("s0001"): (), hashed("s0002"): (), hashed("s0003"): ("prostate",)}
+    assert unknown == {hashed("ts", "s0001"): (), hashed("ts", "s0002"): (), hashed("ts", "s0003"): ("prostate",)}
     assert result.structures["prostate"] == {"contoured": 1, "absent": 1, "not contoured": 1}
-    np.testing.assert_array_equal(labels_of(cohort, "s0003"), 2 * BLADDER)
+    np.testing.assert_array_equal(labels_of(cohort, hashed("ts", "s0003")), 2 * BLADDER)
     assert detect(root / "s0001") == "totalsegmentator"
 
 
@@ -109,9 +109,12 @@ def test_amos_gives_the_prostates_of_men(tmp_path: Path) -> None:
     assert detect(root) == "nnunet"
     result = import_cohort([root], tmp_path / "cohort")
     cohort = read_cohort(tmp_path / "cohort")
-    assert {case.name for case in cohort.training} == {hashed("amos_0001"), hashed("amos_0004")}
+    assert {case.name for case in cohort.training} == {
+        hashed("amos22", "amos_0001"),
+        hashed("amos22", "amos_0004"),
+    }
     assert result.structures == {"prostate": {"contoured": 1, "absent": 1}}
-    np.testing.assert_array_equal(labels_of(cohort, "amos_0001"), PROSTATE)
+    np.testing.assert_array_equal(labels_of(cohort, hashed("amos22", "amos_0001")), PROSTATE)
     assert len(result.left_out) == 2
     assert any(
         "amos_0003" in line and "a woman, whose label prostate/uterus is the uterus" in line
@@ -144,13 +147,13 @@ def test_nnunet_keeps_its_test_cases_its_patients_and_what_was_not_contoured(tmp
     import_cohort([root], tmp_path / "cohort", names=given)
     cohort = read_cohort(tmp_path / "cohort")
     assert cohort.info.trained_on == "synthetic"
-    assert {case.name for case in cohort.training} == {hashed("a"), hashed("b")}
-    assert [case.name for case in cohort.test] == [hashed("c")]
+    assert {case.name for case in cohort.training} == {hashed("raw", "a"), hashed("raw", "b")}
+    assert [case.name for case in cohort.test] == [hashed("raw", "c")]
     assert all(case.not_contoured == ("bladder",) for case in cohort.training)
     assert cohort.test[0].not_contoured == ()
     patients = json.loads((tmp_path / "cohort" / "patients.json").read_text())
-    assert patients[hashed("a")] == patients[hashed("b")] != patients[hashed("c")]
-    np.testing.assert_array_equal(labels_of(cohort, "a"), 2 * PROSTATE)
+    assert patients[hashed("raw", "a")] == patients[hashed("raw", "b")] != patients[hashed("raw", "c")]
+    np.testing.assert_array_equal(labels_of(cohort, hashed("raw", "a")), 2 * PROSTATE)
     assert json.loads((tmp_path / "cohort" / "dataset.json").read_text())["numTraining"] == 2
 
 
@@ -174,7 +177,7 @@ def test_pairs_are_told_by_their_names_and_structures_by_their_values(tmp_path: 
     result = import_cohort([root], tmp_path / "cohort", names=names(tmp_path, "prostate: 1\nbladder: 2\n"))
     cohort = read_cohort(tmp_path / "cohort")
     assert result.structures == {"prostate": {"contoured": 1, "absent": 1}, "bladder": {"contoured": 2}}
-    np.testing.assert_array_equal(labels_of(cohort, "x"), PROSTATE + 2 * (BLADDER & ~PROSTATE))
+    np.testing.assert_array_equal(labels_of(cohort, hashed("pairs", "x")), PROSTATE + 2 * (BLADDER & ~PROSTATE))
     assert "has no label map of its name" in result.refused[0]
 
 
@@ -191,7 +194,7 @@ def test_one_case_that_cannot_be_used_does_not_stop_the_others(tmp_path: Path) -
     write_dataset_json(root, {"prostate": 1}, 5, "", "users")
     write_labels(root / "labels" / "value.nii.gz", {9: PROSTATE})
     result = import_cohort([root], tmp_path / "cohort", names=names(tmp_path, "prostate: [prostate]\n"))
-    assert result.cases == (hashed("good"),)
+    assert result.cases == (hashed("pairs", "good"),)
     assert result.failed
     reasons = " | ".join(result.refused)
     for words in (
@@ -208,13 +211,40 @@ def test_one_case_that_cannot_be_used_does_not_stop_the_others(tmp_path: Path) -
     )
 
 
+def test_cases_of_one_name_in_two_sources_are_two_cases(tmp_path: Path) -> None:
+    for clinic in ("here", "there", "else/there"):
+        write_nifti(tmp_path / clinic / "images" / "001.nii.gz", scan())
+        write_labels(tmp_path / clinic / "labels" / "001.nii.gz", {1: PROSTATE})
+    given = names(tmp_path, "prostate: 1\n")
+    roots = [tmp_path / "here", tmp_path / "there", tmp_path / "there", tmp_path / "else" / "there"]
+    result = import_cohort(roots, tmp_path / "cohort", names=given)
+    assert result.cases == (hashed("here", "001"), hashed("there", "001"))
+    assert result.patients == 2
+    assert ["is the same scan as" in line for line in result.left_out] == [True]
+    assert ["has the name of" in line for line in result.refused] == [True]
+
+
+def test_a_real_scan_with_a_label_map(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "pelvis_ct_nifti"
+    for folder, file in (("images", "example_ct.nii.gz"), ("labels", "example_seg_fast_force_split.nii.gz")):
+        (tmp_path / "real" / folder).mkdir(parents=True)
+        (tmp_path / "real" / folder / "man.nii.gz").symlink_to(source / file)
+    given = names(tmp_path, "prostate: 22\nbladder: 21\nignore: ['*']\n")
+    import_cohort([tmp_path / "real"], tmp_path / "cohort", names=given)
+    cohort = read_cohort(tmp_path / "cohort")
+    truth = read_labels(source / "example_seg_fast_force_split.nii.gz").array
+    found = labels_of(cohort, hashed("real", "man"))
+    np.testing.assert_array_equal(found, np.where(truth == 22, 1, np.where(truth == 21, 2, 0)))
+    assert (found == 1).sum() > 500
+
+
 def test_label_maps_stored_in_other_axes_are_turned_to_the_scan(tmp_path: Path) -> None:
     root = tmp_path / "pairs"
     write_nifti(root / "images" / "a.nii.gz", scan())
     flipped = scan().with_array(PROSTATE.astype(np.uint8)).reordered((0, 2, 1), (True, False, True))
     write_nifti(root / "labels" / "a.nii.gz", flipped)
     import_cohort([root], tmp_path / "cohort", names=names(tmp_path, "prostate: 1\n"))
-    np.testing.assert_array_equal(labels_of(read_cohort(tmp_path / "cohort"), "a"), PROSTATE)
+    np.testing.assert_array_equal(labels_of(read_cohort(tmp_path / "cohort"), hashed("pairs", "a")), PROSTATE)
 
 
 def test_a_layout_that_is_named_is_not_guessed(tmp_path: Path) -> None:

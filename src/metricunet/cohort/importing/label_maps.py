@@ -51,7 +51,8 @@ class LabelMapCase(SourceCase):
         self.image, self.labels, self.ignore = image, labels, ignore
         self.values = dict(values)
         self.not_contoured = frozenset(not_contoured)
-        self.identity, self.patient, self.split = name, hashed("patient", patient), split
+        self.identity, self.origin, self.split = name, root.resolve().name, split
+        self.patient = hashed("patient", self.origin, patient)
         self.place = shown(image, root)
         self.structures = tuple(
             Named(spelling, f"{labels}: label {value}", spelling not in self.not_contoured, value)

@@ -172,16 +172,24 @@ def _earlier(output: Path) -> dict[str, Report]:
 
 
 def _drop_twins(found: Sequence[Found]) -> None:
-    """Keep one of the cases that two sources share."""
-    places: dict[str, str] = {}
+    """Keep one of the cases that two sources share; refuse those that share no more than a name."""
+    by_name: dict[str, SourceCase] = {}
+    by_file: dict[Path, SourceCase] = {}
     for one in found:
         kept: list[SourceCase] = []
         for case in one.cases:
-            if case.name in places:
-                reason = f"{case.place}: is the same scan as {places[case.name]}; it counts once"
+            file = case.files[0].resolve()
+            same, namesake = by_file.get(file), by_name.get(case.name)
+            if same is None and namesake is not None and not case.origin:
+                same = namesake
+            if same is not None:
+                reason = f"{case.place}: is the same scan as {same.place}; it counts once"
                 one.left_out.append(LeftOut(case.identity, reason, False, len(case.files)))
+            elif namesake is not None:
+                reason = f"{case.files[0]}: has the name of {namesake.files[0]}; rename the folder of one source"
+                one.left_out.append(LeftOut(case.identity, reason, True, len(case.files)))
             else:
-                places[case.name] = case.place
+                by_name[case.name] = by_file[file] = case
                 kept.append(case)
         one.cases = kept
 

@@ -55,7 +55,8 @@ class SourceCase(ABC):
     """A scan that may become a case.
 
     Attributes:
-        identity: what it is known by at its source; the case's name is the hash of it.
+        identity: what it is known by at its source.
+        origin: what tells it from the like of other sources; empty where the identity is unique in the world.
         patient: a hash that tells patients apart.
         place: file or folder, for messages.
         structures: as named at the source.
@@ -65,6 +66,7 @@ class SourceCase(ABC):
     """
 
     identity: str
+    origin: str = ""
     patient: str
     place: str
     structures: tuple[Named, ...]
@@ -75,7 +77,7 @@ class SourceCase(ABC):
     @property
     def name(self) -> str:
         """The case's name in the cohort: 12 hex digits."""
-        return hashed(self.identity)
+        return hashed(self.origin, self.identity) if self.origin else hashed(self.identity)
 
     @abstractmethod
     def read_image(self) -> Volume:

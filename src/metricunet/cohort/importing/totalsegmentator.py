@@ -21,7 +21,8 @@ class SubjectCase(SourceCase):
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder = folder
-        self.identity, self.patient = folder.name, hashed("patient", folder.name)
+        self.identity, self.origin = folder.resolve().name, root.resolve().name
+        self.patient = hashed("patient", self.origin, self.identity)
         self.place = shown(folder, root)
         masks = sorted(p for p in (folder / MASKS).iterdir() if is_scan(p) and not p.name.startswith("."))
         self.structures = tuple(Named(case_name(path), str(path), True, path) for path in masks)
