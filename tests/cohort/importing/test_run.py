@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from metricunet.cohort.splits import split_for
 from metricunet.errors import InputError
 from metricunet.evaluation.compare import evaluate
 from metricunet.files.dicom import find_series
-from metricunet.files.nifti import read_labels
+from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.files.rtstruct import read_rtstruct
 from tests.support.command import Command
 from tests.support.patients import Patient, write_ct, write_set
@@ -95,19 +94,38 @@ def test_an_import_that_is_stopped_goes_on_and_cannot_be_trained_on_before(tree:
         assert (cohort / path).read_bytes() == (whole / path).read_bytes(), path
 
 
-def test_a_killed_import_leaves_whole_files_and_can_be_gone_on_with(tree: Path, tmp_path: Path) -> None:
+#: Runs an import in which the process is killed while the labels of the second case are being written.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import metricunet.files.nifti as nifti
+from metricunet.cohort.importing import import_cohort
+
+save, written = nifti.nib.save, []
+
+def killing(image, path):
+    written.append(path)
+    if len(written) == 4:
+        Path(path).write_bytes(b"half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(image, path)
+
+nifti.nib.save = killing
+import_cohort([Path(sys.argv[1])], Path(sys.argv[2]), names=Path(sys.argv[3]))
+"""
+
+
+def test_a_killed_import_leaves_whole_files_and_is_gone_on_with(tree: Path, tmp_path: Path) -> None:
     names, cohort = tmp_path / "names.yaml", tmp_path / "cohort"
-    command = [sys.executable, "-m", "metricunet", "import", tree, "-o", cohort, "--names", names]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    labels = cohort / "labelsTr"
-    while process.poll() is None and not (labels.is_dir() and any(labels.iterdir())):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    ended = subprocess.run([sys.executable, "-c", KILLED, tree, cohort, names], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert len(list(cohort.rglob("[!.]*.nii.gz"))) == 3
+    assert len(list(cohort.rglob(".partial-*"))) == 1
     for path in cohort.rglob("[!.]*.nii.gz"):
-        gzip.decompress(path.read_bytes())
-    result = import_cohort([tree], cohort, names=names)
-    assert len(result.cases) == len(read_cohort(cohort).training) == 3
+        read_nifti(path)
+    assert import_cohort([tree], cohort, names=names).done_before == 1
+    assert len(read_cohort(cohort).training) == 3
+    assert not list(cohort.rglob(".partial-*"))
 
 
 def test_foreign_folders_and_other_sources_are_not_touched(tree: Path, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def find_nnunet(root: Path, privacy: Privacy, bars: Bars) -> Found:
                 )
     if BOTH_SEXES in info.labels and women is None:
         found.notes.append(
-            f"label {BOTH_SEXES} is the uterus of women, and no {AMOS_SEXES} here says who is one: put AMOS22's "
+            f"label {BOTH_SEXES} is the uterus of women, and no {AMOS_SEXES} says who is one: put AMOS22's "
             "table beside dataset.json, or take the women out"
         )
     return found
@@ -172,7 +172,7 @@ def _scans(folder: Path) -> list[Path]:
 
 def _women(root: Path) -> frozenset[str] | None:
     """Return the names of AMOS22's women; None where no table says who is one."""
-    tables = sorted(root.glob(AMOS_SEXES))
+    tables = sorted(root.glob(AMOS_SEXES)) or sorted(root.resolve().parent.glob(AMOS_SEXES))
     if not tables:
         return None
     women = set()

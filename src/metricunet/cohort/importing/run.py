@@ -32,7 +32,7 @@ from metricunet.cohort.importing.source import Bars, Found, LeftOut, Progress, S
 from metricunet.cohort.layout import image_path, label_path, write_dataset_json
 from metricunet.cohort.splits import PATIENTS_NAME
 from metricunet.errors import InputError
-from metricunet.files.atomic import write_json
+from metricunet.files.atomic import UNFINISHED, write_json
 from metricunet.files.nifti import write_nifti
 from metricunet.files.record import RunRecord
 
@@ -224,6 +224,8 @@ class _Importer:
         todo = [case for case in cases if case.source.name not in self.reports]
         if todo:
             (self.output / "dataset.json").unlink(missing_ok=True)  # nobody is to take a part for the whole
+            for path in self.output.glob(f"*/{UNFINISHED}"):
+                path.unlink()  # an import that was killed could not remove them
             self._save()
         for case in todo:
             try:
