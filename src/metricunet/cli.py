@@ -25,6 +25,10 @@ DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+AllowGaps = Annotated[
+    bool, typer.Option("--allow-gaps", help="Resample DICOM series with missing or uneven slices.")
+]
+AllowTilt = Annotated[bool, typer.Option("--allow-tilt", help="Resample DICOM series of a tilted gantry.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -142,13 +146,15 @@ def import_(
 @app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="A cohort, a scan in one file, or a folder of DICOM.")],
+    allow_gaps: AllowGaps = False,
+    allow_tilt: AllowTilt = False,
     json: Json = False,
 ) -> None:
     """Find every problem of a cohort or a scan, a line each."""
     from metricunet.workflows.check import check as run
 
     with progress_bars() as bar:
-        problems = run(path, bar("checking"))
+        problems = run(path, bar("checking"), allow_gaps=allow_gaps, allow_tilt=allow_tilt)
     if json:
         _print_json([{"case": p.case, "severity": p.severity, "message": p.message} for p in problems])
     else:
@@ -205,6 +211,23 @@ def predict(
         str, typer.Option("--format", help="Of nifti, rtstruct and seg, with commas between.")
     ] = "nifti",
     series: Annotated[str | None, typer.Option(help="SeriesInstanceUID to take alone.")] = None,
+    contours: Annotated[
+        Literal["surface", "voxel"],
+        typer.Option(help="Of a structure set: where the probability is one half, or along voxels' edges."),
+    ] = "surface",
+    smooth: Annotated[
+        bool, typer.Option("--smooth", help="Smooth its contours, no point by more than 0.5 mm.")
+    ] = False,
+    holes: Annotated[Literal["keep", "close", "keyhole"], typer.Option(help="Of its contours.")] = "keep",
+    add_to: Annotated[
+        Path | None,
+        typer.Option(help="Structure set of the one series given, to add to.", metavar="RTSTRUCT"),
+    ] = None,
+    reruns: Annotated[
+        int, typer.Option(min=0, help="How often the crop may move or grow where the target reaches its edge.")
+    ] = 3,
+    allow_gaps: AllowGaps = False,
+    allow_tilt: AllowTilt = False,
     device: Device = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="End with status 1 if a case needs review.")] = False,
 ) -> None:
@@ -214,7 +237,20 @@ def predict(
     formats = [f.strip() for f in format_.split(",")]
     with progress_bars() as bar:
         outcome = run(
-            scans, model, output, formats=formats, series=series, device=device, progress=bar("segmenting")
+            scans,
+            model,
+            output,
+            formats=formats,
+            series=series,
+            contours=contours,
+            holes=holes,
+            smooth=smooth,
+            add_to=add_to,
+            reruns=reruns,
+            device=device,
+            allow_gaps=allow_gaps,
+            allow_tilt=allow_tilt,
+            progress=bar("segmenting"),
         )
     for case in outcome.cases:
         time = "done before" if case.skipped else f"{case.seconds:.1f} s"
@@ -321,6 +357,21 @@ def bench(
                 typer.echo(f"{result.text()}\n")
     if json:
         _print_json(found if part == "all" else found[part])
+
+
+@app.command()
+def validate(output: Output, json: Json = False) -> None:
+    """Send analytic shapes through every door and back, for commissioning: half a minute, a page to sign."""
+    from metricunet.workflows.validate.run import validate as run
+
+    with progress_bars() as bar:
+        result = run(output, progress=bar("validating"))
+    if json:
+        _print_json(result.to_json())
+    else:
+        typer.echo(result.text())
+        typer.echo(f"report: {result.report}")
+    raise typer.Exit(SOME_FAILED if result.failed else DONE)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from metricunet.inference.locate import Localisation
-from metricunet.study.score import measured_cut
+from metricunet.study.beyond import smoothness_lines
+from metricunet.study.score import segment_cut
 from metricunet.study.stage_one import Cut
 from metricunet.volume import Geometry, Volume
 
@@ -22,10 +23,14 @@ def test_what_was_not_contoured_is_not_measured() -> None:
     found[2:4, 6:9, 6:9] = 2
     predictor: Any = SimpleNamespace(segment=lambda image, located: SimpleNamespace(labels=Volume(found, GRID)))
     where = Localisation("found", 1.0, "", np.zeros(3), 1.0)
-    outcomes = []
+    outcomes, smoothness = [], []
     for unknown in ((), ("bladder",)):
         cut = Cut("a", Volume(labels, GRID), {"truth": Volume(labels, GRID)}, where, "", unknown)
-        measured = measured_cut(predictor, cut, {"prostate": 1, "bladder": 2}, None)["truth"]
-        assert measured["prostate"].dice == 1
-        outcomes.append(measured["bladder"].dice)
-    assert outcomes == [0, None]
+        scored = segment_cut(predictor, cut, {"prostate": 1, "bladder": 2}, None)
+        prostate, bladder = scored.rows("truth")
+        assert prostate.measures.dice == 1
+        outcomes.append(bladder.outcome)
+        lines = {structure: values for _, structure, values in smoothness_lines(scored)}
+        smoothness.append(any(value is not None for value in lines["bladder"].values()))
+    assert outcomes == ["false_positive", "not_contoured"]
+    assert smoothness[1] is False

@@ -101,6 +101,11 @@ def check_scan(path: Path) -> list[Problem]:
     return [Problem(path.name, "error" if serious else "warning", message) for serious, message in found]
 
 
+def check_image(case: str, image: Volume, path: Path) -> list[Problem]:
+    """Return every problem of a scan that was read from `path`, without labels."""
+    return [Problem(case, "error" if serious else "warning", message) for serious, message in _image(image, path)]
+
+
 def _describe(volume: Volume) -> str:
     size = "x".join(str(n) for n in volume.geometry.shape)
     spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)

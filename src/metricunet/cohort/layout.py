@@ -7,7 +7,6 @@ are, and cohorts written here work in nnU-Net. `contoured.json` says which struc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from metricunet.cohort.contoured import CONTOURED_NAME, read_not_contoured
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
+from metricunet.files.json_file import read_json
 from metricunet.files.scan import case_name, is_scan
 
 #: The only channel: nnU-Net marks the first one like this.
@@ -78,10 +78,7 @@ def read_dataset_json(folder: Path) -> DatasetInfo:
             f"{folder}: no dataset.json here; expected an nnU-Net raw data set "
             "(dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz)"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
     labels = _labels(path, content.get("labels"))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from metricunet.cohort.layout import Cohort
 from metricunet.errors import InputError
+from metricunet.files.json_file import read_json
 
 Fold = int | Literal["all"]
 DEFAULT_FOLDS = 5
@@ -68,7 +68,7 @@ def patients_of(folder: Path) -> dict[str, str]:
     path = folder / PATIENTS_NAME
     if not path.is_file():
         return {}
-    content = _json(path)
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object of case to patient; found {type(content).__name__}")
     return {str(case): str(patient) for case, patient in content.items()}
@@ -94,7 +94,7 @@ def _draw(folder: Path, names: Sequence[str], patients: dict[str, str], seed: in
 
 
 def _read(path: Path, names: Sequence[str], patients: dict[str, str]) -> list[Split]:
-    content = _json(path)
+    content = read_json(path)
     if not isinstance(content, list) or not content:
         raise InputError(f'{path}: expected a list of {{"train": [...], "val": [...]}}')
     splits = []
@@ -112,10 +112,3 @@ def _read(path: Path, names: Sequence[str], patients: dict[str, str]) -> list[Sp
             raise InputError(f"{path}: fold {k} has no training case")
         splits.append(Split(train, val))
     return splits
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error

@@ -6,7 +6,6 @@ A case is the name of its reference file without suffix. Its prediction has the 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from metricunet.cohort.contoured import read_not_contoured
 from metricunet.cohort.layout import CHANNEL_SUFFIX, read_dataset_json
 from metricunet.errors import InputError
+from metricunet.files.json_file import read_json
 from metricunet.files.scan import SCAN_SUFFIXES, case_name, is_scan
 
 #: The folders of a cohort that hold references, and where their images are.
@@ -120,11 +120,7 @@ def read_quality(path: Path | None) -> Quality:
     """
     if path is None:
         return Quality()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); predict the case again") from error
-    content = _typed(path, "the file", content, dict)
+    content = _typed(path, "the file", read_json(path, "; predict the case again"), dict)
     localisation = _typed(path, "localisation", content.get("localisation") or {}, dict)
     confidence = _typed(path, "localisation.confidence", localisation.get("confidence"), int | float | None)
     return Quality(

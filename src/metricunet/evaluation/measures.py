@@ -112,6 +112,8 @@ DEFINITIONS: tuple[Definition, ...] = (
 )
 
 MEASURE_NAMES: tuple[str, ...] = tuple(definition.name for definition in DEFINITIONS)
+#: Measures that are best at 0 and can lie on either side of it, so that neither larger nor smaller is better.
+SIGNED = ("volume_difference_ml",)
 
 
 @dataclass(frozen=True)

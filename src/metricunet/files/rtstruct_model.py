@@ -25,6 +25,7 @@ class RtStructure:
         interpreted_type: RTROIInterpretedType.
         frame_of_reference_uid: that the contours are in.
         image_uids: for each contour the SOPInstanceUID of the image that it names, if it does.
+        image_frames: for each contour the frame of that image, from 1, if it names one.
         passed_over: what encloses no area: geometric types (POINT, OPEN_PLANAR) and how many contours of each.
     """
 
@@ -35,6 +36,7 @@ class RtStructure:
     interpreted_type: str | None
     frame_of_reference_uid: str | None
     image_uids: tuple[str | None, ...] = ()
+    image_frames: tuple[int | None, ...] = ()
     passed_over: tuple[tuple[str, int], ...] = ()
 
 

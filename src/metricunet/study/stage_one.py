@@ -40,6 +40,8 @@ from metricunet.volume import Geometry, Volume
 Progress = Callable[[int, int], None]
 
 LOCATE_NAME = "locate.safetensors"
+#: Folders of the cuts: of the cases to score, and of the training cases that probes are fitted on.
+SCORED, FITTING = "cuts", "fitting"
 #: Raised whenever a cut would come out differently.
 CUT_VERSION = 1
 
@@ -54,6 +56,7 @@ class FoldJob:
         config: of the base.
         fold: to validate on.
         cases: to locate and cut.
+        fitting: training cases to locate and cut, too, for probes of features to be fitted on.
         half_mm: half the sides of what stage 2 may read: slice, row, column.
         spare: folder for prepared cases where the cohort is read-only.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -64,6 +67,7 @@ class FoldJob:
     config: TrainConfig
     fold: Fold
     cases: tuple[ScoredCase, ...]
+    fitting: tuple[ScoredCase, ...]
     half_mm: tuple[float, float, float]
     spare: Path
     device: str
@@ -154,13 +158,17 @@ def prepare_fold(
     locate_sha256 = sha256([path])
     hashes, off_mm, progress = [], [], bar("locating")
     target = run.labels[job.config.target]
+    steps = len(job.cases) + len(job.fitting)
     for done, case in enumerate(job.cases, start=1):
-        cut = _cut(job, case, run, located, locate_sha256)
+        cut = _cut(job, SCORED, case, run, located, locate_sha256)
         unknown = f":{','.join(cut.not_contoured)}" if cut.not_contoured else ""
         hashes.append(f"{cut.name}:{cut.source_sha256}{unknown}")
         if cut.holds(target):
             off_mm.append(cut.off_mm(target))
-        progress(done, len(job.cases))
+        progress(done, steps)
+    for done, case in enumerate(job.fitting, start=len(job.cases) + 1):
+        _cut(job, FITTING, case, run, located, locate_sha256)
+        progress(done, steps)
     scored = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
     return FoldReady(job.fold, run.data_sha256, locate_sha256, scored, run.labels, run.info.ignore, tuple(off_mm))
 
@@ -186,13 +194,18 @@ def read_located(folder: Path, run: Run) -> Located:
     return trained_locate(run, weights, np.array(facts["errors_mm"], dtype=np.float64).reshape(-1, 3))
 
 
-def read_cut(folder: Path, case: str) -> Cut:
+def read_cut(folder: Path, case: str, kind: str = SCORED) -> Cut:
     """Read the cut of a case.
+
+    Args:
+        folder: of the fold.
+        case: name.
+        kind: `SCORED` or `FITTING`.
 
     Raises:
         InputError: it is not there, or damaged.
     """
-    path = _cut_path(folder, case)
+    path = _cut_path(folder, case, kind)
     stored = _load(path)
     if stored is None:
         raise InputError(f"{path}: missing or damaged; run the study again")
@@ -206,11 +219,11 @@ def _write_located(path: Path, located: Located) -> None:
         save_file(weights, temporary, metadata={"stage_one": json.dumps(facts)})
 
 
-def _cut_path(folder: Path, case: str) -> Path:
-    return folder / "cuts" / f"{case}.npz"
+def _cut_path(folder: Path, case: str, kind: str) -> Path:
+    return folder / kind / f"{case}.npz"
 
 
-def _cut(job: FoldJob, case: ScoredCase, run: Run, located: Located, locate_sha256: str) -> Cut:
+def _cut(job: FoldJob, kind: str, case: ScoredCase, run: Run, located: Located, locate_sha256: str) -> Cut:
     """Cut a case, if its cut is not there already."""
     files = [case.image, *case.references.values()]
     key = {
@@ -221,7 +234,7 @@ def _cut(job: FoldJob, case: ScoredCase, run: Run, located: Located, locate_sha2
         "not_contoured": list(case.not_contoured),
         "stamps": [[p.stat().st_size, p.stat().st_mtime_ns] for p in files],
     }
-    path = _cut_path(job.folder, case.name)
+    path = _cut_path(job.folder, case.name, kind)
     stored = _load(path)
     if stored is not None and stored[1] == key:
         return stored[0]

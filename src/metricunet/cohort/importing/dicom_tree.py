@@ -81,7 +81,7 @@ def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
     Raises:
         InputError: a folder without CT series and structure sets.
     """
-    search = search_series(root, bars("reading"))
+    search = search_series(root, progress=bars("reading"))
     for refused in search.refused:
         for path in refused.files[:1]:
             privacy.learn(_identity(path))
@@ -94,7 +94,8 @@ def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
     for refused in search.refused:
         described = f" ({refused.description})" if refused.description else ""
         what = refused.series_uid or shown(refused.folder, root)
-        found.left_out.append(LeftOut(f"{what}{described}", refused.reason, True, refused.file_count))
+        entry = LeftOut(f"{what}{described}", refused.reason, refused.is_scan, refused.file_count)
+        found.left_out.append(entry)
     owned: dict[str, list[StructureSet]] = {series.series_uid: [] for series in search.series}
     for one in sets:
         owner = _owner(one, search)
