@@ -32,9 +32,11 @@ class Bands(Network):
     divisor = normalised_stride = bottleneck_channels = 1
     decoder_channels = (1,)
 
-    def __init__(self, bands: Sequence[tuple[float, float]], spatial_dims: int) -> None:
+    def __init__(self, bands: str, spatial_dims: int, in_channels: int, classes: int) -> None:
         super().__init__()
-        self.bands, self.spatial_dims, self.in_channels = bands, spatial_dims, 1
+        self.bands = [tuple(map(float, band.split(":"))) for band in bands.split()]
+        self.spatial_dims, self.in_channels = spatial_dims, in_channels
+        assert len(self.bands) == classes - 1
         self.nothing = torch.nn.Parameter(torch.zeros(1))  # a model file needs a weight
 
     def forward_with_maps(self, images: Tensor) -> NetworkOutput:
@@ -72,7 +74,10 @@ def write_bands_model(
     labels = dict(labels or {"prostate": 1})
 
     def network(found: Sequence[tuple[float, float]], dims: int) -> dict[str, object]:
-        return {"architecture": "bands", "bands": [list(b) for b in found], "spatial_dims": dims}
+        # A card holds small numbers and words alone, so the bands are written as text.
+        text = " ".join(f"{low:g}:{high:g}" for low, high in found)
+        sizes = {"spatial_dims": dims, "in_channels": 1, "classes": len(labels) + 1}
+        return {"architecture": "bands", "bands": text, **sizes}
 
     card = ModelCard(
         locate=StageCard(network(locate_bands or bands, 3), (4.0, 4.0, 4.0), None, WINDOW),
