@@ -103,6 +103,46 @@ def phantom(
         typer.echo(f"the same with reader 1's training labels in {displaced}")
 
 
+@app.command("import")
+def import_(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Folders: DICOM patients, TotalSegmentator, nnU-Net or AMOS22, pairs of NIfTI files."),
+    ],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the cohort.")] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="YAML: which spelling of a name means which structure.", metavar="FILE")
+    ] = None,
+    list_names: Annotated[
+        bool, typer.Option("--list-names", help="Count every spelling, and print a names file to complete.")
+    ] = False,
+    layout: Annotated[str, typer.Option(help="dicom, totalsegmentator, nnunet, pairs, or auto.")] = "auto",
+    uids: Annotated[
+        Literal["keep", "hash"], typer.Option(help="What import.json holds of the sources' identifiers.")
+    ] = "hash",
+) -> None:
+    """Make a cohort of scans with contours: CT and RTSTRUCT in DICOM, or other layouts."""
+    from metricunet.cohort.importing import import_cohort
+    from metricunet.cohort.importing import list_names as spellings
+
+    if not list_names and output is None:
+        raise InputError("import needs -o COHORT, or --list-names to see the names of structures first")
+    notes: tuple[str, ...] = ()
+    with progress_bars() as bar:
+        if list_names or output is None:
+            listed = spellings(sources, layout=layout, bars=bar)
+            typer.echo(listed.text.rstrip())
+            left_out, refused, failed = listed.left_out, listed.refused, False
+        else:
+            done = import_cohort(sources, output, names=names, layout=layout, uids=uids, bars=bar)
+            typer.echo(done.text())
+            notes, left_out, refused, failed = done.notes, done.left_out, done.refused, done.failed
+    for kind, lines in (("note", notes), ("left out", left_out), ("refused", refused)):
+        for line in lines:
+            _say(f"{kind}: {line}")
+    raise typer.Exit(SOME_FAILED if failed else DONE)
+
+
 @app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="A cohort, a scan in one file, or a folder of DICOM.")],
