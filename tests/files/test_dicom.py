@@ -14,7 +14,7 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -183,6 +183,18 @@ class TestSoundSeries:
         directory = companion("", "1.2.840.10008.1.3.10")
         save(tmp_path / "DICOMDIR", directory)
         only(find_series(tmp_path))
+
+    def test_a_directory_of_files_is_passed_over(self, tmp_path: Path) -> None:
+        # As on a disc: DICOMDIR is DICOM, and no element of its data set says what it is.
+        written = write_series(tmp_path)
+        directory = Dataset()
+        directory.FileSetID, directory.DirectoryRecordSequence = "DISC", []
+        directory.file_meta = FileMetaDataset()
+        directory.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+        directory.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        directory.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        directory.save_as(tmp_path / "DICOMDIR", enforce_file_format=True)
+        assert only(find_series(tmp_path)).geometry.same_grid(written.geometry)
 
 
 class TestPixels:
@@ -471,6 +483,16 @@ class TestRefusedSeries:
         # The first slice: without it the rest would look like a sound, shorter scan.
         written = write_series(tmp_path)
         written.files[0].write_bytes(written.files[0].read_bytes()[:kept])
+        found = find_series(tmp_path)
+        assert found.series == ()
+        assert any(refused.reason.startswith(f"{written.files[0]}:") for refused in found.refused)
+
+    def test_a_data_set_spoilt_from_its_beginning_is_not_taken_for_something_else(self, tmp_path: Path) -> None:
+        # Without its class and modality nothing but the file's own header says that the first slice was one.
+        written = write_series(tmp_path)
+        content = written.files[0].read_bytes()
+        at = content.index(b"\x08\x00\x16\x00")
+        written.files[0].write_bytes(content[:at] + content[at + 21 :])
         found = find_series(tmp_path)
         assert found.series == ()
         assert any(refused.reason.startswith(f"{written.files[0]}:") for refused in found.refused)

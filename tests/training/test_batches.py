@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSettings, prepare
@@ -18,6 +16,7 @@ from metricunet.training.batches import LocateBatches, SegmentBatches, update_ge
 from metricunet.training.config import AugmentConfig, load_config
 from metricunet.volume import Geometry, Volume
 from tests.support.cohorts import TINY_SETTINGS
+from tests.support.waits import Waits
 
 CPU = torch.device("cpu")
 STILL = AugmentConfig(
@@ -210,24 +209,6 @@ def test_the_middle_slice_holds_a_structure_as_often_as_asked() -> None:
             assert holding.all()
             counts = torch.bincount(slices, minlength=40)[[7, 20, 33]]
             assert counts.min() > 100
-
-
-class Waits(TorchDispatchMode):
-    """Collects the operations that make a device wait for the host, or the host for the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = str(func)
-        masks = [k for k in args[1] or () if k is not None and k.dtype == torch.bool] if "index" in name else []
-        waiting = ("_local_scalar_dense", "nonzero", "multinomial", "masked_select", "lift_fresh", "unique")
-        if any(word in name for word in waiting) or masks:
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("stage", ["segment", "locate"])

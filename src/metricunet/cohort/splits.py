@@ -14,6 +14,7 @@ from metricunet.files.json_file import read_json
 
 Fold = int | Literal["all"]
 DEFAULT_FOLDS = 5
+PATIENTS_NAME = "patients.json"
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,29 @@ def split_for(cohort: Cohort, fold: Fold, seed: int = 0) -> Split:
 def read_patients(cohort: Cohort) -> dict[str, str]:
     """Map each training case to its patient: `patients.json` where it exists, else each case is its own."""
     names = [case.name for case in cohort.training]
-    path = cohort.folder / "patients.json"
+    path = cohort.folder / PATIENTS_NAME
     if not path.is_file():
         return {name: name for name in names}
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected an object of case to patient; found {type(content).__name__}")
+    content = patients_of(cohort.folder)
     missing = [name for name in names if name not in content]
     if missing:
         raise InputError(f"{path}: case {missing[0]} has no patient ({len(missing)} in all); add them")
-    return {name: str(content[name]) for name in names}
+    return {name: content[name] for name in names}
+
+
+def patients_of(folder: Path) -> dict[str, str]:
+    """Return what patients.json says, case to patient; nothing where there is none.
+
+    Raises:
+        InputError: not such a file.
+    """
+    path = folder / PATIENTS_NAME
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object of case to patient; found {type(content).__name__}")
+    return {str(case): str(patient) for case, patient in content.items()}
 
 
 def _draw(folder: Path, names: Sequence[str], patients: dict[str, str], seed: int) -> list[Split]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from metricunet.files.dicom_stack import Allow, stack_slices
 from metricunet.volume import FloatArray, Geometry, Volume
 
 __all__ = ["Allow", "CtSeries", "RefusedSeries", "SeriesSearch", "find_series"]
+
+Progress = Callable[[int, int], None]
 
 FEWEST_SLICES = 3
 #: Nothing is repaired.
@@ -123,6 +125,7 @@ class RefusedSeries:
         file_count: its files.
         reason: what is wrong.
         is_scan: False for what is not at fault, but no CT scan either: localizers, reports, another modality.
+        files: those of them that can be read.
     """
 
     series_uid: str
@@ -131,14 +134,16 @@ class RefusedSeries:
     file_count: int
     reason: str
     is_scan: bool = True
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class SeriesSearch:
-    """What a folder holds."""
+    """What a folder holds: series to use, series that are refused, and the structure sets beside them."""
 
     series: tuple[CtSeries, ...]
     refused: tuple[RefusedSeries, ...]
+    structure_sets: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,14 +168,32 @@ def find_series(path: Path, allow: Allow = STRICT) -> SeriesSearch:
     Raises:
         InputError: no such path, no DICOM image there, or a single file that is none.
     """
+    found = search_series(path, allow)
+    if not found.series and not found.refused:
+        raise InputError(f"{path}: holds no DICOM images; give the folder of a CT series")
+    return found
+
+
+def search_series(path: Path, allow: Allow = STRICT, progress: Progress | None = None) -> SeriesSearch:
+    """Find what `find_series` finds, and the structure sets beside it; there may be no image.
+
+    Args:
+        path: a folder, or a file.
+        allow: faults that are repaired rather than refused; none by default.
+        progress: called with the files read and the files in all.
+
+    Raises:
+        InputError: no such path, or a single file that is no CT image.
+    """
     with warnings.catch_warnings():
         # pydicom warns of odd but harmless values (a UID with a letter in it); what matters is checked here.
         warnings.simplefilter("ignore")
-        return _find_series(path, allow)
+        return _search_series(path, allow, progress)
 
 
-def _find_series(path: Path, allow: Allow) -> SeriesSearch:
+def _search_series(path: Path, allow: Allow, progress: Progress | None) -> SeriesSearch:
     damaged: list[_Damaged] = []
+    sets: list[Path] = []
     if path.is_file():
         chosen = read_dicom_file(path)
         if chosen is None:
@@ -178,15 +201,13 @@ def _find_series(path: Path, allow: Allow) -> SeriesSearch:
         if not chosen.is_image:
             modality = chosen.dataset.get("Modality", "") or "unknown"
             raise InputError(f"{path}: is a DICOM object of modality {modality}, expected a CT image")
-        images = _read_images(sorted(p for p in path.parent.iterdir() if p.is_file()), damaged)
+        images = _read_images(sorted(p for p in path.parent.iterdir() if p.is_file()), damaged, sets, progress)
         images = [file for file in images if file.series_uid == chosen.series_uid]
         damaged = [d for d in damaged if d.series_uid in ("", chosen.series_uid)]
     elif path.is_dir():
-        images = _read_images(_files_below(path, damaged), damaged)
+        images = _read_images(_files_below(path, damaged), damaged, sets, progress)
     else:
         raise InputError(f"{path}: no such file or folder")
-    if not images and not damaged:
-        raise InputError(f"{path}: holds no DICOM images; give the folder of a CT series")
 
     groups: dict[str, list[DicomFile]] = {}
     for file in images:
@@ -194,19 +215,22 @@ def _find_series(path: Path, allow: Allow) -> SeriesSearch:
     series: list[CtSeries] = []
     refused: list[RefusedSeries] = []
     told: set[str] = set()
-    for uid, files in groups.items():
+    images.clear()  # a group's headers are let go when its series is made: a clinic's tree holds many
+    for uid in list(groups):
+        files = groups.pop(uid)
         try:
             _check_undamaged(uid, files, damaged)
             series.append(_series(uid, files, allow))
         except InputError as error:
             description = str(files[0].dataset.get("SeriesDescription", "") or "")
             folder, reason = files[0].path.parent, str(error)
-            refused.append(RefusedSeries(uid, description, folder, len(files), reason, _is_scan(files)))
+            paths = tuple(file.path for file in files)
+            refused.append(RefusedSeries(uid, description, folder, len(files), reason, _is_scan(files), paths))
             told.add(reason)
     for lost in damaged:
         if lost.reason not in told:
             refused.append(RefusedSeries(lost.series_uid, "", lost.folder, 1, lost.reason))
-    return SeriesSearch(tuple(series), tuple(refused))
+    return SeriesSearch(tuple(series), tuple(refused), tuple(sets))
 
 
 def _files_below(folder: Path, damaged: list[_Damaged]) -> list[Path]:
@@ -223,10 +247,14 @@ def _files_below(folder: Path, damaged: list[_Damaged]) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def _read_images(paths: Sequence[Path], damaged: list[_Damaged]) -> list[DicomFile]:
-    """Return the images, and add what is damaged to the list: one file of each series in each folder."""
+def _read_images(
+    paths: Sequence[Path], damaged: list[_Damaged], sets: list[Path], progress: Progress | None
+) -> list[DicomFile]:
+    """Return the images; add to the lists what is damaged (one file of each series in each folder), and sets."""
     images: list[DicomFile] = []
-    for path in paths:
+    for done, path in enumerate(paths, start=1):
+        if progress is not None:
+            progress(done, len(paths))
         try:
             file = read_dicom_file(path)
         except DamagedFileError as error:
@@ -235,6 +263,8 @@ def _read_images(paths: Sequence[Path], damaged: list[_Damaged]) -> list[DicomFi
         else:
             if file is not None and file.is_image:
                 images.append(file)
+            elif file is not None and file.dataset.get("Modality") == "RTSTRUCT":
+                sets.append(path)
     return images
 
 

@@ -52,7 +52,7 @@ def split_frames(file: DicomFile) -> list[DicomFile]:
             replace(file, dataset=_as_single_frame(file, shared, own, number), frame=number)
             for number, shared, own in _groups(file)
         ]
-    except (*DAMAGE, AttributeError) as error:
+    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from metricunet.errors import InputError
 from metricunet.files.dicom_file import DicomHandle, parsed, plain_text, read_dataset
@@ -34,6 +34,14 @@ _TAGS = [
     *("SamplesPerPixel", "NumberOfFrames", "BitsAllocated", "BitsStored", "PixelRepresentation"),
     *("RescaleIntercept", "RescaleSlope", "RescaleType"),
     *("AcquisitionNumber", "ConvolutionKernel", "SliceThickness", "SpacingBetweenSlices"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+]
+
+#: Those of them that are texts. pydicom interprets an element when it is first asked for, and may fail only then:
+#: these are asked for at once, numbers where a fault of theirs can be named.
+_TEXTS = [
+    *("ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesDescription", "PatientID"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "RescaleType", "ConvolutionKernel"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
 
@@ -131,6 +139,8 @@ def read_dicom_file(path: Path) -> DicomFile | None:
                 if path.suffix.lower() == ".dcm":
                     raise EOFError("it does not begin like DICOM; empty or truncated")
                 return None
+            for keyword in _TEXTS:
+                dataset.get(keyword)
             if _ends_early(dataset):
                 # The last element that was read may itself be cut off, so it tells nothing.
                 if any(tag > _SERIES_UID for tag in dataset.keys()):  # noqa: SIM118 - a Dataset iterates elements
@@ -142,7 +152,7 @@ def read_dicom_file(path: Path) -> DicomFile | None:
         raise DamagedFileError(
             f"{path}: no permission to read this file; a slice may be missing without it"
         ) from error
-    except DAMAGE as error:
+    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, error, series_uid) from error
     return DicomFile(path, dataset, syntax, fault)
 
@@ -156,7 +166,7 @@ def read_full_header(path: Path) -> pydicom.Dataset:
     try:
         dataset = read_dataset(path, stop_before_pixels=True)
         dataset.decode()
-    except DAMAGE as error:
+    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, error) from error
     return dataset
 
@@ -193,9 +203,16 @@ def _parse(handle: DicomHandle) -> pydicom.Dataset | None:
 
 def _ends_early(dataset: pydicom.Dataset) -> bool:
     # pydicom takes the end of a file for the end of the header, wherever it comes.
-    sop_class = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-    is_image = dataset.get("Modality") == "CT" or not sop_class or "Image Storage" in UID(str(sop_class)).name
-    return is_image and "Rows" not in dataset
+    if "Rows" in dataset:
+        return False
+    sop_class, stated = (
+        part.get(keyword)
+        for part, keyword in ((dataset, "SOPClassUID"), (dataset.file_meta, "MediaStorageSOPClassUID"))
+    )
+    if not sop_class:  # a directory of files alone has none: anything else is spoilt from its beginning
+        return bool(stated != MediaStorageDirectoryStorage)
+    names = [UID(str(uid)).name for uid in (sop_class, stated) if uid]
+    return bool(dataset.get("Modality") == "CT") or any("Image Storage" in name for name in names)
 
 
 def _pixel_fault(handle: BinaryIO, dataset: pydicom.Dataset, syntax: str) -> str | None:

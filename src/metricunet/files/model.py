@@ -72,7 +72,8 @@ class ModelCard:
         labels: structure name to its value in label files; the network's class k is the k-th entry, from 1.
         tg263: structure name to its standard name in structure sets (AAPM TG-263).
         target: the structure that steers localisation and crop.
-        ranges: smallest and largest value seen in training, by quantity (`volume_ml`, `spacing_mm`, ...).
+        ranges: smallest and largest value seen in training, by quantity (`volume_ml`, `slice_spacing_mm`, ...;
+            see `metricunet.training.card.training_ranges`). Verdicts check what is there, older cards have less.
         validation: scores on the validation cases, by measure; empty where there were none.
         trained_on: `synthetic`, or what the user says of the cohort.
         data_sha256: hash of the training files.

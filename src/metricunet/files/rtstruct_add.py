@@ -134,6 +134,23 @@ def add_to_rtstruct(
     return tuple(written(s, first + n, d) for n, (s, d) in enumerate(zip(named, drawings, strict=True)))
 
 
+def check_addable(path: Path, series: CtSeries) -> None:
+    """Refuse, before any work, a structure set that nothing drawn on the series could be added to.
+
+    Raises:
+        InputError: not a structure set, damaged, or drawn on another scan or patient than `series`.
+    """
+    dataset = open_structure_set(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _check_same_scan(path, dataset, structures_of(path, dataset), series)
+    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: the structure set is damaged ({one_line(error)}); export it again") from error
+
+
 def _check_written(path: Path, temporary: Path, there: Sequence[RtStructure], drawings: Sequence[Drawing]) -> None:
     """Read the new file once more: in a damaged set, what is passed on unread may have swallowed the rest."""
     expected = [len(structure.contours) for structure in there] + [len(drawing.contours) for drawing in drawings]

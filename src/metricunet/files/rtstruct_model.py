@@ -100,7 +100,7 @@ class RtStruct:
             InputError: no such structure or several; one without contours, whose contours lie outside the
                 scan or are not parallel to its slices, are too sparse for them, or contain no voxel's centre.
         """
-        found = self._filled(self.structure(name), geometry)
+        found = self.filled(self.structure(name), geometry)
         if found.mask is None:
             raise InputError(found.reason)
         return found.mask
@@ -110,9 +110,10 @@ class RtStruct:
 
         Names that are given twice are not refused here: each structure has its number.
         """
-        return tuple(self._filled(structure, geometry) for structure in self.structures)
+        return tuple(self.filled(structure, geometry) for structure in self.structures)
 
-    def _filled(self, structure: RtStructure, geometry: Geometry) -> RoiMask:
+    def filled(self, structure: RtStructure, geometry: Geometry) -> RoiMask:
+        """Fill one of the structures on a grid: a mask, or the reason why there is none."""
         at = f"{self.path}: ROI '{structure.name}'"
         status: Status
         if structure.contours:
