@@ -249,7 +249,8 @@ def _structure_sets(folder: Path, series: CtSeries, settle: _Settled) -> tuple[S
     rois = [("Prostate", [loop(1, 9, k) for k in range(5)] + [loop(3, 6, 2)]), ("Marker", [loop(2, 3, 1)])]
     rtstruct(theirs, rois, frame=series.frame_of_reference_uid, change=odd)
     rtstruct(bare, [("PTV", [loop(1, 9, 2)]), ("PTV", None)], frame=None, sequence=False)
-    return tuple(Seed(path.stem, settle([path]), (path.name,)) for path in (ours, theirs, bare))
+    scan = {f"ct/{path.name}": path.read_bytes() for path in series.files}
+    return tuple(Seed(path.stem, {**settle([path]), **scan}, (path.name,)) for path in (ours, theirs, bare))
 
 
 def _segmentations(folder: Path, series: CtSeries, settle: _Settled) -> tuple[Seed, ...]:

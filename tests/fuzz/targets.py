@@ -133,7 +133,7 @@ def command(trial: Trial, *words: object) -> int:
         raise InputError(lines[0])
     if status not in (0, 1):
         raise BrokenError(f"status {status}: {lines}")
-    if any(not line.startswith("refused: ") for line in lines):
+    if any(not line.startswith(("refused: ", "note: ", "left out: ")) for line in lines):
         raise BrokenError(f"unexpected on standard error: {lines}")
     return int(str(status))
 
@@ -270,6 +270,20 @@ def add_structure(trial: Trial) -> None:
     read_rtstruct(path, series).mask("Added", series.geometry)
 
 
+def import_set(trial: Trial) -> None:
+    try:
+        command(trial, "import", trial.folder, "-o", trial.out)
+    except InputError:
+        if _outputs(trial):
+            raise BrokenError(f"refused, but left {_outputs(trial)}") from None
+        raise
+    _nothing_half_written(trial)
+
+
+def names_of_sets(trial: Trial) -> None:
+    command(trial, "import", trial.folder, "--list-names")
+
+
 def segments(trial: Trial) -> None:
     segment_names(trial.victim)
     read_seg(trial.victim, _series(trial.corpus.series))
@@ -391,7 +405,7 @@ def _itk(rng: Random, name: str, data: bytes, others: Sequence[bytes]) -> bytes:
     head, body = (data[:end], data[end:]) if end > 2 else (data, b"")
     kind = rng.random()
     if kind < 0.015 and (b"gzip" in head or b"bzip2" in head or b"CompressedData = True" in head):
-        head = head.replace(b"12 10 5", b"1000 1000 1400")
+        head = head.replace(b"12 10 5", rng.choice((b"1000 1000 1400", b"600 600 600", b"1300 1000 800")))
         if b"gzip" in head:
             return head + mutators.gzip_bomb(b"")
         return head + (mutators.bzip2_bomb(b"") if b"bzip2" in head else mutators.deflate_bomb(b"", wrapped=True))
@@ -427,7 +441,8 @@ def _json(rng: Random, name: str, data: bytes, others: Sequence[bytes]) -> bytes
 TARGETS: dict[str, Target] = {
     "dicom": Target(28, _dicom, (find_and_read,), (
         (4, find_by_file), (3, check), (15, check_json), (10, predict), (20, predict_everything))),
-    "rtstruct": Target(20, _dicom, (structures, structures_on_series), ((4, add_structure),)),
+    "rtstruct": Target(20, _dicom, (structures, structures_on_series), (
+        (4, add_structure), (8, import_set), (16, names_of_sets))),
     "seg": Target(10, _dicom, (segments,)),
     "registration": Target(6, _dicom, (registration, structures_moved)),
     "nifti": Target(16, _nifti, (nifti_scan, nifti_labels), (
