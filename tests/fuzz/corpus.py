@@ -1,6 +1,6 @@
 """Sound files to begin from, tiny and always the same: made here with the package's own writers and test support.
 
-Nothing of the corpus comes from a patient, unless METRICUNET_DATA names a folder of real files.
+Nothing of the corpus comes from a patient, unless `run.py --real` adds files below METRICUNET_DATA.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from tests.support.structure_sets import rtstruct, shapes, square
 
 #: The scan that sound structure sets and segmentations were made on.
 SHAPE, SPACING_MM = (6, 14, 12), (2.5, 0.9, 1.1)
+#: Names the folder of real files to add; set by `run.py --real`.
+REAL_FILES = "METRICUNET_FUZZ_REAL"
 #: Real files beyond this size would make each input slow.
 LARGEST_REAL = 3 << 20
 
@@ -396,8 +398,8 @@ def _cohorts(corpus: Corpus) -> tuple[Seed, ...]:
 
 
 def real_seeds() -> dict[str, tuple[Seed, ...]]:
-    """Small real files below METRICUNET_DATA, by target; none where it is not set. They are only read."""
-    folder = os.environ.get("METRICUNET_DATA")
+    """Small real files, by target, where they are wanted. They are only read."""
+    folder = os.environ.get(REAL_FILES)
     found: dict[str, list[Seed]] = {}
     if folder:
         for path in sorted(Path(folder).rglob("*")):
