@@ -65,12 +65,14 @@ Line = tuple[str, str | None, Mapping[str, float | None]]
 
 
 def smoothness_lines(scored: ScoredCut) -> list[Line]:
-    """Measure the smoothness of every structure of a case against the true shape."""
-    lines: list[Line] = []
+    """Measure the smoothness of every structure of a case against the true shape; none where it is not known."""
+    lines: dict[str, Line] = {
+        structure: (scored.cut.name, structure, dict.fromkeys(SMOOTHNESS_NAMES)) for structure in scored.labels
+    }
     for structure, mask, reference in scored.pairs(TRUTH):
         found = measure_smoothness(mask, reference)
-        lines.append((scored.cut.name, structure, {name: found.value(name) for name in SMOOTHNESS_NAMES}))
-    return lines
+        lines[structure] = (scored.cut.name, structure, {name: found.value(name) for name in SMOOTHNESS_NAMES})
+    return list(lines.values())
 
 
 def feature_lines(
@@ -136,6 +138,8 @@ def case_features(
         classes[truth == value] = k
     if ignore is not None:
         classes[truth == ignore] = IGNORE_CLASS
+    if cut.not_contoured:
+        classes[classes == 0] = IGNORE_CLASS  # it may be what nobody drew
     with autocast(pick_precision(predictor.precision, predictor.device), predictor.device):
         found = band_features(
             model.segment,

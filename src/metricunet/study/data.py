@@ -31,11 +31,13 @@ class ScoredCase:
         name: of the case.
         image: its scan.
         references: whose contours (`truth` first) to label file.
+        not_contoured: structures that the references say nothing of.
     """
 
     name: str
     image: Path
     references: dict[str, Path]
+    not_contoured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,4 +162,4 @@ def _scored(case: Case, data: StudyData) -> ScoredCase:
     references = {TRUTH: case.label}
     if None not in data.cohorts:
         references[READER] = reader_path(data.cohort, case.name, UNSEEN_READER, "Ts")
-    return ScoredCase(case.name, case.image, references)
+    return ScoredCase(case.name, case.image, references, case.not_contoured)

@@ -21,7 +21,7 @@ from metricunet.networks.feeding import neighbouring_slices, normalise_hu
 from metricunet.study.beyond import FEATURE_CASES, case_features
 from metricunet.study.comparisons import Compared
 from metricunet.study.data import TRUTH, spread
-from metricunet.study.score import segment_cut
+from metricunet.study.score import cut_predictor, segment_cut
 from metricunet.study.stage_one import FITTING, Cut, read_cut
 from metricunet.volume import FloatArray, resample_labels
 
@@ -73,7 +73,7 @@ def draw_examples(what: Pictured, dice: Compared | None, folder: Path) -> tuple[
         dice: the comparison of method and baseline by which cases are chosen; without it the first are.
         folder: for the pictures.
     """
-    predictors = {arm: Predictor([path], what.device) for arm, path in what.models.items()}
+    predictors = {arm: cut_predictor(path, what.device) for arm, path in what.models.items()}
     chosen = _chosen(what, dice)
     drawn = [_contours(what, predictors, chosen, folder / EXAMPLES)]
     planar = {arm: p for arm, p in predictors.items() if p.models[0].segment.spatial_dims == 2}

@@ -205,11 +205,13 @@ def _write(plan: Study, data: StudyData, ready: Ready, runs: list[RunDone], outp
     whole = [run for run in runs if run.error is None]
     if not whole:
         raise InputError(f"all {len(runs)} runs failed; the first, {runs[0].job.title}: {runs[0].error}")
+    cohort = read_cohort(data.cohort)
+    not_contoured = {case.name: case.not_contoured for case in (*cohort.training, *cohort.test)}
     rows: dict[str, list[StudyRow]] = {}
     for reference in whole[0].job.references:
         name = cases_name(reference)
         write_text(output / name, join_rows(run.job.folder / name for run in whole))
-        rows[reference] = read_rows(output / name)
+        rows[reference] = read_rows(output / name, not_contoured)
     for name, columns in COLUMNS.items():
         write_text(output / name, join_rows((run.job.folder / name for run in whole), columns))
     conclusions = conclude(output, plan)

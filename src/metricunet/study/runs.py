@@ -27,7 +27,7 @@ from metricunet.study.beyond import (
     write_beyond,
 )
 from metricunet.study.data import TRUTH
-from metricunet.study.score import ScoredCut, cases_name, score_cases, write_rows
+from metricunet.study.score import ScoredCut, cases_name, cut_predictor, score_cases, write_rows
 from metricunet.study.stage_one import FoldReady, read_located
 from metricunet.training.callbacks import Watch
 from metricunet.training.config import TrainConfig, differences
@@ -211,7 +211,7 @@ def _train_and_score(job: RunJob, watch: Watch | None) -> None:
     _tell_scoring(job, watch)
     rows: dict[str, list[CaseRow]] = {whose: [] for whose in job.references}
     lines: list[Line] = []
-    for scored in _scored(job, Predictor([model], job.device)):
+    for scored in _scored(job, cut_predictor(model, job.device)):
         for whose, of_reference in rows.items():
             of_reference += scored.rows(whose)
         lines += smoothness_lines(scored)
@@ -228,7 +228,7 @@ def _look_beyond(job: RunJob, watch: Watch | None) -> None:
     if not missing:
         return
     _tell_scoring(job, watch)
-    predictor = Predictor([job.folder / MODEL_NAME], job.device)
+    predictor = cut_predictor(job.folder / MODEL_NAME, job.device)
     if SMOOTHNESS_FILE in missing:
         _write(job, SMOOTHNESS_FILE, [line for s in _scored(job, predictor) for line in smoothness_lines(s)])
     if FEATURES_FILE in missing:

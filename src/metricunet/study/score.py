@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
-from metricunet.evaluation.measures import MEASURE_NAMES, Measures, measure
+from metricunet.evaluation.measures import MEASURE_NAMES, NOTHING, Measures, measure
 from metricunet.evaluation.summary import CSV_COLUMNS, CaseRow, cases_csv
 from metricunet.files.atomic import write_text
 from metricunet.inference.predictor import Predictor
@@ -43,6 +43,11 @@ class StudyRow:
 def cases_name(reference: str) -> str:
     """Return the file name of the rows against a reference: cases.csv against the truth, else cases-WHOSE.csv."""
     return "cases.csv" if reference == TRUTH else f"cases-{reference}.csv"
+
+
+def cut_predictor(model: Path, device: str) -> Predictor:
+    """Read a model to segment cuts with; a cut holds no more of the scan than one crop, so there are no reruns."""
+    return Predictor([model], device, reruns=0)
 
 
 def score_cases(
@@ -88,18 +93,21 @@ class ScoredCut:
     ignore: int | None
 
     def pairs(self, whose: str) -> Iterator[tuple[str, Volume, Volume]]:
-        """Yield each structure's name, mask and reference; what nobody contoured is in no mask."""
+        """Yield name, mask and reference of each structure that was contoured; ignored voxels are in no mask."""
         reference = self.cut.references[whose]
         known = (
             reference.array != self.ignore if self.ignore is not None else np.ones(self.values.shape, dtype=bool)
         )
         for structure, value in self.labels.items():
+            if structure in self.cut.not_contoured:
+                continue
             mask = reference.with_array((self.values == value) & known)
             yield structure, mask, reference.with_array(reference.array == value)
 
     def rows(self, whose: str) -> list[CaseRow]:
-        """Measure every structure against a reference."""
-        return [CaseRow(self.cut.name, s, measure(mask, reference)) for s, mask, reference in self.pairs(whose)]
+        """Measure every structure against a reference; what was not contoured has no measures."""
+        measured = {s: measure(mask, reference) for s, mask, reference in self.pairs(whose)}
+        return [CaseRow(self.cut.name, s, measured.get(s, NOTHING), s in measured) for s in self.labels]
 
 
 def write_rows(path: Path, arm: str, seed: int, fold: Fold, rows: Iterable[CaseRow]) -> None:
@@ -109,8 +117,12 @@ def write_rows(path: Path, arm: str, seed: int, fold: Fold, rows: Iterable[CaseR
     write_text(path, "\n".join(text) + "\n")
 
 
-def read_rows(path: Path) -> list[StudyRow]:
+def read_rows(path: Path, not_contoured: Mapping[str, Collection[str]] | None = None) -> list[StudyRow]:
     """Read the rows of a run, or of a whole study.
+
+    Args:
+        path: the file.
+        not_contoured: case to structures that its references say nothing of; a row's blanks do not tell.
 
     Raises:
         InputError: not such a file.
@@ -118,7 +130,7 @@ def read_rows(path: Path) -> list[StudyRow]:
     try:
         with path.open(newline="", encoding="utf-8") as handle:
             content = list(csv.DictReader(handle))
-        return [_row(line) for line in content]
+        return [_row(line, not_contoured or {}) for line in content]
     except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise InputError(
             f"{path}: not readable as a study's cases ({error}); expected the columns {', '.join(STUDY_COLUMNS)}"
@@ -145,9 +157,10 @@ def join_rows(files: Iterable[Path], columns: Sequence[str] = STUDY_COLUMNS) -> 
     return text.getvalue()
 
 
-def _row(line: dict[str, str]) -> StudyRow:
+def _row(line: dict[str, str], not_contoured: Mapping[str, Collection[str]]) -> StudyRow:
     measures = {name: float(line[name]) if line[name] else None for name in MEASURE_NAMES}
-    row = CaseRow(line["case"], line["structure"], Measures(**measures))
+    contoured = line["structure"] not in not_contoured.get(line["case"], ())
+    row = CaseRow(line["case"], line["structure"], Measures(**measures), contoured)
     return StudyRow(line["arm"], int(line["seed"]), read_fold(line["fold"]), row)
 
 

@@ -107,6 +107,7 @@ class Cut:
         references: whose contours to label values on the same grid.
         found: what stage 1 made of the whole scan.
         source_sha256: hash of the image and the references.
+        not_contoured: structures that the references say nothing of.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Cut:
     references: dict[str, Volume]
     found: Localisation
     source_sha256: str
+    not_contoured: tuple[str, ...] = ()
 
     def holds(self, value: int) -> bool:
         """Tell whether the first reference holds a structure."""
@@ -159,7 +161,8 @@ def prepare_fold(
     steps = len(job.cases) + len(job.fitting)
     for done, case in enumerate(job.cases, start=1):
         cut = _cut(job, SCORED, case, run, located, locate_sha256)
-        hashes.append(f"{cut.name}:{cut.source_sha256}")
+        unknown = f":{','.join(cut.not_contoured)}" if cut.not_contoured else ""
+        hashes.append(f"{cut.name}:{cut.source_sha256}{unknown}")
         if cut.holds(target):
             off_mm.append(cut.off_mm(target))
         progress(done, steps)
@@ -228,6 +231,7 @@ def _cut(job: FoldJob, kind: str, case: ScoredCase, run: Run, located: Located, 
         "locate_sha256": locate_sha256,
         "half_mm": list(job.half_mm),
         "references": list(case.references),
+        "not_contoured": list(case.not_contoured),
         "stamps": [[p.stat().st_size, p.stat().st_mtime_ns] for p in files],
     }
     path = _cut_path(job.folder, case.name, kind)
@@ -245,7 +249,10 @@ def make_cut(case: ScoredCase, run: Run, located: Located, half_mm: tuple[float,
     Raises:
         InputError: unreadable files, two different grids, unknown label values, or values that are no HU.
     """
-    scans = {whose: read_case(Case(case.name, case.image, p), run.info) for whose, p in case.references.items()}
+    scans = {
+        whose: read_case(Case(case.name, case.image, p, case.not_contoured), run.info)
+        for whose, p in case.references.items()
+    }
     image = next(iter(scans.values())).image.canonical()
     lowest = float(image.array.min())
     if lowest > HIGHEST_MINIMUM_HU:
@@ -264,6 +271,7 @@ def make_cut(case: ScoredCase, run: Run, located: Located, half_mm: tuple[float,
         {whose: labels.crop(first, shape) for whose, labels in references.items()},
         found,
         sha256([case.image, *case.references.values()]),
+        case.not_contoured,
     )
 
 
@@ -321,6 +329,7 @@ def _store(path: Path, cut: Cut, key: dict[str, Any]) -> None:
         "volume_ml": found.volume_ml,
         "references": list(cut.references),
         "source_sha256": cut.source_sha256,
+        "not_contoured": list(cut.not_contoured),
     }
     arrays: dict[str, NDArray[Any]] = {
         "facts": np.frombuffer(json.dumps(facts).encode("utf-8"), dtype=np.uint8),
@@ -352,6 +361,7 @@ def _load(path: Path) -> tuple[Cut, dict[str, Any]] | None:
             None if centre is None else np.array(centre, dtype=np.float64),
             facts["volume_ml"],
         )
-        return Cut(facts["name"], image, references, found, facts["source_sha256"]), facts["key"]
+        unknown = tuple(facts["not_contoured"])
+        return Cut(facts["name"], image, references, found, facts["source_sha256"], unknown), facts["key"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
         return None  # a damaged cut is made anew
