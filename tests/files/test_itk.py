@@ -384,7 +384,7 @@ def test_a_header_that_lies_takes_no_memory(tmp_path: Path, suffix: str) -> None
     large = save(tmp_path / f"large{suffix}", _with(plain, "6 5 4", "16384 16384 8192"))
     tracemalloc.start()
     for path in (small, large):
-        with pytest.raises(InputError, match="bytes of voxels|its field is"):
+        with pytest.raises(InputError, match=r"bytes of voxels|its field is"):
             read_itk(path)
     assert tracemalloc.get_traced_memory()[1] < 150 << 20
     tracemalloc.stop()

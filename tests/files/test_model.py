@@ -7,7 +7,8 @@ import pickle
 import struct
 import subprocess
 import sys
-from dataclasses import replace
+import tracemalloc
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,20 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         {"ranges": {"volume_ml": [1]}},
         {"format_version": "1"},
         {"segment": None},
+        {"labels": {"prostate": 0}},
+        {"labels": {"prostate": 70000}},
+        {"tg263": {"prostate": "a\nb"}},
+        {"ranges": {"volume_ml": [float("nan"), 1.0]}},
+        {"validation": {"crop_dice": [1]}},
+        {"trained_on": {"a": 1}},
+        {"locate": {**asdict(CARD.locate), "spacing_mm": [1e-9, 1.0, 1.0]}},
+        {"locate": {**asdict(CARD.locate), "hu_window": [100.0, 100.0]}},
+        {"locate": {**asdict(CARD.locate), "network": {"in_channels": 1, "classes": 2, "levels": 10**9}}},
+        {"locate": {**asdict(CARD.locate), "network": {"in_channels": 1, "classes": 2, "base_channels": 10**6}}},
+        {"locate": {**asdict(CARD.locate), "network": {"in_channels": 1, "classes": 7}}},
+        {"segment": {**asdict(CARD.segment), "crop_voxels": [10**4, 10**4, 10**4]}},
+        {"segment": {**asdict(CARD.segment), "crop_voxels": None}},
+        {"segment": {**asdict(CARD.segment), "block_slices": -1}},
     ],
 )
 def test_a_damaged_card(tmp_path: Path, change: dict[str, object]) -> None:
@@ -146,3 +161,22 @@ def test_the_card_is_read_without_torch(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from metricunet.files.model import read_card; "
     code += f"read_card(Path({str(path)!r})); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    write_model(path, CARD, {"locate.weight": torch.tensor([1.0, float("nan")])})
+    with pytest.raises(InputError, match=r"locate\.weight are not all finite"):
+        read_model(path)
+
+
+def test_a_header_of_small_things_is_not_read_as_objects(tmp_path: Path) -> None:
+    """Thirty megabytes of brackets are gigabytes of lists."""
+    text = b'{"more": [' + b",".join([b"[]"] * 10_000_000) + b"]}"
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="no safetensors header"):
+        read_card(path)
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()

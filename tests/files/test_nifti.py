@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import struct
+import tracemalloc
 from itertools import permutations
 from pathlib import Path
 
@@ -203,3 +205,66 @@ def test_a_real_scan(shared_data: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.affine, there.affine)
     np.testing.assert_array_equal(back.get_fdata(), there.get_fdata())
     assert read_geometry(path).same_grid(volume.geometry)
+
+
+@pytest.mark.parametrize(
+    ("offset", "kind", "values", "word"),
+    [
+        (42, "h", (2000, 2000, 2000), "at most 1 GiB is read"),
+        (70, "hh", (1792, 128), "expected integers or real numbers"),
+        (280, "f", (1e30,), "is expected|not|must"),
+        (280, "f", (float("inf"),), "not finite"),
+        (280, "f", (9000.0,), "its field is"),
+        (108, "f", (3e38,), "vox|damaged|truncated"),
+        (252, "h", (-159,), ""),
+    ],
+)
+def test_headers_that_lie_are_refused_and_nothing_is_printed(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    offset: int,
+    kind: str,
+    values: tuple[float, ...],
+    word: str,
+) -> None:
+    path = tmp_path / "a.nii"
+    save(path, np.arange(24, dtype=np.int16).reshape(2, 3, 4))
+    content = bytearray(path.read_bytes())
+    struct.pack_into(f"<{kind}" if len(kind) > 1 else f"<{len(values)}{kind}", content, offset, *values)
+    path.write_bytes(bytes(content))
+    if word:
+        with pytest.raises(InputError, match=word) as caught:
+            read_nifti(path)
+        assert "\n" not in str(caught.value)
+    else:
+        read_nifti(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_packed_file_takes_no_more_memory_than_its_voxels(tmp_path: Path) -> None:
+    """Scaled voxels, read in pieces: half as many bytes as the result for each copy that there is not."""
+    image = nib.Nifti1Image(np.zeros((200, 200, 200), dtype=np.int16), np.diag([-1.0, -1.0, 2.0, 1.0]))
+    image.header.set_slope_inter(0.5, -7)
+    nib.save(image, tmp_path / "a.nii.gz")
+    tracemalloc.start()
+    volume = read_nifti(tmp_path / "a.nii.gz")
+    assert tracemalloc.get_traced_memory()[1] < 1.6 * volume.array.nbytes
+    tracemalloc.stop()
+    assert (volume.array == -7).all()
+
+
+@pytest.mark.parametrize("dtype", [">i2", "<i4", "<f8", "u1", "<u2", ">f4"])
+@pytest.mark.parametrize("scaling", [None, (0.25, -3.0)])
+def test_voxels_are_what_nibabel_reads(
+    tmp_path: Path, dtype: str, scaling: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metricunet.files.nifti.PIECE_BYTES", 13)  # pieces end within a voxel
+    array = (np.arange(60).reshape(3, 4, 5) * 3 % 200).astype(dtype)
+    image = nib.Nifti1Image(array, np.diag([1.0, -1.0, 2.0, 1.0]))
+    image.header.set_data_dtype(np.dtype(dtype))
+    if scaling is not None:
+        image.header.set_slope_inter(*scaling)
+    nib.save(image, tmp_path / "a.nii.gz")
+    theirs = np.asanyarray(nib.load(tmp_path / "a.nii.gz").dataobj)
+    ours = read_nifti(tmp_path / "a.nii.gz").array
+    np.testing.assert_array_equal(ours.transpose(2, 1, 0), theirs.astype(np.float32))

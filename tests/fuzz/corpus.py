@@ -1,6 +1,6 @@
 """Sound files to begin from, tiny and always the same: made here with the package's own writers and test support.
 
-Nothing of the corpus comes from a patient, unless METRICUNET_DATA names a folder of real files and they are wanted.
+Nothing of the corpus comes from a patient, unless `run.py --real` adds files below METRICUNET_DATA.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from tests.support.structure_sets import rtstruct, shapes, square
 
 #: The scan that sound structure sets and segmentations were made on.
 SHAPE, SPACING_MM = (6, 14, 12), (2.5, 0.9, 1.1)
+#: Names the folder of real files to add; set by `run.py --real`.
+REAL_FILES = "METRICUNET_FUZZ_REAL"
 #: Real files beyond this size would make each input slow.
 LARGEST_REAL = 3 << 20
 
@@ -45,6 +47,8 @@ class Seed:
     name: str
     files: dict[str, bytes]
     victims: tuple[str, ...]
+    #: How often it is chosen. JPEG is decoded in a process of its own, which takes a hundred times as long.
+    weight: int = 4
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,7 @@ def _dicom(folder: Path, settle: _Settled) -> tuple[Seed, ...]:
 
     def add(name: str, files: Iterable[Path]) -> None:
         contents = settle(files)
-        found.append(Seed(name, contents, tuple(contents)))
+        found.append(Seed(name, contents, tuple(contents), 1 if name.startswith("JPEG") else 4))
 
     def swap(k: int, dataset: Dataset) -> None:
         dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
@@ -247,7 +251,8 @@ def _structure_sets(folder: Path, series: CtSeries, settle: _Settled) -> tuple[S
     rois = [("Prostate", [loop(1, 9, k) for k in range(5)] + [loop(3, 6, 2)]), ("Marker", [loop(2, 3, 1)])]
     rtstruct(theirs, rois, frame=series.frame_of_reference_uid, change=odd)
     rtstruct(bare, [("PTV", [loop(1, 9, 2)]), ("PTV", None)], frame=None, sequence=False)
-    return tuple(Seed(path.stem, settle([path]), (path.name,)) for path in (ours, theirs, bare))
+    scan = {f"ct/{path.name}": path.read_bytes() for path in series.files}
+    return tuple(Seed(path.stem, {**settle([path]), **scan}, (path.name,)) for path in (ours, theirs, bare))
 
 
 def _segmentations(folder: Path, series: CtSeries, settle: _Settled) -> tuple[Seed, ...]:
@@ -340,7 +345,8 @@ def _itks() -> tuple[Seed, ...]:
         seed("mha", scan_mha=(meta.replace("@", "False") + "ElementDataFile = LOCAL\n").encode() + data),
         seed("mha zlib", scan_mha=(meta.replace("@", "True") + "ElementDataFile = LOCAL\n").encode()
              + zlib.compress(data)),
-        seed("mhd", scan_mhd=(meta.replace("@", "False") + "ElementDataFile = scan.raw\n").encode(), scan_raw=data),
+        seed("mhd", scan_mhd=(meta.replace("@", "False") + "ElementDataFile = scan.raw\n").encode(),
+             scan_raw=data),
     )  # fmt: skip
 
 
@@ -392,8 +398,8 @@ def _cohorts(corpus: Corpus) -> tuple[Seed, ...]:
 
 
 def real_seeds() -> dict[str, tuple[Seed, ...]]:
-    """Small real files below METRICUNET_DATA, by target; none where it is not set. They are read, never written."""
-    folder = os.environ.get("METRICUNET_DATA")
+    """Small real files, by target, where they are wanted. They are only read."""
+    folder = os.environ.get(REAL_FILES)
     found: dict[str, list[Seed]] = {}
     if folder:
         for path in sorted(Path(folder).rglob("*")):

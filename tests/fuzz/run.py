@@ -83,7 +83,7 @@ class Worker:
         shutil.rmtree(self.scratch, ignore_errors=True)
         (self.scratch / "tmp").mkdir(parents=True)
         (self.scratch / "matplotlib").mkdir()
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the worker lives
         path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
         own = {
             "OMP_NUM_THREADS": "1",
@@ -196,6 +196,7 @@ def table(answers: Sequence[dict[str, Any]]) -> str:
 
 def main() -> int:
     """Run from the command line."""
+    from tests.fuzz.corpus import REAL_FILES
     from tests.fuzz.targets import TARGETS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -206,7 +207,10 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "metricunet-fuzz")
     parser.add_argument("--record", type=Path, help="file to add a line for each input to")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of the processor for one door")
+    parser.add_argument("--real", action="store_true", help="damage real files below METRICUNET_DATA too")
     given = parser.parse_args()
+    if given.real:
+        os.environ[REAL_FILES] = os.environ["METRICUNET_DATA"]
     kinds: Counter[str] = Counter()
 
     def say(answer: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Damaged files through every door: a few hundred inputs; `python tests/fuzz/run.py` makes as many as one likes."""
+"""Damaged files through every door: a few hundred inputs. `python tests/fuzz/run.py` makes more."""
 
 from __future__ import annotations
 

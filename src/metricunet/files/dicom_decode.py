@@ -94,8 +94,9 @@ def frames_apart(path: Path, frames: Sequence[int | None]) -> Iterator[NDArray[A
         if process.stdout.readline() != _READY:
             yield from stored_frames(path, frames)
             return
-        process.stdin.write(request + b"\n")
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # its end shows in what it answers
+            process.stdin.write(request + b"\n")
+            process.stdin.flush()
         for _ in frames:
             answer = json.loads(process.stdout.readline() or b'{"fault": "the decoder crashed"}')
             if "fault" in answer:

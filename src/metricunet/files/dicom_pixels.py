@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.filereader import read_file_meta_info
 
 from metricunet.errors import InputError
+from metricunet.files.dicom_codestream import has_codestreams
 from metricunet.files.dicom_decode import decode_in_processes, frames_apart, stored_frames
 from metricunet.files.dicom_header import DAMAGE, one_line
 from metricunet.files.dicom_slice import SliceHeader
@@ -46,9 +48,9 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
     for index, header in enumerate(slices):
         files.setdefault(header.path, []).append(index)
     left = list(files.values())
-    compressed = sum(s.compressed for s in slices)
-    if len(left) == len(slices) and compressed:
-        processes = min(MOST_PROCESSES, os.cpu_count() or 1) if compressed >= FEWEST_FOR_PROCESSES else 1
+    many = sum(s.compressed for s in slices) >= FEWEST_FOR_PROCESSES
+    if len(left) == len(slices) and (many or _needs_process(first)):
+        processes = min(MOST_PROCESSES, os.cpu_count() or 1) if many else 1
         left = [[k] for k in decode_in_processes([s.path for s in slices], stored, processes)]
 
     def decode(indices: list[int]) -> None:
@@ -62,11 +64,19 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
             return _rescaled(stored, slices, pool)
 
 
+def _needs_process(header: SliceHeader) -> bool:
+    """Tell whether a slice goes through a decoder that damage may make end its process."""
+    try:
+        return header.compressed and has_codestreams(read_file_meta_info(header.path))
+    except DAMAGE:
+        return False  # it has changed since it was looked at, and no decoder will get it
+
+
 def _decode_file(headers: Sequence[SliceHeader], indices: Sequence[int], stored: NDArray[Any]) -> None:
     """Decode one file's slices, each to its place."""
     shape, done = stored.shape[1:], 0
     try:
-        decoded = frames_apart if headers[0].compressed else stored_frames
+        decoded = frames_apart if _needs_process(headers[0]) else stored_frames
         for pixels in decoded(headers[0].path, [s.frame for s in headers]):
             if pixels.shape != shape:
                 raise InputError(

@@ -16,6 +16,7 @@ from pydicom.pixels.utils import iter_pixels
 
 from metricunet.errors import InputError
 from metricunet.files.dicom import CtSeries
+from metricunet.files.dicom_codestream import has_codestreams
 from metricunet.files.dicom_decode import frames_apart
 from metricunet.files.dicom_file import read_dataset
 from metricunet.files.dicom_header import DAMAGE, one_line, text_of
@@ -184,10 +185,10 @@ def _fill(path: Path, dataset: Dataset, geometry: Geometry, masks: dict[int, NDA
 def _pixels(path: Path, dataset: Dataset, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
     """Yield the stored values of frames [row, column], one frame at a time."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated:
+    if has_codestreams(dataset.file_meta):
         yield from frames_apart(path, [index + 1 for index in indices])
         return
-    if int(dataset.BitsAllocated) != 1:
+    if int(dataset.BitsAllocated) != 1 or syntax.is_encapsulated:
         yield from iter_pixels(dataset, raw=True, indices=indices)
         return
     if not syntax.is_little_endian:

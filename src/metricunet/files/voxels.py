@@ -19,7 +19,7 @@ MOST_BYTES = 1 << 30
 #: No scanner's field is longer than this; a header that says so would have whole rooms resampled.
 LONGEST_FIELD_MM = 5000.0
 #: Voxels are converted in pieces of about this many bytes, so that no second copy of a scan ever exists.
-PIECE_BYTES = 1 << 22
+PIECE_BYTES = 1 << 20
 
 Scaling = Callable[[NDArray[Any]], NDArray[Any]]
 
