@@ -16,8 +16,10 @@ from torch import Tensor
 from metricunet.cohort.prepare import AIR_HU
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard, StageCard, read_model
+from metricunet.inference.boundary import BoundaryConfidence, boundary_confidence
 from metricunet.inference.locate import Localisation, class_probabilities, localise
 from metricunet.inference.segment import crop_probabilities
+from metricunet.inference.temperature import tempered
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import pick_device
 from metricunet.networks.feeding import Precision
@@ -44,6 +46,7 @@ class Prediction:
             the head, the back and the left.
         touches_crop: the target reaches the outermost voxels of stage 2's crop.
         removed_ml: volume of the target's smaller pieces, which are left out of the labels.
+        boundary: how far the target's boundary is expected to be off; None where there is no target.
     """
 
     localisation: Localisation
@@ -51,6 +54,7 @@ class Prediction:
     region: Volume | None = None
     touches_crop: bool = False
     removed_ml: float = 0.0
+    boundary: BoundaryConfidence | None = None
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:
@@ -168,7 +172,7 @@ class Predictor:
     def _fine_shares(
         self, model: LoadedModel, image: Volume, centre_mm: FloatArray, box: Geometry
     ) -> NDArray[np.float32]:
-        """Probabilities [structures, *box] of all classes but the background, read on the scan's grid."""
+        """Calibrated probabilities [structures, *box] of all but the background, read on the scan's grid."""
         stage = model.card.segment
         assert stage.crop_voxels is not None
         grid = image.geometry.box_around(centre_mm, stage.crop_voxels, stage.spacing_mm)
@@ -176,8 +180,13 @@ class Predictor:
         probabilities = crop_probabilities(
             model.segment, crop, stage.hu_window, stage.input_slices, self.precision
         )
-        arrays = probabilities[1:].cpu().numpy()
-        return np.stack([Volume(array, grid).resample(box).array for array in arrays])
+        # What lies outside this model's crop is background. The temperature comes after the reading on the scan's
+        # grid, so that it does not move the 0.5 level between voxels.
+        read = [
+            Volume(array, grid).resample(box, fill=float(k == 0)).array
+            for k, array in enumerate(probabilities.cpu().numpy())
+        ]
+        return tempered(np.stack(read), model.card.temperature)[1:]
 
     def _paste(
         self,
@@ -190,7 +199,7 @@ class Predictor:
     ) -> Prediction:
         classes = _likeliest(shares)
         target = list(self.card.labels).index(self.card.target) + 1
-        removed = _keep_largest_piece(classes, target)
+        removed = keep_largest_piece(classes, target)
         kind = np.uint8 if max(self.card.labels.values()) <= 255 else np.uint16
         region = Volume(np.array([0, *self.card.labels.values()], dtype=kind)[classes], box)
         labels = np.zeros(image.geometry.shape, dtype=kind)
@@ -202,6 +211,9 @@ class Predictor:
             region,
             touches,
             removed * box.voxel_volume_ml,
+            boundary_confidence(
+                shares[target - 1], classes == target, box, [m.card.calibration for m in self.models]
+            ),
         )
 
 
@@ -215,7 +227,7 @@ def _likeliest(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
     return classes
 
 
-def _keep_largest_piece(classes: NDArray[np.uint8], target: int) -> int:
+def keep_largest_piece(classes: NDArray[np.uint8], target: int) -> int:
     """Clear all pieces of the target but the largest, in place; return how many voxels that were."""
     mask = classes == target
     (found,) = ndimage.find_objects(mask.view(np.uint8)) or [None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ class Quality:
         verdict: `fail`: no mask, or an empty one; `review`: look before use; `pass`: nothing conspicuous.
         reasons: why it is not `pass`.
         structures: for each structure its volume_ml, centre_mm (LPS), and whether it is cut by the crop.
+        boundary: expected error of the target's boundary in mm, of the case and of each slice; empty without mask.
     """
 
     case: str
@@ -34,6 +35,7 @@ class Quality:
     verdict: Verdict
     reasons: list[str]
     structures: dict[str, dict[str, Any]]
+    boundary: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary."""
@@ -53,7 +55,9 @@ def judge(case: str, scan: Volume, prediction: Prediction, predictor: Predictor)
         reason = f"{predictor.card.target} was located, but stage 2 segments no voxel of it there"
         return Quality(case, localisation, "fail", [reason], structures)
     reasons = list(_reasons(scan, prediction, predictor, structures))
-    return Quality(case, localisation, "review" if reasons else "pass", reasons, structures)
+    assert prediction.boundary is not None
+    verdict: Verdict = "review" if reasons else "pass"
+    return Quality(case, localisation, verdict, reasons, structures, prediction.boundary.to_json())
 
 
 def _structures(region: Volume, predictor: Predictor) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -90,6 +94,13 @@ def _reasons(
         yield f"{target} reaches the edge of the segmented region, so part of it may be missing"
     if prediction.removed_ml >= NOTABLE_PIECES_ML:
         yield f"{prediction.removed_ml:.1f} mL of separate pieces of {target} were removed"
+    boundary = prediction.boundary
+    if boundary is not None and boundary.validation_mm is not None and boundary.high:
+        low, high = boundary.validation_mm
+        yield (
+            f"the boundary of {target} is expected to be off by {boundary.case_mm:.1f} mm; {low:.1f} to "
+            f"{high:.1f} mm were expected in the validation cases"
+        )
     assert prediction.labels is not None
     outermost = prediction.labels.array[[0, -1]]
     if (outermost == predictor.card.labels[target]).any():
