@@ -46,6 +46,7 @@ class Prediction:
             the head, the back and the left.
         touches_crop: the target reaches the outermost voxels of stage 2's crop.
         removed_ml: volume of the target's smaller pieces, which are left out of the labels.
+        probability: of the target, calibrated where the models are, on the grid of `region`.
         boundary: how far the target's boundary is expected to be off; None where there is no target.
     """
 
@@ -54,6 +55,7 @@ class Prediction:
     region: Volume | None = None
     touches_crop: bool = False
     removed_ml: float = 0.0
+    probability: Volume | None = None
     boundary: BoundaryConfidence | None = None
 
 
@@ -211,6 +213,7 @@ class Predictor:
             region,
             touches,
             removed * box.voxel_volume_ml,
+            Volume(shares[target - 1], box),
             boundary_confidence(
                 shares[target - 1], classes == target, box, [m.card.calibration for m in self.models]
             ),

@@ -62,6 +62,7 @@ def calibrate(
     *,
     fold: Fold = 0,
     device: str = "auto",
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Calibrate a trained model on the validation cases of a cohort, as training does at its end.
@@ -72,6 +73,7 @@ def calibrate(
         output: model file to write: the same weights, and a card with the calibration. May be `model` itself.
         fold: whose validation cases are taken; they must not be among the model's training cases.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        cache: folder to keep the prepared cases in, for other models; default: they are not kept.
         progress: called with (done, all) while the cases are read.
 
     Raises:
@@ -94,14 +96,9 @@ def calibrate(
     settings = PrepareSettings(
         card.target, card.locate.spacing_mm, stage.spacing_mm, (sides[0], sides[1], sides[2])
     )
-    with TemporaryDirectory() as cache:
-        cases = prepare(
-            [case for case in content.training if case.name in chosen],
-            content.info,
-            settings,
-            Path(cache),
-            progress,
-        )
+    files = [case for case in content.training if case.name in chosen]
+    with TemporaryDirectory() as spare:
+        cases = prepare(files, content.info, settings, cache or Path(spare), progress)
     found = calibration(loaded.segment, stage, cases, list(card.labels).index(card.target) + 1)
     if found is None:
         raise InputError(
