@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class Measured:
     missed: int
 
 
-def measure_model(model: Path, cuts: Path, reference: str, limit: int | None) -> Measured:
+def measure_model(model: Path, cuts: Iterable[Cut], reference: str) -> Measured:
     """Segment the cuts with a calibrated model and compare what is expected with what is."""
     predictor = Predictor([model], "cpu")
     temperature = predictor.card.temperature
@@ -72,11 +72,11 @@ def measure_model(model: Path, cuts: Path, reference: str, limit: int | None) ->
     bins, nll = np.zeros((2, BINS, 3)), np.zeros(2)
     slices: list[tuple[float, ...]] = []
     cases: list[tuple[float, ...]] = []
-    names = sorted(path.stem for path in (cuts / "cuts").glob("*.npz"))[:limit]
-    for name in names:
-        cut = read_cut(cuts, name)
+    missed = 0
+    for cut in cuts:
         found = predictor.segment(cut.image, cut.found)
         if found.boundary is None or found.labels is None or found.probability is None or found.region is None:
+            missed += 1
             continue
         mask, truth = found.labels.array == target, cut.references[reference].array == target
         true = boundary_error(truth, mask, cut.image.spacing_mm)
@@ -99,7 +99,7 @@ def measure_model(model: Path, cuts: Path, reference: str, limit: int | None) ->
                 bins[row, :, column] += np.bincount(place, weights, minlength=BINS)
             likelihood = np.where(inside, p, 1 - p)
             nll[row] -= np.log(np.maximum(likelihood, 1e-7)).sum(dtype=np.float64)
-    return Measured(bins[0], bins[1], nll, np.array(slices), np.array(cases), len(names) - len(cases))
+    return Measured(bins[0], bins[1], nll, np.array(slices), np.array(cases), missed)
 
 
 def height_mm(cut: Cut, region: Volume, k: int) -> float:
@@ -152,7 +152,8 @@ def kept(
     if not calibrated.is_file():
         calibrate(model, cohort, calibrated, device="cpu", cache=work / "prepared")
     if not path.is_file():
-        found = measure_model(calibrated, cuts, reference, limit)
+        names = sorted(cut.stem for cut in (cuts / "cuts").glob("*.npz"))[:limit]
+        found = measure_model(calibrated, (read_cut(cuts, case) for case in names), reference)
         np.savez(path, **{k: getattr(found, k) for k in Measured.__dataclass_fields__})
         print(f"measured {name}", flush=True)
     with np.load(path) as content:
