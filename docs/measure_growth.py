@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from metricunet.inference.locate import Localisation
 from metricunet.inference.predictor import Predictor
 from metricunet.networks.device import keep_freed_memory
 from metricunet.volume import Geometry, Volume
@@ -63,11 +64,12 @@ def main() -> None:
 def report(name: str, predictor: Predictor, image: Volume) -> None:
     """Print one line."""
     first = least_seconds(lambda: predictor.locate(image))
-    second = least_seconds(lambda: predictor.segment(image, found_in_the_middle(predictor, image)))
+    found = found_in_the_middle(predictor, image)
+    second = least_seconds(lambda: predictor.segment(image, found))
     print(f"| {name} | {first:.2f} s | {second:.2f} s |", flush=True)
 
 
-def found_in_the_middle(predictor: Predictor, image: Volume) -> object:
+def found_in_the_middle(predictor: Predictor, image: Volume) -> Localisation:
     """Return what stage 1 would say of a gland in the middle of the scan."""
     return replace(predictor.locate(image), status="found", centre_mm=image.geometry.centre_mm)
 

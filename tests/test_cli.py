@@ -225,7 +225,8 @@ def test_bad_scans_get_one_clear_line(
     ("words", "message"),
     [
         (["--format", "rtstruct"], "needs a DICOM series"),
-        (["--format", "seg"], "--format must be of nifti, rtstruct"),
+        (["--format", "seg"], "needs a DICOM series"),
+        (["--format", "png"], "--format must be of nifti, rtstruct, seg"),
         (["--device", "tpu"], "--device must be"),
     ],
 )
