@@ -68,6 +68,7 @@ def measure_model(model: Path, cuts: Iterable[Cut], reference: str) -> Measured:
     """Segment the cuts with a calibrated model and compare what is expected with what is."""
     predictor = Predictor([model], "cpu")
     temperature = predictor.card.temperature
+    structure = list(predictor.card.labels).index(predictor.card.target)
     target = predictor.card.labels[predictor.card.target]
     bins, nll = np.zeros((2, BINS, 3)), np.zeros(2)
     slices: list[tuple[float, ...]] = []
@@ -75,7 +76,7 @@ def measure_model(model: Path, cuts: Iterable[Cut], reference: str) -> Measured:
     missed = 0
     for cut in cuts:
         found = predictor.segment(cut.image, cut.found)
-        if found.boundary is None or found.labels is None or found.probability is None or found.region is None:
+        if found.boundary is None or found.labels is None or found.shares is None or found.region is None:
             missed += 1
             continue
         mask, truth = found.labels.array == target, cut.references[reference].array == target
@@ -91,7 +92,7 @@ def measure_model(model: Path, cuts: Iterable[Cut], reference: str) -> Measured:
         start = np.rint(cut.image.geometry.to_index(found.region.geometry.to_world((0, 0, 0)))).astype(int)
         part = tuple(slice(a, a + n) for a, n in zip(start, found.region.array.shape, strict=True))
         here = band(mask[part], cut.image.spacing_mm)
-        calibrated, inside = found.probability.array[here], truth[part][here]
+        calibrated, inside = found.shares[structure][here], truth[part][here]
         raw = tempered(np.stack([1 - calibrated, calibrated]), 1 / temperature)[1]
         for row, p in enumerate((raw, calibrated)):
             place = np.minimum((p * BINS).astype(int), BINS - 1)

@@ -46,7 +46,8 @@ class Prediction:
             the head, the back and the left.
         touches_crop: the target reaches the outermost voxels of stage 2's crop.
         removed_ml: volume of the target's smaller pieces, which are left out of the labels.
-        probability: of the target, calibrated where the models are, on the grid of `region`.
+        shares: probabilities [structures, *region] of all classes but the background, calibrated where the models
+            are.
         boundary: how far the target's boundary is expected to be off; None where there is no target.
     """
 
@@ -55,7 +56,7 @@ class Prediction:
     region: Volume | None = None
     touches_crop: bool = False
     removed_ml: float = 0.0
-    probability: Volume | None = None
+    shares: NDArray[np.float32] | None = None
     boundary: BoundaryConfidence | None = None
 
 
@@ -213,7 +214,7 @@ class Predictor:
             region,
             touches,
             removed * box.voxel_volume_ml,
-            Volume(shares[target - 1], box),
+            shares,
             boundary_confidence(
                 shares[target - 1], classes == target, box, [m.card.calibration for m in self.models]
             ),
