@@ -1,12 +1,12 @@
 """Redraw docs/images/calibration.png and the table of docs/calibration.md: is the confidence right?
 
     python docs/make_calibration_figure.py --work DIR [--write]
-        --group NAME REFERENCE COHORT CUTS MODEL [MODEL ...]  [--group ...]
+        --group NAME COHORT CUTS MODEL [MODEL ...]  [--group ...]
 
-A group is a set of models that differ in their seed. REFERENCE says whose contours count (`truth` or `reader`),
-COHORT holds the validation cases that the models are calibrated on, as training would, and CUTS is the folder of a
-study's stage 1 with the unseen scans, cut and located. What is measured is kept in DIR. Prints the table as
-Markdown; with --write it replaces the one in docs/calibration.md and the figure is drawn.
+A group is a set of models that differ in their seed. COHORT holds the validation cases that the models are
+calibrated on, as training would, and CUTS is the folder of a study's stage 1 with the unseen scans, cut and
+located; each of their references makes a column of the table and a row of the figure. What is measured is kept in
+DIR. Prints the table as Markdown; with --write it replaces the one in docs/calibration.md and the figure is drawn.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from scipy.spatial import cKDTree
 from scipy.stats import pearsonr, spearmanr
 
 from metricunet.evaluation.measures import measure
-from metricunet.files.model import read_card
+from metricunet.files.model import Calibration, ModelCard, read_card
 from metricunet.inference.boundary import boundary_error
-from metricunet.inference.predictor import Predictor
+from metricunet.inference.predictor import Prediction, Predictor
 from metricunet.inference.temperature import tempered
 from metricunet.study.stage_one import Cut, read_cut
 from metricunet.training.calibrate import calibrate
-from metricunet.volume import Volume
+from metricunet.volume import Volume, resample_labels
 
 DOCS = Path(__file__).parent
 PAGE, PICTURE = DOCS / "calibration.md", DOCS / "images" / "calibration.png"
 #: Reliability is looked at in voxels this near to the predicted surface; beyond, nearly all are sure and right.
 BAND_MM = 5.0
 BINS = 15
+WORDS = {"truth": "the true shape", "reader": "a reader nobody saw"}
 COLOURS = ("#3b6fb6", "#e08214", "#4d9221", "#c51b7d")
 INK = "#222222"
 
@@ -64,43 +65,57 @@ class Measured:
     missed: int
 
 
-def measure_model(model: Path, cuts: Iterable[Cut], reference: str) -> Measured:
-    """Segment the cuts with a calibrated model and compare what is expected with what is."""
+def measure_model(model: Path, cuts: Iterable[Cut]) -> dict[str, Measured]:
+    """Segment the cuts with a calibrated model and compare what is expected with what is, for each reference."""
     predictor = Predictor([model], "cpu")
-    temperature = predictor.card.temperature
-    structure = list(predictor.card.labels).index(predictor.card.target)
-    target = predictor.card.labels[predictor.card.target]
-    bins, nll = np.zeros((2, BINS, 3)), np.zeros(2)
-    slices: list[tuple[float, ...]] = []
-    cases: list[tuple[float, ...]] = []
-    missed = 0
+    value = predictor.card.labels[predictor.card.target]
+    parts: dict[str, list[Measured | None]] = {}
     for cut in cuts:
         found = predictor.segment(cut.image, cut.found)
-        if found.boundary is None or found.labels is None or found.shares is None or found.region is None:
-            missed += 1
-            continue
-        mask, truth = found.labels.array == target, cut.references[reference].array == target
-        true = boundary_error(truth, mask, cut.image.spacing_mm)
-        by_height = {round(z, 3): mm for z, mm in found.boundary.slices}
-        for k in np.flatnonzero(mask.any(axis=(1, 2))):
-            z_mm = height_mm(cut, found.region, int(k))
-            apart = contour_distance_mm(mask[k], truth[k], cut.image.spacing_mm[1:])
-            slices.append((len(cases), z_mm, by_height[round(z_mm, 3)], float(true.slices_mm[k]), apart))
-        whole = measure(cut.image.with_array(mask), cut.image.with_array(truth))
-        assert whole.asd_mm is not None
-        cases.append((found.boundary.case_mm, true.case_mm, whole.asd_mm, float(found.boundary.high)))
-        start = np.rint(cut.image.geometry.to_index(found.region.geometry.to_world((0, 0, 0)))).astype(int)
-        part = tuple(slice(a, a + n) for a, n in zip(start, found.region.array.shape, strict=True))
-        here = band(mask[part], cut.image.spacing_mm)
-        calibrated, inside = found.shares[structure][here], truth[part][here]
-        raw = tempered(np.stack([1 - calibrated, calibrated]), 1 / temperature)[1]
-        for row, p in enumerate((raw, calibrated)):
-            place = np.minimum((p * BINS).astype(int), BINS - 1)
-            for column, weights in enumerate((None, p, inside)):
-                bins[row, :, column] += np.bincount(place, weights, minlength=BINS)
-            likelihood = np.where(inside, p, 1 - p)
-            nll[row] -= np.log(np.maximum(likelihood, 1e-7)).sum(dtype=np.float64)
-    return Measured(bins[0], bins[1], nll, np.array(slices), np.array(cases), missed)
+        for whose, reference in cut.references.items():
+            parts.setdefault(whose, []).append(measure_case(predictor.card, cut, found, reference.array == value))
+    return {whose: joined(cases) for whose, cases in parts.items()}
+
+
+def measure_case(card: ModelCard, cut: Cut, found: Prediction, truth: NDArray[np.bool_]) -> Measured | None:
+    """Compare what is expected of one case with what is; None where there is no mask."""
+    if found.boundary is None or found.labels is None or found.region is None:
+        return None
+    mask = found.labels.array == card.labels[card.target]
+    true = boundary_error(truth, mask, cut.image.spacing_mm)
+    by_height = {round(z, 3): mm for z, mm in found.boundary.slices}
+    slices = []
+    for k in np.flatnonzero(mask.any(axis=(1, 2))):
+        z_mm = height_mm(cut, found.region, int(k))
+        apart = contour_distance_mm(mask[k], truth[k], cut.image.spacing_mm[1:])
+        slices.append((0, z_mm, by_height[round(z_mm, 3)], float(true.slices_mm[k]), apart))
+    asd_mm = measure(cut.image.with_array(mask), cut.image.with_array(truth)).asd_mm
+    case = (found.boundary.case_mm, true.case_mm, asd_mm, float(found.boundary.high))
+    field = found.boundary.probability
+    here = band(field.array > 0.5, field.spacing_mm)
+    seen = resample_labels(cut.image.with_array(truth.astype(np.uint8)), field.geometry).array == 1
+    calibrated, inside = field.array[here], seen[here]
+    raw = tempered(np.stack([1 - calibrated, calibrated]), 1 / card.temperature)[1]
+    bins, nll = np.zeros((2, BINS, 3)), np.zeros(2)
+    for row, p in enumerate((raw, calibrated)):
+        place = np.minimum((p * BINS).astype(int), BINS - 1)
+        for column, weights in enumerate((None, p, inside)):
+            bins[row, :, column] = np.bincount(place, weights, minlength=BINS)
+        likelihood = np.where(inside, p, 1 - p)
+        nll[row] = -np.log(np.maximum(likelihood, 1e-7)).sum(dtype=np.float64)
+    return Measured(bins[0], bins[1], nll, np.array(slices), np.array([case], dtype=np.float64), 0)
+
+
+def joined(parts: Sequence[Measured | None]) -> Measured:
+    """Put cases together."""
+    cases = [part for part in parts if part is not None]
+    for k, case in enumerate(cases):
+        case.slices[:, 0] = k
+    return Measured(
+        *(np.sum([getattr(c, name) for c in cases], axis=0) for name in ("before", "after", "nll")),
+        *(np.concatenate([getattr(c, name) for c in cases]) for name in ("slices", "cases")),
+        missed=len(parts) - len(cases),
+    )
 
 
 def height_mm(cut: Cut, region: Volume, k: int) -> float:
@@ -145,33 +160,36 @@ def calibration_error(bins: NDArray[np.float64]) -> float:
 
 
 def kept(
-    model: Path, cohort: Path, cuts: Path, reference: str, work: Path, limit: int | None
-) -> tuple[Path, Measured]:
+    model: Path, cohort: Path, cuts: Path, work: Path, limit: int | None
+) -> tuple[Calibration, dict[str, Measured]]:
     """Calibrate a model and measure it, or read what was measured before."""
-    name = "-".join((*model.parts[-5:-1], reference, str(limit or "all")))
-    calibrated, path = work / f"{name}.safetensors", work / f"{name}.npz"
+    folder = work / "-".join((*model.parts[-5:-1], str(limit or "all")))
+    calibrated = folder / model.name
     if not calibrated.is_file():
         calibrate(model, cohort, calibrated, device="cpu", cache=work / "prepared")
-    if not path.is_file():
-        names = sorted(cut.stem for cut in (cuts / "cuts").glob("*.npz"))[:limit]
-        found = measure_model(calibrated, (read_cut(cuts, case) for case in names), reference)
-        np.savez(path, **{k: getattr(found, k) for k in Measured.__dataclass_fields__})
-        print(f"measured {name}", flush=True)
-    with np.load(path) as content:
-        return calibrated, Measured(**{k: content[k] for k in Measured.__dataclass_fields__})
-
-
-def figures_of(model: Path, found: Measured) -> dict[str, float]:
-    """The numbers of the table for one model."""
-    card = read_card(model)
+    card = read_card(calibrated)
     assert card.calibration is not None
+    if not list(folder.glob("*.npz")):
+        names = sorted(cut.stem for cut in (cuts / "cuts").glob("*.npz"))[:limit]
+        for whose, found in measure_model(calibrated, (read_cut(cuts, case) for case in names)).items():
+            np.savez(folder / f"{whose}.npz", **{k: getattr(found, k) for k in Measured.__dataclass_fields__})
+        print(f"measured {model}", flush=True)
+    measured = {}
+    for path in sorted(folder.glob("*.npz"), reverse=True):  # the truth comes first
+        with np.load(path) as content:
+            measured[path.stem] = Measured(**{k: content[k] for k in Measured.__dataclass_fields__})
+    return card.calibration, measured
+
+
+def figures_of(calibration: Calibration, found: Measured) -> dict[str, float]:
+    """The numbers of the table for one model and one reference."""
     _, _, expected, true, apart = found.slices.T
     both = ~np.isnan(apart)
     case_expected, case_true, asd, flagged = found.cases.T
     worst = case_true > np.quantile(case_true, 0.9)
     return {
-        "temperature": card.calibration.temperature,
-        "scale, mm true per mm expected": card.calibration.mm_scale,
+        "temperature": calibration.temperature,
+        "scale, mm true per mm expected": calibration.mm_scale,
         "NLL before": found.nll[0] / found.before[:, 0].sum(),
         "NLL after": found.nll[1] / found.after[:, 0].sum(),
         "ECE before": calibration_error(found.before),
@@ -282,13 +300,13 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     measured: dict[str, list[Measured]] = {}
     numbers: dict[str, list[dict[str, float]]] = {}
-    for name, reference, cohort, cuts, *models in arguments.group:
+    for name, cohort, cuts, *models in arguments.group:
         for model in models:
-            calibrated, found = kept(
-                Path(model), Path(cohort), Path(cuts), reference, arguments.work, arguments.cases
-            )
-            measured.setdefault(name, []).append(found)
-            numbers.setdefault(name, []).append(figures_of(calibrated, found))
+            fitted, found = kept(Path(model), Path(cohort), Path(cuts), arguments.work, arguments.cases)
+            for whose, values in found.items():
+                column = f"{name}, against {WORDS.get(whose, whose)}"
+                measured.setdefault(column, []).append(values)
+                numbers.setdefault(column, []).append(figures_of(fitted, values))
     text = table(numbers)
     print(text)
     if arguments.write:

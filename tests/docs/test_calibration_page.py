@@ -34,19 +34,21 @@ def test_the_command_makes_the_rows_and_the_picture(
     figure: ModuleType, tiny_model: Path, tiny_cohort: Path, tmp_path: Path
 ) -> None:
     predictor = Predictor([tiny_model], "cpu")
+    calibration = predictor.card.calibration
+    assert calibration is not None
     cuts = []
     for name in ("case_06", "case_07"):
         image = read_nifti(tiny_cohort / "imagesTs" / f"{name}_0000.nii.gz").canonical()
         truth = read_labels(tiny_cohort / "labelsTs" / f"{name}.nii.gz").canonical()
         cuts.append(Cut(name, image, {"truth": truth}, predictor.locate(image), ""))
-    found = figure.measure_model(tiny_model, cuts, "truth")
+    found = figure.measure_model(tiny_model, cuts)["truth"]
     assert len(found.cases) == 2
     assert found.missed == 0
     # The same voxels, whatever the temperature; the error of a slice is what its contours are apart, or more.
     np.testing.assert_array_equal(found.before[:, [0, 2]].sum(axis=0), found.after[:, [0, 2]].sum(axis=0))
     near = found.slices[~np.isnan(found.slices[:, 4])]
     assert np.median(near[:, 3] / near[:, 4]) == pytest.approx(1.1, abs=0.35)
-    made = figure.table({"tiny": [figure.figures_of(tiny_model, found)] * 2})
+    made = figure.table({"tiny": [figure.figures_of(calibration, found)] * 2})
     rows = re.search(
         r"<!-- calibration table -->\n(.*?)\n?<!-- end of calibration table -->", PAGE, flags=re.DOTALL
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from metricunet.files.model import Calibration
 from metricunet.inference.boundary import (
     NEAR_MM,
     BoundaryConfidence,
+    ClassField,
     boundary_confidence,
     boundary_error,
     near,
     surface_area_mm2,
 )
-from metricunet.volume import Geometry
+from metricunet.volume import Geometry, Volume
 
 SPACING = (2.0, 1.0, 1.0)
 #: Mean distance of a normal variable from its middle, in standard deviations.
@@ -109,14 +111,26 @@ def test_near_keeps_the_margin_and_stays_in_the_array() -> None:
 
 
 def calibration(scale: float, low: float, high: float) -> Calibration:
-    return Calibration(1.5, scale, (low, high), 3, {"nll_before": 0.2, "nll_after": 0.1})
+    return Calibration(1.0, scale, (low, high), 3, {"nll_before": 0.2, "nll_after": 0.1})
 
 
-def confidence(*calibrations: Calibration | None) -> BoundaryConfidence:
-    geometry = Geometry.from_parts((40, 60, 60), SPACING, (5, 6, -300))
-    distance = distance_from((40, 60, 60), SPACING)
-    probability = ndtr((18 - distance) / 2).astype(np.float32)
-    found = boundary_confidence(probability, distance < 18, geometry, calibrations)
+def ball(geometry: Geometry, sigma_mm: float = 2.0) -> tuple[ClassField, Volume]:
+    """A ball of 18 mm about (35, 36, -260) whose radius is uncertain: both classes, and the mask."""
+    axes = np.meshgrid(*[np.arange(n) for n in geometry.shape], indexing="ij")
+    places = geometry.to_world(np.stack(axes, axis=-1).reshape(-1, 3)).reshape(*geometry.shape, 3)
+    distance = np.linalg.norm(places - (35, 36, -260), axis=-1)
+    inside = ndtr((18 - distance) / sigma_mm).astype(np.float32)
+    return ClassField(np.stack([1 - inside, inside]), geometry), Volume(distance < 18, geometry)
+
+
+STAGE_GRID = Geometry.from_parts((40, 60, 60), SPACING, (5.3, 6.2, -299.1))
+
+
+def confidence(
+    *calibrations: Calibration | None, scan: Geometry = STAGE_GRID, sigma_mm: float = 2.0
+) -> BoundaryConfidence:
+    field = ball(STAGE_GRID, sigma_mm)[0]
+    found = boundary_confidence([field] * len(calibrations), calibrations, 1, ball(scan)[1])
     assert found is not None
     return found
 
@@ -142,10 +156,42 @@ def test_the_part_of_quality_json() -> None:
     assert content["validation_mm"] == [0.5, 2.0]
     places = [entry["z_mm"] for entry in content["slices"]]
     assert len(places) == 18
-    assert places == list(np.arange(places[0], places[0] + 36, 2))
-    assert (places[0] + places[-1]) / 2 == pytest.approx(-300 + 39 + 0.31, abs=1.1)
+    np.testing.assert_allclose(np.diff(places), 2)
+    assert (places[0] + places[-1]) / 2 == pytest.approx(-260, abs=1.1)
     bare = confidence(None).to_json()
     assert (bare["calibrated"], bare["validation_mm"]) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "shape"), [((1.0, 0.7, 0.7), (60, 80, 80)), ((3.0, 0.98, 0.98), (24, 60, 60))]
+)
+def test_the_grid_of_the_scan_changes_nothing(
+    spacing_mm: tuple[float, float, float], shape: tuple[int, int, int]
+) -> None:
+    """What is expected of a sharp boundary would grow if its probability were read between voxels."""
+    scan = Geometry.from_parts(shape, spacing_mm, (8.1, 7.7, -292.4))
+    here, there = confidence(None, sigma_mm=0.7), confidence(None, scan=scan, sigma_mm=0.7)
+    assert there.case_mm == here.case_mm
+    heights, errors = np.array(there.slices).T
+    np.testing.assert_allclose(np.diff(heights), spacing_mm[0])
+    assert len(heights) == pytest.approx(36 / spacing_mm[0], abs=1)
+    upright = np.abs(heights + 260) < 9
+    np.testing.assert_allclose(errors[upright], np.interp(heights, *np.array(here.slices).T)[upright])
+
+
+def test_models_on_other_grids_are_read_on_the_first() -> None:
+    other = Geometry.from_parts((50, 70, 64), (1.5, 0.9, 0.9), (7, 5, -297))
+    one, two = ball(STAGE_GRID)[0], ball(other)[0]
+    both = boundary_confidence([one, two], [None, None], 1, ball(STAGE_GRID)[1])
+    assert both is not None
+    assert both.probability.geometry is STAGE_GRID
+    assert both.case_mm == pytest.approx(confidence(None).case_mm, rel=0.03)
+
+
+def test_a_temperature_makes_more_of_the_same_probability() -> None:
+    """Of a logistic profile the mean distance grows as the temperature."""
+    warm = replace(calibration(1.0, 0.5, 2.0), temperature=2.0)
+    assert confidence(warm).case_mm == pytest.approx(2 * confidence(None).case_mm, rel=0.15)
 
 
 def test_what_lies_far_from_the_mask_counts_for_nothing() -> None:
@@ -154,7 +200,8 @@ def test_what_lies_far_from_the_mask_counts_for_nothing() -> None:
     mask[10:20, 10:30, 10:30] = True
     probability = mask.astype(np.float32)
     probability[:, :, 30 + round(NEAR_MM) :] = 0.4
-    found = boundary_confidence(probability, mask, geometry, [None])
+    field = ClassField(np.stack([1 - probability, probability]), geometry)
+    found = boundary_confidence([field], [None], 1, Volume(mask, geometry))
     assert found is not None
     assert found.case_mm == 0
-    assert boundary_confidence(probability, np.zeros_like(mask), geometry, [None]) is None
+    assert boundary_confidence([field], [None], 1, Volume(np.zeros_like(mask), geometry)) is None

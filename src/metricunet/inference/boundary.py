@@ -31,7 +31,9 @@ from numpy.typing import NDArray
 
 from metricunet.evaluation.smoothness import contour_lengths_mm
 from metricunet.files.model import Calibration
-from metricunet.volume import FloatArray, Geometry
+from metricunet.inference.masks import keep_largest_piece
+from metricunet.inference.temperature import tempered
+from metricunet.volume import FloatArray, Geometry, Volume
 
 #: What lies further than this outside the box of a mask says nothing of its boundary.
 NEAR_MM = 10.0
@@ -50,16 +52,38 @@ class BoundaryError:
     case_mm: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class ClassField:
+    """Probabilities of all classes on stage 2's own grid.
+
+    Attributes:
+        array: float32 [classes, slice, row, column], background included.
+        geometry: of the grid.
+    """
+
+    array: NDArray[np.float32]
+    geometry: Geometry
+
+    def read_on(self, geometry: Geometry) -> NDArray[np.float32]:
+        """Return them on another grid; what lies outside is background [classes, *space]."""
+        if geometry.same_grid(self.geometry):
+            return self.array
+        parts = [Volume(a, self.geometry).resample(geometry, fill=float(k == 0)) for k, a in enumerate(self.array)]
+        return np.stack([part.array for part in parts])
+
+
+@dataclass(frozen=True, eq=False)
 class BoundaryConfidence:
     """What is said of the boundary of a segmented target.
 
     Attributes:
+        probability: calibrated, of the target, on stage 2's own grid.
         case_mm: expected error of the case.
-        slices: LPS z of each slice with a mask, and its expected error in mm; from foot to head.
+        slices: LPS z of each of the scan's slices with a mask, and its expected error in mm; from foot to head.
         validation_mm: smallest and largest expected error of the validation cases; None: not calibrated.
     """
 
+    probability: Volume
     case_mm: float
     slices: tuple[tuple[float, float], ...]
     validation_mm: tuple[float, float] | None
@@ -80,35 +104,52 @@ class BoundaryConfidence:
 
 
 def boundary_confidence(
-    probability: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    geometry: Geometry,
-    calibrations: Sequence[Calibration | None],
+    fields: Sequence[ClassField], calibrations: Sequence[Calibration | None], target: int, mask: Volume
 ) -> BoundaryConfidence | None:
-    """Return what is expected of the boundary of a mask; None where it is empty.
+    """Return what is expected of the boundary of a target; None where it is empty.
+
+    All is measured on the first field's grid, as it was when the calibration was fitted: read on another grid a
+    probability is blurred between its voxels, and would expect more error.
 
     Args:
-        probability: of the target [slice, row, column].
-        mask: of the target, on the same grid.
-        geometry: of the grid.
-        calibrations: of the models that were averaged; where one has none the result is not calibrated.
+        fields: what each of the averaged models makes of the scan; grids with the axes of the mask's.
+        calibrations: of the models, in their order; where one has none the result is not calibrated.
+        target: class of the target.
+        mask: of the target, as it was segmented, on the scan's grid or a part of it.
     """
-    if not mask.any():
+    grid = fields[0].geometry
+    temperatures = [1.0 if c is None else c.temperature for c in calibrations]
+    honest = [
+        ClassField(tempered(field.array, temperature), field.geometry).read_on(grid)[target]
+        for field, temperature in zip(fields, temperatures, strict=True)
+    ]
+    probability = Volume(np.mean(honest, axis=0), grid)
+    classes = np.mean([field.read_on(grid) for field in fields], axis=0).argmax(axis=0).astype(np.uint8)
+    keep_largest_piece(classes, target)
+    fine = classes == target
+    if not fine.any() or not mask.array.any():
         return None
-    part = near(mask, geometry.spacing_mm)
-    error = boundary_error(probability[part], mask[part], geometry.spacing_mm)
+    part = near(fine, grid.spacing_mm)
+    error = boundary_error(probability.array[part], fine[part], grid.spacing_mm)
     fitted = [c for c in calibrations if c is not None]
     whole = len(fitted) == len(calibrations)
     scale = float(np.mean([c.mm_scale for c in fitted])) if whole else 1.0
     seen = [c.boundary_error_mm for c in fitted]
-    middle = (np.asarray(geometry.shape) - 1) / 2
-    slices = [
-        (float(geometry.to_world([part[0].start + k, *middle[1:]])[2]), float(mm) * scale)
-        for k, mm in enumerate(error.slices_mm)
-        if not math.isnan(mm)
-    ]
     validation = (min(low for low, _ in seen), max(high for _, high in seen)) if whole else None
-    return BoundaryConfidence(error.case_mm * scale, tuple(sorted(slices)), validation)
+    slices = [(z_mm, mm * scale) for z_mm, mm in _on_slices(error, part[0].start, grid, mask)]
+    return BoundaryConfidence(probability, error.case_mm * scale, tuple(slices), validation)
+
+
+def _on_slices(error: BoundaryError, first: int, grid: Geometry, mask: Volume) -> list[tuple[float, float]]:
+    """Return LPS z and error of a mask's slices, read between those of stage 2; beyond them that of the last."""
+    used = np.flatnonzero(~np.isnan(error.slices_mm))
+    middle = (np.asarray(mask.geometry.shape) - 1) / 2
+    found = []
+    for k in np.flatnonzero(mask.array.any(axis=(1, 2))):
+        place_mm = mask.geometry.to_world((k, middle[1], middle[2]))
+        index = grid.to_index(place_mm)[0] - first
+        found.append((float(place_mm[2]), float(np.interp(index, used, error.slices_mm[used]))))
+    return sorted(found)
 
 
 def boundary_error(

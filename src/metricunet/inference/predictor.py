@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from metricunet.cohort.prepare import AIR_HU
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard, StageCard, read_model
-from metricunet.inference.boundary import BoundaryConfidence, boundary_confidence
+from metricunet.inference.boundary import BoundaryConfidence, ClassField, boundary_confidence
 from metricunet.inference.locate import Localisation, class_probabilities, localise
+from metricunet.inference.masks import keep_largest_piece, likeliest
 from metricunet.inference.segment import crop_probabilities
-from metricunet.inference.temperature import tempered
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import pick_device
 from metricunet.networks.feeding import Precision
@@ -46,8 +45,6 @@ class Prediction:
             the head, the back and the left.
         touches_crop: the target reaches the outermost voxels of stage 2's crop.
         removed_ml: volume of the target's smaller pieces, which are left out of the labels.
-        shares: probabilities [structures, *region] of all classes but the background, calibrated where the models
-            are.
         boundary: how far the target's boundary is expected to be off; None where there is no target.
     """
 
@@ -56,7 +53,6 @@ class Prediction:
     region: Volume | None = None
     touches_crop: bool = False
     removed_ml: float = 0.0
-    shares: NDArray[np.float32] | None = None
     boundary: BoundaryConfidence | None = None
 
 
@@ -139,11 +135,9 @@ class Predictor:
         if found.centre_mm is None:
             return Prediction(found, None)
         box, start = self._box(image.geometry, found.centre_mm)
-        shares = np.zeros((len(self.card.labels), *box.shape), dtype=np.float32)
-        for model in self.models:
-            shares += self._fine_shares(model, image, found.centre_mm, box)
-        shares /= len(self.models)
-        return self._paste(scan, image, shares, start, found, box)
+        fields = [self._fine_field(model, image, found.centre_mm) for model in self.models]
+        shares = np.mean([field.read_on(box)[1:] for field in fields], axis=0)
+        return self._paste(scan, image, shares, start, found, box, fields)
 
     def _coarse_probability(self, image: Volume) -> Volume:
         """Mean probability of the target on the first model's coarse grid."""
@@ -172,10 +166,8 @@ class Predictor:
         start = (int(first[0]), int(first[1]), int(first[2]))
         return geometry.crop(start, (last - first + 1).tolist()), start
 
-    def _fine_shares(
-        self, model: LoadedModel, image: Volume, centre_mm: FloatArray, box: Geometry
-    ) -> NDArray[np.float32]:
-        """Calibrated probabilities [structures, *box] of all but the background, read on the scan's grid."""
+    def _fine_field(self, model: LoadedModel, image: Volume, centre_mm: FloatArray) -> ClassField:
+        """Return the probabilities of all classes on stage 2's own grid."""
         stage = model.card.segment
         assert stage.crop_voxels is not None
         grid = image.geometry.box_around(centre_mm, stage.crop_voxels, stage.spacing_mm)
@@ -183,13 +175,7 @@ class Predictor:
         probabilities = crop_probabilities(
             model.segment, crop, stage.hu_window, stage.input_slices, self.precision
         )
-        # What lies outside this model's crop is background. The temperature comes after the reading on the scan's
-        # grid, so that it does not move the 0.5 level between voxels.
-        read = [
-            Volume(array, grid).resample(box, fill=float(k == 0)).array
-            for k, array in enumerate(probabilities.cpu().numpy())
-        ]
-        return tempered(np.stack(read), model.card.temperature)[1:]
+        return ClassField(probabilities.cpu().numpy(), grid)
 
     def _paste(
         self,
@@ -199,8 +185,9 @@ class Predictor:
         start: tuple[int, int, int],
         found: Localisation,
         box: Geometry,
+        fields: Sequence[ClassField],
     ) -> Prediction:
-        classes = _likeliest(shares)
+        classes = likeliest(shares)
         target = list(self.card.labels).index(self.card.target) + 1
         removed = keep_largest_piece(classes, target)
         kind = np.uint8 if max(self.card.labels.values()) <= 255 else np.uint16
@@ -214,34 +201,10 @@ class Predictor:
             region,
             touches,
             removed * box.voxel_volume_ml,
-            shares,
             boundary_confidence(
-                shares[target - 1], classes == target, box, [m.card.calibration for m in self.models]
+                fields, [m.card.calibration for m in self.models], target, Volume(classes == target, box)
             ),
         )
-
-
-def _likeliest(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return the likeliest class of each voxel; the background has what the others leave, and wins ties."""
-    best = 1 - shares.sum(axis=0)
-    classes = np.zeros(best.shape, dtype=np.uint8)
-    for k, share in enumerate(shares, start=1):
-        classes[share > best] = k
-        np.maximum(best, share, out=best)
-    return classes
-
-
-def keep_largest_piece(classes: NDArray[np.uint8], target: int) -> int:
-    """Clear all pieces of the target but the largest, in place; return how many voxels that were."""
-    mask = classes == target
-    (found,) = ndimage.find_objects(mask.view(np.uint8)) or [None]
-    if found is None:
-        return 0
-    pieces, count = ndimage.label(mask[found])
-    sizes = np.bincount(pieces.ravel())[1:]
-    if count > 1:
-        classes[found][(pieces > 0) & (pieces != int(np.argmax(sizes)) + 1)] = 0
-    return int(sizes.sum() - sizes.max())
 
 
 def coarse_probability(

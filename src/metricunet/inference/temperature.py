@@ -2,9 +2,9 @@
 
 Log-probabilities are divided by it before they are normalised anew (Guo et al., On Calibration of Modern Neural
 Networks, ICML 2017): p_k^(1/T) / Σ p_j^(1/T), which for one pass of a network is the softmax of its logits over T.
-In a voxel the order of the classes stays as it was. With two classes the 0.5 level stays, too, and with it the
-mask; with more, the likeliest class stays, but the 0.5 level of one class against all others can move. The mean of
-several models, each with a temperature of its own, is another mean than without, so its mask can differ.
+In a voxel the order of the classes stays as it was. With two classes the 0.5 level stays, too; with more, the
+likeliest class stays, but the level at which one class has 0.5 against all others can move. Masks are cut from the
+probabilities as they come out of the network, averaged over the models, so no temperature moves a mask.
 """
 
 from __future__ import annotations

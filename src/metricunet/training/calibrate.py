@@ -29,7 +29,8 @@ from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
 from metricunet.files.model import Calibration, StageCard, read_model, write_model
 from metricunet.inference.boundary import boundary_error, near
-from metricunet.inference.predictor import keep_largest_piece, load_model
+from metricunet.inference.masks import keep_largest_piece
+from metricunet.inference.predictor import load_model
 from metricunet.inference.segment import crop_probabilities
 from metricunet.inference.temperature import fit_temperature, tempered
 from metricunet.networks import Network
