@@ -248,14 +248,15 @@ def draw_reliability(axes: Axes, models: Sequence[Measured]) -> None:
 
 
 def draw_errors(axes: Axes, expected: NDArray[np.float64], true: NDArray[np.float64], size: float) -> None:
-    """Draw true over expected errors, and the means of tenths of the points."""
-    edge = float(np.quantile(np.concatenate([expected, true]), 0.995)) * 1.05
+    """Draw true over expected errors; of tenths of the points the means, and where the middle 80 % lie."""
+    edge = float(np.quantile(np.concatenate([expected, true]), 0.98)) * 1.05
     axes.plot([0, edge], [0, edge], color="#bbbbbb", linewidth=1, zorder=1)
     axes.scatter(expected, true, s=size, color=COLOURS[0], alpha=0.25, linewidths=0, zorder=2)
     parts = np.array_split(np.argsort(expected), 10)
     means = np.array([(expected[p].mean(), true[p].mean()) for p in parts])
-    spread = [true[p].std() for p in parts]
-    axes.errorbar(*means.T, yerr=spread, color=INK, marker="o", markersize=4, linewidth=1.2, zorder=3)
+    low, high = np.array([np.quantile(true[p], (0.1, 0.9)) for p in parts]).T
+    axes.vlines(means[:, 0], low, high, color=INK, linewidth=1, zorder=3)
+    axes.plot(*means.T, color=INK, marker="o", markersize=4, linewidth=1.2, zorder=3)
     axes.set_xlim(0, edge)
     axes.set_ylim(0, edge)
     axes.set_aspect("equal")
