@@ -39,6 +39,8 @@ PAGE, PICTURE = DOCS / "calibration.md", DOCS / "images" / "calibration.png"
 #: Reliability is looked at in voxels this near to the predicted surface; beyond, nearly all are sure and right.
 BAND_MM = 5.0
 BINS = 15
+#: So many points are shown in fifths, more in tenths.
+FEW = 200
 WORDS = {"truth": "the true shape", "reader": "a reader nobody saw"}
 COLOURS = ("#3b6fb6", "#e08214", "#4d9221", "#c51b7d")
 INK = "#222222"
@@ -248,11 +250,11 @@ def draw_reliability(axes: Axes, models: Sequence[Measured]) -> None:
 
 
 def draw_errors(axes: Axes, expected: NDArray[np.float64], true: NDArray[np.float64], size: float) -> None:
-    """Draw true over expected errors; of tenths of the points the means, and where the middle 80 % lie."""
+    """Draw true over expected errors; of parts of the points the means, and where the middle 80 % lie."""
     edge = float(np.quantile(np.concatenate([expected, true]), 0.98)) * 1.05
     axes.plot([0, edge], [0, edge], color="#bbbbbb", linewidth=1, zorder=1)
     axes.scatter(expected, true, s=size, color=COLOURS[0], alpha=0.25, linewidths=0, zorder=2)
-    parts = np.array_split(np.argsort(expected), 10)
+    parts = np.array_split(np.argsort(expected), 10 if len(expected) > FEW else 5)
     means = np.array([(expected[p].mean(), true[p].mean()) for p in parts])
     low, high = np.array([np.quantile(true[p], (0.1, 0.9)) for p in parts]).T
     axes.vlines(means[:, 0], low, high, color=INK, linewidth=1, zorder=3)
