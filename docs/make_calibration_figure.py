@@ -1,12 +1,13 @@
 """Redraw docs/images/calibration.png and the table of docs/calibration.md: is the confidence right?
 
-    python docs/make_calibration_figure.py --work DIR [--write]
+    python docs/make_calibration_figure.py --work DIR [--cases N] [--also FOLDER] [--write]
         --group NAME COHORT CUTS MODEL [MODEL ...]  [--group ...]
 
 A group is a set of models that differ in their seed. COHORT holds the validation cases that the models are
 calibrated on, as training would, and CUTS is the folder of a study's stage 1 with the unseen scans, cut and
-located; each of their references makes a column of the table and a row of the figure. What is measured is kept in
-DIR. Prints the table as Markdown; with --write it replaces the one in docs/calibration.md and the figure is drawn.
+located; each of their references makes a column of the table and a row of the figure, and so do the labels of the
+reader whom training saw, if --also names their folder. What is measured is kept in DIR. Prints the table as
+Markdown; with --write it replaces the one in docs/calibration.md and the figure is drawn.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from metricunet.evaluation.measures import measure
 from metricunet.files.model import Calibration, ModelCard, read_card
+from metricunet.files.nifti import read_labels
 from metricunet.inference.boundary import boundary_error
 from metricunet.inference.predictor import Prediction, Predictor
 from metricunet.inference.temperature import tempered
@@ -41,7 +43,7 @@ BAND_MM = 5.0
 BINS = 15
 #: So many points are shown in fifths, more in tenths.
 FEW = 200
-WORDS = {"truth": "the true shape", "reader": "a reader nobody saw"}
+WORDS = {"truth": "the true shape", "reader": "a reader it never saw", "own reader": "the reader it learned from"}
 COLOURS = ("#3b6fb6", "#e08214", "#4d9221", "#c51b7d")
 INK = "#222222"
 
@@ -156,13 +158,24 @@ def edges(mask: NDArray[np.bool_], pixel_mm: tuple[float, float]) -> NDArray[np.
     return np.concatenate(parts)
 
 
+def read_cuts(cuts: Path, limit: int | None, also: Path | None) -> Iterable[Cut]:
+    """Read cuts, and with them the contours of one more reader, from label files of the whole scans."""
+    for name in sorted(path.stem for path in (cuts / "cuts").glob("*.npz"))[:limit]:
+        cut = read_cut(cuts, name)
+        if also is not None:
+            labels = read_labels(also / f"{name}.nii.gz").canonical()
+            start = np.rint(labels.geometry.to_index(cut.image.geometry.origin_mm)).astype(int)
+            cut.references["own reader"] = labels.crop(start.tolist(), cut.image.array.shape)
+        yield cut
+
+
 def calibration_error(bins: NDArray[np.float64]) -> float:
     """Mean gap between probability and frequency, weighted by voxels."""
     return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / bins[:, 0].sum())
 
 
 def kept(
-    model: Path, cohort: Path, cuts: Path, work: Path, limit: int | None
+    model: Path, cohort: Path, cuts: Path, work: Path, limit: int | None, also: Path | None
 ) -> tuple[Calibration, dict[str, Measured]]:
     """Calibrate a model and measure it, or read what was measured before."""
     folder = work / "-".join((*model.parts[-5:-1], str(limit or "all")))
@@ -172,8 +185,7 @@ def kept(
     card = read_card(calibrated)
     assert card.calibration is not None
     if not list(folder.glob("*.npz")):
-        names = sorted(cut.stem for cut in (cuts / "cuts").glob("*.npz"))[:limit]
-        for whose, found in measure_model(calibrated, (read_cut(cuts, case) for case in names)).items():
+        for whose, found in measure_model(calibrated, read_cuts(cuts, limit, also)).items():
             np.savez(folder / f"{whose}.npz", **{k: getattr(found, k) for k in Measured.__dataclass_fields__})
         print(f"measured {model}", flush=True)
     measured = {}
@@ -298,6 +310,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for what was measured")
     parser.add_argument("--group", nargs="+", action="append", required=True, metavar="NAME ... MODEL")
     parser.add_argument("--cases", type=int, help="how many of the unseen scans; default: all")
+    parser.add_argument("--also", type=Path, help="label files of the reader whom training saw")
     parser.add_argument("--write", action="store_true", help="redraw the figure and the table on the page")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -305,7 +318,9 @@ def main() -> None:
     numbers: dict[str, list[dict[str, float]]] = {}
     for name, cohort, cuts, *models in arguments.group:
         for model in models:
-            fitted, found = kept(Path(model), Path(cohort), Path(cuts), arguments.work, arguments.cases)
+            fitted, found = kept(
+                Path(model), Path(cohort), Path(cuts), arguments.work, arguments.cases, arguments.also
+            )
             for whose, values in found.items():
                 column = f"{name}, against {WORDS.get(whose, whose)}"
                 measured.setdefault(column, []).append(values)
