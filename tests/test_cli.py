@@ -126,7 +126,7 @@ def test_dicom_in_rtstruct_out(
     structure_set = read_rtstruct(structure_file)
     mask = read_labels(mask_file)
     # Unsmoothed, the structure set read back is the written mask, to the voxel.
-    np.testing.assert_array_equal(structure_set.mask("Prostate^auto", mask.geometry).array, mask.array)
+    np.testing.assert_array_equal(structure_set.mask("Prostate^autosyn", mask.geometry).array, mask.array)
     dataset = pydicom.dcmread(structure_file)
     assert "synthetic" in dataset.StructureSetDescription
     assert "not reviewed" in dataset.StructureSetDescription

@@ -25,6 +25,10 @@ DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+AllowGaps = Annotated[
+    bool, typer.Option("--allow-gaps", help="Resample DICOM series with missing or uneven slices.")
+]
+AllowTilt = Annotated[bool, typer.Option("--allow-tilt", help="Resample DICOM series of a tilted gantry.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -99,16 +103,58 @@ def phantom(
         typer.echo(f"the same with reader 1's training labels in {displaced}")
 
 
+@app.command("import")
+def import_(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Folders: DICOM patients, TotalSegmentator, nnU-Net or AMOS22, pairs of NIfTI files."),
+    ],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the cohort.")] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="YAML: which spelling of a name means which structure.", metavar="FILE")
+    ] = None,
+    list_names: Annotated[
+        bool, typer.Option("--list-names", help="Count every spelling, and print a names file to complete.")
+    ] = False,
+    layout: Annotated[str, typer.Option(help="dicom, totalsegmentator, nnunet, pairs, or auto.")] = "auto",
+    uids: Annotated[
+        Literal["keep", "hash"], typer.Option(help="What import.json holds of the sources' identifiers.")
+    ] = "hash",
+) -> None:
+    """Make a cohort of scans with contours: CT and RTSTRUCT in DICOM, or other layouts."""
+    from metricunet.cohort.importing import import_cohort
+    from metricunet.cohort.importing import list_names as spellings
+
+    if not list_names and output is None:
+        raise InputError("import needs -o COHORT, or --list-names to see the names of structures first")
+    notes: tuple[str, ...] = ()
+    with progress_bars() as bar:
+        if list_names or output is None:
+            listed = spellings(sources, layout=layout, bars=bar)
+            typer.echo(listed.text.rstrip())
+            left_out, refused, failed = listed.left_out, listed.refused, False
+        else:
+            done = import_cohort(sources, output, names=names, layout=layout, uids=uids, bars=bar)
+            typer.echo(done.text())
+            notes, left_out, refused, failed = done.notes, done.left_out, done.refused, done.failed
+    for kind, lines in (("note", notes), ("left out", left_out), ("refused", refused)):
+        for line in lines:
+            _say(f"{kind}: {line}")
+    raise typer.Exit(SOME_FAILED if failed else DONE)
+
+
 @app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="A cohort, a scan in one file, or a folder of DICOM.")],
+    allow_gaps: AllowGaps = False,
+    allow_tilt: AllowTilt = False,
     json: Json = False,
 ) -> None:
     """Find every problem of a cohort or a scan, a line each."""
     from metricunet.workflows.check import check as run
 
     with progress_bars() as bar:
-        problems = run(path, bar("checking"))
+        problems = run(path, bar("checking"), allow_gaps=allow_gaps, allow_tilt=allow_tilt)
     if json:
         _print_json([{"case": p.case, "severity": p.severity, "message": p.message} for p in problems])
     else:
@@ -165,6 +211,23 @@ def predict(
         str, typer.Option("--format", help="Of nifti, rtstruct and seg, with commas between.")
     ] = "nifti",
     series: Annotated[str | None, typer.Option(help="SeriesInstanceUID to take alone.")] = None,
+    contours: Annotated[
+        Literal["surface", "voxel"],
+        typer.Option(help="Of a structure set: where the probability is one half, or along voxels' edges."),
+    ] = "surface",
+    smooth: Annotated[
+        bool, typer.Option("--smooth", help="Smooth its contours, no point by more than 0.5 mm.")
+    ] = False,
+    holes: Annotated[Literal["keep", "close", "keyhole"], typer.Option(help="Of its contours.")] = "keep",
+    add_to: Annotated[
+        Path | None,
+        typer.Option(help="Structure set of the one series given, to add to.", metavar="RTSTRUCT"),
+    ] = None,
+    reruns: Annotated[
+        int, typer.Option(min=0, help="How often the crop may move or grow where the target reaches its edge.")
+    ] = 3,
+    allow_gaps: AllowGaps = False,
+    allow_tilt: AllowTilt = False,
     device: Device = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="End with status 1 if a case needs review.")] = False,
 ) -> None:
@@ -174,7 +237,20 @@ def predict(
     formats = [f.strip() for f in format_.split(",")]
     with progress_bars() as bar:
         outcome = run(
-            scans, model, output, formats=formats, series=series, device=device, progress=bar("segmenting")
+            scans,
+            model,
+            output,
+            formats=formats,
+            series=series,
+            contours=contours,
+            holes=holes,
+            smooth=smooth,
+            add_to=add_to,
+            reruns=reruns,
+            device=device,
+            allow_gaps=allow_gaps,
+            allow_tilt=allow_tilt,
+            progress=bar("segmenting"),
         )
     for case in outcome.cases:
         time = "done before" if case.skipped else f"{case.seconds:.1f} s"
@@ -283,6 +359,21 @@ def bench(
                 typer.echo(f"{result.text()}\n")
     if json:
         _print_json(found if part == "all" else found[part])
+
+
+@app.command()
+def validate(output: Output, json: Json = False) -> None:
+    """Send analytic shapes through every door and back, for commissioning: half a minute, a page to sign."""
+    from metricunet.workflows.validate.run import validate as run
+
+    with progress_bars() as bar:
+        result = run(output, progress=bar("validating"))
+    if json:
+        _print_json(result.to_json())
+    else:
+        typer.echo(result.text())
+        typer.echo(f"report: {result.report}")
+    raise typer.Exit(SOME_FAILED if result.failed else DONE)
 
 
 @contextmanager

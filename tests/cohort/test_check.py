@@ -31,7 +31,7 @@ def test_a_good_cohort_has_but_the_empty_case(tiny_cohort: Path) -> None:
     calls: list[tuple[int, int]] = []
     problems = check_cohort(tiny_cohort, lambda done, total: calls.append((done, total)))
     assert [(p.case, p.severity) for p in problems] == [("case_05", "warning")]
-    assert "prostate is not contoured" in problems[0].message
+    assert "prostate is absent" in problems[0].message
     assert calls == [(k, 8) for k in range(1, 9)]
 
 

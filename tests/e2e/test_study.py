@@ -55,8 +55,16 @@ def test_the_smoke_study_killed_half_way_ends_with_the_tables_of_an_unbroken_one
         shutil.copytree(output / shared, whole / shared)
     shutil.copy(output / "study.yaml", whole)
     assert metricunet("study", SMOKE, "-o", whole, "--device", "cpu").status == 0
-    for name in ("cases.csv", "cases-reader.csv", "tables.md", "tables.csv"):
+    figures = sorted(path.name for path in (whole / "figures").iterdir())
+    assert figures == [
+        "arms.png", "differences.png", "examples.png", "feature-axes.png", "feature-maps.png", "features.png",
+        "smoothness.png",
+    ]  # fmt: skip
+    names = ["cases.csv", "cases-reader.csv", "smoothness.csv", "features.csv", "comparisons.csv"]
+    names += ["comparisons.json", "tables.md", "tables.csv", *(f"figures/{name}" for name in figures)]
+    for name in names:
         assert (output / name).read_bytes() == (whole / name).read_bytes(), name
+    assert "metricunet segments the prostate better than unet | **not decided** |" in resumed.out
 
 
 def test_a_fault_is_one_line_and_status_2(metricunet: Command, tmp_path: Path) -> None:

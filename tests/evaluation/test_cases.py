@@ -168,7 +168,7 @@ def test_quality_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("{", "not readable as JSON"),
+        ("{", "not valid JSON"),
         ("[]", "the file is list, expected dict"),
         ('{"verdict": 3}', "verdict is int, expected str"),
         ('{"reasons": "small"}', "reasons is str, expected list"),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from metricunet.errors import InputError
 from metricunet.evaluation.compare import evaluate
 from metricunet.evaluation.measures import MEASURE_NAMES
+from metricunet.evaluation.summary import format_summary
 from metricunet.files.nifti import write_nifti
 from metricunet.volume import Geometry, Volume
 
@@ -69,6 +70,38 @@ def test_a_folder_end_to_end(folders: Any, gland: Gland) -> None:
     assert summary["prostate"]["asd_mm"]["mean"] == pytest.approx(shifted["asd_mm"] / 2)
     assert summary["prostate"]["asd_mm"]["n"] == 4
     assert sorted(p.name for p in folders.output.iterdir()) == ["cases.csv", "report.html", "summary.json"]
+
+
+def test_what_was_not_contoured_is_blank_and_counted_apart(folders: Any, gland: Gland) -> None:
+    """Predicted or not: never missed, never invented, never rightly absent."""
+    folders.name_labels(prostate=1, bladder=2)
+    bladder = 2 * gland((0, 9, 0)) * (1 - gland())
+    nothing = np.zeros_like(gland())
+    folders.add("full", gland() + bladder, gland() + bladder)
+    folders.add("predicted", gland(), gland() + bladder)
+    folders.add("unpredicted", gland(), gland())
+    folders.add("no_mask", nothing, None)
+    folders.add("absent", gland(), gland())
+    (folders.cohort / "contoured.json").write_text(
+        json.dumps({"predicted": ["prostate"], "unpredicted": ["prostate"], "no_mask": []})
+    )
+    result = evaluate(folders.predictions, folders.cohort, folders.output)
+    outcomes = {(row.case, row.structure): row.outcome for row in result.rows}
+    assert outcomes["predicted", "bladder"] == outcomes["unpredicted", "bladder"] == "not_contoured"
+    assert outcomes["no_mask", "prostate"] == outcomes["no_mask", "bladder"] == "not_contoured"
+    assert outcomes["absent", "bladder"] == "true_absent"
+    assert outcomes["predicted", "prostate"] == "measured"
+    assert result.failed == ()
+    rows = read_rows(folders.output)
+    assert set(rows["predicted", "bladder"].values()) == set(rows["no_mask", "prostate"].values()) == {None}
+    summary = json.loads((folders.output / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["bladder"]["not_contoured"], summary["bladder"]["true_absent"]) == (3, 1)
+    assert (summary["bladder"]["dice"]["n"], summary["bladder"]["dice"]["missed"]) == (1, 0)
+    assert (summary["prostate"]["not_contoured"], summary["prostate"]["dice"]["n"]) == (1, 4)
+    assert "bladder: 1 case, 0 missed, 1 truly absent, 3 not contoured" in format_summary(result)
+    page = (folders.output / "report.html").read_text(encoding="utf-8")
+    assert page.count('<span class="badge quiet">not contoured</span>') == 4
+    assert "3 not contoured, not counted" in page
 
 
 def test_several_structures(folders: Any, gland: Gland) -> None:

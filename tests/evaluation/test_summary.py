@@ -65,7 +65,7 @@ def test_nothing_to_average() -> None:
 
 def test_json_holds_the_stated_fields_and_no_more() -> None:
     content = summarise(rows(GOOD, MISSED))["prostate"].to_json()
-    assert set(content) == {*MEASURE_NAMES, "true_absent"}
+    assert set(content) == {*MEASURE_NAMES, "true_absent", "not_contoured"}
     for name in MEASURE_NAMES:
         assert list(content[name]) == ["mean", "std", "median", "n", "missed"]
     json.dumps(content, allow_nan=False)

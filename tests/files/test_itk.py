@@ -299,7 +299,7 @@ BAD_NRRD = {
     "truncated or damaged": _with(nrrd(), "encoding: raw", "encoding: gzip"),
     "damaged (Invalid data": _with(nrrd(), "encoding: raw", "encoding: bz2"),
     "not an NRRD file": _with(nrrd(), "NRRD0004", "P6 3 4"),
-    "fewer than the": _with(nrrd(), "6 5 4", "99999999999 99999999999 99999999999"),
+    "its field is": _with(nrrd(), "6 5 4", "99999999999 99999999999 99999999999"),
 }
 BAD_META = {
     "TransformMatrix is missing, so left and right are unknown": _without(META, "TransformMatrix"),
@@ -384,7 +384,7 @@ def test_a_header_that_lies_takes_no_memory(tmp_path: Path, suffix: str) -> None
     large = save(tmp_path / f"large{suffix}", _with(plain, "6 5 4", "16384 16384 8192"))
     tracemalloc.start()
     for path in (small, large):
-        with pytest.raises(InputError, match="bytes of voxels"):
+        with pytest.raises(InputError, match="bytes of voxels|its field is"):
             read_itk(path)
     assert tracemalloc.get_traced_memory()[1] < 150 << 20
     tracemalloc.stop()

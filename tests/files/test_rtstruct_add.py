@@ -16,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 
 from metricunet.errors import InputError
 from metricunet.files.dicom import CtSeries, find_series
-from metricunet.files.rtstruct import Structure, add_to_rtstruct, read_rtstruct, write_rtstruct
+from metricunet.files.rtstruct import Structure, add_to_rtstruct, check_addable, read_rtstruct, write_rtstruct
 from metricunet.volume import Volume
 from tests.support.structure_sets import (
     dciodvfy_complaints,
@@ -94,6 +94,7 @@ class TestAdded:
         path = foreign_set(tmp_path / "in.dcm", series, syntax)
         original = path.read_bytes()
         made = datetime(2031, 2, 3, 4, 5, 6)
+        check_addable(path, series)
         (done,) = add_to_rtstruct(path, tmp_path / "out.dcm", series, [new], description=WORDS, made=made)
         assert path.read_bytes() == original
         result = (tmp_path / "out.dcm").read_bytes()
@@ -254,6 +255,9 @@ class TestRefused:
         out = path.parent / "out.dcm"
         with pytest.raises(InputError) as caught:
             add_to_rtstruct(path, out, series, [new], description=WORDS)
+        with pytest.raises(InputError) as early:
+            check_addable(path, series)
+        assert str(early.value) == str(caught.value)
         for word in words:
             assert word in str(caught.value)
         assert "\n" not in str(caught.value)

@@ -148,6 +148,20 @@ class TestSurface:
         write_rtstruct(path, series, [structure], description="test")
         assert np.array_equal(read_rtstruct(path).mask("any", series.geometry).array, mask)
 
+    def test_a_probability_on_a_part_of_the_grid_draws_the_same(self, series: CtSeries) -> None:
+        field = ellipses(series.geometry, [((0, 0.4, -0.3), (7, 8, 9))]).share
+        mask = field > 0.5
+        box = [slice(max(0, a.min() - 1), a.max() + 2) for a in np.nonzero(mask)]
+        start = [part.start for part in box]
+        part = field[tuple(box)]
+        grid = series.geometry.crop(start, part.shape)
+        whole = drawn(Structure("a", volume(mask, series), probability=volume(field, series)), series, Style())
+        piece = drawn(Structure("a", volume(mask, series), probability=Volume(part, grid)), series, Style())
+        assert whole.volume_ml == piece.volume_ml
+        assert [k for k, _ in whole.contours] == [k for k, _ in piece.contours]
+        for (_, one), (_, two) in zip(whole.contours, piece.contours, strict=True):
+            np.testing.assert_array_equal(one, two)
+
     def test_at_the_edge_of_the_scan(self, series: CtSeries, tmp_path: Path) -> None:
         ones = np.ones(series.geometry.shape, dtype=np.float32)
         structure = Structure("all", volume(ones > 0.5, series), probability=volume(ones, series))
@@ -238,6 +252,8 @@ class TestRefused:
             (volume(np.where(good > 0, np.nan, 0), series), "its probability runs from nan to nan"),
             (volume(1 - good, series), "below 0.5 in most of its mask"),
             (Volume(good, other), "its probability is not on the grid of series"),
+            (volume(good, series).crop((0, 0, 0), (4, 30, 34)), "covers a part of its mask alone"),
+            (volume(good, series).crop((0, 0, 0), (8, 30, 40)), "its probability is not on the grid of series"),
         ):
             with pytest.raises(InputError, match=match) as caught:
                 structure = Structure("a", volume(mask, series), probability=field)

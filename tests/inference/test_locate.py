@@ -57,3 +57,12 @@ def test_the_larger_candidate_wins() -> None:
     found = localise(blob(((2, 2, 2), 4, 0.9), ((15, 20, 20), 8, 0.9)))
     assert found.centre_mm is not None
     np.testing.assert_allclose(found.centre_mm, GEOMETRY.to_world([18.5, 23.5, 23.5]), atol=1e-3)
+
+
+def test_the_candidate_is_kept_where_it_lies() -> None:
+    found = localise(blob(((2, 2, 2), 4, 0.9), ((15, 20, 22), 8, 0.9)))
+    assert found.candidate is not None
+    assert found.candidate.array.shape == (8, 8, 8)
+    assert found.candidate.array.all()
+    np.testing.assert_allclose(found.candidate.geometry.origin_mm, GEOMETRY.to_world([15, 20, 22]))
+    assert localise(blob()).candidate is None

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metricunet.inference.segment import crop_probabilities, window_starts
+from metricunet.inference.segment import crop_probabilities, field_probabilities, window_starts
 from metricunet.networks import Network, NetworkOutput, UNet, VNet
 from metricunet.networks.feeding import normalise_hu
 
@@ -92,3 +92,51 @@ def test_the_order_of_slices_is_kept_in_every_kind() -> None:
                 (crop_probabilities(network, changed, WINDOW, slices, "fp32") - still).abs().flatten(2).sum(dim=2)
             )
             assert gap.sum(dim=0).nonzero()[:, 0].tolist() == [9, 10, 11]
+
+
+def test_a_field_of_one_crop_is_one_run() -> None:
+    torch.manual_seed(0)
+    network = UNet(3, 2, 2, levels=2).eval()
+    crop = torch.randn(6, 8, 8) * 80
+    found = field_probabilities(network, crop, (6, 8, 8), WINDOW, 3, "fp32")
+    assert torch.equal(found, crop_probabilities(network, crop, WINDOW, 3, "fp32"))
+
+
+class Sizes(Marker):
+    """Answers with the place of a column within its picture, and keeps the sides of all pictures."""
+
+    spatial_dims = 2
+
+    def forward_with_maps(self, images: Tensor) -> NetworkOutput:
+        self.depths = [*getattr(self, "depths", []), tuple(images.shape[2:])]
+        place = torch.arange(images.shape[3], dtype=torch.float32).expand(len(images), 1, *images.shape[2:])
+        return NetworkOutput(torch.cat([torch.zeros_like(place), place], dim=1), [images], images)
+
+
+def test_a_larger_field_is_covered_by_crops_of_the_trained_size() -> None:
+    """By hand: 6 columns, crops of 4 from 0 and 2; weights in a crop 1, 2, 2, 1."""
+    network = Sizes()
+    found = field_probabilities(network, torch.zeros(3, 2, 6), (3, 2, 4), WINDOW, 1, "fp32")
+    assert set(network.depths) == {(2, 4)}
+    own = torch.arange(4.0).sigmoid()
+    wanted = [own[0], own[1], (2 * own[2] + own[0]) / 3, (own[3] + 2 * own[1]) / 3, own[2], own[3]]
+    for k in range(3):
+        torch.testing.assert_close(found[1, k, 0], torch.stack(wanted))
+    torch.testing.assert_close(found.sum(dim=0), torch.ones(3, 2, 6))
+
+
+def test_a_field_larger_along_every_axis_has_no_seams_where_the_answer_does_not_depend_on_place() -> None:
+    torch.manual_seed(0)
+    field = torch.randn(9, 12, 12) * 50
+    network = Pointwise()
+    found = field_probabilities(network, field, (6, 8, 8), WINDOW, 1, "fp32")
+    torch.testing.assert_close(found, crop_probabilities(network, field, WINDOW, 1, "fp32"))
+
+
+class Pointwise(Marker):
+    """Each voxel's answer is its own value."""
+
+    spatial_dims = 2
+
+    def forward_with_maps(self, images: Tensor) -> NetworkOutput:
+        return NetworkOutput(torch.cat([images * 0, images * 5], dim=1), [images], images)

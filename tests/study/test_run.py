@@ -21,12 +21,16 @@ from tests.study.conftest import SHORT, write_study
 from tests.support.cohorts import make_tiny_cohort
 
 Whole = tuple[Path, Path, StudyResult]
-RESULTS = ("cases.csv", "tables.md", "tables.csv")
+RESULTS = (
+    "cases.csv", "smoothness.csv", "features.csv", "comparisons.csv", "comparisons.json", "tables.md", "tables.csv"
+)  # fmt: skip
 
 
 def test_what_a_study_leaves(whole_study: Whole, study_cohort: Path) -> None:
     _, output, result = whole_study
-    assert {p.name for p in output.iterdir()} == {"stage-one", "runs", "study.yaml", "run.json", *RESULTS}
+    assert {p.name for p in output.iterdir()} == {
+        "stage-one", "runs", "figures", "study.yaml", "run.json", *RESULTS
+    }  # fmt: skip
     with (output / "cases.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert list(rows[0]) == ["arm", "seed", "fold", *CSV_COLUMNS]
@@ -41,9 +45,17 @@ def test_what_a_study_leaves(whole_study: Whole, study_cohort: Path) -> None:
     absent = next(r for r in rows if r["case"] == "case_07")
     assert not any(absent[name] for name in CSV_COLUMNS[2:])
     run = output / "runs" / "metric" / "fold-0" / "seed-1"
-    assert {"config.yaml", "log.csv", "checkpoints", "model.safetensors", "run.json", "cases.csv", "key.json"} <= {
-        p.name for p in run.iterdir()
-    }
+    assert {
+        "config.yaml",
+        "log.csv",
+        "checkpoints",
+        "model.safetensors",
+        "run.json",
+        "cases.csv",
+        "key.json",
+        "smoothness.csv",
+        "features.csv",
+    } <= {p.name for p in run.iterdir()}
     assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 1
     assert json.loads((run / "run.json").read_text())["validation"]["crop_dice"] > 0
     record = json.loads((output / "run.json").read_text())

@@ -93,6 +93,15 @@ def test_an_engine_can_carry_out_runs_elsewhere_and_in_any_order(
     assert {name: (output / name).read_bytes() for name in before} == before
 
 
+def test_runs_that_an_engine_leaves_out_are_not_in_the_tables(copied_study: tuple[Path, Path]) -> None:
+    file, output = copied_study
+    shutil.rmtree(output / "runs" / "metric" / "fold-0" / "seed-1")
+    result = study(file, output, device="cpu", engine=lambda jobs: ())
+    assert [(run.job.arm, run.job.seed, run.error) for run in result.failed] == [("metric", 1, "not carried out")]
+    assert "Failed, and not in the tables: metric, fold 0, seed 1: not carried out" in result.text
+    assert (output / "smoothness.csv").read_text().count("\nmetric,") == 4
+
+
 def test_a_finished_run_is_one_with_all_its_rows_and_the_same_key(copied_study: tuple[Path, Path]) -> None:
     file, output = copied_study
     job = jobs_of(file, output)[0]

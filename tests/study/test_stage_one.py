@@ -15,7 +15,7 @@ from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.inference.predictor import Predictor
 from metricunet.study.data import ScoredCase
 from metricunet.study.run import StudyResult
-from metricunet.study.score import measured_cut
+from metricunet.study.score import segment_cut
 from metricunet.study.stage_one import make_cut, reach_mm, read_cut, read_located
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.fit import Located, open_run
@@ -37,9 +37,9 @@ def stage_one(output: Path, cohort: Path) -> tuple[Run, Located]:
 
 
 def test_cut_scans_score_as_whole_ones_do(whole_study: Whole, study_cohort: Path) -> None:
-    """The predictor on each whole scan, measured on the whole grid, against the rows that the study wrote."""
+    """One look at each whole scan, measured on the whole grid, against the rows that the study wrote."""
     output = whole_study[1]
-    predictor = Predictor([model_of(output)], "cpu")
+    predictor = Predictor([model_of(output)], "cpu", reruns=0)
     rows = []
     outcomes = []
     for case in read_cohort(study_cohort).test:
@@ -94,7 +94,7 @@ def test_masks_are_equal_voxel_by_voxel_on_a_finer_scan_stored_otherwise(
         np.sort(whole.labels.geometry.to_world(found), axis=0),
         atol=1e-3,
     )
-    measured = measured_cut(predictor, cut, {"prostate": 1}, None)["truth"]["prostate"]
+    measured = segment_cut(predictor, cut, {"prostate": 1}, None).rows("truth")[0].measures
     for name in ("dice", "asd_mm", "hd95_mm"):
         assert measured.value(name) == pytest.approx(measure(whole.labels, mask).value(name), abs=1e-4)
 
@@ -114,13 +114,13 @@ def test_what_the_reference_holds_beyond_the_crop_counts(
     assert {who: int(v.array.sum()) for who, v in cut.references.items()} == {
         "truth": int(labels.array.sum()), "reader": int(labels.array.sum()) + 2,
     }  # fmt: skip
-    measured = measured_cut(Predictor([model_of(whole_study[1])], "cpu"), cut, {"prostate": 1}, None)
+    segmented = segment_cut(Predictor([model_of(whole_study[1])], "cpu"), cut, {"prostate": 1}, None)
     assert cut.found.centre_mm is not None
     middle = labels.geometry.to_world(np.argwhere(labels.array).mean(axis=0))
     assert cut.holds(1)
     assert not cut.holds(2)
     assert cut.off_mm(1) == pytest.approx(np.linalg.norm(middle - cut.found.centre_mm))
-    near, beyond = (measured[who]["prostate"].sensitivity for who in ("truth", "reader"))
+    near, beyond = (segmented.rows(who)[0].measures.sensitivity for who in ("truth", "reader"))
     assert near is not None
     assert beyond is not None
     assert beyond < near
@@ -134,7 +134,7 @@ def test_ignored_voxels_count_as_background_in_both(whole_study: Whole, study_co
     reference = cut.references["truth"]
     ignored = reference.with_array(np.where(reference.array == 1, 1, 9).astype(np.uint8))
     cut.references["truth"] = ignored
-    measured = measured_cut(predictor, cut, {"prostate": 1}, 9)["truth"]["prostate"]
+    measured = segment_cut(predictor, cut, {"prostate": 1}, 9).rows("truth")[0].measures
     assert measured.ppv == 1.0
 
 

@@ -104,6 +104,31 @@ def test_the_primary_measures_are_not_tested_a_second_time(tmp_path: Path) -> No
             },
             "arms of primary train on different labels \\(a on clean, b on displaced\\)",
         ),
+        (
+            {"secondary": [{"baseline": "plain", "method": "metric"}]},
+            "secondary has pairs, but there is no primary",
+        ),
+        (
+            {
+                "primary": {"baseline": "plain", "method": "metric"},
+                "secondary": [{"baseline": "metric", "method": "best"}],
+            },
+            r"secondary\.0 names arm 'best'",
+        ),
+        (
+            {"primary": {"baseline": "plain", "method": "metric"}, "secondary": [{"base": "plain"}]},
+            r"secondary\.0\.(baseline|method) is missing|secondary\.0\.base is unknown",
+        ),
+        (
+            {"measures": {"worthwhile": {"dsc": 1}}},
+            r"worthwhile\.dsc is no measure; expected some of dice, asd_mm",
+        ),
+        ({"measures": {"worthwhile": {"dice": -1}}}, r"measures\.worthwhile\.dice"),
+        ({"measures": {"worthwhile": {"dice": "much"}}}, r"measures\.worthwhile\.dice"),
+        (
+            {"measures": {"primary": ["volume_difference_ml"], "exploratory": []}},
+            "volume_difference_ml is best at 0, so no arm is better",
+        ),
         ({"measures": {"primary": ["dsc"]}}, "'dsc' is no measure; expected some of dice, asd_mm"),
         ({"measures": {"primary": ["dice"], "exploratory": ["dice"]}}, "measure dice is there twice"),
     ],
@@ -150,3 +175,13 @@ def test_the_studies_that_come_along_can_be_read(path: Path) -> None:
     study = load_study(path)
     assert study.content.primary is not None
     assert {study.content.primary.method, study.content.primary.baseline} <= set(study.arms)
+
+
+def test_pairs_and_worthwhile_benefits(tmp_path: Path) -> None:
+    main = {"baseline": "plain", "method": "metric"}
+    measures = {"worthwhile": {"dice": 0.005, "fisher_ratio": "10 %", "contour_length_excess_percent": 1}}
+    path = write_study(tmp_path / "s.yaml", tmp_path, primary=main, secondary=[main], measures=measures)
+    content = load_study(path).content
+    assert list(content.pairs) == ["primary", "secondary.0"]
+    assert content.pairs["secondary.0"].arms == ("plain", "metric")
+    assert content.measures.worthwhile == measures["worthwhile"]

@@ -68,6 +68,7 @@ def test_every_number_for_programs() -> None:
     assert found["a", "5", "asd_mm"] == {
         "reference": "truth", "structure": "prostate", "arm": "a", "seed": "5", "measure": "asd_mm",
         "n": "2", "missed": "1", "mean": "3.000000", "std": "", "median": "3.000000",
+        "not_contoured": "0",
     }  # fmt: skip
     assert (found["a", "all", "dice"]["mean"], found["a", "all", "dice"]["n"]) == ("0.600000", "4")
     assert len(lines) == 7 * (2 + 1 + 1 + 1)
@@ -105,6 +106,19 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [r.row.measures.outcome for r in rows] == ["measured", "missed", "true_absent"]
     assert rows[0].row.measures == ROWS[0].row.measures
+
+
+def test_rows_of_what_was_not_contoured_are_told_from_those_of_what_is_absent(tmp_path: Path) -> None:
+    rows = [ROWS[0].row, CaseRow("five", "prostate", ABSENT), CaseRow("six", "prostate", ABSENT, contoured=False)]
+    write_rows(tmp_path / "a.csv", "a", 3, 0, rows)
+    found = read_rows(tmp_path / "a.csv", {"six": ("prostate",), "five": ("bladder",)})
+    assert [r.row.outcome for r in found] == ["measured", "true_absent", "not_contoured"]
+    (summary,) = arm_tables(found)[0].of_seed.values()
+    assert (summary.n, summary.missed, summary.true_absent, summary.not_contoured) == (1, 0, 1, 1)
+    assert {line["not_contoured"] for line in csv.DictReader(io.StringIO(tables_csv({"truth": found})))} == {"1"}
+    text = tables_text("study", {"truth": found}, ["dice"], [])
+    assert "Not contoured, and so not scored, in 1 of the cases." in text
+    assert "Not contoured" not in tables_text("study", {"truth": found[:2]}, ["dice"], [])
 
 
 def test_files_that_are_no_rows_of_a_study(tmp_path: Path) -> None:

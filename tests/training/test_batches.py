@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSettings, prepare
@@ -18,6 +16,7 @@ from metricunet.training.batches import LocateBatches, SegmentBatches, update_ge
 from metricunet.training.config import AugmentConfig, load_config
 from metricunet.volume import Geometry, Volume
 from tests.support.cohorts import TINY_SETTINGS
+from tests.support.waits import Waits
 
 CPU = torch.device("cpu")
 STILL = AugmentConfig(
@@ -57,7 +56,8 @@ def test_shapes_ranges_and_determinism(cases: list[PreparedCase], stage: str) ->
     batches = segment_batches(cases, augment, 6) if stage == "segment" else locate_batches(cases, augment)
     one, two, other = (batches.draw(update_generator(0, 1, k, CPU)) for k in (7, 7, 8))
     space = (32, 32) if stage == "segment" else (16, 16, 16)
-    assert one.images.shape == (4 if stage == "segment" else 2, 5 if stage == "segment" else 1, *space)
+    size, channels = (CONFIG.segment.batch_size, 5) if stage == "segment" else (CONFIG.locate.batch_size, 1)
+    assert one.images.shape == (size, channels, *space)
     assert one.labels.shape == (one.images.shape[0], *space)
     assert one.labels.dtype == torch.uint8
     assert one.images.abs().max() <= 1
@@ -210,24 +210,6 @@ def test_the_middle_slice_holds_a_structure_as_often_as_asked() -> None:
             assert holding.all()
             counts = torch.bincount(slices, minlength=40)[[7, 20, 33]]
             assert counts.min() > 100
-
-
-class Waits(TorchDispatchMode):
-    """Collects the operations that make a device wait for the host, or the host for the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = str(func)
-        masks = [k for k in args[1] or () if k is not None and k.dtype == torch.bool] if "index" in name else []
-        waiting = ("_local_scalar_dense", "nonzero", "multinomial", "masked_select", "lift_fresh", "unique")
-        if any(word in name for word in waiting) or masks:
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("stage", ["segment", "locate"])

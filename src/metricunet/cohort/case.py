@@ -51,7 +51,8 @@ def read_case(case: Case, info: DatasetInfo) -> LabelledScan:
     """Read image and labels of a training case.
 
     Raises:
-        InputError: unreadable files, two different grids, or label values that dataset.json does not name.
+        InputError: unreadable files, two different grids, label values that dataset.json does not name, or a
+            structure that is there although contoured.json says that it was not contoured.
     """
     if case.label is None:
         raise InputError(f"{case.image}: case {case.name} has no labels")
@@ -68,6 +69,11 @@ def read_case(case: Case, info: DatasetInfo) -> LabelledScan:
             f"{case.label}: label value {unknown[0]} is not in dataset.json, which names {sorted(known)}; "
             "correct the file or add the structure to dataset.json"
         )
+    for name in case.not_contoured:
+        if (labels.array == info.labels[name]).any():
+            raise InputError(
+                f"{case.label}: holds {name}, which contoured.json does not list for case {case.name}; add it"
+            )
     return LabelledScan(image, labels)
 
 
@@ -82,7 +88,7 @@ def check_case(case: Case, info: DatasetInfo) -> list[Problem]:
         scan = read_case(case, info)
     except InputError as error:
         return [Problem(case.name, "error", str(error))]
-    found = [*_image(scan.image, case.image), *_structures(scan, case.label, info)]
+    found = [*_image(scan.image, case.image), *_structures(scan, case.label, case, info)]
     return [Problem(case.name, "error" if serious else "warning", message) for serious, message in found]
 
 
@@ -93,6 +99,11 @@ def check_scan(path: Path) -> list[Problem]:
     except InputError as error:
         return [Problem(path.name, "error", str(error))]
     return [Problem(path.name, "error" if serious else "warning", message) for serious, message in found]
+
+
+def check_image(case: str, image: Volume, path: Path) -> list[Problem]:
+    """Return every problem of a scan that was read from `path`, without labels."""
+    return [Problem(case, "error" if serious else "warning", message) for serious, message in _image(image, path)]
 
 
 def _describe(volume: Volume) -> str:
@@ -120,12 +131,19 @@ def _image(image: Volume, path: Path) -> Iterator[tuple[bool, str]]:
             yield False, f"{path}: {name} spacing {spacing:.3g} mm; expected {smallest} to {largest} mm"
 
 
-def _structures(scan: LabelledScan, path: Path, info: DatasetInfo) -> Iterator[tuple[bool, str]]:
+def _structures(scan: LabelledScan, path: Path, case: Case, info: DatasetInfo) -> Iterator[tuple[bool, str]]:
     for name, value in info.labels.items():
+        if name in case.not_contoured:
+            yield (
+                False,
+                f"{path}: {name} is not contoured (contoured.json): neither learned nor scored in this case",
+            )
+            continue
         mask = scan.labels.array == value
         volume_ml = float(mask.sum()) * scan.labels.geometry.voxel_volume_ml
         if volume_ml == 0:
-            yield False, f"{path}: {name} is not contoured; the case counts as one without {name}"
+            message = f"{path}: {name} is absent; the case counts as one without {name}"
+            yield False, f"{message}. If it was only not contoured, say so in contoured.json"
             continue
         if volume_ml < SMALLEST_STRUCTURE_ML:
             yield False, f"{path}: {name} has {volume_ml:.2f} mL; is this contour complete?"

@@ -1,19 +1,21 @@
 """nnU-Net's raw layout: dataset.json, imagesTr, labelsTr, imagesTs, labelsTs.
 
 A case CASE is `imagesTr/CASE_0000.nii.gz` with `labelsTr/CASE.nii.gz`. Cohorts made for nnU-Net work as they
-are, and cohorts written here work in nnU-Net.
+are, and cohorts written here work in nnU-Net. `contoured.json` says which structures were contoured where
+(`metricunet.cohort.contoured`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metricunet.cohort.contoured import CONTOURED_NAME, read_not_contoured
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
+from metricunet.files.json_file import read_json
 from metricunet.files.scan import case_name, is_scan
 
 #: The only channel: nnU-Net marks the first one like this.
@@ -39,11 +41,19 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and, for all but unseen scans, its contours."""
+    """One scan and, for all but unseen scans, its contours.
+
+    Attributes:
+        name: of the case.
+        image: file of the scan.
+        label: file of the labels, if there is one.
+        not_contoured: structures of which the labels say nothing: their voxels are among the background's.
+    """
 
     name: str
     image: Path
     label: Path | None
+    not_contoured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,10 +78,7 @@ def read_dataset_json(folder: Path) -> DatasetInfo:
             f"{folder}: no dataset.json here; expected an nnU-Net raw data set "
             "(dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz)"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
     labels = _labels(path, content.get("labels"))
@@ -143,18 +150,27 @@ def read_cohort(folder: Path) -> Cohort:
     """Find the cases of a cohort; files are not opened.
 
     Raises:
-        InputError: if the layout is not nnU-Net's, or a training image has no labels, or the reverse.
+        InputError: if the layout is not nnU-Net's, a training image has no labels or the reverse, or
+            contoured.json names a case or a structure that is not there.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     info = read_dataset_json(folder)
-    training = _cases(folder, "Tr", labels_needed=True)
+    missing = read_not_contoured(folder, info.labels)
+    training = _cases(folder, "Tr", True, missing)
     if not training:
         raise InputError(f"{folder}: imagesTr holds no case; expected imagesTr/CASE_0000.nii.gz")
-    return Cohort(folder, info, training, _cases(folder, "Ts", labels_needed=False))
+    test = _cases(folder, "Ts", False, missing)
+    for name in missing.keys() - {case.name for case in (*training, *test)}:
+        raise InputError(
+            f"{folder / CONTOURED_NAME}: names case {name!r}, which neither imagesTr nor imagesTs holds"
+        )
+    return Cohort(folder, info, training, test)
 
 
-def _cases(folder: Path, split: str, labels_needed: bool) -> tuple[Case, ...]:
+def _cases(
+    folder: Path, split: str, labels_needed: bool, missing: Mapping[str, tuple[str, ...]]
+) -> tuple[Case, ...]:
     images: dict[str, Path] = {}
     for path in sorted(p for p in (folder / f"images{split}").glob("*") if is_scan(p)):
         if path.name.startswith("."):
@@ -180,4 +196,4 @@ def _cases(folder: Path, split: str, labels_needed: bool) -> tuple[Case, ...]:
     if labels_needed:
         for name in sorted(images.keys() - labels.keys()):
             raise InputError(f"{images[name]}: an image without labels; expected labels{split}/{name}.nii.gz")
-    return tuple(Case(name, path, labels.get(name)) for name, path in images.items())
+    return tuple(Case(name, path, labels.get(name), missing.get(name, ())) for name, path in images.items())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -65,6 +65,7 @@ class PreparedCase:
         fine_labels: uint8 classes on the same grid.
         facts: `volume_ml`, `spacing_mm`, `extent_mm`, `target_hu`; the target's are absent with it.
         source_sha256: hash of image and labels.
+        unknown: classes that were not contoured, whose voxels are among the background's.
     """
 
     name: str
@@ -74,6 +75,7 @@ class PreparedCase:
     fine_labels: Volume | None
     facts: dict[str, Any]
     source_sha256: str
+    unknown: tuple[int, ...] = ()
 
     def central_crop(self, shape: Sequence[int]) -> tuple[Volume, Volume] | None:
         """Cut image and classes to the middle of the fine box; None where the scan holds no target.
@@ -103,7 +105,8 @@ def prepare(
         raise InputError(f"target {settings.target!r} must be one of {', '.join(info.labels)} (dataset.json)")
     prepared = []
     for done, case in enumerate(cases, start=1):
-        prepared.append(_cached(case, info, settings, cache))
+        unknown = tuple(list(info.labels).index(name) + 1 for name in case.not_contoured)
+        prepared.append(replace(_cached(case, info, settings, cache), unknown=unknown))
         if progress is not None:
             progress(done, len(cases))
     return prepared
@@ -118,6 +121,7 @@ def _cached(case: Case, info: DatasetInfo, settings: PrepareSettings, cache: Pat
         "settings": json.loads(json.dumps(asdict(settings))),
         "labels": info.labels,
         "ignore": info.ignore,
+        "not_contoured": list(case.not_contoured),  # its labels are checked against this
         "stamp": [[p.stat().st_size, p.stat().st_mtime_ns] for p in files],
     }
     stored = _load(path)
@@ -212,8 +216,9 @@ def _load(path: Path) -> tuple[PreparedCase, dict[str, Any]] | None:
 
 
 def cohort_sha256(cases: Sequence[PreparedCase]) -> str:
-    """One hash over the files of all cases, in the order of their names."""
+    """One hash over the files of all cases and what was not contoured in them, in the order of their names."""
     digest = hashlib.sha256()
     for case in sorted(cases, key=lambda c: c.name):
-        digest.update(f"{case.name}:{case.source_sha256}\n".encode())
+        unknown = f":{case.unknown}" if case.unknown else ""
+        digest.update(f"{case.name}:{case.source_sha256}{unknown}\n".encode())
     return digest.hexdigest()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from metricunet.cohort.layout import Cohort
 from metricunet.errors import InputError
+from metricunet.files.json_file import read_json
 
 Fold = int | Literal["all"]
 DEFAULT_FOLDS = 5
+PATIENTS_NAME = "patients.json"
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,29 @@ def split_for(cohort: Cohort, fold: Fold, seed: int = 0) -> Split:
 def read_patients(cohort: Cohort) -> dict[str, str]:
     """Map each training case to its patient: `patients.json` where it exists, else each case is its own."""
     names = [case.name for case in cohort.training]
-    path = cohort.folder / "patients.json"
+    path = cohort.folder / PATIENTS_NAME
     if not path.is_file():
         return {name: name for name in names}
-    content = _json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected an object of case to patient; found {type(content).__name__}")
+    content = patients_of(cohort.folder)
     missing = [name for name in names if name not in content]
     if missing:
         raise InputError(f"{path}: case {missing[0]} has no patient ({len(missing)} in all); add them")
-    return {name: str(content[name]) for name in names}
+    return {name: content[name] for name in names}
+
+
+def patients_of(folder: Path) -> dict[str, str]:
+    """Return what patients.json says, case to patient; nothing where there is none.
+
+    Raises:
+        InputError: not such a file.
+    """
+    path = folder / PATIENTS_NAME
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object of case to patient; found {type(content).__name__}")
+    return {str(case): str(patient) for case, patient in content.items()}
 
 
 def _draw(folder: Path, names: Sequence[str], patients: dict[str, str], seed: int) -> list[Split]:
@@ -80,7 +94,7 @@ def _draw(folder: Path, names: Sequence[str], patients: dict[str, str], seed: in
 
 
 def _read(path: Path, names: Sequence[str], patients: dict[str, str]) -> list[Split]:
-    content = _json(path)
+    content = read_json(path)
     if not isinstance(content, list) or not content:
         raise InputError(f'{path}: expected a list of {{"train": [...], "val": [...]}}')
     splits = []
@@ -98,10 +112,3 @@ def _read(path: Path, names: Sequence[str], patients: dict[str, str]) -> list[Sp
             raise InputError(f"{path}: fold {k} has no training case")
         splits.append(Split(train, val))
     return splits
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error

@@ -6,13 +6,14 @@ A case is the name of its reference file without suffix. Its prediction has the 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metricunet.cohort.contoured import read_not_contoured
 from metricunet.cohort.layout import CHANNEL_SUFFIX, read_dataset_json
 from metricunet.errors import InputError
+from metricunet.files.json_file import read_json
 from metricunet.files.scan import SCAN_SUFFIXES, case_name, is_scan
 
 #: The folders of a cohort that hold references, and where their images are.
@@ -53,12 +54,14 @@ class Matching:
         unmatched: names of predictions that have no reference.
         labels: structure name to value, as in dataset.json.
         ignore: value of reference voxels that nobody contoured, or None.
+        not_contoured: case to structures that its reference says nothing of.
     """
 
     pairs: tuple[CasePair, ...]
     unmatched: tuple[str, ...]
     labels: dict[str, int]
     ignore: int | None
+    not_contoured: dict[str, tuple[str, ...]]
 
 
 def match_cases(predictions: Path, references: Path, images: Path | None = None) -> Matching:
@@ -105,8 +108,8 @@ def match_cases(predictions: Path, references: Path, images: Path | None = None)
     if images is not None and not any(pair.image for pair in pairs):
         found = "holds the image of none of the cases" if images.exists() else "no such file or folder"
         raise InputError(f"{images}: {found}; expected {pairs[0].case}{CHANNEL_SUFFIX}.nii.gz there")
-    labels, ignore = _labels_beside(folder)
-    return Matching(pairs, tuple(sorted(predicted.keys() - wanted.keys())), labels, ignore)
+    labels, ignore, not_contoured = _labels_beside(folder)
+    return Matching(pairs, tuple(sorted(predicted.keys() - wanted.keys())), labels, ignore, not_contoured)
 
 
 def read_quality(path: Path | None) -> Quality:
@@ -117,11 +120,7 @@ def read_quality(path: Path | None) -> Quality:
     """
     if path is None:
         return Quality()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); predict the case again") from error
-    content = _typed(path, "the file", content, dict)
+    content = _typed(path, "the file", read_json(path, "; predict the case again"), dict)
     localisation = _typed(path, "localisation", content.get("localisation") or {}, dict)
     confidence = _typed(path, "localisation.confidence", localisation.get("confidence"), int | float | None)
     return Quality(
@@ -205,13 +204,16 @@ def _image_of(case: str, reference: Path, images: Path | None, alone: bool) -> P
     return None
 
 
-def _labels_beside(folder: Path) -> tuple[dict[str, int], int | None]:
-    """Return the structures that dataset.json names, in the references' folder or the one above."""
+def _labels_beside(folder: Path) -> tuple[dict[str, int], int | None, dict[str, tuple[str, ...]]]:
+    """Return the structures that dataset.json names, in the references' folder or the one above.
+
+    With them the value of ignored voxels, and case to structures that were not contoured (contoured.json).
+    """
     for place in (folder, folder.absolute().parent):
         if (place / "dataset.json").is_file():
             info = read_dataset_json(place)
-            return dict(info.labels), info.ignore
-    return dict(DEFAULT_LABELS), None
+            return dict(info.labels), info.ignore, read_not_contoured(place, info.labels)
+    return dict(DEFAULT_LABELS), None, {}
 
 
 def _some(names: Any) -> str:

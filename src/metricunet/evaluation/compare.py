@@ -10,7 +10,7 @@ import numpy as np
 from metricunet.errors import InputError
 from metricunet.evaluation.cases import CasePair, Matching, match_cases, read_quality
 from metricunet.evaluation.figures import Overlay, draw_overlay
-from metricunet.evaluation.measures import align, crop_to_content, measure
+from metricunet.evaluation.measures import NOTHING, align, crop_to_content, measure
 from metricunet.evaluation.report import MAX_OVERLAYS, render_report, worst_first
 from metricunet.evaluation.summary import CaseRow, Evaluation, cases_csv, summarise
 from metricunet.files.atomic import write_json, write_text
@@ -32,7 +32,8 @@ def evaluate(
 
     A reference without a prediction counts as missed, since the predictor writes no mask for a gland that it
     did not find. Structures are those of the dataset.json beside the references or one folder above; without
-    one, label 1 is the prostate. Nothing is written unless every case could be read.
+    one, label 1 is the prostate. A structure that was not contoured in a reference (contoured.json) has no
+    measures there. Nothing is written unless every case could be read.
 
     Args:
         predictions: a folder with CASE.nii.gz (and CASE.quality.json), or one such file.
@@ -78,8 +79,11 @@ def evaluate(
 
 def _measured(pair: CasePair, matching: Matching) -> list[CaseRow]:
     prediction, reference = _read(pair, matching)
+    unknown = matching.not_contoured.get(pair.case, ())
     return [
-        CaseRow(
+        CaseRow(pair.case, structure, NOTHING, contoured=False)
+        if structure in unknown
+        else CaseRow(
             pair.case,
             structure,
             measure(

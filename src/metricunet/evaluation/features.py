@@ -7,6 +7,7 @@ are fitted on training cases and scored on others. Scaling is fitted on training
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metricunet.evaluation.measures import Definition
 from metricunet.metric.reading import read_features
 from metricunet.metric.sampling import BoundarySampler
 from metricunet.networks import Network
@@ -26,6 +28,33 @@ SLICES_AT_ONCE = 16
 SILENT = 1e-12
 #: Rows of a table of distances that are held at once.
 ROWS_AT_ONCE = 1024
+
+DEFINITIONS: tuple[Definition, ...] = (
+    Definition(
+        "fisher_ratio",
+        "Fisher ratio",
+        "",
+        math.inf,
+        "Scatter between the classes over scatter within them, tr(S_B) / tr(S_W), each class weighted alike.",
+    ),
+    Definition(
+        "knn_accuracy",
+        "Nearest neighbours' accuracy",
+        "",
+        1.0,
+        "Share of voxels whose class the 15 nearest voxels of training cases tell; the mean over the classes.",
+    ),
+    Definition(
+        "probe_accuracy",
+        "Linear probe's accuracy",
+        "",
+        1.0,
+        "Share of voxels whose class a linear classifier tells that was fitted on training cases; the mean over "
+        "the classes.",
+    ),
+)
+
+FEATURE_NAMES: tuple[str, ...] = tuple(definition.name for definition in DEFINITIONS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +95,11 @@ class FeatureMeasures:
     probe_accuracy: float
     training_voxels: int
     held_out_voxels: int
+
+    def value(self, name: str) -> float:
+        """Return the measure with a name of `FEATURE_NAMES`."""
+        found: float = getattr(self, name)
+        return found
 
 
 @torch.inference_mode()
@@ -108,16 +142,66 @@ def band_features(
     plane, place = index // in_plane, index % in_plane
     stacks = neighbouring_slices(normalise_hu(hu, hu_window), slices)
     values = torch.zeros((len(index), network.decoder_channels[tap]), device=hu.device)
-    for first in range(0, len(stacks), SLICES_AT_ONCE):
+    # The other slices need not go through the network.
+    used, plane = torch.unique(plane, return_inverse=True)
+    for first in range(0, len(used), SLICES_AT_ONCE):
         here = ((plane >= first) & (plane < first + SLICES_AT_ONCE)).nonzero()[:, 0]
-        if len(here):
-            stack = stacks[first : first + SLICES_AT_ONCE].contiguous()
-            feature_map = network.forward_with_maps(stack).decoder_maps[tap].float()
-            chosen = feature_map.new_zeros((len(stack), len(here)), dtype=torch.int64) + place[here]
-            read = read_features(feature_map, chosen, labels.shape[1:])
-            values[here] = read[plane[here] - first, torch.arange(len(here), device=hu.device)]
+        stack = stacks[used[first : first + SLICES_AT_ONCE]]
+        feature_map = network.forward_with_maps(stack).decoder_maps[tap].float()
+        chosen = feature_map.new_zeros((len(stack), len(here)), dtype=torch.int64) + place[here]
+        read = read_features(feature_map, chosen, labels.shape[1:])
+        values[here] = read[plane[here] - first, torch.arange(len(here), device=hu.device)]
     kinds = sample.classes[sample.hard].cpu().numpy().astype(np.int64)
     return VoxelFeatures(values.cpu().numpy().astype(np.float64), kinds)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedProbes:
+    """Scaling and probes that were fitted on training voxels, to score as many held-out cases as there are.
+
+    Attributes:
+        training: the voxels.
+        scaled: their standardised values [voxels, channels].
+        linear: the linear probe.
+        neighbours: k of the nearest-neighbour classifier.
+    """
+
+    training: VoxelFeatures
+    scaled: FloatArray
+    linear: LinearProbe
+    neighbours: int
+
+    def measure(self, held_out: VoxelFeatures) -> FeatureMeasures:
+        """Score the voxels of other cases.
+
+        Raises:
+            ValueError: fewer than two classes among them.
+        """
+        _check_classes(held_out, "held-out")
+        scored = standardised(held_out.values, self.training.values)
+        nearest = nearest_classes(self.scaled, self.training.classes, scored, self.neighbours)
+        return FeatureMeasures(
+            fisher_ratio(scored, held_out.classes),
+            balanced_accuracy(nearest, held_out.classes),
+            balanced_accuracy(self.linear.predict(scored), held_out.classes),
+            len(self.scaled),
+            len(scored),
+        )
+
+
+def fit_probes(training: VoxelFeatures, neighbours: int = 15) -> FittedProbes:
+    """Fit scaling and probes on voxels of training cases.
+
+    Args:
+        training: the voxels.
+        neighbours: k of the nearest-neighbour classifier.
+
+    Raises:
+        ValueError: fewer than two classes among them.
+    """
+    _check_classes(training, "training")
+    scaled = standardised(training.values, training.values)
+    return FittedProbes(training, scaled, linear_probe(scaled, training.classes), neighbours)
 
 
 def measure_features(training: VoxelFeatures, held_out: VoxelFeatures, neighbours: int = 15) -> FeatureMeasures:
@@ -131,19 +215,12 @@ def measure_features(training: VoxelFeatures, held_out: VoxelFeatures, neighbour
     Raises:
         ValueError: fewer than two classes in either.
     """
-    for name, part in (("training", training), ("held-out", held_out)):
-        if len(np.unique(part.classes)) < 2:
-            raise ValueError(f"the {name} voxels are of one class; choose cases that hold the structure")
-    fitted, scored = standardised(training.values, training.values), standardised(held_out.values, training.values)
-    nearest = nearest_classes(fitted, training.classes, scored, neighbours)
-    probe = linear_probe(fitted, training.classes)
-    return FeatureMeasures(
-        fisher_ratio(scored, held_out.classes),
-        balanced_accuracy(nearest, held_out.classes),
-        balanced_accuracy(probe.predict(scored), held_out.classes),
-        len(fitted),
-        len(scored),
-    )
+    return fit_probes(training, neighbours).measure(held_out)
+
+
+def _check_classes(part: VoxelFeatures, name: str) -> None:
+    if len(np.unique(part.classes)) < 2:
+        raise ValueError(f"the {name} voxels are of one class; choose cases that hold the structure")
 
 
 def standardised(values: FloatArray, by: FloatArray) -> FloatArray:

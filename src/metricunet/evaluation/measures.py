@@ -24,6 +24,8 @@ from metricunet.volume import FloatArray, Geometry, Volume
 
 BoolArray = NDArray[np.bool_]
 Outcome = Literal["measured", "missed", "false_positive", "true_absent"]
+#: `not_contoured`: nobody drew the structure in the reference, so nothing can be said of the prediction.
+RowOutcome = Literal[Outcome, "not_contoured"]
 
 #: What `surface_dice_2mm` forgives.
 SURFACE_TOLERANCE_MM = 2.0
@@ -110,6 +112,8 @@ DEFINITIONS: tuple[Definition, ...] = (
 )
 
 MEASURE_NAMES: tuple[str, ...] = tuple(definition.name for definition in DEFINITIONS)
+#: Measures that are best at 0 and can lie on either side of it, so that neither larger nor smaller is better.
+SIGNED = ("volume_difference_ml",)
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,10 @@ class Measures:
         return found
 
 
+#: Of what cannot be measured, for there is nothing or no reference.
+NOTHING = Measures(None, None, None, None, None, None, None)
+
+
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
     """For each face of either surface: its distance to the other surface [faces], and its area [faces]."""
@@ -170,7 +178,7 @@ def measure(prediction: Volume, reference: Volume) -> Measures:
     n_p, n_r, n_both = (int(np.count_nonzero(m)) for m in (p, r, p & r))
     volume_difference_ml = (n_p - n_r) * reference.geometry.voxel_volume_ml
     if not n_p and not n_r:
-        return Measures(None, None, None, None, None, None, None)
+        return NOTHING
     if not n_p:
         return Measures(0.0, None, 0.0, 0.0, None, 0.0, volume_difference_ml)
     if not n_r:

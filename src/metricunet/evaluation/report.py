@@ -120,6 +120,8 @@ def _tiles(evaluation: Evaluation) -> list[Tile]:
     notes: tuple[str, ...] = ("each counts as 0",) if summary.missed else ()
     if summary.true_absent:
         notes += (f"{summary.true_absent} truly absent",)
+    if summary.not_contoured:
+        notes += (f"{summary.not_contoured} not contoured",)
     tiles.append(Tile("Missed", str(summary.missed), f"of {summary.n}", notes, alarm=summary.missed > 0))
     verdicts = [q.verdict for q in evaluation.quality.values() if q.verdict is not None]
     if verdicts:

@@ -12,18 +12,27 @@ from typing import Any
 import numpy as np
 
 from metricunet.evaluation.cases import Quality
-from metricunet.evaluation.measures import DEFINITIONS, MEASURE_NAMES, Definition, Measures
+from metricunet.evaluation.measures import DEFINITIONS, MEASURE_NAMES, Definition, Measures, RowOutcome
 
 CSV_COLUMNS: tuple[str, ...] = ("case", "structure", *MEASURE_NAMES)
 
 
 @dataclass(frozen=True)
 class CaseRow:
-    """One structure in one case: a row of cases.csv."""
+    """One structure in one case: a row of cases.csv.
+
+    Where the structure was not contoured in the reference, `contoured` is False and all measures are None.
+    """
 
     case: str
     structure: str
     measures: Measures
+    contoured: bool = True
+
+    @property
+    def outcome(self) -> RowOutcome:
+        """Return what became of the structure."""
+        return self.measures.outcome if self.contoured else "not_contoured"
 
 
 @dataclass(frozen=True)
@@ -49,10 +58,17 @@ class Statistics:
 
 @dataclass(frozen=True)
 class StructureSummary:
-    """All measures of one structure, and in how many cases it was rightly not predicted."""
+    """All measures of one structure, and the cases without any.
+
+    Attributes:
+        measures: by their names.
+        true_absent: cases in which the structure was rightly not predicted.
+        not_contoured: cases whose reference says nothing of the structure; they count nowhere else.
+    """
 
     measures: dict[str, Statistics]
     true_absent: int
+    not_contoured: int = 0
 
     @property
     def n(self) -> int:
@@ -65,8 +81,9 @@ class StructureSummary:
         return self.measures["dice"].missed
 
     def to_json(self) -> dict[str, Any]:
-        """Return measure to statistics, and beside the measures the number `true_absent`."""
-        return {name: asdict(s) for name, s in self.measures.items()} | {"true_absent": self.true_absent}
+        """Return measure to statistics, and beside the measures `true_absent` and `not_contoured`."""
+        counts = {"true_absent": self.true_absent, "not_contoured": self.not_contoured}
+        return {name: asdict(s) for name, s in self.measures.items()} | counts
 
 
 @dataclass(frozen=True)
@@ -105,15 +122,16 @@ class Evaluation:
 
 def summarise(rows: Iterable[CaseRow]) -> dict[str, StructureSummary]:
     """Summarise every structure, in the order in which they first appear."""
-    by_structure: dict[str, list[Measures]] = {}
+    by_structure: dict[str, list[CaseRow]] = {}
     for row in rows:
-        by_structure.setdefault(row.structure, []).append(row.measures)
+        by_structure.setdefault(row.structure, []).append(row)
     return {
         structure: StructureSummary(
-            measures={d.name: _statistics(d, measured) for d in DEFINITIONS},
-            true_absent=sum(m.outcome == "true_absent" for m in measured),
+            measures={d.name: _statistics(d, [row.measures for row in own]) for d in DEFINITIONS},
+            true_absent=sum(row.outcome == "true_absent" for row in own),
+            not_contoured=sum(row.outcome == "not_contoured" for row in own),
         )
-        for structure, measured in by_structure.items()
+        for structure, own in by_structure.items()
     }
 
 
@@ -187,6 +205,8 @@ def format_summary(evaluation: Evaluation) -> str:
         counts = [_plural(summary.n, "case"), f"{summary.missed} missed"]
         if summary.true_absent:
             counts.append(f"{summary.true_absent} truly absent")
+        if summary.not_contoured:
+            counts.append(f"{summary.not_contoured} not contoured")
         lines += [f"{structure}: {', '.join(counts)}", ""]
         table = [("", "mean ± std", "median", "cases")]
         for d in DEFINITIONS:

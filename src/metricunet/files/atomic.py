@@ -12,6 +12,9 @@ from typing import Any
 
 from metricunet.errors import InputError
 
+#: Pattern of the temporary files, of which a process that is killed leaves one.
+UNFINISHED = ".partial-*"
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ and pydicom alone, and are at work within a third of a second.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -19,14 +20,21 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
+from pydicom.filereader import read_file_meta_info
+from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from metricunet.files.dicom_codestream import check_codestreams, has_codestreams
+from metricunet.files.dicom_file import read_dataset
 
 #: Slices on their way to one process: while one is decoded, the next is already there.
 AHEAD = 2
 #: Bytes of the number before each answer: the length of the pixels, 0 for a slice that could not be decoded.
 _LENGTH_BYTES = 8
-_PROGRAM = "import sys; sys.path[:] = {paths!r}; from metricunet.files.dicom_decode import serve; serve()"
+#: What a process says once it has imported what it needs.
+_READY = b"ready\n"
+_PROGRAM = "import sys; sys.path[:] = {paths!r}; from metricunet.files.dicom_decode import {serve}; {serve}()"
 
 
 def stored_pixels(path: Path | str) -> NDArray[Any]:
@@ -35,10 +43,89 @@ def stored_pixels(path: Path | str) -> NDArray[Any]:
     Raises:
         Exception: whatever pydicom and the decoders raise for a damaged file.
     """
-    dataset = pydicom.dcmread(path)
+    dataset = read_dataset(Path(path))
+    check_codestreams(dataset)
     dataset.pixel_array_options(raw=True)
     pixels: NDArray[Any] = dataset.pixel_array
     return pixels
+
+
+def stored_frames(path: Path, frames: Sequence[int | None]) -> Iterator[NDArray[Any]]:
+    """Decode some frames of one file, one after the other, as `stored_pixels` does.
+
+    Args:
+        path: the file.
+        frames: their numbers, from 1, in any order; None for a file's only one.
+
+    Raises:
+        Exception: whatever pydicom and the decoders raise for a damaged file.
+    """
+    if None in frames:
+        yield from (stored_pixels(path) for _ in frames)
+    else:
+        indices = [frame - 1 for frame in frames if frame is not None]
+        meta = read_file_meta_info(path)
+        syntax = meta.get("TransferSyntaxUID")
+        # pydicom finds frames within a file, but not within one that has to be inflated first.
+        whole = syntax == DeflatedExplicitVRLittleEndian or has_codestreams(meta)
+        dataset = read_dataset(path) if whole else None
+        if dataset is not None:
+            check_codestreams(dataset)
+        yield from iter_pixels(path if dataset is None else dataset, indices=indices, raw=True)
+
+
+def frames_apart(path: Path, frames: Sequence[int | None]) -> Iterator[NDArray[Any]]:
+    """The same in a process of its own: on some damaged files the decoders end the process that they are in.
+
+    Where no process can be started, frames are decoded here.
+    """
+    command = [sys.executable, "-c", _PROGRAM.format(paths=sys.path, serve="serve_frames")]
+    request = json.dumps({"path": str(path), "frames": list(frames)}).encode()
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+    except OSError:
+        yield from stored_frames(path, frames)
+        return
+    try:
+        if process.stdout.readline() != _READY:
+            yield from stored_frames(path, frames)
+            return
+        process.stdin.write(request + b"\n")
+        process.stdin.flush()
+        for _ in frames:
+            answer = json.loads(process.stdout.readline() or b'{"fault": "the decoder crashed"}')
+            if "fault" in answer:
+                raise RuntimeError(answer["fault"])
+            dtype = np.dtype(answer["dtype"])
+            content = process.stdout.read(math.prod(answer["shape"]) * dtype.itemsize)
+            yield np.frombuffer(content, dtype=dtype).reshape(answer["shape"])
+    finally:
+        process.kill()
+        process.stdout.close()
+        with suppress(OSError):  # what it never read
+            process.stdin.close()
+        process.wait()
+
+
+def serve_frames() -> None:
+    """Be such a process: read one request, and answer with a line and the pixels for each frame."""
+    answers = sys.stdout.buffer
+    answers.write(_READY)
+    answers.flush()
+    request = json.loads(sys.stdin.buffer.readline())
+    try:
+        for pixels in stored_frames(Path(request["path"]), request["frames"]):
+            head = {"shape": pixels.shape, "dtype": pixels.dtype.str}
+            answers.write(json.dumps(head).encode() + b"\n" + np.ascontiguousarray(pixels).tobytes())
+            answers.flush()
+    except Exception as error:  # whatever pydicom and the decoders raise goes to the process that asked
+        reason = " ".join(str(error).split())[:200]
+        answers.write(json.dumps({"fault": f"{type(error).__name__}: {reason}"}).encode() + b"\n")
+        answers.flush()
 
 
 def decode_in_processes(paths: Sequence[Path], stored: NDArray[Any], processes: int) -> list[int]:
@@ -103,7 +190,7 @@ def serve() -> None:
 
 @contextmanager
 def _worker(stored: NDArray[Any]) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    command = [sys.executable, "-c", _PROGRAM.format(paths=sys.path)]
+    command = [sys.executable, "-c", _PROGRAM.format(paths=sys.path, serve="serve")]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdin is not None
     assert process.stdout is not None

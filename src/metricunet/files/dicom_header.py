@@ -1,4 +1,6 @@
-"""One DICOM file's header: what a CT slice must state, and whether its pixel data are all there.
+"""One DICOM file's header as it stands, and whether its pixel data are all there.
+
+A frame of a multi-frame file, taken out by `dicom_frames`, is read like a file of its own.
 
 Nothing here decodes a pixel. A fault is an `InputError` that begins with the file's path and, once it is
 known, the slice's position.
@@ -15,22 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from metricunet.errors import InputError
-from metricunet.volume import FloatArray
+from metricunet.files.dicom_file import DicomHandle, parsed, plain_text, read_dataset
 
-CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 #: What travels with a planning CT and is no scan of its own: passed over in a search.
 COMPANION_MODALITIES = ("RTDOSE", "RTIMAGE", "RTSTRUCT", "RTPLAN", "RTRECORD", "SEG", "REG", "SR", "PR", "KO")
-#: Row and column vectors are unit vectors at right angles, written with at least three decimals.
-UNIT_TOLERANCE = 1e-3
-
 #: The elements that the intake reads of every file; the first slice's header is read in full later.
 _TAGS = [
     *("ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesDescription", "PatientID"),
@@ -38,6 +33,16 @@ _TAGS = [
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
     *("SamplesPerPixel", "NumberOfFrames", "BitsAllocated", "BitsStored", "PixelRepresentation"),
     *("RescaleIntercept", "RescaleSlope", "RescaleType"),
+    *("AcquisitionNumber", "ConvolutionKernel", "SliceThickness", "SpacingBetweenSlices"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+]
+
+#: Those of them that are texts. pydicom interprets an element when it is first asked for, and may fail only then:
+#: these are asked for at once, numbers where a fault of theirs can be named.
+_TEXTS = [
+    *("ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesDescription", "PatientID"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "RescaleType", "ConvolutionKernel"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
 
 #: What pydicom raises for a file that is damaged rather than foreign.
@@ -46,31 +51,53 @@ DAMAGE = (
     EOFError,
     ValueError,
     TypeError,
-    KeyError,
+    LookupError,
     NotImplementedError,
     struct.error,
     zlib.error,
     BytesLengthException,
+    # Of values of another kind than their element's, of items that are not there, of nesting without end.
+    AttributeError,
+    OverflowError,
+    RecursionError,
 )
 
 _BARE_BEGINNINGS = (
     *(b"\x02\x00\x00\x00", b"\x08\x00\x00\x00", b"\x08\x00\x01\x00"),
     *(b"\x08\x00\x05\x00", b"\x08\x00\x08\x00"),
 )
+_SERIES_UID = 0x0020000E
 _PIXEL_DATA = 0x7FE00010
 _ITEM = 0xFFFEE000
 _SEQUENCE_END = 0xFFFEE0DD
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 
 
+class DamagedFileError(InputError):
+    """A DICOM file whose header cannot be read to its end. `series_uid` is empty where that is not known."""
+
+    def __init__(self, message: str, series_uid: str = "") -> None:
+        super().__init__(message)
+        self.series_uid = series_uid
+
+
 @dataclass(frozen=True)
 class DicomFile:
-    """A DICOM file as found: its elements, without pixels, and the fault of its pixel data if there is one."""
+    """A DICOM file as found: its elements, without pixels, and the fault of its pixel data if there is one.
+
+    Attributes:
+        path: where it lies.
+        dataset: its elements; of a frame, those that a file of this frame alone would have.
+        transfer_syntax: its UID.
+        pixel_fault: what is wrong with the pixel data, if that shows without decoding.
+        frame: number of the frame, from 1; None for a file as a whole.
+    """
 
     path: Path
     dataset: pydicom.Dataset
     transfer_syntax: str
     pixel_fault: str | None
+    frame: int | None = None
 
     @property
     def series_uid(self) -> str:
@@ -88,57 +115,45 @@ class DicomFile:
         try:
             z = float(self.dataset.ImagePositionPatient[2])
         except (*DAMAGE, AttributeError, IndexError):
-            return str(self.path)
-        return f"{self.path}: slice at z = {z:.2f} mm"
+            return str(self.path) if self.frame is None else f"{self.path}: frame {self.frame}"
+        return place(self.path, self.frame, z)
 
 
-@dataclass(frozen=True, eq=False)
-class SliceHeader:
-    """What one CT slice states of itself; lengths in LPS millimetres."""
-
-    path: Path
-    study_uid: str
-    sop_uid: str
-    frame_of_reference_uid: str
-    patient_id: str
-    position_mm: FloatArray
-    orientation: FloatArray
-    rows: int
-    columns: int
-    pixel_spacing_mm: tuple[float, float]
-    bits: tuple[int, int, int]
-    slope: float
-    intercept: float
-    #: Whether its pixels have to be decoded, not just read.
-    compressed: bool
-
-    @property
-    def place(self) -> str:
-        """The beginning of a message about this slice."""
-        return f"{self.path}: slice at z = {self.position_mm[2]:.2f} mm"
+def place(path: Path, frame: int | None, z: float) -> str:
+    """The beginning of a message about a slice."""
+    what = "slice" if frame is None else f"frame {frame}"
+    return f"{path}: {what} at z = {z:.2f} mm"
 
 
 def read_dicom_file(path: Path) -> DicomFile | None:
     """Read a file's header; None if it is not DICOM.
 
     Raises:
-        InputError: if the file cannot be opened, or its header is damaged, or its name alone is DICOM's.
+        DamagedFileError: if the file cannot be opened, or its header is damaged, or its name alone is DICOM's.
     """
+    series_uid = ""
     try:
-        with path.open("rb") as handle:
+        with DicomHandle(path) as handle:
             dataset = _parse(handle)
             if dataset is None:
                 if path.suffix.lower() == ".dcm":
                     raise EOFError("it does not begin like DICOM; empty or truncated")
                 return None
+            for keyword in _TEXTS:
+                dataset.get(keyword)
             if _ends_early(dataset):
+                # The last element that was read may itself be cut off, so it tells nothing.
+                if any(tag > _SERIES_UID for tag in dataset.keys()):  # noqa: SIM118 - a Dataset iterates elements
+                    series_uid = str(dataset.get("SeriesInstanceUID") or "")
                 raise EOFError("it ends before the image's size")
             syntax = str(dataset.file_meta.get("TransferSyntaxUID", "") or "")
             fault = _pixel_fault(handle, dataset, syntax) if "Rows" in dataset else None
     except PermissionError as error:
-        raise InputError(f"{path}: no permission to read this file; a slice may be missing without it") from error
-    except DAMAGE as error:
-        raise _damaged(path, error) from error
+        raise DamagedFileError(
+            f"{path}: no permission to read this file; a slice may be missing without it"
+        ) from error
+    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
+        raise _damaged(path, error, series_uid) from error
     return DicomFile(path, dataset, syntax, fault)
 
 
@@ -149,104 +164,31 @@ def read_full_header(path: Path) -> pydicom.Dataset:
         InputError: if an element is damaged.
     """
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+        dataset = read_dataset(path, stop_before_pixels=True)
         dataset.decode()
-    except DAMAGE as error:
+    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, error) from error
     return dataset
 
 
 def one_line(error: BaseException) -> str:
     """An exception's message without line breaks."""
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:200]
 
 
 def text_of(dataset: pydicom.Dataset, keyword: str) -> str:
     """A text as it may stand in a message: one line of at most 64 characters, empty where there is none."""
-    text = str(dataset.get(keyword) or "")
+    text = plain_text(dataset, keyword)
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:64].rstrip()
 
 
-def check_kind(file: DicomFile) -> None:
-    """Refuse what is not a single-frame axial CT image.
-
-    Raises:
-        InputError: another modality, multi-frame, localizer, secondary capture, undecodable transfer syntax.
-    """
-    dataset, at = file.dataset, file.place
-    modality = str(dataset.get("Modality", "") or "")
-    sop_class = str(dataset.get("SOPClassUID", "") or "")
-    if modality != "CT":
-        article = "an" if modality[:1] in "AEIOMNRSXFHL" else "a"
-        named = f"{article} {modality} image" if modality else "an image of unknown modality"
-        raise InputError(f"{at}: is {named}, expected CT; choose the CT series")
-    frames = _optional_number(dataset, "NumberOfFrames")
-    if sop_class in ENHANCED_CT or frames > 1:
-        raise InputError(
-            f"{at}: is a multi-frame (enhanced) CT file, which is not supported yet; "
-            "export the scan as single-frame CT images"
-        )
-    if sop_class != CT_IMAGE:
-        name = UID(sop_class).name or "nothing"
-        raise InputError(f"{at}: SOPClassUID is {name}, expected CT Image Storage; choose the CT series")
-    image_type = [str(value).upper() for value in _values(dataset, "ImageType")]
-    if "LOCALIZER" in image_type:
-        raise InputError(
-            f"{at}: ImageType says LOCALIZER: an overview image, not a slice; remove it from the series"
-        )
-    _check_transfer_syntax(file)
-
-
-def read_slice(file: DicomFile) -> SliceHeader:
-    """Read and check what a slice states of itself.
-
-    Raises:
-        InputError: a field that is missing, or holds what a CT slice cannot.
-    """
-    path, dataset = file.path, file.dataset
-    position = np.asarray(_numbers(file, "ImagePositionPatient", 3))
-    orientation = np.asarray(_numbers(file, "ImageOrientationPatient", 6)).reshape(2, 3)
-    at = file.place
-    if file.pixel_fault is not None:
-        raise InputError(f"{at}: {file.pixel_fault}")
-    gram = orientation @ orientation.T
-    if np.abs(gram - np.eye(2)).max() > UNIT_TOLERANCE:
-        raise InputError(f"{at}: ImageOrientationPatient is not two unit vectors at right angles; export again")
-    row_spacing, column_spacing = _numbers(file, "PixelSpacing", 2)
-    if row_spacing <= 0 or column_spacing <= 0:
-        raise InputError(f"{at}: PixelSpacing is {row_spacing:g} x {column_spacing:g} mm, expected above 0")
-    if _whole(file, "SamplesPerPixel") != 1:
-        raise InputError(f"{at}: holds a colour picture, expected grey values; choose the CT series")
-    bits = (_whole(file, "BitsAllocated"), _whole(file, "BitsStored"), _whole(file, "PixelRepresentation"))
-    if bits[0] != 16 or not 1 <= bits[1] <= 16 or bits[2] not in (0, 1):
-        raise InputError(
-            f"{at}: BitsAllocated {bits[0]}, BitsStored {bits[1]}, PixelRepresentation {bits[2]}; "
-            "expected 16, at most 16, and 0 or 1"
-        )
-    slope, intercept = _rescale(file, at)
-    return SliceHeader(
-        path=path,
-        study_uid=_text(file, "StudyInstanceUID"),
-        sop_uid=_text(file, "SOPInstanceUID"),
-        frame_of_reference_uid=_text(file, "FrameOfReferenceUID"),
-        patient_id=str(dataset.get("PatientID", "") or ""),
-        position_mm=position,
-        orientation=orientation,
-        rows=_whole(file, "Rows"),
-        columns=_whole(file, "Columns"),
-        pixel_spacing_mm=(row_spacing, column_spacing),
-        bits=bits,
-        slope=slope,
-        intercept=intercept,
-        compressed=UID(file.transfer_syntax).is_compressed,
+def _damaged(path: Path, error: BaseException, series_uid: str = "") -> DamagedFileError:
+    return DamagedFileError(
+        f"{path}: the DICOM header is damaged ({one_line(error)}); copy or export it again", series_uid
     )
 
 
-def _damaged(path: Path, error: BaseException) -> InputError:
-    return InputError(f"{path}: the DICOM header is damaged ({one_line(error)}); copy or export it again")
-
-
-def _parse(handle: BinaryIO) -> pydicom.Dataset | None:
+def _parse(handle: DicomHandle) -> pydicom.Dataset | None:
     start = handle.read(132)
     # Some programs write data sets without the file header: such a file begins with group 0002 or 0008.
     bare = start[128:] != b"DICM" and start[:4] in _BARE_BEGINNINGS
@@ -254,16 +196,23 @@ def _parse(handle: BinaryIO) -> pydicom.Dataset | None:
         return None
     handle.seek(0)
     try:
-        return pydicom.dcmread(handle, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
+        return parsed(handle, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
     except InvalidDicomError:
         return None
 
 
 def _ends_early(dataset: pydicom.Dataset) -> bool:
     # pydicom takes the end of a file for the end of the header, wherever it comes.
-    sop_class = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-    is_image = dataset.get("Modality") == "CT" or not sop_class or "Image Storage" in UID(str(sop_class)).name
-    return is_image and "Rows" not in dataset
+    if "Rows" in dataset:
+        return False
+    sop_class, stated = (
+        part.get(keyword)
+        for part, keyword in ((dataset, "SOPClassUID"), (dataset.file_meta, "MediaStorageSOPClassUID"))
+    )
+    if not sop_class:  # a directory of files alone has none: anything else is spoilt from its beginning
+        return bool(stated != MediaStorageDirectoryStorage)
+    names = [UID(str(uid)).name for uid in (sop_class, stated) if uid]
+    return bool(dataset.get("Modality") == "CT") or any("Image Storage" in name for name in names)
 
 
 def _pixel_fault(handle: BinaryIO, dataset: pydicom.Dataset, syntax: str) -> str | None:
@@ -283,27 +232,34 @@ def _pixel_fault(handle: BinaryIO, dataset: pydicom.Dataset, syntax: str) -> str
     else:
         length = struct.unpack(order + "I", head[8:12])[0] if len(head) == 12 else 0
     truncated = "the file is truncated within its pixel data; copy or export it again"
+    frames = max(1, int(optional_number(dataset, "NumberOfFrames")))
     if length == _UNDEFINED_LENGTH:
-        return None if _fragments_complete(handle) else truncated
+        fragments = _fragments(handle)
+        if fragments is None:
+            return truncated
+        few = f"pixel data hold {fragments} fragments, expected one or more for each of {frames} frames"
+        return None if fragments >= frames else f"{few}; copy or export it again"
     if handle.tell() + length > size:
         return truncated
-    wanted = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) * 2
+    wanted = frames * int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) * 2
     if length < wanted and int(dataset.get("BitsAllocated") or 0) == 16:
         return f"pixel data hold {length} bytes, expected {wanted}; copy or export it again"
     return None
 
 
-def _fragments_complete(handle: BinaryIO) -> bool:
-    """Tell whether encapsulated pixel data run to their closing delimiter."""
+def _fragments(handle: BinaryIO) -> int | None:
+    """Count the fragments of encapsulated pixel data; None if they do not run to their closing delimiter."""
+    count = -1  # the first item is the offset table
     while True:
         head = handle.read(8)
         if len(head) < 8:
-            return False
+            return None
         tag, length = _tag(head, "<"), struct.unpack("<I", head[4:8])[0]
         if tag == _SEQUENCE_END:
-            return True
+            return max(0, count)
         if tag != _ITEM:
-            return False
+            return None
+        count += 1
         handle.seek(length, os.SEEK_CUR)  # beyond the end, the next head is short
 
 
@@ -312,45 +268,22 @@ def _tag(head: bytes, order: str) -> int:
     return int(group) << 16 | int(element)
 
 
-def _check_transfer_syntax(file: DicomFile) -> None:
-    if not file.transfer_syntax:
-        raise InputError(
-            f"{file.place}: has no DICOM file header, so its transfer syntax is unknown; "
-            "export it again as a DICOM file (Part 10)"
-        )
-    uid = UID(file.transfer_syntax)
-    try:
-        known = get_decoder(uid).is_available
-    except NotImplementedError:
-        known = False
-    if not known:
-        raise InputError(
-            f"{file.place}: transfer syntax {uid.name} cannot be decoded here; "
-            "export the scan uncompressed, or as JPEG, JPEG-LS or JPEG 2000 lossless"
-        )
-
-
-def _rescale(file: DicomFile, at: str) -> tuple[float, float]:
-    (slope,) = _numbers(file, "RescaleSlope", 1)
-    (intercept,) = _numbers(file, "RescaleIntercept", 1)
-    if slope <= 0:
-        raise InputError(f"{at}: RescaleSlope is {slope:g}, expected above 0; export it again")
-    unit = str(file.dataset.get("RescaleType", "") or "HU").upper()
-    if unit not in ("HU", "US"):
-        raise InputError(f"{at}: RescaleType is {unit}, expected HU; choose the series in Hounsfield units")
-    return slope, intercept
-
-
-def _values(dataset: pydicom.Dataset, keyword: str) -> Sequence[Any]:
+def values(dataset: pydicom.Dataset, keyword: str) -> Sequence[Any]:
+    """An element's values, whatever their number; none where it is missing or empty."""
     value = dataset.get(keyword)
     if value is None or value == "":
         return ()
     return [value] if isinstance(value, str | bytes | int | float) else list(value)
 
 
-def _numbers(file: DicomFile, keyword: str, count: int) -> tuple[float, ...]:
+def numbers(file: DicomFile, keyword: str, count: int) -> tuple[float, ...]:
+    """An element that must hold so many finite numbers.
+
+    Raises:
+        InputError: it is missing or holds something else.
+    """
     try:
-        found = tuple(float(value) for value in _values(file.dataset, keyword))
+        found = tuple(float(value) for value in values(file.dataset, keyword))
     except DAMAGE as error:
         raise InputError(
             f"{file.place}: {keyword} is not a number ({one_line(error)}); export it again"
@@ -359,25 +292,25 @@ def _numbers(file: DicomFile, keyword: str, count: int) -> tuple[float, ...]:
         raise InputError(f"{file.place}: {keyword} is missing; export the series again from its source")
     if len(found) != count or not all(math.isfinite(value) for value in found):
         raise InputError(
-            f"{file.place}: {keyword} is {list(found)}, expected {count} finite numbers; export it again"
+            f"{file.place}: {keyword} is {list(found[:8])}, expected {count} finite numbers; export it again"
         )
     return found
 
 
-def _whole(file: DicomFile, keyword: str) -> int:
-    (value,) = _numbers(file, keyword, 1)
+def whole(file: DicomFile, keyword: str) -> int:
+    """An element that must hold one number, as a whole one.
+
+    Raises:
+        InputError: it is missing or holds something else.
+    """
+    (value,) = numbers(file, keyword, 1)
     return int(value)
 
 
-def _optional_number(dataset: pydicom.Dataset, keyword: str) -> float:
+def optional_number(dataset: pydicom.Dataset, keyword: str) -> float:
+    """An element's number; 0 where it is missing or none."""
     try:
-        return float(dataset.get(keyword) or 0)
+        found = float(dataset.get(keyword) or 0)
     except DAMAGE:
         return 0.0
-
-
-def _text(file: DicomFile, keyword: str) -> str:
-    value = str(file.dataset.get(keyword, "") or "")
-    if not value:
-        raise InputError(f"{file.place}: {keyword} is missing; export the series again from its source")
-    return value
+    return found if math.isfinite(found) else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
-from metricunet.files.dicom_decode import decode_in_processes, stored_pixels
-from metricunet.files.dicom_header import DAMAGE, SliceHeader, one_line
+from metricunet.files.dicom_decode import decode_in_processes, frames_apart, stored_frames
+from metricunet.files.dicom_header import DAMAGE, one_line
+from metricunet.files.dicom_slice import SliceHeader
+from metricunet.files.voxels import check_size
 
 #: Threads that read slices here.
 MOST_THREADS = 4
 #: Processes that decode compressed slices. The decoders bring threads of their own.
 MOST_PROCESSES = 4
-#: Fewer compressed slices than this are decoded before another process would have started.
+#: Fewer compressed slices than this are decoded by one process before another would have started.
 FEWEST_FOR_PROCESSES = 32
 
 
@@ -35,15 +38,21 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
     """
     first = slices[0]
     signed = first.bits[2] == 1
+    # float32 at worst, where slopes are fractions
+    check_size(first.path, (len(slices), first.rows, first.columns), np.dtype(np.float32))
     stored = np.empty((len(slices), first.rows, first.columns), dtype=np.int16 if signed else np.uint16)
 
-    left = list(range(len(slices)))
-    if sum(s.compressed for s in slices) >= FEWEST_FOR_PROCESSES:
-        processes = min(MOST_PROCESSES, os.cpu_count() or 1)
-        left = decode_in_processes([s.path for s in slices], stored, processes)
+    files: dict[Path, list[int]] = {}
+    for index, header in enumerate(slices):
+        files.setdefault(header.path, []).append(index)
+    left = list(files.values())
+    compressed = sum(s.compressed for s in slices)
+    if len(left) == len(slices) and compressed:
+        processes = min(MOST_PROCESSES, os.cpu_count() or 1) if compressed >= FEWEST_FOR_PROCESSES else 1
+        left = [[k] for k in decode_in_processes([s.path for s in slices], stored, processes)]
 
-    def decode(index: int) -> None:
-        stored[index] = _stored_pixels(slices[index], stored.shape[1:])
+    def decode(indices: list[int]) -> None:
+        _decode_file([slices[k] for k in indices], indices, stored)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # surplus padding after the pixels and the like
@@ -53,14 +62,23 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
             return _rescaled(stored, slices, pool)
 
 
-def _stored_pixels(header: SliceHeader, shape: tuple[int, ...]) -> NDArray[Any]:
+def _decode_file(headers: Sequence[SliceHeader], indices: Sequence[int], stored: NDArray[Any]) -> None:
+    """Decode one file's slices, each to its place."""
+    shape, done = stored.shape[1:], 0
     try:
-        pixels = stored_pixels(header.path)
+        decoded = frames_apart if headers[0].compressed else stored_frames
+        for pixels in decoded(headers[0].path, [s.frame for s in headers]):
+            if pixels.shape != shape:
+                raise InputError(
+                    f"{headers[done].place}: the picture is {pixels.shape}, expected {shape}; export it again"
+                )
+            stored[indices[done]] = pixels
+            done += 1
+    except InputError:
+        raise
     except (*DAMAGE, AttributeError, RuntimeError, MemoryError) as error:
-        raise InputError(f"{header.place}: {_reason(header.path, error)}") from error
-    if pixels.shape != shape:
-        raise InputError(f"{header.place}: the picture is {pixels.shape}, expected {shape}; export it again")
-    return pixels
+        at = headers[min(done, len(headers) - 1)]
+        raise InputError(f"{at.place}: {_reason(at.path, error)}") from error
 
 
 def _reason(path: Path, error: BaseException) -> str:

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
 from metricunet.files.itk_header import ItkHeader, read_meta_header, read_nrrd_header
-from metricunet.files.voxels import label_volume, scan_volume
+from metricunet.files.voxels import PIECE_BYTES, check_field, check_size, gather, label_volume, scan_volume
 from metricunet.volume import CANONICAL_DIRECTIONS, Geometry, Volume, match_axes
 
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
@@ -73,48 +72,47 @@ def _grid(path: Path, header: ItkHeader) -> tuple[tuple[int, int, int], Geometry
         geometry = Geometry(header.shape, header.affine)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    check_field(path, geometry)
     axes, _ = match_axes(geometry.directions, CANONICAL_DIRECTIONS)
     return axes, geometry.reordered(axes, (False, False, False))
 
 
 def _values(path: Path, header: ItkHeader) -> NDArray[Any]:
-    """Return the voxels as stored, [fastest axis, ..., slowest axis]."""
+    """Return the voxels [fastest axis, ..., slowest axis]."""
+    check_size(path, header.shape, header.dtype)
     wanted = header.dtype.itemsize * math.prod(header.shape)
     try:
         with header.data.open("rb") as handle:
             handle.seek(header.offset)
-            found = (
-                _raw(handle, header, wanted) if header.compression == "none" else _unpacked(handle, header, wanted)
-            )
-    except (OSError, EOFError, zlib.error) as error:
+            pieces = _raw(handle, header, wanted) if header.compression == "none" else _unpacked(handle, header)
+            values, found = gather(pieces, header.shape, header.dtype)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
             f"{header.data}: the file is truncated or damaged ({error}); copy or export it again"
         ) from error
-    if len(found) != wanted:
-        size = f"fewer than the {wanted}" if len(found) < wanted else f"more than the {wanted}"
+    if found != wanted:
+        size = f"fewer than the {wanted}" if found < wanted else f"more than the {wanted}"
         raise InputError(
             f"{header.data}: holds {size} bytes of voxels that the header of {path.name} announces; "
             "the file is truncated or its header wrong, copy or export it again"
         )
-    return np.frombuffer(found, dtype=header.dtype).reshape(header.shape, order="F")
+    return values
 
 
-def _raw(handle: BinaryIO, header: ItkHeader, wanted: int) -> bytes | bytearray:
+def _raw(handle: BinaryIO, header: ItkHeader, wanted: int) -> Iterator[bytes]:
     start = handle.tell()
     size = handle.seek(0, 2)
     handle.seek(max(start, size - wanted) if header.skip == -1 else min(size, start + header.skip))
-    # One byte more than wanted shows that there is more. A length that the file lacks is never asked for.
-    return handle.read(min(wanted + 1, size))
+    while piece := handle.read(PIECE_BYTES):
+        yield piece
 
 
-def _unpacked(handle: BinaryIO, header: ItkHeader, wanted: int) -> bytearray:
-    found = bytearray()
+def _unpacked(handle: BinaryIO, header: ItkHeader) -> Iterator[bytes]:
+    skip = header.skip
     for piece in {"zlib": _inflated, "gzip": _gunzipped, "bzip2": _bunzipped}[header.compression](handle):
-        found += piece
-        if len(found) > wanted + header.skip:
-            break
-    del found[: header.skip]
-    return found
+        if skip < len(piece):
+            yield piece[skip:]
+        skip = max(0, skip - len(piece))
 
 
 def _inflated(handle: BinaryIO) -> Iterator[bytes]:

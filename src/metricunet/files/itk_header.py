@@ -176,7 +176,8 @@ def read_meta_header(path: Path) -> ItkHeader:
     matrix = _synonym(path, fields, ("TransformMatrix", "Rotation", "Orientation"), 9)
     offset = _synonym(path, fields, ("Offset", "Position", "Origin"), 3)
     # Each three numbers of the matrix are the direction of one axis of the array.
-    columns = np.column_stack([np.reshape(matrix, (3, 3)).T * spacing, offset])
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and the grid is refused for it
+        columns = np.column_stack([np.reshape(matrix, (3, 3)).T * spacing, offset])
     kind = _choice(path, "ElementType", _stated(path, fields, "ElementType").upper(), META_TYPES)
     big = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "False")).lower() == "true"
     compressed = fields.get("compresseddata", "False").lower() == "true"

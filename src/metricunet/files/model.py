@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 CARD_KEY = "metricunet"
 MODEL_SUFFIX = ".safetensors"
+#: No card and table of tensors is longer than this many bytes. As objects they take a hundred times as many.
+LONGEST_HEADER = 1 << 22
+#: What a card may say. Wider than any network that was ever trained here; beyond are sizes that no machine bears.
+MOST_CHANNELS = 2048
+MOST_LEVELS = 10
+MOST_CROP_VOXELS = 1 << 24
+MOST_BLOCK_SLICES = 1024
+SPACING_RANGE_MM = (0.1, 20.0)
+WIDEST_HU = 100_000.0
+LONGEST_NAME = 64
+LONGEST_TEXT = 10_000
 INTENDED_USE = (
     "Research on segmentation of the prostate in CT. Not a medical device; every contour needs review by a "
     "qualified person before any use."
@@ -80,7 +91,8 @@ class ModelCard:
         labels: structure name to its value in label files; the network's class k is the k-th entry, from 1.
         tg263: structure name to its standard name in structure sets (AAPM TG-263).
         target: the structure that steers localisation and crop.
-        ranges: smallest and largest value seen in training, by quantity (`volume_ml`, `spacing_mm`, ...).
+        ranges: smallest and largest value seen in training, by quantity (`volume_ml`, `slice_spacing_mm`, ...;
+            see `metricunet.training.card.training_ranges`). Verdicts check what is there, older cards have less.
         validation: scores on the validation cases, by measure; empty where there were none.
         trained_on: `synthetic`, or what the user says of the cohort.
         data_sha256: hash of the training files.
@@ -144,9 +156,18 @@ def read_model(path: Path, device: str = "cpu") -> tuple[ModelCard, dict[str, Te
     from safetensors.torch import load_file
 
     try:
-        return card, load_file(path, device=device)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: the model file is damaged ({error}); copy it again") from error
+        weights = load_file(path, device=device)
+    # KeyError: a type of numbers that torch lacks; RuntimeError: a shape that it cannot give to the bytes.
+    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: the model file is damaged ({reason}); copy it again") from error
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise InputError(
+                f"{path}: the weights {name[:LONGEST_NAME]} are not all finite, so the training failed or the "
+                "file is damaged; copy it again, or choose another model"
+            )
+    return card, weights
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -158,7 +179,7 @@ def _header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
-            if not 2 <= length <= min(path.stat().st_size - 8, 100_000_000):
+            if not 2 <= length <= min(path.stat().st_size - 8, LONGEST_HEADER):
                 raise ValueError("no safetensors header")
             header = json.loads(handle.read(length).decode("utf-8"))
         metadata = header["__metadata__"]
@@ -169,7 +190,7 @@ def _header(path: Path) -> dict[str, Any]:
             raise ValueError("the card is no JSON object")
         return content
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = "no card in its header" if isinstance(error, KeyError) else str(error)
+        reason = "no card in its header" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise InputError(
             f"{path}: not a metricunet model file ({reason}); expected the model.safetensors of a training run"
         ) from error
@@ -178,7 +199,7 @@ def _header(path: Path) -> dict[str, Any]:
 def _card(path: Path, content: dict[str, Any]) -> ModelCard:
     found = content.get("format_version")
     if not isinstance(found, int):
-        raise InputError(f"{path}: the card's format_version is {found!r}; expected a whole number")
+        raise InputError(f"{path}: the card's format_version is {str(found)[:80]}; expected a whole number")
     if found > FORMAT_VERSION:
         raise InputError(
             f"{path}: model format {found} is newer than this metricunet reads ({FORMAT_VERSION}); "
@@ -191,12 +212,13 @@ def _card(path: Path, content: dict[str, Any]) -> ModelCard:
         values["segment"] = _stage(content["segment"])
         values["ranges"] = {k: (float(v[0]), float(v[1])) for k, v in content["ranges"].items()}
         values["calibration"] = _calibration(content.get("calibration"))
+        values["validation"] = {k: float(v) for k, v in content["validation"].items()}
         values["labels"] = {str(k): int(v) for k, v in content["labels"].items()}
         card = ModelCard(**values)
-        if card.target not in card.labels or not set(card.labels) <= set(card.tg263):
-            raise ValueError(f"target {card.target!r} or its standard name is missing from the labels")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"{path}: the model's card is damaged ({error}); copy the file again") from error
+        _check(card)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: the model's card is damaged ({reason}); copy the file again") from error
     return card
 
 
@@ -211,9 +233,76 @@ def _calibration(content: dict[str, Any] | None) -> Calibration | None:
         int(content["cases"]),
         {str(k): float(v) for k, v in content["fit"].items()},
     )
-    if not (0 < found.temperature < math.inf and 0 < found.mm_scale < math.inf):
-        raise ValueError(f"temperature {found.temperature} or mm_scale {found.mm_scale} is not above 0")
+    for name in ("temperature", "mm_scale"):
+        _expect(0 < getattr(found, name) < math.inf, f"calibration.{name}", "a number above 0")
+    _expect(
+        0 <= found.boundary_error_mm[0] <= found.boundary_error_mm[1] < math.inf, "calibration", "low and high"
+    )
     return found
+
+
+def _check(card: ModelCard) -> None:
+    """Make sure that networks can be built and fed as a card says, on any machine.
+
+    Raises:
+        ValueError: the field, what it holds, and what was expected.
+    """
+    for name in ("target", "trained_on", "data_sha256", "version", "license", "intended_use"):
+        _expect(isinstance(getattr(card, name), str) and len(getattr(card, name)) <= LONGEST_TEXT, name, "a text")
+    _expect(isinstance(card.seed, int), "seed", "a whole number")
+    labels = list(card.labels.items())
+    own = len(set(card.labels.values())) == len(labels) > 0
+    named = all(_is_name(name) and 1 <= value <= 65535 for name, value in labels)
+    _expect(own and named, "labels", "structures with values of their own from 1 to 65535")
+    standard = isinstance(card.tg263, dict) and all(_is_name(name) for name in card.tg263.values())
+    _expect(standard, "tg263", "a standard name for each structure")
+    if card.target not in card.labels or not set(card.labels) <= set(card.tg263):
+        raise ValueError(f"target {card.target[:LONGEST_NAME]!r} or its standard name is missing from the labels")
+    _expect(all(math.isfinite(a) and a <= b < math.inf for a, b in card.ranges.values()), "ranges", "low and high")
+    _expect(all(math.isfinite(v) for v in card.validation.values()), "validation", "finite numbers")
+    for stage in ("locate", "segment"):
+        _check_stage(stage, getattr(card, stage), len(labels) + 1)
+    _expect(card.locate.network["in_channels"] == 1, "locate.network.in_channels", "1")
+    _expect(card.segment.crop_voxels is not None, "segment.crop_voxels", "three sides")
+    # Neighbours lie on both sides of the slice in 2.5D; in 3D slices are no channels.
+    _expect(card.segment.input_slices % 2 == 1 or card.segment.block_slices is not None, "in_channels", "odd")
+
+
+def _check_stage(name: str, stage: StageCard, classes: int) -> None:
+    low, high = SPACING_RANGE_MM
+    _expect(all(low <= v <= high for v in stage.spacing_mm), f"{name}.spacing_mm", f"{low:g} to {high:g} mm")
+    if stage.crop_voxels is not None:
+        fits = min(stage.crop_voxels) >= 1 and math.prod(stage.crop_voxels) <= MOST_CROP_VOXELS
+        _expect(fits, f"{name}.crop_voxels", f"three sides of at most {MOST_CROP_VOXELS} voxels together")
+    bottom, top = stage.hu_window
+    _expect(-WIDEST_HU <= bottom < top <= WIDEST_HU, f"{name}.hu_window", "low and high HU")
+    block = 1 if stage.block_slices is None else stage.block_slices
+    _expect(1 <= block <= MOST_BLOCK_SLICES, f"{name}.block_slices", f"1 to {MOST_BLOCK_SLICES}")
+    for key, value in stage.network.items():
+        field = f"{name}.network.{str(key)[:LONGEST_NAME]}"
+        _expect(_is_small(value), field, f"whole numbers from 1 to {MOST_CHANNELS}, or a word")
+    _expect(stage.network["classes"] == classes, f"{name}.network.classes", f"{classes}, one more than the labels")
+    _expect(stage.network.get("levels", 1) <= MOST_LEVELS, f"{name}.network.levels", f"at most {MOST_LEVELS}")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
+
+
+def _is_small(value: Any) -> bool:
+    """Tell whether a network's argument is one that cannot make it boundless."""
+    if isinstance(value, list):
+        return len(value) <= MOST_LEVELS and all(_is_small(v) for v in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return 1 <= value <= MOST_CHANNELS
+    if isinstance(value, float):
+        return 0 <= value <= 1
+    return value is None or (isinstance(value, str) and len(value) <= LONGEST_NAME)
+
+
+def _expect(holds: bool, field: str, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{field}: expected {expected}")
 
 
 def _stage(content: dict[str, Any]) -> StageCard:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import logging
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
-from metricunet.files.voxels import label_volume, scan_volume
+from metricunet.files.voxels import PIECE_BYTES, check_field, check_size, gather, label_volume, scan_volume
 from metricunet.volume import CANONICAL_DIRECTIONS, FloatArray, Geometry, Volume, match_axes
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -40,17 +46,12 @@ def read_nifti(path: Path) -> Volume:
     Axes are permuted (never flipped) so that the volume is indexed [slice, row, column].
 
     Raises:
-        InputError: not a NIfTI file, truncated, not three-dimensional, NaN or infinite values, no or broken
-            or sheared orientation, sform and qform that contradict each other.
+        InputError: not a NIfTI file, truncated, not three-dimensional, too large for memory, NaN or infinite
+            values, no or broken or sheared orientation, sform and qform that contradict each other.
     """
     image = _open(path)
     axes, geometry = _grid(path, image)
-    try:
-        values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
-        raise InputError(f"{path}: the file is truncated or damaged ({error}); copy or export it again") from error
-    values = values.reshape(image.shape[:3]).transpose(axes)
-    return scan_volume(path, values, geometry)
+    return scan_volume(path, _voxels(path, image).transpose(axes), geometry)
 
 
 def read_labels(path: Path) -> Volume:
@@ -99,19 +100,71 @@ def _open(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        image = nib.load(path)
+        with _silent():
+            image = nib.load(path)
     except (
         nib.filebasedimages.ImageFileError,
         nib.spatialimages.HeaderDataError,
         OSError,
         EOFError,
     ) as error:
-        raise InputError(f"{path}: not a readable NIfTI file ({error})") from error
-    except (zlib.error, ValueError) as error:
-        raise InputError(f"{path}: the file is damaged ({error}); copy or export it again") from error
+        raise InputError(f"{path}: not a readable NIfTI file ({_one_line(error)})") from error
+    except (zlib.error, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: the file is damaged ({_one_line(error)}); copy or export it again") from error
     if not isinstance(image, nib.Nifti1Image | nib.Nifti1Pair):
         raise InputError(f"{path}: is {type(image).__name__}, expected NIfTI")
     return image
+
+
+def _voxels(path: Path, image: Any) -> NDArray[Any]:
+    """Return the voxels in the file's own order of axes.
+
+    Read here and not by nibabel, which holds a scan twice or more while it scales it.
+    """
+    stored, shape = image.dataobj, image.shape[:3]
+    dtype, slope, inter = stored.dtype, float(stored.slope), float(stored.inter)
+    scaled = (slope, inter) != (1.0, 0.0)
+    check_size(path, shape, dtype, scaled)
+    scale = partial(apply_read_scaling, slope=slope, inter=inter) if scaled else None
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as handle:
+            handle.seek(stored.offset)
+            values, found = gather(_pieces(handle), shape, dtype, scale)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputError(
+            f"{path}: the file is truncated or damaged ({_one_line(error)}); copy or export it again"
+        ) from error
+    wanted = values.size * dtype.itemsize
+    if found < wanted:
+        raise InputError(
+            f"{path}: the file is truncated: it holds {found} bytes of voxels, expected {wanted}; "
+            "copy or export it again"
+        )
+    return values
+
+
+def _pieces(handle: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
+    while piece := handle.read(PIECE_BYTES):
+        yield piece
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep nibabel from printing what it mends in a header; what matters of that is looked at here."""
+    logger = nib.imageglobals.logger
+    logger.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int], Geometry]:
@@ -129,11 +182,15 @@ def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int], Geometry]:
             f"{path}: states no orientation (sform_code and qform_code are 0): left and right are unknown; "
             "convert it again from DICOM, or set the sform"
         )
-    affine = RAS_TO_LPS @ np.asarray(image.affine, dtype=np.float64)
+    stated = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(stated).all():
+        raise InputError(f"{path}: its orientation is not finite; convert it again from DICOM")
+    affine = RAS_TO_LPS @ stated
     try:
         geometry = Geometry((int(shape[0]), int(shape[1]), int(shape[2])), affine)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    check_field(path, geometry)
     if sform > 0 and qform > 0:
         _check_forms_agree(path, image, geometry)
     axes, _ = match_axes(geometry.directions, CANONICAL_DIRECTIONS)
@@ -145,6 +202,8 @@ def _check_forms_agree(path: Path, image: Any, geometry: Geometry) -> None:
         qform: FloatArray = np.asarray(image.get_qform(), dtype=np.float64)
     except (ValueError, nib.spatialimages.HeaderDataError) as error:
         raise InputError(f"{path}: its qform is broken ({error}); set the qform from the sform") from error
+    if not np.isfinite(qform).all():
+        raise InputError(f"{path}: its qform is not finite; set the qform from the sform")
     corners: NDArray[np.float64] = np.array(
         [[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)]
     ) * np.array([*(np.asarray(geometry.shape) - 1), 1])

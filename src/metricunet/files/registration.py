@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
 from metricunet.errors import InputError
+from metricunet.files.dicom_file import read_dataset
 from metricunet.files.dicom_header import DAMAGE, one_line, text_of
 from metricunet.volume import FloatArray
 
@@ -63,7 +63,7 @@ def read_registration(path: Path) -> Registration:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path)
+            dataset = read_dataset(path)
             kind = text_of(dataset, "SOPClassUID")
             if kind != SPATIAL_REGISTRATION:
                 raise InputError(
@@ -75,7 +75,7 @@ def read_registration(path: Path) -> Registration:
         raise InputError(f"{path}: no such file") from error
     except InvalidDicomError as error:
         raise InputError(f"{path}: is not a DICOM file, expected a Spatial Registration") from error
-    except (*DAMAGE, AttributeError, IndexError, OverflowError, RecursionError) as error:
+    except DAMAGE as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: the registration is damaged ({one_line(error)}); export it again") from error

@@ -21,8 +21,9 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.dicom import CtSeries
 from metricunet.files.dicom_patient import patient_and_study
-from metricunet.files.rtstruct_add import add_to_rtstruct
+from metricunet.files.rtstruct_add import add_to_rtstruct, check_addable
 from metricunet.files.rtstruct_items import (
+    LONG_STRING,
     SHORT_STRING,
     check_structures,
     contour_item,
@@ -45,6 +46,7 @@ __all__ = [
     "Structure",
     "WrittenStructure",
     "add_to_rtstruct",
+    "check_addable",
     "read_rtstruct",
     "write_rtstruct",
 ]
@@ -68,6 +70,7 @@ def write_rtstruct(
     *,
     description: str,
     label: str = "metricunet auto",
+    set_name: str = "Machine-made, not reviewed",
     made: datetime | None = None,
     outline: Outline = "surface",
     holes: Holes = "keep",
@@ -82,6 +85,7 @@ def write_rtstruct(
         description: goes into StructureSetDescription, and into the description of each structure (which may
             be copied elsewhere without its set). It ought to say how the structures were made.
         label: StructureSetLabel, at most 16 characters.
+        set_name: StructureSetName, at most 64 characters.
         made: the structure set's date and time; now by default.
         outline: "surface" draws where a structure's probability is one half, between voxels' centres, and
             along voxels' edges where it has no probability; "voxel" draws along edges always. Either way the
@@ -103,13 +107,15 @@ def write_rtstruct(
     check_structures(path, series, structures, description)
     if not 0 < len(label) <= SHORT_STRING:
         raise InputError(f"{path}: label '{label}' has {len(label)} characters, expected 1 to {SHORT_STRING}")
+    if len(set_name) > LONG_STRING:
+        raise InputError(f"{path}: set_name has {len(set_name)} characters, at most {LONG_STRING} are accepted")
     moment = made or datetime.now()
     with warnings.catch_warnings():
         # Patient data are copied as they stand, odd as they may be, so that they match those of the scan.
         warnings.simplefilter("ignore")
         dataset = _header(series, moment)
         dataset.StructureSetLabel = label
-        dataset.StructureSetName = "Machine-made, not reviewed"
+        dataset.StructureSetName = set_name
         dataset.StructureSetDescription = description
         dataset.StructureSetDate, dataset.StructureSetTime = dicom_date(moment), dicom_time(moment)
         dataset.ReferencedFrameOfReferenceSequence = DicomSequence([reference_item(series)])
@@ -122,7 +128,7 @@ def write_rtstruct(
         dataset.RTROIObservationsSequence = DicomSequence([observation_item(n, n, s) for n, s, _ in numbered])
         dataset.ApprovalStatus = "UNAPPROVED"
         _set_character_set(
-            dataset, series.header, [description, label, *(s.name + s.description for s in structures)]
+            dataset, series.header, [description, label, set_name, *(s.name + s.description for s in structures)]
         )
         with written_whole(path) as temporary:
             dataset.save_as(temporary, enforce_file_format=True)

@@ -23,7 +23,7 @@ from metricunet.files.rtstruct_items import (
     contour_item,
     dicom_date,
     dicom_time,
-    image_item,
+    file_items,
     observation_item,
     reference_item,
     roi_item,
@@ -132,6 +132,23 @@ def add_to_rtstruct(
             f"{path_in}: the structure set is damaged ({one_line(error)}); export it again"
         ) from error
     return tuple(written(s, first + n, d) for n, (s, d) in enumerate(zip(named, drawings, strict=True)))
+
+
+def check_addable(path: Path, series: CtSeries) -> None:
+    """Refuse, before any work, a structure set that nothing drawn on the series could be added to.
+
+    Raises:
+        InputError: not a structure set, damaged, or drawn on another scan or patient than `series`.
+    """
+    dataset = open_structure_set(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _check_same_scan(path, dataset, structures_of(path, dataset), series)
+    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: the structure set is damaged ({one_line(error)}); export it again") from error
 
 
 def _check_written(path: Path, temporary: Path, there: Sequence[RtStructure], drawings: Sequence[Drawing]) -> None:
@@ -244,9 +261,9 @@ def _refer_to(dataset: Dataset, series: CtSeries) -> None:
                 if images.get("SeriesInstanceUID") != series.series_uid:
                     continue
                 there = {str(i.get("ReferencedSOPInstanceUID")) for i in images.get("ContourImageSequence") or []}
-                for k, uid in enumerate(series.sop_uids):
-                    if uid not in there:
-                        _append(images, "ContourImageSequence", image_item(series, k))
+                for item in file_items(series):
+                    if item.ReferencedSOPInstanceUID not in there:
+                        _append(images, "ContourImageSequence", item)
                 return
     # The set says nothing of series: what the new structures refer to is stated in an item of its own.
     _append(dataset, "ReferencedFrameOfReferenceSequence", reference_item(series))

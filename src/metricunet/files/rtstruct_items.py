@@ -29,8 +29,10 @@ def check_structures(path: Path, series: CtSeries, structures: Sequence[Structur
 
     Raises:
         InputError: no structure, an empty mask, a mask or probability on another grid, a name that is empty,
-            too long or taken, a colour or type that DICOM does not allow, too long a description.
+            too long or taken, a colour or type that DICOM does not allow, too long a description; slices that
+            are tilted, or none within a mask.
     """
+    series.check_planes()
     if not structures:
         raise InputError(f"{path}: no structure to write; a structure set needs at least one")
     taken: set[str] = set()
@@ -58,6 +60,8 @@ def check_structures(path: Path, series: CtSeries, structures: Sequence[Structur
             raise InputError(f"{at}: its mask is not on the grid of series {series.series_uid}; resample it first")
         if not structure.mask.array.any():
             raise InputError(f"{at}: its mask is empty; leave the structure out")
+        if not series.on_slices(structure.mask.array).any():
+            raise InputError(f"{at}: its mask lies between two slices, where others are missing; leave it out")
         check_probability(structure, series, at)
 
 
@@ -66,14 +70,27 @@ def image_item(series: CtSeries, k: int) -> Dataset:
     image = Dataset()
     image.ReferencedSOPClassUID = series.header.SOPClassUID
     image.ReferencedSOPInstanceUID = series.sop_uids[k]
+    if series.frames[k] is not None:
+        image.ReferencedFrameNumber = series.frames[k]
     return image
+
+
+def file_items(series: CtSeries) -> list[Dataset]:
+    """A reference to each file of a series, as a whole."""
+    items = []
+    for uid in dict.fromkeys(series.sop_uids):
+        image = Dataset()
+        image.ReferencedSOPClassUID = series.header.SOPClassUID
+        image.ReferencedSOPInstanceUID = uid
+        items.append(image)
+    return items
 
 
 def reference_item(series: CtSeries) -> Dataset:
     """An item of ReferencedFrameOfReferenceSequence: the frame, the study, the series and its slices."""
     images = Dataset()
     images.SeriesInstanceUID = series.series_uid
-    images.ContourImageSequence = DicomSequence([image_item(series, k) for k in range(len(series.sop_uids))])
+    images.ContourImageSequence = DicomSequence(file_items(series))
     study = Dataset()
     study.ReferencedSOPClassUID = DETACHED_STUDY
     study.ReferencedSOPInstanceUID = series.study_uid

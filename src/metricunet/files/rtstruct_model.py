@@ -25,6 +25,7 @@ class RtStructure:
         interpreted_type: RTROIInterpretedType.
         frame_of_reference_uid: that the contours are in.
         image_uids: for each contour the SOPInstanceUID of the image that it names, if it does.
+        image_frames: for each contour the frame of that image, from 1, if it names one.
         passed_over: what encloses no area: geometric types (POINT, OPEN_PLANAR) and how many contours of each.
     """
 
@@ -35,6 +36,7 @@ class RtStructure:
     interpreted_type: str | None
     frame_of_reference_uid: str | None
     image_uids: tuple[str | None, ...] = ()
+    image_frames: tuple[int | None, ...] = ()
     passed_over: tuple[tuple[str, int], ...] = ()
 
 
@@ -98,7 +100,7 @@ class RtStruct:
             InputError: no such structure or several; one without contours, whose contours lie outside the
                 scan or are not parallel to its slices, are too sparse for them, or contain no voxel's centre.
         """
-        found = self._filled(self.structure(name), geometry)
+        found = self.filled(self.structure(name), geometry)
         if found.mask is None:
             raise InputError(found.reason)
         return found.mask
@@ -108,9 +110,10 @@ class RtStruct:
 
         Names that are given twice are not refused here: each structure has its number.
         """
-        return tuple(self._filled(structure, geometry) for structure in self.structures)
+        return tuple(self.filled(structure, geometry) for structure in self.structures)
 
-    def _filled(self, structure: RtStructure, geometry: Geometry) -> RoiMask:
+    def filled(self, structure: RtStructure, geometry: Geometry) -> RoiMask:
+        """Fill one of the structures on a grid: a mask, or the reason why there is none."""
         at = f"{self.path}: ROI '{structure.name}'"
         status: Status
         if structure.contours:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,7 +15,7 @@ from metricunet.files.contour_smooth import cross, signed_area, smoothed, withou
 from metricunet.files.contour_surface import LEVEL, level_outlines
 from metricunet.files.contours import outlines
 from metricunet.files.dicom import CtSeries
-from metricunet.volume import FloatArray, Volume
+from metricunet.volume import FloatArray, Geometry, Shape, Volume
 
 Outline = Literal["surface", "voxel"]
 Holes = Literal["keep", "keyhole", "close"]
@@ -41,9 +41,10 @@ class Structure:
         colour: red, green, blue from 0 to 255.
         interpreted_type: ORGAN, CTV, AVOIDANCE or the like (RTROIInterpretedType).
         description: goes into ROIDescription.
-        probability: 0 to 1 on the same grid; the mask is where it exceeds one half, but for what was removed or
-            filled afterwards. With it outlines can run between voxels' centres (outline "surface"). Of several
-            classes give p / (p + the largest other), which is one half on the border between the two.
+        probability: 0 to 1 on the same grid, or on a part of it beyond which it is 0; the mask is where it exceeds
+            one half, but for what was removed or filled afterwards. With it outlines can run between voxels'
+            centres (outline "surface"). Of several classes give p / (p + the largest other), which is one half
+            on the border between the two.
     """
 
     name: str
@@ -65,7 +66,7 @@ class WrittenStructure:
         slices: on which there are contours.
         contours: their count.
         points: of all contours.
-        volume_ml: the contours' areas times the slice distance.
+        volume_ml: the contours' areas times what each slice stands for.
         mask_volume_ml: the mask's voxels.
         smoothing_change_ml: by how much smoothing changed the volume; 0 where there was none.
         holes_closed: how many holes became part of the area.
@@ -136,53 +137,87 @@ def check_probability(structure: Structure, series: CtSeries, at: str) -> None:
     """Refuse a probability that is none, or not that of the mask.
 
     Raises:
-        InputError: another grid, values beyond 0 to 1, or most of the mask below one half.
+        InputError: another grid, a part that does not hold the mask, values beyond 0 to 1, or most of the mask
+            below one half.
     """
     field = structure.probability
     if field is None:
         return
-    if not field.geometry.same_grid(series.geometry):
+    start = _first_voxel(field.geometry, series.geometry)
+    if start is None:
         raise InputError(f"{at}: its probability is not on the grid of series {series.series_uid}")
     low, high = float(field.array.min()), float(field.array.max())
     if not (low >= -PROBABILITY_ROUNDING and high <= 1 + PROBABILITY_ROUNDING):
         raise InputError(f"{at}: its probability runs from {low:g} to {high:g}, expected 0 to 1")
-    inside = field.array[structure.mask.array != 0]
+    mask = structure.mask.array[_box(start, field.array.shape)] != 0
+    if np.count_nonzero(mask) != np.count_nonzero(structure.mask.array):
+        raise InputError(f"{at}: its probability covers a part of its mask alone; give that of all of it")
+    inside = field.array[mask]
     if (inside < LEVEL).mean() > 0.5:
         raise InputError(
             f"{at}: its probability is below {LEVEL:g} in most of its mask; give the one that it was made from"
         )
 
 
+def _first_voxel(part: Geometry, whole: Geometry) -> Shape | None:
+    """Return where a part of a grid begins; None for what is no part of it."""
+    s, r, c = (int(v) for v in np.rint(whole.to_index(part.origin_mm)))
+    inside = all(
+        first >= 0 and first + n <= total
+        for first, n, total in zip((s, r, c), part.shape, whole.shape, strict=True)
+    )
+    return (s, r, c) if inside and part.same_grid(whole.crop((s, r, c), part.shape)) else None
+
+
+def _box(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(first, first + n) for first, n in zip(start, shape, strict=True))
+
+
+def _planes(field: Volume, series: CtSeries) -> Callable[[int], NDArray[np.float32]]:
+    """Return what gives the probability on the whole of a slice, by the slice's number in the series."""
+    start = _first_voxel(field.geometry, series.geometry)
+    assert start is not None  # `check_probability` has seen to it
+    grid_slice = series.on_slices(np.arange(series.geometry.shape[0]))
+
+    def plane(k: int) -> NDArray[np.float32]:
+        whole_plane = np.zeros(series.geometry.shape[1:], dtype=np.float32)
+        whole_plane[_box(start[1:], field.array.shape[1:])] = field.array[grid_slice[k] - start[0]]
+        return whole_plane
+
+    return plane
+
+
 def drawn(structure: Structure, series: CtSeries, style: Style) -> Drawing:
     """Draw a structure slice by slice, each in the very plane that the slice's file states."""
     field = structure.probability if style.outline == "surface" else None
-    inside = structure.mask.array != 0
+    plane_of = None if field is None else _planes(field, series)
+    inside = series.on_slices(structure.mask.array) != 0
     spacing = np.asarray(series.geometry.spacing_mm[1:])
+    pixels_ml = series.thickness_mm * spacing.prod() / 1000
     contours: list[tuple[int, FloatArray]] = []
-    area = smoothing_change = 0.0
+    volume_ml = smoothing_change_ml = 0.0
     closed = 0
     for k in np.flatnonzero(inside.any(axis=(1, 2))).tolist():
-        loops = _loops(inside[k], None if field is None else field.array[k])
+        loops = _loops(inside[k], None if plane_of is None else plane_of(k))
         if style.smoothing_mm > 0:
             before = _area(loops)
             loops = _smoothed(loops, spacing, style.smoothing_mm)
-            smoothing_change += _area(loops) - before
+            smoothing_change_ml += (_area(loops) - before) * pixels_ml[k]
         if style.holes == "close":
             holes = sum(signed_area(loop) < 0 for loop in loops)
             if holes:
                 loops = without_holes(loops)
                 closed += holes
-        area += _area(loops)
+        volume_ml += _area(loops) * pixels_ml[k]
         if style.holes == "keyhole" and any(signed_area(loop) < 0 for loop in loops):
             loops = with_keyholes(loops)
         for loop in loops:
             contours.append((k, series.positions_mm[k] + loop @ series.geometry.affine[:3, 1:3].T))
-    voxel_ml = series.geometry.voxel_volume_ml
     return Drawing(
         contours=tuple(contours),
         outline="voxel" if field is None else "surface",
-        volume_ml=area * voxel_ml,
-        smoothing_change_ml=smoothing_change * voxel_ml,
+        volume_ml=volume_ml,
+        smoothing_change_ml=smoothing_change_ml,
         holes_closed=closed,
     )
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
@@ -17,6 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from metricunet.errors import InputError
 from metricunet.files.dicom import CtSeries
+from metricunet.files.dicom_file import read_dataset
 from metricunet.files.dicom_header import DAMAGE, one_line, text_of
 from metricunet.files.registration import read_registration
 from metricunet.files.rtstruct_model import RtStruct, RtStructure
@@ -58,7 +58,7 @@ def read_rtstruct(path: Path, series: CtSeries | None = None, *, registration: P
             if not dataset.get("ReferencedFrameOfReferenceSequence"):
                 instead = f"its ROIs state {frame}" if frame else "nothing else states one"
                 notes.append(f"{path}: ReferencedFrameOfReferenceSequence is missing; {instead}")
-    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
+    except DAMAGE as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: the structure set is damaged ({one_line(error)}); export it again") from error
@@ -86,13 +86,13 @@ def open_structure_set(path: Path) -> Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path)
+            dataset = read_dataset(path)
             if _ends_early(path, dataset):
                 raise EOFError("it ends before its end: truncated")
             modality, sop_class = text_of(dataset, "Modality"), text_of(dataset, "SOPClassUID")
     except InvalidDicomError as error:
         raise InputError(f"{path}: is not a DICOM file, expected an RTSTRUCT") from error
-    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
+    except DAMAGE as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)}); copy or export it again") from error
     if modality != "RTSTRUCT" and sop_class != RT_STRUCTURE_SET:
         raise InputError(f"{path}: is of modality {modality or 'unknown'}, expected RTSTRUCT")
@@ -138,7 +138,7 @@ def _structures(path: Path, dataset: Dataset, notes: list[str]) -> Iterator[RtSt
     for roi, name in zip(rois, names, strict=True):
         number = int(roi.ROINumber)
         item = contours.pop(number, Dataset())
-        loops, images, others = _closed_contours(path, name, item)
+        loops, images, frames, others = _closed_contours(path, name, item)
         for kind, count in others.items():
             notes.append(f"{path}: ROI '{name}': contours that enclose nothing ({kind}) are passed over: {count}")
         if not loops:
@@ -149,6 +149,7 @@ def _structures(path: Path, dataset: Dataset, notes: list[str]) -> Iterator[RtSt
             name=name,
             contours=tuple(loops),
             image_uids=tuple(images),
+            image_frames=tuple(frames),
             passed_over=tuple(others.items()),
             colour=(colour[0], colour[1], colour[2]) if len(colour) == 3 else None,
             interpreted_type=types.get(number) or None,
@@ -160,9 +161,10 @@ def _structures(path: Path, dataset: Dataset, notes: list[str]) -> Iterator[RtSt
 
 def _closed_contours(
     path: Path, name: str, item: Dataset
-) -> tuple[list[FloatArray], list[str | None], Counter[str]]:
+) -> tuple[list[FloatArray], list[str | None], list[int | None], Counter[str]]:
     loops: list[FloatArray] = []
     images: list[str | None] = []
+    frames: list[int | None] = []
     others: Counter[str] = Counter()
     for contour in item.get("ContourSequence") or []:
         kind = text_of(contour, "ContourGeometricType") or "no type"
@@ -179,7 +181,9 @@ def _closed_contours(
         references = contour.get("ContourImageSequence") or []
         uid = text_of(references[0], "ReferencedSOPInstanceUID") if len(references) == 1 else ""
         images.append(uid or None)
-    return loops, images, others
+        frame = references[0].get("ReferencedFrameNumber") if uid else None
+        frames.append(int(frame) if isinstance(frame, int) else None)
+    return loops, images, frames, others
 
 
 def _points(path: Path, name: str, contour: Dataset) -> FloatArray:
@@ -229,8 +233,10 @@ def check_frames(path: Path, structures: Sequence[RtStructure], frame: str | Non
 
 def _image_notes(path: Path, structure: RtStructure, series: CtSeries) -> Iterator[str]:
     """Compare the images that contours name with those of the scan."""
-    place = {uid: k for k, uid in enumerate(series.sop_uids)}
-    unknown = [uid for uid in structure.image_uids if uid is not None and uid not in place]
+    place = {image: k for k, image in enumerate(zip(series.sop_uids, series.frames, strict=True))}
+    # Files of one frame are their frame 1; a file of many that is named as a whole tells nothing of the plane.
+    place |= {(uid, 1): k for (uid, frame), k in place.items() if frame is None}
+    unknown = [uid for uid in structure.image_uids if uid is not None and uid not in set(series.sop_uids)]
     if unknown:
         yield (
             f"{path}: ROI '{structure.name}': {len(unknown)} of its contours name images that series "
@@ -238,9 +244,11 @@ def _image_notes(path: Path, structure: RtStructure, series: CtSeries) -> Iterat
         )
     normal: FloatArray = np.cross(series.geometry.directions[:, 1], series.geometry.directions[:, 2])
     off = [
-        abs(float((points.mean(axis=0) - series.positions_mm[place[uid]]) @ normal))
-        for points, uid in zip(structure.contours, structure.image_uids, strict=False)
-        if uid in place
+        abs(float((points.mean(axis=0) - series.positions_mm[place[uid, frame]]) @ normal))
+        for points, uid, frame in zip(
+            structure.contours, structure.image_uids, structure.image_frames, strict=False
+        )
+        if uid is not None and (uid, frame) in place
     ]
     if off and max(off) > NAMED_IMAGE_MM:
         count = sum(value > NAMED_IMAGE_MM for value in off)

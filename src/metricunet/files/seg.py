@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import generate_uid
+from pydicom.sequence import Sequence as DicomSequence
+from pydicom.uid import UID, generate_uid
 
 from metricunet import __version__
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.dicom import CtSeries
 from metricunet.files.dicom_patient import patient_and_study
+from metricunet.files.dicom_slice import CT_IMAGE
 from metricunet.files.rtstruct import Structure
-from metricunet.files.rtstruct_items import LONG_STRING
+from metricunet.files.rtstruct_items import LONG_STRING, file_items
 from metricunet.files.seg_read import read_seg, segment_names
 
 if TYPE_CHECKING:
@@ -79,15 +81,17 @@ def write_seg(
 
     Raises:
         InputError: no structure or only empty masks, a mask on another grid, a name that is empty, too long
-            or taken, a colour that is none, or a file that cannot be written.
+            or taken, a colour that is none, slices that are tilted, or a file that cannot be written.
     """
+    series.check_planes()
     _check_structures(path, series, structures)
-    filled = [structure for structure in structures if structure.mask.array.any()]
+    filled = [structure for structure in structures if series.on_slices(structure.mask.array).any()]
     if not filled:
         raise InputError(f"{path}: no structure has a voxel; a segmentation needs at least one that is not empty")
-    used = np.flatnonzero(np.any([s.mask.array.any(axis=(1, 2)) for s in filled], axis=0)).tolist()
+    arrays = [series.on_slices(s.mask.array) for s in filled]
+    used = np.flatnonzero(np.any([array.any(axis=(1, 2)) for array in arrays], axis=0)).tolist()
     # Each mask stays whole in memory, although its axis is the last: highdicom sums over them.
-    masks = np.moveaxis(np.stack([s.mask.array[used] != 0 for s in filled]), 0, -1)
+    masks = np.moveaxis(np.stack([array[used] != 0 for array in arrays]), 0, -1)
     with warnings.catch_warnings():
         # Patient data are copied as they stand, odd as they may be, so that they match those of the scan.
         warnings.simplefilter("ignore")
@@ -146,6 +150,7 @@ def _segmentation(
             series.header.get("SpecificCharacterSet") if "".join(texts).isascii() else "ISO_IR 192"
         ),
     )
+    _refer_to_frames(dataset, series, used)
     dataset.SeriesDescription = f"Segmentation. {MARK}"
     dataset.ContentCreatorName = ""
     for event in ("InstanceCreation", "Content", "Series"):
@@ -155,11 +160,11 @@ def _segmentation(
 
 
 def _source(series: CtSeries, k: int) -> Dataset:
-    """What a segmentation must know of slice k."""
+    """What a segmentation must know of slice k, as if it were a file of its own."""
     header = series.slices[k]
     source = patient_and_study(series.header)
-    source.SOPClassUID = series.header.SOPClassUID
-    source.SOPInstanceUID = series.sop_uids[k]
+    source.SOPClassUID = CT_IMAGE
+    source.SOPInstanceUID = series.sop_uids[k] if header.frame is None else _stand_in(series.sop_uids[k], k)
     source.SeriesInstanceUID = series.series_uid
     source.StudyInstanceUID = series.study_uid
     source.FrameOfReferenceUID = series.frame_of_reference_uid
@@ -170,11 +175,34 @@ def _source(series: CtSeries, k: int) -> Dataset:
     # One orientation and one spacing for all frames: the slices' own may differ by rounding.
     source.ImageOrientationPatient = _decimals(series.slices[0].orientation.ravel())
     source.PixelSpacing = _decimals(series.slices[0].pixel_spacing_mm)
-    source.SliceThickness, source.SpacingBetweenSlices = _decimals([series.geometry.spacing_mm[0]] * 2)
+    (source.SliceThickness,) = _decimals([series.geometry.spacing_mm[0]])
+    if series.resampling is None:  # else they lie unevenly
+        source.SpacingBetweenSlices = source.SliceThickness
     for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
         if keyword in series.header:
             source.add(series.header[keyword])
     return source
+
+
+def _stand_in(sop_uid: str, k: int) -> UID:
+    """An identifier for one frame, which has none of its own."""
+    return generate_uid(entropy_srcs=[sop_uid, str(k)])
+
+
+def _refer_to_frames(dataset: Dataset, series: CtSeries, used: Sequence[int]) -> None:
+    """Let a segmentation of frames, made as if each were a file, refer to the frames of their file."""
+    slices = {_stand_in(series.sop_uids[k], k): k for k in used if series.frames[k] is not None}
+    if not slices:
+        return
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        for derivation in group.DerivationImageSequence:
+            for source in derivation.SourceImageSequence:
+                k = slices[source.ReferencedSOPInstanceUID]
+                source.ReferencedSOPClassUID = series.header.SOPClassUID
+                source.ReferencedSOPInstanceUID = series.sop_uids[k]
+                source.ReferencedFrameNumber = series.frames[k]
+    dataset.SourceImageSequence = DicomSequence(file_items(series))
+    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = DicomSequence(file_items(series))
 
 
 def _decimals(values: Any) -> list[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
@@ -17,7 +16,9 @@ from pydicom.pixels.utils import iter_pixels
 
 from metricunet.errors import InputError
 from metricunet.files.dicom import CtSeries
-from metricunet.files.dicom_header import DAMAGE, one_line
+from metricunet.files.dicom_decode import frames_apart
+from metricunet.files.dicom_file import read_dataset
+from metricunet.files.dicom_header import DAMAGE, one_line, text_of
 from metricunet.volume import FloatArray, Geometry, Volume
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -27,7 +28,7 @@ GRID_TOLERANCE_MM = 0.1
 #: A voxel of a fractional segment belongs to it from this probability (or share) on.
 FRACTION = 0.5
 
-_BAD = (*DAMAGE, AttributeError, IndexError, RuntimeError, MemoryError)
+_BAD = (*DAMAGE, RuntimeError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +102,9 @@ def _open(path: Path, pixels: bool) -> Dataset:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
-        kind = str(dataset.get("SOPClassUID", "") or "")
-        modality = str(dataset.get("Modality", "") or "unknown")
+        dataset = read_dataset(path, stop_before_pixels=not pixels)
+        kind = text_of(dataset, "SOPClassUID")
+        modality = text_of(dataset, "Modality") or "unknown"
     except InvalidDicomError as error:
         raise InputError(f"{path}: is not a DICOM file, expected a segmentation (SEG)") from error
     except _BAD as error:
@@ -120,8 +121,8 @@ def _segments(path: Path, dataset: Dataset) -> dict[int, str]:
     try:
         for item in dataset.get("SegmentSequence") or []:
             number = int(item.SegmentNumber)
-            label = str(item.get("SegmentLabel") or "").strip() or f"segment {number}"
-            if number == 0 and str(dataset.SOPClassUID) == LABEL_MAP_SEGMENTATION:
+            label = text_of(item, "SegmentLabel") or f"segment {number}"
+            if number == 0 and text_of(dataset, "SOPClassUID") == LABEL_MAP_SEGMENTATION:
                 continue
             if number in found:
                 raise InputError(f"{path}: two segments have the number {number}; export it again")
@@ -141,14 +142,14 @@ def _segments(path: Path, dataset: Dataset) -> dict[int, str]:
 
 
 def _check_frame_of_reference(path: Path, dataset: Dataset, series: CtSeries) -> None:
-    stated, wanted = str(dataset.get("FrameOfReferenceUID", "") or ""), series.frame_of_reference_uid
+    stated, wanted = text_of(dataset, "FrameOfReferenceUID"), series.frame_of_reference_uid
     if stated and stated != wanted:
         raise InputError(
             f"{path}: frame of reference is {stated}, but {wanted} in series {series.series_uid}; "
             "choose the segmentation that was made on this scan, or register the two first"
         )
     if not stated:
-        referenced = [str(i.get("SeriesInstanceUID", "")) for i in dataset.get("ReferencedSeriesSequence") or []]
+        referenced = [text_of(i, "SeriesInstanceUID") for i in dataset.get("ReferencedSeriesSequence") or []]
         if series.series_uid not in referenced:
             raise InputError(
                 f"{path}: states no frame of reference and does not refer to series {series.series_uid}, so its "
@@ -163,7 +164,7 @@ def _fill(path: Path, dataset: Dataset, geometry: Geometry, masks: dict[int, NDA
             f"{path}: its frames have {rows} x {columns} pixels, more than the {geometry.shape[1]} x "
             f"{geometry.shape[2]} of the scan; choose the segmentation that was made on this scan"
         )
-    kind = str(dataset.get("SegmentationType", "") or "nothing")
+    kind = text_of(dataset, "SegmentationType") or "nothing"
     frames = [f for f in _frames(path, dataset, kind) if f.segment is None or f.segment in masks]
     fractional = kind == "FRACTIONAL"
     lowest = FRACTION * int(dataset.MaximumFractionalValue) if fractional else 1
@@ -183,7 +184,10 @@ def _fill(path: Path, dataset: Dataset, geometry: Geometry, masks: dict[int, NDA
 def _pixels(path: Path, dataset: Dataset, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
     """Yield the stored values of frames [row, column], one frame at a time."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    if int(dataset.BitsAllocated) != 1 or syntax.is_encapsulated:
+    if syntax.is_encapsulated:
+        yield from frames_apart(path, [index + 1 for index in indices])
+        return
+    if int(dataset.BitsAllocated) != 1:
         yield from iter_pixels(dataset, raw=True, indices=indices)
         return
     if not syntax.is_little_endian:
@@ -237,7 +241,7 @@ def _numbers(path: Path, item: Dataset, keyword: str, count: int) -> FloatArray:
     numbers = np.array([float(value) for value in (found if found is not None else [])])
     if numbers.size != count or not np.isfinite(numbers).all():
         raise InputError(
-            f"{path}: {keyword} is {numbers.tolist()}, expected {count} finite numbers; export it again"
+            f"{path}: {keyword} is {numbers[:8].tolist()}, expected {count} finite numbers; export it again"
         )
     return numbers
 

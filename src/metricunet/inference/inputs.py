@@ -9,7 +9,7 @@ from pathlib import Path
 from metricunet.cohort.case import HIGHEST_MINIMUM_HU
 from metricunet.cohort.layout import CHANNEL_SUFFIX
 from metricunet.errors import InputError
-from metricunet.files.dicom import CtSeries, find_series
+from metricunet.files.dicom import STRICT, Allow, CtSeries, find_series
 from metricunet.files.record import sha256
 from metricunet.files.scan import case_name, is_scan, read_scan, scan_files
 from metricunet.volume import Volume
@@ -44,25 +44,36 @@ class ScanInput:
             )
         return volume
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each fault of the scan that is repaired in reading it; a reason to look at the result."""
+        return () if self.series is None else self.series.notes
+
     def sha256(self) -> str:
         """Hash the contents of its files."""
-        return sha256(scan_files(self.path) if self.series is None else self.series.files)
+        # A file of many frames stands for each of its slices.
+        return sha256(scan_files(self.path) if self.series is None else tuple(dict.fromkeys(self.series.files)))
 
 
 @dataclass(frozen=True)
 class Refused:
-    """Something that cannot be segmented, and why."""
+    """Something that cannot be segmented, and why; `is_scan` is False for a localizer and the like."""
 
     path: Path
     reason: str
+    is_scan: bool = True
 
 
-def find_inputs(paths: Sequence[Path], series_uid: str | None = None) -> tuple[list[ScanInput], list[Refused]]:
+def find_inputs(
+    paths: Sequence[Path], series_uid: str | None = None, *, allow: Allow = STRICT, draw: bool = False
+) -> tuple[list[ScanInput], list[Refused]]:
     """List the scans at the paths, and what was refused.
 
     Args:
         paths: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM files.
         series_uid: take this DICOM series alone.
+        allow: faults of DICOM series that are repaired rather than refused.
+        draw: refuse DICOM series that a structure set or segmentation cannot refer to.
 
     Raises:
         InputError: a path does not exist or holds nothing to segment, the series is not there, two scans
@@ -78,9 +89,19 @@ def find_inputs(paths: Sequence[Path], series_uid: str | None = None) -> tuple[l
         if files:
             inputs += [ScanInput(case_name(p).removesuffix(CHANNEL_SUFFIX), p, None) for p in files]
             continue
-        search = find_series(path)
-        inputs += [ScanInput(s.case, path, s) for s in search.series if series_uid in (None, s.series_uid)]
-        refused += [Refused(path, r.reason) for r in search.refused if series_uid in (None, r.series_uid)]
+        search = find_series(path, allow)
+        for series in search.series:
+            if series_uid not in (None, series.series_uid):
+                continue
+            try:
+                if draw:
+                    series.check_planes()
+                inputs.append(ScanInput(series.case, path, series))
+            except InputError as error:
+                refused.append(Refused(path, str(error)))
+        refused += [
+            Refused(path, r.reason, r.is_scan) for r in search.refused if series_uid in (None, r.series_uid)
+        ]
         if series_uid is not None and not inputs and not refused:
             found = ", ".join(s.series_uid for s in search.series) or "none"
             raise InputError(f"{path}: no series {series_uid}; usable series here: {found}")
@@ -93,6 +114,7 @@ def find_inputs(paths: Sequence[Path], series_uid: str | None = None) -> tuple[l
             )
         names[entry.case] = entry.path
     if not inputs:
+        refused.sort(key=lambda r: not r.is_scan)
         more = f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""
         raise InputError(f"{refused[0].reason}{more}" if refused else "nothing to segment")
     return inputs, refused

@@ -39,6 +39,8 @@ class Localisation:
         reason: why, in words.
         centre_mm: LPS centre of the best candidate; None if absent.
         volume_ml: of the best candidate on the coarse grid.
+        candidate: where the best candidate lies: bool, on the part of the coarse grid that holds it; None if
+            absent, or where it was not kept.
     """
 
     status: Status
@@ -46,6 +48,7 @@ class Localisation:
     reason: str
     centre_mm: FloatArray | None
     volume_ml: float
+    candidate: Volume | None = None
 
 
 @torch.inference_mode()
@@ -102,7 +105,14 @@ def localise(probability: Volume, volume_range_ml: tuple[float, float] | None = 
     doubts = _doubts(best, mean, share, volume_ml, volume_range_ml, weak)
     status: Status = "uncertain" if doubts else "found"
     reason = "; ".join(doubts) if doubts else f"one candidate of {volume_ml:.0f} mL, mean probability {mean:.2f}"
-    return Localisation(status, round(mean * share, 4), reason, centre, volume_ml)
+    candidate = probability.with_array(best).crop(*_box(best))
+    return Localisation(status, round(mean * share, 4), reason, centre, volume_ml, candidate)
+
+
+def _box(mask: NDArray[np.bool_]) -> tuple[list[int], list[int]]:
+    """Return first voxel and sides of the smallest box around a mask that is not empty."""
+    (box,) = ndimage.find_objects(mask.view(np.uint8))
+    return [part.start for part in box], [part.stop - part.start for part in box]
 
 
 def _best_candidate(

@@ -1,14 +1,39 @@
-"""From probabilities to one class for each voxel, the target in one piece."""
+"""From probabilities to one label for each voxel, and what there is to say of a mask: pieces, holes, gaps."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+Mask = NDArray[np.bool_]
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Connected parts of a mask, by faces of voxels: their count, and the voxels outside the largest."""
+
+    count: int
+    loose_voxels: int
+
+
+@dataclass(frozen=True)
+class Holes:
+    """Parts of slices that a mask encloses: their count and voxels."""
+
+    count: int
+    voxels: int
+
 
 def likeliest(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return the likeliest class of each voxel; the background has what the others leave, and wins ties."""
+    """Return the likeliest class of each voxel; the background has what the others leave, and wins ties.
+
+    Args:
+        shares: [structures, slice, row, column], of all classes but the background.
+    """
     best = 1 - shares.sum(axis=0)
     classes = np.zeros(best.shape, dtype=np.uint8)
     for k, share in enumerate(shares, start=1):
@@ -17,14 +42,69 @@ def likeliest(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
     return classes
 
 
-def keep_largest_piece(classes: NDArray[np.uint8], target: int) -> int:
-    """Clear all pieces of the target but the largest, in place; return how many voxels that were."""
+def border_probability(shares: NDArray[np.float32], structure: int) -> NDArray[np.float32]:
+    """Return a structure's probability against its strongest rival: 0.5 where `likeliest` changes over.
+
+    With one structure this is its probability. Where several meet it is p / (p + the largest other one), so that
+    the level 0.5 is the border that the label map has.
+
+    Args:
+        shares: [structures, slice, row, column], of all classes but the background.
+        structure: its place among them, from 0.
+    """
+    own = shares[structure]
+    rival = 1 - shares.sum(axis=0)
+    for k, share in enumerate(shares):
+        if k != structure:
+            np.maximum(rival, share, out=rival)
+    total = own + np.maximum(rival, 0)
+    share = np.divide(own, total, out=np.zeros_like(own), where=total > 0)
+    return np.asarray(share.clip(0, 1), dtype=np.float32)
+
+
+def keep_largest_piece(classes: NDArray[np.uint8], target: int) -> Pieces:
+    """Clear all pieces of the target but the largest, in place."""
     mask = classes == target
-    (found,) = ndimage.find_objects(mask.view(np.uint8)) or [None]
-    if found is None:
-        return 0
-    pieces, count = ndimage.label(mask[found])
+    box = box_of(mask)
+    if box is None:
+        return Pieces(0, 0)
+    pieces, count = ndimage.label(mask[box])
     sizes = np.bincount(pieces.ravel())[1:]
     if count > 1:
-        classes[found][(pieces > 0) & (pieces != int(np.argmax(sizes)) + 1)] = 0
-    return int(sizes.sum() - sizes.max())
+        classes[box][(pieces > 0) & (pieces != int(np.argmax(sizes)) + 1)] = 0
+    return Pieces(int(count), int(sizes.sum() - sizes.max()))
+
+
+def box_of(mask: Mask) -> Box | None:
+    """Return the smallest box that holds a mask; None for an empty one."""
+    found: list[Box | None] = ndimage.find_objects(mask.view(np.uint8))
+    return found[0] if found else None
+
+
+def pieces_of(mask: Mask) -> Pieces:
+    """Count the pieces of a mask."""
+    pieces, count = ndimage.label(mask)
+    sizes = np.bincount(pieces.ravel())[1:]
+    return Pieces(int(count), int(sizes.sum() - sizes.max()) if count else 0)
+
+
+def holes_of(mask: Mask) -> Holes:
+    """Count the holes of a mask, slice by slice: what its contours would enclose as holes.
+
+    Background that reaches the slice's edge, or touches such background by a face, is no hole.
+    """
+    within_slice = np.zeros((3, 3, 3), dtype=bool)
+    within_slice[1] = ndimage.generate_binary_structure(2, 1)
+    outside = np.pad(~mask, ((0, 0), (1, 1), (1, 1)), constant_values=True)
+    parts, count = ndimage.label(outside, within_slice)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    # The padding is one part of each slice, together with all that touches it.
+    sizes[np.unique(parts[:, 0, 0])] = 0
+    return Holes(int(np.count_nonzero(sizes)), int(sizes.sum()))
+
+
+def gaps_of(mask: Mask) -> int:
+    """Count the slices without a voxel between the first and the last slice of a mask."""
+    used = np.flatnonzero(mask.any(axis=(1, 2)))
+    return int(used[-1] - used[0] + 1 - len(used)) if len(used) else 0

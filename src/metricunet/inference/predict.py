@@ -12,13 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
+from metricunet.files.dicom import Allow
 from metricunet.files.model import read_card
 from metricunet.files.nifti import is_nifti, write_nifti
 from metricunet.files.record import RunRecord, sha256
-from metricunet.files.rtstruct import Structure, write_rtstruct
+from metricunet.files.rtstruct import Holes, Outline
 from metricunet.files.seg import write_seg
+from metricunet.inference.crops import MOST_RERUNS
 from metricunet.inference.inputs import Refused, ScanInput, find_inputs
 from metricunet.inference.overlapped import Finished, overlapped
+from metricunet.inference.structure_set import (
+    ContourOptions,
+    description_of,
+    structures_of,
+    write_structure_set,
+)
 from metricunet.volume import Volume
 
 if TYPE_CHECKING:
@@ -29,18 +37,17 @@ Format = Literal["nifti", "rtstruct", "seg"]
 Progress = Callable[[int, int], None]
 FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", "seg": ".seg.dcm"}
-#: Colours of structures in planning systems, in their order; told apart also by the colour-blind.
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0))
 
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """One case that was segmented, now or before."""
+    """One case that was segmented, now or before: `reasons` are its verdict's sentences, `flags` their codes."""
 
     case: str
     verdict: str
     status: str
     reasons: tuple[str, ...]
+    flags: tuple[str, ...]
     seconds: float
     skipped: bool = False
 
@@ -53,9 +60,9 @@ class PredictOutcome:
     refused: tuple[Refused, ...]
 
     def failed(self, strict: bool = False) -> bool:
-        """Whether any case failed or was refused; with `strict`, also whether any needs review."""
+        """Whether any case failed or any scan was refused; with `strict`, also whether any needs review."""
         bad = {"fail", "review"} if strict else {"fail"}
-        return bool(self.refused) or any(case.verdict in bad for case in self.cases)
+        return any(r.is_scan for r in self.refused) or any(case.verdict in bad for case in self.cases)
 
 
 def predict(
@@ -66,6 +73,13 @@ def predict(
     formats: Sequence[str] = ("nifti",),
     series: str | None = None,
     device: str = "auto",
+    contours: Outline = "surface",
+    holes: Holes = "keep",
+    smooth: bool = False,
+    add_to: Path | None = None,
+    reruns: int = MOST_RERUNS,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
     progress: Progress | None = None,
 ) -> PredictOutcome:
     """Segment scans and write masks, structure sets and verdicts.
@@ -77,6 +91,13 @@ def predict(
         formats: of `nifti`, `rtstruct` and `seg`; the latter two need DICOM input.
         series: SeriesInstanceUID to take alone.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        contours: of structure sets: `surface` runs where the probability is one half, `voxel` along voxels' edges.
+        holes: of structure sets: `keep`, `close` or `keyhole`.
+        smooth: smooth the contours of structure sets, no point by more than 0.5 mm.
+        add_to: a structure set of the one series given, to which the new structures are added.
+        reruns: how often a case may run again, where the target reaches the crop's edge.
+        allow_gaps: resample DICOM series whose slices are missing or uneven, rather than refuse them.
+        allow_tilt: resample DICOM series of a tilted gantry, likewise; `nifti` alone can be written of them.
         progress: called with (done, all).
 
     Raises:
@@ -87,18 +108,27 @@ def predict(
             raise InputError(f"--format must be of {', '.join(FORMATS)}; got {name!r}")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the predictions")
-    record = RunRecord("predict", {"scans": scans, "models": models, "output": output, "formats": formats})
+    if reruns < 0:
+        raise InputError(f"--reruns must be 0 or more; got {reruns}")
+    options = ContourOptions(contours, holes, smooth, add_to)
+    arguments = {"scans": scans, "models": models, "output": output, "formats": formats, "contours": contours}
+    arguments |= {"holes": holes, "smooth": smooth, "add_to": add_to, "reruns": reruns}
+    record = RunRecord("predict", arguments)
     for path in models:
         read_card(path)
-    inputs, refused = find_inputs(scans, series)
     of_dicom = [name for name in ("rtstruct", "seg") if name in formats]
+    inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=bool(of_dicom))
     if of_dicom and (plain := [entry for entry in inputs if entry.series is None]):
         raise InputError(
             f"{plain[0].path}: --format {of_dicom[0]} needs a DICOM series to refer to, and this is none; "
             "use --format nifti"
         )
-    key = {"model_sha256": sha256(models), "version": version("metricunet")}
-    work = _Work(models, device, output, [f for f in FORMATS if f in formats], key)
+    single = output / f"{inputs[0].case}{SUFFIXES['rtstruct']}"
+    options.check([entry.series for entry in inputs], single if "rtstruct" in formats else None)
+    key = {"model_sha256": sha256(models), "version": version("metricunet"), "reruns": reruns}
+    if "rtstruct" in formats:
+        key["structure_set"] = options.key()
+    work = _Work(models, device, output, [f for f in FORMATS if f in formats], key, options, reruns)
     outcomes: list[CaseOutcome] = []
     stages = overlapped(inputs, work.read, work.compute, work.write, work.load)
     for done, (entry, result) in enumerate(stages, start=1):
@@ -116,7 +146,17 @@ def predict(
     record.facts = {
         **key,
         "device": str(work.predictor.device),
-        "cases": {o.case: {"verdict": o.verdict, "seconds": o.seconds, "skipped": o.skipped} for o in outcomes},
+        "cases": {
+            o.case: {
+                "verdict": o.verdict,
+                "localisation": o.status,
+                "reasons": o.reasons,
+                "flags": o.flags,
+                "seconds": o.seconds,
+                "skipped": o.skipped,
+            }
+            for o in outcomes
+        },
         "refused": [{"path": str(r.path), "reason": r.reason} for r in refused],
     }
     record.write(output)
@@ -128,7 +168,7 @@ class _Scan:
     """A scan that was read, the hashes that its verdict will carry, and the seconds spent on it."""
 
     volume: Volume
-    key: dict[str, str]
+    key: dict[str, Any]
     seconds: float
 
 
@@ -138,7 +178,7 @@ class _Segmented:
 
     prediction: Prediction
     quality: Quality
-    key: dict[str, str]
+    key: dict[str, Any]
     seconds: float
 
 
@@ -151,14 +191,22 @@ class _Work:
     predictor: Predictor
 
     def __init__(
-        self, models: Sequence[Path], device: str, output: Path, formats: list[Format], key: dict[str, str]
+        self,
+        models: Sequence[Path],
+        device: str,
+        output: Path,
+        formats: list[Format],
+        key: dict[str, Any],
+        options: ContourOptions,
+        reruns: int,
     ) -> None:
         self.models, self.device, self.output, self.formats, self.key = models, device, output, formats, key
+        self.options, self.reruns = options, reruns
 
     def load(self) -> None:
         from metricunet.inference.predictor import Predictor
 
-        self.predictor = Predictor(self.models, self.device)
+        self.predictor = Predictor(self.models, self.device, reruns=self.reruns)
 
     def read(self, entry: ScanInput) -> _Scan:
         began = time.perf_counter()
@@ -173,7 +221,7 @@ class _Work:
 
         began = time.perf_counter()
         prediction = self.predictor.predict(scan.volume)
-        quality = judge(entry.case, scan.volume, prediction, self.predictor)
+        quality = judge(entry.case, scan.volume, prediction, self.predictor, entry.notes)
         return _Segmented(prediction, quality, scan.key, scan.seconds + time.perf_counter() - began)
 
     def write(self, entry: ScanInput, segmented: _Segmented) -> CaseOutcome:
@@ -184,55 +232,52 @@ class _Work:
             path.unlink(missing_ok=True)  # a mask of an earlier model must not stand beside a new verdict
         quality = segmented.quality
         try:
-            wanted = {name: paths[name] for name in self.formats}
-            _write(entry, segmented.prediction, quality, self.predictor, wanted)
+            drawn = self._write_masks(entry, segmented, {name: paths[name] for name in self.formats})
+            content = quality.to_json()
+            for name, facts in drawn.items():
+                content["structures"][name]["contours"] = facts
             # The verdict is written last: where it is, the case is whole.
-            write_json(verdict, {**quality.to_json(), **segmented.key})
+            write_json(verdict, {**content, **segmented.key})
         except BaseException:
             for path in paths.values():
                 path.unlink(missing_ok=True)
             raise
         seconds = round(segmented.seconds + time.perf_counter() - began, 2)
+        codes = tuple(flag.code for flag in quality.flags)
         status = quality.localisation["status"]
-        return CaseOutcome(entry.case, quality.verdict, status, tuple(quality.reasons), seconds)
+        return CaseOutcome(entry.case, quality.verdict, status, tuple(quality.reasons), codes, seconds)
+
+    def _write_masks(
+        self, entry: ScanInput, segmented: _Segmented, paths: dict[Format, Path]
+    ) -> dict[str, dict[str, Any]]:
+        """Write what was asked for, if there is a mask; return what the structure set holds of each structure."""
+        prediction, present = segmented.prediction, segmented.quality.structures
+        if prediction.labels is None or not present:
+            return {}
+        if "nifti" in paths:
+            like = entry.path if entry.series is None and is_nifti(entry.path) else None
+            write_nifti(paths["nifti"], prediction.labels, like=like)
+        drawn: dict[str, dict[str, Any]] = {}
+        if entry.series is None or not {"rtstruct", "seg"} & set(paths):
+            return drawn
+        description = description_of(self.predictor)
+        surface = self.options.contours == "surface" and "rtstruct" in paths
+        structures = structures_of(prediction, self.predictor, present, surface)
+        if "rtstruct" in paths:
+            drawn = write_structure_set(
+                paths["rtstruct"],
+                entry.series,
+                structures,
+                self.options,
+                description=description,
+                synthetic=self.predictor.synthetic,
+            )
+        if "seg" in paths:
+            write_seg(paths["seg"], entry.series, list(structures.values()), description=description)
+        return drawn
 
 
-def _write(
-    entry: ScanInput,
-    prediction: Prediction,
-    quality: Quality,
-    predictor: Predictor,
-    paths: dict[Format, Path],
-) -> None:
-    if prediction.labels is None or not quality.structures:
-        return
-    if "nifti" in paths:
-        like = entry.path if entry.series is None and is_nifti(entry.path) else None
-        write_nifti(paths["nifti"], prediction.labels, like=like)
-    if entry.series is None:
-        return
-    card, description = predictor.card, _description(predictor)
-    structures = [
-        Structure(
-            name=f"{card.tg263[name]}^auto",
-            mask=prediction.labels.with_array(prediction.labels.array == value),
-            colour=COLOURS[k % len(COLOURS)],
-        )
-        for k, (name, value) in enumerate(card.labels.items())
-        if name in quality.structures
-    ]
-    if "rtstruct" in paths:
-        write_rtstruct(paths["rtstruct"], entry.series, structures, description=description)
-    if "seg" in paths:
-        write_seg(paths["seg"], entry.series, structures, description=description)
-
-
-def _description(predictor: Predictor) -> str:
-    words = f"Made by metricunet {version('metricunet')}, not reviewed. Research use only."
-    return f"{words} Model trained on synthetic scans only." if predictor.synthetic else words
-
-
-def _already_done(case: str, output: Path, formats: list[Format], key: dict[str, str]) -> CaseOutcome | None:
+def _already_done(case: str, output: Path, formats: list[Format], key: dict[str, Any]) -> CaseOutcome | None:
     """Return the outcome of an earlier run of the same model on the same scan, if all its outputs are there."""
     try:
         quality: dict[str, Any] = json.loads((output / f"{case}.quality.json").read_text(encoding="utf-8"))
@@ -246,6 +291,7 @@ def _already_done(case: str, output: Path, formats: list[Format], key: dict[str,
             quality["verdict"],
             quality["localisation"]["status"],
             tuple(quality["reasons"]),
+            tuple(flag["code"] for flag in quality["flags"]),
             0.0,
             skipped=True,
         )

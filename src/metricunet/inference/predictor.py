@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,23 @@ from metricunet.cohort.prepare import AIR_HU
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard, StageCard, read_model
 from metricunet.inference.boundary import BoundaryConfidence, ClassField, boundary_confidence
+from metricunet.inference.crops import (
+    MOST_RERUNS,
+    Crop,
+    Touched,
+    View,
+    face_names,
+    inner_faces,
+    next_view,
+    reached_faces,
+)
 from metricunet.inference.locate import Localisation, class_probabilities, localise
-from metricunet.inference.masks import keep_largest_piece, likeliest
-from metricunet.inference.segment import crop_probabilities
+from metricunet.inference.masks import Pieces, keep_largest_piece, likeliest
+from metricunet.inference.segment import field_probabilities
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import pick_device
 from metricunet.networks.feeding import Precision
-from metricunet.volume import FloatArray, Geometry, Volume
+from metricunet.volume import Geometry, Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,24 +47,52 @@ class LoadedModel:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the predictor makes of a scan.
+    """What the predictor makes of a scan. Apart from the labels, axes run to the head, the back and the left.
 
     Attributes:
         localisation: what stage 1 found.
         labels: uint8 label values on the scan's own grid; None where the target is absent.
-        region: the part of the labels that stage 2 looked at, where alone they can differ from 0; its axes run to
-            the head, the back and the left.
-        touches_crop: the target reaches the outermost voxels of stage 2's crop.
-        removed_ml: volume of the target's smaller pieces, which are left out of the labels.
+        region: the part of the labels that stage 2 looked at, where alone they can differ from 0.
+        shares: probabilities [structures, *region] of all classes but the background, as they came out.
+        seen: HU of the field as the first model's stage 2 saw it, on its own grid.
+        crops: every look of stage 2, in order; one of them is the one that was used.
+        pieces: connected parts of the target, before all but the largest were left out of the labels.
+        removed_ml: volume of the parts that were left out.
         boundary: how far the target's boundary is expected to be off; None where there is no target.
     """
 
     localisation: Localisation
     labels: Volume | None
     region: Volume | None = None
-    touches_crop: bool = False
+    shares: NDArray[np.float32] | None = None
+    seen: Volume | None = None
+    crops: tuple[Crop, ...] = ()
+    pieces: int = 0
     removed_ml: float = 0.0
     boundary: BoundaryConfidence | None = None
+
+    @property
+    def touches_crop(self) -> bool:
+        """Whether the target reaches a face of the field that is not the edge of the scan."""
+        return any(crop.touched for crop in self.crops if crop.used)
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What stage 2 makes of one field: classes and probabilities on the scan's grid, the target in one piece.
+
+    `fields` are the probabilities of each model on its own grid.
+    """
+
+    view: View
+    box: Geometry
+    start: tuple[int, int, int]
+    shares: NDArray[np.float32]
+    classes: NDArray[np.uint8]
+    target: NDArray[np.bool_]
+    pieces: Pieces
+    seen: Volume
+    fields: tuple[ClassField, ...]
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:
@@ -67,19 +106,42 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     for stage in ("locate", "segment"):
         own = {k.removeprefix(f"{stage}."): v for k, v in weights.items() if k.startswith(f"{stage}.")}
         networks.append(_build(path, stage, getattr(card, stage).network, own).to(device).eval())
+    _check_fits(path, card, networks[1])
     return LoadedModel(card, networks[0], networks[1])
 
 
 def _build(path: Path, stage: str, arguments: dict[str, Any], weights: dict[str, Tensor]) -> Network:
     try:
-        network = build_network(**arguments)
-        network.load_state_dict(weights)
+        # A network without memory of its own: what the card asks for is taken only where the weights are there.
+        with torch.device("meta"):
+            network = build_network(**arguments)
+        for name, expected in network.state_dict().items():
+            if name in weights and weights[name].is_floating_point() != expected.is_floating_point():
+                raise ValueError(f"{name} holds {weights[name].dtype}, expected {expected.dtype}")
+        network.load_state_dict(weights, assign=True)
+        network.float()
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path}: the weights of stage {stage} do not fit its card ({reason}); copy it again"
         ) from error
     return network
+
+
+def _check_fits(path: Path, card: ModelCard, network: Network) -> None:
+    """Refuse a card whose crop stage 2 cannot halve as often as it does.
+
+    Raises:
+        InputError: naming the sides.
+    """
+    assert card.segment.crop_voxels is not None
+    in_slice = card.segment.crop_voxels[1:]
+    sides = (card.segment.input_slices, *in_slice) if network.spatial_dims == 3 else in_slice
+    if any(side % network.divisor for side in sides) or max(sides) <= network.normalised_stride:
+        raise InputError(
+            f"{path}: stage 2 is to look at {' x '.join(map(str, sides))} voxels, expected multiples of "
+            f"{network.divisor}; the model's card is damaged, copy the file again"
+        )
 
 
 class Predictor:
@@ -89,14 +151,22 @@ class Predictor:
         models: model files; all must name the same structures and target.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `bf16` or `fp32`.
+        reruns: how often stage 2 may look again, elsewhere or farther, where the target reaches its crop's edge.
     """
 
-    def __init__(self, models: Sequence[Path], device: str = "auto", precision: Precision = "auto") -> None:
+    def __init__(
+        self,
+        models: Sequence[Path],
+        device: str = "auto",
+        precision: Precision = "auto",
+        reruns: int = MOST_RERUNS,
+    ) -> None:
         try:
             self.device = pick_device(device)
         except ValueError as error:
             raise InputError(str(error)) from error
         self.precision = precision
+        self.reruns = reruns
         self.models = [load_model(path, self.device) for path in models]
         first = self.models[0].card
         for path, model in zip(models, self.models, strict=True):
@@ -130,14 +200,35 @@ class Predictor:
         return localise(self._coarse_probability(scan.canonical()), self.range_of("volume_ml"))
 
     def segment(self, scan: Volume, found: Localisation) -> Prediction:
-        """Segment a scan around what was found: stage 2. A part of it that holds the crop and a margin will do."""
+        """Segment a scan around what was found: stage 2.
+
+        A part of the scan that holds the crop and a margin will do where nothing is run again.
+        """
         image = scan.canonical()
         if found.centre_mm is None:
             return Prediction(found, None)
-        box, start = self._box(image.geometry, found.centre_mm)
-        fields = [self._fine_field(model, image, found.centre_mm) for model in self.models]
-        shares = np.mean([field.read_on(box)[1:] for field in fields], axis=0)
-        return self._paste(scan, image, shares, start, found, box, fields)
+        view: View | None = View(found.centre_mm)
+        crops: list[Crop] = []
+        kept: _Look | None = None
+        used = 0
+        while view is not None:
+            look = self._look(image, view)
+            touched = inner_faces(reached_faces(look.target), look.start, look.box.shape, image.geometry.shape)
+            crops.append(_recorded(look, touched))
+            if kept is None or look.target.any():
+                kept, used = look, len(crops) - 1
+                view = self._next(image.geometry, look, touched, len(crops))
+            else:
+                view = None  # from there the target is not seen at all: the look before stays
+        assert kept is not None
+        crops[used] = replace(crops[used], used=True)
+        return self._paste(scan, image, kept, tuple(crops), found)
+
+    def _next(self, geometry: Geometry, look: _Look, touched: Touched, looks: int) -> View | None:
+        if looks > self.reruns or not face_names(touched):
+            return None
+        centroid = np.argwhere(look.target).mean(axis=0) + look.start
+        return next_view(look.view, touched, centroid, geometry)
 
     def _coarse_probability(self, image: Volume) -> Volume:
         """Mean probability of the target on the first model's coarse grid."""
@@ -150,61 +241,84 @@ class Predictor:
         assert mean is not None
         return mean
 
-    def _box(self, geometry: Geometry, centre_mm: FloatArray) -> tuple[Geometry, tuple[int, int, int]]:
-        """Return the part of the scan's grid that the crops of all models cover, and its first voxel."""
+    def _look(self, image: Volume, view: View) -> _Look:
+        box, start = self._box(image.geometry, view)
+        seen = [self._field(model.card.segment, image, view) for model in self.models]
+        fields = tuple(self._fine_field(model, hu) for model, hu in zip(self.models, seen, strict=True))
+        shares = np.mean([field.read_on(box)[1:] for field in fields], axis=0)
+        classes = likeliest(shares)
+        target = list(self.card.labels).index(self.card.target) + 1
+        pieces = keep_largest_piece(classes, target)
+        return _Look(view, box, start, shares, classes, classes == target, pieces, seen[0], fields)
+
+    def _box(self, geometry: Geometry, view: View) -> tuple[Geometry, tuple[int, int, int]]:
+        """Return the part of the scan's grid that the fields of all models cover, and its first voxel."""
         low, high = np.full(3, np.inf), np.full(3, -np.inf)
+        middle = geometry.to_index(view.centre_mm)
         for model in self.models:
             stage = model.card.segment
-            assert stage.crop_voxels is not None
-            half = (
-                np.asarray(stage.crop_voxels) * np.asarray(stage.spacing_mm) / 2 / np.asarray(geometry.spacing_mm)
-            )
-            middle = geometry.to_index(centre_mm)
+            sides = np.asarray(_field_voxels(stage, view)) * np.asarray(stage.spacing_mm)
+            half = sides / 2 / np.asarray(geometry.spacing_mm)
             low, high = np.minimum(low, middle - half), np.maximum(high, middle + half)
         first = np.clip(np.ceil(low), 0, np.asarray(geometry.shape) - 1).astype(int)
         last = np.clip(np.floor(high), first, np.asarray(geometry.shape) - 1).astype(int)
         start = (int(first[0]), int(first[1]), int(first[2]))
         return geometry.crop(start, (last - first + 1).tolist()), start
 
-    def _fine_field(self, model: LoadedModel, image: Volume, centre_mm: FloatArray) -> ClassField:
+    def _field(self, stage: StageCard, image: Volume, view: View) -> Volume:
+        """Read the scan on stage 2's grid."""
+        grid = image.geometry.box_around(view.centre_mm, _field_voxels(stage, view), stage.spacing_mm)
+        return image.resample(grid, fill=AIR_HU)
+
+    def _fine_field(self, model: LoadedModel, field: Volume) -> ClassField:
         """Return the probabilities of all classes on stage 2's own grid."""
         stage = model.card.segment
         assert stage.crop_voxels is not None
-        grid = image.geometry.box_around(centre_mm, stage.crop_voxels, stage.spacing_mm)
-        crop = torch.from_numpy(image.resample(grid, fill=AIR_HU).array).to(self.device)
-        probabilities = crop_probabilities(
-            model.segment, crop, stage.hu_window, stage.input_slices, self.precision
+        voxels = torch.from_numpy(field.array).to(self.device)
+        probabilities = field_probabilities(
+            model.segment, voxels, stage.crop_voxels, stage.hu_window, stage.input_slices, self.precision
         )
-        return ClassField(probabilities.cpu().numpy(), grid)
+        return ClassField(probabilities.cpu().numpy(), field.geometry)
 
     def _paste(
-        self,
-        scan: Volume,
-        image: Volume,
-        shares: NDArray[np.float32],
-        start: tuple[int, int, int],
-        found: Localisation,
-        box: Geometry,
-        fields: Sequence[ClassField],
+        self, scan: Volume, image: Volume, look: _Look, crops: tuple[Crop, ...], found: Localisation
     ) -> Prediction:
-        classes = likeliest(shares)
-        target = list(self.card.labels).index(self.card.target) + 1
-        removed = keep_largest_piece(classes, target)
-        kind = np.uint8 if max(self.card.labels.values()) <= 255 else np.uint16
-        region = Volume(np.array([0, *self.card.labels.values()], dtype=kind)[classes], box)
+        values = self.card.labels.values()
+        kind = np.uint8 if max(values) <= 255 else np.uint16
+        region = Volume(np.array([0, *values], dtype=kind)[look.classes], look.box)
         labels = np.zeros(image.geometry.shape, dtype=kind)
-        labels[tuple(slice(first, first + n) for first, n in zip(start, box.shape, strict=True))] = region.array
-        touches = _touches_inner_face(classes == target, start, image.geometry.shape)
+        inside = tuple(slice(first, first + n) for first, n in zip(look.start, look.box.shape, strict=True))
+        labels[inside] = region.array
         return Prediction(
             found,
             image.with_array(labels).reordered_like(scan.geometry),
             region,
-            touches,
-            removed * box.voxel_volume_ml,
+            look.shares,
+            look.seen,
+            crops,
+            look.pieces.count,
+            look.pieces.loose_voxels * look.box.voxel_volume_ml,
             boundary_confidence(
-                fields, [m.card.calibration for m in self.models], target, Volume(classes == target, box)
+                look.fields,
+                [model.card.calibration for model in self.models],
+                list(self.card.labels).index(self.card.target) + 1,
+                Volume(look.target, look.box),
             ),
         )
+
+
+def _field_voxels(stage: StageCard, view: View) -> tuple[int, int, int]:
+    assert stage.crop_voxels is not None
+    slices, rows, columns = (
+        math.ceil(side * growth) for side, growth in zip(stage.crop_voxels, view.growth, strict=True)
+    )
+    return slices, rows, columns
+
+
+def _recorded(look: _Look, touched: Touched) -> Crop:
+    x, y, z = look.view.centre_mm.tolist()
+    volume_ml = int(look.target.sum()) * look.box.voxel_volume_ml
+    return Crop((x, y, z), look.box.extent_mm, face_names(touched), volume_ml)
 
 
 def coarse_probability(
@@ -227,12 +341,3 @@ def coarse_probability(
     voxels = torch.from_numpy(coarse.array).to(device)
     probabilities = class_probabilities(network, voxels, stage.hu_window, network.divisor, precision)
     return coarse.with_array(probabilities[target].cpu().numpy())
-
-
-def _touches_inner_face(mask: NDArray[np.bool_], start: Sequence[int], field: Sequence[int]) -> bool:
-    """Tell whether the mask reaches a face of the crop that is not also the edge of the scan."""
-    for axis in range(3):
-        first, last = mask.take(0, axis).any(), mask.take(-1, axis).any()
-        if (first and start[axis] > 0) or (last and start[axis] + mask.shape[axis] < field[axis]):
-            return True
-    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,54 @@ def crop_probabilities(
         stacks = neighbouring_slices(images, slices)
         parts = [_probabilities(network, stack) for stack in torch.split(stacks, SLICES_AT_ONCE[crop.device.type])]
     return torch.cat(parts).transpose(0, 1).contiguous()
+
+
+@torch.inference_mode()
+def field_probabilities(
+    network: Network,
+    field: Tensor,
+    crop_voxels: tuple[int, int, int],
+    hu_window: tuple[float, float],
+    slices: int,
+    precision: Precision = "auto",
+) -> Tensor:
+    """Run stage 2 over a field that may be larger than its crop.
+
+    The network keeps to crops of the size that it was trained on, for its normalisation depends on the size of
+    its picture. They overlap by half along each axis on which the field is larger, and are averaged, the middle of
+    a crop weighing most. A field of one crop is one run of `crop_probabilities`.
+
+    Args:
+        network: see `crop_probabilities`.
+        field: HU [slice, row, column], no side shorter than the crop's.
+        crop_voxels: sides of the crop.
+        hu_window: see there.
+        slices: see there.
+        precision: see there.
+
+    Returns:
+        float32 [classes, slice, row, column].
+    """
+    starts = [window_starts(length, side) for length, side in zip(field.shape, crop_voxels, strict=True)]
+    if all(len(places) == 1 for places in starts):
+        return crop_probabilities(network, field, hu_window, slices, precision)
+    weight = torch.ones(crop_voxels, device=field.device)
+    for axis, places in enumerate(starts):
+        if len(places) > 1:
+            rise = torch.arange(1, crop_voxels[axis] + 1, device=field.device)
+            shape = [-1 if a == axis else 1 for a in range(3)]
+            weight = weight * torch.minimum(rise, rise.flip(0)).float().reshape(shape)
+    total: Tensor | None = None
+    weights = torch.zeros(field.shape, device=field.device)
+    for first in product(*starts):
+        window = tuple(slice(n, n + side) for n, side in zip(first, crop_voxels, strict=True))
+        found = crop_probabilities(network, field[window].contiguous(), hu_window, slices, precision)
+        if total is None:
+            total = torch.zeros((len(found), *field.shape), device=field.device)
+        total[(slice(None), *window)] += found * weight
+        weights[window] += weight
+    assert total is not None
+    return total / weights
 
 
 def _in_windows(network: Network, images: Tensor, slices: int) -> Tensor:

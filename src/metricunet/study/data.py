@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from metricunet.cohort.layout import Case, Cohort, read_cohort
 from metricunet.cohort.splits import Fold, split_for
@@ -14,6 +15,7 @@ from metricunet.phantom import displace_cohort, make_cohort, reader_path
 from metricunet.study.settings import Labels, PhantomRecipe, Study
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 #: The contours that every study has, and those of a reader whom no training has seen.
 TRUTH, READER = "truth", "reader"
@@ -29,11 +31,13 @@ class ScoredCase:
         name: of the case.
         image: its scan.
         references: whose contours (`truth` first) to label file.
+        not_contoured: structures that the references say nothing of.
     """
 
     name: str
     image: Path
     references: dict[str, Path]
+    not_contoured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,35 @@ def scored_cases(data: StudyData, fold: Fold) -> tuple[ScoredCase, ...]:
     return tuple(_scored(case, data) for case in _named(cohort, split_for(cohort, fold).val))
 
 
+def fitting_cases(data: StudyData, fold: Fold, most: int) -> tuple[ScoredCase, ...]:
+    """List training cases of a fold with their true shapes, evenly spread over all of them.
+
+    Probes of features are fitted on them, in every arm on the same contours: the true ones, where arms train on a
+    reader's.
+
+    Args:
+        data: of the study.
+        fold: whose training cases.
+        most: how many at most.
+    """
+    cohort = read_cohort(data.cohorts.get("clean", data.cohort))
+    cases = _named(cohort, split_for(cohort, fold).train)
+    return tuple(ScoredCase(c.name, c.image, {TRUTH: _true_shape(c)}) for c in spread(cases, most))
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """Return at most so many of the items, evenly spread over them."""
+    count = min(most, len(items))
+    return [items[k * len(items) // count] for k in range(count)]
+
+
+def _true_shape(case: Case) -> Path:
+    """Return the true shape of a training case; its label is that of a reader where the truth lies beside it."""
+    assert case.label is not None
+    truth = case.label.parent.parent / "truthTr" / case.label.name
+    return truth if truth.is_file() else case.label
+
+
 def _named(cohort: Cohort, names: tuple[str, ...]) -> list[Case]:
     by_name = {case.name: case for case in cohort.training}
     return [by_name[name] for name in names]
@@ -129,4 +162,4 @@ def _scored(case: Case, data: StudyData) -> ScoredCase:
     references = {TRUTH: case.label}
     if None not in data.cohorts:
         references[READER] = reader_path(data.cohort, case.name, UNSEEN_READER, "Ts")
-    return ScoredCase(case.name, case.image, references)
+    return ScoredCase(case.name, case.image, references, case.not_contoured)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import special
@@ -37,7 +38,7 @@ CONFIDENCE = 0.95
 DRAWS = 10_000
 #: Fewer have no 2.5th percentile.
 MIN_DRAWS = 100
-#: Draws that are held at once.
+#: Draws that are made at once.
 DRAWS_AT_ONCE = 1000
 
 
@@ -107,18 +108,31 @@ def crossed_bootstrap(top: FloatArray, bottom: FloatArray, resampling: Resamplin
 
 def draw_ratios(top: FloatArray, bottom: FloatArray, resampling: Resampling) -> FloatArray:
     """Return Σ top / Σ bottom of samples of the seeds and of the cases [draws]; NaN where Σ bottom is 0."""
-    seeds, cases = top.shape
-    generator = np.random.default_rng(resampling.seed)
     drawn = np.empty(resampling.draws)
-    for first in range(0, resampling.draws, DRAWS_AT_ONCE):
-        n = min(DRAWS_AT_ONCE, resampling.draws - first)
-        # How often each seed and each case is drawn [n, seeds], [n, cases].
-        of_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), n).astype(np.float64)
-        of_case = generator.multinomial(cases, np.full(cases, 1 / cases), n).astype(np.float64)
+    first = 0
+    for of_seed, of_case in _samples(*top.shape, resampling):
+        n = len(of_seed)
         above = np.einsum("nc,nc->n", of_seed @ top, of_case)
         below = np.einsum("nc,nc->n", of_seed @ bottom, of_case)
         drawn[first : first + n] = np.divide(above, below, out=np.full(n, np.nan), where=below > 0)
+        first += n
     return drawn
+
+
+@lru_cache(maxsize=2)
+def _samples(seeds: int, cases: int, resampling: Resampling) -> tuple[tuple[FloatArray, FloatArray], ...]:
+    """Return how often each seed [draws, seeds] and each case [draws, cases] is drawn, some draws at a time.
+
+    A study asks for the same samples again and again: of the same seeds and cases, for each of its measures.
+    """
+    generator = np.random.default_rng(resampling.seed)
+    parts = []
+    for first in range(0, resampling.draws, DRAWS_AT_ONCE):
+        n = min(DRAWS_AT_ONCE, resampling.draws - first)
+        of_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), n).astype(np.float64)
+        of_case = generator.multinomial(cases, np.full(cases, 1 / cases), n).astype(np.float64)
+        parts.append((of_seed, of_case))
+    return tuple(parts)
 
 
 def _standard_error(top: FloatArray, bottom: FloatArray) -> tuple[float, float]:

@@ -16,21 +16,26 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
 from metricunet.files.record import RunRecord, sha256
 from metricunet.networks.device import pick_device
+from metricunet.study.beyond import COLUMNS, FITTING_CASES
 from metricunet.study.board import Board
-from metricunet.study.data import StudyData, scored_cases, study_data
+from metricunet.study.conclusions import STUDY_NAME, conclude, write_conclusions
+from metricunet.study.data import StudyData, fitting_cases, scored_cases, study_data
+from metricunet.study.examples import Pictured, draw_examples
+from metricunet.study.figures import draw_figures
 from metricunet.study.runs import RunDone, RunJob, check_settings_of, finished, hand_out, run_folder
 from metricunet.study.score import StudyRow, cases_name, join_rows, read_rows
+from metricunet.study.sections import report_text
 from metricunet.study.settings import Labels, Study, load_study
 from metricunet.study.stage_one import FoldJob, FoldReady, prepare_fold, reach_mm
 from metricunet.study.tables import tables_csv, tables_text
-from metricunet.training.fit import check_settings
+from metricunet.training.fit import MODEL_NAME, check_settings
 
 Progress = Callable[[int, int], None]
 Engine = Callable[[Sequence[RunJob]], Iterable[RunDone]]
 #: What stage 1 of each kind of labels and fold led to.
 Ready = dict[tuple[Labels | None, Fold], FoldReady]
 
-STUDY_NAME, TABLES_TEXT, TABLES_CSV = "study.yaml", "tables.md", "tables.csv"
+TABLES_TEXT, TABLES_CSV, FIGURES = "tables.md", "tables.csv", "figures"
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,11 @@ def study(
         file: STUDY.yaml; see `metricunet.study.settings.StudyFile`.
         output: folder of data/ and data-displaced/ (phantoms), stage-one/[LABELS/]fold-K/ (stage 1 and the scans
             cut around what it finds), runs/ARM/fold-K/seed-S/, cases.csv against the truth (and cases-reader.csv
-            against an unseen reader, on phantoms), tables.md, tables.csv, study.yaml and run.json.
+            against an unseen reader, on phantoms), smoothness.csv, features.csv, comparisons.csv and .json (with
+            the verdicts), tables.md, tables.csv, figures/, study.yaml and run.json.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        engine: carries out the runs in place of `metricunet.study.runs.hand_out`.
+        engine: carries out the runs in place of `metricunet.study.runs.hand_out`. Those that it leaves out count
+            as failed, and the tables are of the others.
         say: told what comes next, and what became of a run where no table is shown.
         bar: opens a progress bar by its name.
 
@@ -156,6 +163,7 @@ def _fold_job(
         config=plan.base,
         fold=fold,
         cases=scored_cases(data, fold),
+        fitting=fitting_cases(data, fold, FITTING_CASES),
         half_mm=reach_mm(list(plan.arms.values())),
         spare=output,
         device=device,
@@ -172,6 +180,7 @@ def _run_job(plan: Study, fold: FoldJob, ready: FoldReady, arm: str, seed: int, 
         cohort=fold.cohort,
         stage_one=fold.folder,
         cases=tuple(case.name for case in fold.cases),
+        fitting=tuple(case.name for case in fold.fitting),
         references=tuple(fold.cases[0].references),
         ready=ready,
         spare=fold.spare,
@@ -188,23 +197,59 @@ def _carried_out(jobs: list[RunJob], engine: Engine | None, say: Callable[[str],
         for done in hand_out(missing, board.watch) if engine is None else engine(missing):
             results[done.job.folder] = done
             board.finish(done)
-    return [results[job.folder] for job in jobs]
+    return [results.get(job.folder) or RunDone(job, None, 0.0, "not carried out") for job in jobs]
 
 
 def _write(plan: Study, data: StudyData, ready: Ready, runs: list[RunDone], output: Path) -> str:
-    """Write the rows of all runs and the tables of them; return the tables."""
+    """Write the rows of all runs and what follows from them; return the tables, which are written last."""
     whole = [run for run in runs if run.error is None]
     if not whole:
         raise InputError(f"all {len(runs)} runs failed; the first, {runs[0].job.title}: {runs[0].error}")
+    cohort = read_cohort(data.cohort)
+    not_contoured = {case.name: case.not_contoured for case in (*cohort.training, *cohort.test)}
     rows: dict[str, list[StudyRow]] = {}
     for reference in whole[0].job.references:
         name = cases_name(reference)
         write_text(output / name, join_rows(run.job.folder / name for run in whole))
-        rows[reference] = read_rows(output / name)
+        rows[reference] = read_rows(output / name, not_contoured)
+    for name, columns in COLUMNS.items():
+        write_text(output / name, join_rows((run.job.folder / name for run in whole), columns))
+    conclusions = conclude(output, plan)
+    write_conclusions(conclusions, output)
+    draw_figures(conclusions, output / FIGURES)
+    if (pictured := _pictured(plan, whole)) is not None:
+        draw_examples(
+            pictured, conclusions.comparisons.find("primary", "dice", plan.base.target), output / FIGURES
+        )
     text = tables_text(plan.content.name, rows, plan.content.measures.all, _notes(plan, data, ready, runs))
+    text = f"{text}\n{report_text(conclusions)}".rstrip() + "\n"
     write_text(output / TABLES_CSV, tables_csv(rows))
     write_text(output / TABLES_TEXT, text)
     return text
+
+
+def _pictured(plan: Study, whole: Sequence[RunDone]) -> Pictured | None:
+    """Return what to draw examples of: the main pair in the first fold and seed in which all its arms are done."""
+    if (main := plan.content.primary) is None:
+        return None
+    done: dict[tuple[Fold, int], dict[str, RunJob]] = {}
+    for run in whole:
+        done.setdefault((run.job.fold, run.job.seed), {})[run.job.arm] = run.job
+    for (_, seed), jobs in done.items():
+        if set(main.arms) <= jobs.keys():
+            one = jobs[main.method]
+            return Pictured(
+                models={arm: jobs[arm].folder / MODEL_NAME for arm in main.arms},
+                seed=seed,
+                folder=one.stage_one,
+                cases=one.cases,
+                fitting=one.fitting,
+                labels=one.ready.labels,
+                ignore=one.ready.ignore,
+                target=plan.base.target,
+                device=one.device,
+            )
+    return None
 
 
 def _notes(plan: Study, data: StudyData, ready: Ready, runs: list[RunDone]) -> list[str]:

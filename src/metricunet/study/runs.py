@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -13,11 +13,21 @@ from typing import Any
 
 from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
+from metricunet.evaluation.summary import CaseRow
 from metricunet.files.atomic import write_json
 from metricunet.files.model import read_card
 from metricunet.files.record import RECORD_NAME, RunRecord
+from metricunet.inference.predictor import Predictor
+from metricunet.study.beyond import (
+    FEATURES_FILE,
+    SMOOTHNESS_FILE,
+    Line,
+    feature_lines,
+    smoothness_lines,
+    write_beyond,
+)
 from metricunet.study.data import TRUTH
-from metricunet.study.score import cases_name, score_cases, write_rows
+from metricunet.study.score import ScoredCut, cases_name, cut_predictor, score_cases, write_rows
 from metricunet.study.stage_one import FoldReady, read_located
 from metricunet.training.callbacks import Watch
 from metricunet.training.config import TrainConfig, differences
@@ -25,6 +35,8 @@ from metricunet.training.fit import MODEL_NAME, open_run, run_facts, train_segme
 from metricunet.training.run import state_file
 
 KEY_NAME = "key.json"
+#: Files of a run beside its rows.
+BEYOND = (SMOOTHNESS_FILE, FEATURES_FILE)
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,7 @@ class RunJob:
         cohort: that training reads.
         stage_one: folder of stage 1 and the cuts.
         cases: to score.
+        fitting: training cases that probes of features are fitted on.
         references: whose contours they are scored against.
         ready: hashes and labels of the fold.
         spare: folder for prepared cases where the cohort is read-only.
@@ -54,6 +67,7 @@ class RunJob:
     cohort: Path
     stage_one: Path
     cases: tuple[str, ...]
+    fitting: tuple[str, ...]
     references: tuple[str, ...]
     ready: FoldReady
     spare: Path
@@ -147,13 +161,13 @@ def finished(job: RunJob) -> RunDone | None:
     names = {"data_sha256": "training cases", "locate_sha256": "stage 1", "scored_sha256": "scored cases"}
     if changes := [f"other {names[k]}" for k, v in job.key().items() if k in names and before.get(k) != v]:
         raise _other(job.folder, changes)
-    if not all((job.folder / cases_name(whose)).is_file() for whose in job.references):
+    if _missing(job):
         return None
     return RunDone(job, _val_dice(job), _seconds(job.folder))
 
 
 def carry_out(job: RunJob, watch: Watch | None = None) -> RunDone:
-    """Train stage 2 of a run, or go on with it, and score it. Its cases.csv is written last: then it is finished.
+    """Train stage 2 of a run, or go on with it, and score it. What it left already is kept.
 
     Args:
         job: the run.
@@ -164,10 +178,18 @@ def carry_out(job: RunJob, watch: Watch | None = None) -> RunDone:
     """
     began = time.perf_counter()
     try:
-        _train_and_score(job, watch)
+        if set(_missing(job)) - set(BEYOND):
+            _train_and_score(job, watch)
+        _look_beyond(job, watch)
     except InputError as error:
         return RunDone(job, None, time.perf_counter() - began, str(error))
     return RunDone(job, _val_dice(job), _seconds(job.folder))
+
+
+def _missing(job: RunJob) -> list[str]:
+    """Return the files with results that a run has yet to write; with none of them it is finished."""
+    names = [*(cases_name(whose) for whose in job.references), *BEYOND]
+    return [name for name in names if not (job.folder / name).is_file()]
 
 
 def _train_and_score(job: RunJob, watch: Watch | None) -> None:
@@ -186,13 +208,46 @@ def _train_and_score(job: RunJob, watch: Watch | None) -> None:
     model = job.folder / MODEL_NAME
     if not model.is_file():  # it is written when the training is done
         train_segment(run, read_located(job.stage_one, run))
-    if watch is not None:
-        watch("scoring", 0, len(job.cases), None)
-    rows = score_cases(model, job.stage_one, job.cases, job.ready.labels, job.ready.ignore, job.device)
+    _tell_scoring(job, watch)
+    rows: dict[str, list[CaseRow]] = {whose: [] for whose in job.references}
+    lines: list[Line] = []
+    for scored in _scored(job, cut_predictor(model, job.device)):
+        for whose, of_reference in rows.items():
+            of_reference += scored.rows(whose)
+        lines += smoothness_lines(scored)
     record.facts = run_facts(run, model) | {"locate_sha256": job.ready.locate_sha256, "cases": list(job.cases)}
     record.write(job.folder)
     for whose in sorted(job.references, key=lambda name: name == TRUTH):
         write_rows(job.folder / cases_name(whose), job.arm, job.seed, job.fold, rows[whose])
+    _write(job, SMOOTHNESS_FILE, lines)
+
+
+def _look_beyond(job: RunJob, watch: Watch | None) -> None:
+    """Write what a trained and scored run lacks of `BEYOND`: an older version, or a kill, left it without."""
+    missing = _missing(job)
+    if not missing:
+        return
+    _tell_scoring(job, watch)
+    predictor = cut_predictor(job.folder / MODEL_NAME, job.device)
+    if SMOOTHNESS_FILE in missing:
+        _write(job, SMOOTHNESS_FILE, [line for s in _scored(job, predictor) for line in smoothness_lines(s)])
+    if FEATURES_FILE in missing:
+        labels, ignore = job.ready.labels, job.ready.ignore
+        lines = feature_lines(predictor, job.stage_one, job.fitting, job.cases, labels, ignore)
+        _write(job, FEATURES_FILE, lines)
+
+
+def _scored(job: RunJob, predictor: Predictor) -> Iterator[ScoredCut]:
+    return score_cases(predictor, job.stage_one, job.cases, job.ready.labels, job.ready.ignore)
+
+
+def _write(job: RunJob, name: str, lines: Iterable[Line]) -> None:
+    write_beyond(job.folder / name, job.arm, job.seed, job.fold, lines)
+
+
+def _tell_scoring(job: RunJob, watch: Watch | None) -> None:
+    if watch is not None:
+        watch("scoring", 0, len(job.cases), None)
 
 
 def _unwatched(stage: str, done: int, total: int, val_dice: float | None) -> None:

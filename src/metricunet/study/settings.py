@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
-from metricunet.evaluation.measures import MEASURE_NAMES
+from metricunet.evaluation.features import FEATURE_NAMES
+from metricunet.evaluation.measures import MEASURE_NAMES, SIGNED
+from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
 from metricunet.phantom.scanner import Difficulty
 from metricunet.training.config import TrainConfig, load_config
 
@@ -116,8 +118,8 @@ class Arm(_Section):
         return value if value is None else _different(value, "seed")
 
 
-class Primary(_Section):
-    """The comparison that the study is about: arms by their names.
+class Pair(_Section):
+    """A comparison that the study is about: arms by their names.
 
     Attributes:
         baseline: the arm to beat.
@@ -129,17 +131,31 @@ class Primary(_Section):
     method: str
     control: str | None = None
 
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The two or three arms."""
+        return tuple(name for name in (self.baseline, self.method, self.control) if name is not None)
+
+
+#: The smallest benefit that matters: in the measure's unit, or as `5 %` of the other arm's mean.
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?%$")]
+#: Everything that two arms can be compared in.
+COMPARED = tuple(n for n in MEASURE_NAMES if n not in SIGNED) + SMOOTHNESS_NAMES + FEATURE_NAMES
+
 
 class MeasureFamilies(_Section):
     """Which measures are tested as what.
 
     Attributes:
         primary: corrected together for the number of tests.
-        exploratory: the others; not corrected.
+        exploratory: the others; not corrected. Smoothness and features are compared in any case, as exploratory.
+        worthwhile: measure to the smallest benefit that matters; 0 where nothing is said. To be fixed before the
+            study is run: verdicts depend on it.
     """
 
     primary: tuple[str, ...] = ("dice", "asd_mm")
     exploratory: tuple[str, ...] = tuple(n for n in MEASURE_NAMES if n not in ("dice", "asd_mm"))
+    worthwhile: dict[str, Amount] = {}
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -152,6 +168,15 @@ class MeasureFamilies(_Section):
             if name not in MEASURE_NAMES:
                 raise ValueError(f"{name!r} is no measure; expected some of {', '.join(MEASURE_NAMES)}")
         _different(self.all, "measure")
+        for name in SIGNED:
+            if name in self.primary:
+                raise ValueError(
+                    f"{name} is best at 0, so no arm is better for a larger or a smaller one; it can be "
+                    "exploratory alone"
+                )
+        for name in self.worthwhile:
+            if name not in COMPARED:
+                raise ValueError(f"worthwhile.{name} is no measure; expected some of {', '.join(COMPARED)}")
         return self
 
 
@@ -166,6 +191,7 @@ class StudyFile(_Section):
         seeds: each arm is trained once with each.
         folds: to validate on: whole numbers, or `all` for no validation.
         primary: the main comparison.
+        secondary: further ones, judged alike but not corrected: a pair on other labels, another arm to beat.
         measures: which are tested as what.
     """
 
@@ -175,8 +201,15 @@ class StudyFile(_Section):
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
     seeds: Seeds = (0,)
     folds: Annotated[tuple[Annotated[int, Field(ge=0)] | Literal["all"], ...], Field(min_length=1)] = (0,)
-    primary: Primary | None = None
+    primary: Pair | None = None
+    secondary: tuple[Pair, ...] = ()
     measures: MeasureFamilies = MeasureFamilies()
+
+    @property
+    def pairs(self) -> dict[str, Pair]:
+        """Where each pair stands in the file to the pair, the primary one first."""
+        first = {} if self.primary is None else {"primary": self.primary}
+        return first | {f"secondary.{k}": pair for k, pair in enumerate(self.secondary)}
 
     @model_validator(mode="after")
     def _fits(self) -> StudyFile:
@@ -192,21 +225,21 @@ class StudyFile(_Section):
             if name.lower() in folders:
                 raise ValueError(f"arms {folders[name.lower()]!r} and {name!r} differ in capitals only")
             folders[name.lower()] = name
-        chosen: list[str] = []
-        if self.primary is not None:
-            chosen = [n for n in (self.primary.baseline, self.primary.method, self.primary.control) if n]
-            _different(chosen, "arm of primary")
-            for arm in chosen:
-                if arm not in self.arms:
-                    raise ValueError(f"primary names arm {arm!r}; expected one of {', '.join(self.arms)}")
         phantom = self.data.phantom
         if phantom is None and any(arm.labels for arm in self.arms.values()):
             raise ValueError("labels is for phantoms; a cohort is trained on the contours that it has")
-        if phantom is not None and self.primary is not None:
-            kinds = {name: self.arms[name].labels or phantom.labels for name in chosen}
-            if len(set(kinds.values())) > 1:
-                told = ", ".join(f"{name} on {kind}" for name, kind in kinds.items())
-                raise ValueError(f"the arms of primary train on different labels ({told}); expected the same")
+        if self.secondary and self.primary is None:
+            raise ValueError("secondary has pairs, but there is no primary one")
+        for place, pair in self.pairs.items():
+            _different(pair.arms, f"arm of {place}")
+            for arm in pair.arms:
+                if arm not in self.arms:
+                    raise ValueError(f"{place} names arm {arm!r}; expected one of {', '.join(self.arms)}")
+            if phantom is not None:
+                kinds = {name: self.arms[name].labels or phantom.labels for name in pair.arms}
+                if len(set(kinds.values())) > 1:
+                    told = ", ".join(f"{name} on {kind}" for name, kind in kinds.items())
+                    raise ValueError(f"the arms of {place} train on different labels ({told}); expected the same")
         if phantom is not None and tuple(self.folds) != (0,):
             raise ValueError("folds is for cohorts; phantoms have one split, so leave it out")
         return self
@@ -323,12 +356,14 @@ def _keys_at(place: tuple[int | str, ...]) -> tuple[str, ...]:
     """Return the keys that a section of the study file knows."""
     if place[:1] == ("arms",):
         return tuple(Arm.model_fields)
+    if place[:1] == ("secondary",):
+        return tuple(Pair.model_fields)
     sections: dict[tuple[int | str, ...], type[BaseModel]] = {
         (): StudyFile,
         ("data",): DataConfig,
         ("data", "phantom"): PhantomRecipe,
         ("base",): BaseSettings,
-        ("primary",): Primary,
+        ("primary",): Pair,
         ("measures",): MeasureFamilies,
     }
     return tuple(sections[place].model_fields) if place in sections else ()

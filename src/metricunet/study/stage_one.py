@@ -40,6 +40,8 @@ from metricunet.volume import Geometry, Volume
 Progress = Callable[[int, int], None]
 
 LOCATE_NAME = "locate.safetensors"
+#: Folders of the cuts: of the cases to score, and of the training cases that probes are fitted on.
+SCORED, FITTING = "cuts", "fitting"
 #: Raised whenever a cut would come out differently.
 CUT_VERSION = 1
 
@@ -54,6 +56,7 @@ class FoldJob:
         config: of the base.
         fold: to validate on.
         cases: to locate and cut.
+        fitting: training cases to locate and cut, too, for probes of features to be fitted on.
         half_mm: half the sides of what stage 2 may read: slice, row, column.
         spare: folder for prepared cases where the cohort is read-only.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -64,6 +67,7 @@ class FoldJob:
     config: TrainConfig
     fold: Fold
     cases: tuple[ScoredCase, ...]
+    fitting: tuple[ScoredCase, ...]
     half_mm: tuple[float, float, float]
     spare: Path
     device: str
@@ -103,6 +107,7 @@ class Cut:
         references: whose contours to label values on the same grid.
         found: what stage 1 made of the whole scan.
         source_sha256: hash of the image and the references.
+        not_contoured: structures that the references say nothing of.
     """
 
     name: str
@@ -110,6 +115,7 @@ class Cut:
     references: dict[str, Volume]
     found: Localisation
     source_sha256: str
+    not_contoured: tuple[str, ...] = ()
 
     def holds(self, value: int) -> bool:
         """Tell whether the first reference holds a structure."""
@@ -152,12 +158,17 @@ def prepare_fold(
     locate_sha256 = sha256([path])
     hashes, off_mm, progress = [], [], bar("locating")
     target = run.labels[job.config.target]
+    steps = len(job.cases) + len(job.fitting)
     for done, case in enumerate(job.cases, start=1):
-        cut = _cut(job, case, run, located, locate_sha256)
-        hashes.append(f"{cut.name}:{cut.source_sha256}")
+        cut = _cut(job, SCORED, case, run, located, locate_sha256)
+        unknown = f":{','.join(cut.not_contoured)}" if cut.not_contoured else ""
+        hashes.append(f"{cut.name}:{cut.source_sha256}{unknown}")
         if cut.holds(target):
             off_mm.append(cut.off_mm(target))
-        progress(done, len(job.cases))
+        progress(done, steps)
+    for done, case in enumerate(job.fitting, start=len(job.cases) + 1):
+        _cut(job, FITTING, case, run, located, locate_sha256)
+        progress(done, steps)
     scored = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
     return FoldReady(job.fold, run.data_sha256, locate_sha256, scored, run.labels, run.info.ignore, tuple(off_mm))
 
@@ -183,13 +194,18 @@ def read_located(folder: Path, run: Run) -> Located:
     return trained_locate(run, weights, np.array(facts["errors_mm"], dtype=np.float64).reshape(-1, 3))
 
 
-def read_cut(folder: Path, case: str) -> Cut:
+def read_cut(folder: Path, case: str, kind: str = SCORED) -> Cut:
     """Read the cut of a case.
+
+    Args:
+        folder: of the fold.
+        case: name.
+        kind: `SCORED` or `FITTING`.
 
     Raises:
         InputError: it is not there, or damaged.
     """
-    path = _cut_path(folder, case)
+    path = _cut_path(folder, case, kind)
     stored = _load(path)
     if stored is None:
         raise InputError(f"{path}: missing or damaged; run the study again")
@@ -203,11 +219,11 @@ def _write_located(path: Path, located: Located) -> None:
         save_file(weights, temporary, metadata={"stage_one": json.dumps(facts)})
 
 
-def _cut_path(folder: Path, case: str) -> Path:
-    return folder / "cuts" / f"{case}.npz"
+def _cut_path(folder: Path, case: str, kind: str) -> Path:
+    return folder / kind / f"{case}.npz"
 
 
-def _cut(job: FoldJob, case: ScoredCase, run: Run, located: Located, locate_sha256: str) -> Cut:
+def _cut(job: FoldJob, kind: str, case: ScoredCase, run: Run, located: Located, locate_sha256: str) -> Cut:
     """Cut a case, if its cut is not there already."""
     files = [case.image, *case.references.values()]
     key = {
@@ -215,9 +231,10 @@ def _cut(job: FoldJob, case: ScoredCase, run: Run, located: Located, locate_sha2
         "locate_sha256": locate_sha256,
         "half_mm": list(job.half_mm),
         "references": list(case.references),
+        "not_contoured": list(case.not_contoured),
         "stamps": [[p.stat().st_size, p.stat().st_mtime_ns] for p in files],
     }
-    path = _cut_path(job.folder, case.name)
+    path = _cut_path(job.folder, case.name, kind)
     stored = _load(path)
     if stored is not None and stored[1] == key:
         return stored[0]
@@ -232,7 +249,10 @@ def make_cut(case: ScoredCase, run: Run, located: Located, half_mm: tuple[float,
     Raises:
         InputError: unreadable files, two different grids, unknown label values, or values that are no HU.
     """
-    scans = {whose: read_case(Case(case.name, case.image, p), run.info) for whose, p in case.references.items()}
+    scans = {
+        whose: read_case(Case(case.name, case.image, p, case.not_contoured), run.info)
+        for whose, p in case.references.items()
+    }
     image = next(iter(scans.values())).image.canonical()
     lowest = float(image.array.min())
     if lowest > HIGHEST_MINIMUM_HU:
@@ -251,6 +271,7 @@ def make_cut(case: ScoredCase, run: Run, located: Located, half_mm: tuple[float,
         {whose: labels.crop(first, shape) for whose, labels in references.items()},
         found,
         sha256([case.image, *case.references.values()]),
+        case.not_contoured,
     )
 
 
@@ -308,6 +329,7 @@ def _store(path: Path, cut: Cut, key: dict[str, Any]) -> None:
         "volume_ml": found.volume_ml,
         "references": list(cut.references),
         "source_sha256": cut.source_sha256,
+        "not_contoured": list(cut.not_contoured),
     }
     arrays: dict[str, NDArray[Any]] = {
         "facts": np.frombuffer(json.dumps(facts).encode("utf-8"), dtype=np.uint8),
@@ -339,6 +361,7 @@ def _load(path: Path) -> tuple[Cut, dict[str, Any]] | None:
             None if centre is None else np.array(centre, dtype=np.float64),
             facts["volume_ml"],
         )
-        return Cut(facts["name"], image, references, found, facts["source_sha256"]), facts["key"]
+        unknown = tuple(facts["not_contoured"])
+        return Cut(facts["name"], image, references, found, facts["source_sha256"], unknown), facts["key"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
         return None  # a damaged cut is made anew

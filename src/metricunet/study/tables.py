@@ -16,7 +16,10 @@ from metricunet.evaluation.measures import DEFINITIONS, Definition
 from metricunet.evaluation.summary import Statistics, StructureSummary, counted, mean_and_std, number, summarise
 from metricunet.study.score import StudyRow
 
-TABLE_COLUMNS = ("reference", "structure", "arm", "seed", "measure", "n", "missed", "mean", "std", "median")
+TABLE_COLUMNS = (
+    *("reference", "structure", "arm", "seed", "measure", "n", "missed", "mean", "std", "median"),
+    "not_contoured",
+)
 #: What stands for the seed in the line over all of them.
 ALL_SEEDS = "all"
 
@@ -65,9 +68,9 @@ def paired_values(
 ) -> tuple[dict[tuple[int, str], float | None], frozenset[tuple[int, str]]]:
     """Return an arm's values of a measure by seed and case, and where the structure was missed.
 
-    Cases in which the structure is neither contoured nor predicted have no value in any measure and are missed by
-    nobody. Where several folds score one case, its value is the mean over those that have one, and it counts as
-    missed if any of them missed it.
+    Cases in which the structure is neither there nor predicted, or was not contoured, have no value in any measure
+    and are missed by nobody. Where several folds score one case, its value is the mean over those that have one,
+    and it counts as missed if any of them missed it.
 
     Args:
         rows: of the whole study, against one reference.
@@ -103,12 +106,14 @@ def tables_csv(rows: Mapping[str, Sequence[StudyRow]]) -> str:
             place = [reference, table.structure, table.arm]
             for seed, summary in table.of_seed.items():
                 for name, s in summary.measures.items():
-                    writer.writerow([*place, seed, name, s.n, s.missed, *map(_number, (s.mean, s.std, s.median))])
+                    numbers = map(_number, (s.mean, s.std, s.median))
+                    writer.writerow([*place, seed, name, s.n, s.missed, *numbers, summary.not_contoured])
             for d in DEFINITIONS:
                 of_seeds = [s.measures[d.name] for s in table.of_seed.values()]
                 mean, std = table.between_seeds(d.name)
                 n, missed = sum(s.n for s in of_seeds), sum(s.missed for s in of_seeds)
-                writer.writerow([*place, ALL_SEEDS, d.name, n, missed, _number(mean), _number(std), ""])
+                unknown = sum(s.not_contoured for s in table.of_seed.values())
+                writer.writerow([*place, ALL_SEEDS, d.name, n, missed, _number(mean), _number(std), "", unknown])
     return text.getvalue()
 
 
@@ -130,8 +135,11 @@ def tables_text(
     for reference, scored in rows.items():
         tables = arm_tables(scored)
         for structure in dict.fromkeys(table.structure for table in tables):
+            own = [table for table in tables if table.structure == structure]
             lines += [f"## {structure}, against the {reference}", ""]
-            lines += _markdown([table for table in tables if table.structure == structure], columns)
+            if unknown := max(s.not_contoured for table in own for s in table.of_seed.values()):
+                lines += [f"Not contoured, and so not scored, in {unknown} of the cases.", ""]
+            lines += _markdown(own, columns)
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 

@@ -216,12 +216,12 @@ def _sentences(comparison: Comparison, reading: _Reading, worthwhile: Worthwhile
     size = f"on {_counted(comparison.cases, 'case')} and {_counted(len(comparison.seeds), 'seed')}"
     if reading.benefit is None:
         return [f"{comparison.title}: no value {size} in both {comparison.arm_b} and {comparison.arm_a}."]
-    said = f"{comparison.title}: benefit of {comparison.arm_b} {over} {_number(reading.benefit, unit)}"
+    said = f"{comparison.title}: benefit of {comparison.arm_b} {over} {signed(reading.benefit, unit)}"
     sentences: list[str] = []
     if reading.interval is None:
         sentences.append(f"{said} {size}, too few values for an interval.")
     else:
-        ends = f"{_number(reading.interval.low, unit)} to {_number(reading.interval.high, unit)}"
+        ends = f"{signed(reading.interval.low, unit)} to {signed(reading.interval.high, unit)}"
         sentences.append(
             f"{said} ({100 * CONFIDENCE:.0f} % interval {ends}) {size}: {_standing(reading, worthwhile, unit)}."
         )
@@ -236,7 +236,7 @@ def _sentences(comparison: Comparison, reading: _Reading, worthwhile: Worthwhile
 
 
 def _standing(reading: _Reading, worthwhile: Worthwhile, unit: str) -> str:
-    wanted = _number(worthwhile.amount, unit)
+    wanted = signed(worthwhile.amount, unit)
     if reading.below_zero:
         return "worse"
     if reading.above_zero:
@@ -250,8 +250,8 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _number(value: float, unit: str) -> str:
-    """Write a signed number with its unit, as many decimals as the unit has use for."""
+def signed(value: float, unit: str) -> str:
+    """Write a signed number with its unit for people, with as many decimals as the unit has use for."""
     text = f"{value:+.{DECIMALS.get(unit, 2)}f}"
     if float(text) == 0:
         text = text[1:]

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from metricunet.cohort.prepare import AIR_HU, IGNORE_CLASS, PreparedCase
 from metricunet.training.augment import Warp, augmented_input, read, read_classes, uniform
 from metricunet.training.config import AugmentConfig, LocateConfig, SegmentConfig
+from metricunet.training.partial_labels import unknown_classes
 
 #: How far an aimed patch's middle may lie from the target's, in sides of the patch.
 AIMED_WITHIN = 0.4
@@ -21,10 +22,15 @@ AIMED_WITHIN = 0.4
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images [batch, channels, *space] in -1..1 and labels [batch, *space], uint8 classes."""
+    """Images [batch, channels, *space] in -1..1 and labels [batch, *space], uint8 classes.
+
+    `unknown` [batch, classes] tells which classes were not contoured (`metricunet.training.partial_labels`); None
+    where every case of the training was contoured in full.
+    """
 
     images: Tensor
     labels: Tensor
+    unknown: Tensor | None = None
 
 
 def update_generator(seed: int, stage: int, update: int, device: torch.device) -> Generator:
@@ -69,6 +75,7 @@ class SegmentBatches:
         self.labels = torch.stack([torch.from_numpy(c.fine_labels.array) for c in fine if c.fine_labels]).to(
             device
         )
+        self.unknown = unknown_classes(fine, classes, device)
         self._values = _values([self.labels], classes)
         target = (self.labels > 0) & (self.labels != IGNORE_CLASS)
         self._holds = target.flatten(2).any(dim=2).float()
@@ -95,7 +102,10 @@ class SegmentBatches:
         stack = (middle[:, None] + self._neighbours).clamp_(0, depth - 1)
         images = read(self.hu[case[:, None], stack].float(), grid)
         images = augmented_input(images, config.spacing_mm[1:], config.hu_window, self.augment, generator)
-        return Batch(images, read_classes(self.labels[case, middle], grid, self._values))
+        return Batch(images, read_classes(self.labels[case, middle], grid, self._values), self._unknown_of(case))
+
+    def _unknown_of(self, case: Tensor) -> Tensor | None:
+        return None if self.unknown is None else self.unknown[case]
 
     def _slices(self, case: Tensor, generator: Generator) -> Tensor:
         """Choose the middle slices: often one that holds a structure, else any that a crop could hold."""
@@ -146,6 +156,7 @@ class LocateBatches:
         )
         hu = [torch.from_numpy(c.coarse.array) for c in cases]
         labels = [torch.from_numpy(c.coarse_labels.array) for c in cases]
+        self._unknown = unknown_classes(cases, classes, device)
         self._values = _values(labels, classes)
         # Scans differ in shape. They lie one after the other, so that any of them is read without asking which.
         self._hu = torch.cat([scan.flatten() for scan in hu]).to(device)
@@ -173,7 +184,8 @@ class LocateBatches:
         points = self._warp.draw(config.batch_size, generator)
         grid = self._warp.grid(points, (middle - whole - self._first).flip(1), self._size)
         images = augmented_input(read(hu, grid), config.spacing_mm, config.hu_window, self.augment, generator)
-        return Batch(images, read_classes(labels, grid, self._values))
+        unknown = None if self._unknown is None else self._unknown[case]
+        return Batch(images, read_classes(labels, grid, self._values), unknown)
 
     def _middles(self, case: Tensor, generator: Generator) -> Tensor:
         """Draw the voxel [slice, row, column] of the scan that each patch's middle reads."""

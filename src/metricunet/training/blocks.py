@@ -31,7 +31,7 @@ class BlockBatches(SegmentBatches):
         images = augmented_input(images, config.spacing_mm, config.hu_window, self.augment, generator)
         labels = self.labels[case[:, None], stack].flatten(0, 1)
         planes = read_classes(labels, grid.repeat_interleave(block, dim=0), self._values)
-        return Batch(images, planes.view(size, block, *planes.shape[1:]))
+        return Batch(images, planes.view(size, block, *planes.shape[1:]), self._unknown_of(case))
 
     def _first_slices(self, chosen: Tensor, generator: Generator) -> Tensor:
         """Choose each block's first slice, so that the block holds the chosen slice, wherever that lies in it."""

@@ -22,6 +22,7 @@ from metricunet.networks import Network
 from metricunet.training.augment import augmented_input
 from metricunet.training.batches import SegmentBatches
 from metricunet.training.config import TrainConfig
+from metricunet.training.partial_labels import certain_labels
 
 Branch = VoxelMetricLoss | VoxelClassLoss | PatchMetricLoss
 
@@ -112,7 +113,7 @@ class PatchBatches:
         self.shape = (stage.input_slices, metric.patch_voxels, metric.patch_voxels)
         try:
             self.tuples = draw_patch_tuples(
-                boxes.labels,
+                certain_labels(boxes.labels, boxes.unknown),
                 metric.patch_tuples,
                 config.seed,
                 sampler=HardEasySampler(metric.voxels, boxes.classes, metric.hard_share, metric.band_mm),

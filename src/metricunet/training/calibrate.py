@@ -151,10 +151,13 @@ def calibration(
 def validated(
     network: Network, stage: StageCard, case: PreparedCase, target: int, precision: Precision = "auto"
 ) -> Validated | None:
-    """Segment a case around its true centre; None where it has no target or none is found. See `calibration`."""
+    """Segment a case around its true centre; None where it has no target or none is found. See `calibration`.
+
+    Where a structure was not contoured, its voxels are among the background's, and so is its probability.
+    """
     assert stage.crop_voxels is not None
     crop = case.central_crop(stage.crop_voxels)
-    if crop is None:
+    if crop is None or target in case.unknown:
         return None
     hu, labels = crop
     images = torch.from_numpy(hu.array).to(next(network.parameters()).device)
@@ -164,6 +167,9 @@ def validated(
     mask = classes == target
     if not mask.any():
         return None
+    for k in case.unknown:
+        found[0] += found[k]
+        found[k] = 0
     part = near(mask, hu.spacing_mm)
     return Validated(found[:, *part], mask[part], labels.array[part], hu.spacing_mm)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from metricunet.cohort.layout import DatasetInfo
 from metricunet.cohort.names import standard_name
 from metricunet.cohort.prepare import PreparedCase
 from metricunet.files.model import ModelCard, StageCard
+from metricunet.inference.checks import EXTENTS
+from metricunet.inference.hu import level_hu, noise_hu
+from metricunet.inference.masks import box_of
 from metricunet.training.config import TrainConfig
 
 
@@ -84,7 +87,7 @@ def model_card(
         labels=info.labels,
         tg263={name: standard_name(name, config.tg263) for name in info.labels},
         target=config.target,
-        ranges=_ranges(train),
+        ranges=training_ranges(config, list(info.labels).index(config.target) + 1, train),
         validation=validation,
         trained_on=info.trained_on or "not stated",
         data_sha256=data_sha256,
@@ -94,7 +97,20 @@ def model_card(
     )
 
 
-def _ranges(cases: Sequence[PreparedCase]) -> dict[str, tuple[float, float]]:
+def training_ranges(
+    config: TrainConfig, target: int, cases: Sequence[PreparedCase]
+) -> dict[str, tuple[float, float]]:
+    """Return the smallest and the largest value of each quantity that verdicts compare a scan with.
+
+    `slice_spacing_mm`, `pixel_spacing_mm`: of the scans. `volume_ml`, `target_hu` (median) and
+    `extent_head_foot_mm`, `extent_front_back_mm`, `extent_left_right_mm` (sides of its box): of the target.
+    `crop_hu` and `noise_hu`: see `metricunet.inference.hu`; of stage 2's crop around the target.
+
+    Args:
+        config: of the training.
+        target: class of the target.
+        cases: of the training; those without the target tell of the scans alone.
+    """
     columns: dict[str, list[float]] = {}
     for case in cases:
         columns.setdefault("slice_spacing_mm", []).append(case.facts["spacing_mm"][0])
@@ -102,4 +118,24 @@ def _ranges(cases: Sequence[PreparedCase]) -> dict[str, tuple[float, float]]:
         if "volume_ml" in case.facts:
             columns.setdefault("volume_ml", []).append(case.facts["volume_ml"])
             columns.setdefault("target_hu", []).append(case.facts["target_hu"])
+        for name, value in _fine_facts(config, target, case):
+            columns.setdefault(name, []).append(value)
     return {name: (min(values), max(values)) for name, values in columns.items()}
+
+
+def _fine_facts(config: TrainConfig, target: int, case: PreparedCase) -> Iterator[tuple[str, float]]:
+    if case.fine is None or case.fine_labels is None:
+        return
+    box = box_of(case.fine_labels.array == target)
+    if box is not None:
+        sides = [(p.stop - p.start) * step for p, step in zip(box, case.fine.spacing_mm, strict=True)]
+        yield from zip(EXTENTS, sides, strict=True)
+    # The cached box is larger than the crop that a prediction sees.
+    voxels = [round(a / b) for a, b in zip(config.segment.crop_mm, config.segment.spacing_mm, strict=True)]
+    shape = case.fine.geometry.shape
+    first = [max(0, (n - m) // 2) for n, m in zip(shape, voxels, strict=True)]
+    inside = tuple(slice(begin, begin + m) for begin, m in zip(first, voxels, strict=True))
+    crop = case.fine.array[inside]
+    for name, value in (("crop_hu", level_hu(crop)), ("noise_hu", noise_hu(crop))):
+        if value is not None:
+            yield name, value

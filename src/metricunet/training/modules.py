@@ -20,6 +20,7 @@ from metricunet.training.batches import Batch, LocateBatches, SegmentBatches, up
 from metricunet.training.branch import PatchBatches, build_metric
 from metricunet.training.config import TrainConfig
 from metricunet.training.objectives import segmentation_loss
+from metricunet.training.partial_labels import certain_labels
 
 LOCATE_STAGE, SEGMENT_STAGE = 0, 1
 #: The patches of the offline baseline draw from a stream of their own, so that the crops stay those of other arms.
@@ -121,11 +122,13 @@ class LocateModule(StageModule):
         """Return the loss of a batch and the scalars for the log."""
         with self._autocast():
             logits = self.network(batch.images)
-        return segmentation_loss(logits, batch.labels, 1.0, 1.0, IGNORE_CLASS), {}
+        return segmentation_loss(logits, batch.labels, 1.0, 1.0, IGNORE_CLASS, batch.unknown), {}
 
     def validation_step(self, batch: Any, index: int) -> None:
-        """Score the target on one whole coarse scan."""
+        """Score the target on one whole coarse scan, if it was contoured there."""
         case = self.validation_cases[index]
+        if self.target in case.unknown:
+            return
         coarse = torch.from_numpy(case.coarse.array).to(self.device)
         labels = torch.from_numpy(case.coarse_labels.array).to(self.device)
         probabilities = class_probabilities(
@@ -167,10 +170,11 @@ class SegmentModule(StageModule):
             settings.segment.dice_weight,
             settings.segment.cross_entropy_weight,
             IGNORE_CLASS,
+            batch.unknown,
         )
         if self.metric is None:
             return loss, {}
-        branch, facts = self._branch_loss(maps, logits, batch.labels, update)
+        branch, facts = self._branch_loss(maps, logits, certain_labels(batch.labels, batch.unknown), update)
         rise = min(1.0, update / settings.metric.warm_up_updates) if settings.metric.warm_up_updates else 1.0
         return loss + settings.metric.weight * rise * branch, {"segmentation": loss.detach(), **facts}
 
@@ -197,7 +201,7 @@ class SegmentModule(StageModule):
         return out.loss, {**facts, **out.statistics}
 
     def validation_step(self, batch: Any, index: int) -> None:
-        """Score every structure in the crop around one case's true centre."""
+        """Score every structure that was contoured, in the crop around one case's true centre."""
         case = self.validation_cases[index]
         stage = self.config.segment
         crop = case.central_crop([round(a / b) for a, b in zip(stage.crop_mm, stage.spacing_mm, strict=True)])
@@ -206,7 +210,8 @@ class SegmentModule(StageModule):
         found = crop_probabilities(
             self.network, hu, stage.hu_window, stage.input_slices, self.config.precision
         ).argmax(dim=0)
-        scores = [dice(found == k, labels == k) for k in range(1, self.classes)]
+        known = (k for k in range(1, self.classes) if k not in case.unknown)
+        scores = [dice(found == k, labels == k) for k in known]
         present = [s for s in scores if s is not None]
         if present:
             self._scores.append(sum(present) / len(present))

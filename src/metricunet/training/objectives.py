@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metricunet.training.partial_labels import merge_unknown
+
 #: Keeps the soft Dice of an absent class defined; in voxels.
 SMOOTH = 1.0
 
@@ -30,9 +32,25 @@ def soft_dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> T
 
 
 def segmentation_loss(
-    logits: Tensor, labels: Tensor, dice_weight: float, cross_entropy_weight: float, ignore_index: int = 255
+    logits: Tensor,
+    labels: Tensor,
+    dice_weight: float,
+    cross_entropy_weight: float,
+    ignore_index: int = 255,
+    unknown: Tensor | None = None,
 ) -> Tensor:
-    """Weighted sum of soft Dice loss and mean cross-entropy; a weight of 0 leaves the part out."""
+    """Weighted sum of soft Dice loss and mean cross-entropy; a weight of 0 leaves the part out.
+
+    Args:
+        logits: [batch, classes, *space].
+        labels: [batch, *space], integers.
+        dice_weight: of the soft Dice loss.
+        cross_entropy_weight: of the mean cross-entropy.
+        ignore_index: label of voxels that do not count.
+        unknown: [batch, classes], bool: classes that were not contoured in an image. There they count as part of
+            the background, and the image does not count for their Dice.
+    """
+    logits = merge_unknown(logits, unknown)
     loss = logits.sum() * 0.0
     if dice_weight:
         loss = loss + dice_weight * soft_dice_loss(logits, labels, ignore_index)

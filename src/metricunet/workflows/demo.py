@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from metricunet.errors import InputError
 from metricunet.evaluation.compare import evaluate
 from metricunet.evaluation.summary import format_summary
 from metricunet.files.atomic import written_whole
-from metricunet.files.record import RECORD_NAME, RunRecord
+from metricunet.files.record import RunRecord
 from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
 from metricunet.training.config import load_config
 from metricunet.training.fit import MODEL_NAME, train
+from metricunet.workflows.folders import clear_earlier
 
 TRAINING_CASES = 24
 UNSEEN_CASES = 8
@@ -62,7 +61,7 @@ def demo(
     Raises:
         InputError: the folder holds something else than an earlier demo.
     """
-    _clear(output)
+    clear_earlier(output, "demo")
     record = RunRecord("demo", {"output": output})
     record.write(output)  # marks the folder as a demo's, for a later run to clear
     cohort, run, prediction, evaluation = (output / n for n in ("cohort", "run", "prediction", "evaluation"))
@@ -84,16 +83,3 @@ def demo(
         shutil.copyfile(evaluation / "report.html", temporary)
     record.write(output)
     return DemoResult(format_summary(result), output / "report.html", output / MODEL_NAME)
-
-
-def _clear(output: Path) -> None:
-    """Remove an earlier demo; refuse to touch anything else."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    try:
-        command = json.loads((output / RECORD_NAME).read_text(encoding="utf-8"))["command"]
-    except (OSError, ValueError, KeyError, TypeError):
-        command = None
-    if command != "demo":
-        raise InputError(f"{output}: is not empty and holds no demo; choose another folder with -o")
-    shutil.rmtree(output)

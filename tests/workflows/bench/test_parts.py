@@ -74,7 +74,7 @@ def test_without_monai_the_rest_is_measured(subject: Subject, no_monai: None) ->
 
 
 def test_stage_2_alone_is_what_the_predictor_does(subject: Subject) -> None:
-    whole = Predictor([subject.model], "cpu").predict(subject.scan)
+    whole = Predictor([subject.model], "cpu", reruns=0).predict(subject.scan)
     centre = whole.localisation.centre_mm
     assert centre is not None
     assert whole.labels is not None

@@ -39,7 +39,7 @@ def body(centre_mm: tuple[float, float, float], noise: float = 10.0) -> Volume:
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_it_finds_the_middle_of_the_body_and_a_region_there(model: Path, precision: str) -> None:
     centre = (20.0, -15.0, 130.0)
-    found = Predictor([model], "cpu", precision).predict(body(centre))  # type: ignore[arg-type]
+    found = Predictor([model], "cpu", precision, 0).predict(body(centre))  # type: ignore[arg-type]
     assert found.localisation.centre_mm is not None
     assert np.abs(found.localisation.centre_mm - centre).max() < 4
     assert found.localisation.confidence > 0.9
@@ -57,7 +57,7 @@ def test_precisions_nearly_agree_and_the_image_has_a_say(model: Path) -> None:
     scan, other = body((0, 0, 130)), body((0, 0, 130), noise=40.0)
     masks = []
     for image, precision in ((scan, "fp32"), (scan, "bf16"), (other, "fp32")):
-        labels = Predictor([model], "cpu", precision).predict(image).labels  # type: ignore[arg-type]
+        labels = Predictor([model], "cpu", precision, 0).predict(image).labels  # type: ignore[arg-type]
         assert labels is not None
         masks.append(labels.array > 0)
     dice = [2 * (masks[0] & m).sum() / (masks[0].sum() + m.sum()) for m in masks[1:]]

@@ -214,6 +214,8 @@ def _call(
     environment: dict[str, str] | None = None,
 ) -> Ended:
     words = ["predict", *scans, "-m", subject.model, "-o", output, "--format", ",".join(formats)]
+    if not subject.trained:
+        words += ["--reruns", "0"]  # the stand-in's region reaches the crop's ends wherever it is
     return run_metricunet([*words, "--device", device], environment)
 
 

@@ -18,8 +18,8 @@ from metricunet.inference.inputs import find_inputs
 from metricunet.phantom import make_phantom
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.volume import Geometry, Volume
-from metricunet.workflows.bench.ct_writer import write_ct_series
 from metricunet.workflows.bench.stand_in import write_stand_in
+from metricunet.workflows.ct_writer import CtGrid, write_ct_series
 
 #: As many slices as the phantom gets unless the user says otherwise.
 SLICES = 235
@@ -61,7 +61,8 @@ class Subject:
     def uncompressed(self) -> Path:
         """The scan as an uncompressed DICOM series, written when first asked for."""
         folder = self.folder / "series"
-        write_ct_series(folder, self.scan.canonical())
+        scan = self.scan.canonical()
+        write_ct_series(folder, scan.array, CtGrid.of(scan.geometry))
         return folder
 
     @cached_property

@@ -1,0 +1,100 @@
+"""Redraw the tables and figures of docs/evidence.md from docs/evidence/*.csv.
+
+    python docs/make_evidence.py                  # from the tables that are there
+    python docs/make_evidence.py --study FOLDER   # from those of a finished study, which are copied first
+
+The pictures of cases and of feature maps need the study's models, so they are copied from its folder alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from metricunet.files.atomic import write_json, write_text
+from metricunet.study.board import duration
+from metricunet.study.conclusions import conclude, write_conclusions
+from metricunet.study.examples import EXAMPLES, FEATURE_AXES, FEATURE_MAPS
+from metricunet.study.figures import draw_figures
+from metricunet.study.sections import sections
+
+DOCS = Path(__file__).parent
+TABLES = ("study.yaml", "cases.csv", "cases-reader.csv", "smoothness.csv", "features.csv")
+#: What a study's run.json says, less what names folders of the machine.
+RUNS = "runs.json"
+NOTHING = "*No numbers yet.*"
+
+
+def copy_study(study: Path, docs: Path) -> None:
+    """Copy a study's tables, the facts of its runs and its pictures of cases."""
+    (docs / "evidence").mkdir(exist_ok=True)
+    for name in TABLES:
+        shutil.copyfile(study / name, docs / "evidence" / name)
+    record = json.loads((study / "run.json").read_text(encoding="utf-8"))
+    write_json(docs / "evidence" / RUNS, {key: record[key] for key in ("version", "machine", "runs")})
+    for name in (EXAMPLES, FEATURE_AXES, FEATURE_MAPS):
+        if (study / "figures" / name).is_file():
+            shutil.copyfile(study / "figures" / name, docs / "images" / f"evidence-{name}")
+
+
+def redraw(docs: Path) -> None:
+    """Redraw from docs/evidence: figures into docs/images, tables between the markers of docs/evidence.md."""
+    source = docs / "evidence"
+    conclusions = conclude(source)
+    write_conclusions(conclusions, source)
+    for path in draw_figures(conclusions, docs / "evidence" / "figures"):
+        path.replace(docs / "images" / f"evidence-{path.name}")
+    (docs / "evidence" / "figures").rmdir()
+    made = sections(conclusions)
+    if (source / RUNS).is_file():
+        made["runs"] = runs_table(json.loads((source / RUNS).read_text(encoding="utf-8")))
+    page = docs / "evidence.md"
+    write_text(page, filled(page.read_text(encoding="utf-8"), made))
+
+
+def filled(page: str, made: dict[str, str]) -> str:
+    """Put each table between its markers; those that there are no numbers for say so."""
+
+    def replaced(found: re.Match[str]) -> str:
+        return f"{found[1]}{made.get(found[2], NOTHING)}\n{found[3]}"
+
+    return re.sub(r"(<!-- ([a-z]+) -->\n).*?(<!-- end of \2 -->)", replaced, page, flags=re.DOTALL)
+
+
+def runs_table(record: dict[str, Any]) -> str:
+    """Say on what machine the runs were made, and how long each arm took."""
+    machine = record["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    seconds: dict[str, list[float]] = {}
+    for run in record["runs"]:
+        if run["error"] is None:
+            seconds.setdefault(run["arm"], []).append(run["seconds"])
+    lines = ["| arm | runs | training and scoring of one, median | all |", "| --- | ---: | ---: | ---: |"]
+    lines += [f"| {arm} | {len(s)} | {duration(median(s))} | {duration(sum(s))} |" for arm, s in seconds.items()]
+    total = duration(sum(sum(s) for s in seconds.values()))
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}"
+    return "\n".join(
+        [f"{where}; metricunet {record['version']}, {packages}. All runs together: {total}.", "", *lines]
+    )
+
+
+def main() -> None:
+    """Parse the arguments and redraw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", type=Path, help="folder of a finished study, to copy from first")
+    parser.add_argument(
+        "--docs", type=Path, default=DOCS, help="folder with evidence.md (default: beside this file)"
+    )
+    arguments = parser.parse_args()
+    if arguments.study is not None:
+        copy_study(arguments.study, arguments.docs)
+    redraw(arguments.docs)
+
+
+if __name__ == "__main__":
+    main()

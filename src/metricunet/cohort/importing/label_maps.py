@@ -1,0 +1,256 @@
+"""NIfTI scans with a label map each: nnU-Net's raw layout, AMOS22's, and plain pairs of files.
+
+A label map speaks of every voxel: a structure that has a value and no voxel is absent, not forgotten.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from metricunet.cohort.contoured import read_not_contoured
+from metricunet.cohort.importing.privacy import Privacy, hashed, shown
+from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase, Split
+from metricunet.cohort.layout import CHANNEL_SUFFIX, DatasetInfo, read_dataset_json
+from metricunet.cohort.splits import patients_of
+from metricunet.errors import InputError
+from metricunet.files.scan import case_name, is_scan, read_labels, read_scan, scan_files
+from metricunet.volume import Volume
+
+NNUNET, PAIRS = "nnunet", "pairs"
+#: Folders of nnU-Net's layout and AMOS22's, and what their cases are for.
+SPLITS: dict[str, Split] = {"Tr": "Tr", "Va": "Tr", "Ts": "Ts"}
+#: AMOS22 gives the prostate of men and the uterus of women one label.
+BOTH_SEXES = "prostate/uterus"
+AMOS_SEXES = "labeled_data_meta_*.csv"
+#: Names of folders that hold the two halves of pairs, and what a label map's name may have in addition.
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "scans", "ct", "cts", "volumes")
+LABEL_FOLDERS = ("labels", "label", "masks", "mask", "segmentations", "segmentation", "segs", "seg")
+LABEL_ENDINGS = ("_seg", "_segmentation", "_label", "_labels", "_mask", "-seg", "-label", "-mask")
+IMAGE_ENDINGS = (CHANNEL_SUFFIX, "_ct", "-ct", "_image", "_img")
+
+
+class LabelMapCase(SourceCase):
+    """A scan and its label map."""
+
+    def __init__(
+        self,
+        image: Path,
+        labels: Path,
+        name: str,
+        patient: str,
+        values: Mapping[str, int],
+        root: Path,
+        split: Split = "Tr",
+        not_contoured: Sequence[str] = (),
+        ignore: int | None = None,
+    ) -> None:
+        self.image, self.labels, self.ignore = image, labels, ignore
+        self.values = dict(values)
+        self.not_contoured = frozenset(not_contoured)
+        self.identity, self.origin, self.split = name, root.resolve().name, split
+        self.patient = hashed("patient", self.origin, patient)
+        self.place = shown(image, root)
+        self.structures = tuple(
+            Named(spelling, f"{labels}: label {value}", spelling not in self.not_contoured, value)
+            for spelling, value in values.items()
+        )
+        self.files = (*scan_files(image), *scan_files(labels))
+
+    def read_image(self) -> Volume:
+        """Read the scan."""
+        return read_scan(self.image)
+
+    def read_regions(self, wanted: Sequence[Named], image: Volume) -> Iterator[Region]:
+        """Take structures out of the label map."""
+        array = on_grid(self.labels, image, self.image)
+        strange = sorted(set(np.unique(array).tolist()) - {0, *self.values.values()})
+        if strange:
+            what = "is nnU-Net's ignore label" if strange[0] == self.ignore else "has no name"
+            raise InputError(
+                f"{self.labels}: the value {strange[0]} {what}; expected 0 or "
+                f"{', '.join(map(str, sorted(self.values.values())))}"
+            )
+        for named in wanted:
+            if named.spelling in self.not_contoured:
+                yield Region(named, "not contoured", None, f"{named.place}: not contoured (contoured.json)")
+                continue
+            mask = array == named.key
+            yield Region(named, "contoured", mask) if mask.any() else Region(named, "absent")
+
+
+def on_grid(path: Path, image: Volume, image_path: Path) -> np.ndarray:
+    """Read labels in the axis order of a scan.
+
+    Raises:
+        InputError: they lie on another grid.
+    """
+    labels = read_labels(path)
+    try:
+        return labels.reordered_like(image.geometry).array
+    except InputError:
+        raise InputError(
+            f"{path}: lies on another grid than {image_path.name}: {_grid(labels)} against {_grid(image)}; "
+            "resample it to the scan (nearest neighbour)"
+        ) from None
+
+
+def _grid(volume: Volume) -> str:
+    size = "x".join(str(n) for n in volume.geometry.shape)
+    return f"{size} voxels of {' x '.join(f'{s:.3g}' for s in volume.spacing_mm)} mm"
+
+
+def is_nnunet(root: Path) -> bool:
+    """Tell whether a folder is a raw data set of nnU-Net's, or AMOS22."""
+    return (root / "dataset.json").is_file() and (root / "labelsTr").is_dir()
+
+
+def find_nnunet(root: Path, privacy: Privacy, bars: Bars) -> Found:
+    """Find the cases of nnU-Net's raw layout or of AMOS22, whose images lack nnU-Net's suffix.
+
+    `labelsVa` (AMOS22) is trained on, `labelsTs` kept for testing. Images without labels are left out.
+
+    Raises:
+        InputError: a dataset.json, contoured.json or patients.json that cannot be used.
+    """
+    info = read_dataset_json(root)
+    found = Found(NNUNET, trained_on=info.trained_on)
+    patients = patients_of(root)
+    unknown = read_not_contoured(root, info.labels)
+    women = _women(root) if BOTH_SEXES in info.labels else None
+    for folder, split in SPLITS.items():
+        images = {_image_name(path): path for path in _scans(root / f"images{folder}")}
+        labels = {case_name(path): path for path in _scans(root / f"labels{folder}")}
+        for name in sorted(images.keys() | labels.keys()):
+            privacy.learn_identifier(name)
+            if name not in labels:
+                reason = f"{images[name]}: has no labels in labels{folder}"
+                found.left_out.append(LeftOut(name, reason, refused=False))
+            elif name not in images:
+                found.left_out.append(LeftOut(name, f"{labels[name]}: has no image in images{folder}"))
+            elif women is not None and name in women:
+                reason = f"{labels[name]}: a woman, whose label {BOTH_SEXES} is the uterus"
+                found.left_out.append(LeftOut(name, reason, refused=False))
+            else:
+                found.cases.append(
+                    _nnunet_case(root, images[name], labels[name], name, info, split, patients, unknown)
+                )
+    if BOTH_SEXES in info.labels and women is None:
+        found.notes.append(
+            f"label {BOTH_SEXES} is the uterus of women, and no {AMOS_SEXES} says who is one: put AMOS22's "
+            "table beside dataset.json, or take the women out"
+        )
+    return found
+
+
+def _nnunet_case(
+    root: Path,
+    image: Path,
+    labels: Path,
+    name: str,
+    info: DatasetInfo,
+    split: Split,
+    patients: Mapping[str, str],
+    unknown: Mapping[str, tuple[str, ...]],
+) -> LabelMapCase:
+    patient = patients.get(name, name)
+    return LabelMapCase(image, labels, name, patient, info.labels, root, split, unknown.get(name, ()), info.ignore)
+
+
+def _image_name(path: Path) -> str:
+    return case_name(path).removesuffix(CHANNEL_SUFFIX)
+
+
+def _scans(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_file() and is_scan(p) and not p.name.startswith("."))
+
+
+def _women(root: Path) -> frozenset[str] | None:
+    """Return the names of AMOS22's women; None where no table says who is one."""
+    tables = sorted(root.glob(AMOS_SEXES)) or sorted(root.resolve().parent.glob(AMOS_SEXES))
+    if not tables:
+        return None
+    women = set()
+    for table in tables:
+        try:
+            with table.open(newline="", encoding="utf-8-sig") as handle:
+                rows = list(csv.DictReader(handle))
+            (sex,) = {key for key in rows[0] if key and "sex" in key.lower()}
+            women |= {
+                f"amos_{int(row['amos_id']):04d}" for row in rows if row[sex].strip().upper().startswith("F")
+            }
+        except (OSError, UnicodeDecodeError, csv.Error, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise InputError(
+                f"{table}: expected AMOS22's table with the columns amos_id and Patient's Sex ({error})"
+            ) from error
+    return frozenset(women)
+
+
+def find_pairs(root: Path, privacy: Privacy, bars: Bars) -> Found:
+    """Find scans with a label map of the same name, in a folder beside theirs or with an ending such as `_seg`.
+
+    Structures are named by dataset.json where there is one, else by the values in the label maps: "1", "2", ...
+
+    Raises:
+        InputError: no pair there.
+    """
+    found = Found(PAIRS)
+    pairs = pairs_in(root)
+    if not pairs:
+        raise InputError(
+            f"{root}: holds no scan with a label map; expected images/CASE.nii.gz and labels/CASE.nii.gz, or "
+            "CASE.nii.gz and CASE_seg.nii.gz"
+        )
+    info = read_dataset_json(root) if (root / "dataset.json").is_file() else None
+    values: set[int] = set()
+    whole: list[tuple[str, Path, Path]] = []
+    progress = bars("reading")
+    for done, (name, (image, labels)) in enumerate(sorted(pairs.items()), start=1):
+        privacy.learn_identifier(name)
+        if image is None or labels is None:
+            lone = image or labels
+            reason = f"{lone}: has no {'label map' if labels is None else 'scan'} of its name"
+            found.left_out.append(LeftOut(name, reason))
+        else:
+            try:
+                if info is None:
+                    values |= set(np.unique(read_labels(labels).array).tolist()) - {0}
+                whole.append((name, image, labels))
+            except InputError as error:
+                found.left_out.append(LeftOut(name, str(error)))
+        progress(done, len(pairs))
+    named = info.labels if info is not None else {str(value): value for value in sorted(values)}
+    found.cases += [LabelMapCase(image, labels, name, name, named, root) for name, image, labels in whole]
+    return found
+
+
+def pairs_in(root: Path) -> dict[str, tuple[Path | None, Path | None]]:
+    """Return name to scan and label map; one of the two may be missing. Empty where there is no pair at all."""
+    folders = (
+        {child.name.lower(): child for child in sorted(root.iterdir()) if child.is_dir()} if root.is_dir() else {}
+    )
+    images = [folders[name] for name in IMAGE_FOLDERS if name in folders]
+    labels = [folders[name] for name in LABEL_FOLDERS if name in folders]
+    if images and labels:
+        scans = {_stem(path, IMAGE_ENDINGS): path for path in _scans(images[0])}
+        maps = {_stem(path, LABEL_ENDINGS): path for path in _scans(labels[0])}
+    else:
+        there = _scans(root)
+        maps = {_stem(path, LABEL_ENDINGS): path for path in there if case_name(path).endswith(LABEL_ENDINGS)}
+        scans = {_stem(path, IMAGE_ENDINGS): path for path in there if path not in maps.values()}
+    if not scans.keys() & maps.keys():
+        return {}
+    return {name: (scans.get(name), maps.get(name)) for name in scans.keys() | maps.keys()}
+
+
+def _stem(path: Path, endings: Sequence[str]) -> str:
+    name = case_name(path)
+    for ending in endings:
+        if name.endswith(ending) and len(name) > len(ending):
+            return name[: -len(ending)]
+    return name

@@ -1,0 +1,52 @@
+"""How a folder is laid out, and the cases in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from metricunet.cohort.importing import dicom_tree, label_maps, totalsegmentator
+from metricunet.cohort.importing.privacy import Privacy
+from metricunet.cohort.importing.source import Bars, Found
+from metricunet.errors import InputError
+
+Finder = Callable[[Path, Privacy, Bars], Found]
+
+AUTO = "auto"
+FINDERS: dict[str, Finder] = {
+    dicom_tree.LAYOUT: dicom_tree.find_dicom,
+    totalsegmentator.LAYOUT: totalsegmentator.find_totalsegmentator,
+    label_maps.NNUNET: label_maps.find_nnunet,
+    label_maps.PAIRS: label_maps.find_pairs,
+}
+
+
+def find_cases(root: Path, layout: str, privacy: Privacy, bars: Bars) -> Found:
+    """Find the cases of a folder.
+
+    Args:
+        root: the folder, or a DICOM file.
+        layout: a name of `FINDERS`, or `auto`.
+        privacy: told of the personal data that are met.
+        bars: opens a progress bar by its name.
+
+    Raises:
+        InputError: no such folder or layout, or nothing of that layout in the folder.
+    """
+    if layout not in (AUTO, *FINDERS):
+        raise InputError(f"--layout must be one of {', '.join((AUTO, *FINDERS))}; got {layout!r}")
+    if not root.exists():
+        raise InputError(f"{root}: no such file or folder")
+    privacy.learn_root(root)
+    return FINDERS[detect(root) if layout == AUTO else layout](root, privacy, bars)
+
+
+def detect(root: Path) -> str:
+    """Return the layout of a folder; whatever looks like none of the others is taken for DICOM."""
+    if label_maps.is_nnunet(root):
+        return label_maps.NNUNET
+    if totalsegmentator.is_totalsegmentator(root):
+        return totalsegmentator.LAYOUT
+    if label_maps.pairs_in(root):
+        return label_maps.PAIRS
+    return dicom_tree.LAYOUT

@@ -1,0 +1,231 @@
+"""`names.yaml`: which spelling of a structure's name means which structure.
+
+prostate: [Prostate, PROSTATE, prostata_neu]     # a structure of the cohort: every spelling of its name
+bladder: [Bladder, Blase]                        # order: where two structures overlap, the first has the voxel
+ignore: [BODY, "PTV*"]                           # not imported; * stands for anything
+absent: {prostate: [0f3a5b7c9d1e]}               # cases that hold no such structure, as opposed to no contour
+match_case: false                                # Prostate and PROSTATE are one spelling; default: true
+undecided: []                                    # left to be sorted; nothing is imported while it is not empty
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metricunet.errors import InputError
+
+RESERVED = ("ignore", "absent", "match_case", "undecided")
+#: What nnU-Net keeps for itself among the names of labels.
+TAKEN = ("background",)
+#: Spellings that a skeleton puts under a structure, without anything but letters.
+GUESSES = {
+    "prostate": ("prostate", "prostata", "prostateuterus"),
+    "bladder": ("bladder", "urinarybladder"),
+    "rectum": ("rectum",),
+    "seminal_vesicles": ("seminalvesicles", "seminalves"),
+    "femur_left": ("femurl", "femurleft", "femoralheadlt", "femoralheadl", "femoralheadleft", "femurheadl"),
+    "femur_right": ("femurr", "femurright", "femoralheadrt", "femoralheadr", "femoralheadright", "femurheadr"),
+    "penile_bulb": ("penilebulb",),
+}
+
+
+@dataclass(frozen=True)
+class NamesFile:
+    """What a names file says.
+
+    Attributes:
+        source: where it was read, for messages.
+        structures: structure to its spellings, in the order of their labels 1, 2, ...
+        ignore: spellings that are not imported; `*` stands for anything.
+        absent: structure to cases, patients or series that hold none.
+        match_case: whether capital and small letters differ.
+        undecided: spellings that are not sorted yet.
+    """
+
+    source: str
+    structures: dict[str, tuple[str, ...]]
+    ignore: tuple[str, ...] = ()
+    absent: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    match_case: bool = True
+    undecided: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Structure to its value in the label files."""
+        return {name: value for value, name in enumerate(self.structures, start=1)}
+
+    def structure_of(self, spelling: str) -> str | None:
+        """Return the structure that a spelling means; None where it means none."""
+        wanted = self._key(spelling)
+        for name, spellings in self.structures.items():
+            if wanted in map(self._key, spellings):
+                return name
+        return None
+
+    def ignores(self, spelling: str) -> bool:
+        """Tell whether a spelling is not to be imported. One that means a structure is, whatever `*` covers."""
+        if self.structure_of(spelling) is not None:
+            return False
+        return any(
+            re.fullmatch(re.escape(self._key(pattern)).replace(r"\*", ".*"), self._key(spelling)) is not None
+            for pattern in self.ignore
+        )
+
+    def _key(self, spelling: str) -> str:
+        text = " ".join(spelling.split())
+        return text if self.match_case else text.casefold()
+
+
+def read_names(path: Path) -> NamesFile:
+    """Read a names file.
+
+    Raises:
+        InputError: not YAML, no structure, a field of another kind, or a spelling that is there twice.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: expected lines such as 'prostate: [Prostate, PROSTATE]'; --list-names prints them"
+        )
+    match_case = content.get("match_case", True)
+    if not isinstance(match_case, bool):
+        raise InputError(f"{path}: match_case is {match_case!r}, expected true or false")
+    absent = content.get("absent") or {}
+    if not isinstance(absent, dict):
+        raise InputError(f"{path}: absent is {absent!r}, expected an object of structure to cases")
+    names = NamesFile(
+        source=str(path),
+        structures={str(k): _spellings(path, k, v) for k, v in content.items() if k not in RESERVED},
+        ignore=_spellings(path, "ignore", content.get("ignore")),
+        absent={str(k): _spellings(path, f"absent.{k}", v) for k, v in absent.items()},
+        match_case=match_case,
+        undecided=_spellings(path, "undecided", content.get("undecided")),
+    )
+    _check(path, names)
+    return names
+
+
+def _spellings(path: Path, name: Hashable, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        value = [value]
+    for text in value:
+        # The value of a label is a number; anything else that is no text was meant as one: NO, Y, 1.5.
+        if isinstance(text, bool) or not isinstance(text, str | int):
+            raise InputError(f"{path}: {name} has the spelling {text!r}, which is no text; put it in quotes")
+    return tuple(str(text) for text in value)
+
+
+def _check(path: Path, names: NamesFile) -> None:
+    if not names.structures:
+        raise InputError(f"{path}: names no structure; expected lines such as 'prostate: [Prostate, PROSTATE]'")
+    for name, spellings in names.structures.items():
+        if name in TAKEN or name != name.strip() or not name:
+            raise InputError(f"{path}: a structure cannot be named {name!r}; choose another name")
+        if not spellings:
+            raise InputError(f"{path}: {name} has no spelling; list those of its name, or take it out")
+    places: dict[str, tuple[str, str]] = {}
+    lists = [*names.structures.items(), ("ignore", names.ignore), ("undecided", names.undecided)]
+    for name, spellings in lists:
+        for spelling in spellings:
+            key = names._key(spelling)
+            before = places.get(key)
+            if before is not None:
+                how = (
+                    ""
+                    if before[1] == spelling
+                    else f" (as {before[1]!r}, which is the same with match_case: false)"
+                )
+                raise InputError(
+                    f"{path}: spelling {spelling!r} is under {before[0]} and under {name}{how}; keep one"
+                )
+            places[key] = name, spelling
+    for name in names.absent:
+        if name not in names.structures:
+            raise InputError(f"{path}: absent names {name!r}, expected one of {', '.join(names.structures)}")
+
+
+@dataclass(frozen=True)
+class SpellingCount:
+    """How often a structure's name occurs.
+
+    Attributes:
+        spelling: the name.
+        cases: in how many cases.
+        undrawn: in how many of these nothing is drawn.
+        loose: in how many structure sets without a scan, which are not among the cases.
+        loose_undrawn: in how many of these nothing is drawn.
+    """
+
+    spelling: str
+    cases: int
+    undrawn: int
+    loose: int
+    loose_undrawn: int
+
+
+def skeleton(counts: Sequence[SpellingCount], n_cases: int) -> str:
+    """Return a names file to be completed: plain spellings in their place, all others under `undecided`."""
+    placed: dict[str, list[SpellingCount]] = {}
+    for count in counts:
+        letters = re.sub(r"[^a-z]", "", count.spelling.lower())
+        name = next((name for name, known in GUESSES.items() if letters in known), "undecided")
+        placed.setdefault(name, []).append(count)
+    order = sorted(placed, key=lambda name: [*GUESSES, "undecided"].index(name))
+    lines = [
+        f"# {plural(n_cases, 'case')}, {plural(len(counts), 'spelling')}. Move what stands under undecided to a",
+        "# structure, as prostate: [Prostate, PROSTATE], or to ignore. Where two overlap the first has the voxel.",
+    ]
+    for name in order:
+        lines.append(f"{name}:")
+        for count in placed[name]:
+            lines.append(f"  - {json.dumps(count.spelling, ensure_ascii=False)}  # {_counted(count)}")
+    return "\n".join([*lines, "ignore: []", ""])
+
+
+def _counted(count: SpellingCount) -> str:
+    text = plural(count.cases, "case")
+    if count.undrawn:
+        text += f", {count.undrawn} with nothing drawn"
+    if count.loose:
+        text += f"; {plural(count.loose, 'structure set')} without a scan"
+    if count.loose_undrawn:
+        text += f", {count.loose_undrawn} with nothing drawn"
+    return text
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Name a few, for a message."""
+    ordered = list(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which no key may be there twice: the second would replace the first without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if key.value in keys:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is there twice; join the two", key.start_mark
+                )
+            keys.add(key.value)
+        content: Mapping[Hashable, Any] = super().construct_mapping(node, deep)
+        return dict(content)

@@ -1,0 +1,134 @@
+"""What every layout offers: cases that are not read yet, and what is known of them without reading."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metricunet.cohort.importing.privacy import hashed
+from metricunet.volume import Volume
+
+Progress = Callable[[int, int], None]
+Bars = Callable[[str], Progress]
+
+#: What a source says of a structure in a case. `contoured`: there is a mask. `absent`: the source speaks of every
+#: voxel and none is of it. `not contoured`: nothing was drawn. `unusable`: something was, and cannot be used.
+Status = Literal["contoured", "absent", "not contoured", "unusable"]
+Split = Literal["Tr", "Ts"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A structure of one case, as its source names it.
+
+    Attributes:
+        spelling: the name there.
+        place: where it is, for messages: the file, and the structure in it.
+        drawn: False where the source names it and holds nothing of it.
+        key: what the source finds it by.
+    """
+
+    spelling: str
+    place: str
+    drawn: bool = True
+    key: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A structure as read: its mask on the scan's grid, or the reason why there is none."""
+
+    named: Named
+    status: Status
+    mask: NDArray[np.bool_] | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class SourceCase(ABC):
+    """A scan that may become a case.
+
+    Attributes:
+        identity: what it is known by at its source.
+        origin: what tells it from the like of other sources; empty where the identity is unique in the world.
+        patient: a hash that tells patients apart.
+        place: file or folder, for messages.
+        structures: as named at the source.
+        files: all that it is read from.
+        split: `Tr` to train on, `Ts` to keep for testing.
+        notes: what is odd about it.
+    """
+
+    identity: str
+    origin: str = ""
+    patient: str
+    place: str
+    structures: tuple[Named, ...]
+    files: tuple[Path, ...]
+    split: Split = "Tr"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The case's name in the cohort: 12 hex digits."""
+        return hashed(self.origin, self.identity) if self.origin else hashed(self.identity)
+
+    @abstractmethod
+    def read_image(self) -> Volume:
+        """Read the scan in HU.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+
+    @abstractmethod
+    def read_regions(self, wanted: Sequence[Named], image: Volume) -> Iterator[Region]:
+        """Read structures, in the order asked for, on the scan's grid.
+
+        Raises:
+            InputError: a file that cannot be read or does not fit the scan.
+        """
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What does not become a case, and why.
+
+    Attributes:
+        what: an identifier, or a file.
+        reason: one line.
+        refused: it failed a check, rather than that nothing in it was asked for.
+        files: how many it consists of.
+    """
+
+    what: str
+    reason: str
+    refused: bool = True
+    files: int = 1
+
+
+@dataclass
+class Found:
+    """What a folder holds.
+
+    Attributes:
+        layout: how it is laid out.
+        cases: that may be imported.
+        left_out: and what cannot.
+        loose: structures that are named in files without a scan; they are listed, never imported.
+        trained_on: what the source says of itself, such as `synthetic`.
+        notes: what a user of the cohort has to know.
+    """
+
+    layout: str
+    cases: list[SourceCase] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    loose: list[Named] = field(default_factory=list)
+    trained_on: str | None = None
+    notes: list[str] = field(default_factory=list)

@@ -1,0 +1,89 @@
+"""Opening DICOM files that may be anything: what their lengths announce is taken only where it is there.
+
+pydicom asks a file for as many bytes as a header says, unpacks whatever a deflated data set unpacks to, and lets
+any element hold sequences within sequences.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.datadict import dictionary_VR
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+#: A deflated data set may unpack to this many bytes; a structure set of a whole body takes a fifth of it.
+MOST_UNPACKED = 1 << 28
+#: Reads of fewer bytes than this are not looked at.
+SMALL_READ = 1 << 16
+
+
+class DicomHandle(io.BufferedReader):
+    """A file open for pydicom, which never gives more than it has, nor more than can be unpacked."""
+
+    def __init__(self, path: Path) -> None:
+        raw = io.FileIO(path)
+        super().__init__(raw)
+        self._size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read bytes; without a size, the rest of the file.
+
+        Raises:
+            ValueError: the rest is what only a deflated data set is read by, and unpacks to too much.
+        """
+        if size is None or size < 0:
+            rest = super().read()
+            _check_unpacked(rest)
+            return rest
+        # Python makes room for all that is asked for before it reads.
+        return super().read(size if size < SMALL_READ else min(size, max(0, self._size - self.tell())))
+
+
+def read_dataset(path: Path, **options: Any) -> Dataset:
+    """Read a DICOM file as `pydicom.dcmread` does, with its options.
+
+    Raises:
+        ValueError: a deflated data set that unpacks to too much, or an element that is a sequence and must not be.
+        Exception: whatever pydicom raises for a damaged file.
+    """
+    with DicomHandle(path) as handle:
+        return parsed(handle, **options)
+
+
+def parsed(handle: DicomHandle, **options: Any) -> Dataset:
+    """The same from an open file, which is left where pydicom stopped reading."""
+    dataset = pydicom.dcmread(handle, **options)
+    for tag in dataset.keys():  # noqa: SIM118 - the elements themselves would be converted
+        element = dataset.get_item(tag)
+        if element is not None and element.VR == "SQ" and not _may_be_sequence(int(tag)):
+            raise ValueError(f"{pydicom.datadict.keyword_for_tag(tag) or tag} is a sequence")
+    return dataset
+
+
+def plain_text(dataset: Dataset, keyword: str) -> str:
+    """An element's value as text; empty where there is none, or a sequence, whose text has no end."""
+    value = dataset.get(keyword)
+    return "" if value is None or isinstance(value, Sequence | Dataset) else str(value)
+
+
+def _check_unpacked(packed: bytes) -> None:
+    unpacker = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+    count, piece = 0, packed
+    while piece and not unpacker.eof:
+        count += len(unpacker.decompress(piece, 1 << 20))
+        piece = unpacker.unconsumed_tail
+        if count > MOST_UNPACKED:
+            raise ValueError(f"its deflated data set unpacks to more than {MOST_UNPACKED >> 20} MiB")
+
+
+def _may_be_sequence(tag: int) -> bool:
+    try:
+        return dictionary_VR(tag) == "SQ"
+    except KeyError:
+        return True  # private, or of a later edition: nothing that is read here

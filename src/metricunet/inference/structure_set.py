@@ -1,0 +1,198 @@
+"""From a prediction to the structures of a DICOM structure set or segmentation, drawn as the user chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metricunet.errors import InputError
+from metricunet.files.dicom import CtSeries
+from metricunet.files.record import sha256
+from metricunet.files.rtstruct import (
+    Holes,
+    Outline,
+    Structure,
+    WrittenStructure,
+    add_to_rtstruct,
+    check_addable,
+    write_rtstruct,
+)
+from metricunet.files.rtstruct_outlines import LARGEST_SMOOTHING_MM, Style
+from metricunet.volume import Geometry, Volume
+
+if TYPE_CHECKING:
+    from metricunet.inference.predictor import Prediction, Predictor
+
+#: Colours of structures in planning systems, in their order; told apart also by the colour-blind.
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0))
+#: What follows the standard name. Planning systems show names of 16 characters: Prostate^autosyn has as many.
+MARK, SYNTHETIC_MARK = "^auto", "^autosyn"
+LABEL, SYNTHETIC_LABEL = "metricunet auto", "synthetic auto"
+
+
+@dataclass(frozen=True)
+class ContourOptions:
+    """How the structure set is drawn, and whether it is added to another one.
+
+    Attributes:
+        contours: "surface" draws where the probability is one half, "voxel" along voxels' edges.
+        holes: "keep", "close", or "keyhole" (joined to the outline around them).
+        smooth: smooth the contours, no point of them by more than `LARGEST_SMOOTHING_MM`.
+        add_to: a structure set of the same scan, whose structures the new one begins with.
+
+    Raises:
+        InputError: contours or holes that there are not.
+    """
+
+    contours: Outline = "surface"
+    holes: Holes = "keep"
+    smooth: bool = False
+    add_to: Path | None = None
+
+    def __post_init__(self) -> None:
+        Style(self.contours, self.holes, self.smoothing_mm)
+
+    @property
+    def smoothing_mm(self) -> float:
+        """How far smoothing may move a contour; 0 for none."""
+        return LARGEST_SMOOTHING_MM if self.smooth else 0.0
+
+    def key(self) -> dict[str, Any]:
+        """Return what the contours depend on beside the prediction."""
+        return {
+            "contours": self.contours,
+            "holes": self.holes,
+            "smoothing_mm": self.smoothing_mm,
+            "added_to_sha256": None if self.add_to is None else sha256([self.add_to]),
+        }
+
+    def check(self, cases: Sequence[CtSeries | None], written: Path | None) -> None:
+        """Refuse, before any work, options that cannot be followed.
+
+        Args:
+            cases: the series of each case, None for a case that is none.
+            written: the structure set to be written, of a single case; None where none is asked for.
+
+        Raises:
+            InputError: options for a structure set that is not asked for, or a set that cannot be added to.
+        """
+        if written is None:
+            if self != ContourOptions():
+                raise InputError(
+                    "--contours, --smooth, --holes and --add-to shape a structure set, and none is asked for; "
+                    "add rtstruct to --format"
+                )
+            return
+        if self.add_to is None:
+            return
+        if len(cases) != 1 or cases[0] is None:
+            raise InputError(
+                f"--add-to {self.add_to} is for one DICOM series, and {len(cases)} scans are given; "
+                "choose one with --series"
+            )
+        if not self.add_to.is_file():
+            raise InputError(f"{self.add_to}: no such file; expected the structure set to add to")
+        if written.exists() and written.samefile(self.add_to):
+            raise InputError(
+                f"{written}: is the structure set to add to, and would be overwritten; choose another -o"
+            )
+        check_addable(self.add_to, cases[0])
+
+
+def description_of(predictor: Predictor) -> str:
+    """Return what every DICOM object says of how its structures were made."""
+    words = f"Made by metricunet {version('metricunet')}, not reviewed. Research use only."
+    return f"{words} Model trained on synthetic scans only." if predictor.synthetic else words
+
+
+def structures_of(
+    prediction: Prediction, predictor: Predictor, present: Mapping[str, object], surface: bool = True
+) -> dict[str, Structure]:
+    """Return the structures of a prediction by their names in the model.
+
+    Args:
+        prediction: with a mask.
+        predictor: that made it.
+        present: names of the structures that have a voxel.
+        surface: whether they shall have the probability that a sub-voxel outline needs.
+    """
+    assert prediction.labels is not None
+    card, labels = predictor.card, prediction.labels
+    mark = SYNTHETIC_MARK if predictor.synthetic else MARK
+    return {
+        name: Structure(
+            name=f"{card.tg263[name]}{mark}",
+            mask=labels.with_array(labels.array == value),
+            colour=COLOURS[k % len(COLOURS)],
+            probability=_surface(prediction, k, value, labels.geometry) if surface else None,
+        )
+        for k, (name, value) in enumerate(card.labels.items())
+        if name in present
+    }
+
+
+def write_structure_set(
+    path: Path,
+    series: CtSeries,
+    structures: Mapping[str, Structure],
+    options: ContourOptions,
+    *,
+    description: str,
+    synthetic: bool,
+) -> dict[str, dict[str, Any]]:
+    """Write a structure set, or another one with the structures added.
+
+    A name that the other set has already gets a number, as in Prostate^auto_2.
+
+    Returns:
+        For each structure what was written of it, as `CASE.quality.json` tells it.
+    """
+    drawing: dict[str, Any] = {
+        "description": description,
+        "outline": options.contours,
+        "holes": options.holes,
+        "smoothing_mm": options.smoothing_mm,
+    }
+    members = list(structures.values())
+    if options.add_to is not None:
+        done = add_to_rtstruct(options.add_to, path, series, members, on_clash="suffix", **drawing)
+    else:
+        name = "Machine-made, not reviewed"
+        if synthetic:
+            name += ", trained on synthetic scans"
+        label = SYNTHETIC_LABEL if synthetic else LABEL
+        done = write_rtstruct(path, series, members, label=label, set_name=name, **drawing)
+    return {name: _reported(written) for name, written in zip(structures, done, strict=True)}
+
+
+def _reported(written: WrittenStructure) -> dict[str, Any]:
+    digits = {"volume_ml": 3, "mask_volume_ml": 3, "smoothing_change_ml": 3}
+    content = {k: round(v, digits[k]) if k in digits else v for k, v in asdict(written).items()}
+    change = written.smoothing_change_ml
+    before = written.volume_ml - change
+    content["smoothing_change_percent"] = round(100 * change / before, 2) if before else 0.0
+    return content
+
+
+def _surface(prediction: Prediction, structure: int, value: int, grid: Geometry) -> Volume:
+    """Return the probability of a structure on the part of the scan's own grid that it lies on.
+
+    The part has a voxel more on each side, as far as stage 2 looked: between those and the mask the surface runs.
+    """
+    from metricunet.inference.masks import border_probability, box_of
+
+    region, shares = prediction.region, prediction.shares
+    assert region is not None
+    assert shares is not None
+    box = box_of(region.array == value)
+    assert box is not None
+    sides = zip(box, region.array.shape, strict=True)
+    wide = tuple(slice(max(0, part.start - 1), min(n, part.stop + 1)) for part, n in sides)
+    field = border_probability(shares[(slice(None), *wide)], structure)
+    part = Volume(np.ascontiguousarray(field), region.geometry.crop([w.start for w in wide], field.shape))
+    return part.reordered(*part.geometry.axes_to(grid))

@@ -1,0 +1,258 @@
+"""Pictures of what a study came to, drawn from its tables alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from metricunet.evaluation.features import FEATURE_NAMES
+from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
+from metricunet.files.atomic import written_whole
+from metricunet.study.comparisons import ARM, CONTROL, Compared
+from metricunet.study.conclusions import Conclusions
+from metricunet.study.data import TRUTH
+from metricunet.study.results import DEFINITIONS
+from metricunet.volume import FloatArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DIFFERENCES, ARMS, SMOOTHNESS, FEATURES = "differences.png", "arms.png", "smoothness.png", "features.png"
+#: Told apart by people with any colour vision (Okabe and Ito's palette).
+BETTER, WORSE, NEUTRAL, SEED, PAIR = "#009e73", "#d55e00", "#7f7f7f", "#56b4e9", "#0072b2"
+DPI = 110
+#: An axis of differences reaches this many times as far as this share of them, and no further.
+OUTER, USUAL_SHARE = 2.0, 0.97
+#: Points of one line of cases lie in a band of this height.
+SPREAD = 0.5
+
+
+def draw_figures(conclusions: Conclusions, folder: Path) -> tuple[Path, ...]:
+    """Draw the pictures for which there are numbers, and return their files.
+
+    `differences.png`: what every case gains in each pair; `arms.png`: every comparison with its interval;
+    `smoothness.png` and `features.png`: how the cases of each arm are spread.
+
+    Args:
+        conclusions: of the study.
+        folder: for the pictures.
+    """
+    primary = conclusions.plan.content.measures.primary
+    drawn = [
+        _differences(conclusions, primary, folder / DIFFERENCES),
+        _arms(conclusions, (*primary, *SMOOTHNESS_NAMES[:2], *FEATURE_NAMES[:1]), folder / ARMS),
+        _spread(conclusions, SMOOTHNESS_NAMES, folder / SMOOTHNESS, "as smooth as the true shape"),
+        _spread(conclusions, FEATURE_NAMES, folder / FEATURES, None),
+    ]
+    return tuple(path for path in drawn if path is not None)
+
+
+def _differences(conclusions: Conclusions, measures: Sequence[str], path: Path) -> Path | None:
+    """Draw each pair's differences, a bar a case and a point a seed, from the worst case to the best."""
+    target = conclusions.plan.base.target
+    pairs = conclusions.plan.content.pairs
+    roles = [role for place in pairs for role in (place, f"{place} {CONTROL}")]
+    rows: list[list[Compared]] = []
+    told: set[tuple[str, str]] = set()
+    for role in roles:
+        asked = [conclusions.comparisons.find(role, measure, target) for measure in measures]
+        found = [one for one in asked if one is not None]
+        if len(found) == len(measures) and (key := (found[0].contrast.arm_a, found[0].contrast.arm_b)) not in told:
+            told.add(key)
+            rows.append(found)
+    if not rows:
+        return None
+    figure = _figure(4.6 * len(measures), 2.5 * len(rows))
+    panels = figure.subplots(len(rows), len(measures), squeeze=False)
+    for row, across in zip(rows, panels, strict=True):
+        for one, panel in zip(row, across, strict=True):
+            _sorted_cases(panel, one)
+    _save(figure, path)
+    return path
+
+
+def _sorted_cases(panel: Axes, one: Compared) -> None:
+    c = one.comparison
+    difference = _aligned(one)
+    counts = np.count_nonzero(~np.isnan(difference), axis=0)
+    mean = np.where(counts > 0, np.nansum(difference, axis=0) / np.maximum(counts, 1), np.nan)
+    order = np.argsort(c.sign * np.where(counts > 0, mean, 0.0), kind="stable")
+    order = order[counts[order] > 0]
+    place = np.arange(len(order))
+    colours = [BETTER if c.sign * v > 0 else WORSE if c.sign * v < 0 else NEUTRAL for v in mean[order]]
+    panel.bar(place, mean[order], width=1.0, color=colours, alpha=0.55, linewidth=0)
+    for row in difference:
+        panel.plot(place, row[order], ".", markersize=2.5, color="black", alpha=0.35, markeredgewidth=0)
+    panel.axhline(0, color="black", linewidth=0.8)
+    if c.difference is not None:
+        panel.axhline(c.difference, color=PAIR, linewidth=1.4)
+        if c.interval is not None:
+            panel.axhspan(c.interval.low, c.interval.high, color=PAIR, alpha=0.18, linewidth=0)
+    panel.set_title(one.contrast.title, fontsize=9)
+    unit = f" [{c.unit}]" if c.unit else ""
+    panel.set_ylabel(
+        f"difference in {c.title}{unit},\n{'above' if c.sign > 0 else 'below'} 0 is better", fontsize=8
+    )
+    without = len(mean) - len(order)
+    lost = f"; {without} without a value in both" if without else ""
+    missed = f"; missed: {c.missed_a} and {c.missed_b}" if c.missed_a or c.missed_b else ""
+    panel.set_xlabel(
+        f"{len(order)} cases, worst first{lost}{missed}\nline: mean and 95 % interval; points: seeds", fontsize=8
+    )
+    panel.set_xticks([])
+    panel.margins(x=0.01)
+    _cut_off(panel, mean[order], difference[:, order])
+    _bare(panel)
+
+
+def _cut_off(panel: Axes, mean: FloatArray, difference: FloatArray) -> None:
+    """Keep far cases, such as missed ones, from flattening all others: those beyond the frame are marked."""
+    if not len(mean):
+        return
+    reach = OUTER * float(np.nanquantile(np.abs(difference), USUAL_SHARE))
+    if reach <= 0 or np.nanmax(np.abs(difference)) <= reach:
+        return
+    panel.set_ylim(-reach, reach)
+    for place, value in enumerate(mean):
+        if abs(value) > reach:
+            above = 1 if value > 0 else -1
+            panel.plot([place], [0.94 * above * reach], "^" if above > 0 else "v", color="black", markersize=5)
+            panel.annotate(
+                f"{value:+.2f}",
+                (place, 0.94 * above * reach),
+                xytext=(6 if place < len(mean) / 2 else -6, 0),
+                textcoords="offset points",
+                ha="left" if place < len(mean) / 2 else "right",
+                va="center",
+                fontsize=7,
+            )
+
+
+def _arms(conclusions: Conclusions, measures: Sequence[str], path: Path) -> Path | None:
+    """Draw every comparison with its interval, a line for each two arms."""
+    target = conclusions.plan.base.target
+    told: dict[tuple[str, str], dict[str, Compared]] = {}
+    for one in conclusions.comparisons.compared:
+        if one.reference == TRUTH and one.structure in (target, None) and one.measure in measures:
+            told.setdefault((one.contrast.arm_a, one.contrast.arm_b), {}).setdefault(one.measure, one)
+    if not told:
+        return None
+    shown = [m for m in measures if any(m in line for line in told.values())]
+    figure = _figure(1.8 + 2.7 * len(shown), 1.3 + 0.34 * len(told))
+    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    for measure, panel in zip(shown, panels, strict=True):
+        panel.axvline(0, color="black", linewidth=0.8)
+        for y, line in enumerate(told.values()):
+            if measure in line:
+                _interval(panel, y, line[measure])
+        d = DEFINITIONS[measure]
+        better = "right" if any(m.comparison.better == "higher" for m in _of(told, measure)) else "left"
+        panel.set_xlabel(f"{d.title}{f' [{d.unit}]' if d.unit else ''}\nbetter to the {better}", fontsize=8)
+        _bare(panel)
+        panel.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(told)), [next(iter(line.values())).contrast.title for line in told.values()])
+    panels[0].set_ylim(len(told) - 0.5, -0.5)
+    figure.suptitle("Difference of two arms: mean, 95 % interval over cases and seeds, and each seed", fontsize=9)
+    _save(figure, path)
+    return path
+
+
+def _of(told: dict[tuple[str, str], dict[str, Compared]], measure: str) -> list[Compared]:
+    return [line[measure] for line in told.values() if measure in line]
+
+
+def _interval(panel: Axes, y: int, one: Compared) -> None:
+    c = one.comparison
+    colour = NEUTRAL if one.contrast.role == ARM else PAIR
+    seeds = [d for d in c.difference_of_seed if d is not None]
+    panel.plot(seeds, [y] * len(seeds), "|", color=SEED, markersize=9, markeredgewidth=1.5)
+    if c.difference is not None:
+        panel.plot([c.difference], [y], "o", color=colour, markersize=5)
+        if c.interval is not None:
+            panel.plot([c.interval.low, c.interval.high], [y, y], color=colour, linewidth=1.8)
+
+
+def _spread(conclusions: Conclusions, measures: Sequence[str], path: Path, zero: str | None) -> Path | None:
+    """Draw how the cases of each arm are spread: a point a case (mean of its seeds), quartiles and mean.
+
+    Args:
+        conclusions: of the study.
+        measures: a panel each.
+        path: of the PNG.
+        zero: what a value of 0 means, if that is worth a line.
+    """
+    target = conclusions.plan.base.target
+    values: dict[str, dict[str, FloatArray]] = {}
+    for arm in conclusions.results.arms:
+        for measure in measures:
+            scores = conclusions.results.scores(arm, measure, target)
+            if scores is not None and (of_case := _case_means(scores.values)).size:
+                values.setdefault(arm, {})[measure] = of_case
+    if not values:
+        return None
+    figure = _figure(1.6 + 3.0 * len(measures), 1.2 + 0.5 * len(values))
+    panels = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
+    for measure, panel in zip(measures, panels, strict=True):
+        if zero is not None:
+            panel.axvline(0, color=WORSE, linewidth=1.0, linestyle="--")
+        for y, own in enumerate(values.values()):
+            if measure in own:
+                _strip(panel, y, own[measure])
+        d = DEFINITIONS[measure]
+        panel.set_xlabel(f"{d.title}{f' [{d.unit}]' if d.unit else ''}", fontsize=8)
+        _bare(panel)
+        panel.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(values)), list(values))
+    panels[0].set_ylim(len(values) - 0.5, -0.5)
+    line = f"; dashed: {zero}" if zero is not None else ""
+    figure.suptitle(f"A point a case, mean of its seeds; bar: quartiles; diamond: mean{line}", fontsize=9)
+    _save(figure, path)
+    return path
+
+
+def _strip(panel: Axes, y: int, values: FloatArray) -> None:
+    # Neighbours in rank lie apart (golden-ratio sequence).
+    apart = (np.arange(len(values)) * 0.6180339887498949 % 1 - 0.5) * SPREAD
+    panel.plot(np.sort(values), y + apart, ".", color=SEED, markersize=4, alpha=0.7, markeredgewidth=0)
+    first, middle, third = np.percentile(values, (25, 50, 75))
+    panel.plot([first, third], [y, y], color=PAIR, linewidth=3.5, solid_capstyle="butt", alpha=0.8)
+    panel.plot([middle], [y], "|", color="white", markersize=5, markeredgewidth=1.2)
+    panel.plot([values.mean()], [y], "D", color="black", markersize=4)
+
+
+def _case_means(values: FloatArray) -> FloatArray:
+    """Return the mean of each case over the seeds that have a value; cases without any are left out."""
+    found = ~np.isnan(values)
+    counts = found.sum(axis=0)
+    sums = np.where(found, values, 0.0).sum(axis=0)
+    return np.asarray(sums[counts > 0] / counts[counts > 0], dtype=np.float64)
+
+
+def _aligned(one: Compared) -> FloatArray:
+    """Return B - A [seeds, cases] of the seeds that both arms have, in the order of A's cases."""
+    seeds, cases = one.comparison.seeds, one.a.cases
+    a, b = (
+        s.values[np.ix_([s.seeds.index(seed) for seed in seeds], [s.cases.index(case) for case in cases])]
+        for s in (one.a, one.b)
+    )
+    return np.asarray(b - a, dtype=np.float64)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=DPI)
+
+
+def _bare(panel: Axes) -> None:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png")

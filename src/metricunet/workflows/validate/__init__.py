@@ -1,0 +1,1 @@
+"""Validation on the user's own installation: analytic shapes through every door and back, with tolerances."""

@@ -1,0 +1,246 @@
+"""Structure sets through the door: along voxels' edges, between voxels, smoothed, with holes.
+
+Contours are read from the file by pydicom alone and measured here; masks are what the package reads back.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from metricunet.files.rtstruct import Structure, read_rtstruct, write_rtstruct
+from metricunet.volume import FloatArray
+from metricunet.workflows.validate.checks import Check, Finding
+from metricunet.workflows.validate.shapes import Shape
+from metricunet.workflows.validate.subjects import HALF, ISLAND, Site
+
+DESCRIPTION = "Analytic shape, made by metricunet validate. Not a patient."
+VOXEL_EDGES, BETWEEN, SMOOTH = "voxel-edges.rtstruct.dcm", "sub-voxel.rtstruct.dcm", "smoothed.rtstruct.dcm"
+VOLUME_TOLERANCE_PERCENT = 0.5
+CURVE_TOLERANCE_PIXELS = 0.1
+SMOOTHING_MM = 0.5
+#: Coordinates are written with six decimals.
+WRITTEN_TOLERANCE_MM = 0.001
+#: Contours are measured at points this far apart along them.
+STEP_MM = 0.2
+VOXELS = "voxels that differ"
+HOLED = "shell with a hole"
+
+
+def voxel_edges(sites: Sequence[Site]) -> Iterator[Check]:
+    """Contours along voxels' edges: the mask comes back, and the contours hold it."""
+    group = "RTSTRUCT, voxel edges"
+    masks, areas, corners, planes = [], [], [], []
+    for site in sites:
+        path = site.folder / VOXEL_EDGES
+        write_rtstruct(path, site.series, site.structures, description=DESCRIPTION, outline="voxel")
+        masks += _masks(path, site)
+        areas += _volumes(path, site, site.plan.shapes)
+        corners.append(Finding(site.plan.name, _off_corners_mm(path, site)))
+        planes.append(Finding(site.plan.name, _misplaced(path, site)))
+    yield Check(group, "Mask out and in", VOXELS, "", 0, tuple(masks))
+    yield _volume_check(group, "Contours' volume", areas)
+    yield Check(
+        group, "Points on the corners of voxels", "off a corner", "mm", WRITTEN_TOLERANCE_MM, tuple(corners)
+    )
+    yield Check(group, "Plane and image that contours name", "contours elsewhere", "", 0, tuple(planes))
+
+
+def between_voxels(sites: Sequence[Site]) -> Iterator[Check]:
+    """Contours on the surface of a partial-volume field: on the analytic curve, and the mask still comes back."""
+    group = "RTSTRUCT, sub-voxel"
+    masks, volumes, curves, planes = [], [], [], []
+    for site in sites:
+        path = site.folder / BETWEEN
+        write_rtstruct(path, site.series, site.structures, description=DESCRIPTION)
+        masks += _masks(path, site)
+        # Of one voxel a linear field makes a diamond of half the area: its mask counts alone.
+        shapes = [shape for shape in site.plan.shapes if shape.name != ISLAND]
+        volumes += _volumes(path, site, shapes)
+        contours = contours_of(path)
+        for shape in shapes:
+            off = np.concatenate([_off_curve_mm(points, shape) for _, points in contours[shape.name]])
+            off /= site.plan.smaller_pixel_mm
+            curves.append(Finding(site.at(shape), float(off.mean()), {"largest": float(off.max())}))
+        planes.append(Finding(site.plan.name, _misplaced(path, site)))
+    yield Check(group, "Mask out and in", VOXELS, "", 0, tuple(masks))
+    yield _volume_check(group, "Contours' volume", volumes)
+    yield Check(
+        group, "Contours on the analytic curve", "mean distance", "pixel", CURVE_TOLERANCE_PIXELS, tuple(curves)
+    )
+    yield Check(group, "Plane and image that contours name", "contours elsewhere", "", 0, tuple(planes))
+
+
+def smoothing(sites: Sequence[Site]) -> Iterator[Check]:
+    """Smoothed contours against those that they were made from."""
+    group = "RTSTRUCT, smoothed"
+    moves, volumes, said = [], [], []
+    for site in sites:
+        plain, smooth = site.folder / "plain.rtstruct.dcm", site.folder / SMOOTH
+        structures = [s for s in site.structures if s.name != ISLAND]
+        for path, limit_mm in ((plain, 0.0), (smooth, SMOOTHING_MM)):
+            done = write_rtstruct(
+                path, site.series, structures, description=DESCRIPTION, outline="voxel", smoothing_mm=limit_mm
+            )
+        before, after = contours_of(plain), contours_of(smooth)
+        plain.unlink()
+        for structure, told in zip(structures, done, strict=True):
+            pairs = list(zip(before[structure.name], after[structure.name], strict=True))
+            farthest = max(_apart_mm(new, old) for (_, old), (_, new) in pairs)
+            moves.append(Finding(site.at(structure.name), farthest))
+            was, now = (volume_ml(found[structure.name], site) for found in (before, after))
+            volumes.append(Finding(site.at(structure.name), 100 * (now / was - 1)))
+            said.append(Finding(site.at(structure.name), 1000 * (told.smoothing_change_ml - (now - was))))
+    yield Check(
+        group,
+        f"Smoothing of up to {SMOOTHING_MM:g} mm, largest move",
+        "distance",
+        "mm",
+        SMOOTHING_MM,
+        tuple(moves),
+    )
+    yield Check(group, "Its change of volume", "change", "%", VOLUME_TOLERANCE_PERCENT, tuple(volumes))
+    yield Check(group, "The change that the program tells", "difference", "mm³", 1.0, tuple(said))
+
+
+def holes(sites: Sequence[Site]) -> Iterator[Check]:
+    """A hole kept, joined by a keyhole, and closed."""
+    group = "RTSTRUCT, holes"
+    rows = (
+        ("keep", "A hole of its own contour comes back"),
+        ("keyhole", "A hole joined by a keyhole comes back"),
+        ("close", "A hole that is closed is filled"),
+    )
+    for way, name in rows:
+        found = []
+        for site in sites:
+            (shape,) = (s for s in site.plan.shapes if s.name == HOLED)
+            structure, path = site.structure(shape), site.folder / f"hole-{way}.rtstruct.dcm"
+            write_rtstruct(path, site.series, [structure], description=DESCRIPTION, holes=way)  # type: ignore[arg-type]
+            back = read_rtstruct(path, site.series).mask(HOLED, site.geometry).array != 0
+            meant = structure.mask.array
+            if way == "close":
+                meant = site.plan.share(Shape("whole", shape.parts[:1])) > HALF
+            found.append(Finding(site.plan.name, float(np.count_nonzero(back != meant))))
+        yield Check(group, name, VOXELS, "", 0, tuple(found))
+
+
+def contours_of(path: Path) -> dict[str, list[tuple[str, FloatArray]]]:
+    """Read contours by pydicom alone: for each ROI the image that each names, and its points in LPS mm."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(path)
+        names = {int(roi.ROINumber): str(roi.ROIName) for roi in dataset.StructureSetROISequence}
+        return {
+            names[int(item.ReferencedROINumber)]: [_contour(contour) for contour in item.ContourSequence]
+            for item in dataset.ROIContourSequence
+        }
+
+
+def volume_ml(contours: Sequence[tuple[str, FloatArray]], site: Site) -> float:
+    """The contours' areas by the shoelace formula, those of holes taken off, times the slice distance."""
+    signed = []
+    for _, points in contours:
+        x, y = (points - points[0])[:, :2].T
+        signed.append(float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2)
+    return abs(sum(signed)) * site.plan.slice_mm / 1000
+
+
+def masks_back(path: Path, site: Site) -> dict[str, NDArray[np.bool_]]:
+    """The masks that the package reads from a structure set, by name; empty where there is none."""
+    empty = np.zeros(site.geometry.shape, dtype=bool)
+    found = read_rtstruct(path, site.series).masks(site.geometry)
+    return {roi.name: empty if roi.mask is None else roi.mask.array != 0 for roi in found}
+
+
+def _contour(contour: Dataset) -> tuple[str, FloatArray]:
+    points = np.array([float(v) for v in contour.ContourData]).reshape(-1, 3)
+    return str(contour.ContourImageSequence[0].ReferencedSOPInstanceUID), points
+
+
+def _masks(path: Path, site: Site) -> list[Finding]:
+    back = masks_back(path, site)
+    return [
+        Finding(site.at(s.name), float(np.count_nonzero(back[s.name] != s.mask.array))) for s in site.structures
+    ]
+
+
+def _volumes(path: Path, site: Site, shapes: Sequence[Shape]) -> list[Finding]:
+    """Contours' volumes against the sums of the exact cross-sections; against the solid by the way."""
+    contours = contours_of(path)
+    z, _, _ = site.plan.grid.axes_mm()
+    found = []
+    for shape in shapes:
+        volume = volume_ml(contours[shape.name], site)
+        exact = shape.sections_ml(z, site.plan.slice_mm)
+        solid = 100 * (volume / shape.volume_ml - 1)
+        found.append(
+            Finding(
+                site.at(shape),
+                100 * (volume / exact - 1),
+                {"volume_ml": volume, "sections_ml": exact, "solid_ml": shape.volume_ml, "against_solid": solid},
+            )
+        )
+    return found
+
+
+def _volume_check(group: str, name: str, found: list[Finding]) -> Check:
+    return Check(group, name, "against sum of sections", "%", VOLUME_TOLERANCE_PERCENT, tuple(found))
+
+
+def _misplaced(path: Path, site: Site) -> float:
+    """Count contours that do not lie in the plane of the image that they name, by that image's own header."""
+    heights = {}
+    for file in (site.folder / "ct").iterdir():
+        header = pydicom.dcmread(file, specific_tags=["SOPInstanceUID", "ImagePositionPatient"])
+        heights[str(header.SOPInstanceUID)] = float(header.ImagePositionPatient[2])
+    wrong = 0
+    for contours in contours_of(path).values():
+        for uid, points in contours:
+            wrong += uid not in heights or bool(np.abs(points[:, 2] - heights[uid]).max() > WRITTEN_TOLERANCE_MM)
+    return float(wrong)
+
+
+def _off_corners_mm(path: Path, site: Site) -> float:
+    """How far points lie from the corners of voxels, halfway between the centres that the plan has."""
+    _, y, x = site.plan.grid.axes_mm()
+    points = np.concatenate([points for contours in contours_of(path).values() for _, points in contours])
+    off = []
+    for axis, centres in ((0, x), (1, y)):
+        step = centres[1] - centres[0]
+        place = (points[:, axis] - centres[0]) / step - 0.5
+        off.append(float(np.abs((place - np.round(place)) * step).max()))
+    return max(off)
+
+
+def _off_curve_mm(points: FloatArray, shape: Shape) -> FloatArray:
+    """Distances of a contour from the analytic curve, at even steps along it."""
+    return shape.distance_mm(_along(points)[:, :2], float(points[0, 2]))
+
+
+def _along(points: FloatArray) -> FloatArray:
+    """Points at even steps along a closed contour."""
+    closed = np.concatenate([points, points[:1]])
+    at = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(closed, axis=0), axis=1))])
+    steps = np.linspace(0, at[-1], max(16, int(at[-1] / STEP_MM)), endpoint=False)
+    return np.stack([np.interp(steps, at, closed[:, k]) for k in range(closed.shape[1])], axis=1)
+
+
+def _apart_mm(contour: FloatArray, other: FloatArray) -> float:
+    """How far any point of a contour lies from the nearest edge of another."""
+    points, begin = _along(contour)[:, None, :2], other[None, :, :2]
+    edge = np.roll(other, -1, axis=0)[None, :, :2] - begin
+    share = np.clip(((points - begin) * edge).sum(axis=-1) / np.maximum((edge**2).sum(axis=-1), 1e-30), 0, 1)
+    return float(np.linalg.norm(points - begin - share[..., None] * edge, axis=-1).min(axis=1).max())
+
+
+def structures_named(site: Site, *names: str) -> list[Structure]:
+    """The site's structures of these names, in this order."""
+    found = {structure.name: structure for structure in site.structures}
+    return [found[name] for name in names]

@@ -1,0 +1,115 @@
+"""Programs of others as judges, where they are installed: plastimatch reads contours, dciodvfy checks files."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metricunet.files.nifti import read_nifti
+from metricunet.workflows.validate.checks import Check, Finding
+from metricunet.workflows.validate.contours import BETWEEN, VOLUME_TOLERANCE_PERCENT, VOXEL_EDGES, VOXELS
+from metricunet.workflows.validate.subjects import Site
+
+PLASTIMATCH, DCIODVFY = "plastimatch", "dciodvfy"
+#: Debian's packages that bring them.
+PACKAGES = {PLASTIMATCH: "plastimatch", DCIODVFY: "dicom3tools"}
+#: A judge that takes longer than this for one file has stopped.
+PATIENCE_S = 600
+
+
+def by_plastimatch(sites: Sequence[Site]) -> Iterator[Check]:
+    """Let plastimatch fill both kinds of contours on the scan."""
+    group = "Read by plastimatch"
+    rows = (("Contours along voxel edges", VOXEL_EDGES), ("Sub-voxel contours", BETWEEN))
+    program = shutil.which(PLASTIMATCH)
+    volumes: list[Finding] = []
+    for name, file in rows:
+        if program is None:
+            yield _not_run(group, name, VOXELS, PLASTIMATCH)
+            continue
+        masks = []
+        for site in sites:
+            theirs = _filled(program, site.folder / file, site)
+            z, _, _ = site.plan.grid.axes_mm()
+            for shape, structure in site.each():
+                mask = theirs.get(shape.name)
+                if mask is None:
+                    masks.append(Finding(site.at(shape), float("nan")))
+                    continue
+                masks.append(Finding(site.at(shape), float(np.count_nonzero(mask != structure.mask.array))))
+                volume = mask.sum() * site.plan.slice_mm * site.plan.row_mm * site.plan.column_mm / 1000
+                exact = shape.sections_ml(z, site.plan.slice_mm)
+                volumes.append(Finding(site.at(shape), 100 * float(volume / exact - 1)))
+        yield Check(group, f"{name}: mask", VOXELS, "", 0, tuple(masks))
+    what = "against sum of sections"
+    if program is None:
+        yield _not_run(group, "Volume of its masks", what, PLASTIMATCH)
+    else:
+        yield Check(group, "Volume of its masks", what, "%", VOLUME_TOLERANCE_PERCENT, tuple(volumes))
+
+
+def by_dciodvfy(sites: Sequence[Site]) -> Iterator[Check]:
+    """Let dciodvfy look at every DICOM file that was written."""
+    group = "Checked by dciodvfy"
+    program = shutil.which(DCIODVFY)
+    kinds = (
+        ("Structure sets", "*.rtstruct.dcm"),
+        ("Segmentations", "*.seg.dcm"),
+        ("Scans and registrations of this run", "ct/*.dcm"),
+    )
+    for name, pattern in kinds:
+        if program is None:
+            yield _not_run(group, name, "errors", DCIODVFY)
+            continue
+        found = []
+        for site in sites:
+            files = sorted(site.folder.rglob(pattern))
+            if pattern.startswith("ct"):
+                files += sorted(site.folder.glob("*.reg.dcm"))
+            errors = [len(_errors(program, path)) for path in files]
+            found.append(Finding(site.plan.name, float(sum(errors)), {"files": float(len(files))}))
+        count = round(sum((f.details or {})["files"] for f in found))
+        yield Check(group, f"{name}, {count} files", "errors", "", 0, tuple(found))
+
+
+def version_of(program: str) -> str | None:
+    """Return what an installed judge says of its version, or `installed`; None where it is not installed."""
+    path = shutil.which(program)
+    if path is None:
+        return None
+    if program != PLASTIMATCH:
+        return "installed"
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, errors="replace", check=False)
+    return (done.stdout + done.stderr).strip().splitlines()[0] if done.stdout + done.stderr else "installed"
+
+
+def _not_run(group: str, name: str, measured: str, program: str) -> Check:
+    reason = f"{program} is not installed (Debian: {PACKAGES[program]})"
+    return Check(group, name, measured, "", 0, reason=reason, ran=False)
+
+
+def _filled(program: str, contours: Path, site: Site) -> dict[str, NDArray[np.bool_]]:
+    """Masks on the scan's grid by name."""
+    output = site.folder / "plastimatch"
+    command = [program, "convert", "--input", contours, "--referenced-ct", site.folder / "ct", "--xor-contours"]
+    command += ["--output-prefix", output, "--prefix-format", "nii.gz"]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=PATIENCE_S)
+    names = {shape.name.replace(" ", "_"): shape.name for shape in site.plan.shapes}
+    masks = {}
+    for path in output.iterdir():
+        name = path.name.removesuffix(".nii.gz")
+        masks[names.get(name, name)] = read_nifti(path).reordered_like(site.geometry).array != 0
+    shutil.rmtree(output)
+    return masks
+
+
+def _errors(program: str, path: Path) -> list[str]:
+    done = subprocess.run(
+        [program, str(path)], capture_output=True, text=True, errors="replace", check=False, timeout=PATIENCE_S
+    )
+    return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]

@@ -1,0 +1,73 @@
+"""The report: one page, to read on a screen, to print and to sign."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from metricunet import __version__
+from metricunet.workflows.validate.subjects import ISLAND
+
+if TYPE_CHECKING:
+    from metricunet.workflows.validate.run import Validation
+
+#: The checks whose measurements carry the shapes' volumes: sub-voxel contours, and voxels' edges for the island.
+VOLUMES, ISLAND_VOLUMES = (
+    ("RTSTRUCT, sub-voxel", "Contours' volume"),
+    ("RTSTRUCT, voxel edges", "Contours' volume"),
+)
+REASON_CHARACTERS = 110
+
+
+@dataclass(frozen=True)
+class VolumeCell:
+    """Volume of one shape in one geometry; errors in percent."""
+
+    volume_ml: float
+    against_sections: float
+    against_solid: float
+
+
+def render_report(result: Validation) -> str:
+    """Return the report's HTML, which needs no other file."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("metricunet.workflows.validate"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["short"] = _short
+    return environment.get_template("report.html.j2").render(
+        result=result,
+        version=__version__,
+        shapes=[shape.name for shape in result.plans[0].shapes],
+        island=ISLAND,
+        volumes=volume_table(result),
+    )
+
+
+def volume_table(result: Validation) -> dict[tuple[str, str], VolumeCell]:
+    """Return the volumes that were written, by geometry and shape."""
+    cells = {}
+    for check in result.checks:
+        if (check.group, check.name) not in (VOLUMES, ISLAND_VOLUMES):
+            continue
+        for finding in check.findings:
+            plan, shape = finding.where.split(", ", 1)
+            if (shape == ISLAND) == ((check.group, check.name) == ISLAND_VOLUMES) and finding.details is not None:
+                details = finding.details
+                cells[plan, shape] = VolumeCell(details["volume_ml"], finding.value, details["against_solid"])
+    return cells
+
+
+def _percent(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _short(text: str) -> str:
+    """Cut a reason to what leaves the report on one page; the results in JSON have it whole."""
+    return text if len(text) <= REASON_CHARACTERS else f"{text[: REASON_CHARACTERS - 1]}…"

@@ -1,0 +1,188 @@
+"""Running all checks: analytic shapes through every door and back, and a report of what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from metricunet import __version__
+from metricunet.files.atomic import write_json, write_text
+from metricunet.files.record import RunRecord, machine
+from metricunet.workflows.folders import clear_earlier
+from metricunet.workflows.validate.checks import Check, checked
+from metricunet.workflows.validate.contours import between_voxels, holes, smoothing, voxel_edges
+from metricunet.workflows.validate.measures import spheres, volumes
+from metricunet.workflows.validate.others import DCIODVFY, PLASTIMATCH, by_dciodvfy, by_plastimatch, version_of
+from metricunet.workflows.validate.prediction import two_stages
+from metricunet.workflows.validate.report import render_report
+from metricunet.workflows.validate.scans import dicom_in, itk, nifti
+from metricunet.workflows.validate.sets import adding, registered, segmentations
+from metricunet.workflows.validate.subjects import PLANS, Plan, Site, make_site
+
+Checks = Callable[[Sequence[Site]], Iterable[Check]]
+REPORT, RESULTS, FILES = "report.html", "validate.json", "files"
+#: Whose versions the report states: everything that reads, writes or computes.
+PACKAGES = ("numpy", "scipy", "torch", "pydicom", "python-gdcm", "highdicom", "nibabel")
+#: In this order: later ones use the files of earlier ones.
+GROUPS: dict[str, Checks] = {
+    "DICOM CT in": dicom_in,
+    "NIfTI out and in": nifti,
+    "NRRD, MetaImage in": itk,
+    "RTSTRUCT, voxel edges": voxel_edges,
+    "RTSTRUCT, sub-voxel": between_voxels,
+    "RTSTRUCT, smoothed": smoothing,
+    "RTSTRUCT, holes": holes,
+    "RTSTRUCT, adding": adding,
+    "RTSTRUCT, registered": registered,
+    "DICOM SEG out and in": segmentations,
+    "Resampling and crop": volumes,
+    "Measures": spheres,
+    "Two-stage prediction": two_stages,
+    "Read by plastimatch": by_plastimatch,
+    "Checked by dciodvfy": by_dciodvfy,
+}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What became of all checks.
+
+    Attributes:
+        checks: in the order of the report.
+        plans: the scan geometries.
+        environment: processor, system and versions.
+        judges: programs of others: what they say of their version, None where they are not installed.
+        finished: when, in local time.
+        report: the page.
+    """
+
+    checks: tuple[Check, ...]
+    plans: tuple[Plan, ...]
+    environment: dict[str, Any]
+    judges: dict[str, str | None]
+    finished: str
+    report: Path
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if check.status == "fail")
+
+    @property
+    def not_run(self) -> tuple[Check, ...]:
+        """The checks that need a program that is not installed."""
+        return tuple(check for check in self.checks if check.status == "not run")
+
+    @property
+    def verdict(self) -> str:
+        """`pass` where nothing failed, else `fail`."""
+        return "fail" if self.failed else "pass"
+
+    @property
+    def groups(self) -> list[tuple[str, list[Check]]]:
+        """The checks by door."""
+        return [(name, list(checks)) for name, checks in groupby(self.checks, key=lambda check: check.group)]
+
+    def text(self) -> str:
+        """Say in a line what became of each door, and in a last one of all."""
+        counts = f"{len(self.failed)} failed, {len(self.not_run)} not run"
+        lines = [summary_line(name, checks) for name, checks in self.groups]
+        return "\n".join([*lines, f"{self.verdict}: {len(self.checks)} checks, {counts}"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "verdict": self.verdict,
+            "checks_total": len(self.checks),
+            "checks_failed": len(self.failed),
+            "checks_not_run": len(self.not_run),
+            "version": __version__,
+            "finished": self.finished,
+            "environment": self.environment,
+            "judges": self.judges,
+            "geometries": {plan.name: plan.title for plan in self.plans},
+            "checks": [check.to_json() for check in self.checks],
+        }
+
+
+def validate(
+    output: Path,
+    *,
+    plans: Sequence[Plan] = PLANS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Validation:
+    """Send analytic shapes through every door and back, and report how they came through.
+
+    Args:
+        output: folder of report.html, validate.json, run.json, and files/ with all that was written.
+        plans: scan geometries.
+        progress: called with (done, all).
+
+    Raises:
+        InputError: the folder holds something else than an earlier validation, or cannot be written.
+    """
+    clear_earlier(output, "validate")
+    record = RunRecord("validate", {"output": output})
+    record.write(output)  # marks the folder as a validation's, for a later run to clear
+    advance = progress or (lambda done, total: None)
+    advance(0, len(GROUPS))
+    sites = _sites(plans, output / FILES)
+    checks: list[Check] = []
+    for done, (name, run) in enumerate(GROUPS.items(), start=1):
+        checks += checked(name, lambda run=run: run(sites()))  # type: ignore[misc]
+        advance(done, len(GROUPS))
+    result = Validation(
+        checks=tuple(checks),
+        plans=tuple(plans),
+        environment=environment(),
+        judges={name: version_of(name) for name in (PLASTIMATCH, DCIODVFY)},
+        finished=datetime.now().astimezone().isoformat(timespec="seconds"),
+        report=output / REPORT,
+    )
+    write_json(output / RESULTS, result.to_json())
+    write_text(output / REPORT, render_report(result))
+    record.facts = {"verdict": result.verdict, "failed": [f"{c.group}: {c.name}" for c in result.failed]}
+    record.write(output)
+    return result
+
+
+def environment() -> dict[str, Any]:
+    """Describe where the checks ran; nothing that names the computer or its user."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "missing"
+    return {**machine(), "packages": packages}
+
+
+def summary_line(name: str, checks: Sequence[Check]) -> str:
+    """Say in one line what became of a group."""
+    failed = [check for check in checks if check.status == "fail"]
+    if failed:
+        words = [check.reason or f"{check.found}, at most {check.allowed} allowed" for check in failed]
+        texts = (f"{check.name}: {word}" for check, word in zip(failed, words, strict=True))
+        return f"fail     {name}: {'; '.join(texts)}"
+    if all(check.status == "not run" for check in checks):
+        return f"not run  {name}: {checks[0].reason}"
+    return f"pass     {name}: {len(checks)} checks"
+
+
+def _sites(plans: Sequence[Plan], folder: Path) -> Callable[[], Sequence[Site]]:
+    """Write all scans and read them back; what goes wrong there is raised to whoever asks for them."""
+    try:
+        sites = [make_site(plan, folder / plan.name) for plan in plans]
+    except Exception as error:  # the report must tell of a door that is broken altogether
+        trouble = error
+
+        def broken() -> Sequence[Site]:
+            raise trouble
+
+        return broken
+    return lambda: sites

@@ -1,0 +1,261 @@
+"""TotalSegmentator, nnU-Net, AMOS22 and pairs of files: found by themselves, absent where a label map says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metricunet.cohort.importing import import_cohort, list_names
+from metricunet.cohort.importing.layouts import detect
+from metricunet.cohort.importing.privacy import hashed
+from metricunet.cohort.layout import Cohort, image_path, label_path, read_cohort, write_dataset_json
+from metricunet.errors import InputError
+from metricunet.files.nifti import read_labels, read_nifti, write_nifti
+from metricunet.volume import Geometry, Volume
+from tests.support.patients import SHAPE, mask, scan, write_labels
+
+PROSTATE, BLADDER = mask(6.5, 11.5, [1, 2, 3]), mask(8.5, 15.5, [2, 3, 4])
+NONE = np.zeros(SHAPE, dtype=bool)
+
+
+def labels_of(cohort: Cohort, name: str) -> np.ndarray:
+    (case,) = (c for c in (*cohort.training, *cohort.test) if c.name == name)
+    assert case.label is not None
+    return read_labels(case.label).array
+
+
+def names(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "names.yaml"
+    path.write_text(text)
+    return path
+
+
+def totalsegmentator(root: Path) -> Path:
+    """s0001 has a prostate, s0002 an empty mask of one, s0003 no mask of one; s0004 is not whole."""
+    for k, masks in enumerate(
+        [
+            {"prostate": PROSTATE, "urinary_bladder": BLADDER},
+            {"prostate": NONE, "urinary_bladder": BLADDER},
+            {"urinary_bladder": BLADDER},
+        ],
+        start=1,
+    ):
+        folder = root / f"s{k:04d}"
+        write_nifti(folder / "ct.nii.gz", scan(k))
+        for name, array in masks.items():
+            write_nifti(folder / "segmentations" / f"{name}.nii.gz", scan().with_array(array))
+    write_nifti(root / "s0004" / "ct.nii.gz", scan(4))
+    (root / "meta.csv").write_text("image_id;age\n")
+    return root
+
+
+def test_totalsegmentator_needs_no_names_file_for_the_prostate(tmp_path: Path) -> None:
+    root = totalsegmentator(tmp_path / "ts")
+    assert detect(root) == "totalsegmentator"
+    result = import_cohort([root], tmp_path / "cohort")
+    cohort = read_cohort(tmp_path / "cohort")
+    assert cohort.info.labels == {"prostate": 1}
+    assert result.structures == {"prostate": {"contoured": 1, "absent": 1}}
+    np.testing.assert_array_equal(labels_of(cohort, hashed("ts", "s0001")), PROSTATE)
+    assert not labels_of(cohort, hashed("ts", "s0002")).any()
+    assert all(case.not_contoured == () for case in cohort.training)
+    assert sorted(line.split(":")[0].split("/")[-1] for line in result.left_out) == ["s0003", "s0004"]
+    image = next(c.image for c in cohort.training if c.name == hashed("ts", "s0001"))
+    np.testing.assert_array_equal(read_nifti(image).array, scan(1).array)
+
+
+def test_a_mask_that_is_missing_says_nothing_and_an_empty_one_says_absent(tmp_path: Path) -> None:
+    root = totalsegmentator(tmp_path / "ts")
+    given = names(tmp_path, "prostate: [prostate]\nbladder: [urinary_bladder]\n")
+    result = import_cohort([root], tmp_path / "cohort", names=given)
+    cohort = read_cohort(tmp_path / "cohort")
+    unknown = {case.name: case.not_contoured for case in cohort.training}
+    assert unknown == {hashed("ts", "s0001"): (), hashed("ts", "s0002"): (), hashed("ts", "s0003"): ("prostate",)}
+    assert result.structures["prostate"] == {"contoured": 1, "absent": 1, "not contoured": 1}
+    np.testing.assert_array_equal(labels_of(cohort, hashed("ts", "s0003")), 2 * BLADDER)
+    assert detect(root / "s0001") == "totalsegmentator"
+
+
+def amos(root: Path, table: bool = True) -> Path:
+    """amos_0001 and amos_0004 are men's, amos_0003 a woman's; amos_0002 is to be predicted by others."""
+    for folder, name, masks in (
+        ("Tr", "amos_0001", {15: PROSTATE, 14: BLADDER & ~PROSTATE}),
+        ("Tr", "amos_0003", {15: PROSTATE}),
+        ("Va", "amos_0004", {14: BLADDER}),
+        ("Ts", "amos_0002", None),
+    ):
+        write_nifti(root / f"images{folder}" / f"{name}.nii.gz", scan(int(name[-1])))
+        if masks is not None:
+            write_labels(root / f"labels{folder}" / f"{name}.nii.gz", masks)
+    content = {
+        "name": "AMOS",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "14": "bladder", "15": "prostate/uterus"},
+        "numTraining": 2,
+        "training": [{"image": "./imagesTr/amos_0001.nii.gz", "label": "./labelsTr/amos_0001.nii.gz"}],
+    }
+    (root / "dataset.json").write_text(json.dumps(content))
+    if table:
+        rows = "amos_id,Patient's Birth Date,Patient's Sex,Patient's Age\n1,,M,070Y\n3,,F,061Y\n4,,M,\n"
+        (root / "labeled_data_meta_0000_0599.csv").write_text(rows)
+    return root
+
+
+def test_amos_gives_the_prostates_of_men(tmp_path: Path) -> None:
+    root = amos(tmp_path / "amos22")
+    assert detect(root) == "nnunet"
+    result = import_cohort([root], tmp_path / "cohort")
+    cohort = read_cohort(tmp_path / "cohort")
+    assert {case.name for case in cohort.training} == {
+        hashed("amos22", "amos_0001"),
+        hashed("amos22", "amos_0004"),
+    }
+    assert result.structures == {"prostate": {"contoured": 1, "absent": 1}}
+    np.testing.assert_array_equal(labels_of(cohort, hashed("amos22", "amos_0001")), PROSTATE)
+    assert len(result.left_out) == 2
+    assert any(
+        "amos_0003" in line and "a woman, whose label prostate/uterus is the uterus" in line
+        for line in result.left_out
+    )
+    assert any("amos_0002" in line and "has no labels in labelsTs" in line for line in result.left_out)
+    assert not result.notes
+    assert not result.failed
+
+
+def test_amos_without_its_table_warns_of_uteri(tmp_path: Path) -> None:
+    result = import_cohort([amos(tmp_path / "amos22", table=False)], tmp_path / "cohort")
+    assert len(result.cases) == 3
+    assert any("is the uterus of women" in note for note in result.notes)
+    assert "uterus of women" in json.loads((tmp_path / "cohort" / "import.json").read_text())["notes"][0]
+    (tmp_path / "amos22" / "labeled_data_meta_1.csv").write_text("amos_id,age\n1,70\n")
+    with pytest.raises(InputError, match="expected AMOS22's table"):
+        import_cohort([tmp_path / "amos22"], tmp_path / "other")
+
+
+def test_nnunet_keeps_its_test_cases_its_patients_and_what_was_not_contoured(tmp_path: Path) -> None:
+    root = tmp_path / "raw"
+    for split, name in (("Tr", "a"), ("Tr", "b"), ("Ts", "c")):
+        write_nifti(image_path(root, name, split), scan(ord(name)))
+        write_labels(label_path(root, name, split), {3: PROSTATE} if name != "b" else {})
+    write_dataset_json(root, {"prostate": 3, "bladder": 7}, 2, "phantoms", "synthetic")
+    (root / "contoured.json").write_text('{"a": ["prostate"], "b": ["prostate"]}')
+    (root / "patients.json").write_text('{"a": "x", "b": "x"}')
+    given = names(tmp_path, "bladder: [bladder]\nprostate: [prostate]\n")
+    import_cohort([root], tmp_path / "cohort", names=given)
+    cohort = read_cohort(tmp_path / "cohort")
+    assert cohort.info.trained_on == "synthetic"
+    assert {case.name for case in cohort.training} == {hashed("raw", "a"), hashed("raw", "b")}
+    assert [case.name for case in cohort.test] == [hashed("raw", "c")]
+    assert all(case.not_contoured == ("bladder",) for case in cohort.training)
+    assert cohort.test[0].not_contoured == ()
+    patients = json.loads((tmp_path / "cohort" / "patients.json").read_text())
+    assert patients[hashed("raw", "a")] == patients[hashed("raw", "b")] != patients[hashed("raw", "c")]
+    np.testing.assert_array_equal(labels_of(cohort, hashed("raw", "a")), 2 * PROSTATE)
+    assert json.loads((tmp_path / "cohort" / "dataset.json").read_text())["numTraining"] == 2
+
+
+@pytest.mark.parametrize("kind", ["folders", "endings"])
+def test_pairs_are_told_by_their_names_and_structures_by_their_values(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "pairs"
+    for name, masks in (("x", {1: PROSTATE, 2: BLADDER & ~PROSTATE}), ("y", {2: BLADDER}), ("z", None)):
+        image, label = {
+            "folders": (f"images/{name}_0000.nii.gz", f"labels/{name}.nii.gz"),
+            "endings": (f"{name}.nii.gz", f"{name}_seg.nii.gz"),
+        }[kind]
+        write_nifti(root / image, scan(ord(name)))
+        if masks is not None:
+            write_labels(root / label, masks)
+    assert detect(root) == "pairs"
+    found = list_names([root])
+    assert '- "1"  # 2 cases' in found.text
+    assert len(found.refused) == 1
+    with pytest.raises(InputError, match="layout pairs has no fixed names"):
+        import_cohort([root], tmp_path / "cohort")
+    result = import_cohort([root], tmp_path / "cohort", names=names(tmp_path, "prostate: 1\nbladder: 2\n"))
+    cohort = read_cohort(tmp_path / "cohort")
+    assert result.structures == {"prostate": {"contoured": 1, "absent": 1}, "bladder": {"contoured": 2}}
+    np.testing.assert_array_equal(labels_of(cohort, hashed("pairs", "x")), PROSTATE + 2 * (BLADDER & ~PROSTATE))
+    assert "has no label map of its name" in result.refused[0]
+
+
+def test_one_case_that_cannot_be_used_does_not_stop_the_others(tmp_path: Path) -> None:
+    root = tmp_path / "pairs"
+    for name in ("good", "grid", "hu", "torn", "value"):
+        write_nifti(root / "images" / f"{name}.nii.gz", scan())
+        write_labels(root / "labels" / f"{name}.nii.gz", {1: PROSTATE})
+    shifted = Geometry.from_parts(SHAPE, (2.0, 1.0, 1.0), (5.0, 0.0, 0.0))
+    write_labels(root / "labels" / "grid.nii.gz", {1: PROSTATE}, Volume(scan().array, shifted))
+    write_nifti(root / "images" / "hu.nii.gz", scan().with_array((scan().array + 1000).astype(np.int16)))
+    torn = root / "images" / "torn.nii.gz"
+    torn.write_bytes(torn.read_bytes()[:-200])
+    write_dataset_json(root, {"prostate": 1}, 5, "", "users")
+    write_labels(root / "labels" / "value.nii.gz", {9: PROSTATE})
+    result = import_cohort([root], tmp_path / "cohort", names=names(tmp_path, "prostate: [prostate]\n"))
+    assert result.cases == (hashed("pairs", "good"),)
+    assert result.failed
+    reasons = " | ".join(result.refused)
+    for words in (
+        "grid.nii.gz: lies on another grid than grid.nii.gz",
+        "images/hu.nii.gz: the lowest value is 0",
+        "torn.nii.gz: the file is",
+        "value.nii.gz: the value 9 has no name; expected 0 or 1",
+    ):
+        assert words in reasons
+    assert len(list((tmp_path / "cohort").rglob("*.nii.gz"))) == 2
+    listed = json.loads((tmp_path / "cohort" / "import.json").read_text())["left_out"]
+    assert all(
+        entry["what"] == hashed(name) for entry, name in zip(listed, ("grid", "hu", "torn", "value"), strict=True)
+    )
+
+
+def test_cases_of_one_name_in_two_sources_are_two_cases(tmp_path: Path) -> None:
+    for clinic in ("here", "there", "else/there"):
+        write_nifti(tmp_path / clinic / "images" / "001.nii.gz", scan())
+        write_labels(tmp_path / clinic / "labels" / "001.nii.gz", {1: PROSTATE})
+    given = names(tmp_path, "prostate: 1\n")
+    roots = [tmp_path / "here", tmp_path / "there", tmp_path / "there", tmp_path / "else" / "there"]
+    result = import_cohort(roots, tmp_path / "cohort", names=given)
+    assert result.cases == (hashed("here", "001"), hashed("there", "001"))
+    assert result.patients == 2
+    assert ["is the same scan as" in line for line in result.left_out] == [True]
+    assert ["has the name of" in line for line in result.refused] == [True]
+
+
+def test_a_real_scan_with_a_label_map(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "pelvis_ct_nifti"
+    for folder, file in (("images", "example_ct.nii.gz"), ("labels", "example_seg_fast_force_split.nii.gz")):
+        (tmp_path / "real" / folder).mkdir(parents=True)
+        (tmp_path / "real" / folder / "man.nii.gz").symlink_to(source / file)
+    given = names(tmp_path, "prostate: 22\nbladder: 21\nignore: ['*']\n")
+    import_cohort([tmp_path / "real"], tmp_path / "cohort", names=given)
+    cohort = read_cohort(tmp_path / "cohort")
+    truth = read_labels(source / "example_seg_fast_force_split.nii.gz").array
+    found = labels_of(cohort, hashed("real", "man"))
+    np.testing.assert_array_equal(found, np.where(truth == 22, 1, np.where(truth == 21, 2, 0)))
+    assert (found == 1).sum() > 500
+
+
+def test_label_maps_stored_in_other_axes_are_turned_to_the_scan(tmp_path: Path) -> None:
+    root = tmp_path / "pairs"
+    write_nifti(root / "images" / "a.nii.gz", scan())
+    flipped = scan().with_array(PROSTATE.astype(np.uint8)).reordered((0, 2, 1), (True, False, True))
+    write_nifti(root / "labels" / "a.nii.gz", flipped)
+    import_cohort([root], tmp_path / "cohort", names=names(tmp_path, "prostate: 1\n"))
+    np.testing.assert_array_equal(labels_of(read_cohort(tmp_path / "cohort"), hashed("pairs", "a")), PROSTATE)
+
+
+def test_a_layout_that_is_named_is_not_guessed(tmp_path: Path) -> None:
+    root = totalsegmentator(tmp_path / "ts")
+    with pytest.raises(InputError, match=r"--layout must be one of auto, dicom, totalsegmentator, nnunet, pairs"):
+        import_cohort([root], tmp_path / "cohort", layout="nifti")
+    with pytest.raises(InputError, match="holds no CT series and no structure set"):
+        import_cohort([root], tmp_path / "cohort", layout="dicom")
+    with pytest.raises(InputError, match=r"no dataset\.json here"):
+        import_cohort([root], tmp_path / "cohort", layout="nnunet")
+    with pytest.raises(InputError, match="holds no scan with a label map"):
+        import_cohort([root], tmp_path / "cohort", layout="pairs")
+    with pytest.raises(InputError, match="no such file or folder"):
+        import_cohort([tmp_path / "nowhere"], tmp_path / "cohort")

@@ -1,0 +1,36 @@
+"""Level and noise of a crop, on drawn tissue whose numbers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from metricunet.inference.hu import level_hu, noise_hu
+
+
+def tissue(noise: float) -> np.ndarray:
+    """Half fat, half muscle, a gas bubble, a bone, and independent noise."""
+    hu = np.full((12, 40, 40), -90.0)
+    hu[:, :, 20:] = 50
+    hu[:, 5:10, 5:10] = -900
+    hu[:, 30:34, 30:34] = 900
+    return hu + np.random.default_rng(0).normal(0, noise, hu.shape)
+
+
+@pytest.mark.parametrize("noise", [5.0, 15.0, 30.0])
+def test_noise_is_its_standard_deviation_in_spite_of_organs(noise: float) -> None:
+    assert noise_hu(tissue(noise)) == pytest.approx(noise, rel=0.15)
+    # The same in 16 bits, where differences must not wrap.
+    assert noise_hu(np.rint(tissue(noise)).astype(np.int16)) == pytest.approx(noise, rel=0.15)
+
+
+def test_level_is_the_median_of_the_body() -> None:
+    hu = tissue(5)
+    assert level_hu(np.where(hu > -300, 42, hu)) == 42
+    assert level_hu(np.concatenate([np.full((20, 40, 40), -1000.0), np.full((3, 40, 40), 7.0)])) == 7
+
+
+def test_air_says_nothing() -> None:
+    air = np.full((4, 20, 20), -1000.0)
+    assert level_hu(air) is None
+    assert noise_hu(air) is None

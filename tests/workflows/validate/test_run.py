@@ -1,0 +1,174 @@
+"""The whole command: report, results, exit status, and that one broken door does not hide the others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from metricunet.errors import InputError
+from metricunet.workflows.validate import run, scans
+from metricunet.workflows.validate.checks import Check, Finding, checked
+from metricunet.workflows.validate.report import render_report
+from metricunet.workflows.validate.run import summary_line, validate
+from metricunet.workflows.validate.subjects import PLANS
+from tests.support.command import Command
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> run.Validation:
+    """All checks on one geometry."""
+    return validate(tmp_path_factory.mktemp("v") / "out", plans=PLANS[-1:])
+
+
+class TestWhole:
+    def test_everything_passes_here(self, done: run.Validation) -> None:
+        assert done.verdict == "pass", done.text()
+        assert [name for name, _ in done.groups] == list(run.GROUPS)
+        assert not any(line.startswith("fail") for line in done.text().splitlines())
+
+    def test_the_folder(self, done: run.Validation) -> None:
+        folder = done.report.parent
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "files",
+            "report.html",
+            "run.json",
+            "validate.json",
+        ]
+        results = json.loads((folder / "validate.json").read_text())
+        assert (results["verdict"], results["checks_failed"]) == ("pass", 0)
+        assert results["checks_total"] == len(results["checks"]) == len(done.checks)
+        assert all(check["findings"] for check in results["checks"] if check["status"] == "pass")
+        assert {"numpy", "torch", "pydicom", "highdicom"} <= results["environment"]["packages"].keys()
+        assert json.loads((folder / "run.json").read_text())["verdict"] == "pass"
+        # Left for the planning system: the scan and structure sets on it.
+        assert len(list((folder / "files" / "E" / "ct").iterdir())) == PLANS[-1].grid.shape[0]
+        assert {"voxel-edges.rtstruct.dcm", "sub-voxel.rtstruct.dcm", "masks.seg.dcm"} <= {
+            path.name for path in (folder / "files" / "E").iterdir()
+        }
+        assert not list((folder / "files").rglob("plastimatch"))
+
+    def test_the_report_says_what_was_found(self, done: run.Validation) -> None:
+        page = done.report.read_text()
+        text = " ".join(re.sub("<[^>]*>", " ", page).split())
+        for check in done.checks:
+            assert check.name in text.replace("&#39;", "'")
+        assert "1.2 x 0.8 x 5 mm, HFS" in text
+        for package, version in done.environment["packages"].items():
+            assert f"{package} {version}" in text
+        # The disc lies on one slice and is 1.1 slices thick: against the solid a tenth is missing.
+        assert "−9.1" in text
+        assert "http" not in page
+
+    def test_again_in_the_same_folder_and_never_elsewhere(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run, "GROUPS", {"NRRD, MetaImage in": run.GROUPS["NRRD, MetaImage in"]})
+        out = tmp_path / "out"
+        validate(out, plans=PLANS[-1:])
+        (out / "files" / "old.txt").write_text("of an earlier run")
+        validate(out, plans=PLANS[-1:])
+        assert not (out / "files" / "old.txt").exists()
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.txt").write_text("dear")
+        with pytest.raises(InputError, match="is not empty and holds no validate"):
+            validate(tmp_path / "mine")
+        assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+class TestCommand:
+    @pytest.fixture
+    def one_geometry(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            run, "GROUPS", {name: run.GROUPS[name] for name in ("DICOM CT in", "NRRD, MetaImage in")}
+        )
+        monkeypatch.setattr(run, "validate", partial(validate, plans=PLANS[-1:]))
+
+    def test_status_0(self, metricunet: Command, tmp_path: Path, one_geometry: None) -> None:
+        ended = metricunet("validate", "-o", tmp_path / "out")
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.out.splitlines() == [
+            "pass     DICOM CT in: 3 checks",
+            "pass     NRRD, MetaImage in: 2 checks",
+            "pass: 5 checks, 0 failed, 0 not run",
+            f"report: {tmp_path / 'out' / 'report.html'}",
+        ]
+
+    def test_status_1_and_json(
+        self, metricunet: Command, tmp_path: Path, one_geometry: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(scans, "read_scan", lambda path: (_ for _ in ()).throw(RuntimeError("broken\ndoor")))
+        ended = metricunet("validate", "-o", tmp_path / "out", "--json")
+        assert ended.status == 1
+        results = json.loads(ended.out)
+        assert (results["verdict"], results["checks_failed"], results["checks_total"]) == ("fail", 1, 4)
+        assert results["checks"][-1]["reason"] == "RuntimeError: broken door"
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "FAIL" in page
+        assert "RuntimeError: broken door" in page
+        assert metricunet("validate", "-o", tmp_path / "out").status == 1
+
+    def test_status_2(self, metricunet: Command, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        ended = metricunet("validate", "-o", tmp_path / "file")
+        assert ended.status == 2
+        assert ended.err.startswith(f"error: {tmp_path / 'file'}: is not empty and holds no validate")
+
+    def test_no_scan_can_be_read(
+        self, metricunet: Command, tmp_path: Path, one_geometry: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(folder: Path) -> None:
+            raise InputError("nothing is accepted today")
+
+        monkeypatch.setattr("metricunet.workflows.validate.subjects.the_series", refuse)
+        ended = metricunet("validate", "-o", tmp_path / "out")
+        assert ended.status == 1
+        assert "fail     DICOM CT in: Runs to its end: nothing is accepted today" in ended.out
+
+
+class TestChecks:
+    def check(self, *values: float, tolerance: float = 0.5) -> Check:
+        return Check("g", "n", "m", "%", tolerance, tuple(Finding(f"{v}", v) for v in values))
+
+    def test_verdicts(self) -> None:
+        assert self.check(0.1, -0.5).status == "pass"
+        assert self.check(0.1, -0.51).status == "fail"
+        assert self.check(0.1, float("nan")).status == "fail"
+        assert self.check(float("inf")).status == "fail"
+        assert self.check().status == "fail"
+        assert self.check(0, 1, tolerance=0).status == "fail"
+
+    def test_the_worst_counts_whatever_its_sign(self) -> None:
+        worst = self.check(0.1, -0.4, 0.3).worst
+        assert worst is not None
+        assert worst.value == -0.4
+        assert self.check(0.1, -0.4, 0.3).found == "0.400 %"
+        assert self.check(0.1, -0.4, 0.3).allowed == "0.5 %"
+
+    def test_what_is_no_number_stays_out_of_json(self) -> None:
+        content = json.dumps(self.check(float("nan")).to_json(), allow_nan=False)
+        assert json.loads(content)["worst"]["value"] is None
+
+    def test_what_was_done_before_a_crash_stays(self) -> None:
+        def run_group() -> Iterator[Check]:
+            yield self.check(0)
+            raise KeyError("x")
+
+        first, last = checked("g", run_group)
+        assert first.status == "pass"
+        assert (last.status, last.reason) == ("fail", "KeyError: 'x'")
+        assert summary_line("g", [first, last]) == "fail     g: Runs to its end: KeyError: 'x'"
+
+    def test_a_failure_is_named_in_figures(self) -> None:
+        assert summary_line("g", [self.check(0.7)]) == "fail     g: n: 0.700 %, at most 0.5 % allowed"
+
+    def test_a_report_of_failures_is_drawn_too(self, tmp_path: Path) -> None:
+        checks = (self.check(0.7), self.check(), self.check(float("nan")), checked("h", lambda: 1 / 0)[0])  # type: ignore[arg-type, return-value]
+        result = run.Validation(checks, PLANS, run.environment(), {"plastimatch": None}, "now", tmp_path)
+        page = render_report(result)
+        assert "4 failed" in page
+        assert "ZeroDivisionError" in page
