@@ -321,6 +321,8 @@ def info(model: Annotated[Path, typer.Argument(help="Model file.")], json: Json 
             typer.echo(f"{name}:")
             for key, entry in value.items():
                 typer.echo(f"  {key}: {entry}")
+        elif name == "calibration":
+            typer.echo("calibration: not calibrated, so the temperature is 1")
         else:
             typer.echo(f"{name}: {value}")
 

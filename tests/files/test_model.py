@@ -18,6 +18,7 @@ from metricunet.errors import InputError
 from metricunet.files.model import (
     CARD_KEY,
     FORMAT_VERSION,
+    Calibration,
     ModelCard,
     StageCard,
     read_card,
@@ -67,6 +68,37 @@ def test_round_trip(tmp_path: Path) -> None:
     assert card.synthetic
     assert set(weights) == {"locate.weight", "segment.weight"}
     assert torch.equal(weights["locate.weight"], torch.arange(4.0))
+
+
+CALIBRATION = Calibration(1.7, 1.1, (0.8, 2.4), 20, {"nll_before": 0.09, "nll_after": 0.07})
+
+
+def test_a_calibration_is_kept(tmp_path: Path) -> None:
+    card = read_card(write(tmp_path / "model.safetensors", replace(CARD, calibration=CALIBRATION)))
+    assert card.calibration == CALIBRATION
+    assert card.temperature == 1.7
+
+
+def test_a_file_from_before_calibration_is_not_calibrated(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors")
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    card = json.loads(header["__metadata__"][CARD_KEY])
+    del card["calibration"]
+    header["__metadata__"][CARD_KEY] = json.dumps(card)
+    found = read_card(raw(path, header))
+    assert (found.calibration, found.temperature) == (None, 1.0)
+    assert found == CARD
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": 0.0}, {"mm_scale": -1.0}, {"temperature": float("nan")}, {"boundary_error_mm": [1]}]
+)
+def test_a_calibration_that_cannot_be_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    damaged = replace(CALIBRATION, **change)
+    with pytest.raises(InputError, match="card is damaged"):
+        read_card(write(tmp_path / "model.safetensors", replace(CARD, calibration=damaged)))
 
 
 def test_unknown_fields_of_a_later_minor_version_are_passed_over(tmp_path: Path) -> None:

@@ -120,6 +120,10 @@ CASES: dict[str, tuple[list[tuple[Facts, str]], list[Facts]]] = {
     ),
     "metal": ([(hu(metal_ml=0.5), "0.5 mL of metal")], [hu(metal_ml=0.4)]),
     "not_tissue": ([(hu(odd_share=0.06), "6% of prostate")], [hu(odd_share=0.05)]),
+    "boundary": (
+        [(changed(boundary_mm=2.11, boundary_seen_mm=(1.2, 2.1)), "off by 2.1 mm; 1.2 to 2.1 mm were expected")],
+        [changed(boundary_mm=2.1, boundary_seen_mm=(1.2, 2.1)), changed(boundary_mm=9.0)],
+    ),
     "pieces": ([(gland(pieces=3, loose_ml=1.0), "1.0 mL of separate pieces")], [gland(pieces=3, loose_ml=0.9)]),
     "holes": ([(gland(holes=2, holes_ml=0.1), "2 holes")], [gland(holes=2, holes_ml=0.09)]),
     "mask_gap": ([(gland(empty_slices=2), "missing on 2 slices")], [gland(empty_slices=0)]),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from metricunet.errors import InputError
-from metricunet.files.model import read_model, write_model
+from metricunet.files.model import Calibration, read_model, write_model
 from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.inference.predictor import Predictor
 from metricunet.inference.quality import judge
@@ -100,6 +100,65 @@ def test_averaging_uses_every_model(
     assert one is not None
     assert both is not None
     assert (both.array > 0).sum() < (one.array > 0).sum()
+
+
+def recalibrated(model: Path, output: Path, temperature: float) -> Path:
+    card, weights = read_model(model)
+    calibration = Calibration(temperature, 1.0, (0.1, 0.2), 3, {})
+    write_model(output, replace(card, calibration=calibration), weights)
+    return output
+
+
+@pytest.mark.parametrize("temperature", [0.3, 4.0])
+def test_the_temperature_changes_the_confidence_and_not_the_mask(
+    tiny_model: Path, unseen: tuple[Volume, Volume], tmp_path: Path, temperature: float
+) -> None:
+    """With two classes and one model, on a grid other than the network's."""
+    plain = Predictor([recalibrated(tiny_model, tmp_path / "one.safetensors", 1.0)], "cpu", "fp32")
+    other = Predictor([recalibrated(tiny_model, tmp_path / "t.safetensors", temperature)], "cpu", "fp32")
+    before, after = plain.predict(unseen[0]), other.predict(unseen[0])
+    assert before.labels is not None
+    assert after.labels is not None
+    np.testing.assert_array_equal(after.labels.array, before.labels.array)
+    assert before.boundary is not None
+    assert after.boundary is not None
+    assert (after.boundary.case_mm > before.boundary.case_mm) == (temperature > 1)
+
+
+def test_each_model_has_its_own_temperature(
+    tiny_model: Path, unseen: tuple[Volume, Volume], tmp_path: Path
+) -> None:
+    """The mean of two probabilities is as far from the common mask as the two are on average."""
+    cold = recalibrated(tiny_model, tmp_path / "cold.safetensors", 0.5)
+    warm = recalibrated(tiny_model, tmp_path / "warm.safetensors", 3.0)
+    one, two, both = (
+        Predictor(models, "cpu", "fp32").predict(unseen[0]).boundary for models in ([cold], [warm], [cold, warm])
+    )
+    assert one is not None
+    assert two is not None
+    assert both is not None
+    assert both.case_mm == pytest.approx((one.case_mm + two.case_mm) / 2, rel=1e-4)
+    assert both.case_mm > 1.2 * one.case_mm
+
+
+def test_a_model_without_calibration_says_so(
+    tiny_model: Path, unseen: tuple[Volume, Volume], tmp_path: Path
+) -> None:
+    card, weights = read_model(tiny_model)
+    write_model(tmp_path / "old.safetensors", replace(card, calibration=None), weights)
+    old = Predictor([tmp_path / "old.safetensors"], "cpu", "fp32")
+    quality = judge("c", unseen[0], old.predict(unseen[0]), old)
+    assert quality.boundary["calibrated"] is False
+    assert quality.boundary["expected_error_mm"] > 0
+
+
+def test_more_error_than_in_validation_is_a_reason(
+    tiny_model: Path, unseen: tuple[Volume, Volume], tmp_path: Path
+) -> None:
+    doubtful = Predictor([recalibrated(tiny_model, tmp_path / "hot.safetensors", 8.0)], "cpu", "fp32")
+    quality = judge("c", unseen[0], doubtful.predict(unseen[0]), doubtful)
+    assert any("0.1 to 0.2 mm were expected in the validation cases" in reason for reason in quality.reasons)
+    assert quality.to_json()["boundary"]["validation_mm"] == [0.1, 0.2]
 
 
 def test_models_of_other_structures_are_refused(tiny_model: Path, tmp_path: Path) -> None:

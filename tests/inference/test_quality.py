@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from metricunet.files.model import Calibration
 from metricunet.inference.checks import CHECKS
 from metricunet.inference.predictor import Predictor
 from metricunet.inference.quality import Quality, judge
@@ -101,6 +102,7 @@ RAISING: dict[str, list[Case]] = {
         Case(drawn(GLAND, edit=streaks, spacing_mm=(2.0, 1.0, 1.0), shape=(60, 72, 80)),
              {"spacing_mm": (2.0, 2.0, 2.0)}),
     ],
+    "boundary": [Case(drawn(GLAND), {"calibration": Calibration(6.0, 1.0, (0.1, 0.2), 3, {})})],
     "pieces": [Case(drawn(GLAND, (ball((-27, 0, 20), 8), GLAND_HU)))],
     "holes": [Case(drawn(GLAND, (box((-4, -4, -40), (4, 4, 40)), -90.0)))],
     "mask_gap": [Case(drawn(GLAND, BLADDER, (box((-40, -40, 24), (40, 40, 26)), -90.0)))],

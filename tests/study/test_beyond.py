@@ -19,6 +19,7 @@ from metricunet.study.beyond import case_features, feature_lines, read_beyond, w
 from metricunet.study.data import spread
 from metricunet.study.run import StudyResult, study
 from metricunet.study.runs import carry_out, finished
+from metricunet.study.score import cut_predictor
 from metricunet.study.stage_one import FITTING, read_cut
 
 Whole = tuple[Path, Path, StudyResult]
@@ -26,11 +27,11 @@ RUN = Path("runs", "metric", "fold-0", "seed-0")
 
 
 def predictor_of(output: Path, run: Path = RUN) -> Predictor:
-    return Predictor([output / run / "model.safetensors"], "cpu")
+    return cut_predictor(output / run / "model.safetensors", "cpu")
 
 
 def test_smoothness_is_that_of_whole_scans(whole_study: Whole, study_cohort: Path) -> None:
-    """The predictor on each whole scan; a missed gland, and one that is not there, have a row without values."""
+    """One look at each whole scan; a missed gland, and one that is not there, have a row without values."""
     output = whole_study[1]
     predictor = predictor_of(output)
     rows = read_beyond(output / RUN / "smoothness.csv")

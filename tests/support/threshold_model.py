@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metricunet.files.model import ModelCard, StageCard, write_model
+from metricunet.files.model import Calibration, ModelCard, StageCard, write_model
 from metricunet.networks import Network, NetworkOutput, build
 from metricunet.volume import Geometry, Volume
 
@@ -69,6 +69,7 @@ def write_bands_model(
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0),
     crop_voxels: tuple[int, int, int] = (32, 32, 32),
     tg263: Mapping[str, str] | None = None,
+    calibration: Calibration | None = None,
 ) -> Path:
     """Write a model file whose stages answer with bands of HU, one for each label in order."""
     labels = dict(labels or {"prostate": 1})
@@ -91,6 +92,7 @@ def write_bands_model(
         data_sha256="",
         seed=0,
         version="0",
+        calibration=calibration,
     )
     weights = {f"{stage}.nothing": torch.zeros(1) for stage in ("locate", "segment")}
     write_model(path, card, weights)

@@ -56,7 +56,8 @@ def test_shapes_ranges_and_determinism(cases: list[PreparedCase], stage: str) ->
     batches = segment_batches(cases, augment, 6) if stage == "segment" else locate_batches(cases, augment)
     one, two, other = (batches.draw(update_generator(0, 1, k, CPU)) for k in (7, 7, 8))
     space = (32, 32) if stage == "segment" else (16, 16, 16)
-    assert one.images.shape == (4 if stage == "segment" else 2, 5 if stage == "segment" else 1, *space)
+    size, channels = (CONFIG.segment.batch_size, 5) if stage == "segment" else (CONFIG.locate.batch_size, 1)
+    assert one.images.shape == (size, channels, *space)
     assert one.labels.shape == (one.images.shape[0], *space)
     assert one.labels.dtype == torch.uint8
     assert one.images.abs().max() <= 1

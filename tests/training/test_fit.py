@@ -58,6 +58,9 @@ def test_the_model_card(tiny_model: Path) -> None:
     assert card.ranges["slice_spacing_mm"] == (4, 4)
     assert card.validation["crop_dice"] > 0.6
     assert card.validation["localisation_error_mm"] < 10
+    assert card.calibration is not None
+    assert card.calibration.cases == int(card.validation["cases"])
+    assert card.calibration.fit["nll_after"] <= card.calibration.fit["nll_before"]
     # The metric branch is absent at inference, so it costs nothing there.
     assert {k.split(".")[0] for k in read_model(tiny_model)[1]} == {"locate", "segment"}
     assert not any("metric" in k for k in read_model(tiny_model)[1])

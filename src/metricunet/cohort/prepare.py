@@ -77,6 +77,17 @@ class PreparedCase:
     source_sha256: str
     unknown: tuple[int, ...] = ()
 
+    def central_crop(self, shape: Sequence[int]) -> tuple[Volume, Volume] | None:
+        """Cut image and classes to the middle of the fine box; None where the scan holds no target.
+
+        Args:
+            shape: voxels along slice, row and column, no more than the box has.
+        """
+        if self.fine is None or self.fine_labels is None:
+            return None
+        first = [(length - n) // 2 for length, n in zip(self.fine.array.shape, shape, strict=True)]
+        return self.fine.crop(first, shape), self.fine_labels.crop(first, shape)
+
 
 def prepare(
     cases: Sequence[Case],

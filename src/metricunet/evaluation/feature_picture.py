@@ -14,8 +14,8 @@ from metricunet.volume import FloatArray
 #: Colours that also those with red-green blindness tell apart, in the order of the classes.
 COLOURS = ("#3b6fb6", "#e08214", "#2b8a5a", "#8e5ea8", "#6b6b6b")
 PANEL_INCHES = 3.4
-#: Points further out than this share of them do not stretch the axes.
-SHOWN_SHARE = 0.995
+#: Of the points along each axis, those beyond this share at either end do not stretch it.
+SHOWN_SHARE = 0.99
 
 
 def draw_principal_axes(
@@ -53,9 +53,10 @@ def draw_principal_axes(
                 panel.add_patch(
                     Ellipse(middle, width, height, angle=angle, fill=False, color=colour, linewidth=1.8)
                 )
-        reach = 1.15 * float(np.quantile(np.abs(places), SHOWN_SHARE))
-        panel.set_xlim(-reach, reach)
-        panel.set_ylim(-reach, reach)
+        low, high = np.quantile(places, (1 - SHOWN_SHARE, SHOWN_SHARE), axis=0)
+        middle, reach = (low + high) / 2, 1.15 * float((high - low).max()) / 2
+        panel.set_xlim(middle[0] - reach, middle[0] + reach)
+        panel.set_ylim(middle[1] - reach, middle[1] + reach)
         panel.set_aspect("equal")
         panel.set_title(name, fontsize=11)
         panel.set_xlabel(f"first axis, {shares[0]:.0%} of the variance", fontsize=9)

@@ -63,6 +63,25 @@ class StageCard:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How stage 2's probabilities are made honest, fitted on the validation cases after training.
+
+    Attributes:
+        temperature: that its log-probabilities are divided by; above 1 the network is too sure of itself.
+        mm_scale: true over expected boundary error, by which the expected one is multiplied.
+        boundary_error_mm: smallest and largest expected error of the validation cases.
+        cases: how many there were, each with the target.
+        fit: mean negative log-likelihood of their voxels before (`nll_before`) and after (`nll_after`).
+    """
+
+    temperature: float
+    mm_scale: float
+    boundary_error_mm: tuple[float, float]
+    cases: int
+    fit: dict[str, float]
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What a model file says of itself.
 
@@ -82,6 +101,7 @@ class ModelCard:
         license: licence of the weights.
         intended_use: what the model is for.
         format_version: of this file.
+        calibration: of stage 2's probabilities; None where there were no validation cases, or the file is older.
     """
 
     locate: StageCard
@@ -98,6 +118,12 @@ class ModelCard:
     license: str = "as the user decides"
     intended_use: str = INTENDED_USE
     format_version: int = field(default=FORMAT_VERSION)
+    calibration: Calibration | None = None
+
+    @property
+    def temperature(self) -> float:
+        """Of stage 2's probabilities; 1 where they are not calibrated."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
     def synthetic(self) -> bool:
@@ -185,6 +211,7 @@ def _card(path: Path, content: dict[str, Any]) -> ModelCard:
         values["locate"] = _stage(content["locate"])
         values["segment"] = _stage(content["segment"])
         values["ranges"] = {k: (float(v[0]), float(v[1])) for k, v in content["ranges"].items()}
+        values["calibration"] = _calibration(content.get("calibration"))
         values["validation"] = {k: float(v) for k, v in content["validation"].items()}
         values["labels"] = {str(k): int(v) for k, v in content["labels"].items()}
         card = ModelCard(**values)
@@ -193,6 +220,25 @@ def _card(path: Path, content: dict[str, Any]) -> ModelCard:
         reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise InputError(f"{path}: the model's card is damaged ({reason}); copy the file again") from error
     return card
+
+
+def _calibration(content: dict[str, Any] | None) -> Calibration | None:
+    if content is None:
+        return None
+    low, high = content["boundary_error_mm"]
+    found = Calibration(
+        float(content["temperature"]),
+        float(content["mm_scale"]),
+        (float(low), float(high)),
+        int(content["cases"]),
+        {str(k): float(v) for k, v in content["fit"].items()},
+    )
+    for name in ("temperature", "mm_scale"):
+        _expect(0 < getattr(found, name) < math.inf, f"calibration.{name}", "a number above 0")
+    _expect(
+        0 <= found.boundary_error_mm[0] <= found.boundary_error_mm[1] < math.inf, "calibration", "low and high"
+    )
+    return found
 
 
 def _check(card: ModelCard) -> None:

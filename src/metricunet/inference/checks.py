@@ -201,6 +201,15 @@ def _touches_scan(facts: Facts) -> Iterator[str]:
         yield f"{facts.target} reaches the edge of the image ({_listed(sides)}), so part of it may be missing"
 
 
+def _boundary(facts: Facts) -> Iterator[str]:
+    expected, seen = facts.boundary_mm, facts.boundary_seen_mm
+    if expected is not None and seen is not None and expected > seen[1]:
+        yield (
+            f"the boundary of {facts.target} is expected to be off by {expected:.1f} mm; {seen[0]:.1f} to "
+            f"{seen[1]:.1f} mm were expected in the validation cases"
+        )
+
+
 def _pieces(facts: Facts) -> Iterator[str]:
     found = facts.structures.get(facts.target)
     if found and found.loose_ml >= NOTABLE_PIECES_ML:
@@ -312,6 +321,7 @@ CHECKS: tuple[Check, ...] = (
     Check("noise", "review", _noise),
     Check("metal", "review", _metal),
     Check("not_tissue", "review", _not_tissue),
+    Check("boundary", "review", _boundary),
     Check("pieces", "review", _pieces),
     Check("holes", "review", _holes),
     Check("mask_gap", "review", _mask_gap),

@@ -118,6 +118,8 @@ class Facts:
         hu: None where there is no target.
         repeated_slices: of the target's slices and their neighbours, those that are copies of another or blank.
         notes: what reading the scan has to say of it, a sentence each.
+        boundary_mm: expected error of the target's boundary; None where no model was calibrated for it.
+        boundary_seen_mm: smallest and largest of the validation cases.
     """
 
     target: str
@@ -136,6 +138,8 @@ class Facts:
     hu: HuFacts | None = None
     repeated_slices: int = 0
     notes: tuple[str, ...] = ()
+    boundary_mm: float | None = None
+    boundary_seen_mm: Range | None = None
 
 
 def facts_of(scan: Volume, prediction: Prediction, predictor: Predictor, notes: tuple[str, ...] = ()) -> Facts:
@@ -183,6 +187,8 @@ def facts_of(scan: Volume, prediction: Prediction, predictor: Predictor, notes: 
         touched=next((crop.touched for crop in prediction.crops if crop.used), ()),
         hu=_hu(image, prediction, target),
         repeated_slices=repeated_slices(image, *_span(image, target, 1)),
+        boundary_mm=None if prediction.boundary is None else prediction.boundary.case_mm,
+        boundary_seen_mm=None if prediction.boundary is None else prediction.boundary.validation_mm,
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from metricunet.cohort.prepare import AIR_HU
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard, StageCard, read_model
+from metricunet.inference.boundary import BoundaryConfidence, ClassField, boundary_confidence
 from metricunet.inference.crops import (
     MOST_RERUNS,
     Crop,
@@ -57,6 +58,7 @@ class Prediction:
         crops: every look of stage 2, in order; one of them is the one that was used.
         pieces: connected parts of the target, before all but the largest were left out of the labels.
         removed_ml: volume of the parts that were left out.
+        boundary: how far the target's boundary is expected to be off; None where there is no target.
     """
 
     localisation: Localisation
@@ -67,6 +69,7 @@ class Prediction:
     crops: tuple[Crop, ...] = ()
     pieces: int = 0
     removed_ml: float = 0.0
+    boundary: BoundaryConfidence | None = None
 
     @property
     def touches_crop(self) -> bool:
@@ -76,7 +79,10 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class _Look:
-    """What stage 2 makes of one field: classes and probabilities on the scan's grid, the target in one piece."""
+    """What stage 2 makes of one field: classes and probabilities on the scan's grid, the target in one piece.
+
+    `fields` are the probabilities of each model on its own grid.
+    """
 
     view: View
     box: Geometry
@@ -86,6 +92,7 @@ class _Look:
     target: NDArray[np.bool_]
     pieces: Pieces
     seen: Volume
+    fields: tuple[ClassField, ...]
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:
@@ -236,18 +243,13 @@ class Predictor:
 
     def _look(self, image: Volume, view: View) -> _Look:
         box, start = self._box(image.geometry, view)
-        shares = np.zeros((len(self.card.labels), *box.shape), dtype=np.float32)
-        seen: Volume | None = None
-        for model in self.models:
-            field = self._field(model.card.segment, image, view)
-            seen = seen or field
-            shares += self._fine_shares(model, field, box)
-        assert seen is not None
-        shares /= len(self.models)
+        seen = [self._field(model.card.segment, image, view) for model in self.models]
+        fields = tuple(self._fine_field(model, hu) for model, hu in zip(self.models, seen, strict=True))
+        shares = np.mean([field.read_on(box)[1:] for field in fields], axis=0)
         classes = likeliest(shares)
         target = list(self.card.labels).index(self.card.target) + 1
         pieces = keep_largest_piece(classes, target)
-        return _Look(view, box, start, shares, classes, classes == target, pieces, seen)
+        return _Look(view, box, start, shares, classes, classes == target, pieces, seen[0], fields)
 
     def _box(self, geometry: Geometry, view: View) -> tuple[Geometry, tuple[int, int, int]]:
         """Return the part of the scan's grid that the fields of all models cover, and its first voxel."""
@@ -268,16 +270,15 @@ class Predictor:
         grid = image.geometry.box_around(view.centre_mm, _field_voxels(stage, view), stage.spacing_mm)
         return image.resample(grid, fill=AIR_HU)
 
-    def _fine_shares(self, model: LoadedModel, field: Volume, box: Geometry) -> NDArray[np.float32]:
-        """Probabilities [structures, *box] of all classes but the background, read on the scan's grid."""
+    def _fine_field(self, model: LoadedModel, field: Volume) -> ClassField:
+        """Return the probabilities of all classes on stage 2's own grid."""
         stage = model.card.segment
         assert stage.crop_voxels is not None
         voxels = torch.from_numpy(field.array).to(self.device)
         probabilities = field_probabilities(
             model.segment, voxels, stage.crop_voxels, stage.hu_window, stage.input_slices, self.precision
         )
-        arrays = probabilities[1:].cpu().numpy()
-        return np.stack([field.with_array(array).resample(box).array for array in arrays])
+        return ClassField(probabilities.cpu().numpy(), field.geometry)
 
     def _paste(
         self, scan: Volume, image: Volume, look: _Look, crops: tuple[Crop, ...], found: Localisation
@@ -297,6 +298,12 @@ class Predictor:
             crops,
             look.pieces.count,
             look.pieces.loose_voxels * look.box.voxel_volume_ml,
+            boundary_confidence(
+                look.fields,
+                [model.card.calibration for model in self.models],
+                list(self.card.labels).index(self.card.target) + 1,
+                Volume(look.target, look.box),
+            ),
         )
 
 

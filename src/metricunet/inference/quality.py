@@ -26,6 +26,7 @@ class Quality:
         agreement: of the two stages: distance_mm and overlap; empty without a mask.
         hu: what the scan is like in and around the target; empty without a mask.
         crops: every look of stage 2.
+        boundary: expected error of the target's boundary in mm, of the case and of each slice; empty without mask.
     """
 
     case: str
@@ -36,6 +37,7 @@ class Quality:
     agreement: dict[str, float | None] = field(default_factory=dict)
     hu: dict[str, float | None] = field(default_factory=dict)
     crops: list[dict[str, Any]] = field(default_factory=list)
+    boundary: dict[str, Any] = field(default_factory=dict)
 
     @property
     def reasons(self) -> list[str]:
@@ -54,6 +56,7 @@ class Quality:
             "agreement": self.agreement,
             "hu": self.hu,
             "crops": self.crops,
+            "boundary": self.boundary,
         }
 
 
@@ -89,4 +92,5 @@ def verdict_on(case: str, facts: Facts, prediction: Prediction) -> Quality:
         agreement if facts.hu else {},
         facts.hu.to_json() if facts.hu else {},
         [crop.to_json() for crop in prediction.crops],
+        prediction.boundary.to_json() if prediction.boundary else {},
     )

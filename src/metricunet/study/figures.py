@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from metricunet.files.atomic import written_whole
 from metricunet.study.comparisons import ARM, CONTROL, Compared
 from metricunet.study.conclusions import Conclusions
 from metricunet.study.data import TRUTH
-from metricunet.study.results import DEFINITIONS
+from metricunet.study.results import DEFINITIONS, better_of
 from metricunet.volume import FloatArray
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ DIFFERENCES, ARMS, SMOOTHNESS, FEATURES = "differences.png", "arms.png", "smooth
 #: Told apart by people with any colour vision (Okabe and Ito's palette).
 BETTER, WORSE, NEUTRAL, SEED, PAIR = "#009e73", "#d55e00", "#7f7f7f", "#56b4e9", "#0072b2"
 DPI = 110
+#: Panels beside each other in the picture of all comparisons.
+ARM_COLUMNS = 4
 #: An axis of differences reaches this many times as far as this share of them, and no further.
 OUTER, USUAL_SHARE = 2.0, 0.97
 #: Points of one line of cases lie in a band of this height.
@@ -44,7 +47,7 @@ def draw_figures(conclusions: Conclusions, folder: Path) -> tuple[Path, ...]:
     primary = conclusions.plan.content.measures.primary
     drawn = [
         _differences(conclusions, primary, folder / DIFFERENCES),
-        _arms(conclusions, (*primary, *SMOOTHNESS_NAMES[:2], *FEATURE_NAMES[:1]), folder / ARMS),
+        _arms(conclusions, (*primary, *SMOOTHNESS_NAMES, *FEATURE_NAMES), folder / ARMS),
         _spread(conclusions, SMOOTHNESS_NAMES, folder / SMOOTHNESS, "as smooth as the true shape"),
         _spread(conclusions, FEATURE_NAMES, folder / FEATURES, None),
     ]
@@ -142,27 +145,29 @@ def _arms(conclusions: Conclusions, measures: Sequence[str], path: Path) -> Path
     if not told:
         return None
     shown = [m for m in measures if any(m in line for line in told.values())]
-    figure = _figure(1.8 + 2.7 * len(shown), 1.3 + 0.34 * len(told))
-    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
-    for measure, panel in zip(shown, panels, strict=True):
+    columns = min(ARM_COLUMNS, len(shown))
+    lines = math.ceil(len(shown) / columns)
+    figure = _figure(1.8 + 2.9 * columns, 0.5 + lines * (0.8 + 0.3 * len(told)))
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for panel in grid.flat[len(shown) :]:
+        panel.set_axis_off()
+    for measure, panel in zip(shown, grid.flat, strict=False):
         panel.axvline(0, color="black", linewidth=0.8)
         for y, line in enumerate(told.values()):
             if measure in line:
                 _interval(panel, y, line[measure])
         d = DEFINITIONS[measure]
-        better = "right" if any(m.comparison.better == "higher" for m in _of(told, measure)) else "left"
-        panel.set_xlabel(f"{d.title}{f' [{d.unit}]' if d.unit else ''}\nbetter to the {better}", fontsize=8)
+        better = "right" if better_of(measure) == "higher" else "left"
+        panel.set_xlabel(f"{d.title}{f' [{d.unit}]' if d.unit else ''}, better to the {better}", fontsize=8)
+        panel.locator_params(axis="x", nbins=5)
         _bare(panel)
         panel.tick_params(axis="y", length=0)
-    panels[0].set_yticks(range(len(told)), [next(iter(line.values())).contrast.title for line in told.values()])
-    panels[0].set_ylim(len(told) - 0.5, -0.5)
+    titles = [next(iter(line.values())).contrast.title for line in told.values()]
+    grid[0, 0].set_yticks(range(len(told)), titles)
+    grid[0, 0].set_ylim(len(told) - 0.5, -0.5)
     figure.suptitle("Difference of two arms: mean, 95 % interval over cases and seeds, and each seed", fontsize=9)
     _save(figure, path)
     return path
-
-
-def _of(told: dict[tuple[str, str], dict[str, Compared]], measure: str) -> list[Compared]:
-    return [line[measure] for line in told.values() if measure in line]
 
 
 def _interval(panel: Axes, y: int, one: Compared) -> None:

@@ -166,8 +166,8 @@ def contrasts_table(compared: Iterable[Compared]) -> str:
                 one.contrast.title,
                 _title(c.measure),
                 "↑" if c.better == "higher" else "↓",
-                number(c.mean_a, DEFINITIONS[c.measure]),
-                number(c.mean_b, DEFINITIONS[c.measure]),
+                _number(c.mean_a, c.measure),
+                _number(c.mean_b, c.measure),
                 difference(c),
                 p_value(c.p),
                 holm,
@@ -236,8 +236,15 @@ def _pairs_tables(conclusions: Conclusions) -> str:
 
 
 def _signed(value: float, unit: str) -> str:
-    """Write a signed number without its unit, which the heading has."""
-    return signed(value, unit).removesuffix(unit).rstrip()
+    """Write a signed number without its unit, which the heading has; percent as fine as percentage points."""
+    return signed(value, "pp" if unit == "%" else unit).removesuffix("pp").removesuffix(unit).rstrip()
+
+
+def _number(value: float | None, measure: str) -> str:
+    """Write a value for people; smoothness finer than other measures, for its differences are small."""
+    if value is None or measure not in SMOOTHNESS_NAMES:
+        return number(value, DEFINITIONS[measure])
+    return _signed(value, "%").removeprefix("+")
 
 
 def _mean_of_seeds(values: FloatArray, measure: str) -> str:
@@ -245,8 +252,8 @@ def _mean_of_seeds(values: FloatArray, measure: str) -> str:
     means = np.array([row.mean() for row in found if row.size])
     if not means.size:
         return "–"
-    text = number(float(means.mean()), DEFINITIONS[measure])
-    return f"{text} ± {number(float(means.std(ddof=1)), DEFINITIONS[measure])}" if means.size > 1 else text
+    text = _number(float(means.mean()), measure)
+    return f"{text} ± {_number(float(means.std(ddof=1)), measure)}" if means.size > 1 else text
 
 
 def _title(measure: str) -> str:

@@ -30,6 +30,7 @@ from metricunet.networks.device import keep_freed_memory, pick_device
 from metricunet.training.batches import LocateBatches, SegmentBatches
 from metricunet.training.blocks import BlockBatches
 from metricunet.training.branch import PatchBatches, build_metric
+from metricunet.training.calibrate import calibration
 from metricunet.training.callbacks import EpochLog, MovableCheckpoint, ProgressBar, Watch, Watched
 from metricunet.training.card import locate_network, model_card, segment_network
 from metricunet.training.checks import check_field, check_network
@@ -175,6 +176,8 @@ def train_segment(run: Run, located: Located) -> Path:
     segment, score = _fit_segment(run, run.start, located.errors_mm)
     model = run.folder / MODEL_NAME
     card = model_card(run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm)
+    fitted = calibration(segment, card.segment, run.val, run.target, run.config.precision)
+    card = replace(card, calibration=fitted)
     weights = located.weights() | {f"segment.{k}": v for k, v in segment.state_dict().items()}
     write_model(model, card, weights)
     return model

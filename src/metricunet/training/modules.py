@@ -203,18 +203,13 @@ class SegmentModule(StageModule):
     def validation_step(self, batch: Any, index: int) -> None:
         """Score every structure that was contoured, in the crop around one case's true centre."""
         case = self.validation_cases[index]
-        assert case.fine is not None
-        assert case.fine_labels is not None
-        hu, labels = (torch.from_numpy(v.array).to(self.device) for v in (case.fine, case.fine_labels))
         stage = self.config.segment
-        window = []
-        for side, step, length in zip(stage.crop_mm, stage.spacing_mm, hu.shape, strict=True):
-            voxels = round(side / step)
-            window.append(slice((length - voxels) // 2, (length - voxels) // 2 + voxels))
+        crop = case.central_crop([round(a / b) for a, b in zip(stage.crop_mm, stage.spacing_mm, strict=True)])
+        assert crop is not None
+        hu, labels = (torch.from_numpy(v.array).to(self.device) for v in crop)
         found = crop_probabilities(
-            self.network, hu[tuple(window)], stage.hu_window, stage.input_slices, self.config.precision
+            self.network, hu, stage.hu_window, stage.input_slices, self.config.precision
         ).argmax(dim=0)
-        labels = labels[tuple(window)]
         known = (k for k in range(1, self.classes) if k not in case.unknown)
         scores = [dice(found == k, labels == k) for k in known]
         present = [s for s in scores if s is not None]

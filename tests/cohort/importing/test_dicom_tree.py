@@ -271,6 +271,11 @@ def test_what_else_a_clinic_exports_is_passed_over_or_listed(tmp_path: Path) -> 
     write_set(tmp_path / "tree" / "RS.dcm", DOE, series, {"Prostate": PROSTATE})
     save(tmp_path / "tree" / "RD.dcm", companion("RTDOSE", "1.2.840.10008.5.1.4.1.1.481.2", Rows=4, Columns=4))
     (tmp_path / "tree" / "notes.txt").write_text("no DICOM")
+
+    def scout(k: int, dataset: Dataset) -> None:
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+    write_ct(tmp_path / "tree" / "scout", DOE, scout)
     set_path = tmp_path / "tree" / "cut.dcm"
     write_set(set_path, DOE, series, {"PROSTATE": BLADDER})
     set_path.write_bytes(set_path.read_bytes()[:-40])
@@ -278,6 +283,8 @@ def test_what_else_a_clinic_exports_is_passed_over_or_listed(tmp_path: Path) -> 
     assert len(cohort.training) == 1
     assert len(result.refused) == 1
     assert "cut.dcm: cannot be read" in result.refused[0]
+    assert len(result.left_out) == 1
+    assert "LOCALIZER" in result.left_out[0]
 
 
 def test_values_that_are_no_hu_are_refused(tmp_path: Path) -> None:
