@@ -16,6 +16,7 @@ from metricunet.errors import InputError
 from metricunet.evaluation.features import FEATURE_NAMES
 from metricunet.evaluation.measures import MEASURE_NAMES, SIGNED
 from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
+from metricunet.files.yaml_file import read_yaml
 from metricunet.phantom.scanner import Difficulty
 from metricunet.training.config import TrainConfig, load_config
 
@@ -304,11 +305,7 @@ def load_study(path: Path) -> Study:
 
 
 def _validated(path: Path) -> StudyFile:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).replace("\n", " ")
-        raise InputError(f"{path}: not a readable YAML file ({reason})") from error
+    content = read_yaml(path, _StrictLoader)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected the keys {', '.join(StudyFile.model_fields)}; found no mapping")
     try:
@@ -349,7 +346,7 @@ def _explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key} is {first['input']!r}: {message}"
+    return f"{key} is {repr(first['input'])[:200]}: {message}"
 
 
 def _keys_at(place: tuple[int | str, ...]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metricunet.errors import InputError
+from metricunet.files.yaml_file import read_yaml
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -273,10 +274,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from error
+    content = read_yaml(path)
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -291,4 +289,4 @@ def _explain(error: ValidationError, source: str) -> str:
         section = key.rpartition(".")[0]
         model: type[BaseModel] = type(getattr(TrainConfig(), section)) if section else TrainConfig
         return f"setting {key} (from {source}) is unknown; expected one of {', '.join(model.model_fields)}"
-    return f"setting {key} (from {source}) is {first['input']!r}: {first['msg']}"
+    return f"setting {key} (from {source}) is {repr(first['input'])[:200]}: {first['msg']}"

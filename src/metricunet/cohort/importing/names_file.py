@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from metricunet.errors import InputError
+from metricunet.files.yaml_file import read_yaml
 
 RESERVED = ("ignore", "absent", "match_case", "undecided")
 #: What nnU-Net keeps for itself among the names of labels.
@@ -89,10 +90,7 @@ def read_names(path: Path) -> NamesFile:
     Raises:
         InputError: not YAML, no structure, a field of another kind, or a spelling that is there twice.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+    content = read_yaml(path, _StrictLoader)
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: expected lines such as 'prostate: [Prostate, PROSTATE]'; --list-names prints them"

@@ -1,0 +1,46 @@
+"""YAML files that people wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metricunet.errors import InputError
+
+#: Values that a file may stand for, each alias counted as all that it names: nine lines can name 10 to the ninth.
+MOST_VALUES = 100_000
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """Read a YAML file of one document.
+
+    Raises:
+        InputError: not readable, not UTF-8, not YAML, or aliases that stand for more than any setting needs.
+    """
+    try:
+        reader = loader(path.read_text(encoding="utf-8"))
+        try:
+            node = reader.get_single_node()
+            if node is not None and _values(node, {}) > MOST_VALUES:
+                raise ValueError(f"its aliases stand for more than {MOST_VALUES} values")
+            return None if node is None else reader.construct_document(node)
+        finally:
+            reader.dispose()
+    # ValueError: numbers and dates that are none; RecursionError: nesting beyond any use, or an alias of itself.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: not a readable YAML file ({reason})") from error
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Count a node and all below it, aliases written out."""
+    if id(node) not in known:
+        below: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            below = node.value
+        elif isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_values(part, known) for part in below)
+    return known[id(node)]

@@ -1,0 +1,34 @@
+"""YAML of others: what is none, and a few lines that stand for a thousand million values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metricunet.errors import InputError
+from metricunet.files.yaml_file import read_yaml
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\nb: &b [1, 2]\nc: *b\n", "base: &b {x: 1}\nmore: {<<: *b, y: 2}\n", "", "3"]
+)
+def test_reads_what_yaml_reads(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+    assert read_yaml(tmp_path / "a.yaml") == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    "text", [BOMB, "a: &a [*a]", "[" * 3000, "a: [", "a: !!int x", "2001-99-99", "\x00", "--- 1\n--- 2"]
+)
+def test_refuses_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"a\.yaml: not a readable YAML file \(.+\)$") as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value)
