@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -92,3 +93,10 @@ def test_an_empty_cohort(cohort: Path) -> None:
     shutil.rmtree(cohort / "labelsTr")
     with pytest.raises(InputError, match="holds no case"):
         read_cohort(cohort)
+
+
+def test_a_value_of_any_length_makes_a_short_message(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"prostate": "1" * 5000}}))
+    with pytest.raises(InputError, match="expected a whole number") as caught:
+        read_dataset_json(tmp_path)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))

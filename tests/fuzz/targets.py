@@ -366,7 +366,7 @@ def configuration(trial: Trial) -> None:
 
 def cohort(trial: Trial) -> None:
     found = read_cohort(trial.folder)
-    for fold in (0, 1, 9):
+    for fold in (0, 1):
         split_for(found, fold)
 
 

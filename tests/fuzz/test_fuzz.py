@@ -10,7 +10,7 @@ from tests.fuzz.corpus import Corpus, make_corpus
 from tests.fuzz.run import chosen_targets, fuzz
 from tests.fuzz.targets import TARGETS, Trial, make_input
 
-COUNT = 240
+COUNT = 200
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def read_dataset_json(folder: Path) -> DatasetInfo:
         raise InputError(f"{path}: labels name no structure beside the background")
     channels = content.get("channel_names", content.get("modality", {"0": "CT"}))
     if not isinstance(channels, dict) or len(channels) != 1:
-        raise InputError(f"{path}: channel_names must hold one channel (CT); found {channels!r}")
+        raise InputError(f"{path}: channel_names must hold one channel (CT); found {_shown(channels)}")
     trained_on = content.get("trained_on")
     return DatasetInfo(
         labels=labels,
@@ -96,6 +96,11 @@ def read_dataset_json(folder: Path) -> DatasetInfo:
         trained_on=None if trained_on is None else str(trained_on),
         description=str(content.get("description", "")),
     )
+
+
+def _shown(value: Any) -> str:
+    """A value of any size, as it may stand in a message."""
+    return repr(value)[:100]
 
 
 def _labels(path: Path, found: Any) -> dict[str, int]:
@@ -106,16 +111,20 @@ def _labels(path: Path, found: Any) -> dict[str, int]:
     labels: dict[str, int] = {}
     for name, value in found.items():
         if isinstance(value, list):
-            raise InputError(f"{path}: label {name!r} is a region of several values; regions are not supported")
+            raise InputError(
+                f"{path}: label {_shown(name)} is a region of several values; regions are not supported"
+            )
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
-            raise InputError(f"{path}: label {name!r} has the value {value!r}; expected a whole number")
+            raise InputError(
+                f"{path}: label {_shown(name)} has the value {_shown(value)}; expected a whole number"
+            )
         if (value == 0) != (name == "background"):
             raise InputError(
-                f"{path}: value 0 is the background's and only the background's; found {name!r}: {value}"
+                f"{path}: value 0 is the background's and only the background's; found {_shown(name)}: {value}"
             )
         labels[str(name)] = value
     if len(set(labels.values())) != len(labels):
-        raise InputError(f"{path}: two labels share one value: {labels}")
+        raise InputError(f"{path}: two labels share one value: {_shown(labels)}")
     return labels
 
 
@@ -163,7 +172,7 @@ def read_cohort(folder: Path) -> Cohort:
     test = _cases(folder, "Ts", False, missing)
     for name in missing.keys() - {case.name for case in (*training, *test)}:
         raise InputError(
-            f"{folder / CONTOURED_NAME}: names case {name!r}, which neither imagesTr nor imagesTs holds"
+            f"{folder / CONTOURED_NAME}: names case {_shown(name)}, which neither imagesTr nor imagesTs holds"
         )
     return Cohort(folder, info, training, test)
 

@@ -104,10 +104,10 @@ def _read(path: Path, names: Sequence[str], patients: dict[str, str]) -> list[Sp
         train, val = (tuple(str(n) for n in entry[s]) for s in ("train", "val"))
         for name in (*train, *val):
             if name not in names:
-                raise InputError(f"{path}: fold {k} names case {name!r}, which imagesTr does not hold")
+                raise InputError(f"{path}: fold {k} names case {name[:100]!r}, which imagesTr does not hold")
         shared = {patients[n] for n in train} & {patients[n] for n in val}
         if shared:
-            raise InputError(f"{path}: fold {k} has patient {min(shared)!r} in both train and val")
+            raise InputError(f"{path}: fold {k} has patient {min(shared)[:100]!r} in both train and val")
         if not train:
             raise InputError(f"{path}: fold {k} has no training case")
         splits.append(Split(train, val))

@@ -154,7 +154,8 @@ def _silent() -> Iterator[None]:
     logger = nib.imageglobals.logger
     logger.addFilter(_nothing)
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     finally:
         logger.removeFilter(_nothing)
 
@@ -199,7 +200,8 @@ def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int], Geometry]:
 
 def _check_forms_agree(path: Path, image: Any, geometry: Geometry) -> None:
     try:
-        qform: FloatArray = np.asarray(image.get_qform(), dtype=np.float64)
+        with _silent():
+            qform: FloatArray = np.asarray(image.get_qform(), dtype=np.float64)
     except (ValueError, nib.spatialimages.HeaderDataError) as error:
         raise InputError(f"{path}: its qform is broken ({error}); set the qform from the sform") from error
     if not np.isfinite(qform).all():

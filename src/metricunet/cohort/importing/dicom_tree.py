@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydicom
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
 from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase, Status
 from metricunet.errors import InputError
 from metricunet.files.dicom import CtSeries, RefusedSeries, SeriesSearch, search_series
+from metricunet.files.dicom_file import read_dataset
 from metricunet.files.dicom_header import DAMAGE, one_line
 from metricunet.files.rtstruct_model import RtStruct
 from metricunet.files.rtstruct_read import check_frames, read_rtstruct
@@ -146,8 +147,11 @@ def _identity(path: Path) -> Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_IDENTITY))
-    except (*DAMAGE, AttributeError, pydicom.errors.InvalidDicomError) as error:
+            dataset = read_dataset(path, stop_before_pixels=True, specific_tags=list(_IDENTITY))
+            for _ in dataset:  # odd values are converted, and warned of, here and not where they are used
+                pass
+            return dataset
+    except (*DAMAGE, InvalidDicomError) as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)}); copy or export it again") from error
 
 
