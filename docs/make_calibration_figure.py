@@ -266,7 +266,8 @@ def draw_errors(axes: Axes, expected: NDArray[np.float64], true: NDArray[np.floa
     edge = float(np.quantile(np.concatenate([expected, true]), 0.98)) * 1.05
     axes.plot([0, edge], [0, edge], color="#bbbbbb", linewidth=1, zorder=1)
     axes.scatter(expected, true, s=size, color=COLOURS[0], alpha=0.25, linewidths=0, zorder=2)
-    parts = np.array_split(np.argsort(expected), 10 if len(expected) > FEW else 5)
+    count = 10 if len(expected) > FEW else min(5, len(expected))
+    parts = np.array_split(np.argsort(expected), count)
     means = np.array([(expected[p].mean(), true[p].mean()) for p in parts])
     low, high = np.array([np.quantile(true[p], (0.1, 0.9)) for p in parts]).T
     axes.vlines(means[:, 0], low, high, color=INK, linewidth=1, zorder=3)

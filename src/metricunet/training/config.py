@@ -28,7 +28,11 @@ class _Section(BaseModel):
 
 
 class LocateConfig(_Section):
-    """Stage 1: a 3D U-Net on a coarse grid of the whole scan."""
+    """Stage 1: a 3D U-Net on a coarse grid of the whole scan.
+
+    Attributes:
+        learning_rate: at its height. At 1e-2 some trainings end by calling everything background, and stay there.
+    """
 
     spacing_mm: Size = (4.0, 4.0, 4.0)
     hu_window: tuple[float, float] = (-250.0, 450.0)
@@ -39,7 +43,7 @@ class LocateConfig(_Section):
     batch_size: Count = 2
     epochs: Count = 12
     updates_per_epoch: Count = 100
-    learning_rate: Positive = 1e-2
+    learning_rate: Positive = 3e-3
 
 
 class SegmentConfig(_Section):

@@ -146,9 +146,22 @@ def open_run(
 
 
 def train_locate(run: Run) -> Located:
-    """Train stage 1 of a run, or go on with it."""
+    """Train stage 1 of a run, or go on with it.
+
+    Raises:
+        InputError: it finds the target in no case that it is validated on.
+    """
     network = _fit_locate(run, run.start)
-    return Located(network, localisation_errors_mm(network, run.val or run.train, run.config, run.target))
+    cases = run.val or run.train
+    errors_mm = localisation_errors_mm(network, cases, run.config, run.target)
+    holding = sum("centre_mm" in case.facts for case in cases)
+    if holding and not len(errors_mm):
+        raise InputError(
+            f"{run.folder}: stage 1 finds the {run.config.target} in none of the {holding} "
+            f"{'validation' if run.val else 'training'} cases that hold it, so nothing could be segmented; train "
+            "into another folder with a lower locate.learning_rate, or more locate.epochs"
+        )
+    return Located(network, errors_mm)
 
 
 def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) -> Located:

@@ -21,7 +21,13 @@ TRAINING_CASES = 24
 UNSEEN_CASES = 8
 SEED = 1
 #: A short training: enough for the easy phantoms, within minutes on two cores.
-SETTINGS = ("locate.epochs=4", "locate.updates_per_epoch=80", "segment.epochs=3", "segment.updates_per_epoch=150")
+SETTINGS = (
+    "locate.epochs=4",
+    "locate.updates_per_epoch=80",
+    "locate.learning_rate=0.01",
+    "segment.epochs=3",
+    "segment.updates_per_epoch=150",
+)
 
 
 @dataclass(frozen=True)
