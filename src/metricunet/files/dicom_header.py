@@ -172,7 +172,7 @@ def read_full_header(path: Path) -> pydicom.Dataset:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks, and without the traceback that pydicom puts into some of its own."""
+    """An exception's message without line breaks, and without the traceback that pydicom puts into some."""
     said = str(error).partition("Traceback (most recent call last)")[0]
     return " ".join(said.split())[:200]
 
