@@ -20,6 +20,7 @@ from metricunet.files.dicom import find_series
 from metricunet.files.dicom_codestream import coded_size
 from metricunet.files.dicom_decode import frames_apart, stored_frames
 from metricunet.files.dicom_file import MOST_UNPACKED, plain_text, read_dataset
+from metricunet.files.dicom_header import one_line
 from metricunet.files.registration import read_registration
 from metricunet.files.rtstruct_read import read_rtstruct
 from tests.support.dicom_series import companion, save, write_series
@@ -102,6 +103,12 @@ def test_no_character_set_is_a_defect_of_ours(tmp_path: Path, name: bytes) -> No
         path.write_bytes(path.read_bytes().replace(b"ISO_IR 100", name))
     search = find_series(tmp_path)  # some are known to Python and to no one else: either way is borne
     assert len(search.series) + len(search.refused) == 1
+
+
+def test_no_message_holds_the_traceback_of_another() -> None:
+    """pydicom writes one into the message where an element deep in a data set cannot be read."""
+    error = AttributeError("With tag (0008,0090) got exception: no\nTraceback (most recent call last):\n  File x")
+    assert one_line(error) == "With tag (0008,0090) got exception: no"
 
 
 class TestPictures:
