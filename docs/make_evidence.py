@@ -36,7 +36,11 @@ def copy_study(study: Path, docs: Path) -> None:
     for name in TABLES:
         shutil.copyfile(study / name, docs / "evidence" / name)
     record = json.loads((study / "run.json").read_text(encoding="utf-8"))
-    write_json(docs / "evidence" / RUNS, {key: record[key] for key in ("version", "machine", "runs")})
+    machine = record["machine"] | {
+        "system": record["machine"]["system"].split()[0]
+    }  # a kernel's build says nothing
+    facts = {"version": record["version"], "machine": machine, "runs": record["runs"]}
+    write_json(docs / "evidence" / RUNS, facts)
     for name in (EXAMPLES, FEATURE_AXES, FEATURE_MAPS):
         if (study / "figures" / name).is_file():
             shutil.copyfile(study / "figures" / name, docs / "images" / f"evidence-{name}")

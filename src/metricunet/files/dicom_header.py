@@ -172,8 +172,9 @@ def read_full_header(path: Path) -> pydicom.Dataset:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks, and without the traceback that pydicom writes into some."""
-    return " ".join(str(error).partition("Traceback (most recent call last)")[0].split())[:200]
+    """An exception's message without line breaks, and without the traceback that pydicom puts into some."""
+    said = str(error).partition("Traceback (most recent call last)")[0]
+    return " ".join(said.split())[:200]
 
 
 def text_of(dataset: pydicom.Dataset, keyword: str) -> str:
