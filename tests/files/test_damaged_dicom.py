@@ -105,6 +105,12 @@ def test_no_character_set_is_a_defect_of_ours(tmp_path: Path, name: bytes) -> No
     assert len(search.series) + len(search.refused) == 1
 
 
+def test_no_message_holds_the_traceback_of_another() -> None:
+    """pydicom writes one into the message where an element deep in a data set cannot be read."""
+    error = AttributeError("With tag (0008,0090) got exception: no\nTraceback (most recent call last):\n  File x")
+    assert one_line(error) == "With tag (0008,0090) got exception: no"
+
+
 class TestPictures:
     SIZE = struct.pack(">BHBHHB", 0xC3, 11, 16, 65535, 65535, 1)
 

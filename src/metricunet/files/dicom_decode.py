@@ -124,7 +124,7 @@ def serve_frames() -> None:
             answers.write(json.dumps(head).encode() + b"\n" + np.ascontiguousarray(pixels).tobytes())
             answers.flush()
     except Exception as error:  # whatever pydicom and the decoders raise goes to the process that asked
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).partition("Traceback (most recent call last)")[0].split())[:200]
         answers.write(json.dumps({"fault": f"{type(error).__name__}: {reason}"}).encode() + b"\n")
         answers.flush()
 
