@@ -174,10 +174,3 @@ def test_a_registration_whose_item_is_no_item(tmp_path: Path) -> None:
     (tmp_path / "reg.dcm").write_bytes(content + struct.pack("<HH2sHI", 0x0070, 0x0309, b"SQ", 0, 0x7FFFFFFF))
     with pytest.raises(InputError, match=r"reg\.dcm"):
         read_registration(tmp_path / "reg.dcm").matrix("1.2.9", "1.2.3")
-
-
-def test_the_traceback_in_an_error_of_pydicom_is_not_told() -> None:
-    error = ValueError(
-        "With tag (0008,0090) got exception: no text\nTraceback (most recent call last):\n  File ..."
-    )
-    assert one_line(error) == "With tag (0008,0090) got exception: no text"
