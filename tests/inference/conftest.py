@@ -10,7 +10,7 @@ import pytest
 from tests.support.threshold_model import bands_known, write_bands_model
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def bands_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Everything between fat and bone is prostate; crop of 64 mm at 2 mm."""
     with bands_known():

@@ -174,7 +174,8 @@ def surface_area_mm2(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, fl
 
     The faces of voxels across an axis are the shadows of the surface along it, and the mean shadow over all
     directions is half the area. Three directions stand for all: exact for a sphere, and for any surface that faces
-    every way alike; an ellipsoid of 1 : 1.5 : 2 comes out 1 % short, a box along the axes a third.
+    every way alike; an ellipsoid of 1 : 1.5 : 2 comes out 1 % short, one of 1 : 2.4 : 2.4 5 %, a box along the
+    axes a third.
 
     Args:
         mask: [slice, row, column].
