@@ -105,11 +105,17 @@ def frames_apart(path: Path, frames: Sequence[int | None]) -> Iterator[NDArray[A
             content = process.stdout.read(math.prod(answer["shape"]) * dtype.itemsize)
             yield np.frombuffer(content, dtype=dtype).reshape(answer["shape"])
     finally:
-        process.kill()
-        process.stdout.close()
-        with suppress(OSError):  # what it never read
-            process.stdin.close()
-        process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process of ours, whatever it is at, and close both pipes."""
+    process.kill()
+    for pipe in (process.stdout, process.stdin):
+        if pipe is not None:
+            with suppress(OSError):  # what it never read
+                pipe.close()
+    process.wait()
 
 
 def serve_frames() -> None:
@@ -200,11 +206,7 @@ def _worker(stored: NDArray[Any]) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
         process.stdin.write(json.dumps(kind).encode() + b"\n")
         yield process.stdin, process.stdout
     finally:
-        process.kill()
-        process.stdout.close()
-        with suppress(OSError):  # what it never read
-            process.stdin.close()
-        process.wait()
+        _end(process)
 
 
 def _receive(answers: IO[bytes], plane: NDArray[Any]) -> bool:
