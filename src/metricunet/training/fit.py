@@ -320,6 +320,8 @@ def _fit(run: Run, module: StageModule, name: str, epochs: int, updates: int, va
         warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
         # Lightning's own use of a torch name that is on its way out.
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
+        # The metric branch's CUDA graphs were captured on a stream of their own (GraphedBranch).
+        warnings.filterwarnings("ignore", message=".*AccumulateGrad node's stream does not match.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
         trainer = lightning.Trainer(
             accelerator="gpu" if run.device.type == "cuda" else "cpu",

@@ -13,7 +13,7 @@ from torch import Tensor
 from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
 from metricunet.inference.locate import class_probabilities
 from metricunet.inference.segment import crop_probabilities
-from metricunet.metric import PatchMetricLoss, VoxelClassLoss
+from metricunet.metric import GraphedBranch, PatchMetricLoss, VoxelClassOutput
 from metricunet.networks import Network
 from metricunet.networks.feeding import autocast, pick_precision
 from metricunet.training.batches import Batch, LocateBatches, SegmentBatches, update_generator
@@ -157,6 +157,8 @@ class SegmentModule(StageModule):
         self.validation_cases = [case for case in cases if case.fine is not None]
         self.classes = classes
         self.metric = build_metric(network, config, classes)
+        if self.metric is not None and not isinstance(self.metric, PatchMetricLoss):
+            self._on_voxels = GraphedBranch(self.metric)
         self.patches: PatchBatches | None = None
 
     def loss(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -192,8 +194,9 @@ class SegmentModule(StageModule):
             else:
                 assert self.metric is not None
                 taps = [maps[tap] for tap in settings.metric.taps]
-                out = self.metric(taps, labels, logits, settings.segment.spacing_mm[-self.network.spatial_dims :])
-        if isinstance(self.metric, VoxelClassLoss):
+                spacing_mm = settings.segment.spacing_mm[-self.network.spatial_dims :]
+                out = self._on_voxels(taps, labels, logits, spacing_mm)
+        if isinstance(out, VoxelClassOutput):
             return out.loss, {"voxel_entropy": out.loss.detach(), **out.statistics}
         facts = {"triplet": out.triplet.detach(), "pair": out.pair.detach()}
         if settings.metric.mode == "online" and settings.metric.supcon_weight:

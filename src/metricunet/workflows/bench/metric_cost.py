@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity
 
-from metricunet.metric import HardEasySampler, Sample, VoxelMetricLoss
+from metricunet.metric import GraphedBranch, HardEasySampler, PatchMetricLoss, Sample, VoxelMetricLoss
 from metricunet.metric.voxel_metric import TupleObjective
 from metricunet.networks import build_network
 from metricunet.networks.feeding import autocast
-from metricunet.training.branch import Branch, build_metric
+from metricunet.training.branch import build_metric
 from metricunet.training.card import segment_network
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.objectives import segmentation_loss
@@ -90,7 +90,9 @@ class TrainingStep:
         self.network = build_network(**segment_network(config, CLASSES)).to(device)
         branch = build_metric(self.network, config, CLASSES)
         assert branch is not None
-        self.branch: Branch = branch.to(device)
+        assert not isinstance(branch, PatchMetricLoss)
+        self.branch = branch.to(device)
+        self.on_voxels = GraphedBranch(self.branch)  # as training calls it
         parameters = [*self.network.parameters(), *self.branch.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, stage.learning_rate, fused=True)
         self.images = torch.randn(stage.batch_size, stage.slices, *side, device=device)
@@ -104,7 +106,7 @@ class TrainingStep:
         if with_branch:
             with autocast(self.precision, self.device):
                 taps = [maps[tap] for tap in self.config.metric.taps]
-                out = self.branch(taps, self.labels, logits, self.config.segment.spacing_mm[1:])
+                out = self.on_voxels(taps, self.labels, logits, self.config.segment.spacing_mm[1:])
             loss = loss + self.config.metric.weight * out.loss
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
