@@ -1,9 +1,11 @@
 """Redraw the tables and figures of docs/evidence.md from docs/evidence/*.csv.
 
-    python docs/make_evidence.py                  # from the tables that are there
-    python docs/make_evidence.py --study FOLDER   # from those of a finished study, which are copied first
+    python docs/make_evidence.py                              # from the tables that are there
+    python docs/make_evidence.py --study FOLDER               # from those of a finished study, copied first
+    python docs/make_evidence.py --study FOLDER --part NAME   # of a study beside the main one: docs/evidence/NAME/
 
-The pictures of cases and of feature maps need the study's models, so they are copied from its folder alone.
+The pictures of cases and of feature maps need the study's models, so they are copied from its folder alone. A
+study beside the main one gets a page of its tables, docs/evidence/NAME/README.md.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 from metricunet.files.atomic import write_json, write_text
 from metricunet.study.board import duration
-from metricunet.study.conclusions import conclude, write_conclusions
+from metricunet.study.conclusions import Conclusions, conclude, write_conclusions
 from metricunet.study.examples import EXAMPLES, FEATURE_AXES, FEATURE_MAPS
 from metricunet.study.figures import draw_figures
 from metricunet.study.sections import sections
@@ -28,19 +30,35 @@ TABLES = ("study.yaml", "cases.csv", "cases-reader.csv", "smoothness.csv", "feat
 #: What a study's run.json says, less what names folders of the machine.
 RUNS = "runs.json"
 NOTHING = "*No numbers yet.*"
+#: The page of a study beside the main one: section to its heading.
+PART_HEADINGS = {
+    "verdicts": "Verdicts",
+    "ablation": "Against the true shape",
+    "reader": "Against the unseen reader",
+    "smoothness": "Smoothness",
+    "features": "Features",
+    "comparisons": "Differences",
+    "arms": "Other arms, exploratory",
+    "reasons": "Reasons",
+    "runs": "Machine",
+}
 
 
-def copy_study(study: Path, docs: Path) -> None:
-    """Copy a study's tables, the facts of its runs and its pictures of cases."""
-    (docs / "evidence").mkdir(exist_ok=True)
+def copy_tables(study: Path, folder: Path) -> None:
+    """Copy a study's tables and the facts of its runs."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in TABLES:
-        shutil.copyfile(study / name, docs / "evidence" / name)
+        shutil.copyfile(study / name, folder / name)
     record = json.loads((study / "run.json").read_text(encoding="utf-8"))
     machine = record["machine"] | {
         "system": record["machine"]["system"].split()[0]
     }  # a kernel's build says nothing
     facts = {"version": record["version"], "machine": machine, "runs": record["runs"]}
-    write_json(docs / "evidence" / RUNS, facts)
+    write_json(folder / RUNS, facts)
+
+
+def copy_pictures(study: Path, docs: Path) -> None:
+    """Copy a study's pictures of cases."""
     for name in (EXAMPLES, FEATURE_AXES, FEATURE_MAPS):
         if (study / "figures" / name).is_file():
             shutil.copyfile(study / "figures" / name, docs / "images" / f"evidence-{name}")
@@ -49,16 +67,32 @@ def copy_study(study: Path, docs: Path) -> None:
 def redraw(docs: Path) -> None:
     """Redraw from docs/evidence: figures into docs/images, tables between the markers of docs/evidence.md."""
     source = docs / "evidence"
-    conclusions = conclude(source)
-    write_conclusions(conclusions, source)
+    conclusions, made = concluded(source)
     for path in draw_figures(conclusions, docs / "evidence" / "figures"):
         path.replace(docs / "images" / f"evidence-{path.name}")
     (docs / "evidence" / "figures").rmdir()
+    page = docs / "evidence.md"
+    write_text(page, filled(page.read_text(encoding="utf-8"), made))
+
+
+def redraw_part(folder: Path) -> None:
+    """Write the page of a study beside the main one from its tables."""
+    conclusions, made = concluded(folder)
+    lines = [f"# {conclusions.plan.content.name}", "", "What it is about: [evidence.md](../../evidence.md).", ""]
+    for name, heading in PART_HEADINGS.items():
+        if name in made:
+            lines += [f"## {heading}", "", made[name], ""]
+    write_text(folder / "README.md", "\n".join(lines))
+
+
+def concluded(source: Path) -> tuple[Conclusions, dict[str, str]]:
+    """Compare and judge what a folder has rows of, and return the sections that come of it."""
+    conclusions = conclude(source)
+    write_conclusions(conclusions, source)
     made = sections(conclusions)
     if (source / RUNS).is_file():
         made["runs"] = runs_table(json.loads((source / RUNS).read_text(encoding="utf-8")))
-    page = docs / "evidence.md"
-    write_text(page, filled(page.read_text(encoding="utf-8"), made))
+    return conclusions, made
 
 
 def filled(page: str, made: dict[str, str]) -> str:
@@ -91,13 +125,19 @@ def main() -> None:
     """Parse the arguments and redraw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", type=Path, help="folder of a finished study, to copy from first")
+    parser.add_argument("--part", help="name of a study beside the main one")
     parser.add_argument(
         "--docs", type=Path, default=DOCS, help="folder with evidence.md (default: beside this file)"
     )
     arguments = parser.parse_args()
+    docs: Path = arguments.docs
     if arguments.study is not None:
-        copy_study(arguments.study, arguments.docs)
-    redraw(arguments.docs)
+        copy_tables(arguments.study, docs / "evidence" / (arguments.part or ""))
+        if arguments.part is None:
+            copy_pictures(arguments.study, docs)
+    redraw(docs)
+    for study in sorted((docs / "evidence").glob("*/study.yaml")):
+        redraw_part(study.parent)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def test_a_study_fills_the_page_and_its_tables_redraw_it(command: ModuleType, tm
     (study / "figures" / "examples.png").write_bytes(b"picture")
     (docs / "images").mkdir(parents=True)
     shutil.copy(DOCS / "evidence.md", docs)
-    command.copy_study(study, docs)
+    command.copy_tables(study, docs / "evidence")
+    command.copy_pictures(study, docs)
     command.redraw(docs)
     page = (docs / "evidence.md").read_text()
     assert command.NOTHING not in page
@@ -52,6 +53,23 @@ def test_a_study_fills_the_page_and_its_tables_redraw_it(command: ModuleType, tm
     drawn = {p: p.read_bytes() for p in docs.rglob("*") if p.is_file()}
     command.redraw(docs)
     assert {p: p.read_bytes() for p in docs.rglob("*") if p.is_file()} == drawn
+
+
+def test_a_study_beside_the_main_one_has_a_page_of_its_tables(command: ModuleType, tmp_path: Path) -> None:
+    study, folder = make_tables(tmp_path / "study", cases=6), tmp_path / "evidence" / "part"
+    record = {
+        "version": "1.2",
+        "machine": {"processor": "P", "cores": 2, "system": "S", "python": "3"},
+        "runs": [],
+    }
+    record["machine"]["packages"] = {"torch": "9"}  # type: ignore[index]
+    (study / "run.json").write_text(json.dumps(record))
+    command.copy_tables(study, folder)
+    command.redraw_part(folder)
+    page = (folder / "README.md").read_text()
+    for heading in command.PART_HEADINGS.values():
+        assert f"## {heading}\n" in page
+    assert "| base |" in page
 
 
 def test_the_page_has_a_place_for_every_table(command: ModuleType) -> None:
