@@ -70,6 +70,11 @@ def test_the_primary_measures_are_not_tested_a_second_time(tmp_path: Path) -> No
             r"arms\.a\.settings sets locate, but stage 1 is trained once and shared",
         ),
         (
+            {"arms": {"a": {"stages": 1, "settings": {"segment.epochs": 3}}}},
+            r"arms\.a\.settings sets segment\.epochs, which is of stage 2, but the arm has one stage",
+        ),
+        ({"arms": {"a": {"stages": 3}}}, r"arms\.a\.stages is 3"),
+        (
             {"arms": {"a": {"settings": {"locate.epochs": 3}}}},
             r"arms\.a\.settings sets locate\.epochs, but stage 1",
         ),

@@ -97,21 +97,24 @@ def feature_lines(
         labels: structure name to value in the references.
         ignore: value of voxels that nobody contoured, or None.
     """
-    chosen = spread(cases, FEATURE_CASES)
-    nothing: dict[str, float | None] = dict.fromkeys(FEATURE_NAMES)
     if predictor.models[0].segment.spatial_dims != 2:
-        return [(name, None, nothing) for name in chosen]
+        return no_features(cases)
     parts = [case_features(predictor, read_cut(folder, name, FITTING), labels, ignore) for name in fitting]
     found = [part for part in parts if part is not None]
     if not found:
-        return [(name, None, nothing) for name in chosen]
+        return no_features(cases)
     probes = fit_probes(VoxelFeatures.joined(found))
     lines: list[Line] = []
-    for name in chosen:
+    for name, _, nothing in no_features(cases):
         own = case_features(predictor, read_cut(folder, name), labels, ignore)
         measured = None if own is None else probes.measure(own)
         lines.append((name, None, nothing if measured is None else {n: measured.value(n) for n in FEATURE_NAMES}))
     return lines
+
+
+def no_features(cases: Sequence[str]) -> list[Line]:
+    """Return the lines of a model whose features are not measured, for the sample of the scored cases."""
+    return [(name, None, dict.fromkeys(FEATURE_NAMES)) for name in spread(cases, FEATURE_CASES)]
 
 
 def case_features(

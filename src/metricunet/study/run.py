@@ -185,6 +185,7 @@ def _run_job(plan: Study, fold: FoldJob, ready: FoldReady, arm: str, seed: int, 
         ready=ready,
         spare=fold.spare,
         device=fold.device,
+        whole_scans=fold.cases if plan.stages(arm) == 1 else None,
     )
 
 
@@ -230,7 +231,7 @@ def _write(plan: Study, data: StudyData, ready: Ready, runs: list[RunDone], outp
 
 def _pictured(plan: Study, whole: Sequence[RunDone]) -> Pictured | None:
     """Return what to draw examples of: the main pair in the first fold and seed in which all its arms are done."""
-    if (main := plan.content.primary) is None:
+    if (main := plan.content.primary) is None or any(plan.stages(arm) == 1 for arm in main.arms):
         return None
     done: dict[tuple[Fold, int], dict[str, RunJob]] = {}
     for run in whole:

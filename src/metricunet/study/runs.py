@@ -17,22 +17,23 @@ from metricunet.evaluation.summary import CaseRow
 from metricunet.files.atomic import write_json
 from metricunet.files.model import read_card
 from metricunet.files.record import RECORD_NAME, RunRecord
-from metricunet.inference.predictor import Predictor
 from metricunet.study.beyond import (
     FEATURES_FILE,
     SMOOTHNESS_FILE,
     Line,
     feature_lines,
+    no_features,
     smoothness_lines,
     write_beyond,
 )
-from metricunet.study.data import TRUTH
+from metricunet.study.data import TRUTH, ScoredCase
+from metricunet.study.one_stage import score_whole_scans
 from metricunet.study.score import ScoredCut, cases_name, cut_predictor, score_cases, write_rows
-from metricunet.study.stage_one import FoldReady, read_located
+from metricunet.study.stage_one import FoldReady, read_located, trained_in
 from metricunet.training.callbacks import Watch
 from metricunet.training.config import TrainConfig, differences
 from metricunet.training.fit import MODEL_NAME, open_run, run_facts, train_segment
-from metricunet.training.run import state_file
+from metricunet.training.run import Run, state_file
 
 KEY_NAME = "key.json"
 #: Files of a run beside its rows.
@@ -57,6 +58,7 @@ class RunJob:
         ready: hashes and labels of the fold.
         spare: folder for prepared cases where the cohort is read-only.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        whole_scans: the cases to score, where the arm has one stage and reads them whole; None where it has two.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class RunJob:
     ready: FoldReady
     spare: Path
     device: str
+    whole_scans: tuple[ScoredCase, ...] | None = None
 
     @property
     def title(self) -> str:
@@ -80,7 +83,7 @@ class RunJob:
 
     def key(self) -> dict[str, Any]:
         """Return what the results depend on."""
-        return {
+        return ({} if self.whole_scans is None else {"stages": 1}) | {
             "config": self.config.model_dump(mode="json"),
             "version": version("metricunet"),
             "data_sha256": self.ready.data_sha256,
@@ -158,8 +161,14 @@ def finished(job: RunJob) -> RunDone | None:
     if before is None:
         return None
     check_settings_of(job.folder, job.config)
-    names = {"data_sha256": "training cases", "locate_sha256": "stage 1", "scored_sha256": "scored cases"}
-    if changes := [f"other {names[k]}" for k, v in job.key().items() if k in names and before.get(k) != v]:
+    names = {
+        "stages": "number of stages",
+        "data_sha256": "training cases",
+        "locate_sha256": "stage 1",
+        "scored_sha256": "scored cases",
+    }
+    after = job.key()
+    if changes := [f"other {what}" for k, what in names.items() if before.get(k) != after.get(k)]:
         raise _other(job.folder, changes)
     if _missing(job):
         return None
@@ -195,7 +204,31 @@ def _missing(job: RunJob) -> list[str]:
 def _train_and_score(job: RunJob, watch: Watch | None) -> None:
     record = RunRecord("study", {"arm": job.arm, "fold": job.fold, "seed": job.seed, "device": job.device})
     write_json(job.folder / KEY_NAME, job.key())
-    run = open_run(
+    run = _open(job, watch)
+    if job.whole_scans is not None:
+        trained_in(job.folder, run)
+    elif not (job.folder / MODEL_NAME).is_file():  # it is written when the training is done
+        train_segment(run, read_located(job.stage_one, run))
+    _tell_scoring(job, watch)
+    rows: dict[str, list[CaseRow]] = {whose: [] for whose in job.references}
+    lines: list[Line] = []
+    for scored in _scored(job, run):
+        for whose, of_reference in rows.items():
+            of_reference += scored.rows(whose)
+        lines += smoothness_lines(scored)
+    validation = {} if job.whole_scans is not None else read_card(job.folder / MODEL_NAME).validation
+    record.facts = run_facts(run, validation) | {
+        "locate_sha256": job.ready.locate_sha256,
+        "cases": list(job.cases),
+    }
+    record.write(job.folder)
+    for whose in sorted(job.references, key=lambda name: name == TRUTH):
+        write_rows(job.folder / cases_name(whose), job.arm, job.seed, job.fold, rows[whose])
+    _write(job, SMOOTHNESS_FILE, lines)
+
+
+def _open(job: RunJob, watch: Watch | None) -> Run:
+    return open_run(
         job.cohort,
         job.folder,
         job.config,
@@ -205,21 +238,6 @@ def _train_and_score(job: RunJob, watch: Watch | None) -> None:
         spare=job.spare,
         watch=watch or _unwatched,
     )
-    model = job.folder / MODEL_NAME
-    if not model.is_file():  # it is written when the training is done
-        train_segment(run, read_located(job.stage_one, run))
-    _tell_scoring(job, watch)
-    rows: dict[str, list[CaseRow]] = {whose: [] for whose in job.references}
-    lines: list[Line] = []
-    for scored in _scored(job, cut_predictor(model, job.device)):
-        for whose, of_reference in rows.items():
-            of_reference += scored.rows(whose)
-        lines += smoothness_lines(scored)
-    record.facts = run_facts(run, model) | {"locate_sha256": job.ready.locate_sha256, "cases": list(job.cases)}
-    record.write(job.folder)
-    for whose in sorted(job.references, key=lambda name: name == TRUTH):
-        write_rows(job.folder / cases_name(whose), job.arm, job.seed, job.fold, rows[whose])
-    _write(job, SMOOTHNESS_FILE, lines)
 
 
 def _look_beyond(job: RunJob, watch: Watch | None) -> None:
@@ -228,17 +246,25 @@ def _look_beyond(job: RunJob, watch: Watch | None) -> None:
     if not missing:
         return
     _tell_scoring(job, watch)
-    predictor = cut_predictor(job.folder / MODEL_NAME, job.device)
     if SMOOTHNESS_FILE in missing:
-        _write(job, SMOOTHNESS_FILE, [line for s in _scored(job, predictor) for line in smoothness_lines(s)])
+        scored = _scored(job, _open(job, watch))
+        _write(job, SMOOTHNESS_FILE, [line for one in scored for line in smoothness_lines(one)])
     if FEATURES_FILE in missing:
-        labels, ignore = job.ready.labels, job.ready.ignore
-        lines = feature_lines(predictor, job.stage_one, job.fitting, job.cases, labels, ignore)
-        _write(job, FEATURES_FILE, lines)
+        _write(job, FEATURES_FILE, _features(job))
 
 
-def _scored(job: RunJob, predictor: Predictor) -> Iterator[ScoredCut]:
+def _scored(job: RunJob, run: Run) -> Iterator[ScoredCut]:
+    if job.whole_scans is not None:
+        return score_whole_scans(run, trained_in(job.folder, run), job.whole_scans)
+    predictor = cut_predictor(job.folder / MODEL_NAME, job.device)
     return score_cases(predictor, job.stage_one, job.cases, job.ready.labels, job.ready.ignore)
+
+
+def _features(job: RunJob) -> list[Line]:
+    if job.whole_scans is not None:
+        return no_features(job.cases)
+    predictor = cut_predictor(job.folder / MODEL_NAME, job.device)
+    return feature_lines(predictor, job.stage_one, job.fitting, job.cases, job.ready.labels, job.ready.ignore)
 
 
 def _write(job: RunJob, name: str, lines: Iterable[Line]) -> None:
@@ -276,6 +302,8 @@ def _other(folder: Path, changes: list[str]) -> InputError:
 
 
 def _val_dice(job: RunJob) -> float | None:
+    if job.whole_scans is not None:
+        return None  # of whole scans, which is not to be set beside those of crops
     return read_card(job.folder / MODEL_NAME).validation.get("crop_dice")
 
 

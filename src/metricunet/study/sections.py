@@ -102,7 +102,9 @@ def arms_table(
         scores = [results.scores(arm, name, plan.base.target, reference) for name in measures]
         if all(s is None for s in scores):
             continue
-        words = [*describe(plan.arms[arm]), plan.labels(arm) or "as contoured"] if described else []
+        words = (
+            [*describe(plan.arms[arm], plan.stages(arm)), plan.labels(arm) or "as contoured"] if described else []
+        )
         counted = next(s for s in scores if s is not None)
         cells = [_mean_of_seeds(s.values, name) if s else "–" for s, name in zip(scores, measures, strict=True)]
         counts = [str(len(counted.seeds)), str(len(counted.cases)), f"{counted.n_missed} of {counted.values.size}"]
@@ -115,10 +117,11 @@ def _ablated(conclusions: Conclusions) -> list[str]:
     """Return the arms whose network is that of the main method: all of them, if there is none."""
     plan = conclusions.plan
     main = plan.content.primary
-    networks = {arm: describe(plan.arms[arm])[0] for arm in conclusions.results.arms}
-    return [
-        arm for arm, network in networks.items() if main is None or network == describe(plan.arms[main.method])[0]
-    ]
+    networks = {arm: describe(plan.arms[arm], plan.stages(arm))[0] for arm in conclusions.results.arms}
+    if main is None:
+        return list(networks)
+    own = describe(plan.arms[main.method], plan.stages(main.method))[0]
+    return [arm for arm, network in networks.items() if network == own]
 
 
 def _usual(conclusions: Conclusions) -> list[str]:
@@ -132,9 +135,13 @@ def _usual(conclusions: Conclusions) -> list[str]:
     ]
 
 
-def describe(config: TrainConfig) -> tuple[str, str, str]:
+def describe(config: TrainConfig, stages: int = 2) -> tuple[str, str, str]:
     """Return network, loss and metric learning of an arm in words."""
     segment, metric = config.segment, config.metric
+    if stages == 1:
+        steps = config.locate.spacing_mm
+        spacing = " x ".join(f"{step:g}" for step in (steps if len(set(steps)) > 1 else steps[:1]))
+        return f"U-Net, 3D, one stage at {spacing} mm", "Dice + cross-entropy", "–"
     network = f"{NETWORKS[segment.network]}, {'3D' if segment.spatial_dims == 3 else '2.5D'}"
     terms = (("Dice", segment.dice_weight), ("cross-entropy", segment.cross_entropy_weight))
     loss = " + ".join(name for name, weight in terms if weight > 0)

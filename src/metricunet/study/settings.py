@@ -32,6 +32,8 @@ SHARED = {
     "seed": "every arm is trained with each of the study's seeds",
     "target": "all arms are scored on the same structures",
 }
+#: Sections that an arm of one stage has no use for.
+OF_STAGE_TWO = ("segment", "metric")
 
 
 def _different(values: Any, what: str) -> Any:
@@ -101,10 +103,12 @@ class BaseSettings(_Section):
 
 
 class Arm(_Section):
-    """One way of training stage 2.
+    """One way of training stage 2, or of doing without it.
 
     Attributes:
         settings: any part of a training's configuration but what all arms share, over the base.
+        stages: 2, or 1 for a network like stage 1's that segments the whole scan. Its settings are those of
+            `locate`; `segment` and `metric` are of stage 2.
         seeds: to train with; default: the study's.
         labels: to train on; default: the phantom's. For phantoms alone.
     """
@@ -112,6 +116,7 @@ class Arm(_Section):
     settings: dict[str, Any] = {}
     seeds: Seeds | None = None
     labels: Labels | None = None
+    stages: Literal[1, 2] = 2
 
     @field_validator("seeds")
     @classmethod
@@ -278,6 +283,10 @@ class Study:
         phantom = self.content.data.phantom
         return None if phantom is None else self.content.arms[arm].labels or phantom.labels
 
+    def stages(self, arm: str) -> int:
+        """Return how many stages an arm has."""
+        return self.content.arms[arm].stages
+
     def seeds(self, arm: str) -> tuple[int, ...]:
         """Return the seeds of an arm."""
         return self.content.arms[arm].seeds or self.content.seeds
@@ -295,7 +304,12 @@ def load_study(path: Path) -> Study:
     for name, arm in content.arms.items():
         for key in arm.settings:
             section = str(key).partition(".")[0]
-            if section in SHARED:
+            if arm.stages == 1 and section in OF_STAGE_TWO:
+                raise InputError(
+                    f"{path}: arms.{name}.settings sets {key}, which is of stage 2, but the arm has one stage; "
+                    "leave it out, and set its network in locate"
+                )
+            if section in SHARED and not (arm.stages == 1 and section == "locate"):
                 raise InputError(
                     f"{path}: arms.{name}.settings sets {key}, but {SHARED[section]}; set it in base.settings"
                 )

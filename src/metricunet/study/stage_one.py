@@ -151,11 +151,8 @@ def prepare_fold(
         spare=job.spare,
         progress=bar("preparing"),
     )
-    path = job.folder / LOCATE_NAME
-    if not path.is_file():
-        _write_located(path, train_locate(run))
-    located = read_located(job.folder, run)
-    locate_sha256 = sha256([path])
+    located = trained_in(job.folder, run)
+    locate_sha256 = sha256([job.folder / LOCATE_NAME])
     hashes, off_mm, progress = [], [], bar("locating")
     target = run.labels[job.config.target]
     steps = len(job.cases) + len(job.fitting)
@@ -171,6 +168,18 @@ def prepare_fold(
         progress(done, steps)
     scored = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
     return FoldReady(job.fold, run.data_sha256, locate_sha256, scored, run.labels, run.info.ignore, tuple(off_mm))
+
+
+def trained_in(folder: Path, run: Run) -> Located:
+    """Train stage 1 of a run and keep it in a folder, or read the one that is there.
+
+    Raises:
+        InputError: as `train_locate` and `read_located`.
+    """
+    path = folder / LOCATE_NAME
+    if not path.is_file():
+        _write_located(path, train_locate(run))
+    return read_located(folder, run)
 
 
 def read_located(folder: Path, run: Run) -> Located:
@@ -249,21 +258,10 @@ def make_cut(case: ScoredCase, run: Run, located: Located, half_mm: tuple[float,
     Raises:
         InputError: unreadable files, two different grids, unknown label values, or values that are no HU.
     """
-    scans = {
-        whose: read_case(Case(case.name, case.image, p, case.not_contoured), run.info)
-        for whose, p in case.references.items()
-    }
-    image = next(iter(scans.values())).image.canonical()
-    lowest = float(image.array.min())
-    if lowest > HIGHEST_MINIMUM_HU:
-        raise InputError(
-            f"{case.image}: the lowest value is {lowest:g}, so these are no Hounsfield units (air is -1000); "
-            "expected a CT"
-        )
+    image, references = read_scan(case, run.info)
     stage = run.config.locate
     card = StageCard(locate_network(run.config, run.classes), stage.spacing_mm, None, stage.hu_window)
     found = localise(coarse_probability(located.network, card, image, run.target))
-    references = {whose: scan.labels.canonical() for whose, scan in scans.items()}
     first, shape = _part(image.geometry, found, references, run.info, half_mm)
     return Cut(
         case.name,
@@ -273,6 +271,26 @@ def make_cut(case: ScoredCase, run: Run, located: Located, half_mm: tuple[float,
         sha256([case.image, *case.references.values()]),
         case.not_contoured,
     )
+
+
+def read_scan(case: ScoredCase, info: DatasetInfo) -> tuple[Volume, dict[str, Volume]]:
+    """Read a scan and its references; axes to the head, the back and the left.
+
+    Raises:
+        InputError: unreadable files, two different grids, unknown label values, or values that are no HU.
+    """
+    scans = {
+        whose: read_case(Case(case.name, case.image, path, case.not_contoured), info)
+        for whose, path in case.references.items()
+    }
+    image = next(iter(scans.values())).image.canonical()
+    lowest = float(image.array.min())
+    if lowest > HIGHEST_MINIMUM_HU:
+        raise InputError(
+            f"{case.image}: the lowest value is {lowest:g}, so these are no Hounsfield units (air is -1000); "
+            "expected a CT"
+        )
+    return image, {whose: scan.labels.canonical() for whose, scan in scans.items()}
 
 
 def _part(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,7 +93,7 @@ def train(
     check_folder(output, resume)
     run = open_run(cohort, output, config, fold, resume=resume, device=device, init=init, progress=progress)
     model = train_segment(run, train_locate(run))
-    record.facts = run_facts(run, model)
+    record.facts = run_facts(run, read_card(model).validation)
     record.write(output)
     return model
 
@@ -196,15 +196,15 @@ def train_segment(run: Run, located: Located) -> Path:
     return model
 
 
-def run_facts(run: Run, model: Path) -> dict[str, Any]:
-    """Return what run.json says of a training."""
+def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
+    """Return what run.json says of a training, the scores of its validation among it."""
     return {
         "config": run.config.model_dump(mode="json"),
         "seed": run.config.seed,
         "split": asdict(run.split),
         "data_sha256": run.data_sha256,
         "device": str(run.device),
-        "validation": read_card(model).validation,
+        "validation": dict(validation),
     }
 
 
