@@ -121,7 +121,7 @@ def test_dicom_in_rtstruct_out(
     (mask_file,) = out.glob("*.nii.gz")
     (structure_file,) = out.glob("*.rtstruct.dcm")
     assert len(mask_file.name.removesuffix(".nii.gz")) == 12
-    from metricunet.files.rtstruct_read import read_rtstruct
+    from metricunet.files.rtstruct.read import read_rtstruct
 
     structure_set = read_rtstruct(structure_file)
     mask = read_labels(mask_file)

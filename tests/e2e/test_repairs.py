@@ -14,7 +14,8 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from metricunet.files.dicom import Allow, find_series
+from metricunet.files.dicom.series import find_series
+from metricunet.files.dicom.stack import Allow
 from metricunet.files.nifti import read_nifti
 from tests.support.command import Command
 from tests.support.dicom_series import companion, save, write_series

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from metricunet.files.dicom import CtSeries
+from metricunet.files.dicom.series import CtSeries
 from tests.support.structure_sets import make_series
 
 

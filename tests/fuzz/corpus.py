@@ -22,10 +22,11 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
-from metricunet.files.dicom import CtSeries, find_series
+from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.nifti import write_nifti
-from metricunet.files.rtstruct import Structure, write_rtstruct
-from metricunet.files.seg import write_seg
+from metricunet.files.rtstruct.outlines import Structure
+from metricunet.files.rtstruct.write import write_rtstruct
+from metricunet.files.seg.write import write_seg
 from metricunet.volume import Geometry, Volume
 from tests.fuzz.dicom_tree import Element, parse, write
 from tests.support.cohorts import TINY_SETTINGS

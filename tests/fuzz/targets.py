@@ -22,15 +22,15 @@ from metricunet.cli import main
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import split_for
 from metricunet.errors import InputError
-from metricunet.files.dicom import CtSeries, find_series
+from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.itk import itk_files, read_itk, read_itk_labels
 from metricunet.files.model import read_card, read_model
 from metricunet.files.nifti import read_geometry, read_labels, read_nifti
-from metricunet.files.registration import read_registration
-from metricunet.files.rtstruct import Structure
-from metricunet.files.rtstruct_add import add_to_rtstruct
-from metricunet.files.rtstruct_read import read_rtstruct
-from metricunet.files.seg import read_seg, segment_names
+from metricunet.files.rtstruct.add import add_to_rtstruct
+from metricunet.files.rtstruct.outlines import Structure
+from metricunet.files.rtstruct.read import read_rtstruct
+from metricunet.files.rtstruct.registration import read_registration
+from metricunet.files.seg.read import read_seg, segment_names
 from metricunet.volume import Volume
 from tests.fuzz import dicom_tree, mutators
 from tests.fuzz.corpus import Corpus, Seed

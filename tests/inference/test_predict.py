@@ -11,9 +11,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from metricunet.files.dicom import CtSeries, find_series
+from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.nifti import read_labels, write_nifti
-from metricunet.files.rtstruct import read_rtstruct
+from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.inference.structure_set import MARK, SYNTHETIC_MARK
 from metricunet.volume import Volume
 from tests.support.command import Command

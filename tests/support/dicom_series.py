@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
+from metricunet.files.dicom.series import CtSeries, SeriesSearch
 from metricunet.volume import Geometry
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -138,6 +139,23 @@ def save(
         if after is not None:
             after(k, dataset)
         dataset.save_as(path, enforce_file_format=True)
+
+
+def rotation(axis: str, degrees: float) -> np.ndarray:
+    """A rotation about an axis of the patient, to be given to `write_series` as `turn`."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return {
+        "x": np.array([[1, 0, 0], [0, c, -s], [0, s, c]]),
+        "y": np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]),
+        "z": np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]),
+    }[axis]
+
+
+def only(search: SeriesSearch) -> CtSeries:
+    """Return the one series that was found, where nothing was refused."""
+    assert search.refused == ()
+    (series,) = search.series
+    return series
 
 
 def recompress(path: Path, syntax: str) -> None:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 
-from metricunet.files.dicom import CtSeries, find_series
+from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.nifti import read_nifti
-from metricunet.files.rtstruct import Structure
+from metricunet.files.rtstruct.outlines import Structure
 from metricunet.volume import Geometry, Volume
 from tests.support.dicom_series import write_series
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from metricunet.cohort.case import HIGHEST_MINIMUM_HU
 from metricunet.cohort.layout import CHANNEL_SUFFIX
 from metricunet.errors import InputError
-from metricunet.files.dicom import STRICT, Allow, CtSeries, find_series
+from metricunet.files.dicom.series import STRICT, CtSeries, find_series
+from metricunet.files.dicom.stack import Allow
 from metricunet.files.record import sha256
 from metricunet.files.scan import case_name, is_scan, read_scan, scan_files
 from metricunet.volume import Volume

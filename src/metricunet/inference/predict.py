@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
-from metricunet.files.dicom import Allow
+from metricunet.files.dicom.stack import Allow
 from metricunet.files.model import read_card
 from metricunet.files.nifti import is_nifti, write_nifti
 from metricunet.files.record import RunRecord, sha256
-from metricunet.files.rtstruct import Holes, Outline
-from metricunet.files.seg import write_seg
+from metricunet.files.rtstruct.outlines import Holes, Outline
+from metricunet.files.seg.write import write_seg
 from metricunet.inference.crops import MOST_RERUNS
 from metricunet.inference.inputs import Refused, ScanInput, find_inputs
 from metricunet.inference.overlapped import Finished, overlapped

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metricunet.errors import InputError
-from metricunet.files.dicom import CtSeries
+from metricunet.files.dicom.series import CtSeries
 from metricunet.files.record import sha256
-from metricunet.files.rtstruct import (
+from metricunet.files.rtstruct.add import add_to_rtstruct, check_addable
+from metricunet.files.rtstruct.outlines import (
+    LARGEST_SMOOTHING_MM,
     Holes,
     Outline,
     Structure,
+    Style,
     WrittenStructure,
-    add_to_rtstruct,
-    check_addable,
-    write_rtstruct,
 )
-from metricunet.files.rtstruct_outlines import LARGEST_SMOOTHING_MM, Style
+from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.volume import Geometry, Volume
 
 if TYPE_CHECKING:

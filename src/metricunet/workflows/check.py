@@ -8,7 +8,8 @@ from pathlib import Path
 from metricunet.cohort.case import Problem, check_image, check_scan
 from metricunet.cohort.check import check_cohort
 from metricunet.errors import InputError
-from metricunet.files.dicom import Allow, find_series
+from metricunet.files.dicom.series import find_series
+from metricunet.files.dicom.stack import Allow
 from metricunet.files.scan import is_scan
 
 

@@ -19,9 +19,9 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import split_for
 from metricunet.errors import InputError
 from metricunet.evaluation.compare import evaluate
-from metricunet.files.dicom import find_series
+from metricunet.files.dicom.series import find_series
 from metricunet.files.nifti import read_labels, read_nifti
-from metricunet.files.rtstruct import read_rtstruct
+from metricunet.files.rtstruct.read import read_rtstruct
 from tests.support.command import Command
 from tests.support.patients import Patient, write_ct, write_set
 

@@ -138,7 +138,7 @@ def test_both_readers_read_the_same(phantom: Subject) -> None:
 
 
 def test_a_transfer_syntax_is_named(shared_data: Path) -> None:
-    from metricunet.files.dicom import find_series
+    from metricunet.files.dicom.series import find_series
     from metricunet.workflows.bench.files import syntax
 
     series = find_series(shared_data / "pelvis_ct_dicom").series[0]

@@ -16,11 +16,11 @@ import pytest
 from pydicom.dataset import Dataset
 
 from metricunet.evaluation.measures import Measures
-from metricunet.files.dicom import CtSeries, SeriesSearch, find_series
+from metricunet.files.dicom.series import CtSeries, SeriesSearch, find_series
 from metricunet.files.nifti import read_labels, write_nifti
-from metricunet.files.registration import Registration
-from metricunet.files.rtstruct import write_rtstruct
-from metricunet.files.seg import write_seg
+from metricunet.files.rtstruct.registration import Registration
+from metricunet.files.rtstruct.write import write_rtstruct
+from metricunet.files.seg.write import write_seg
 from metricunet.volume import Geometry, Volume
 from metricunet.workflows.validate import contours, measures, others, prediction, scans, sets, subjects
 from metricunet.workflows.validate.checks import Check, checked

@@ -13,11 +13,11 @@ from pydicom.errors import InvalidDicomError
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
 from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase, Status
 from metricunet.errors import InputError
-from metricunet.files.dicom import CtSeries, RefusedSeries, SeriesSearch, search_series
-from metricunet.files.dicom_file import read_dataset
-from metricunet.files.dicom_header import DAMAGE, one_line
-from metricunet.files.rtstruct_model import RtStruct
-from metricunet.files.rtstruct_read import check_frames, read_rtstruct
+from metricunet.files.dicom.file import read_dataset
+from metricunet.files.dicom.header import DAMAGE, one_line
+from metricunet.files.dicom.series import CtSeries, RefusedSeries, SeriesSearch, search_series
+from metricunet.files.rtstruct.model import RtStruct
+from metricunet.files.rtstruct.read import check_frames, read_rtstruct
 from metricunet.volume import Volume
 
 LAYOUT = "dicom"

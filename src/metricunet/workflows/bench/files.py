@@ -14,10 +14,11 @@ import pydicom
 import torch
 from pydicom.pixels.processing import apply_rescale
 
-from metricunet.files.dicom import CtSeries, find_series
+from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.nifti import read_nifti, write_nifti
-from metricunet.files.rtstruct import Structure, write_rtstruct
-from metricunet.files.rtstruct_read import read_rtstruct
+from metricunet.files.rtstruct.outlines import Structure
+from metricunet.files.rtstruct.read import read_rtstruct
+from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.volume import Volume
 from metricunet.workflows.bench.report import head, ratio_line, times_line
 from metricunet.workflows.bench.subject import Subject

@@ -14,7 +14,9 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from metricunet.files.rtstruct import Structure, read_rtstruct, write_rtstruct
+from metricunet.files.rtstruct.outlines import Structure
+from metricunet.files.rtstruct.read import read_rtstruct
+from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.volume import FloatArray
 from metricunet.workflows.validate.checks import Check, Finding
 from metricunet.workflows.validate.shapes import Shape

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.files.nifti import read_labels
-from metricunet.files.rtstruct import read_rtstruct
-from metricunet.files.seg import read_seg
+from metricunet.files.rtstruct.read import read_rtstruct
+from metricunet.files.seg.read import read_seg
 from metricunet.inference.predict import predict
 from metricunet.volume import FloatArray, Volume
 from metricunet.workflows.validate.checks import Check, Finding

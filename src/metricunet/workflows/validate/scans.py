@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from metricunet.files.dicom import find_series
+from metricunet.files.dicom.series import find_series
 from metricunet.files.nifti import read_nifti, write_nifti
 from metricunet.files.scan import read_scan
 from metricunet.volume import FloatArray, Geometry, Volume

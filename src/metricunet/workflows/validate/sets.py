@@ -10,10 +10,12 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
-from metricunet.files.dicom_patient import patient_and_study
-from metricunet.files.registration import SPATIAL_REGISTRATION
-from metricunet.files.rtstruct import add_to_rtstruct, read_rtstruct
-from metricunet.files.seg import read_seg, write_seg
+from metricunet.files.dicom.patient import patient_and_study
+from metricunet.files.rtstruct.add import add_to_rtstruct
+from metricunet.files.rtstruct.read import read_rtstruct
+from metricunet.files.rtstruct.registration import SPATIAL_REGISTRATION
+from metricunet.files.seg.read import read_seg
+from metricunet.files.seg.write import write_seg
 from metricunet.volume import FloatArray
 from metricunet.workflows.ct_writer import write_ct_series
 from metricunet.workflows.validate.checks import Check, Finding

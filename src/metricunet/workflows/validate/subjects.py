@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
-from metricunet.files.dicom import CtSeries, find_series
-from metricunet.files.rtstruct import Structure
+from metricunet.files.dicom.series import CtSeries, find_series
+from metricunet.files.rtstruct.outlines import Structure
 from metricunet.volume import FloatArray, Geometry, Volume
 from metricunet.workflows.ct_writer import CtGrid, Storage, write_ct_series
 from metricunet.workflows.validate.shapes import Part, Shape, Triple

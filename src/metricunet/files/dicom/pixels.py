@@ -1,0 +1,121 @@
+"""Pixels of a checked CT series: decoded, and rescaled to Hounsfield units."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.filereader import read_file_meta_info
+
+from metricunet.errors import InputError
+from metricunet.files.dicom.codestream import has_codestreams
+from metricunet.files.dicom.decode import decode_in_processes, frames_apart, stored_frames
+from metricunet.files.dicom.header import DAMAGE, one_line
+from metricunet.files.dicom.slice import SliceHeader
+from metricunet.files.voxels import check_size
+
+#: Threads that read slices here.
+MOST_THREADS = 4
+#: Processes that decode compressed slices. The decoders bring threads of their own.
+MOST_PROCESSES = 4
+#: Fewer compressed slices than this are decoded by one process before another would have started.
+FEWEST_FOR_PROCESSES = 32
+
+
+def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
+    """Decode slices that share one matrix and one pixel format.
+
+    Returns:
+        HU [slice, row, column]: int16 where every slope and intercept is whole and every value fits, float32
+        otherwise.
+
+    Raises:
+        InputError: a slice that cannot be decoded, named.
+    """
+    first = slices[0]
+    signed = first.bits[2] == 1
+    # float32 at worst, where slopes are fractions
+    check_size(first.path, (len(slices), first.rows, first.columns), np.dtype(np.float32))
+    stored = np.empty((len(slices), first.rows, first.columns), dtype=np.int16 if signed else np.uint16)
+
+    files: dict[Path, list[int]] = {}
+    for index, header in enumerate(slices):
+        files.setdefault(header.path, []).append(index)
+    left = list(files.values())
+    many = sum(s.compressed for s in slices) >= FEWEST_FOR_PROCESSES
+    if len(left) == len(slices) and (many or _needs_process(first)):
+        processes = min(MOST_PROCESSES, os.cpu_count() or 1) if many else 1
+        left = [[k] for k in decode_in_processes([s.path for s in slices], stored, processes)]
+
+    def decode(indices: list[int]) -> None:
+        _decode_file([slices[k] for k in indices], indices, stored)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # surplus padding after the pixels and the like
+        with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+            # The list is for the first error to surface.
+            list(pool.map(decode, left))
+            return _rescaled(stored, slices, pool)
+
+
+def _needs_process(header: SliceHeader) -> bool:
+    """Tell whether a slice goes through a decoder that damage may make end its process."""
+    try:
+        return header.compressed and has_codestreams(read_file_meta_info(header.path))
+    except DAMAGE:
+        return False  # it has changed since it was looked at, and no decoder will get it
+
+
+def _decode_file(headers: Sequence[SliceHeader], indices: Sequence[int], stored: NDArray[Any]) -> None:
+    """Decode one file's slices, each to its place."""
+    shape, done = stored.shape[1:], 0
+    try:
+        decoded = frames_apart if _needs_process(headers[0]) else stored_frames
+        for pixels in decoded(headers[0].path, [s.frame for s in headers]):
+            if pixels.shape != shape:
+                raise InputError(
+                    f"{headers[done].place}: the picture is {pixels.shape}, expected {shape}; export it again"
+                )
+            stored[indices[done]] = pixels
+            done += 1
+    except InputError:
+        raise
+    except (*DAMAGE, AttributeError, RuntimeError, MemoryError) as error:
+        at = headers[min(done, len(headers) - 1)]
+        raise InputError(f"{at.place}: {_reason(at.path, error)}") from error
+
+
+def _reason(path: Path, error: BaseException) -> str:
+    if not path.is_file():
+        return "the file has gone since the series was looked at; run again"
+    detail = one_line(error)
+    return f"its pixels cannot be decoded, so it is truncated or damaged ({detail}); copy or export it again"
+
+
+def _rescaled(stored: NDArray[Any], slices: tuple[SliceHeader, ...], pool: ThreadPoolExecutor) -> NDArray[Any]:
+    slopes = np.array([s.slope for s in slices])
+    intercepts = np.array([s.intercept for s in slices])
+    low = np.array(list(pool.map(lambda plane: int(plane.min()), stored))) * slopes + intercepts
+    high = np.array(list(pool.map(lambda plane: int(plane.max()), stored))) * slopes + intercepts
+    limits = np.iinfo(np.int16)
+    whole = bool(np.all(slopes == np.rint(slopes)) and np.all(intercepts == np.rint(intercepts)))
+    if whole and low.min() >= limits.min and high.max() <= limits.max:
+        # In place, modulo 2^16: exact, because the results are known to fit, whatever the steps between do.
+        hu = stored.view(np.int16)
+
+        def rescale(index: int) -> None:
+            hu[index] *= np.int64(slopes[index]).astype(np.int16)
+            hu[index] += np.int64(intercepts[index]).astype(np.int16)
+
+        list(pool.map(rescale, range(len(hu))))
+        return hu
+    result = np.empty(stored.shape, dtype=np.float32)
+    for k, plane in enumerate(stored):
+        result[k] = plane * slopes[k] + intercepts[k]
+    return result

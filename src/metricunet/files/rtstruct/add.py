@@ -1,0 +1,285 @@
+"""Adding machine-made structures to a structure set that another program wrote, leaving what is there as it is."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as DicomSequence
+from pydicom.uid import UID, generate_uid
+
+from metricunet.errors import InputError
+from metricunet.files.atomic import written_whole
+from metricunet.files.dicom.header import DAMAGE, one_line, text_of
+from metricunet.files.dicom.series import CtSeries
+from metricunet.files.rtstruct.items import (
+    LONG_STRING,
+    check_structures,
+    contour_item,
+    dicom_date,
+    dicom_time,
+    file_items,
+    observation_item,
+    reference_item,
+    roi_item,
+)
+from metricunet.files.rtstruct.model import RtStructure
+from metricunet.files.rtstruct.outlines import (
+    Drawing,
+    Holes,
+    Outline,
+    Structure,
+    Style,
+    WrittenStructure,
+    drawn,
+    written,
+)
+from metricunet.files.rtstruct.read import (
+    RT_STRUCTURE_SET,
+    check_frames,
+    open_structure_set,
+    stated_references,
+    structures_of,
+)
+
+OnClash = Literal["refuse", "suffix"]
+
+#: What the standard allows in an approved or rejected set alone, and what the new content makes untrue.
+_NO_LONGER_TRUE = (
+    *("ReviewDate", "ReviewTime", "ReviewerName"),
+    *("DigitalSignaturesSequence", "MACParametersSequence"),
+)
+
+
+def add_to_rtstruct(
+    path_in: Path,
+    path_out: Path,
+    series: CtSeries,
+    structures: Sequence[Structure],
+    *,
+    description: str,
+    on_clash: OnClash = "refuse",
+    made: datetime | None = None,
+    outline: Outline = "surface",
+    holes: Holes = "keep",
+    smoothing_mm: float = 0.0,
+) -> tuple[WrittenStructure, ...]:
+    """Write a structure set with all that is in another one, and more structures.
+
+    What is there stays as it is, to the byte: structures, contours, observations, attributes, private ones too.
+    What changes: the set is a new object (SOPInstanceUID, instance and structure set date and time), it is
+    UNAPPROVED, names the set that it was made from (PredecessorStructureSetSequence), carries no reviewer and
+    no digital signature, and its list of referenced images gains the slices of `series` that it lacks.
+
+    Args:
+        path_in: the structure set to begin with.
+        path_out: the file to write; not `path_in`.
+        series: the scan that both are drawn on.
+        structures: to be added, as for `write_rtstruct`.
+        description: goes into the description of each new structure, and ought to say how it was made.
+        on_clash: what to do where the set has a structure of the same name (upper or lower case alike):
+            "refuse", or "suffix" to write "NAME_2", "NAME_3" and so on.
+        made: the new set's date and time; now by default.
+        outline: see `write_rtstruct`.
+        holes: see there.
+        smoothing_mm: see there.
+
+    Returns:
+        For each new structure what was written, with the name and number that it got.
+
+    Raises:
+        InputError: as for reading `path_in` and for `write_rtstruct`; another frame of reference, series or
+            patient; a name that is taken, or cannot be written in the set's character set.
+    """
+    style = Style(outline, holes, smoothing_mm)
+    if on_clash not in get_args(OnClash):
+        raise InputError(f"on_clash is '{on_clash}', expected one of {', '.join(get_args(OnClash))}")
+    if path_out.exists() and path_in.exists() and path_out.samefile(path_in):
+        raise InputError(f"{path_out}: is the structure set to add to; give another file to write")
+    check_structures(path_out, series, structures, description)
+    drawings = [drawn(structure, series, style) for structure in structures]
+    dataset = open_structure_set(path_in)
+    try:
+        with warnings.catch_warnings():
+            # What is there is passed on as it stands, odd as it may be.
+            warnings.simplefilter("ignore")
+            there = structures_of(path_in, dataset)
+            _check_same_scan(path_in, dataset, there, series)
+            named = _renamed(path_in, dataset, structures, on_clash)
+            _check_characters(path_in, dataset, named, description)
+            first = 1 + max(_numbers(dataset), default=0)
+            first_observation = 1 + max(_observation_numbers(dataset), default=0)
+            for n, (structure, drawing) in enumerate(zip(named, drawings, strict=True)):
+                roi = roi_item(first + n, structure, drawing, series, description)
+                observation = observation_item(first_observation + n, first + n, structure)
+                _append(dataset, "StructureSetROISequence", roi)
+                _append(dataset, "ROIContourSequence", contour_item(first + n, structure, drawing, series))
+                _append(dataset, "RTROIObservationsSequence", observation)
+            _refer_to(dataset, series)
+            _make_new(dataset, made or datetime.now())
+            with written_whole(path_out) as temporary:
+                dataset.save_as(temporary, enforce_file_format=True)
+                _check_written(path_in, temporary, there, drawings)
+    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path_in}: the structure set is damaged ({one_line(error)}); export it again"
+        ) from error
+    return tuple(written(s, first + n, d) for n, (s, d) in enumerate(zip(named, drawings, strict=True)))
+
+
+def check_addable(path: Path, series: CtSeries) -> None:
+    """Refuse, before any work, a structure set that nothing drawn on the series could be added to.
+
+    Raises:
+        InputError: not a structure set, damaged, or drawn on another scan or patient than `series`.
+    """
+    dataset = open_structure_set(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _check_same_scan(path, dataset, structures_of(path, dataset), series)
+    except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: the structure set is damaged ({one_line(error)}); export it again") from error
+
+
+def _check_written(path: Path, temporary: Path, there: Sequence[RtStructure], drawings: Sequence[Drawing]) -> None:
+    """Read the new file once more: in a damaged set, what is passed on unread may have swallowed the rest."""
+    expected = [len(structure.contours) for structure in there] + [len(drawing.contours) for drawing in drawings]
+    try:
+        found = [len(s.contours) for s in structures_of(temporary, open_structure_set(temporary))]
+    except (*DAMAGE, AttributeError, OverflowError, RecursionError):
+        found = []
+    if found != expected:
+        raise InputError(f"{path}: the structure set is damaged (it cannot be written anew); export it again")
+
+
+def _check_same_scan(path: Path, dataset: Dataset, structures: Sequence[RtStructure], series: CtSeries) -> None:
+    """Refuse a set that was drawn on another scan than `series`."""
+    frame, series_uid = stated_references(dataset, structures)
+    check_frames(path, structures, frame, series)
+    if series_uid is not None and series_uid != series.series_uid:
+        raise InputError(
+            f"{path}: refers to series {series_uid}, but the structures to add to series {series.series_uid}; "
+            "choose the set that was drawn on this scan"
+        )
+    named = {uid for structure in structures for uid in structure.image_uids if uid is not None}
+    if frame is None and not named & set(series.sop_uids):
+        raise InputError(
+            f"{path}: states no frame of reference and no image of series {series.series_uid}, so nothing says "
+            "that it was drawn on this scan; export it again with its references"
+        )
+    unknown = sorted(named - set(series.sop_uids))
+    if unknown:
+        raise InputError(
+            f"{path}: names image {unknown[0]} and {len(unknown) - 1} more that series {series.series_uid} lacks; "
+            "give the whole series that it was drawn on"
+        )
+    patients = [str(part.get("PatientID") or "").strip() for part in (dataset, series.header)]
+    if all(patients) and patients[0] != patients[1]:
+        raise InputError(
+            f"{path}: its PatientID is not that of series {series.series_uid}; choose the patient's own set"
+        )
+
+
+def _renamed(path: Path, dataset: Dataset, structures: Sequence[Structure], on_clash: OnClash) -> list[Structure]:
+    taken = {text_of(roi, "ROIName").casefold() for roi in _items(dataset, "StructureSetROISequence")}
+    wanted = {structure.name.strip().casefold() for structure in structures}
+    result = []
+    for structure in structures:
+        name = structure.name.strip()
+        if name.casefold() in taken:
+            if on_clash == "refuse":
+                raise InputError(
+                    f"{path}: has a structure named '{name}' already; rename the new one, or have it suffixed"
+                )
+            name = next(new for new in _suffixed(name) if new.casefold() not in taken | wanted)
+        taken.add(name.casefold())
+        result.append(replace(structure, name=name))
+    return result
+
+
+def _suffixed(name: str) -> Iterator[str]:
+    n = 2
+    while True:
+        suffix = f"_{n}"
+        yield name[: LONG_STRING - len(suffix)] + suffix
+        n += 1
+
+
+def _check_characters(path: Path, dataset: Dataset, structures: Sequence[Structure], description: str) -> None:
+    """Refuse text beyond the set's own character set, which cannot change without changing what is there."""
+    stated = text_of(dataset, "SpecificCharacterSet") or "ISO_IR 6"
+    encoding = {"ISO_IR 192": "utf-8", "ISO_IR 100": "latin-1"}.get(stated, "ascii")
+    for structure in structures:
+        try:
+            f"{structure.name}{structure.description}{description}".encode(encoding)
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{path}: structure '{structure.name}': its name or description has characters that the set's "
+                f"character set ({stated}) may not hold; use plain ASCII"
+            ) from error
+
+
+def _numbers(dataset: Dataset) -> Iterator[int]:
+    """Every ROI number that the set mentions, named or not."""
+    for roi in _items(dataset, "StructureSetROISequence"):
+        yield int(roi.ROINumber)
+    for sequence in ("ROIContourSequence", "RTROIObservationsSequence"):
+        for item in _items(dataset, sequence):
+            yield int(item.get("ReferencedROINumber") or 0)
+
+
+def _observation_numbers(dataset: Dataset) -> Iterator[int]:
+    for item in _items(dataset, "RTROIObservationsSequence"):
+        yield int(item.get("ObservationNumber") or 0)
+
+
+def _items(dataset: Dataset, keyword: str) -> Iterable[Dataset]:
+    return dataset.get(keyword) or []
+
+
+def _append(dataset: Dataset, keyword: str, item: Dataset) -> None:
+    if dataset.get(keyword) is None:
+        setattr(dataset, keyword, DicomSequence([]))
+    dataset[keyword].value.append(item)
+
+
+def _refer_to(dataset: Dataset, series: CtSeries) -> None:
+    """List every slice of the series among the images that the set refers to."""
+    for frame in _items(dataset, "ReferencedFrameOfReferenceSequence"):
+        for study in frame.get("RTReferencedStudySequence") or []:
+            for images in study.get("RTReferencedSeriesSequence") or []:
+                if images.get("SeriesInstanceUID") != series.series_uid:
+                    continue
+                there = {str(i.get("ReferencedSOPInstanceUID")) for i in images.get("ContourImageSequence") or []}
+                for item in file_items(series):
+                    if item.ReferencedSOPInstanceUID not in there:
+                        _append(images, "ContourImageSequence", item)
+                return
+    # The set says nothing of series: what the new structures refer to is stated in an item of its own.
+    _append(dataset, "ReferencedFrameOfReferenceSequence", reference_item(series))
+
+
+def _make_new(dataset: Dataset, moment: datetime) -> None:
+    predecessor = Dataset()
+    predecessor.ReferencedSOPClassUID = RT_STRUCTURE_SET
+    predecessor.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.PredecessorStructureSetSequence = DicomSequence([predecessor])
+    dataset.SOPInstanceUID = generate_uid()
+    dataset.file_meta.MediaStorageSOPClassUID = UID(RT_STRUCTURE_SET)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.InstanceCreationDate, dataset.InstanceCreationTime = dicom_date(moment), dicom_time(moment)
+    dataset.StructureSetDate, dataset.StructureSetTime = dicom_date(moment), dicom_time(moment)
+    dataset.ApprovalStatus = "UNAPPROVED"
+    for keyword in _NO_LONGER_TRUE:
+        if keyword in dataset:
+            delattr(dataset, keyword)

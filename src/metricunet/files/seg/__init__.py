@@ -1,0 +1,1 @@
+"""DICOM segmentations: written and read."""

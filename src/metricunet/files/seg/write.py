@@ -1,0 +1,251 @@
+"""DICOM segmentations out.
+
+One binary segment for each structure, on the very slices of the scan that it was made from.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as DicomSequence
+from pydicom.uid import UID, generate_uid
+
+from metricunet import __version__
+from metricunet.errors import InputError
+from metricunet.files.atomic import written_whole
+from metricunet.files.dicom.patient import patient_and_study
+from metricunet.files.dicom.series import CtSeries
+from metricunet.files.dicom.slice import CT_IMAGE
+from metricunet.files.rtstruct.items import LONG_STRING, file_items
+from metricunet.files.rtstruct.outlines import Structure
+
+if TYPE_CHECKING:
+    from highdicom.seg import SegmentDescription
+    from pydicom.sr.coding import Code
+
+#: SNOMED CT codes of structures, by the beginning of their TG-263 name (without the side).
+SNOMED = {
+    "prostate": ("41216001", "Prostate"),
+    "bladder": ("89837001", "Bladder"),
+    "rectum": ("34402009", "Rectum"),
+    "seminalves": ("64739004", "Seminal vesicle"),
+    "femur": ("71341001", "Femur"),
+    "femur_head": ("2812003", "Head of femur"),
+    "penilebulb": ("52737000", "Bulb of penis"),
+    "canal_anal": ("34381000", "Anal canal"),
+    "colon": ("71854001", "Colon"),
+    "colon_sigmoid": ("60184004", "Sigmoid colon"),
+    "bowel_small": ("30315005", "Small intestine"),
+    "bowel_large": ("14742008", "Large intestine"),
+    "urethra": ("13648007", "Urethra"),
+    "sacrum": ("54735007", "Sacrum"),
+}
+SIDES = {"l": ("7771000", "Left"), "r": ("24028007", "Right")}
+#: The category of all of them, and the type of a structure without a code of its own.
+ANATOMICAL_STRUCTURE = ("91723000", "Anatomical structure")
+MARK = "Machine-made, not reviewed"
+
+
+def write_seg(
+    path: Path,
+    series: CtSeries,
+    structures: Sequence[Structure],
+    *,
+    description: str,
+    made: datetime | None = None,
+) -> tuple[str, ...]:
+    """Write masks on a CT series' grid as a DICOM segmentation, whole or not at all.
+
+    A segment is binary; frames without a voxel of it are left out, as the standard allows, and mean an empty
+    slice. A structure without any voxel cannot be a segment: it is left out.
+
+    Args:
+        path: the file to write.
+        series: the scan; patient, study and references are taken from its headers.
+        structures: each with a name of its own; at least one mask must not be empty.
+        description: goes into each segment's description and ought to say how the masks were made.
+        made: the segmentation's date and time; now by default.
+
+    Returns:
+        The names of structures that were left out because their mask is empty.
+
+    Raises:
+        InputError: no structure or only empty masks, a mask on another grid, a name that is empty, too long
+            or taken, a colour that is none, slices that are tilted, or a file that cannot be written.
+    """
+    series.check_planes()
+    _check_structures(path, series, structures)
+    filled = [structure for structure in structures if series.on_slices(structure.mask.array).any()]
+    if not filled:
+        raise InputError(f"{path}: no structure has a voxel; a segmentation needs at least one that is not empty")
+    arrays = [series.on_slices(s.mask.array) for s in filled]
+    used = np.flatnonzero(np.any([array.any(axis=(1, 2)) for array in arrays], axis=0)).tolist()
+    # Each mask stays whole in memory, although its axis is the last: highdicom sums over them.
+    masks = np.moveaxis(np.stack([array[used] != 0 for array in arrays]), 0, -1)
+    with warnings.catch_warnings():
+        # Patient data are copied as they stand, odd as they may be, so that they match those of the scan.
+        warnings.simplefilter("ignore")
+        dataset = _segmentation(series, used, masks, filled, description, made or datetime.now())
+        with written_whole(path) as temporary:
+            dataset.save_as(temporary, enforce_file_format=True)
+    return tuple(structure.name for structure in structures if structure not in filled)
+
+
+def _check_structures(path: Path, series: CtSeries, structures: Sequence[Structure]) -> None:
+    taken: set[str] = set()
+    for structure in structures:
+        at = f"{path}: structure '{structure.name}'"
+        name = structure.name.strip()
+        if not 0 < len(name) <= LONG_STRING or "\\" in name or not name.isprintable():
+            raise InputError(f"{at}: a name has 1 to {LONG_STRING} printable characters and no backslash")
+        if name.casefold() in taken:
+            raise InputError(f"{at}: the name is given twice; rename one")
+        taken.add(name.casefold())
+        if not all(0 <= value <= 255 for value in structure.colour):
+            raise InputError(f"{at}: colour {structure.colour}, expected three values from 0 to 255")
+        if not structure.mask.geometry.same_grid(series.geometry):
+            raise InputError(f"{at}: its mask is not on the grid of series {series.series_uid}; resample it first")
+
+
+def _segmentation(
+    series: CtSeries,
+    used: Sequence[int],
+    masks: NDArray[np.bool_],
+    structures: Sequence[Structure],
+    description: str,
+    moment: datetime,
+) -> Dataset:
+    """Build the data set of masks [slice, row, column, structure], whose slices are the series' slices `used`."""
+    # highdicom takes most of a second to import.
+    from highdicom.seg import Segmentation, SegmentationTypeValues
+
+    texts = [description, *(s.name + s.description for s in structures)]
+    dataset: Dataset = Segmentation(
+        source_images=[_source(series, k) for k in used],
+        pixel_array=masks,
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=[_segment(n, s, description) for n, s in enumerate(structures, start=1)],
+        series_instance_uid=generate_uid(),
+        series_number=1,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="metricunet",
+        manufacturer_model_name="metricunet",
+        software_versions=__version__,
+        device_serial_number="none",
+        content_label="METRICUNET_AUTO",
+        content_description=MARK,
+        # The scan's own encoding is kept, so that names match to the byte; new text may need UTF-8.
+        specific_character_set=(
+            series.header.get("SpecificCharacterSet") if "".join(texts).isascii() else "ISO_IR 192"
+        ),
+    )
+    _refer_to_frames(dataset, series, used)
+    dataset.SeriesDescription = f"Segmentation. {MARK}"
+    dataset.ContentCreatorName = ""
+    for event in ("InstanceCreation", "Content", "Series"):
+        setattr(dataset, f"{event}Date", moment.strftime("%Y%m%d"))
+        setattr(dataset, f"{event}Time", moment.strftime("%H%M%S"))
+    return dataset
+
+
+def _source(series: CtSeries, k: int) -> Dataset:
+    """What a segmentation must know of slice k, as if it were a file of its own."""
+    header = series.slices[k]
+    source = patient_and_study(series.header)
+    source.SOPClassUID = CT_IMAGE
+    source.SOPInstanceUID = series.sop_uids[k] if header.frame is None else _stand_in(series.sop_uids[k], k)
+    source.SeriesInstanceUID = series.series_uid
+    source.StudyInstanceUID = series.study_uid
+    source.FrameOfReferenceUID = series.frame_of_reference_uid
+    source.PositionReferenceIndicator = series.header.get("PositionReferenceIndicator", "")
+    source.Modality = "CT"
+    source.Rows, source.Columns = header.rows, header.columns
+    source.ImagePositionPatient = _decimals(header.position_mm)
+    # One orientation and one spacing for all frames: the slices' own may differ by rounding.
+    source.ImageOrientationPatient = _decimals(series.slices[0].orientation.ravel())
+    source.PixelSpacing = _decimals(series.slices[0].pixel_spacing_mm)
+    (source.SliceThickness,) = _decimals([series.geometry.spacing_mm[0]])
+    if series.resampling is None:  # else they lie unevenly
+        source.SpacingBetweenSlices = source.SliceThickness
+    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if keyword in series.header:
+            source.add(series.header[keyword])
+    return source
+
+
+def _stand_in(sop_uid: str, k: int) -> UID:
+    """An identifier for one frame, which has none of its own."""
+    return generate_uid(entropy_srcs=[sop_uid, str(k)])
+
+
+def _refer_to_frames(dataset: Dataset, series: CtSeries, used: Sequence[int]) -> None:
+    """Let a segmentation of frames, made as if each were a file, refer to the frames of their file."""
+    slices = {_stand_in(series.sop_uids[k], k): k for k in used if series.frames[k] is not None}
+    if not slices:
+        return
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        for derivation in group.DerivationImageSequence:
+            for source in derivation.SourceImageSequence:
+                k = slices[source.ReferencedSOPInstanceUID]
+                source.ReferencedSOPClassUID = series.header.SOPClassUID
+                source.ReferencedSOPInstanceUID = series.sop_uids[k]
+                source.ReferencedFrameNumber = series.frames[k]
+    dataset.SourceImageSequence = DicomSequence(file_items(series))
+    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = DicomSequence(file_items(series))
+
+
+def _decimals(values: Any) -> list[str]:
+    """Number strings of at most 16 characters, to the nanometre or better."""
+    return [text if len(text := repr(float(value))) <= 16 else f"{value:.9f}"[:16] for value in values]
+
+
+def _segment(number: int, structure: Structure, description: str) -> SegmentDescription:
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.color import CIELabColor
+    from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
+    from pydicom.sr.codedict import codes
+
+    kind, side = _codes(structure.name)
+    segment = SegmentDescription(
+        segment_number=number,
+        segment_label=structure.name.strip(),
+        segmented_property_category=_code(ANATOMICAL_STRUCTURE),
+        segmented_property_type=_code(kind),
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=AlgorithmIdentificationSequence(
+            name="metricunet", family=codes.DCM.ArtificialIntelligence, version=__version__
+        ),
+        tracking_id=structure.name.strip(),
+        tracking_uid=generate_uid(),
+        display_color=CIELabColor.from_rgb(*structure.colour),
+    )
+    segment.SegmentDescription = " ".join(text for text in (structure.description, description) if text)
+    if side is not None:
+        modifier = Dataset()
+        modifier.CodeValue, modifier.CodeMeaning = side
+        modifier.CodingSchemeDesignator = "SCT"
+        segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
+    return segment
+
+
+def _codes(name: str) -> tuple[tuple[str, str], tuple[str, str] | None]:
+    """Return SNOMED CT code and meaning of a structure, and of its side if the name has one."""
+    # What follows ^ is the author's own, as in Prostate^auto.
+    words = name.split("^")[0].strip().casefold().replace(" ", "_").split("_")
+    side = SIDES.get(words[-1]) if len(words) > 1 else None
+    kind = SNOMED.get("_".join(words[:-1] if side else words))
+    return (kind, side) if kind else (ANATOMICAL_STRUCTURE, None)
+
+
+def _code(value: tuple[str, str]) -> Code:
+    from pydicom.sr.coding import Code
+
+    return Code(value[0], "SCT", value[1])
