@@ -35,17 +35,6 @@ from metricunet.files.rtstruct.items import (
 from metricunet.files.rtstruct.outlines import Holes, Outline, Structure, Style, WrittenStructure, drawn, written
 from metricunet.files.rtstruct.read import RT_STRUCTURE_SET
 
-_PATIENT_AND_STUDY = [
-    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge"),
-    *("PatientSize", "PatientWeight", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID"),
-    *("StudyDescription", "AccessionNumber", "ReferringPhysicianName"),
-]
-#: Elements that must be there, if only empty.
-_MAY_BE_EMPTY = [
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
-    *("AccessionNumber", "ReferringPhysicianName", "OperatorsName", "PositionReferenceIndicator"),
-]
-
 
 def write_rtstruct(
     path: Path,
