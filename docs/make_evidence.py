@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +34,8 @@ NOTHING = "*No numbers yet.*"
 #: The page of a study beside the main one: section to its heading.
 PART_HEADINGS = {
     "verdicts": "Verdicts",
-    "ablation": "Against the true shape",
+    "ablation": "Against the true shape: the main method's network",
+    "comparison": "Against the true shape: other networks and methods",
     "reader": "Against the unseen reader",
     "smoothness": "Smoothness",
     "features": "Features",
@@ -68,9 +70,9 @@ def redraw(docs: Path) -> None:
     """Redraw from docs/evidence: figures into docs/images, tables between the markers of docs/evidence.md."""
     source = docs / "evidence"
     conclusions, made = concluded(source)
-    for path in draw_figures(conclusions, docs / "evidence" / "figures"):
-        path.replace(docs / "images" / f"evidence-{path.name}")
-    (docs / "evidence" / "figures").rmdir()
+    with tempfile.TemporaryDirectory() as drawn:
+        for path in draw_figures(conclusions, Path(drawn)):
+            shutil.copyfile(path, docs / "images" / f"evidence-{path.name}")
     page = docs / "evidence.md"
     write_text(page, filled(page.read_text(encoding="utf-8"), made))
 
@@ -131,6 +133,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     docs: Path = arguments.docs
+    if arguments.part is not None and arguments.study is None:
+        parser.error("--part names what --study is copied to; give both")
     if arguments.study is not None:
         copy_tables(arguments.study, docs / "evidence" / (arguments.part or ""))
         if arguments.part is None:

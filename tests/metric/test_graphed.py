@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metricunet.metric import GraphedBranch, HardEasySampler, VoxelClassLoss, VoxelMetricLoss
+from metricunet.metric.graphed import GraphStep, unpacked
 
 # The graphs are captured on a stream of their own, which torch tells once.
 pytestmark = pytest.mark.filterwarnings("ignore:.*AccumulateGrad node's stream does not match.*")
@@ -61,6 +62,37 @@ def test_the_same_voxels_loss_and_gradients(name: str, device: str) -> None:
         found = results(graphed, branch, device, seed, side)
         wanted = results(branch, branch, device, seed, side)
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_what_is_captured_is_the_branch(name: str) -> None:
+    """On any device: the step that a graph is made of, with its results put together again."""
+    branch = BRANCHES[name]()
+
+    def call(maps: Any, labels: Tensor, logits: Tensor, spacing_mm: Any) -> Any:
+        return unpacked(GraphStep(branch, spacing_mm)(labels, logits, *maps))
+
+    torch.testing.assert_close(results(call, branch, "cpu", 1), results(branch, branch, "cpu", 1))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_one_map_as_a_tensor_and_no_logits(device: str) -> None:
+    branch = VoxelMetricLoss(HardEasySampler(32), head=4, channels=[6]).to(device)
+    graphed = GraphedBranch(branch)
+    (features, _), labels, logits = batch(device, 1)
+    for more in ((), (logits,), (logits, [1.0, 2.0]), (logits, (1.0, 2.0))):
+        torch.manual_seed(0)
+        found = graphed(features, labels, *more).loss.clone()
+        torch.manual_seed(0)
+        torch.testing.assert_close(found, branch(features, labels, *more).loss)
+
+
+def test_the_parts_of_a_branch_keep_their_mode() -> None:
+    head = torch.nn.BatchNorm1d(6).eval()
+    branch = VoxelMetricLoss(HardEasySampler(32), head=head)
+    GraphStep(branch, None)
+    assert branch.training
+    assert not head.training
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -22,15 +22,17 @@ from metricunet.inference.masks import keep_largest_piece, likeliest
 from metricunet.inference.predictor import coarse_probability
 from metricunet.study.conclusions import conclude
 from metricunet.study.data import ScoredCase
-from metricunet.study.one_stage import classes_on, segment_whole_scan
+from metricunet.study.one_stage import classes_on, segment_whole_scan, train_one_stage
 from metricunet.study.run import StudyResult, study
 from metricunet.study.sections import describe
-from metricunet.study.stage_one import read_located
+from metricunet.study.stage_one import read_located, trained_in
+from metricunet.training import fit
 from metricunet.training.card import locate_network
 from metricunet.training.config import load_config
 from metricunet.training.fit import open_run
 from metricunet.volume import Geometry, Volume
 from tests.study.conftest import write_study
+from tests.support.cohorts import TINY_SETTINGS
 
 Made = tuple[Path, Path, StudyResult]
 WHOLE: dict[str, Any] = {"stages": 1, "settings": {"locate": {"spacing_mm": [4, 4, 4], "epochs": 3}}}
@@ -83,7 +85,7 @@ def test_a_run_of_two_stages_is_not_taken_for_one(one_stage: Made, tmp_path: Pat
     content = yaml.safe_load(file.read_text())
     content["arms"] = {"cropped": {"stages": 1}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError, match="other number of stages"):
+    with pytest.raises(InputError, match="stages was 2, is 1"):
         study(tmp_path / "study.yaml", output, device="cpu")
 
 
@@ -111,6 +113,32 @@ def test_a_mask_far_from_the_target_counts(one_stage: Made, study_cohort: Path) 
     assert row.measures.sensitivity == 0
     assert (row.measures.hd95_mm or 0) > 40
     assert 8**3 * 0.8 < scored.values.sum() * 4 * 3 * 3 / 4**3 < 8**3 * 1.2
+
+
+class Silent(nn.Module):
+    """Sees no target anywhere."""
+
+    divisor = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([torch.zeros_like(x[:, 0]), torch.full_like(x[:, 0], -9.0)], dim=1)
+
+
+def test_a_network_that_finds_nothing_misses_every_target(
+    study_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config("default", settings=[*TINY_SETTINGS, "locate.epochs=1", "locate.updates_per_epoch=1"])
+    run = open_run(study_cohort, tmp_path / "run", config, 0, resume=False, device="cpu")
+    monkeypatch.setattr(fit, "localisation_errors_mm", lambda *arguments: np.zeros((0, 3)))
+    with pytest.raises(InputError, match="finds the prostate in none"):
+        trained_in(tmp_path / "run", run)
+    located = train_one_stage(replace(run, resume=True), tmp_path / "run")
+    case = read_cohort(study_cohort).test[0]
+    assert case.label is not None
+    silent = replace(located, network=Silent())  # type: ignore[arg-type]
+    scored = segment_whole_scan(run, silent, ScoredCase(case.name, case.image, {"truth": case.label}))
+    (row,) = scored.rows("truth")
+    assert row.measures.outcome == "missed"
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.3, 0.9, 0.9), (5.0, 1.1, 2.9)])

@@ -157,7 +157,7 @@ def test_reasons_say_what_stands_in_the_way() -> None:
         "seeds: no difference shown, and less than the worthwhile +0.0100.",
         "Fewer than 3 seeds decide nothing.",
         "metricunet is better in 1 of 2 seeds.",
-        "There is no control, without which a benefit cannot be put down to the claim.",
+        "No comparison with a control: without one a benefit cannot be put down to the claim.",
     )
     worse = judge("Better", comparison(-0.02, -0.01, seed_signs=(-1,) * 5), CONTROL, HUNDREDTH)
     assert worse.heading == "not supported"

@@ -18,11 +18,14 @@ VoxelOutput = VoxelMetricOutput | VoxelClassOutput
 class GraphedBranch:
     """Calls a branch; on a CUDA GPU its forward and its backward pass are the replay of one graph each.
 
-    The first call captures the graphs for tensors of its layout (shapes, strides, types) and its autocast; so does
-    the first one after the branch's parameters have moved. A call with another layout goes to the branch itself,
-    as every call on another device does. Either way the same seed of torch's generator draws the same voxels. What
-    a replay returns is valid until the next one, and so are the gradients of the branch's parameters: give them to
-    the optimiser before, and do not add up those of two calls.
+    The first call captures the graphs for tensors of its layout (shapes, strides, types), its autocast, and the
+    branch's settings as they are then; so does the first one after the branch's parameters have moved. A call with
+    another layout goes to the branch itself, and so does every call on another device than the current GPU,
+    without gradients, or without logits. Either way the same seed of torch's generator draws the same voxels.
+
+    What a replay returns is valid until the next one. The gradients of the branch's parameters are those of the
+    last replay alone: set them to None before each backward pass, as `zero_grad()` does by default, and do not
+    accumulate those of several calls.
 
     It is no module, so that a module that has it as an attribute does not list the branch's parameters twice.
 
@@ -38,42 +41,55 @@ class GraphedBranch:
 
     def __call__(
         self,
-        features: Sequence[Tensor],
+        features: Tensor | Sequence[Tensor],
         labels: Tensor,
-        logits: Tensor,
+        logits: Tensor | None = None,
         spacing_mm: Sequence[float] | None = None,
     ) -> VoxelOutput:
         """Sample voxels and compute the loss. Arguments and result as of `VoxelMetricLoss.forward`."""
-        if labels.device.type != "cuda":
+        if logits is None or not torch.is_grad_enabled() or not _on_current_gpu(labels):
             return cast(VoxelOutput, self.branch(features, labels, logits, spacing_mm))
-        tensors = (labels, logits.detach(), *features)
-        layout = (*(_layout(tensor) for tensor in tensors), spacing_mm, self.branch.training, _autocast())
-        places = [parameter.data_ptr() for parameter in self.branch.parameters()]
+        step = GraphStep(self.branch, spacing_mm)
+        tensors = (labels, logits.detach(), *self.branch.maps_of(features))
+        parameters = list(self.branch.parameters())
+        layout = (
+            *(_layout(tensor) for tensor in tensors),
+            step.spacing_mm,
+            self.branch.training,
+            _autocast(),
+            [parameter.requires_grad for parameter in parameters],
+        )
+        places = [parameter.data_ptr() for parameter in parameters]
         if self._replay is None or places != self._places:
-            self._layout, self._places = layout, places
-            self._replay = _captured(_Step(self.branch, spacing_mm), tensors)
+            self._layout, self._places, self._replay = layout, places, _captured(step, tensors)
         if layout != self._layout:
             return cast(VoxelOutput, self.branch(features, labels, logits, spacing_mm))
-        out = self._replay(*tensors)
-        statistics = {name: value.detach() for name, value in out.statistics.items()}
-        return cast(VoxelOutput, out._replace(sample=Sample(*out.sample), statistics=statistics))
+        return unpacked(self._replay(*tensors))
 
 
-class _Step(nn.Module):
-    """A branch whose arguments and results are tensors alone."""
+class GraphStep(nn.Module):
+    """A branch whose arguments and results are tensors alone, as a graph wants them; see `unpacked`."""
 
     def __init__(self, branch: VoxelMetricLoss | VoxelClassLoss, spacing_mm: Sequence[float] | None) -> None:
         super().__init__()
-        self.branch, self.spacing_mm = branch, spacing_mm
-        self.train(branch.training)
+        self.branch = branch
+        self.spacing_mm = None if spacing_mm is None else tuple(float(side) for side in spacing_mm)
+        self.training = branch.training  # and not of the branch's parts, which may differ
 
-    def forward(self, labels: Tensor, logits: Tensor, *features: Tensor) -> Any:
-        out = self.branch(features, labels, logits, self.spacing_mm)
+    def forward(self, labels: Tensor, logits: Tensor, *maps: Tensor) -> Any:
+        """Call the branch, and return its result with the sample as a tuple."""
+        out = self.branch(maps, labels, logits, self.spacing_mm)
         sample = out.sample
         return out._replace(sample=(sample.index, sample.classes, sample.valid, sample.hard))
 
 
-def _captured(step: _Step, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
+def unpacked(out: Any) -> VoxelOutput:
+    """Return the result of a branch from that of its step."""
+    statistics = {name: value.detach() for name, value in out.statistics.items()}
+    return cast(VoxelOutput, out._replace(sample=Sample(*out.sample), statistics=statistics))
+
+
+def _captured(step: GraphStep, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
     """Capture a step for tensors of this layout; the generator is left as it was found."""
     device = tensors[0].device
     before = torch.cuda.get_rng_state(device)
@@ -84,6 +100,11 @@ def _captured(step: _Step, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
         replay = torch.cuda.make_graphed_callables(step, samples)
     torch.cuda.set_rng_state(before, device)
     return cast(Callable[..., Any], replay)
+
+
+def _on_current_gpu(tensor: Tensor) -> bool:
+    """Graphs are captured on a stream of the current GPU."""
+    return tensor.device.type == "cuda" and tensor.device.index == torch.cuda.current_device()
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

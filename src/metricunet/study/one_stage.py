@@ -6,6 +6,7 @@ It is what two stages are held against. Its mask is scored on the whole scan, fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,14 +18,22 @@ from metricunet.inference.locate import class_probabilities, localise
 from metricunet.inference.masks import box_of, keep_largest_piece, likeliest
 from metricunet.study.data import ScoredCase
 from metricunet.study.score import ScoredCut
-from metricunet.study.stage_one import Cut, read_scan
+from metricunet.study.stage_one import Cut, read_scan, trained_in
 from metricunet.training.fit import Located
 from metricunet.training.run import Run
 from metricunet.volume import Volume
 
 
+def train_one_stage(run: Run, folder: Path) -> Located:
+    """Train the one stage of a run and keep it in a folder, or read the one that is there.
+
+    One that finds nothing is kept like any other: its masks are empty, and count as missed.
+    """
+    return trained_in(folder, run, may_find_nothing=True)
+
+
 def score_whole_scans(run: Run, located: Located, cases: Sequence[ScoredCase]) -> Iterator[ScoredCut]:
-    """Segment whole scans with a trained stage 1, one after the other.
+    """Segment whole scans with a trained network, one after the other. Memory grows with the scan.
 
     Args:
         run: that it was trained in.
@@ -79,6 +88,8 @@ def classes_on(image: Volume, shares: Sequence[Volume]) -> NDArray[np.uint8]:
     first = np.clip(np.floor(low), 0, np.array(image.geometry.shape) - 1).astype(int)
     last = np.clip(np.ceil(high), first, np.array(image.geometry.shape) - 1).astype(int)
     part = image.geometry.crop(first.tolist(), (last - first + 1).tolist())
-    fine = np.stack([share.resample(part).array for share in shares])
+    fine = np.empty((len(shares), *part.shape), dtype=np.float32)
+    for k, share in enumerate(shares):
+        fine[k] = share.resample(part).array
     classes[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))] = likeliest(fine)
     return classes

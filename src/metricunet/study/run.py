@@ -151,7 +151,11 @@ def _check(plan: Study, data: StudyData, output: Path) -> None:
             raise InputError(f"{plan.path}: folds: {str(error).replace('--fold', 'fold')}") from error
         for arm, config in plan.arms.items():
             for seed in plan.seeds(arm):
-                check_settings_of(run_folder(output, arm, fold, seed), config.model_copy(update={"seed": seed}))
+                check_settings_of(
+                    run_folder(output, arm, fold, seed),
+                    config.model_copy(update={"seed": seed}),
+                    plan.stages(arm),
+                )
 
 
 def _fold_job(
@@ -271,9 +275,10 @@ def _notes(plan: Study, data: StudyData, ready: Ready, runs: list[RunDone]) -> l
         )
     if len(plan.folds) > 1:
         notes.append(f"The {len(plan.folds)} folds are taken together.")
+    shared = "all arms" if all(plan.stages(arm) == 2 for arm in plan.arms) else "all arms of two stages"
     for (labels, fold), done in ready.items():
         stage = _stage(labels, fold, data).capitalize()
-        notes.append(f"{stage}, shared by all arms, {_located(done.off_mm, plan.base.target)}.")
+        notes.append(f"{stage}, shared by {shared}, {_located(done.off_mm, plan.base.target)}.")
     notes += [f"Failed, and not in the tables: {r.job.title}: {r.error}" for r in runs if r.error is not None]
     return notes
 

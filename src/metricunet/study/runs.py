@@ -11,12 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
 from metricunet.evaluation.summary import CaseRow
 from metricunet.files.atomic import write_json
 from metricunet.files.model import read_card
-from metricunet.files.record import RECORD_NAME, RunRecord
+from metricunet.files.record import RECORD_NAME, RunRecord, sha256
 from metricunet.study.beyond import (
     FEATURES_FILE,
     SMOOTHNESS_FILE,
@@ -27,9 +29,9 @@ from metricunet.study.beyond import (
     write_beyond,
 )
 from metricunet.study.data import TRUTH, ScoredCase
-from metricunet.study.one_stage import score_whole_scans
+from metricunet.study.one_stage import score_whole_scans, train_one_stage
 from metricunet.study.score import ScoredCut, cases_name, cut_predictor, score_cases, write_rows
-from metricunet.study.stage_one import FoldReady, read_located, trained_in
+from metricunet.study.stage_one import LOCATE_NAME, FoldReady, read_located
 from metricunet.training.callbacks import Watch
 from metricunet.training.config import TrainConfig, differences
 from metricunet.training.fit import MODEL_NAME, open_run, run_facts, train_segment
@@ -82,12 +84,12 @@ class RunJob:
         return f"{self.arm}, fold {self.fold}, seed {self.seed}"
 
     def key(self) -> dict[str, Any]:
-        """Return what the results depend on."""
-        return ({} if self.whole_scans is None else {"stages": 1}) | {
+        """Return what the results depend on; the shared stage 1 is no part of that where there is one stage."""
+        own = {"locate_sha256": self.ready.locate_sha256} if self.whole_scans is None else {"stages": 1}
+        return own | {
             "config": self.config.model_dump(mode="json"),
             "version": version("metricunet"),
             "data_sha256": self.ready.data_sha256,
-            "locate_sha256": self.ready.locate_sha256,
             "scored_sha256": self.ready.scored_sha256,
         }
 
@@ -132,8 +134,8 @@ def run_folder(output: Path, arm: str, fold: Fold, seed: int) -> Path:
     return output / "runs" / arm / f"fold-{fold}" / f"seed-{seed}"
 
 
-def check_settings_of(folder: Path, config: TrainConfig) -> None:
-    """Refuse a run that was begun with other settings or by another version.
+def check_settings_of(folder: Path, config: TrainConfig, stages: int) -> None:
+    """Refuse a run that was begun with other settings or stages, or by another version.
 
     Raises:
         InputError: the first differences, named.
@@ -143,6 +145,8 @@ def check_settings_of(folder: Path, config: TrainConfig) -> None:
         return
     try:
         changes = differences(TrainConfig.model_validate(before["config"]), config)
+        if before.get("stages", 2) != stages:
+            changes.insert(0, f"stages was {before.get('stages', 2)}, is {stages}")
         if before["version"] != version("metricunet"):
             changes.append(f"version was {before['version']}, is {version('metricunet')}")
     except (KeyError, ValueError) as error:
@@ -160,9 +164,8 @@ def finished(job: RunJob) -> RunDone | None:
     before = _read_key(job.folder)
     if before is None:
         return None
-    check_settings_of(job.folder, job.config)
+    check_settings_of(job.folder, job.config, 2 if job.whole_scans is None else 1)
     names = {
-        "stages": "number of stages",
         "data_sha256": "training cases",
         "locate_sha256": "stage 1",
         "scored_sha256": "scored cases",
@@ -192,6 +195,9 @@ def carry_out(job: RunJob, watch: Watch | None = None) -> RunDone:
         _look_beyond(job, watch)
     except InputError as error:
         return RunDone(job, None, time.perf_counter() - began, str(error))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        lack = f"memory does not suffice ({error}); use a smaller batch, crop or network, or a larger spacing"
+        return RunDone(job, None, time.perf_counter() - began, lack)
     return RunDone(job, _val_dice(job), _seconds(job.folder))
 
 
@@ -206,7 +212,7 @@ def _train_and_score(job: RunJob, watch: Watch | None) -> None:
     write_json(job.folder / KEY_NAME, job.key())
     run = _open(job, watch)
     if job.whole_scans is not None:
-        trained_in(job.folder, run)
+        train_one_stage(run, job.folder)
     elif not (job.folder / MODEL_NAME).is_file():  # it is written when the training is done
         train_segment(run, read_located(job.stage_one, run))
     _tell_scoring(job, watch)
@@ -218,7 +224,9 @@ def _train_and_score(job: RunJob, watch: Watch | None) -> None:
         lines += smoothness_lines(scored)
     validation = {} if job.whole_scans is not None else read_card(job.folder / MODEL_NAME).validation
     record.facts = run_facts(run, validation) | {
-        "locate_sha256": job.ready.locate_sha256,
+        "locate_sha256": (
+            job.ready.locate_sha256 if job.whole_scans is None else sha256([job.folder / LOCATE_NAME])
+        ),
         "cases": list(job.cases),
     }
     record.write(job.folder)
@@ -247,15 +255,17 @@ def _look_beyond(job: RunJob, watch: Watch | None) -> None:
         return
     _tell_scoring(job, watch)
     if SMOOTHNESS_FILE in missing:
-        scored = _scored(job, _open(job, watch))
+        scored = _scored(job, None if job.whole_scans is None else _open(job, watch))
         _write(job, SMOOTHNESS_FILE, [line for one in scored for line in smoothness_lines(one)])
     if FEATURES_FILE in missing:
         _write(job, FEATURES_FILE, _features(job))
 
 
-def _scored(job: RunJob, run: Run) -> Iterator[ScoredCut]:
+def _scored(job: RunJob, run: Run | None) -> Iterator[ScoredCut]:
+    """Segment the cases; `run` is needed where they are read whole."""
     if job.whole_scans is not None:
-        return score_whole_scans(run, trained_in(job.folder, run), job.whole_scans)
+        assert run is not None
+        return score_whole_scans(run, train_one_stage(run, job.folder), job.whole_scans)
     predictor = cut_predictor(job.folder / MODEL_NAME, job.device)
     return score_cases(predictor, job.stage_one, job.cases, job.ready.labels, job.ready.ignore)
 

@@ -131,7 +131,10 @@ def _usual(conclusions: Conclusions) -> list[str]:
     return [
         arm
         for arm in conclusions.results.arms
-        if arm in methods or plan.arms[arm].metric.mode in ("none", "offline") or plan.arms[arm].metric.weight == 0
+        if arm in methods
+        or plan.stages(arm) == 1
+        or plan.arms[arm].metric.mode in ("none", "offline")
+        or plan.arms[arm].metric.weight == 0
     ]
 
 

@@ -108,7 +108,7 @@ class Arm(_Section):
     Attributes:
         settings: any part of a training's configuration but what all arms share, over the base.
         stages: 2, or 1 for a network like stage 1's that segments the whole scan. Its settings are those of
-            `locate`; `segment` and `metric` are of stage 2.
+            `locate`; `segment` and `metric` are of stage 2. Memory grows with the scan over that spacing.
         seeds: to train with; default: the study's.
         labels: to train on; default: the phantom's. For phantoms alone.
     """

@@ -170,7 +170,7 @@ def prepare_fold(
     return FoldReady(job.fold, run.data_sha256, locate_sha256, scored, run.labels, run.info.ignore, tuple(off_mm))
 
 
-def trained_in(folder: Path, run: Run) -> Located:
+def trained_in(folder: Path, run: Run, *, may_find_nothing: bool = False) -> Located:
     """Train stage 1 of a run and keep it in a folder, or read the one that is there.
 
     Raises:
@@ -178,7 +178,7 @@ def trained_in(folder: Path, run: Run) -> Located:
     """
     path = folder / LOCATE_NAME
     if not path.is_file():
-        _write_located(path, train_locate(run))
+        _write_located(path, train_locate(run, may_find_nothing=may_find_nothing))
     return read_located(folder, run)
 
 

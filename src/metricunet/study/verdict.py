@@ -165,7 +165,7 @@ def judge(
         f"{main.arm_b} is better in {good_seeds} of {_counted(len(main.seeds), 'seed')}.",
     ]
     if control is None or over_control is None:
-        reasons.append("There is no control, without which a benefit cannot be put down to the claim.")
+        reasons.append("No comparison with a control: without one a benefit cannot be put down to the claim.")
     else:
         reasons += _sentences(control, over_control, worthwhile, f"over the control {control.arm_a}")
     return Verdict(claim, finding, data, tuple(reasons))

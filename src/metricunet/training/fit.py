@@ -145,8 +145,12 @@ def open_run(
     return run
 
 
-def train_locate(run: Run) -> Located:
+def train_locate(run: Run, *, may_find_nothing: bool = False) -> Located:
     """Train stage 1 of a run, or go on with it.
+
+    Args:
+        run: as opened.
+        may_find_nothing: whether that is a result like any other; no stage 2 could follow.
 
     Raises:
         InputError: it finds the target in no case that it is validated on.
@@ -155,7 +159,7 @@ def train_locate(run: Run) -> Located:
     cases = run.val or run.train
     errors_mm = localisation_errors_mm(network, cases, run.config, run.target)
     holding = sum("centre_mm" in case.facts for case in cases)
-    if holding and not len(errors_mm):
+    if holding and not len(errors_mm) and not may_find_nothing:
         raise InputError(
             f"{run.folder}: stage 1 finds the {run.config.target} in none of the {holding} "
             f"{'validation' if run.val else 'training'} cases that hold it, so nothing could be segmented; train "
