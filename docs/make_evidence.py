@@ -4,8 +4,8 @@
     python docs/make_evidence.py --study FOLDER               # from those of a finished study, copied first
     python docs/make_evidence.py --study FOLDER --part NAME   # of a study beside the main one: docs/evidence/NAME/
 
-The pictures of cases and of feature maps need the study's models, so they are copied from its folder alone. A
-study beside the main one gets a page of its tables, docs/evidence/NAME/README.md.
+The pictures of cases and of feature maps need the study's models, so they are copied from its folder alone. All
+tables of a study stand in the README.md beside its rows.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ TABLES = ("study.yaml", "cases.csv", "cases-reader.csv", "smoothness.csv", "feat
 #: What a study's run.json says, less what names folders of the machine.
 RUNS = "runs.json"
 NOTHING = "*No numbers yet.*"
-#: The page of a study beside the main one: section to its heading.
-PART_HEADINGS = {
+#: The page of all tables of a study: section to its heading.
+HEADINGS = {
     "verdicts": "Verdicts",
     "ablation": "Against the true shape: the main method's network",
     "comparison": "Against the true shape: other networks and methods",
@@ -73,15 +73,17 @@ def redraw(docs: Path) -> None:
     with tempfile.TemporaryDirectory() as drawn:
         for path in draw_figures(conclusions, Path(drawn)):
             shutil.copyfile(path, docs / "images" / f"evidence-{path.name}")
+    write_page(source, conclusions, made)
     page = docs / "evidence.md"
     write_text(page, filled(page.read_text(encoding="utf-8"), made))
 
 
-def redraw_part(folder: Path) -> None:
-    """Write the page of a study beside the main one from its tables."""
-    conclusions, made = concluded(folder)
-    lines = [f"# {conclusions.plan.content.name}", "", "What it is about: [evidence.md](../../evidence.md).", ""]
-    for name, heading in PART_HEADINGS.items():
+def write_page(folder: Path, conclusions: Conclusions, made: dict[str, str]) -> None:
+    """Write the page of all tables of a study."""
+    up = "../" if folder.name == "evidence" else "../../"
+    lines = [f"# {conclusions.plan.content.name}: all tables", ""]
+    lines += [f"How it was made, and what it comes to: [evidence.md]({up}evidence.md).", ""]
+    for name, heading in HEADINGS.items():
         if name in made:
             lines += [f"## {heading}", "", made[name], ""]
     write_text(folder / "README.md", "\n".join(lines))
@@ -141,7 +143,7 @@ def main() -> None:
             copy_pictures(arguments.study, docs)
     redraw(docs)
     for study in sorted((docs / "evidence").glob("*/study.yaml")):
-        redraw_part(study.parent)
+        write_page(study.parent, *concluded(study.parent))
 
 
 if __name__ == "__main__":

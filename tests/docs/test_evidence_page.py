@@ -65,9 +65,10 @@ def test_a_study_beside_the_main_one_has_a_page_of_its_tables(command: ModuleTyp
     record["machine"]["packages"] = {"torch": "9"}  # type: ignore[index]
     (study / "run.json").write_text(json.dumps(record))
     command.copy_tables(study, folder)
-    command.redraw_part(folder)
+    command.write_page(folder, *command.concluded(folder))
     page = (folder / "README.md").read_text()
-    for heading in command.PART_HEADINGS.values():
+    assert "(../../evidence.md)" in page
+    for heading in command.HEADINGS.values():
         assert f"## {heading}\n" in page
     assert "| base |" in page
 
@@ -75,8 +76,7 @@ def test_a_study_beside_the_main_one_has_a_page_of_its_tables(command: ModuleTyp
 def test_the_page_has_a_place_for_every_table(command: ModuleType) -> None:
     names = re.findall(r"<!-- ([a-z]+) -->", PAGE)
     assert sorted(names) == [
-        "ablation", "arms", "comparison", "comparisons", "features", "reader", "reasons", "runs", "smoothness",
-        "verdicts",
+        "ablation", "arms", "comparison", "features", "primary", "reader", "runs", "smoothness", "verdicts", "why",
     ]  # fmt: skip
     assert names == re.findall(r"<!-- end of ([a-z]+) -->", PAGE)
     emptied = command.filled(PAGE, {})

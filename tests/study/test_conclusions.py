@@ -44,7 +44,7 @@ def test_a_small_study_without_a_control_decides_nothing(tmp_path: Path) -> None
     changes: dict[str, Any] = {"primary": {"baseline": "base", "method": "method"}}
     concluded = conclude(make_tables(tmp_path, cases=4, seeds=(0,), changes=changes))
     assert set(findings(concluded).values()) == {"not decided"}
-    assert "There is no control" in report_text(concluded)
+    assert "No comparison with a control" in report_text(concluded)
 
 
 def test_the_tables_of_arms(tmp_path: Path) -> None:
@@ -78,8 +78,11 @@ def test_the_tables_of_arms(tmp_path: Path) -> None:
         means.append(sum(v or 0 for v in own) / 6)
     assert f"| {sum(means) / 3:.3f} ± " in ablation[3]
     assert set(found) == {
-        "ablation", "comparison", "reader", "smoothness", "features", "comparisons", "arms", "verdicts", "reasons"
+        "ablation", "comparison", "reader", "smoothness", "features", "comparisons", "primary", "arms", "verdicts",
+        "reasons", "why",
     }  # fmt: skip
+    assert found["primary"] == found["comparisons"]  # there is one pair alone
+    assert found["why"] == found["reasons"]
 
 
 def test_drawn_again_from_the_tables_all_is_the_same(tmp_path: Path) -> None:

@@ -40,9 +40,11 @@ def sections(conclusions: Conclusions) -> dict[str, str]:
 
     `ablation`: the arms with the main method's network. `comparison`: the arms without metric learning, those with
     tuples made before training, and the methods of the pairs. `reader`: all arms, against the unseen reader.
-    `smoothness`, `features`: all arms. `comparisons`: the pairs. `arms`: the other arms against their baseline.
-    `verdicts`: what is concluded of the claims; `reasons`: why.
+    `smoothness`, `features`: all arms. `comparisons`: the pairs; `primary`: the primary one alone. `arms`: the
+    other arms against their baseline. `verdicts`: what is concluded of the claims; `reasons`: why; `why`: that of
+    the primary pair alone.
     """
+    pairs = conclusions.plan.content.pairs
     target = conclusions.plan.base.target
     found = {
         "ablation": arms_table(conclusions, SHOWN, arms=_ablated(conclusions), described=True),
@@ -50,7 +52,8 @@ def sections(conclusions: Conclusions) -> dict[str, str]:
         "reader": arms_table(conclusions, READER_SHOWN, READER) if READER in conclusions.results.rows else "",
         "smoothness": arms_table(conclusions, SMOOTHNESS_NAMES),
         "features": arms_table(conclusions, FEATURE_NAMES),
-        "comparisons": _pairs_tables(conclusions),
+        "comparisons": _pairs_tables(conclusions, list(pairs)),
+        "primary": _pairs_tables(conclusions, list(pairs)[:1]),
         "arms": contrasts_table(
             [
                 c
@@ -61,6 +64,7 @@ def sections(conclusions: Conclusions) -> dict[str, str]:
         ),
         "verdicts": verdicts_table(conclusions.judged),
         "reasons": reasons_text(conclusions.judged),
+        "why": reasons_text([one for one in conclusions.judged if one.place == "primary"]),
     }
     return {name: text for name, text in found.items() if text}
 
@@ -226,11 +230,12 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _pairs_tables(conclusions: Conclusions) -> str:
-    """Return a table for each pair: its method against its baseline and its control, in every measure."""
+def _pairs_tables(conclusions: Conclusions, places: Sequence[str]) -> str:
+    """Return a table for each of the pairs: its method against its baseline and its control, in every measure."""
     target = conclusions.plan.base.target
     parts = []
-    for place, pair in conclusions.plan.content.pairs.items():
+    for place in places:
+        pair = conclusions.plan.content.pairs[place]
         roles = (place, f"{place} {CONTROL}")
         for reference in conclusions.results.rows:
             own = [
