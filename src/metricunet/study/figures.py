@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ DPI = 110
 ARM_COLUMNS = 4
 #: An axis of differences reaches this many times as far as this share of them, and no further.
 OUTER, USUAL_SHARE = 2.0, 0.97
+#: The same where arms lie side by side, of which a few may be far off: of all intervals, and of all cases.
+USUAL_ARMS, USUAL_CASES = 0.75, 0.9
 #: Points of one line of cases lie in a band of this height.
 SPREAD = 0.5
 
@@ -135,6 +137,39 @@ def _cut_off(panel: Axes, mean: FloatArray, difference: FloatArray) -> None:
             )
 
 
+def _cut_sideways(panel: Axes, means: Mapping[int, float], values: FloatArray, usual: float) -> None:
+    """Keep one arm that is far off from flattening all others: means beyond the frame are marked with their value.
+
+    Args:
+        panel: to cut.
+        means: line to mean.
+        values: all that is drawn.
+        usual: share of them that the frame is made for.
+    """
+    low, high = float(np.min(values)), float(np.max(values))
+    reach = OUTER * float(np.quantile(np.abs(values), usual))
+    if reach <= 0 or max(-low, high) <= reach:
+        return
+    left, right = max(low, -reach), min(high, reach)
+    room = 0.04 * (right - left)
+    panel.set_xlim(left - room, right + room)
+    for y, mean in means.items():
+        if left - room <= mean <= right + room:
+            continue
+        edge, marker, side = (right, ">", -1) if mean > right else (left, "<", 1)
+        panel.plot([edge], [y], marker, color="black", markersize=5)
+        panel.annotate(
+            f"{mean:+.2f}".replace("-", "−"),
+            (edge, y),
+            xytext=(6 * side, 0),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="center",
+            fontsize=7,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+
+
 def _arms(conclusions: Conclusions, measures: Sequence[str], path: Path) -> Path | None:
     """Draw every comparison with its interval, a line for each two arms."""
     target = conclusions.plan.base.target
@@ -156,6 +191,10 @@ def _arms(conclusions: Conclusions, measures: Sequence[str], path: Path) -> Path
         for y, line in enumerate(told.values()):
             if measure in line:
                 _interval(panel, y, line[measure])
+        own = [(y, line[measure].comparison) for y, line in enumerate(told.values()) if measure in line]
+        means = {y: c.difference for y, c in own if c.difference is not None}
+        bounds = [b for _, c in own if c.interval is not None for b in (c.interval.low, c.interval.high)]
+        _cut_sideways(panel, means, np.array([*bounds, *means.values()]), USUAL_ARMS)
         d = DEFINITIONS[measure]
         better = "right" if better_of(measure) == "higher" else "left"
         panel.set_xlabel(f"{d.title}{f' [{d.unit}]' if d.unit else ''}, better to the {better}", fontsize=8)
@@ -207,6 +246,9 @@ def _spread(conclusions: Conclusions, measures: Sequence[str], path: Path, zero:
         for y, own in enumerate(values.values()):
             if measure in own:
                 _strip(panel, y, own[measure])
+        of_measure = {y: own[measure] for y, own in enumerate(values.values()) if measure in own}
+        means = {y: float(v.mean()) for y, v in of_measure.items()}
+        _cut_sideways(panel, means, np.concatenate([*of_measure.values()]), USUAL_CASES)
         d = DEFINITIONS[measure]
         panel.set_xlabel(f"{d.title}{f' [{d.unit}]' if d.unit else ''}", fontsize=8)
         _bare(panel)
