@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from metricunet.study.board import Board, duration
-from metricunet.study.runs import RunDone, RunJob
+from metricunet.study.job import RunJob
+from metricunet.study.runs import RunDone
 
 
 @dataclass(frozen=True)

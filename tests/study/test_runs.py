@@ -15,8 +15,9 @@ from torch import Tensor
 from metricunet.errors import InputError
 from metricunet.files.model import read_model
 from metricunet.study import runs
+from metricunet.study.job import RunJob
 from metricunet.study.run import study
-from metricunet.study.runs import RunDone, RunJob, carry_out, finished, hand_out
+from metricunet.study.runs import RunDone, carry_out, finished, hand_out
 from metricunet.training.modules import SegmentModule
 from tests.study.conftest import SHORT, TINY_BASE, write_study
 from tests.support.cohorts import edit_json

@@ -235,7 +235,7 @@ class Predictor:
         target = list(self.card.labels).index(self.card.target) + 1
         mean: Volume | None = None
         for model in self.models:
-            own = coarse_probability(model.locate, model.card.locate, image, target, self.precision)
+            own = coarse_probabilities(model.locate, model.card.locate, image, self.precision)[target]
             own = own.with_array(own.array / len(self.models))
             mean = own if mean is None else mean.with_array(mean.array + own.resample(mean.geometry).array)
         assert mean is not None
@@ -321,23 +321,22 @@ def _recorded(look: _Look, touched: Touched) -> Crop:
     return Crop((x, y, z), look.box.extent_mm, face_names(touched), volume_ml)
 
 
-def coarse_probability(
-    network: Network, stage: StageCard, image: Volume, target: int, precision: Precision = "auto"
-) -> Volume:
+def coarse_probabilities(
+    network: Network, stage: StageCard, image: Volume, precision: Precision = "auto"
+) -> list[Volume]:
     """Run stage 1 over a scan.
 
     Args:
         network: of stage 1, in evaluation mode.
         stage: its card.
         image: HU; axes to the head, the back and the left.
-        target: class of the target.
         precision: to compute in.
 
     Returns:
-        Probability of the target on the coarse grid.
+        Probability of each class on the coarse grid, the background first.
     """
     coarse = image.resample(image.geometry.with_spacing(stage.spacing_mm), fill=AIR_HU)
     device = next(network.parameters()).device
     voxels = torch.from_numpy(coarse.array).to(device)
     probabilities = class_probabilities(network, voxels, stage.hu_window, network.divisor, precision)
-    return coarse.with_array(probabilities[target].cpu().numpy())
+    return [coarse.with_array(share) for share in probabilities.cpu().numpy()]

@@ -1,4 +1,4 @@
-"""A branch as CUDA graphs: on a GPU its several hundred small kernels take longer to launch than to run."""
+"""A branch as CUDA graphs: on a GPU its hundreds of small kernels take longer to launch than to run."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ class GraphedBranch:
         """Sample voxels and compute the loss. Arguments and result as of `VoxelMetricLoss.forward`."""
         if logits is None or not torch.is_grad_enabled() or not _on_current_gpu(labels):
             return cast(VoxelOutput, self.branch(features, labels, logits, spacing_mm))
-        step = GraphStep(self.branch, spacing_mm)
         tensors = (labels, logits.detach(), *self.branch.maps_of(features))
         parameters = list(self.branch.parameters())
         layout = (
             *(_layout(tensor) for tensor in tensors),
-            step.spacing_mm,
+            None if spacing_mm is None else tuple(spacing_mm),
             self.branch.training,
             _autocast(),
             [parameter.requires_grad for parameter in parameters],
         )
         places = [parameter.data_ptr() for parameter in parameters]
         if self._replay is None or places != self._places:
-            self._layout, self._places, self._replay = layout, places, _captured(step, tensors)
+            self._layout, self._places = layout, places
+            self._replay = _captured(GraphStep(self.branch, spacing_mm), tensors)
         if layout != self._layout:
             return cast(VoxelOutput, self.branch(features, labels, logits, spacing_mm))
         return unpacked(self._replay(*tensors))
@@ -72,8 +72,7 @@ class GraphStep(nn.Module):
 
     def __init__(self, branch: VoxelMetricLoss | VoxelClassLoss, spacing_mm: Sequence[float] | None) -> None:
         super().__init__()
-        self.branch = branch
-        self.spacing_mm = None if spacing_mm is None else tuple(float(side) for side in spacing_mm)
+        self.branch, self.spacing_mm = branch, spacing_mm
         self.training = branch.training  # and not of the branch's parts, which may differ
 
     def forward(self, labels: Tensor, logits: Tensor, *maps: Tensor) -> Any:

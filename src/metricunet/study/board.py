@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from metricunet.cohort.splits import Fold
-from metricunet.study.runs import RunDone, RunJob
+from metricunet.study.job import RunJob
+from metricunet.study.runs import RunDone
 
 Cell = tuple[str, Fold, int]
 

@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from metricunet.cohort.prepare import AIR_HU
 from metricunet.files.record import sha256
-from metricunet.inference.locate import class_probabilities, localise
+from metricunet.inference.locate import localise
 from metricunet.inference.masks import box_of, keep_largest_piece, likeliest
+from metricunet.inference.predictor import coarse_probabilities
 from metricunet.study.data import ScoredCase
 from metricunet.study.score import ScoredCut
 from metricunet.study.stage_one import Cut, read_scan, trained_in
+from metricunet.training.card import locate_card
 from metricunet.training.fit import Located
 from metricunet.training.run import Run
 from metricunet.volume import Volume
@@ -50,16 +50,8 @@ def score_whole_scans(run: Run, located: Located, cases: Sequence[ScoredCase]) -
 def segment_whole_scan(run: Run, located: Located, case: ScoredCase) -> ScoredCut:
     """Segment one scan; see `score_whole_scans`. Of the target, only the largest piece is kept, as by stage 2."""
     image, references = read_scan(case, run.info)
-    stage = run.config.locate
-    coarse = image.resample(image.geometry.with_spacing(stage.spacing_mm), fill=AIR_HU)
-    probabilities = class_probabilities(
-        located.network,
-        torch.from_numpy(coarse.array).to(run.device),
-        stage.hu_window,
-        located.network.divisor,
-        run.config.precision,
-    )
-    shares = [coarse.with_array(share.cpu().numpy()) for share in probabilities[1:]]
+    card = locate_card(run.config, run.classes)
+    _, *shares = coarse_probabilities(located.network, card, image, run.config.precision)
     classes = classes_on(image, shares)
     keep_largest_piece(classes, run.target)
     values = np.array([0, *run.labels.values()], dtype=np.uint8)[classes]

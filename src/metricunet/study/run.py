@@ -22,7 +22,8 @@ from metricunet.study.conclusions import STUDY_NAME, conclude, write_conclusions
 from metricunet.study.data import StudyData, fitting_cases, scored_cases, study_data
 from metricunet.study.examples import Pictured, draw_examples
 from metricunet.study.figures import draw_figures
-from metricunet.study.runs import RunDone, RunJob, check_settings_of, finished, hand_out, run_folder
+from metricunet.study.job import RunJob
+from metricunet.study.runs import RunDone, check_settings_of, finished, hand_out, run_folder
 from metricunet.study.score import StudyRow, cases_name, join_rows, read_rows
 from metricunet.study.sections import report_text
 from metricunet.study.settings import Labels, Study, load_study
@@ -183,13 +184,13 @@ def _run_job(plan: Study, fold: FoldJob, ready: FoldReady, arm: str, seed: int, 
         config=plan.arms[arm].model_copy(update={"seed": seed}),
         cohort=fold.cohort,
         stage_one=fold.folder,
-        cases=tuple(case.name for case in fold.cases),
+        cases=fold.cases,
         fitting=tuple(case.name for case in fold.fitting),
         references=tuple(fold.cases[0].references),
         ready=ready,
         spare=fold.spare,
         device=fold.device,
-        whole_scans=fold.cases if plan.stages(arm) == 1 else None,
+        stages=plan.stages(arm),
     )
 
 
@@ -247,7 +248,7 @@ def _pictured(plan: Study, whole: Sequence[RunDone]) -> Pictured | None:
                 models={arm: jobs[arm].folder / MODEL_NAME for arm in main.arms},
                 seed=seed,
                 folder=one.stage_one,
-                cases=one.cases,
+                cases=one.case_names,
                 fitting=one.fitting,
                 labels=one.ready.labels,
                 ignore=one.ready.ignore,

@@ -1,4 +1,4 @@
-"""The runs of a study: what each is, where it lies, whether it is finished, and how it is carried out."""
+"""The runs of a study: where each lies, whether it is finished, and how its results come about."""
 
 from __future__ import annotations
 
@@ -17,82 +17,19 @@ from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
 from metricunet.evaluation.summary import CaseRow
 from metricunet.files.atomic import write_json
-from metricunet.files.model import read_card
-from metricunet.files.record import RECORD_NAME, RunRecord, sha256
-from metricunet.study.beyond import (
-    FEATURES_FILE,
-    SMOOTHNESS_FILE,
-    Line,
-    feature_lines,
-    no_features,
-    smoothness_lines,
-    write_beyond,
-)
-from metricunet.study.data import TRUTH, ScoredCase
-from metricunet.study.one_stage import score_whole_scans, train_one_stage
-from metricunet.study.score import ScoredCut, cases_name, cut_predictor, score_cases, write_rows
-from metricunet.study.stage_one import LOCATE_NAME, FoldReady, read_located
+from metricunet.files.record import RECORD_NAME, RunRecord
+from metricunet.study.beyond import FEATURES_FILE, SMOOTHNESS_FILE, Line, smoothness_lines, write_beyond
+from metricunet.study.data import TRUTH
+from metricunet.study.job import RunJob
+from metricunet.study.score import cases_name, write_rows
+from metricunet.study.ways import way_of
 from metricunet.training.callbacks import Watch
 from metricunet.training.config import TrainConfig, differences
-from metricunet.training.fit import MODEL_NAME, open_run, run_facts, train_segment
-from metricunet.training.run import Run, state_file
+from metricunet.training.fit import run_facts
 
 KEY_NAME = "key.json"
 #: Files of a run beside its rows.
 BEYOND = (SMOOTHNESS_FILE, FEATURES_FILE)
-
-
-@dataclass(frozen=True)
-class RunJob:
-    """One arm, fold and seed. It holds all that a process needs to carry it out.
-
-    Attributes:
-        folder: of the run.
-        arm: name.
-        fold: that stage 1 was trained on.
-        seed: of the training.
-        config: every setting, the seed included.
-        cohort: that training reads.
-        stage_one: folder of stage 1 and the cuts.
-        cases: to score.
-        fitting: training cases that probes of features are fitted on.
-        references: whose contours they are scored against.
-        ready: hashes and labels of the fold.
-        spare: folder for prepared cases where the cohort is read-only.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        whole_scans: the cases to score, where the arm has one stage and reads them whole; None where it has two.
-    """
-
-    folder: Path
-    arm: str
-    fold: Fold
-    seed: int
-    config: TrainConfig
-    cohort: Path
-    stage_one: Path
-    cases: tuple[str, ...]
-    fitting: tuple[str, ...]
-    references: tuple[str, ...]
-    ready: FoldReady
-    spare: Path
-    device: str
-    whole_scans: tuple[ScoredCase, ...] | None = None
-
-    @property
-    def title(self) -> str:
-        """Name for people."""
-        return f"{self.arm}, fold {self.fold}, seed {self.seed}"
-
-    def key(self) -> dict[str, Any]:
-        """Return what the results depend on; the shared stage 1 is no part of that where there is one stage."""
-        own = {"locate_sha256": self.ready.locate_sha256} if self.whole_scans is None else {"stages": 1}
-        return own | {
-            "config": self.config.model_dump(mode="json"),
-            "version": version("metricunet"),
-            "data_sha256": self.ready.data_sha256,
-            "scored_sha256": self.ready.scored_sha256,
-        }
-
 
 #: Told the run and what a `Watch` is told.
 RunWatch = Callable[[RunJob, str, int, int, float | None], None]
@@ -164,7 +101,7 @@ def finished(job: RunJob) -> RunDone | None:
     before = _read_key(job.folder)
     if before is None:
         return None
-    check_settings_of(job.folder, job.config, 2 if job.whole_scans is None else 1)
+    check_settings_of(job.folder, job.config, job.stages)
     names = {
         "data_sha256": "training cases",
         "locate_sha256": "stage 1",
@@ -179,7 +116,7 @@ def finished(job: RunJob) -> RunDone | None:
 
 
 def carry_out(job: RunJob, watch: Watch | None = None) -> RunDone:
-    """Train stage 2 of a run, or go on with it, and score it. What it left already is kept.
+    """Train the networks of a run, or go on with that, and score them. What it left already is kept.
 
     Args:
         job: the run.
@@ -210,42 +147,21 @@ def _missing(job: RunJob) -> list[str]:
 def _train_and_score(job: RunJob, watch: Watch | None) -> None:
     record = RunRecord("study", {"arm": job.arm, "fold": job.fold, "seed": job.seed, "device": job.device})
     write_json(job.folder / KEY_NAME, job.key())
-    run = _open(job, watch)
-    if job.whole_scans is not None:
-        train_one_stage(run, job.folder)
-    elif not (job.folder / MODEL_NAME).is_file():  # it is written when the training is done
-        train_segment(run, read_located(job.stage_one, run))
+    way = way_of(job, watch)
+    way.train()
     _tell_scoring(job, watch)
     rows: dict[str, list[CaseRow]] = {whose: [] for whose in job.references}
     lines: list[Line] = []
-    for scored in _scored(job, run):
+    for scored in way.scored():
         for whose, of_reference in rows.items():
             of_reference += scored.rows(whose)
         lines += smoothness_lines(scored)
-    validation = {} if job.whole_scans is not None else read_card(job.folder / MODEL_NAME).validation
-    record.facts = run_facts(run, validation) | {
-        "locate_sha256": (
-            job.ready.locate_sha256 if job.whole_scans is None else sha256([job.folder / LOCATE_NAME])
-        ),
-        "cases": list(job.cases),
-    }
+    facts = {"locate_sha256": way.locate_sha256, "cases": list(job.case_names)}
+    record.facts = run_facts(way.run, way.validation) | facts
     record.write(job.folder)
     for whose in sorted(job.references, key=lambda name: name == TRUTH):
         write_rows(job.folder / cases_name(whose), job.arm, job.seed, job.fold, rows[whose])
     _write(job, SMOOTHNESS_FILE, lines)
-
-
-def _open(job: RunJob, watch: Watch | None) -> Run:
-    return open_run(
-        job.cohort,
-        job.folder,
-        job.config,
-        job.fold,
-        resume=state_file(job.folder).is_file(),
-        device=job.device,
-        spare=job.spare,
-        watch=watch or _unwatched,
-    )
 
 
 def _look_beyond(job: RunJob, watch: Watch | None) -> None:
@@ -254,27 +170,11 @@ def _look_beyond(job: RunJob, watch: Watch | None) -> None:
     if not missing:
         return
     _tell_scoring(job, watch)
+    way = way_of(job, watch)
     if SMOOTHNESS_FILE in missing:
-        scored = _scored(job, None if job.whole_scans is None else _open(job, watch))
-        _write(job, SMOOTHNESS_FILE, [line for one in scored for line in smoothness_lines(one)])
+        _write(job, SMOOTHNESS_FILE, [line for scored in way.scored() for line in smoothness_lines(scored)])
     if FEATURES_FILE in missing:
-        _write(job, FEATURES_FILE, _features(job))
-
-
-def _scored(job: RunJob, run: Run | None) -> Iterator[ScoredCut]:
-    """Segment the cases; `run` is needed where they are read whole."""
-    if job.whole_scans is not None:
-        assert run is not None
-        return score_whole_scans(run, train_one_stage(run, job.folder), job.whole_scans)
-    predictor = cut_predictor(job.folder / MODEL_NAME, job.device)
-    return score_cases(predictor, job.stage_one, job.cases, job.ready.labels, job.ready.ignore)
-
-
-def _features(job: RunJob) -> list[Line]:
-    if job.whole_scans is not None:
-        return no_features(job.cases)
-    predictor = cut_predictor(job.folder / MODEL_NAME, job.device)
-    return feature_lines(predictor, job.stage_one, job.fitting, job.cases, job.ready.labels, job.ready.ignore)
+        _write(job, FEATURES_FILE, way.features())
 
 
 def _write(job: RunJob, name: str, lines: Iterable[Line]) -> None:
@@ -284,10 +184,6 @@ def _write(job: RunJob, name: str, lines: Iterable[Line]) -> None:
 def _tell_scoring(job: RunJob, watch: Watch | None) -> None:
     if watch is not None:
         watch("scoring", 0, len(job.cases), None)
-
-
-def _unwatched(stage: str, done: int, total: int, val_dice: float | None) -> None:
-    """Show nothing: a run of a study has no progress bar of its own."""
 
 
 def _read_key(folder: Path) -> dict[str, Any] | None:
@@ -312,9 +208,7 @@ def _other(folder: Path, changes: list[str]) -> InputError:
 
 
 def _val_dice(job: RunJob) -> float | None:
-    if job.whole_scans is not None:
-        return None  # of whole scans, which is not to be set beside those of crops
-    return read_card(job.folder / MODEL_NAME).validation.get("crop_dice")
+    return way_of(job).validation.get("crop_dice")
 
 
 def _seconds(folder: Path) -> float:

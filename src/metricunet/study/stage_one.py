@@ -26,12 +26,11 @@ from metricunet.cohort.layout import Case, DatasetInfo
 from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
-from metricunet.files.model import StageCard
 from metricunet.files.record import sha256
 from metricunet.inference.locate import Localisation, localise
-from metricunet.inference.predictor import coarse_probability
+from metricunet.inference.predictor import coarse_probabilities
 from metricunet.study.data import ScoredCase
-from metricunet.training.card import locate_network
+from metricunet.training.card import locate_card
 from metricunet.training.config import TrainConfig
 from metricunet.training.fit import Located, open_run, train_locate, trained_locate
 from metricunet.training.run import Run, state_file
@@ -259,9 +258,8 @@ def make_cut(case: ScoredCase, run: Run, located: Located, half_mm: tuple[float,
         InputError: unreadable files, two different grids, unknown label values, or values that are no HU.
     """
     image, references = read_scan(case, run.info)
-    stage = run.config.locate
-    card = StageCard(locate_network(run.config, run.classes), stage.spacing_mm, None, stage.hu_window)
-    found = localise(coarse_probability(located.network, card, image, run.target))
+    card = locate_card(run.config, run.classes)
+    found = localise(coarse_probabilities(located.network, card, image)[run.target])
     first, shape = _part(image.geometry, found, references, run.info, half_mm)
     return Cut(
         case.name,

@@ -32,6 +32,11 @@ def locate_network(config: TrainConfig, classes: int) -> dict[str, Any]:
     }
 
 
+def locate_card(config: TrainConfig, classes: int) -> StageCard:
+    """Return what a prediction needs to know of stage 1."""
+    return StageCard(locate_network(config, classes), config.locate.spacing_mm, None, config.locate.hu_window)
+
+
 def segment_network(config: TrainConfig, classes: int) -> dict[str, Any]:
     """Return the arguments of `build_network` for stage 2."""
     stage = config.segment
@@ -76,7 +81,7 @@ def model_card(
     if val and len(errors_mm):
         validation["localisation_error_mm"] = float(np.linalg.norm(errors_mm, axis=1).mean())
     return ModelCard(
-        locate=StageCard(locate_network(config, classes), config.locate.spacing_mm, None, config.locate.hu_window),
+        locate=locate_card(config, classes),
         segment=StageCard(
             segment_network(config, classes),
             config.segment.spacing_mm,

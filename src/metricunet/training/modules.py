@@ -157,6 +157,7 @@ class SegmentModule(StageModule):
         self.validation_cases = [case for case in cases if case.fine is not None]
         self.classes = classes
         self.metric = build_metric(network, config, classes)
+        self._on_voxels: GraphedBranch | None = None
         if self.metric is not None and not isinstance(self.metric, PatchMetricLoss):
             self._on_voxels = GraphedBranch(self.metric)
         self.patches: PatchBatches | None = None
@@ -192,7 +193,7 @@ class SegmentModule(StageModule):
                 patches = self.patches.draw(update, generator)
                 out = self.metric(self.network.encode(patches)[-1])
             else:
-                assert self.metric is not None
+                assert self._on_voxels is not None
                 taps = [maps[tap] for tap in settings.metric.taps]
                 spacing_mm = settings.segment.spacing_mm[-self.network.spatial_dims :]
                 out = self._on_voxels(taps, labels, logits, spacing_mm)
