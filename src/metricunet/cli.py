@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, told
 
 app = typer.Typer(
     name="metricunet",
@@ -29,6 +29,10 @@ AllowGaps = Annotated[
     bool, typer.Option("--allow-gaps", help="Resample DICOM series with missing or uneven slices.")
 ]
 AllowTilt = Annotated[bool, typer.Option("--allow-tilt", help="Resample DICOM series of a tilted gantry.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace files of others that have an output's name; never an input."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -230,8 +234,10 @@ def predict(
     allow_tilt: AllowTilt = False,
     device: Device = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="End with status 1 if a case needs review.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Segment scans: a mask on each scan's own grid, a structure set where asked, and a verdict."""
+    from metricunet.inference.predict import Failed
     from metricunet.inference.predict import predict as run
 
     formats = [f.strip() for f in format_.split(",")]
@@ -250,6 +256,7 @@ def predict(
             device=device,
             allow_gaps=allow_gaps,
             allow_tilt=allow_tilt,
+            overwrite=overwrite,
             progress=bar("segmenting"),
         )
     for case in outcome.cases:
@@ -258,7 +265,10 @@ def predict(
         for reason in case.reasons:
             typer.echo(f"  {reason}")
     for refused in outcome.refused:
-        _say(f"refused: {refused.reason}")
+        if isinstance(refused, Failed):
+            _say_failed(refused.reason, refused.error)
+        else:
+            _say(f"refused: {refused.reason}")
     raise typer.Exit(SOME_FAILED if outcome.failed(strict) else DONE)
 
 
@@ -412,6 +422,15 @@ def _say(message: str) -> None:
     typer.echo(message, err=True)
 
 
+def _say_failed(message: str, error: BaseException | None) -> None:
+    """Say in one line that a case failed; with --debug, also where."""
+    _say(f"failed: {message}")
+    if error is not None and "--debug" in sys.argv:
+        import traceback
+
+        _say("".join(traceback.format_exception(error)).rstrip())
+
+
 def _print_json(content: Any) -> None:
     import json
 
@@ -431,4 +450,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _say("stopped")
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        _say(f"error: {told(error)}; this is a fault of the program: --debug after metricunet shows where")
     sys.exit(NOTHING_DONE)

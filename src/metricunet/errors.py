@@ -1,10 +1,24 @@
 """The one error that is meant for the user's eyes.
 
 Anything wrong with what the user gave (a file, a folder, a setting) raises `InputError`. The command line
-prints its message as one line and ends with status 2; everything else is a defect of this package and may
-show a traceback.
+prints its message as one line and ends with status 2; everything else is a defect of this package. Where many
+cases are worked on, either costs its own case alone: see `told`.
 """
+
+#: A message of a library may be a page long.
+LONGEST_MESSAGE = 300
 
 
 class InputError(ValueError):
     """Bad input. The message names the file and field, what was found, what was expected, and what to do."""
+
+
+def told(error: BaseException) -> str:
+    """Return what went wrong in one line: the words of an `InputError`, or the kind and words of anything else."""
+    words = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        return words
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it on this machine"
+    short = words if len(words) <= LONGEST_MESSAGE else f"{words[:LONGEST_MESSAGE]} ..."
+    return f"an unexpected {type(error).__name__} stopped it" + (f": {short}" if short else "")

@@ -92,15 +92,31 @@ def test_at_most_three_items_are_alive() -> None:
     assert Scan.most <= 3
 
 
+@pytest.mark.parametrize("stage", ["read", "compute", "write"])
+@pytest.mark.parametrize("fault", [ZeroDivisionError, MemoryError, InputError])
+def test_a_fault_of_one_item_is_its_own(stage: str, fault: type[Exception]) -> None:
+    def step(name: str) -> Any:
+        def run(item: int, *content: Any) -> int:
+            if name == stage and item == 2:
+                raise fault(name)
+            return item
+
+        return run
+
+    results = [r for _, r in overlapped(range(4), step("read"), step("compute"), step("write"), nothing)]
+    assert isinstance(results.pop(2), fault)
+    assert results == [0, 1, 3]
+
+
 @pytest.mark.parametrize("stage", ["read", "compute", "write", "load"])
-def test_what_is_not_the_inputs_fault_ends_the_work(stage: str) -> None:
+def test_a_stop_by_the_user_or_a_model_that_cannot_be_loaded_ends_all(stage: str) -> None:
     def fail(name: str) -> Any:
         def run(*arguments: Any) -> Any:
             if name == stage:
-                raise ZeroDivisionError(name)
+                raise ZeroDivisionError if name == "load" else KeyboardInterrupt
             return arguments[0] if arguments else None
 
         return run
 
-    with pytest.raises(ZeroDivisionError, match=stage):
+    with pytest.raises((ZeroDivisionError, KeyboardInterrupt)):
         list(overlapped(range(4), *(fail(name) for name in ("read", "compute", "write", "load"))))

@@ -59,6 +59,20 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         return None
 
 
+class Inputs:
+    """Files that are never replaced, by whatever name: through a link, a hard link, or in other capitals.
+
+    Args:
+        paths: of the files.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._identities = {found for path in paths if (found := _identity(path)) is not None}
+
+    def __contains__(self, path: Path) -> bool:
+        return _identity(path) in self._identities
+
+
 class OwnFiles:
     """The outputs of one record in a folder: checked before any work, staged beside, placed together.
 
@@ -67,7 +81,7 @@ class OwnFiles:
         record: name of the record in it.
         command: that writes it. A record of another command under the same name is not ours to replace.
         overwrite: whether files of others may be replaced. Inputs never are.
-        inputs: files that the outputs are made from.
+        inputs: files that the outputs are made from; an `Inputs` where many records share them.
 
     Example:
         own = OwnFiles(folder, "evaluate.json", "evaluate", inputs=[reference])
@@ -77,11 +91,17 @@ class OwnFiles:
     """
 
     def __init__(
-        self, folder: Path, record: str, command: str, *, overwrite: bool = False, inputs: Iterable[Path] = ()
+        self,
+        folder: Path,
+        record: str,
+        command: str,
+        *,
+        overwrite: bool = False,
+        inputs: Iterable[Path] | Inputs = (),
     ) -> None:
         self.folder, self.record, self.command, self.overwrite = folder, record, command, overwrite
         self._staging = folder / f"{STAGING}{hashlib.sha256(os.fsencode(record)).hexdigest()[:16]}"
-        self._inputs = _identities(inputs)
+        self._inputs = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
         self._staged: dict[str, Path] = {}
 
     @property
@@ -127,7 +147,7 @@ class OwnFiles:
             path = self.folder / name
             if not os.path.lexists(path):
                 continue
-            if _identity(path) in self._inputs:
+            if path in self._inputs:
                 raise InputError(f"{path}: is an input and would be overwritten; choose another folder with -o")
             if path.is_dir():
                 raise InputError(f"{path}: is a folder where a file is to be written; choose another one with -o")
@@ -274,7 +294,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _identities(paths: Iterable[Path]) -> set[tuple[int, int] | None]:
-    return {identity for path in paths if (identity := _identity(path)) is not None}

@@ -50,10 +50,19 @@ class ScanInput:
         """A sentence for each fault of the scan that is repaired in reading it; a reason to look at the result."""
         return () if self.series is None else self.series.notes
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that it consists of.
+
+        Raises:
+            InputError: a header that cannot be read, or data that are missing.
+        """
+        # A file of many frames stands for each of its slices.
+        return scan_files(self.path) if self.series is None else tuple(dict.fromkeys(self.series.files))
+
     def sha256(self) -> str:
         """Hash the contents of its files."""
-        # A file of many frames stands for each of its slices.
-        return sha256(scan_files(self.path) if self.series is None else tuple(dict.fromkeys(self.series.files)))
+        return sha256(self.files)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
-from metricunet.errors import InputError
-
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 Computed = TypeVar("Computed")
@@ -29,34 +27,32 @@ def overlapped(
     compute: Callable[[Item, Read], Computed],
     write: Callable[[Item, Computed], Outcome],
     load: Callable[[], object],
-) -> Iterator[tuple[Item, Outcome | InputError]]:
-    """Yield each item with its outcome, or with the `InputError` of one of its stages, in order.
+) -> Iterator[tuple[Item, Outcome | Exception]]:
+    """Yield each item with its outcome, or with what one of its stages raised, in order.
 
     At any time at most one item is being read, one computed and one written, and no more are kept in memory.
+    Whatever goes wrong with an item, foreseen or not, is its own: the others go on.
 
     Args:
         items: what to work on, at least one.
         read: runs in a thread of its own; may raise `Finished`.
         compute: runs in the caller's thread.
         write: runs in a thread of its own.
-        load: called once in the caller's thread, while the first item is being read.
-
-    Raises:
-        Exception: anything but `InputError` that a stage raises.
+        load: called once in the caller's thread, while the first item is being read. What it raises ends all.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
 
-        def after_reading(item: Item, reading: Future[Read]) -> Future[Outcome] | Finished | InputError:
+        def after_reading(item: Item, reading: Future[Read]) -> Future[Outcome] | Exception:
             try:
                 return writer.submit(write, item, compute(item, reading.result()))
-            except (Finished, InputError) as reason:
+            except Exception as reason:
                 return reason
 
         try:
             coming = deque(items)
             reading = reader.submit(read, items[0])
             load()
-            last: tuple[Item, Future[Outcome] | Finished | InputError] | None = None
+            last: tuple[Item, Future[Outcome] | Exception] | None = None
             while coming:
                 item, current = coming.popleft(), reading
                 wait([current])
@@ -74,12 +70,12 @@ def overlapped(
             raise
 
 
-def _settled(result: Future[Any] | Finished | InputError) -> Any:
+def _settled(result: Future[Any] | Exception) -> Any:
     if isinstance(result, Finished):
         return result.outcome
-    if isinstance(result, InputError):
+    if isinstance(result, Exception):
         return result
     try:
         return result.result()
-    except InputError as error:
+    except Exception as error:
         return error

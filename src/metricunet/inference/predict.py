@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from metricunet.errors import InputError
-from metricunet.files.atomic import write_json
+from metricunet.errors import InputError, told
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.model import read_card
 from metricunet.files.nifti import is_nifti, write_nifti
-from metricunet.files.record import RunRecord, sha256
+from metricunet.files.own import FILES, Inputs, OwnFiles
+from metricunet.files.record import RECORD_NAME, RunRecord, sha256
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.files.seg.write import write_seg
 from metricunet.inference.crops import MOST_RERUNS
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 Format = Literal["nifti", "rtstruct", "seg"]
 Progress = Callable[[int, int], None]
 FORMATS: tuple[Format, ...] = get_args(Format)
+QUALITY_SUFFIX = ".quality.json"
 SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", "seg": ".seg.dcm"}
 
 
@@ -53,8 +53,15 @@ class CaseOutcome:
 
 
 @dataclass(frozen=True)
+class Failed(Refused):
+    """A case in which something went wrong that nobody foresaw; `error` shows where."""
+
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
 class PredictOutcome:
-    """What became of all scans."""
+    """What became of all scans; `Failed` ones are among those refused."""
 
     cases: tuple[CaseOutcome, ...]
     refused: tuple[Refused, ...]
@@ -80,9 +87,13 @@ def predict(
     reruns: int = MOST_RERUNS,
     allow_gaps: bool = False,
     allow_tilt: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PredictOutcome:
     """Segment scans and write masks, structure sets and verdicts.
+
+    A file of an earlier prediction is replaced only while it is as it was written. Whatever goes wrong in one case
+    costs that case alone.
 
     Args:
         scans: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM series.
@@ -98,10 +109,12 @@ def predict(
         reruns: how often a case may run again, where the target reaches the crop's edge.
         allow_gaps: resample DICOM series whose slices are missing or uneven, rather than refuse them.
         allow_tilt: resample DICOM series of a tilted gantry, likewise; `nifti` alone can be written of them.
+        overwrite: replace files of others that have an output's name. Inputs are never replaced.
         progress: called with (done, all).
 
     Raises:
-        InputError: nothing can be done with the input or the arguments.
+        InputError: nothing can be done with the input or the arguments, or an output has the name of an input
+            or of somebody else's file.
     """
     for name in formats:
         if name not in FORMATS:
@@ -128,16 +141,26 @@ def predict(
     key = {"model_sha256": sha256(models), "version": version("metricunet"), "reruns": reruns}
     if "rtstruct" in formats:
         key["structure_set"] = options.key()
-    work = _Work(models, device, output, [f for f in FORMATS if f in formats], key, options, reruns)
+    kept = Inputs([*(path for entry in inputs for path in _files_of(entry)), *models, *filter(None, [add_to])])
+    places = _Places(output, [f for f in FORMATS if f in formats], kept, overwrite)
+    own_record = OwnFiles(output, RECORD_NAME, "predict", inputs=places.inputs, overwrite=overwrite)
+    own_record.check([])
+    for entry in inputs:
+        places.check(entry.case)
+    work = _Work(models, device, places, key, options, reruns)
     outcomes: list[CaseOutcome] = []
     stages = overlapped(inputs, work.read, work.compute, work.write, work.load)
     for done, (entry, result) in enumerate(stages, start=1):
         if isinstance(result, CaseOutcome):
             outcomes.append(result)
         elif len(inputs) == 1 and not refused:
-            raise result
-        else:
+            raise (
+                result if isinstance(result, InputError) else InputError(f"{entry.path}: {told(result)}")
+            ) from result
+        elif isinstance(result, InputError):
             refused.append(Refused(entry.path, str(result)))
+        else:
+            refused.append(Failed(entry.path, f"{entry.path}: {told(result)}", error=result))
         if progress is not None:
             progress(done, len(inputs))
     if not outcomes:
@@ -159,8 +182,31 @@ def predict(
         },
         "refused": [{"path": str(r.path), "reason": r.reason} for r in refused],
     }
-    record.write(output)
+    own_record.commit(record.content())
     return PredictOutcome(tuple(outcomes), tuple(refused))
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the outputs of each case go, and what they must not replace."""
+
+    folder: Path
+    formats: list[Format]
+    inputs: Inputs
+    overwrite: bool
+
+    def own(self, case: str) -> OwnFiles:
+        """Return the files of a case, whose record is its verdict."""
+        record = f"{case}{QUALITY_SUFFIX}"
+        return OwnFiles(self.folder, record, "predict", inputs=self.inputs, overwrite=self.overwrite)
+
+    def names(self, case: str) -> dict[Format, str]:
+        """Return the names of the outputs that were asked for."""
+        return {name: f"{case}{SUFFIXES[name]}" for name in self.formats}
+
+    def check(self, case: str) -> None:
+        """Refuse a case whose outputs would replace an input or somebody else's file."""
+        self.own(case).check(self.names(case).values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,13 +240,12 @@ class _Work:
         self,
         models: Sequence[Path],
         device: str,
-        output: Path,
-        formats: list[Format],
+        places: _Places,
         key: dict[str, Any],
         options: ContourOptions,
         reruns: int,
     ) -> None:
-        self.models, self.device, self.output, self.formats, self.key = models, device, output, formats, key
+        self.models, self.device, self.places, self.key = models, device, places, key
         self.options, self.reruns = options, reruns
 
     def load(self) -> None:
@@ -211,8 +256,10 @@ class _Work:
     def read(self, entry: ScanInput) -> _Scan:
         began = time.perf_counter()
         key = {"input_sha256": entry.sha256(), **self.key}
-        done = _already_done(entry.case, self.output, self.formats, key)
+        own = self.places.own(entry.case)
+        done = _already_done(entry.case, own, self.places.names(entry.case).values(), key)
         if done is not None:
+            own.settle()  # an earlier run may have been killed when all was there
             raise Finished(done)
         return _Scan(entry.read(), key, time.perf_counter() - began)
 
@@ -226,34 +273,27 @@ class _Work:
 
     def write(self, entry: ScanInput, segmented: _Segmented) -> CaseOutcome:
         began = time.perf_counter()
-        paths = {name: self.output / f"{entry.case}{SUFFIXES[name]}" for name in FORMATS}
-        verdict = self.output / f"{entry.case}.quality.json"
-        for path in (*paths.values(), verdict):
-            path.unlink(missing_ok=True)  # a mask of an earlier model must not stand beside a new verdict
-        quality = segmented.quality
+        quality, own = segmented.quality, self.places.own(entry.case)
         try:
-            drawn = self._write_masks(entry, segmented, {name: paths[name] for name in self.formats})
+            drawn = self._write_masks(entry, segmented, own)
             content = quality.to_json()
             for name, facts in drawn.items():
                 content["structures"][name]["contours"] = facts
             # The verdict is written last: where it is, the case is whole.
-            write_json(verdict, {**content, **segmented.key})
-        except BaseException:
-            for path in paths.values():
-                path.unlink(missing_ok=True)
-            raise
+            own.commit({**content, **segmented.key})
+        finally:
+            own.discard()
         seconds = round(segmented.seconds + time.perf_counter() - began, 2)
         codes = tuple(flag.code for flag in quality.flags)
         status = quality.localisation["status"]
         return CaseOutcome(entry.case, quality.verdict, status, tuple(quality.reasons), codes, seconds)
 
-    def _write_masks(
-        self, entry: ScanInput, segmented: _Segmented, paths: dict[Format, Path]
-    ) -> dict[str, dict[str, Any]]:
-        """Write what was asked for, if there is a mask; return what the structure set holds of each structure."""
+    def _write_masks(self, entry: ScanInput, segmented: _Segmented, own: OwnFiles) -> dict[str, dict[str, Any]]:
+        """Stage what was asked for, if there is a mask; return what the structure set holds of each structure."""
         prediction, present = segmented.prediction, segmented.quality.structures
         if prediction.labels is None or not present:
             return {}
+        paths = {name: own.stage(file) for name, file in self.places.names(entry.case).items()}
         if "nifti" in paths:
             like = entry.path if entry.series is None and is_nifti(entry.path) else None
             write_nifti(paths["nifti"], prediction.labels, like=like)
@@ -277,23 +317,29 @@ class _Work:
         return drawn
 
 
-def _already_done(case: str, output: Path, formats: list[Format], key: dict[str, Any]) -> CaseOutcome | None:
-    """Return the outcome of an earlier run of the same model on the same scan, if all its outputs are there."""
+def _files_of(entry: ScanInput) -> tuple[Path, ...]:
+    """Return the files of a scan; of one that will be refused, as far as they are known."""
     try:
-        quality: dict[str, Any] = json.loads((output / f"{case}.quality.json").read_text(encoding="utf-8"))
-        if any(quality[name] != value for name, value in key.items()):
-            return None
-        there = all((output / f"{case}{SUFFIXES[name]}").is_file() for name in formats)
-        if quality["structures"] and not there:
-            return None
-        return CaseOutcome(
-            case,
-            quality["verdict"],
-            quality["localisation"]["status"],
-            tuple(quality["reasons"]),
-            tuple(flag["code"] for flag in quality["flags"]),
-            0.0,
-            skipped=True,
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        return entry.files
+    except InputError:
+        return (entry.path,)
+
+
+def _already_done(case: str, own: OwnFiles, names: Iterable[str], key: dict[str, Any]) -> CaseOutcome | None:
+    """Return the outcome of an earlier run of the same model on the same scan, if its outputs are as written."""
+    quality = own.content()
+    if quality is None or any(quality.get(name) != value for name, value in key.items()):
         return None
+    if quality["structures"] and not quality[FILES].keys() >= set(names):
+        return None
+    if not own.is_whole():
+        return None
+    return CaseOutcome(
+        case,
+        quality["verdict"],
+        quality["localisation"]["status"],
+        tuple(quality["reasons"]),
+        tuple(flag["code"] for flag in quality["flags"]),
+        0.0,
+        skipped=True,
+    )

@@ -1,0 +1,216 @@
+"""What `metricunet predict` may replace, and what one case may cost another: nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metricunet.files.nifti import read_labels, write_nifti
+from metricunet.inference import predict as module
+from tests.support.command import Command
+from tests.support.dicom_series import write_series
+from tests.support.threshold_model import GLAND_HU, ball, drawn_scan
+
+GLAND = drawn_scan((ball((0, 0, 0), 18), GLAND_HU))
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Three scans, one without a gland."""
+    folder = tmp_path / "scans"
+    write_nifti(folder / "a.nii.gz", GLAND)
+    write_nifti(folder / "b_0000.nii.gz", drawn_scan())
+    write_nifti(folder / "c.nii.gz", drawn_scan((ball((4, 0, 2), 16), GLAND_HU)))
+    return folder
+
+
+def bytes_in(*folders: Path) -> dict[Path, str]:
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def call(scans: Path, model: Path, out: Path, *words: object) -> list[object]:
+    return ["predict", scans, "-m", model, "-o", out, "--device", "cpu", *words]
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "file without a gland"])
+@pytest.mark.parametrize("way", ["same", "link", "other case", "hard link"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_mask_never_replaces_the_scan(
+    metricunet: Command, bands_model: Path, scans: Path, tmp_path: Path, what: str, way: str, overwrite: bool
+) -> None:
+    (scans / "b_0000.nii.gz").rename(scans / "b.nii.gz")
+    given = {"folder": scans, "file": scans / "a.nii.gz", "file without a gland": scans / "b.nii.gz"}[what]
+    out = scans
+    if way == "link":
+        (tmp_path / "linked").symlink_to(scans)
+        out = tmp_path / "linked"
+    elif way == "other case":
+        out = tmp_path / "links"
+        out.mkdir()
+        for path in scans.iterdir():
+            (out / path.name).symlink_to(path)
+    elif way == "hard link":
+        out = tmp_path / "hard"
+        out.mkdir()
+        for path in scans.iterdir():
+            os.link(path, out / path.name)
+    before = bytes_in(tmp_path)
+    ended = metricunet(*call(given, bands_model, out, *(["--overwrite"] if overwrite else [])))
+    assert ended.status == 2
+    assert "is an input and would be overwritten; choose another folder with -o" in ended.err
+    assert ended.err.count("\n") == 1
+    assert bytes_in(tmp_path) == before
+
+
+def test_manual_contours_are_not_replaced(
+    metricunet: Command, bands_model: Path, scans: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labelsTs"
+    labels.mkdir()
+    for name in ("a.nii.gz", "b.nii.gz"):
+        (labels / name).write_bytes(b"drawn by hand")
+    before = bytes_in(tmp_path)
+    ended = metricunet(*call(scans, bands_model, labels))
+    assert ended.status == 2
+    assert str(labels / "a.nii.gz") in ended.err
+    assert "--overwrite" in ended.err
+    assert bytes_in(tmp_path) == before
+    assert metricunet(*call(scans, bands_model, labels, "--overwrite")).status == 1  # b has no gland
+    assert read_labels(labels / "a.nii.gz").array.any()
+    assert (labels / "b.nii.gz").read_bytes() == b"drawn by hand"  # nothing was written in its place
+    assert bytes_in(scans) == {path: value for path, value in before.items() if path.parent == scans}
+
+
+def test_a_corrected_mask_is_the_users_from_then_on(
+    metricunet: Command, bands_model: Path, scans: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert metricunet(*call(scans, bands_model, out)).status == 1
+    first = bytes_in(out)
+    again = metricunet(*call(scans, bands_model, out))
+    assert again.out.count("done before") == 3
+    assert {p: v for p, v in bytes_in(out).items() if p.name != "run.json"} == {
+        p: v for p, v in first.items() if p.name != "run.json"
+    }
+    mask = read_labels(out / "a.nii.gz")
+    mask.array[0, 0, 0] = 1
+    write_nifti(out / "a.nii.gz", mask)
+    before = bytes_in(tmp_path)
+    for words in ([], ["--reruns", 0]):
+        ended = metricunet(*call(scans, bands_model, out, *words))
+        assert ended.status == 2
+        assert f"{out / 'a.nii.gz'}: is there already" in ended.err
+        assert bytes_in(tmp_path) == before
+    (out / "a.nii.gz").unlink()
+    assert metricunet(*call(scans, bands_model, out)).status == 1
+    assert bytes_in(out)[out / "a.nii.gz"] == first[out / "a.nii.gz"]
+
+
+def test_what_other_settings_no_longer_ask_for_goes_if_it_is_ours(
+    metricunet: Command, bands_model: Path, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "ct", GLAND.array, spacing_mm=GLAND.spacing_mm)
+    out = tmp_path / "out"
+    metricunet(*call(tmp_path / "ct", bands_model, out, "--format", "nifti,rtstruct,seg"))
+    (structure_set,) = out.glob("*.rtstruct.dcm")
+    (segmentation,) = out.glob("*.seg.dcm")
+    structure_set.write_bytes(b"approved")
+    ended = metricunet(*call(tmp_path / "ct", bands_model, out, "--format", "nifti", "--reruns", 0))
+    assert ended.status == 0
+    assert structure_set.read_bytes() == b"approved"
+    assert not segmentation.exists()
+
+
+@pytest.mark.parametrize("foreign", ["{}", '{"command": "train"}', "notes"])
+def test_run_json_of_another_program_or_command_is_kept(
+    metricunet: Command, bands_model: Path, scans: Path, tmp_path: Path, foreign: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text(foreign)
+    ended = metricunet(*call(scans, bands_model, out))
+    assert ended.status == 2
+    assert str(out / "run.json") in ended.err
+    assert list(out.iterdir()) == [out / "run.json"]
+
+
+def test_predictions_into_the_folder_of_their_series_are_no_scans(
+    metricunet: Command, bands_model: Path, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "ct", GLAND.array, spacing_mm=GLAND.spacing_mm)
+    before = bytes_in(tmp_path)
+    command = call(tmp_path / "ct", bands_model, tmp_path / "ct", "--format", "nifti")
+    assert metricunet(*command).status == 0
+    assert "done before" in metricunet(*command).out
+    assert metricunet(*command, "--format", "nifti,rtstruct").status == 0
+    assert before.items() <= bytes_in(tmp_path).items()
+
+
+STEPS: dict[str, Callable[[], tuple[Any, str]]] = {
+    "hash": lambda: (module.ScanInput, "sha256"),
+    "read": lambda: (module.ScanInput, "read"),
+    "compute": lambda: (module._Work, "compute"),
+    "masks": lambda: (module._Work, "_write_masks"),
+    "write": lambda: (module._Work, "write"),
+    "commit": lambda: (module.OwnFiles, "commit"),
+}
+
+
+@pytest.mark.parametrize("step", list(STEPS))
+@pytest.mark.parametrize("fault", [RuntimeError, MemoryError, OSError, RecursionError, KeyError])
+def test_a_fault_in_one_case_costs_no_other_its_result(
+    metricunet: Command,
+    bands_model: Path,
+    scans: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    fault: type[Exception],
+) -> None:
+    metricunet(*call(scans, bands_model, tmp_path / "whole"))
+    owner, name = STEPS[step]()
+    real = getattr(owner, name)
+
+    def faulty(self: Any, *arguments: Any, **options: Any) -> Any:
+        entry = arguments[0] if owner is module._Work else self
+        if getattr(entry, "case", getattr(entry, "record", "")).startswith("a"):
+            raise fault("something odd\nover two lines")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(owner, name, faulty)
+    out = tmp_path / "out"
+    ended = metricunet(*call(scans, bands_model, out))
+    assert ended.status == 1
+    assert ended.err.startswith("failed: ")
+    assert ended.err.count("\n") == 1
+    assert str(scans / "a.nii.gz") in ended.err
+    files = {path.name: value for path, value in bytes_in(out).items()}
+    whole = {path.name: value for path, value in bytes_in(tmp_path / "whole").items() if path.name[0] != "a"}
+    assert {**files, "run.json": ""} == {**whole, "run.json": ""}
+    record = json.loads((out / "run.json").read_text())
+    assert [r["path"] for r in record["refused"]] == [str(scans / "a.nii.gz")]
+    monkeypatch.undo()
+    assert metricunet(*call(scans, bands_model, out)).status == 1
+    assert bytes_in(out).keys() == {out / p.name for p in bytes_in(tmp_path / "whole")}
+
+
+def test_debug_shows_where_a_case_failed(
+    metricunet: Command, bands_model: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(self: Any, *arguments: Any) -> Any:
+        if arguments[0].case == "a":
+            raise RuntimeError("odd")
+        return real(self, *arguments)
+
+    real = module._Work.compute
+    monkeypatch.setattr(module._Work, "compute", odd)
+    ended = metricunet("--debug", *call(scans, bands_model, tmp_path / "out"))
+    assert ended.status == 1
+    assert "Traceback" in ended.err
