@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,13 +21,13 @@ UNFINISHED = ".partial-*"
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, flush it and rename it to `path`.
 
-    The temporary name keeps the suffixes, for libraries that choose a format by them. When the block fails
+    The temporary name keeps the last suffixes, for libraries that choose a format by them. When the block fails
     the temporary file is removed and `path` is as it was.
 
     Raises:
         InputError: if the folder cannot be written or the disk is full.
     """
-    temporary = path.parent / f".partial-{os.getpid()}-{path.name}"
+    temporary = path.parent / _temporary_name(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -34,9 +35,15 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise _explained(path, error) from error
+        raise explained(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(name: str) -> str:
+    """Return a short name, so that it fits wherever the final one does; its suffixes are kept for libraries."""
+    number = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+    return f".partial-{os.getpid()}-{number}{''.join(Path(name).suffixes[-2:])[-24:]}"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,7 +57,8 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _explained(path: Path, error: OSError) -> InputError:
+def explained(path: Path, error: OSError) -> InputError:
+    """Return what the user is told where a file cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputError(f"{path}: the disk is full; nothing was left there. Free some space and run again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

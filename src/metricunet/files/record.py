@@ -36,21 +36,22 @@ class RunRecord:
     _started: float = field(default_factory=time.perf_counter)
     _started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
+    def content(self) -> dict[str, Any]:
+        """Return what the record says, the time until now among it."""
+        self.timings_s["total"] = round(time.perf_counter() - self._started, 3)
+        return {
+            "command": self.command,
+            "arguments": {k: _plain(v) for k, v in self.arguments.items()},
+            "version": version("metricunet"),
+            "started": self._started_at,
+            "timings_s": self.timings_s,
+            "machine": machine(),
+            **{k: _plain(v) for k, v in self.facts.items()},
+        }
+
     def write(self, folder: Path) -> None:
         """Write `run.json` into the folder."""
-        self.timings_s["total"] = round(time.perf_counter() - self._started, 3)
-        write_json(
-            folder / RECORD_NAME,
-            {
-                "command": self.command,
-                "arguments": {k: _plain(v) for k, v in self.arguments.items()},
-                "version": version("metricunet"),
-                "started": self._started_at,
-                "timings_s": self.timings_s,
-                "machine": machine(),
-                **{k: _plain(v) for k, v in self.facts.items()},
-            },
-        )
+        write_json(folder / RECORD_NAME, self.content())
 
 
 def machine() -> dict[str, Any]:

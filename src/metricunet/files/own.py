@@ -1,0 +1,280 @@
+"""Files that a command may replace: those it wrote itself, byte for byte, and no other.
+
+A record is a JSON file that a command leaves beside its outputs. It states the SHA-256 of each of them, and seals
+itself with the SHA-256 of its own content. A file is ours only while its bytes have the hash that a record states:
+a mask that somebody corrected and saved in place is theirs from then on.
+
+New files are staged in a hidden folder beside, and placed together. That folder holds a journal of what is about
+to be placed, so that a process killed at any moment leaves nothing that a later one could not tell to be ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from metricunet.errors import InputError
+from metricunet.files.atomic import explained, write_json
+from metricunet.files.record import sha256
+
+#: Field of a record: name of each output, relative to the record's folder, to the SHA-256 of its bytes.
+FILES = "files"
+#: Field of a record: the SHA-256 of its other fields.
+SEAL = "seal"
+JOURNAL = "journal.json"
+#: How the hidden folders of unfinished work begin.
+STAGING = ".metricunet-"
+
+
+def seal_of(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a record's fields, its seal apart, in an order that does not matter."""
+    plain = {name: value for name, value in content.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def write_sealed(path: Path, content: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    """Write a record, whole or not at all: its content, the hashes of its files, and its seal.
+
+    Args:
+        path: of the record.
+        content: fields that JSON can hold.
+        files: name of each output, relative to the record's folder, to its SHA-256.
+    """
+    whole = json.loads(json.dumps({**content, FILES: dict(files)}, allow_nan=False))
+    write_json(path, {**whole, SEAL: seal_of(whole)})
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """Return a record of ours; None where there is none, or where anybody has changed it since."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        whole = isinstance(content, dict) and content.get(SEAL) == seal_of(content)
+        return content if whole and isinstance(content.get(FILES), dict) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+class OwnFiles:
+    """The outputs of one record in a folder: checked before any work, staged beside, placed together.
+
+    Args:
+        folder: that they are written into; made where it is missing.
+        record: name of the record in it.
+        command: that writes it. A record of another command under the same name is not ours to replace.
+        overwrite: whether files of others may be replaced. Inputs never are.
+        inputs: files that the outputs are made from.
+
+    Example:
+        own = OwnFiles(folder, "evaluate.json", "evaluate", inputs=[reference])
+        own.check(["cases.csv"])                       # an error before any work
+        write_text(own.stage("cases.csv"), "...")
+        own.commit({"version": "1.0"})
+    """
+
+    def __init__(
+        self, folder: Path, record: str, command: str, *, overwrite: bool = False, inputs: Iterable[Path] = ()
+    ) -> None:
+        self.folder, self.record, self.command, self.overwrite = folder, record, command, overwrite
+        self._staging = folder / f"{STAGING}{hashlib.sha256(os.fsencode(record)).hexdigest()[:16]}"
+        self._inputs = _identities(inputs)
+        self._staged: dict[str, Path] = {}
+
+    @property
+    def path(self) -> Path:
+        """Where the record is."""
+        return self.folder / self.record
+
+    def content(self) -> dict[str, Any] | None:
+        """Return the record as it is; None where there is none of ours."""
+        content = read_sealed(self.path)
+        return content if content is not None and content.get("command") == self.command else None
+
+    def stated(self) -> dict[str, set[str]]:
+        """Return the hashes by which a name is ours: of the record, and of a journal that a kill left."""
+        record, journal = self.content(), read_sealed(self._staging / JOURNAL)
+        hashes: dict[str, set[str]] = {}
+        for name, value in (record or {FILES: {}})[FILES].items():
+            hashes.setdefault(name, set()).add(value)
+        for name, values in (journal or {FILES: {}})[FILES].items():
+            hashes.setdefault(name, set()).update(values)
+        return hashes
+
+    def is_whole(self) -> bool:
+        """Whether the record is there, and every file that it states, with its bytes."""
+        content = self.content()
+        return content is not None and all(self._is(name, {value}) for name, value in content[FILES].items())
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a file is there and has bytes that we state of it."""
+        return self._is(name, self.stated().get(name, ()))
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuse outputs that would replace an input, or a file that is not ours.
+
+        Args:
+            names: of all outputs, relative to the folder. The record counts among them.
+
+        Raises:
+            InputError: it names the first such file, and says what to do.
+        """
+        stated = self.stated()
+        for name in (*names, self.record):
+            path = self.folder / name
+            if not os.path.lexists(path):
+                continue
+            if _identity(path) in self._inputs:
+                raise InputError(f"{path}: is an input and would be overwritten; choose another folder with -o")
+            if path.is_dir():
+                raise InputError(f"{path}: is a folder where a file is to be written; choose another one with -o")
+            own = self.content() is not None if name == self.record else self._is(name, stated.get(name, ()))
+            if not own and not self.overwrite:
+                raise InputError(
+                    f"{path}: is there already, and it was not written by this program or was changed since; "
+                    "choose another folder with -o, or replace it with --overwrite"
+                )
+        if os.path.lexists(self._staging) and not self._staging_is_ours():
+            raise InputError(f"{self._staging}: holds files that are not this program's; move them elsewhere")
+
+    def stage(self, name: str) -> Path:
+        """Return a path to write an output to; it is placed under its name by `commit`."""
+        self._begin()
+        ending = "".join(Path(name).suffixes[-2:])[-24:]
+        self._staged[name] = self._staging / f"{len(self._staged)}{ending}"
+        return self._staged[name]
+
+    def commit(self, content: Mapping[str, Any]) -> None:
+        """Place what was staged, remove our files of earlier that are not among them, and write the record.
+
+        While files are placed there is no record: where it is, its files are whole.
+
+        Args:
+            content: fields of the record beside the command, its files and its seal.
+
+        Raises:
+            InputError: the disk is full or may not be written, or a file of somebody else appeared meanwhile.
+        """
+        self._begin()
+        new = {name: sha256([path]) for name, path in self._staged.items() if path.exists()}
+        try:
+            self.check(new)
+            stated = self.stated()
+            for name, value in new.items():
+                stated.setdefault(name, set()).add(value)
+            self._journal(stated)
+            if os.path.lexists(self.path):
+                self.path.unlink()
+            for name in stated.keys() - new.keys():
+                if self._is(name, stated[name]):
+                    (self.folder / name).unlink()
+            for name in new:
+                self._place(self._staged[name], self.folder / name)
+            write_sealed(self.path, {**content, "command": self.command}, new)
+        except OSError as error:
+            self.discard()
+            raise explained(self.folder, error) from error
+        except InputError:
+            self.discard()
+            raise
+        self.settle()
+
+    def discard(self) -> None:
+        """Drop what was staged and not placed. The journal stays where files may have been placed."""
+        self._staged = {}
+        if not self._staging_is_ours():
+            return
+        journal = read_sealed(self._staging / JOURNAL)
+        if journal is None or not journal[FILES]:
+            self.settle()
+        else:
+            self._empty_staging()
+
+    def settle(self) -> None:
+        """Remove the hidden folder, when the record states everything."""
+        self._staged = {}
+        if not self._staging_is_ours():
+            return
+        self._empty_staging()
+        with suppress(OSError):
+            (self._staging / JOURNAL).unlink(missing_ok=True)  # last, for it says whose folder it is
+            self._staging.rmdir()
+
+    def _empty_staging(self) -> None:
+        for path in self._staging.iterdir():
+            if path.name != JOURNAL:
+                with suppress(OSError):
+                    path.unlink()
+
+    def _begin(self) -> None:
+        if self._staged:
+            return
+        try:
+            self.discard()  # of a process that was killed
+            if not self._staging.exists():
+                self._staging.mkdir(parents=True)
+                self._journal({})
+        except OSError as error:
+            raise explained(self.folder, error) from error
+
+    def _place(self, staged: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(target):
+            os.replace(staged, target)  # ours, or to be overwritten: it was checked
+            return
+        try:
+            os.link(staged, target)  # fails, as a rename does not, where a file appeared since
+        except FileExistsError as error:
+            raise InputError(f"{target}: another program has just written it; choose another folder") from error
+        except OSError:  # a file system without hard links
+            os.replace(staged, target)
+
+    def _journal(self, stated: Mapping[str, Collection[str]]) -> None:
+        write_sealed(
+            self._staging / JOURNAL,
+            {"record": self.record},
+            {name: sorted(values) for name, values in stated.items()},
+        )
+
+    def _is(self, name: str, hashes: Collection[str]) -> bool:
+        path = self.folder / name
+        try:
+            return bool(hashes) and not path.is_symlink() and path.is_file() and sha256([path]) in hashes
+        except OSError:
+            return False
+
+    def _staging_is_ours(self) -> bool:
+        """Whether the folder has our journal, or a process was killed before it could write one."""
+        if self._staging.is_symlink() or not self._staging.is_dir():
+            return False
+        content = read_sealed(self._staging / JOURNAL)
+        if content is not None:
+            return bool(content.get("record") == self.record)
+        return all(path.name.startswith(".partial-") for path in self._staging.iterdir())
+
+
+def refuse_inputs_below(folder: Path, inputs: Iterable[Path], what: str) -> None:
+    """Refuse an output folder that holds an input, for commands that fill a folder as a whole.
+
+    Raises:
+        InputError: it names the input.
+    """
+    for path in inputs:
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{folder}: holds {what} {path}; choose another folder with -o")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what is equal for two names of one file: links, hard links and capitals included."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _identities(paths: Iterable[Path]) -> set[tuple[int, int] | None]:
+    return {identity for path in paths if (identity := _identity(path)) is not None}
