@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from metricunet.files.claim import claimed
 from metricunet.files.nifti import read_labels, write_nifti
 from metricunet.inference import predict as module
 from tests.support.command import Command
@@ -214,3 +215,19 @@ def test_debug_shows_where_a_case_failed(
     ended = metricunet("--debug", *call(scans, bands_model, tmp_path / "out"))
     assert ended.status == 1
     assert "Traceback" in ended.err
+
+
+def test_a_case_that_another_process_works_on_is_left_to_it(
+    metricunet: Command, bands_model: Path, scans: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    own = module.OwnFiles(out, "a.quality.json", "predict")
+    with claimed(own.claim, "a prediction of case a"):
+        ended = metricunet(*call(scans, bands_model, out))
+        assert ended.status == 1
+        assert "a prediction of case a is going on here already" in ended.err
+        assert not (out / "a.nii.gz").exists()
+        assert (out / "c.nii.gz").exists()
+    assert metricunet(*call(scans, bands_model, out)).out.count("done before") == 2
+    names = {"a.nii.gz", "c.nii.gz", *(f"{case}.quality.json" for case in "abc"), "run.json"}
+    assert {path.name for path in out.iterdir()} == names

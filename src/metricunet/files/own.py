@@ -109,6 +109,11 @@ class OwnFiles:
         """Where the record is."""
         return self.folder / self.record
 
+    @property
+    def claim(self) -> Path:
+        """Where a process claims the record while it works on it; see `metricunet.files.claim`."""
+        return self._staging.with_name(f"{self._staging.name}.claim")
+
     def content(self) -> dict[str, Any] | None:
         """Return the record as it is; None where there is none of ours."""
         content = read_sealed(self.path)

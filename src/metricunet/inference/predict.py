@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from metricunet.errors import InputError, told
+from metricunet.files.claim import claimed
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.model import read_card
 from metricunet.files.nifti import is_nifti, write_nifti
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 Format = Literal["nifti", "rtstruct", "seg"]
 Progress = Callable[[int, int], None]
+Result = TypeVar("Result")
 FORMATS: tuple[Format, ...] = get_args(Format)
 QUALITY_SUFFIX = ".quality.json"
 SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", "seg": ".seg.dcm"}
@@ -150,7 +153,7 @@ def predict(
     work = _Work(models, device, places, key, options, reruns)
     outcomes: list[CaseOutcome] = []
     stages = overlapped(inputs, work.read, work.compute, work.write, work.load)
-    for done, (entry, result) in enumerate(stages, start=1):
+    for done, (entry, result) in enumerate(work.released(stages), start=1):
         if isinstance(result, CaseOutcome):
             outcomes.append(result)
         elif len(inputs) == 1 and not refused:
@@ -247,6 +250,17 @@ class _Work:
     ) -> None:
         self.models, self.device, self.places, self.key = models, device, places, key
         self.options, self.reruns = options, reruns
+        self._claims: dict[str, ExitStack] = {}
+
+    def released(self, stages: Iterable[tuple[ScanInput, Result]]) -> Iterator[tuple[ScanInput, Result]]:
+        """Pass on what became of each case, and let go of its claim."""
+        try:
+            for entry, result in stages:
+                self._claims.pop(entry.case, ExitStack()).close()
+                yield entry, result
+        finally:
+            for claim in self._claims.values():
+                claim.close()
 
     def load(self) -> None:
         from metricunet.inference.predictor import Predictor
@@ -257,6 +271,9 @@ class _Work:
         began = time.perf_counter()
         key = {"input_sha256": entry.sha256(), **self.key}
         own = self.places.own(entry.case)
+        with ExitStack() as claim:
+            claim.enter_context(claimed(own.claim, f"a prediction of case {entry.case}"))
+            self._claims[entry.case] = claim.pop_all()
         done = _already_done(entry.case, own, self.places.names(entry.case).values(), key)
         if done is not None:
             own.settle()  # an earlier run may have been killed when all was there
