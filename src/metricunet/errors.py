@@ -5,6 +5,22 @@ prints its message as one line and ends with status 2; everything else is a defe
 show a traceback.
 """
 
+from __future__ import annotations
+
 
 class InputError(ValueError):
     """Bad input. The message names the file and field, what was found, what was expected, and what to do."""
+
+
+def beyond(value: float, *limits: float, digits: int = 3) -> str:
+    """Write a number that lies beyond a limit with digits enough that it does not read like the limit.
+
+    Args:
+        value: what was found.
+        limits: what the message says is accepted, as it is written there.
+        digits: the fewest significant digits.
+    """
+    texts = (f"{value:.{n}g}" for n in range(digits, 18))
+    return next(
+        (text for text in texts if all(float(text) != limit or value == limit for limit in limits)), repr(value)
+    )
