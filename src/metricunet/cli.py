@@ -135,7 +135,7 @@ def import_(
     with progress_bars() as bar:
         if list_names or output is None:
             listed = spellings(sources, layout=layout, bars=bar)
-            typer.echo(listed.text.rstrip())
+            typer.echo(_as_names_file(listed.text.rstrip()))
             left_out, refused, failed = listed.left_out, listed.refused, False
         else:
             done = import_cohort(sources, output, names=names, layout=layout, uids=uids, bars=bar)
@@ -418,6 +418,14 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         progress.stop()
 
 
+def _as_names_file(text: str) -> str:
+    """Return a names file as it can be redirected to a file: UTF-8, or ASCII with the escapes that YAML knows."""
+    import codecs
+
+    name = codecs.lookup(sys.stdout.encoding or "utf-8").name
+    return text if name.startswith("utf") else text.encode("ascii", "backslashreplace").decode("ascii")
+
+
 def _say(message: str) -> None:
     typer.echo(message, err=True)
 
@@ -431,6 +439,35 @@ def _say_failed(message: str, error: BaseException | None) -> None:
         _say("".join(traceback.format_exception(error)).rstrip())
 
 
+#: For characters that the encoding of a pipe or file lacks. What is not here is written as its number.
+PLAIN = {"−": "-", "–": "-", "—": "-", "±": "+/-", "×": "x", "²": "2", "…": "...", "“": '"', "”": '"', "’": "'"}
+
+
+def _print_in_any_encoding() -> None:
+    """Let output go through whatever the encoding of standard output is: cp1252 has no minus sign, ASCII no ü.
+
+    Where it is ASCII, Typer takes that for a mistake of the locale and writes UTF-8.
+    """
+    import codecs
+    from io import TextIOWrapper
+
+    codecs.register_error("metricunet.plain", _plainly)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="metricunet.plain")
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Handle an encoding error (see `codecs.register_error`): a likeness of each character, else its number."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lost = error.object[error.start : error.end]
+    # Bytes of a file's name that are no text stand as characters from 0xDC80 on.
+    known = (PLAIN.get(c) or (f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else None) for c in lost)
+    plain = (text or c.encode("ascii", "backslashreplace").decode() for c, text in zip(lost, known, strict=True))
+    return "".join(plain), error.end
+
+
 def _print_json(content: Any) -> None:
     import json
 
@@ -439,6 +476,7 @@ def _print_json(content: Any) -> None:
 
 def main() -> None:
     """Entry point: bad input becomes one line and status 2; --debug shows where it came from."""
+    _print_in_any_encoding()
     try:
         sys.exit(app(standalone_mode=False) or DONE)
     except InputError as error:

@@ -11,7 +11,8 @@ import numpy as np
 from scipy import ndimage
 
 from metricunet.cohort.layout import Case, DatasetInfo
-from metricunet.errors import InputError
+from metricunet.errors import InputError, beyond
+from metricunet.files.grids import difference
 from metricunet.files.scan import read_labels, read_scan
 from metricunet.volume import Volume
 
@@ -48,7 +49,7 @@ class LabelledScan:
 
 
 def read_case(case: Case, info: DatasetInfo) -> LabelledScan:
-    """Read image and labels of a training case.
+    """Read image and labels of a training case, the labels in the order and direction of the image's axes.
 
     Raises:
         InputError: unreadable files, two different grids, label values that dataset.json does not name, or a
@@ -57,11 +58,14 @@ def read_case(case: Case, info: DatasetInfo) -> LabelledScan:
     if case.label is None:
         raise InputError(f"{case.image}: case {case.name} has no labels")
     image, labels = read_scan(case.image), read_labels(case.label)
-    if not image.geometry.same_grid(labels.geometry):
+    try:
+        labels = labels.reordered_like(image.geometry)
+    except InputError:
         raise InputError(
-            f"{case.label}: labels on another grid than the image: {_describe(labels)} against "
-            f"{_describe(image)}; resample the labels to the image (nearest neighbour)"
-        )
+            f"{case.label}: labels on another grid than the image: "
+            f"{difference(labels.geometry, image.geometry, case.image.name)}; resample the labels to the image "
+            "(nearest neighbour)"
+        ) from None
     known = {0, *info.labels.values()} | ({info.ignore} if info.ignore is not None else set())
     unknown = sorted(set(np.unique(labels.array).tolist()) - known)
     if unknown:
@@ -106,13 +110,6 @@ def check_image(case: str, image: Volume, path: Path) -> list[Problem]:
     return [Problem(case, "error" if serious else "warning", message) for serious, message in _image(image, path)]
 
 
-def _describe(volume: Volume) -> str:
-    size = "x".join(str(n) for n in volume.geometry.shape)
-    spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
-    origin = ", ".join(f"{v:.1f}" for v in volume.geometry.origin_mm)
-    return f"{size} voxels of {spacing} mm at ({origin})"
-
-
 def _image(image: Volume, path: Path) -> Iterator[tuple[bool, str]]:
     low, high = float(image.array.min()), float(image.array.max())
     if low == high:
@@ -128,7 +125,11 @@ def _image(image: Volume, path: Path) -> Iterator[tuple[bool, str]]:
     smallest, largest = PLAUSIBLE_SPACING_MM
     for name, spacing in zip(("slice", "row", "column"), image.spacing_mm, strict=True):
         if not smallest <= spacing <= largest:
-            yield False, f"{path}: {name} spacing {spacing:.3g} mm; expected {smallest} to {largest} mm"
+            yield (
+                False,
+                f"{path}: {name} spacing {beyond(spacing, smallest, largest)} mm; expected {smallest} to "
+                f"{largest} mm",
+            )
 
 
 def _structures(scan: LabelledScan, path: Path, case: Case, info: DatasetInfo) -> Iterator[tuple[bool, str]]:

@@ -11,12 +11,12 @@ A case that is not in it, and every case of a cohort without it, was contoured i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
+from metricunet.files.json_file import read_json
 
 CONTOURED_NAME = "contoured.json"
 
@@ -34,10 +34,7 @@ def read_not_contoured(folder: Path, labels: Iterable[str]) -> dict[str, tuple[s
     path = folder / CONTOURED_NAME
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object of case to structures; found {type(content).__name__}")
     known = tuple(labels)

@@ -1,14 +1,15 @@
 """nnU-Net's raw layout: dataset.json, imagesTr, labelsTr, imagesTs, labelsTs.
 
-A case CASE is `imagesTr/CASE_0000.nii.gz` with `labelsTr/CASE.nii.gz`. Cohorts made for nnU-Net work as they
-are, and cohorts written here work in nnU-Net. `contoured.json` says which structures were contoured where
+A case CASE is `imagesTr/CASE_0000.nii.gz` with `labelsTr/CASE.nii.gz`, or what the key `dataset` of dataset.json
+says it is. Cohorts of one channel made for nnU-Net work as they are, except those with regions (labels of several
+values), and cohorts written here work in nnU-Net. `contoured.json` says which structures were contoured where
 (`metricunet.cohort.contoured`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ from metricunet.files.scan import case_name, is_scan
 
 #: The only channel: nnU-Net marks the first one like this.
 CHANNEL_SUFFIX = "_0000"
+#: The name of value 0, in capitals or not.
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class ListedFiles:
+    """The files of a training case that dataset.json names; whether they are there is not known."""
+
+    image: Path
+    label: Path
 
 
 @dataclass(frozen=True)
@@ -31,12 +42,14 @@ class DatasetInfo:
         ignore: value of voxels that nobody contoured, or None.
         trained_on: `synthetic` for phantoms; what the user says otherwise; None if the file is silent.
         description: free text.
+        listed: training case to its files, where dataset.json lists them itself; these are all there are, then.
     """
 
     labels: dict[str, int]
     ignore: int | None = None
     trained_on: str | None = None
     description: str = ""
+    listed: Mapping[str, ListedFiles] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,11 +96,11 @@ def read_dataset_json(folder: Path) -> DatasetInfo:
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
     labels = _labels(path, content.get("labels"))
     ignore = labels.pop("ignore", None)
-    labels.pop("background", None)
+    labels.pop(BACKGROUND, None)
     if not labels:
         raise InputError(f"{path}: labels name no structure beside the background")
     channels = content.get("channel_names", content.get("modality", {"0": "CT"}))
-    if not isinstance(channels, dict) or len(channels) != 1:
+    if not isinstance(channels, dict | list) or len(channels) != 1:  # people write ["CT"]
         raise InputError(f"{path}: channel_names must hold one channel (CT); found {_shown(channels)}")
     trained_on = content.get("trained_on")
     return DatasetInfo(
@@ -95,7 +108,35 @@ def read_dataset_json(folder: Path) -> DatasetInfo:
         ignore=ignore,
         trained_on=None if trained_on is None else str(trained_on),
         description=str(content.get("description", "")),
+        listed=_listed(path, content.get("dataset")),
     )
+
+
+def _listed(path: Path, found: Any) -> dict[str, ListedFiles]:
+    """Read the key `dataset`, by which nnU-Net finds training cases outside imagesTr and labelsTr."""
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: dataset is {_shown(found)}; expected an object of case to its images and label")
+    listed: dict[str, ListedFiles] = {}
+    for name, entry in found.items():
+        if not name or name.startswith(".") or "/" in name or "\\" in name:
+            raise InputError(
+                f"{path}: dataset: {_shown(name)} cannot be a case's name, for files are named after it"
+            )
+        images = entry.get("images") if isinstance(entry, dict) else None
+        label = entry.get("label") if isinstance(entry, dict) else None
+        if not isinstance(images, list) or not all(isinstance(p, str) for p in [*images, label]):
+            raise InputError(
+                f'{path}: dataset: case {_shown(name)} needs {{"images": [FILE], "label": FILE}}; found '
+                f"{_shown(entry)}"
+            )
+        if len(images) != 1:
+            raise InputError(
+                f"{path}: dataset: case {_shown(name)} has {len(images)} images; expected one, the CT alone"
+            )
+        listed[name] = ListedFiles(path.parent / images[0], path.parent / str(label))
+    return listed
 
 
 def _shown(value: Any) -> str:
@@ -103,10 +144,14 @@ def _shown(value: Any) -> str:
     return repr(value)[:100]
 
 
+def _is_number(text: Any) -> bool:
+    return isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) <= 5
+
+
 def _labels(path: Path, found: Any) -> dict[str, int]:
     if not isinstance(found, dict) or not found:
         raise InputError(f'{path}: labels must be an object such as {{"background": 0, "prostate": 1}}')
-    if all(isinstance(k, str) and k.isdigit() and isinstance(v, str) for k, v in found.items()):
+    if all(_is_number(k) and isinstance(v, str) and not _is_number(v) for k, v in found.items()):
         found = {name: int(value) for value, name in found.items()}  # the older spelling of nnU-Net v1
     labels: dict[str, int] = {}
     for name, value in found.items():
@@ -114,15 +159,19 @@ def _labels(path: Path, found: Any) -> dict[str, int]:
             raise InputError(
                 f"{path}: label {_shown(name)} is a region of several values; regions are not supported"
             )
+        if _is_number(value):
+            value = int(value)  # nnU-Net reads "1" as 1
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
             raise InputError(
                 f"{path}: label {_shown(name)} has the value {_shown(value)}; expected a whole number"
             )
-        if (value == 0) != (name == "background"):
+        background = name.casefold() == BACKGROUND
+        if (value == 0) != background:
             raise InputError(
-                f"{path}: value 0 is the background's and only the background's; found {_shown(name)}: {value}"
+                f"{path}: value 0 is the background's and only the background's; found {_shown(name)}: {value}. "
+                f'Write "{BACKGROUND}": 0, and for each structure its name and its value'
             )
-        labels[str(name)] = value
+        labels[BACKGROUND if background else name] = value
     if len(set(labels.values())) != len(labels):
         raise InputError(f"{path}: two labels share one value: {_shown(labels)}")
     return labels
@@ -166,7 +215,7 @@ def read_cohort(folder: Path) -> Cohort:
         raise InputError(f"{folder}: no such folder")
     info = read_dataset_json(folder)
     missing = read_not_contoured(folder, info.labels)
-    training = _cases(folder, "Tr", True, missing)
+    training = _listed_cases(folder, info, missing) if info.listed else _cases(folder, "Tr", True, missing)
     if not training:
         raise InputError(f"{folder}: imagesTr holds no case; expected imagesTr/CASE_0000.nii.gz")
     test = _cases(folder, "Ts", False, missing)
@@ -175,6 +224,17 @@ def read_cohort(folder: Path) -> Cohort:
             f"{folder / CONTOURED_NAME}: names case {_shown(name)}, which neither imagesTr nor imagesTs holds"
         )
     return Cohort(folder, info, training, test)
+
+
+def _listed_cases(folder: Path, info: DatasetInfo, missing: Mapping[str, tuple[str, ...]]) -> tuple[Case, ...]:
+    for name, files in info.listed.items():
+        for what, path in (("image", files.image), ("label", files.label)):
+            if not path.is_file() or not is_scan(path):
+                reason = "no such file" if not path.is_file() else "neither NIfTI, NRRD nor MetaImage by its name"
+                raise InputError(
+                    f"{path}: {reason}; {folder / 'dataset.json'} names it as the {what} of case {_shown(name)}"
+                )
+    return tuple(Case(n, f.image, f.label, missing.get(n, ())) for n, f in sorted(info.listed.items()))
 
 
 def _cases(
@@ -187,7 +247,8 @@ def _cases(
         name = case_name(path)
         if not name.endswith(CHANNEL_SUFFIX):
             raise InputError(
-                f"{path}: expected a name that ends in {CHANNEL_SUFFIX} before the suffix (channel 0: CT)"
+                f"{path}: expected a name that ends in {CHANNEL_SUFFIX} before the suffix (channel 0: CT); rename "
+                "the images, or make a cohort of this folder with `metricunet import`, which takes such names"
             )
         name = name[: -len(CHANNEL_SUFFIX)]
         if name in images:

@@ -29,7 +29,7 @@ from metricunet.volume import Geometry, Volume, resample_labels
 Progress = Callable[[int, int], None]
 
 #: Raised whenever the cached arrays would come out differently.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 #: HU of what lies outside a scan.
 AIR_HU = -1024
 #: Class of voxels that nobody contoured.
@@ -102,7 +102,10 @@ def prepare(
         InputError: as `metricunet.cohort.case.read_case`; unknown target.
     """
     if settings.target not in info.labels:
-        raise InputError(f"target {settings.target!r} must be one of {', '.join(info.labels)} (dataset.json)")
+        raise InputError(
+            f"setting target is {settings.target!r}; it must be one of {', '.join(info.labels)}, as dataset.json "
+            "spells them"
+        )
     prepared = []
     for done, case in enumerate(cases, start=1):
         unknown = tuple(list(info.labels).index(name) + 1 for name in case.not_contoured)

@@ -14,6 +14,8 @@ from metricunet.files.json_file import read_json
 
 Fold = int | Literal["all"]
 DEFAULT_FOLDS = 5
+#: The first that exists decides.
+SPLITS_NAMES = ("splits.json", "splits_final.json")
 PATIENTS_NAME = "patients.json"
 
 
@@ -28,8 +30,9 @@ class Split:
 def split_for(cohort: Cohort, fold: Fold, seed: int = 0) -> Split:
     """Return the split of one fold.
 
-    `splits.json` of the cohort decides where it exists; otherwise five folds (fewer where there are fewer
-    patients) are drawn with `seed`. `all` trains on every case and validates on none.
+    `splits.json` of the cohort decides where it exists, and after it `splits_final.json`, as nnU-Net names it;
+    otherwise five folds (fewer where there are fewer patients) are drawn with `seed`. `all` trains on every case
+    and validates on none.
 
     Raises:
         InputError: unknown fold, a split that names unknown cases or has a patient on both sides, or too few
@@ -39,10 +42,10 @@ def split_for(cohort: Cohort, fold: Fold, seed: int = 0) -> Split:
     if fold == "all":
         return Split(names, ())
     patients = read_patients(cohort)
-    path = cohort.folder / "splits.json"
-    splits = _read(path, names, patients) if path.is_file() else _draw(cohort.folder, names, patients, seed)
+    path = next((p for name in SPLITS_NAMES if (p := cohort.folder / name).is_file()), None)
+    splits = _draw(cohort.folder, names, patients, seed) if path is None else _read(path, names, patients)
     if not 0 <= fold < len(splits):
-        raise InputError(f"--fold {fold}: this cohort has folds 0 to {len(splits) - 1}; or use --fold all")
+        raise InputError(f"fold {fold}: this cohort has folds 0 to {len(splits) - 1}; or use fold all")
     return splits[fold]
 
 
@@ -79,7 +82,7 @@ def _draw(folder: Path, names: Sequence[str], patients: dict[str, str], seed: in
     if len(groups) < 2:
         raise InputError(
             f"{folder}: {len(groups)} patient; at least 2 are needed to leave one out for validation. Add cases, "
-            "or train without validation (--fold all)"
+            "or train without validation (fold all)"
         )
     random.Random(seed).shuffle(groups)
     folds = min(DEFAULT_FOLDS, len(groups))
@@ -104,7 +107,7 @@ def _read(path: Path, names: Sequence[str], patients: dict[str, str]) -> list[Sp
         train, val = (tuple(str(n) for n in entry[s]) for s in ("train", "val"))
         for name in (*train, *val):
             if name not in names:
-                raise InputError(f"{path}: fold {k} names case {name[:100]!r}, which imagesTr does not hold")
+                raise InputError(f"{path}: fold {k} names case {name[:100]!r}, which is no training case")
         shared = {patients[n] for n in train} & {patients[n] for n in val}
         if shared:
             raise InputError(f"{path}: fold {k} has patient {min(shared)[:100]!r} in both train and val")

@@ -14,13 +14,14 @@ spacing; distances to the nearest point of any face would fall short two to thre
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
-from metricunet.volume import FloatArray, Geometry, Volume
+from metricunet.files.grids import difference
+from metricunet.volume import FloatArray, Volume
 
 BoolArray = NDArray[np.bool_]
 Outcome = Literal["measured", "missed", "false_positive", "true_absent"]
@@ -260,9 +261,9 @@ def align(
         return prediction.reordered_like(reference.geometry)
     except InputError:
         raise InputError(
-            f"{prediction_name}: its grid is {_described(prediction.geometry)}; expected that of "
-            f"{reference_name}, {_described(reference.geometry)}. Resample the prediction to that grid, or "
-            "predict on the scan that the reference was drawn on"
+            f"{prediction_name}: its grid is not that of its reference: "
+            f"{difference(prediction.geometry, reference.geometry, reference_name)}. Resample the prediction to "
+            "that grid, or predict on the scan that the reference was drawn on"
         ) from None
 
 
@@ -298,13 +299,3 @@ def _weighted_percentile(values: FloatArray, weights: FloatArray, percent: float
     # Summing rounds: a share that is reached exactly must count as reached.
     wanted = percent / 100 * reached[-1] * (1 - 1e-12)
     return float(values[order[min(int(np.searchsorted(reached, wanted)), len(order) - 1)]])
-
-
-def _described(geometry: Geometry) -> str:
-    def joined(numbers: Any, separator: str) -> str:
-        return separator.join(f"{n:.6g}" for n in numbers)
-
-    return (
-        f"{joined(geometry.shape, ' x ')} voxels (slice, row, column) of "
-        f"{joined(geometry.spacing_mm, ' x ')} mm around ({joined(np.round(geometry.centre_mm, 3), ', ')})"
-    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metricunet.errors import InputError
+from metricunet.files.text_file import read_text
 
 
 def read_json(path: Path, advice: str = "") -> Any:
@@ -17,10 +18,10 @@ def read_json(path: Path, advice: str = "") -> Any:
         advice: end of the message, what to do.
 
     Raises:
-        InputError: not readable, not UTF-8, not JSON, or nested too deeply for any use.
+        InputError: not readable, not Unicode (see `read_text`), not JSON, or nested too deeply for any use.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not valid JSON ({reason}){advice}") from error

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from metricunet.errors import InputError
+from metricunet.files.text_file import read_text
 
 #: Values that a file may stand for, each alias counted as all that it names: nine lines can name 10 to the ninth.
 MOST_VALUES = 100_000
@@ -17,10 +18,11 @@ def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
     """Read a YAML file of one document.
 
     Raises:
-        InputError: not readable, not UTF-8, not YAML, or aliases that stand for more than any setting needs.
+        InputError: not readable, not Unicode (see `read_text`), not YAML, or aliases that stand for more than any
+            setting needs.
     """
     try:
-        reader = loader(path.read_text(encoding="utf-8"))
+        reader = loader(read_text(path))
         try:
             node = reader.get_single_node()
             if node is not None and _values(node, {}) > MOST_VALUES:

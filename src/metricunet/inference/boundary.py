@@ -33,7 +33,7 @@ from metricunet.evaluation.smoothness import contour_lengths_mm
 from metricunet.files.model import Calibration
 from metricunet.inference.masks import keep_largest_piece
 from metricunet.inference.temperature import tempered
-from metricunet.volume import FloatArray, Geometry, Volume
+from metricunet.volume import ROUNDED_GRID_TOLERANCE_MM, FloatArray, Geometry, Volume
 
 #: What lies further than this outside the box of a mask says nothing of its boundary.
 NEAR_MM = 10.0
@@ -66,7 +66,7 @@ class ClassField:
 
     def read_on(self, geometry: Geometry) -> NDArray[np.float32]:
         """Return them on another grid; what lies outside is background [classes, *space]."""
-        if geometry.same_grid(self.geometry):
+        if geometry.same_grid(self.geometry, ROUNDED_GRID_TOLERANCE_MM):
             return self.array
         parts = [Volume(a, self.geometry).resample(geometry, fill=float(k == 0)) for k, a in enumerate(self.array)]
         return np.stack([part.array for part in parts])

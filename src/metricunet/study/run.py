@@ -149,7 +149,7 @@ def _check(plan: Study, data: StudyData, output: Path) -> None:
         try:
             split_for(cohort, fold)
         except InputError as error:
-            raise InputError(f"{plan.path}: folds: {str(error).replace('--fold', 'fold')}") from error
+            raise InputError(f"{plan.path}: folds: {error}") from error
         for arm, config in plan.arms.items():
             for seed in plan.seeds(arm):
                 check_settings_of(

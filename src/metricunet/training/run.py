@@ -88,9 +88,11 @@ def check_folder(output: Path, resume: bool) -> None:
         raise InputError(f"{output}: is a file; expected a folder for the run")
     filled = output.is_dir() and any(output.iterdir())
     if filled and not resume:
-        raise InputError(f"{output}: is not empty; go on with --resume, or choose another folder")
+        raise InputError(
+            f"{output}: is not empty; resume the run in it (train --resume), or choose another folder"
+        )
     if resume and not state_file(output).is_file():
-        raise InputError(f"{output}: holds no run to resume; start it without --resume")
+        raise InputError(f"{output}: holds no run to resume; start one there first")
 
 
 def prepared_cases(
@@ -124,7 +126,7 @@ def check_cases(run: Run, cohort: Path) -> None:
             "are needed. Check the labels with `metricunet check`"
         )
     if run.val and not any(case.fine is not None for case in run.val):
-        raise InputError(f"{cohort}: no validation case contains {target}; choose another --fold")
+        raise InputError(f"{cohort}: no validation case contains {target}; choose another fold")
     for case in (*run.train, *run.val):
         if int(case.coarse.array.min()) > HIGHEST_MINIMUM_HU:
             raise InputError(

@@ -17,6 +17,7 @@ from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Regi
 from metricunet.cohort.layout import CHANNEL_SUFFIX, DatasetInfo, read_dataset_json
 from metricunet.cohort.splits import patients_of
 from metricunet.errors import InputError
+from metricunet.files.grids import difference
 from metricunet.files.scan import case_name, is_scan, read_labels, read_scan, scan_files
 from metricunet.volume import Volume
 
@@ -93,25 +94,25 @@ def on_grid(path: Path, image: Volume, image_path: Path) -> np.ndarray:
         return labels.reordered_like(image.geometry).array
     except InputError:
         raise InputError(
-            f"{path}: lies on another grid than {image_path.name}: {_grid(labels)} against {_grid(image)}; "
-            "resample it to the scan (nearest neighbour)"
+            f"{path}: lies on another grid than its scan: "
+            f"{difference(labels.geometry, image.geometry, image_path.name)}; resample it to the scan (nearest "
+            "neighbour)"
         ) from None
-
-
-def _grid(volume: Volume) -> str:
-    size = "x".join(str(n) for n in volume.geometry.shape)
-    return f"{size} voxels of {' x '.join(f'{s:.3g}' for s in volume.spacing_mm)} mm"
 
 
 def is_nnunet(root: Path) -> bool:
     """Tell whether a folder is a raw data set of nnU-Net's, or AMOS22."""
-    return (root / "dataset.json").is_file() and (root / "labelsTr").is_dir()
+    if not (root / "dataset.json").is_file():
+        return False
+    return (root / "labelsTr").is_dir() or bool(read_dataset_json(root).listed)
 
 
 def find_nnunet(root: Path, privacy: Privacy, bars: Bars) -> Found:
     """Find the cases of nnU-Net's raw layout or of AMOS22, whose images lack nnU-Net's suffix.
 
     `labelsVa` (AMOS22) is trained on, `labelsTs` kept for testing. Images without labels are left out.
+
+    Training cases that dataset.json lists itself are taken from there.
 
     Raises:
         InputError: a dataset.json, contoured.json or patients.json that cannot be used.
@@ -124,6 +125,20 @@ def find_nnunet(root: Path, privacy: Privacy, bars: Bars) -> Found:
     for folder, split in SPLITS.items():
         images = {_image_name(path): path for path in _scans(root / f"images{folder}")}
         labels = {case_name(path): path for path in _scans(root / f"labels{folder}")}
+        if folder == "Tr" and info.listed:
+            there = {
+                name: files
+                for name, files in info.listed.items()
+                if files.image.is_file() and files.label.is_file()
+            }
+            images = {name: files.image for name, files in there.items()}
+            labels = {name: files.label for name, files in there.items()}
+            found.left_out += [
+                LeftOut(
+                    name, f"{root / 'dataset.json'}: an image or label that it lists for case {name} is missing"
+                )
+                for name in info.listed.keys() - there.keys()
+            ]
         for name in sorted(images.keys() | labels.keys()):
             privacy.learn_identifier(name)
             if name not in labels:

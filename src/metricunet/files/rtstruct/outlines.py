@@ -15,7 +15,7 @@ from metricunet.files.contours.masks import outlines
 from metricunet.files.contours.smooth import cross, signed_area, smoothed, without_idle_points
 from metricunet.files.contours.surface import LEVEL, level_outlines
 from metricunet.files.dicom.series import CtSeries
-from metricunet.volume import FloatArray, Geometry, Shape, Volume
+from metricunet.volume import ROUNDED_GRID_TOLERANCE_MM, FloatArray, Geometry, Shape, Volume
 
 Outline = Literal["surface", "voxel"]
 Holes = Literal["keep", "keyhole", "close"]
@@ -166,7 +166,9 @@ def _first_voxel(part: Geometry, whole: Geometry) -> Shape | None:
         first >= 0 and first + n <= total
         for first, n, total in zip((s, r, c), part.shape, whole.shape, strict=True)
     )
-    return (s, r, c) if inside and part.same_grid(whole.crop((s, r, c), part.shape)) else None
+    # A mask's grid counts with its tolerance; outlines run between voxels, so their field must lie more exactly.
+    same = inside and part.same_grid(whole.crop((s, r, c), part.shape), ROUNDED_GRID_TOLERANCE_MM)
+    return (s, r, c) if same else None
 
 
 def _box(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:

@@ -21,6 +21,7 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.dicom.patient import patient_and_study
 from metricunet.files.dicom.series import CtSeries
+from metricunet.files.rtstruct.character_set import set_character_set
 from metricunet.files.rtstruct.items import (
     LONG_STRING,
     SHORT_STRING,
@@ -100,7 +101,7 @@ def write_rtstruct(
         dataset.ROIContourSequence = DicomSequence([contour_item(n, s, d, series) for n, s, d in numbered])
         dataset.RTROIObservationsSequence = DicomSequence([observation_item(n, n, s) for n, s, _ in numbered])
         dataset.ApprovalStatus = "UNAPPROVED"
-        _set_character_set(
+        set_character_set(
             dataset, series.header, [description, label, set_name, *(s.name + s.description for s in structures)]
         )
         with written_whole(path) as temporary:
@@ -131,12 +132,3 @@ def _header(series: CtSeries, moment: datetime) -> Dataset:
     dataset.ManufacturerModelName = "metricunet"
     dataset.SoftwareVersions = __version__
     return dataset
-
-
-def _set_character_set(dataset: Dataset, header: Dataset, texts: Sequence[str]) -> None:
-    """Keep the scan's own encoding, so that names match to the byte; take UTF-8 where new text needs it."""
-    if all(text.isascii() for text in texts):
-        if header.get("SpecificCharacterSet"):
-            dataset.SpecificCharacterSet = header.SpecificCharacterSet
-    else:
-        dataset.SpecificCharacterSet = "ISO_IR 192"

@@ -14,18 +14,16 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import iter_pixels
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, beyond
 from metricunet.files.dicom.codestream import has_codestreams
 from metricunet.files.dicom.decode import frames_apart
 from metricunet.files.dicom.file import read_dataset
 from metricunet.files.dicom.header import DAMAGE, one_line, text_of
 from metricunet.files.dicom.series import CtSeries
-from metricunet.volume import FloatArray, Geometry, Volume
+from metricunet.volume import SAME_GRID_TOLERANCE_MM, FloatArray, Geometry, Volume
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
-#: A frame's pixels may lie this far from the scan's: the rounding of positions in both files.
-GRID_TOLERANCE_MM = 0.1
 #: A voxel of a fractional segment belongs to it from this probability (or share) on.
 FRACTION = 0.5
 
@@ -271,10 +269,11 @@ def _place(
         )
     placed = np.rint(origin).astype(int) + corners @ steps
     off_mm = float(np.linalg.norm(geometry.to_world(placed) - corners_mm, axis=1).max())
-    if off_mm > GRID_TOLERANCE_MM:
+    if off_mm > SAME_GRID_TOLERANCE_MM:
         raise InputError(
-            f"{at}: its pixels lie up to {off_mm:.2f} mm beside those of the scan, at most {GRID_TOLERANCE_MM} mm "
-            "is accepted; choose the scan it was made on, or resample it to this one"
+            f"{at}: its pixels lie up to {beyond(off_mm, SAME_GRID_TOLERANCE_MM)} mm beside those of the scan, at "
+            f"most {SAME_GRID_TOLERANCE_MM} mm is accepted; choose the scan it was made on, or resample it to "
+            "this one"
         )
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     begin, end = placed[0] + np.array([[rows[0], columns[0]], [rows[-1], columns[-1]]]) @ steps

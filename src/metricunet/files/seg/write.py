@@ -23,6 +23,7 @@ from metricunet.files.atomic import written_whole
 from metricunet.files.dicom.patient import patient_and_study
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.dicom.slice import CT_IMAGE
+from metricunet.files.rtstruct.character_set import set_character_set
 from metricunet.files.rtstruct.items import LONG_STRING, file_items
 from metricunet.files.rtstruct.outlines import Structure
 
@@ -142,11 +143,10 @@ def _segmentation(
         device_serial_number="none",
         content_label="METRICUNET_AUTO",
         content_description=MARK,
-        # The scan's own encoding is kept, so that names match to the byte; new text may need UTF-8.
-        specific_character_set=(
-            series.header.get("SpecificCharacterSet") if "".join(texts).isascii() else "ISO_IR 192"
-        ),
+        # Set below: highdicom refuses what the standard's list of character sets does not hold as one value.
+        specific_character_set=None,
     )
+    set_character_set(dataset, series.header, texts)
     _refer_to_frames(dataset, series, used)
     dataset.SeriesDescription = f"Segmentation. {MARK}"
     dataset.ContentCreatorName = ""
