@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -477,6 +478,9 @@ def _print_json(content: Any) -> None:
 def main() -> None:
     """Entry point: bad input becomes one line and status 2; --debug shows where it came from."""
     _print_in_any_encoding()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell without job control starts what runs in the background so; whoever sends it means it to end.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sys.exit(app(standalone_mode=False) or DONE)
     except InputError as error:

@@ -102,6 +102,21 @@ class AlreadyClaimed(InputError):  # noqa: N818
             said = f"{path.parent}: {what} is going on here already ({holder}); {advice}"
         super().__init__(said)
 
+    def __reduce__(self) -> tuple[type[AlreadyClaimed], tuple[Path, Holder | None, str]]:
+        """Be picklable: an engine carries out runs in other processes."""
+        return AlreadyClaimed, (self.path, self.holder, self.what)
+
+
+def refuse_claimed(path: Path, what: str) -> None:
+    """Refuse a folder where a live process works, and write nothing.
+
+    Raises:
+        AlreadyClaimed: it is named.
+    """
+    holder = _read_or_refuse(path, what) if os.path.lexists(path) else None
+    if holder is not None and holder.is_alive():
+        raise AlreadyClaimed(path, holder, what)
+
 
 @contextmanager
 def claimed(path: Path, what: str) -> Iterator[None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable
@@ -15,11 +17,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from metricunet.errors import InputError
-from metricunet.files.atomic import write_text
+from metricunet.files.atomic import write_json, write_text
+from metricunet.files.record import sha256
 from metricunet.training.modules import StageModule
 
 #: Told the stage, the updates done, the updates in all, and the latest validation Dice.
 Watch = Callable[[str, int, int, float | None], None]
+
+LOG_NAME = "log.csv"
+#: Beside the checkpoints: the hashes of log.csv as it is, and as it was before the last epoch.
+LOG_HASHES = "log-sha256.json"
 
 
 class EpochLog(Callback):
@@ -175,4 +182,32 @@ def _read(path: Path) -> list[dict[str, str]]:
 def _write(path: Path, rows: list[dict[str, str]]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [columns, *([row.get(name) or "" for name in columns] for row in rows)]
-    write_text(path, "".join(",".join(line) + "\n" for line in lines))
+    text = "".join(",".join(line) + "\n" for line in lines)
+    before = [sha256([path])] if path.is_file() else []
+    # First, so that a kill between the two leaves no log that looks like somebody else's.
+    write_json(_hashes_of(path), [*before, hashlib.sha256(text.encode("utf-8")).hexdigest()])
+    write_text(path, text)
+
+
+def check_log(folder: Path) -> None:
+    """Refuse to go on with a run whose log.csv somebody changed: going on rewrites it.
+
+    Raises:
+        InputError: it is not as the run left it.
+    """
+    path = folder / LOG_NAME
+    if not path.is_file():
+        return
+    try:
+        ours = sha256([path]) in json.loads(_hashes_of(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise InputError(
+            f"{path}: was not written by this training, or was changed since, and going on would rewrite it; move "
+            "it elsewhere and run again"
+        )
+
+
+def _hashes_of(log: Path) -> Path:
+    return log.parent / "checkpoints" / LOG_HASHES

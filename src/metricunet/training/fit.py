@@ -22,8 +22,10 @@ from metricunet.cohort.names import has_sides
 from metricunet.cohort.prepare import PreparedCase, cohort_sha256
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
+from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
 from metricunet.files.model import read_card, read_model, write_model
-from metricunet.files.record import RunRecord
+from metricunet.files.own import OwnFiles
+from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.inference.locate import class_probabilities, localise
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import keep_freed_memory, pick_device
@@ -31,14 +33,24 @@ from metricunet.training.batches import LocateBatches, SegmentBatches
 from metricunet.training.blocks import BlockBatches
 from metricunet.training.branch import PatchBatches, build_metric
 from metricunet.training.calibrate import calibration
-from metricunet.training.callbacks import EpochLog, MovableCheckpoint, ProgressBar, Watch, Watched
+from metricunet.training.callbacks import LOG_NAME, EpochLog, MovableCheckpoint, ProgressBar, Watch, Watched
 from metricunet.training.card import locate_network, model_card, segment_network
 from metricunet.training.checks import check_field, check_network
 from metricunet.training.config import TrainConfig, load_config
+from metricunet.training.interrupt import interruptible
 from metricunet.training.modules import LocateModule, SegmentModule, StageModule
-from metricunet.training.run import Progress, Run, begin, check_cases, check_folder, prepared_cases
+from metricunet.training.run import (
+    Progress,
+    Run,
+    begin,
+    check_cases,
+    check_folder,
+    check_results,
+    prepared_cases,
+)
 
 MODEL_NAME = "model.safetensors"
+A_TRAINING = "a training"
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +102,20 @@ def train(
     """
     config = load_config() if config is None else config
     record = RunRecord("train", {"cohort": cohort, "output": output, "fold": fold, "init": init, "resume": resume})
-    check_folder(output, resume)
-    run = open_run(cohort, output, config, fold, resume=resume, device=device, init=init, progress=progress)
-    model = train_segment(run, train_locate(run))
-    record.facts = run_facts(run, read_card(model).validation)
-    record.write(output)
-    return model
+    refuse_claimed(output / CLAIM_NAME, A_TRAINING)
+    check_folder(output, resume)  # so that nothing, not even a claim, is written into somebody else's folder
+    with claimed(output / CLAIM_NAME, A_TRAINING):
+        check_folder(output, resume)  # a rival may have begun between the two
+        own = OwnFiles(output, RECORD_NAME, record.command, inputs=[] if init is None else [init])
+        check_results(own, MODEL_NAME)
+        run = open_run(cohort, output, config, fold, resume=resume, device=device, init=init, progress=progress)
+        try:
+            staged = train_segment(run, train_locate(run), own.stage(MODEL_NAME))
+            record.facts = run_facts(run, read_card(staged).validation)
+            own.commit(record.content())
+        finally:
+            own.discard()
+    return output / MODEL_NAME
 
 
 def open_run(
@@ -180,18 +200,19 @@ def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) 
     return Located(network.eval().to(run.device), errors_mm)
 
 
-def train_segment(run: Run, located: Located) -> Path:
+def train_segment(run: Run, located: Located, model: Path | None = None) -> Path:
     """Train stage 2 of a run, or go on with it, and write the model file with both stages.
 
     Args:
         run: as opened.
         located: stage 1, of this run or of another on the same cases.
+        model: file to write; default: model.safetensors in the run folder.
 
     Returns:
         The path of the model file.
     """
     segment, score = _fit_segment(run, run.start, located.errors_mm)
-    model = run.folder / MODEL_NAME
+    model = run.folder / MODEL_NAME if model is None else model
     card = model_card(run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm)
     fitted = calibration(segment, card.segment, run.val, run.target, run.config.precision)
     card = replace(card, calibration=fitted)
@@ -332,20 +353,21 @@ def _fit(run: Run, module: StageModule, name: str, epochs: int, updates: int, va
             devices=[run.device.index or 0] if run.device.type == "cuda" else 1,
             max_epochs=epochs,
             logger=loggers,
-            callbacks=[EpochLog(run.folder / "log.csv", name), shown, checkpoint],
+            callbacks=[EpochLog(run.folder / LOG_NAME, name), shown, checkpoint],
             log_every_n_steps=updates,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             default_root_dir=run.folder,
         )
-        trainer.fit(
-            module,
-            DataLoader(range(updates), batch_size=None),  # type: ignore[arg-type]
-            DataLoader(range(validated), batch_size=None) if validated else None,  # type: ignore[arg-type]
-            ckpt_path=str(last) if run.resume and last.is_file() else None,
-            weights_only=True,
-        )
+        with interruptible():
+            trainer.fit(
+                module,
+                DataLoader(range(updates), batch_size=None),  # type: ignore[arg-type]
+                DataLoader(range(validated), batch_size=None) if validated else None,  # type: ignore[arg-type]
+                ckpt_path=str(last) if run.resume and last.is_file() else None,
+                weights_only=True,
+            )
     best = Path(checkpoint.best_model_path) if checkpoint.best_model_path else last
     state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
     module.load_state_dict(state)

@@ -17,8 +17,10 @@ from metricunet.cohort.layout import Case, Cohort, DatasetInfo
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
 from metricunet.errors import InputError
-from metricunet.files.atomic import write_json, write_text
-from metricunet.training.callbacks import Watch
+from metricunet.files.atomic import UNFINISHED, write_json, write_text
+from metricunet.files.claim import CLAIM_NAME
+from metricunet.files.own import STAGING, OwnFiles
+from metricunet.training.callbacks import Watch, check_log
 from metricunet.training.config import TrainConfig, differences, dump_config
 
 Progress = Callable[[int, int], None]
@@ -86,13 +88,39 @@ def check_folder(output: Path, resume: bool) -> None:
     """Refuse a folder that holds something else, and one that holds no run to resume."""
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the run")
-    filled = output.is_dir() and any(output.iterdir())
+    filled = output.is_dir() and not all(map(is_scratch, output.iterdir()))
     if filled and not resume:
         raise InputError(
             f"{output}: is not empty; resume the run in it (train --resume), or choose another folder"
         )
     if resume and not state_file(output).is_file():
         raise InputError(f"{output}: holds no run to resume; start one there first")
+    if resume:
+        check_log(output)
+
+
+def check_results(own: OwnFiles, model: str) -> None:
+    """Refuse to go on where the end would replace a model or a record that somebody else put there.
+
+    Args:
+        own: the outputs of the run.
+        model: name of the model file.
+
+    Raises:
+        InputError: it names the file.
+    """
+    for name, ours in ((model, own.is_ours(model)), (own.record, own.content() is not None)):
+        path = own.folder / name
+        if os.path.lexists(path) and not ours:
+            raise InputError(
+                f"{path}: was not written by this training, or was changed since, and would be replaced; move it "
+                "elsewhere and run again"
+            )
+
+
+def is_scratch(path: Path) -> bool:
+    """Tell whether a path is a claim, or what a process that was killed left of unfinished work."""
+    return path.name == CLAIM_NAME or path.match(UNFINISHED) or path.name.startswith(STAGING)
 
 
 def prepared_cases(
@@ -145,6 +173,7 @@ def begin(run: Run, fold: Fold, init: Path | None) -> None:
         "config": run.config.model_dump(mode="json"),
     }
     if run.resume:
+        check_log(run.folder)
         before = json.loads(path.read_text(encoding="utf-8"))
         changes = differences(TrainConfig.model_validate(before.pop("config")), run.config)
         changes += [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
@@ -155,4 +184,7 @@ def begin(run: Run, fold: Fold, init: Path | None) -> None:
             )
     else:
         write_json(path, state)
-    write_text(run.folder / "config.yaml", dump_config(run.config))
+    if (
+        not run.resume or not (run.folder / "config.yaml").exists()
+    ):  # else it says the same, or somebody changed it
+        write_text(run.folder / "config.yaml", dump_config(run.config))
