@@ -29,13 +29,13 @@ FORM_TOLERANCE_MM = 0.5
 
 def is_nifti(path: Path) -> bool:
     """Tell by its name whether a path is a NIfTI file."""
-    return path.name.endswith(NIFTI_SUFFIXES)
+    return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
 def case_name(path: Path) -> str:
     """Return a NIfTI file's name without folder and suffix."""
     for suffix in NIFTI_SUFFIXES:
-        if path.name.endswith(suffix):
+        if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.stem
 
@@ -99,6 +99,7 @@ def write_nifti(path: Path, volume: Volume, like: Path | None = None) -> None:
 def _open(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    _check_packing(path)
     try:
         with _silent():
             image = nib.load(path)
@@ -116,6 +117,20 @@ def _open(path: Path) -> Any:
     return image
 
 
+def _check_packing(path: Path) -> None:
+    """Refuse a file that is compressed and not named so, or the other way round: no library reads it."""
+    try:
+        with path.open("rb") as handle:
+            beginning = handle.read(4)
+    except OSError:
+        return  # whoever reads it says what is wrong
+    packed, named = beginning.startswith(b"\x1f\x8b"), path.name.lower().endswith(".gz")
+    if packed and not named:
+        raise InputError(f"{path}: is compressed with gzip, but not named so; rename it to {path.name}.gz")
+    if named and not packed and beginning:
+        raise InputError(f"{path}: is not compressed with gzip as its name says; remove .gz from its name")
+
+
 def _voxels(path: Path, image: Any) -> NDArray[Any]:
     """Return the voxels in the file's own order of axes.
 
@@ -127,7 +142,7 @@ def _voxels(path: Path, image: Any) -> NDArray[Any]:
     check_size(path, shape, dtype, scaled)
     scale = partial(apply_read_scaling, slope=slope, inter=inter) if scaled else None
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as handle:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as handle:
             handle.seek(stored.offset)
             values, found = gather(_pieces(handle), shape, dtype, scale)
     except (OSError, EOFError, zlib.error, ValueError) as error:

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metricunet.cohort.case import HIGHEST_MINIMUM_HU
+from metricunet.cohort.case import check_image
 from metricunet.cohort.layout import CHANNEL_SUFFIX
 from metricunet.errors import InputError
-from metricunet.files.dicom.series import STRICT, CtSeries, find_series
+from metricunet.files.dicom.series import STRICT, CtSeries, SeriesSearch, find_series, search_series
 from metricunet.files.dicom.stack import Allow
+from metricunet.files.own import FILES, read_sealed
 from metricunet.files.record import sha256
 from metricunet.files.scan import case_name, is_scan, read_scan, scan_files
 from metricunet.volume import Volume
+
+#: What follows a case's name in the name of its verdict, which is the record of its files.
+QUALITY_SUFFIX = ".quality.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +41,9 @@ class ScanInput:
             InputError: unreadable, or not in Hounsfield units.
         """
         volume = read_scan(self.path) if self.series is None else self.series.read()
-        lowest = float(volume.array.min())
-        if lowest > HIGHEST_MINIMUM_HU:
-            raise InputError(
-                f"{self.path}: the lowest value is {lowest:g}, so these are no Hounsfield units (air is -1000); "
-                "expected a CT"
-            )
+        for problem in check_image(self.case, volume, self.path):
+            if problem.severity == "error":
+                raise InputError(problem.message)
         return volume
 
     @property
@@ -72,6 +73,7 @@ class Refused:
     path: Path
     reason: str
     is_scan: bool = True
+    series_uid: str = ""
 
 
 def find_inputs(
@@ -83,7 +85,8 @@ def find_inputs(
         paths: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM files.
         series_uid: take this DICOM series alone.
         allow: faults of DICOM series that are repaired rather than refused.
-        draw: refuse DICOM series that a structure set or segmentation cannot refer to.
+        draw: refuse what a structure set or segmentation cannot refer to. A file of one scan is refused where there
+            are DICOM series beside it.
 
     Raises:
         InputError: a path does not exist or holds nothing to segment, the series is not there, two scans
@@ -92,29 +95,28 @@ def find_inputs(
     inputs: list[ScanInput] = []
     refused: list[Refused] = []
     for path in paths:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        files = sorted(p for p in path.iterdir() if is_scan(p) and p.is_file()) if path.is_dir() else [path]
-        files = [p for p in files if is_scan(p) and not p.name.startswith(".")]
-        if files:
-            inputs += [ScanInput(case_name(p).removesuffix(CHANNEL_SUFFIX), p, None) for p in files]
-            continue
-        search = find_series(path, allow)
-        for series in search.series:
-            if series_uid not in (None, series.series_uid):
-                continue
+        found, not_taken = scans_at(path, allow)
+        if series_uid is not None and any(entry.series for entry in found):
+            here = ", ".join(entry.series.series_uid for entry in found if entry.series)
+            found = [entry for entry in found if entry.series and entry.series.series_uid == series_uid]
+            not_taken = [r for r in not_taken if r.series_uid == series_uid]
+            if not found and not not_taken:
+                raise InputError(f"{path}: no series {series_uid}; usable series here: {here}")
+        for entry in found:
             try:
-                if draw:
-                    series.check_planes()
-                inputs.append(ScanInput(series.case, path, series))
+                if draw and entry.series is not None:
+                    entry.series.check_planes()
+                inputs.append(entry)
             except InputError as error:
                 refused.append(Refused(path, str(error)))
+        refused += not_taken
+    if draw and any(entry.series for entry in inputs):
+        plain = [entry for entry in inputs if entry.series is None]
+        inputs = [entry for entry in inputs if entry.series is not None]
         refused += [
-            Refused(path, r.reason, r.is_scan) for r in search.refused if series_uid in (None, r.series_uid)
+            Refused(entry.path, f"{entry.path}: is no DICOM series that a structure set could refer to")
+            for entry in plain
         ]
-        if series_uid is not None and not inputs and not refused:
-            found = ", ".join(s.series_uid for s in search.series) or "none"
-            raise InputError(f"{path}: no series {series_uid}; usable series here: {found}")
     names: dict[str, Path] = {}
     for entry in inputs:
         if entry.case in names:
@@ -128,3 +130,63 @@ def find_inputs(
         more = f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""
         raise InputError(f"{refused[0].reason}{more}" if refused else "nothing to segment")
     return inputs, refused
+
+
+def scans_at(path: Path, allow: Allow = STRICT) -> tuple[list[ScanInput], list[Refused]]:
+    """List the scans at one path, and what else is there, whether or not any can be segmented.
+
+    A folder may hold files of one scan, DICOM, or both. Masks that this program left there are no scans.
+
+    Raises:
+        InputError: no such path, or nothing there that could be a scan.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.is_file() and is_scan(path):
+        return [_of_file(path)], []
+    if not path.is_dir():
+        return _of_search(path, find_series(path, allow))
+    files = sorted(p for p in path.iterdir() if is_scan(p) and p.is_file() and not p.name.startswith("."))
+    own = {p for p in files if is_output(p)}
+    files = [p for p in files if p not in own]
+    search = search_series(path, allow)
+    if not search.series:
+        if files:
+            return [_of_file(p) for p in files], [r for r in _of_search(path, search)[1] if r.is_scan]
+        if not search.refused:
+            raise InputError(f"{path}: holds no CT scan; {_what_is_there(path, bool(own))}")
+    found, refused = _of_search(path, search)
+    for file in files:
+        # Beside DICOM lie masks as often as scans: what is no CT is left out.
+        try:
+            entry = _of_file(file)
+            entry.read()
+            found.append(entry)
+        except InputError as error:
+            refused.append(Refused(file, str(error), is_scan=False))
+    return found, refused
+
+
+def is_output(path: Path) -> bool:
+    """Tell whether a file is the mask that a prediction left beside its verdict, corrected since or not."""
+    verdict = read_sealed(path.with_name(f"{case_name(path)}{QUALITY_SUFFIX}"))
+    return verdict is not None and path.name in verdict[FILES]
+
+
+def _of_file(path: Path) -> ScanInput:
+    return ScanInput(case_name(path).removesuffix(CHANNEL_SUFFIX), path, None)
+
+
+def _of_search(path: Path, search: SeriesSearch) -> tuple[list[ScanInput], list[Refused]]:
+    found = [ScanInput(series.case, path, series) for series in search.series]
+    return found, [Refused(path, r.reason, r.is_scan, r.series_uid) for r in search.refused]
+
+
+def _what_is_there(path: Path, own: bool) -> str:
+    """Say what a folder holds in place of scans, and what to do."""
+    if own:
+        return "only masks that this program made; give the folder of the scans"
+    below = next((p for p in sorted(path.rglob("*")) if is_scan(p) and p.is_file()), None)
+    if below is not None:
+        return f"but files of scans lie in folders below it, such as {below}; name these files or their folders"
+    return "give a file of a scan, or the folder of a DICOM series"

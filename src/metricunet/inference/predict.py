@@ -20,7 +20,7 @@ from metricunet.files.record import RECORD_NAME, RunRecord, sha256
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.files.seg.write import write_seg
 from metricunet.inference.crops import MOST_RERUNS
-from metricunet.inference.inputs import Refused, ScanInput, find_inputs
+from metricunet.inference.inputs import QUALITY_SUFFIX, Refused, ScanInput, find_inputs
 from metricunet.inference.overlapped import Finished, overlapped
 from metricunet.inference.structure_set import (
     ContourOptions,
@@ -38,7 +38,6 @@ Format = Literal["nifti", "rtstruct", "seg"]
 Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 FORMATS: tuple[Format, ...] = get_args(Format)
-QUALITY_SUFFIX = ".quality.json"
 SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", "seg": ".seg.dcm"}
 
 

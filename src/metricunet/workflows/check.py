@@ -8,9 +8,9 @@ from pathlib import Path
 from metricunet.cohort.case import Problem, check_image, check_scan
 from metricunet.cohort.check import check_cohort
 from metricunet.errors import InputError
-from metricunet.files.dicom.series import find_series
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.scan import is_scan
+from metricunet.inference.inputs import scans_at
 
 
 def check(
@@ -27,18 +27,22 @@ def check(
     Raises:
         InputError: nothing there that could be checked.
     """
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+    if path.is_dir() and ((path / "dataset.json").is_file() or (path / "imagesTr").is_dir()):
+        return check_cohort(path, progress)
     if path.is_file() and is_scan(path):
         return check_scan(path)
-    if (path / "dataset.json").is_file() or (path / "imagesTr").is_dir():
-        return check_cohort(path, progress)
-    search = find_series(path, Allow(allow_gaps, allow_tilt))
-    problems = [Problem(r.series_uid, "error" if r.is_scan else "warning", r.reason) for r in search.refused]
-    for series in search.series:
-        problems += [Problem(series.case, "warning", f"{series.folder}: {note}") for note in series.notes]
+    inputs, refused = scans_at(path, Allow(allow_gaps, allow_tilt))
+    problems = [Problem(r.series_uid, "error" if r.is_scan else "warning", r.reason) for r in refused]
+    for entry in inputs:
+        if entry.series is None:
+            problems += check_scan(entry.path)
+            continue
+        series = entry.series
+        problems += [Problem(entry.case, "warning", f"{series.folder}: {note}") for note in series.notes]
         try:
-            problems += check_image(series.case, series.read(), series.folder)
+            problems += check_image(entry.case, series.read(), series.folder)
         except InputError as error:
-            problems.append(Problem(series.case, "error", str(error)))
+            problems.append(Problem(entry.case, "error", str(error)))
+    if not inputs and not any(problem.severity == "error" for problem in problems):
+        problems.append(Problem("", "error", f"{path}: holds no CT scan that could be segmented"))
     return problems

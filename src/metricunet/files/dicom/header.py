@@ -62,6 +62,8 @@ DAMAGE = (
     RecursionError,
 )
 
+#: How the files begin that macOS leaves beside those it copies (._NAME), where folder icons and the like are kept.
+_APPLE_BEGINNINGS = (b"\x00\x05\x16\x07", b"\x00\x05\x16\x00")
 _BARE_BEGINNINGS = (
     *(b"\x02\x00\x00\x00", b"\x08\x00\x00\x00", b"\x08\x00\x01\x00"),
     *(b"\x08\x00\x05\x00", b"\x08\x00\x08\x00"),
@@ -110,6 +112,11 @@ class DicomFile:
         return "Rows" in self.dataset and str(self.dataset.get("Modality", "")) not in COMPANION_MODALITIES
 
     @property
+    def is_directory(self) -> bool:
+        """Tell whether this is a DICOMDIR: the list of the files of a disc."""
+        return self.dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+
+    @property
     def place(self) -> str:
         """The beginning of a message about this file: its path, and its position if it states one."""
         try:
@@ -136,8 +143,10 @@ def read_dicom_file(path: Path) -> DicomFile | None:
         with DicomHandle(path) as handle:
             dataset = _parse(handle)
             if dataset is None:
-                if path.suffix.lower() == ".dcm":
-                    raise EOFError("it does not begin like DICOM; empty or truncated")
+                handle.seek(0)
+                beginning = handle.read(512)
+                if path.suffix.lower() == ".dcm" and not beginning.startswith(_APPLE_BEGINNINGS):
+                    raise EOFError(f"{_likeness(beginning)}; remove it if it is no slice")
                 return None
             for keyword in _TEXTS:
                 dataset.get(keyword)
@@ -189,6 +198,17 @@ def _damaged(path: Path, error: BaseException, series_uid: str = "") -> DamagedF
     )
 
 
+def _likeness(beginning: bytes) -> str:
+    """Say of a file that is named like DICOM what it is instead."""
+    if not beginning.strip(b"\0"):
+        return "it is empty"
+    try:
+        text = beginning.decode("ascii").strip()
+    except UnicodeDecodeError:
+        return "it does not begin like DICOM"
+    return f"it holds text, which begins {text[:30]!r}"
+
+
 def _parse(handle: DicomHandle) -> pydicom.Dataset | None:
     start = handle.read(132)
     # Some programs write data sets without the file header: such a file begins with group 0002 or 0008.
@@ -213,6 +233,8 @@ def _ends_early(dataset: pydicom.Dataset) -> bool:
     if not sop_class:  # a directory of files alone has none: anything else is spoilt from its beginning
         return bool(stated != MediaStorageDirectoryStorage)
     names = [UID(str(uid)).name for uid in (sop_class, stated) if uid]
+    if all(name.endswith("Storage") and "Image Storage" not in name for name in names):
+        return False  # raw data and the like of a scanner are of modality CT, too
     return bool(dataset.get("Modality") == "CT") or any("Image Storage" in name for name in names)
 
 

@@ -17,10 +17,18 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.uid import UID
 
 from metricunet.errors import InputError
+from metricunet.files.dicom.copies import once_each
 from metricunet.files.dicom.frames import split_frames
-from metricunet.files.dicom.header import DamagedFileError, DicomFile, read_dicom_file, read_full_header
+from metricunet.files.dicom.header import (
+    DamagedFileError,
+    DicomFile,
+    read_dicom_file,
+    read_full_header,
+    text_of,
+)
 from metricunet.files.dicom.pixels import read_hu
 from metricunet.files.dicom.resample import GapFilling, Untilting
 from metricunet.files.dicom.same import check_one_scan
@@ -31,6 +39,8 @@ from metricunet.volume import FloatArray, Geometry, Volume
 Progress = Callable[[int, int], None]
 
 FEWEST_SLICES = 3
+#: What macOS puts into archives beside the files themselves.
+MAC_FOLDER = "__MACOSX"
 #: Nothing is repaired.
 STRICT = Allow()
 
@@ -151,16 +161,19 @@ class _Damaged:
     folder: Path
     series_uid: str
     reason: str
+    #: False for what is no image at all.
+    is_scan: bool = True
 
 
 def find_series(path: Path, allow: Allow = STRICT) -> SeriesSearch:
     """Find the CT series in a folder and its subfolders, or the one series that a single file belongs to.
 
     Images are grouped by SeriesInstanceUID. Files that are not DICOM, and DICOM objects that accompany a scan
-    (structure sets, doses, plans, reports, DICOMDIR), are passed over. Images that cannot be used are listed.
+    (structure sets, doses, plans, reports, DICOMDIR), are passed over. Images that cannot be used, and a scanner's
+    raw data, are listed. Links are followed, each file counts once, and so does a slice that was exported twice.
 
     Args:
-        path: a folder, or a file.
+        path: a folder, or a file. A DICOMDIR stands for the folder that it lies in.
         allow: faults that are repaired rather than refused; none by default.
 
     Raises:
@@ -192,8 +205,10 @@ def search_series(path: Path, allow: Allow = STRICT, progress: Progress | None =
 def _search_series(path: Path, allow: Allow, progress: Progress | None) -> SeriesSearch:
     damaged: list[_Damaged] = []
     sets: list[Path] = []
+    chosen = read_dicom_file(path) if path.is_file() else None
+    if chosen is not None and chosen.is_directory:
+        path = path.absolute().parent
     if path.is_file():
-        chosen = read_dicom_file(path)
         if chosen is None:
             raise InputError(f"{path}: is not a DICOM file; give a DICOM CT slice, its folder, or a NIfTI file")
         if not chosen.is_image:
@@ -227,7 +242,7 @@ def _search_series(path: Path, allow: Allow, progress: Progress | None) -> Serie
             told.add(reason)
     for lost in damaged:
         if lost.reason not in told:
-            refused.append(RefusedSeries(lost.series_uid, "", lost.folder, 1, lost.reason))
+            refused.append(RefusedSeries(lost.series_uid, "", lost.folder, 1, lost.reason, lost.is_scan))
     return SeriesSearch(tuple(series), tuple(refused), tuple(sets))
 
 
@@ -238,11 +253,28 @@ def _files_below(folder: Path, damaged: list[_Damaged]) -> list[Path]:
             raise InputError(reason) from error
         damaged.append(_Damaged(Path(error.filename), "", reason))
 
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders.sort()
-        found += [Path(parent) / name for name in sorted(names)]
-    return [path for path in found if path.is_file()]
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        # A link may lead back to where it lies, or to a folder or file that is found without it.
+        folders[:] = [
+            name for name in sorted(folders) if name != MAC_FOLDER and _is_new(Path(parent) / name, seen)
+        ]
+        found += [
+            path for name in sorted(names) if (path := Path(parent) / name).is_file() and _is_new(path, seen)
+        ]
+    return found
+
+
+def _is_new(path: Path, seen: set[tuple[int, int]]) -> bool:
+    try:
+        status = path.stat()
+    except OSError:
+        return True  # whoever opens it says what is wrong
+    identity = status.st_dev, status.st_ino
+    new = identity not in seen
+    seen.add(identity)
+    return new
 
 
 def _read_images(
@@ -263,6 +295,9 @@ def _read_images(
                 images.append(file)
             elif file is not None and file.dataset.get("Modality") == "RTSTRUCT":
                 sets.append(path)
+            elif file is not None and file.dataset.get("Modality") == "CT":
+                kind = UID(text_of(file.dataset, "SOPClassUID")).name or "an object of an unknown kind"
+                damaged.append(_Damaged(path.parent, file.series_uid, f"{path}: is {kind}, no image", False))
     return images
 
 
@@ -271,6 +306,8 @@ def _check_undamaged(uid: str, files: Sequence[DicomFile], damaged: Sequence[_Da
     # known of which series, it may be one of any in its folder.
     folders = {file.path.parent for file in files}
     for lost in damaged:
+        if not lost.is_scan:
+            continue
         if lost.series_uid == uid if lost.series_uid else lost.folder in folders:
             raise InputError(lost.reason)
 
@@ -300,7 +337,7 @@ def _series(uid: str, files: Sequence[DicomFile], allow: Allow) -> CtSeries:
             f"{files[0].path}: belongs to a {count} series, at least {FEWEST_SLICES} slices are expected; "
             "export the whole scan"
         )
-    slices = [read_slice(frame) for frame in frames]
+    slices = once_each([read_slice(frame) for frame in frames])
     check_one_scan(slices)
     stack = stack_slices(slices, allow)
     first = stack.slices[0]
