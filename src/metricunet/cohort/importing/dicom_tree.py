@@ -62,8 +62,8 @@ class DicomCase(SourceCase):
         self.identity = series.series_uid
         self.patient = patient
         self.place = shown(series.folder, root)
-        self.structures, notes = _without_repeats(sets)
-        self.notes = tuple(notes)
+        self.structures, repeats = _without_repeats(sets)
+        self.notes = tuple(repeats)
         self.files = (*series.files, *(found.path for found in sets))
 
     def read_image(self) -> Volume:
@@ -93,9 +93,9 @@ class DicomCase(SourceCase):
 def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
     """Find the CT series below a folder and the structure sets on them.
 
-    A structure belongs to the series whose images its contours name. Where they name none that is there, it belongs
-    to the series that its set names, else to the one series in its frame of reference, and without a frame to the
-    one series of its study.
+    A structure belongs to the series whose images its contours name. Where they name none that is there, it
+    belongs to the series that its set names, else to the one series in its frame of reference, and without a
+    frame to the one series of its study.
 
     Raises:
         InputError: a folder without CT series and structure sets.
@@ -121,7 +121,9 @@ def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
     for series in search.series:
         own = owned[series.series_uid]
         if own:
-            found.cases.append(DicomCase(series, own, patients[series.series_uid], root))
+            case = DicomCase(series, own, patients[series.series_uid], root)
+            found.cases.append(case)
+            found.notes += case.notes
         else:
             reason = (
                 f"{series.folder}: no structure set was drawn on this series; nothing is known of its structures"
@@ -235,7 +237,8 @@ def _shared_out(
         lost["holds no ROI; export it again"] = []
     for reason, positions in lost.items():
         of = f"ROI {listed(repr(read.structures[n].name) for n in positions)}: " if shared else ""
-        found.left_out.append(LeftOut(shown(read.path, root), f"{read.path}: {of}{reason}"))
+        # A region of another scan beside those of this one, as a lesion drawn on the MR, is no fault of the set.
+        found.left_out.append(LeftOut(shown(read.path, root), f"{read.path}: {of}{reason}", not shared))
         found.loose += [names[n] for n in positions]
     return shared
 
@@ -279,8 +282,8 @@ def _owner(origin: _Origin, header: Dataset, search: SeriesSearch, series_of: Ma
         wanted = named[0].frame_of_reference_uid
         if origin.frame_uid not in (None, wanted):
             return (
-                f"frame of reference is {origin.frame_uid}, but {wanted} in series {series_uid}; choose the set that "
-                "was drawn on this scan, or give the registration (REG) that joins the two"
+                f"frame of reference is {origin.frame_uid}, but {wanted} in series {series_uid}; choose the set "
+                "that was drawn on this scan, or give the registration (REG) that joins the two"
             )
         return named[0]
     refused: list[RefusedSeries] = [r for r in search.refused if r.series_uid and r.series_uid == series_uid]
