@@ -311,3 +311,32 @@ def test_what_is_left_undecided_stops_the_import(tmp_path: Path) -> None:
     write_set(tmp_path / "tree" / "RS.dcm", DOE, series, {"Prostate": PROSTATE, "BODY": BODY})
     with pytest.raises(InputError, match=r"undecided lists 1 spellings \(BODY\); move each to a structure"):
         imported(tmp_path, list_names([tmp_path / "tree"]).text)
+
+
+def test_two_versions_of_a_set_cost_their_own_patient_alone(tmp_path: Path) -> None:
+    for folder, patient in (("a", DOE), ("b", ROE)):
+        series = write_ct(tmp_path / "tree" / folder, patient)
+        write_set(tmp_path / "tree" / folder / "RS.dcm", patient, series, {"Prostate": PROSTATE})
+    write_set(tmp_path / "tree" / "b" / "RS2.dcm", ROE, series, {"Prostate": BLADDER})
+    result, cohort = imported(tmp_path)
+    assert len(cohort.training) == 1
+    assert result.failed
+
+
+def test_sets_of_one_uid_and_other_content_are_two(tmp_path: Path) -> None:
+    def same(dataset: Dataset) -> None:
+        dataset.SOPInstanceUID = "1.2.3.4.5"
+
+    series = write_ct(tmp_path / "tree", DOE)
+    write_set(tmp_path / "tree" / "A.dcm", DOE, series, {"Bladder": BLADDER}, change=same)
+    write_set(tmp_path / "tree" / "B.dcm", DOE, series, {"Bladder": BLADDER, "Prostate": PROSTATE}, change=same)
+    result, _ = imported(tmp_path)
+    assert result.structures == {"prostate": {"contoured": 1}, "bladder": {"contoured": 1}}
+
+
+def test_the_advice_for_missing_slices_names_no_option_that_import_lacks(tmp_path: Path) -> None:
+    series = write_ct(tmp_path / "tree", DOE, leave_out=[3])
+    write_set(tmp_path / "tree" / "RS.dcm", DOE, series, {"Prostate": PROSTATE})
+    with pytest.raises(InputError, match="missing") as caught:
+        imported(tmp_path)
+    assert "--allow" not in str(caught.value)

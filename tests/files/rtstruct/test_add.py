@@ -323,9 +323,13 @@ class TestRefused:
                 on_clash="replace",  # type: ignore[arg-type]
             )
 
-    def test_damage(self, tmp_path: Path, series: CtSeries, new: Structure) -> None:
+    def test_a_roi_without_a_number_is_passed_on(self, tmp_path: Path, series: CtSeries, new: Structure) -> None:
         def change(dataset: Dataset) -> None:
             del dataset.StructureSetROISequence[0].ROINumber
 
         path = foreign_set(tmp_path / "in.dcm", series, change=change)
-        self.refuse(path, series, new, "the structure set is damaged")
+        there = pydicom.dcmread(path).StructureSetROISequence
+        add_to_rtstruct(path, tmp_path / "out.dcm", series, [new], description=WORDS)
+        rois = pydicom.dcmread(tmp_path / "out.dcm").StructureSetROISequence
+        assert list(rois)[:-1] == list(there)
+        assert rois[-1].ROIName == new.name

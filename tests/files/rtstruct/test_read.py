@@ -137,8 +137,13 @@ class TestReading:
 
         rois = [("a", [square(1, 5, 3)]), ("b", [square(1, 5, 3)])]
         path = rtstruct(tmp_path / "rs.dcm", rois, frame=series.frame_of_reference_uid, change=change)
-        with pytest.raises(InputError, match=r"ROI 'b': frame of reference is 9\.9"):
-            read_rtstruct(path, series)
+        read = read_rtstruct(path, series)
+        assert [len(s.contours) for s in read.structures] == [1, 0]
+        with pytest.raises(
+            InputError, match=r"ROI 'b' cannot be used on this scan: its frame of reference is 9\.9"
+        ):
+            read.mask("b", GRID)
+        assert any("ROI 'b': frame of reference is 9.9" in warning for warning in read.warnings)
 
     def test_a_set_drawn_on_another_series_of_the_same_frame_is_said(self, tmp_path: Path) -> None:
         frame = generate_uid()
@@ -161,8 +166,8 @@ class TestReading:
             contour._dict[tag] = element(tag, "DS", len(text), text, 0, True, True)
 
         path = rtstruct(tmp_path / "rs.dcm", [("CTV", [square(1, 2, 3)])], change=change)
-        with pytest.raises(InputError, match="ROI 'CTV': ContourData holds"):
-            read_rtstruct(path)
+        with pytest.raises(InputError, match="ROI 'CTV' has ContourData that holds"):
+            read_rtstruct(path).mask("CTV", GRID)
 
     def test_contours_without_a_name(self, tmp_path: Path) -> None:
         def change(dataset: Dataset) -> None:
@@ -325,8 +330,8 @@ class TestMasks:
     @pytest.mark.parametrize("number", [1e7, -1e300])
     def test_places_outside_the_world(self, tmp_path: Path, number: float) -> None:
         path = rtstruct(tmp_path / "rs.dcm", [("a", [[number, 0, 3, 8, 0, 3, 8, 8, 3]])])
-        with pytest.raises(InputError, match="ROI 'a': ContourData holds 9 numbers, expected finite lengths"):
-            read_rtstruct(path)
+        with pytest.raises(InputError, match="ROI 'a' has ContourData that holds 9 numbers, expected finite"):
+            read_rtstruct(path).mask("a", GRID)
 
     def test_a_wild_contour_takes_little_memory(self, tmp_path: Path) -> None:
         # Every edge spans every row: ten million crossings in all.

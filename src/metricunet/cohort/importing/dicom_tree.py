@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from metricunet.cohort.importing.names_file import listed
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
 from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase, Status
 from metricunet.errors import InputError
 from metricunet.files.dicom.file import read_dataset
 from metricunet.files.dicom.header import DAMAGE, one_line
 from metricunet.files.dicom.series import CtSeries, RefusedSeries, SeriesSearch, search_series
-from metricunet.files.rtstruct.model import RtStruct
-from metricunet.files.rtstruct.read import check_frames, read_rtstruct
+from metricunet.files.dicom.stack import Allow
+from metricunet.files.rtstruct.model import RtStruct, RtStructure
+from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.volume import Volume
 
 LAYOUT = "dicom"
@@ -29,13 +32,26 @@ _IDENTITY = [
 
 @dataclass(frozen=True, eq=False)
 class StructureSet:
-    """A structure set whose contours are not kept: its place, what it refers to, and the names in it."""
+    """What of a structure set was drawn on one series. Its contours are not kept: its place, and the names in it.
+
+    Attributes:
+        path: of the file.
+        structures: those drawn on that series.
+        drawings: for each a hash of its contours; empty where it has none.
+    """
 
     path: Path
-    header: Dataset
+    structures: tuple[Named, ...]
+    drawings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a structure says of the scan that it was drawn on."""
+
     frame_uid: str | None
     series_uid: str | None
-    structures: tuple[Named, ...]
+    image_uids: frozenset[str]
 
 
 class DicomCase(SourceCase):
@@ -46,7 +62,8 @@ class DicomCase(SourceCase):
         self.identity = series.series_uid
         self.patient = patient
         self.place = shown(series.folder, root)
-        self.structures = tuple(named for found in sets for named in found.structures)
+        self.structures, repeats = _without_repeats(sets)
+        self.notes = tuple(repeats)
         self.files = (*series.files, *(found.path for found in sets))
 
     def read_image(self) -> Volume:
@@ -57,12 +74,12 @@ class DicomCase(SourceCase):
         """Fill the contours of structures, by the even-odd rule at voxels' centres."""
         opened: dict[Path, RtStruct] = {}
         for named in wanted:
-            path, number = named.key
+            path, position = named.key
             general: list[str] = []
             if path not in opened:
                 opened = {path: read_rtstruct(path, self.series)}
                 general = [text for text in opened[path].warnings if ": ROI '" not in text]
-            (structure,) = (s for s in opened[path].structures if s.number == number)
+            structure = opened[path].structures[position]
             own = [text for text in opened[path].warnings if f": ROI '{structure.name}':" in text]
             mask = opened[path].filled(structure, image.geometry)
             notes = (*general, *own, *mask.notes)
@@ -76,20 +93,20 @@ class DicomCase(SourceCase):
 def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
     """Find the CT series below a folder and the structure sets on them.
 
-    A structure set belongs to the series that it names. Where it names none that is there, it belongs to the one
-    series in its frame of reference, and without a frame to the one series of its study.
+    A structure belongs to the series whose images its contours name. Where they name none that is there, it
+    belongs to the series that its set names, else to the one series in its frame of reference, and without a
+    frame to the one series of its study.
 
     Raises:
         InputError: a folder without CT series and structure sets.
     """
-    search = search_series(root, progress=bars("reading"))
+    search = search_series(root, Allow(offered=False), progress=bars("reading"))
     for refused in search.refused:
         for path in refused.files[:1]:
             privacy.learn(_identity(path))
     for series in search.series:
         privacy.learn(series.header)
     found = Found(LAYOUT)
-    sets = list(_sets(search.structure_sets, root, privacy, found))
     if not search.series and not search.refused and not search.structure_sets:
         raise InputError(f"{root}: holds no CT series and no structure set; give a folder of DICOM patients")
     for refused in search.refused:
@@ -98,18 +115,15 @@ def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
         entry = LeftOut(f"{what}{described}", refused.reason, refused.is_scan, refused.file_count)
         found.left_out.append(entry)
     owned: dict[str, list[StructureSet]] = {series.series_uid: [] for series in search.series}
-    for one in sets:
-        owner = _owner(one, search)
-        if isinstance(owner, str):
-            found.left_out.append(LeftOut(shown(one.path, root), f"{one.path}: {owner}"))
-            found.loose += one.structures
-        else:
-            owned[owner.series_uid].append(one)
+    for uid, one in _sets(search, root, privacy, found):
+        owned[uid].append(one)
     patients = _patients(search.series)
     for series in search.series:
         own = owned[series.series_uid]
         if own:
-            found.cases.append(DicomCase(series, own, patients[series.series_uid], root))
+            case = DicomCase(series, own, patients[series.series_uid], root)
+            found.cases.append(case)
+            found.notes += case.notes
         else:
             reason = (
                 f"{series.folder}: no structure set was drawn on this series; nothing is known of its structures"
@@ -118,10 +132,14 @@ def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
     return found
 
 
-def _sets(paths: Sequence[Path], root: Path, privacy: Privacy, found: Found) -> Iterator[StructureSet]:
-    """Open structure sets; a damaged one, and a second copy of one, are left out."""
-    copies: dict[str, Path] = {}
-    for path in paths:
+def _sets(search: SeriesSearch, root: Path, privacy: Privacy, found: Found) -> Iterator[tuple[str, StructureSet]]:
+    """Open structure sets: each with the series that it, or a part of it, was drawn on.
+
+    A damaged one, a second copy of one, and what was drawn on no series that is here, are left out.
+    """
+    copies: dict[tuple[str, str], Path] = {}
+    series_of = {uid: series.series_uid for series in search.series for uid in series.sop_uids}
+    for path in search.structure_sets:
         try:
             header = _identity(path)
             privacy.learn(header)
@@ -129,18 +147,116 @@ def _sets(paths: Sequence[Path], root: Path, privacy: Privacy, found: Found) -> 
         except InputError as error:
             found.left_out.append(LeftOut(shown(path, root), str(error)))
             continue
-        uid = str(header.get("SOPInstanceUID", "") or path)
-        if uid in copies:
-            reason = f"{path}: is the same structure set as {copies[uid]}; it counts once"
+        drawings = [_drawing(s) for s in read.structures]
+        # Programs that add to a set may leave it its UID: two are the same only if what they hold is.
+        copy = str(header.get("SOPInstanceUID", "") or path), _content(read, drawings)
+        if copy in copies:
+            reason = f"{path}: is the same structure set as {copies[copy]}; it counts once"
             found.left_out.append(LeftOut(shown(path, root), reason, False))
             continue
-        copies[uid] = path
-        names = tuple(
-            Named(privacy.spoken(s.name), f"{path}: ROI {s.number} '{s.name}'", bool(s.contours), (path, s.number))
-            for s in read.structures
-        )
-        # Contours are read again when they are wanted: all of a cohort's would not fit into memory.
-        yield StructureSet(path, header, read.frame_of_reference_uid, read.series_uid, names)
+        copies[copy] = path
+        names = [
+            Named(privacy.spoken(s.name), _place(path, s), bool(s.contours or s.fault), (path, position))
+            for position, s in enumerate(read.structures)
+        ]
+        for uid, positions in _shared_out(read, header, search, series_of, root, found, names).items():
+            # Contours are read again when they are wanted: all of a cohort's would not fit into memory.
+            yield (
+                uid,
+                StructureSet(path, tuple(names[n] for n in positions), tuple(drawings[n] for n in positions)),
+            )
+
+
+def _place(path: Path, structure: RtStructure) -> str:
+    number = "without a number" if structure.number is None else structure.number
+    return f"{path}: ROI {number} '{structure.name}'"
+
+
+def _drawing(structure: RtStructure) -> str:
+    """A hash of a structure's contours; empty where it has none."""
+    if not structure.contours:
+        return ""
+    digest = hashlib.sha256()
+    for points in structure.contours:
+        digest.update(len(points).to_bytes(8, "little") + points.tobytes())
+    return digest.hexdigest()
+
+
+def _content(read: RtStruct, drawings: Sequence[str]) -> str:
+    """A hash of all that is read of a set."""
+    said = [
+        (s.number, s.name, s.fault, s.frame_of_reference_uid, s.image_uids, s.passed_over) for s in read.structures
+    ]
+    return hashed(str(read.series_uid), str(read.frame_of_reference_uid), str(said), *drawings)
+
+
+def _shared_out(
+    read: RtStruct,
+    header: Dataset,
+    search: SeriesSearch,
+    series_of: Mapping[str, str],
+    root: Path,
+    found: Found,
+    names: Sequence[Named],
+) -> dict[str, list[int]]:
+    """Return for each series the structures that were drawn on it; leave out those drawn on none that is here."""
+    owners: dict[_Origin, CtSeries | str] = {}
+    shared: dict[str, list[int]] = {}
+    lost: dict[str, list[int]] = {}
+    undrawn: list[int] = []
+    for position, structure in enumerate(read.structures):
+        if not structure.contours:
+            undrawn.append(position)
+            continue
+        named = frozenset(uid for uid in structure.image_uids if uid is not None)
+        frame = structure.frame_of_reference_uid or read.frame_of_reference_uid
+        origin = _Origin(frame, read.series_uid, named)
+        if origin not in owners:
+            owners[origin] = _owner(origin, header, search, series_of)
+        owner = owners[origin]
+        if isinstance(owner, str):
+            lost.setdefault(owner, []).append(position)
+        else:
+            shared.setdefault(owner.series_uid, []).append(position)
+    if undrawn:
+        # Nothing tells where these were to be drawn: they go with the most of the set.
+        if shared:
+            home = max(shared, key=lambda uid: len(shared[uid]))
+            shared[home] = sorted([*shared[home], *undrawn])
+        elif lost:
+            home = max(lost, key=lambda reason: len(lost[reason]))
+            lost[home] = sorted([*lost[home], *undrawn])
+        else:
+            origin = _Origin(read.frame_of_reference_uid, read.series_uid, frozenset())
+            owner = _owner(origin, header, search, series_of)
+            if isinstance(owner, str):
+                lost[owner] = undrawn
+            else:
+                shared[owner.series_uid] = undrawn
+    if not read.structures:
+        lost["holds no ROI; export it again"] = []
+    for reason, positions in lost.items():
+        of = f"ROI {listed(repr(read.structures[n].name) for n in positions)}: " if shared else ""
+        # A region of another scan beside those of this one, as a lesion drawn on the MR, is no fault of the set.
+        found.left_out.append(LeftOut(shown(read.path, root), f"{read.path}: {of}{reason}", not shared))
+        found.loose += [names[n] for n in positions]
+    return shared
+
+
+def _without_repeats(sets: Sequence[StructureSet]) -> tuple[tuple[Named, ...], list[str]]:
+    """The structures of several sets on one series; one that is drawn alike in two sets counts once."""
+    first: dict[tuple[str, str], tuple[int, Named]] = {}
+    kept: list[Named] = []
+    notes: list[str] = []
+    for n, one in enumerate(sets):
+        for named, drawing in zip(one.structures, one.drawings, strict=True):
+            before = first.get((named.spelling, drawing)) if drawing else None
+            if before is not None and before[0] != n:
+                notes.append(f"{named.place} is drawn as in {before[1].place}; it counts once")
+                continue
+            first.setdefault((named.spelling, drawing), (n, named))
+            kept.append(named)
+    return tuple(kept), notes
 
 
 def _identity(path: Path) -> Dataset:
@@ -155,28 +271,34 @@ def _identity(path: Path) -> Dataset:
         raise InputError(f"{path}: cannot be read ({one_line(error)}); copy or export it again") from error
 
 
-def _owner(one: StructureSet, search: SeriesSearch) -> CtSeries | str:
-    """Return the series that a set was drawn on, or why there is none."""
-    named = [series for series in search.series if series.series_uid == one.series_uid]
+def _owner(origin: _Origin, header: Dataset, search: SeriesSearch, series_of: Mapping[str, str]) -> CtSeries | str:
+    """Return the series that something was drawn on, or why there is none."""
+    by_images = {series_of[uid] for uid in origin.image_uids if uid in series_of}
+    if len(by_images) > 1:
+        return f"its contours name images of {len(by_images)} CT series; draw it on one of them alone"
+    series_uid = next(iter(by_images), origin.series_uid)
+    named = [series for series in search.series if series.series_uid == series_uid]
     if named:
-        try:
-            check_frames(one.path, (), one.frame_uid, named[0])
-        except InputError as error:
-            return str(error).removeprefix(f"{one.path}: ")
+        wanted = named[0].frame_of_reference_uid
+        if origin.frame_uid not in (None, wanted):
+            return (
+                f"frame of reference is {origin.frame_uid}, but {wanted} in series {series_uid}; choose the set "
+                "that was drawn on this scan, or give the registration (REG) that joins the two"
+            )
         return named[0]
-    refused: list[RefusedSeries] = [r for r in search.refused if r.series_uid and r.series_uid == one.series_uid]
+    refused: list[RefusedSeries] = [r for r in search.refused if r.series_uid and r.series_uid == series_uid]
     if refused:
-        return f"the series that it was drawn on, {one.series_uid}, was refused ({refused[0].reason})"
-    if one.frame_uid is not None:
-        near = [s for s in search.series if s.frame_of_reference_uid == one.frame_uid]
-        where = f"in its frame of reference, {one.frame_uid}"
+        return f"the series that it was drawn on, {series_uid}, was refused ({refused[0].reason})"
+    if origin.frame_uid is not None:
+        near = [s for s in search.series if s.frame_of_reference_uid == origin.frame_uid]
+        where = f"in its frame of reference, {origin.frame_uid}"
     else:
-        study = str(one.header.get("StudyInstanceUID", "") or "")
+        study = str(header.get("StudyInstanceUID", "") or "")
         near = [s for s in search.series if s.study_uid == study]
         where = "in its study; it states neither series nor frame of reference"
     if len(near) == 1:
         return near[0]
-    drawn = f"was drawn on series {one.series_uid}, which is not here, and " if one.series_uid else ""
+    drawn = f"was drawn on series {origin.series_uid}, which is not here, and " if origin.series_uid else ""
     if not near:
         return f"{drawn}there is no CT series {where}; add the scan that it was drawn on"
     return f"{drawn}{len(near)} CT series are {where}; import the one that it was drawn on by itself"

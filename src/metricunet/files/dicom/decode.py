@@ -26,7 +26,7 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from metricunet.files.dicom.codestream import check_codestreams, has_codestreams
-from metricunet.files.dicom.file import read_dataset
+from metricunet.files.dicom.file import bare_syntax, read_dataset
 
 #: Slices on their way to one process: while one is decoded, the next is already there.
 AHEAD = 2
@@ -44,6 +44,9 @@ def stored_pixels(path: Path | str) -> NDArray[Any]:
         Exception: whatever pydicom and the decoders raise for a damaged file.
     """
     dataset = read_dataset(Path(path))
+    syntax = bare_syntax(dataset)
+    if syntax is not None and "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = syntax
     check_codestreams(dataset)
     dataset.pixel_array_options(raw=True)
     pixels: NDArray[Any] = dataset.pixel_array

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,18 @@ import pydicom
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 #: A deflated data set may unpack to this many bytes; a structure set of a whole body takes a fifth of it.
 MOST_UNPACKED = 1 << 28
 #: Reads of fewer bytes than this are not looked at.
 SMALL_READ = 1 << 16
+#: How a DICOM file begins: bytes of anything, and four letters.
+PREAMBLE, PREFIX = 128, b"DICM"
+#: Groups that a data set without these begins with.
+BARE_GROUPS = (0x0002, 0x0008)
+#: Bytes of a tag and a length.
+SHORTEST_ELEMENT = 8
 
 
 class DicomHandle(io.BufferedReader):
@@ -30,6 +38,11 @@ class DicomHandle(io.BufferedReader):
         raw = io.FileIO(path)
         super().__init__(raw)
         self._size = os.fstat(raw.fileno()).st_size
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self._size
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read bytes; without a size, the rest of the file.
@@ -53,7 +66,29 @@ def read_dataset(path: Path, **options: Any) -> Dataset:
         Exception: whatever pydicom raises for a damaged file.
     """
     with DicomHandle(path) as handle:
-        return parsed(handle, **options)
+        bare = begins_bare(handle)
+        return parsed(handle, force=bare, **options)
+
+
+def begins_bare(handle: DicomHandle) -> bool:
+    """Tell whether a file is a data set without preamble and file header, as some programs write them.
+
+    It then begins with an element of group 0008, or of the file header's group 0002, whose length is possible.
+    The handle is left at its beginning.
+    """
+    head = handle.read(PREAMBLE + len(PREFIX))
+    handle.seek(0)
+    if head[PREAMBLE:] == PREFIX or len(head) < SHORTEST_ELEMENT:
+        return False
+    group, element = struct.unpack("<HH", head[:4])
+    if group not in BARE_GROUPS:
+        return False
+    try:
+        representation = "UL" if element == 0 else dictionary_VR(group << 16 | element)
+    except KeyError:
+        return False
+    explicit = head[4:6].decode("latin-1") == representation
+    return explicit or int.from_bytes(head[4:8], "little") <= handle.size - SHORTEST_ELEMENT
 
 
 def parsed(handle: DicomHandle, **options: Any) -> Dataset:
@@ -64,6 +99,14 @@ def parsed(handle: DicomHandle, **options: Any) -> Dataset:
         if element is not None and element.VR == "SQ" and not _may_be_sequence(int(tag)):
             raise ValueError(f"{pydicom.datadict.keyword_for_tag(tag) or tag} is a sequence")
     return dataset
+
+
+def bare_syntax(dataset: Dataset) -> UID | None:
+    """The uncompressed transfer syntax that a data set without a file header was read by; None where none fits."""
+    implicit, little = dataset.original_encoding
+    if not little:
+        return None
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
 
 
 def plain_text(dataset: Dataset, keyword: str) -> str:

@@ -22,7 +22,16 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from metricunet.errors import InputError
-from metricunet.files.dicom.file import DicomHandle, parsed, plain_text, read_dataset
+from metricunet.files.dicom.file import (
+    PREAMBLE,
+    PREFIX,
+    DicomHandle,
+    bare_syntax,
+    begins_bare,
+    parsed,
+    plain_text,
+    read_dataset,
+)
 
 #: What travels with a planning CT and is no scan of its own: passed over in a search.
 COMPANION_MODALITIES = ("RTDOSE", "RTIMAGE", "RTSTRUCT", "RTPLAN", "RTRECORD", "SEG", "REG", "SR", "PR", "KO")
@@ -64,10 +73,6 @@ DAMAGE = (
 
 #: How the files begin that macOS leaves beside those it copies (._NAME), where folder icons and the like are kept.
 _APPLE_BEGINNINGS = (b"\x00\x05\x16\x07", b"\x00\x05\x16\x00")
-_BARE_BEGINNINGS = (
-    *(b"\x02\x00\x00\x00", b"\x08\x00\x00\x00", b"\x08\x00\x01\x00"),
-    *(b"\x08\x00\x05\x00", b"\x08\x00\x08\x00"),
-)
 _SERIES_UID = 0x0020000E
 _PIXEL_DATA = 0x7FE00010
 _ITEM = 0xFFFEE000
@@ -114,7 +119,7 @@ class DicomFile:
     @property
     def is_directory(self) -> bool:
         """Tell whether this is a DICOMDIR: the list of the files of a disc."""
-        return self.dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+        return bool(self.dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage)
 
     @property
     def place(self) -> str:
@@ -155,7 +160,7 @@ def read_dicom_file(path: Path) -> DicomFile | None:
                 if any(tag > _SERIES_UID for tag in dataset.keys()):  # noqa: SIM118 - a Dataset iterates elements
                     series_uid = str(dataset.get("SeriesInstanceUID") or "")
                 raise EOFError("it ends before the image's size")
-            syntax = str(dataset.file_meta.get("TransferSyntaxUID", "") or "")
+            syntax = str(dataset.file_meta.get("TransferSyntaxUID", "") or "") or _bare_syntax(handle, dataset)
             fault = _pixel_fault(handle, dataset, syntax) if "Rows" in dataset else None
     except PermissionError as error:
         raise DamagedFileError(
@@ -210,16 +215,28 @@ def _likeness(beginning: bytes) -> str:
 
 
 def _parse(handle: DicomHandle) -> pydicom.Dataset | None:
-    start = handle.read(132)
-    # Some programs write data sets without the file header: such a file begins with group 0002 or 0008.
-    bare = start[128:] != b"DICM" and start[:4] in _BARE_BEGINNINGS
-    if start[128:] != b"DICM" and not bare:
-        return None
+    bare = begins_bare(handle)
+    start = handle.read(PREAMBLE + len(PREFIX))
     handle.seek(0)
+    if start[PREAMBLE:] != PREFIX and not bare:
+        return None
     try:
         return parsed(handle, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
     except InvalidDicomError:
         return None
+
+
+def _bare_syntax(handle: DicomHandle, dataset: pydicom.Dataset) -> str:
+    """The transfer syntax that a data set without a file header shows; empty where pixels may be compressed."""
+    syntax = bare_syntax(dataset)
+    if syntax is None:
+        return ""
+    start = handle.tell()
+    head = handle.read(12)
+    handle.seek(start)
+    length = head[4:8] if dataset.original_encoding[0] else head[8:12]
+    # Pixels of undefined length are compressed, and nothing says how.
+    return "" if length == _UNDEFINED_LENGTH.to_bytes(4, "little") else str(syntax)
 
 
 def _ends_early(dataset: pydicom.Dataset) -> bool:

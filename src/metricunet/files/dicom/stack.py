@@ -41,8 +41,6 @@ ROUNDING_MM = 1e-6
 
 _TOLERANCE = POSITION_TOLERANCE_MM + ROUNDING_MM
 _EVEN = f"differences up to {POSITION_TOLERANCE_MM} mm are accepted"
-_GAPS = "or interpolate between the slices there are with --allow-gaps"
-_TILT = "or resample to axial slices with --allow-tilt"
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,22 @@ class Allow:
     Attributes:
         gaps: slices that are missing, or lie unevenly.
         tilt: slices that lean, or are shifted evenly against each other, as those of a tilted gantry.
+        offered: the command has options for these; a refusal then advises them.
     """
 
     gaps: bool = False
     tilt: bool = False
+    offered: bool = True
+
+    @property
+    def gaps_advice(self) -> str:
+        """The end of a refusal for gaps."""
+        return ", or interpolate between the slices there are with --allow-gaps" if self.offered else ""
+
+    @property
+    def tilt_advice(self) -> str:
+        """The end of a refusal for a tilt."""
+        return ", or resample to axial slices with --allow-tilt" if self.offered else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +109,7 @@ def stack_slices(slices: Sequence[SliceHeader], allow: Allow) -> Stack:
     _check_duplicates(ordered, heights)
     faults = _gap_faults(ordered, heights, allow)
     nodes, step_mm = _even_nodes(heights) if faults else (None, float(heights[-1] / (len(ordered) - 1)))
-    faults += _skipped(ordered, heights, step_mm)
+    faults += _skipped(ordered, heights, step_mm, allow)
     if faults and not allow.gaps:
         raise InputError(faults[0].refusal)
     notes = _notes(faults)
@@ -147,7 +157,7 @@ def _normal(header: SliceHeader, allow: Allow) -> tuple[FloatArray, float]:
     if tilt > AXIAL_TOLERANCE_DEGREES and not allow.tilt:
         raise InputError(
             f"{found}, at most {AXIAL_TOLERANCE_DEGREES:g} is accepted (gantry tilt, or an oblique reformat); "
-            f"export an axial reconstruction, {_TILT}"
+            f"export an axial reconstruction{allow.tilt_advice}"
         )
     # With the tilt undone the shortest way, what is left is a turn within the plane.
     upright = _rotation_between(normal, np.array([0.0, 0.0, 1.0]))
@@ -235,7 +245,7 @@ def _gap_faults(slices: Sequence[SliceHeader], heights: FloatArray, allow: Allow
             _Fault(
                 f"{_place(slices, at)}: lies {abs(heights[at] - heights[beside]):.2f} mm from "
                 f"{slices[beside].name}, most slices {typical:.2f} mm from the next, {_EVEN}; "
-                f"export a reconstruction with even spacing, {_GAPS}",
+                f"export a reconstruction with even spacing{allow.gaps_advice}",
                 f"the slices lie {apart}; the scan was resampled to even slices by the position of each",
             )
         )
@@ -253,7 +263,7 @@ def _gap_faults(slices: Sequence[SliceHeader], heights: FloatArray, allow: Allow
         low, high = (slices[j].position_mm[2] for j in (k, k + 1))
         faults.append(
             _Fault(
-                f"{refusal}, {_GAPS}",
+                f"{refusal}{allow.gaps_advice}",
                 f"{missing} {are} missing between z = {low:.2f} and {high:.2f} mm; the gap was filled by "
                 "interpolation",
             )
@@ -264,7 +274,7 @@ def _gap_faults(slices: Sequence[SliceHeader], heights: FloatArray, allow: Allow
         faults.append(
             _Fault(
                 f"{_place(slices, k)}: lies {off:.2f} mm off its place on an even grid of {mean_mm:.3f} mm, "
-                f"{_EVEN}; export a reconstruction with even spacing, {_GAPS}",
+                f"{_EVEN}; export a reconstruction with even spacing{allow.gaps_advice}",
                 "the slices lie unevenly; the scan was resampled to even slices by the position of each",
             )
         )
@@ -283,7 +293,7 @@ def _displaced(bad: NDArray[np.bool_]) -> int | None:
     return 0 if k == 0 else last if k == last - 1 else k
 
 
-def _skipped(slices: Sequence[SliceHeader], heights: FloatArray, step_mm: float) -> list[_Fault]:
+def _skipped(slices: Sequence[SliceHeader], heights: FloatArray, step_mm: float, allow: Allow) -> list[_Fault]:
     """Slices of a series that lie evenly, but at a multiple of the distance that their files state."""
     stated = [s.stated_step_mm for s in slices if s.stated_step_mm]
     if not stated or np.ptp(stated) > _TOLERANCE:
@@ -294,7 +304,7 @@ def _skipped(slices: Sequence[SliceHeader], heights: FloatArray, step_mm: float)
     return [
         _Fault(
             f"{_place(slices, 0)}: SpacingBetweenSlices is {stated[0]:g} mm, but the slices lie {step_mm:.2f} mm "
-            f"apart: {skipped} of every {skipped + 1} are missing; export the whole series, {_GAPS}",
+            f"apart: {skipped} of every {skipped + 1} are missing; export the whole series{allow.gaps_advice}",
             f"{skipped} of every {skipped + 1} slices are missing: they lie {step_mm:.2f} mm apart, and their "
             f"files state {stated[0]:g} mm",
         )
@@ -335,7 +345,8 @@ def _lean(
         )
     if not allow.tilt:
         raise InputError(
-            f"{found}{degrees:.1f} degrees, as from a tilted gantry; export an axial reconstruction, {_TILT}"
+            f"{found}{degrees:.1f} degrees, as from a tilted gantry; "
+            f"export an axial reconstruction{allow.tilt_advice}"
         )
     return slope, degrees
 

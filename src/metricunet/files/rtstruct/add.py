@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pydicom.uid import UID, generate_uid
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
+from metricunet.files.dicom.file import bare_syntax
 from metricunet.files.dicom.header import DAMAGE, one_line, text_of
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.rtstruct.items import (
@@ -39,15 +41,14 @@ from metricunet.files.rtstruct.outlines import (
     drawn,
     written,
 )
-from metricunet.files.rtstruct.read import (
-    RT_STRUCTURE_SET,
-    check_frames,
-    open_structure_set,
-    stated_references,
-    structures_of,
-)
+from metricunet.files.rtstruct.read import RT_STRUCTURE_SET, open_structure_set
+from metricunet.files.rtstruct.references import check_frames, listed_references, stated_references
+from metricunet.files.rtstruct.rois import numbers_of, structures_of
 
 OnClash = Literal["refuse", "suffix"]
+
+#: The largest number that DICOM's integer strings (IS) hold.
+LARGEST_NUMBER = 2**31 - 1
 
 #: What the standard allows in an approved or rejected set alone, and what the new content makes untrue.
 _NO_LONGER_TRUE = (
@@ -112,14 +113,12 @@ def add_to_rtstruct(
             _check_same_scan(path_in, dataset, there, series)
             named = _renamed(path_in, dataset, structures, on_clash)
             _check_characters(path_in, dataset, named, description)
-            first = 1 + max(_numbers(dataset), default=0)
-            first_observation = 1 + max(_observation_numbers(dataset), default=0)
-            for n, (structure, drawing) in enumerate(zip(named, drawings, strict=True)):
-                roi = roi_item(first + n, structure, drawing, series, description)
-                observation = observation_item(first_observation + n, first + n, structure)
-                _append(dataset, "StructureSetROISequence", roi)
-                _append(dataset, "ROIContourSequence", contour_item(first + n, structure, drawing, series))
-                _append(dataset, "RTROIObservationsSequence", observation)
+            numbers = _new_numbers(_numbers(dataset), len(named))
+            observations = _new_numbers(_observation_numbers(dataset), len(named))
+            for n, k, structure, drawing in zip(numbers, observations, named, drawings, strict=True):
+                _append(dataset, "StructureSetROISequence", roi_item(n, structure, drawing, series, description))
+                _append(dataset, "ROIContourSequence", contour_item(n, structure, drawing, series))
+                _append(dataset, "RTROIObservationsSequence", observation_item(k, n, structure))
             _refer_to(dataset, series)
             _make_new(dataset, made or datetime.now())
             with written_whole(path_out) as temporary:
@@ -131,7 +130,7 @@ def add_to_rtstruct(
         raise InputError(
             f"{path_in}: the structure set is damaged ({one_line(error)}); export it again"
         ) from error
-    return tuple(written(s, first + n, d) for n, (s, d) in enumerate(zip(named, drawings, strict=True)))
+    return tuple(written(s, n, d) for n, s, d in zip(numbers, named, drawings, strict=True))
 
 
 def check_addable(path: Path, series: CtSeries) -> None:
@@ -165,7 +164,7 @@ def _check_written(path: Path, temporary: Path, there: Sequence[RtStructure], dr
 def _check_same_scan(path: Path, dataset: Dataset, structures: Sequence[RtStructure], series: CtSeries) -> None:
     """Refuse a set that was drawn on another scan than `series`."""
     frame, series_uid = stated_references(dataset, structures)
-    check_frames(path, structures, frame, series)
+    structures = check_frames(path, structures, frame, series)
     if series_uid is not None and series_uid != series.series_uid:
         raise InputError(
             f"{path}: refers to series {series_uid}, but the structures to add to series {series.series_uid}; "
@@ -177,7 +176,9 @@ def _check_same_scan(path: Path, dataset: Dataset, structures: Sequence[RtStruct
             f"{path}: states no frame of reference and no image of series {series.series_uid}, so nothing says "
             "that it was drawn on this scan; export it again with its references"
         )
-    unknown = sorted(named - set(series.sop_uids))
+    # What the set lists under other series, it may hold too: a second CT of the same frame, say.
+    elsewhere = {uid for r in listed_references(dataset) if r.series_uid != series_uid for uid in r.image_uids}
+    unknown = sorted(named - set(series.sop_uids) - elsewhere)
     if unknown:
         raise InputError(
             f"{path}: names image {unknown[0]} and {len(unknown) - 1} more that series {series.series_uid} lacks; "
@@ -229,18 +230,25 @@ def _check_characters(path: Path, dataset: Dataset, structures: Sequence[Structu
             ) from error
 
 
-def _numbers(dataset: Dataset) -> Iterator[int]:
+def _numbers(dataset: Dataset) -> set[int]:
     """Every ROI number that the set mentions, named or not."""
-    for roi in _items(dataset, "StructureSetROISequence"):
-        yield int(roi.ROINumber)
+    taken = numbers_of(list(_items(dataset, "StructureSetROISequence")), "ROINumber")
     for sequence in ("ROIContourSequence", "RTROIObservationsSequence"):
-        for item in _items(dataset, sequence):
-            yield int(item.get("ReferencedROINumber") or 0)
+        taken += numbers_of(list(_items(dataset, sequence)), "ReferencedROINumber")
+    return {number for number in taken if number is not None}
 
 
-def _observation_numbers(dataset: Dataset) -> Iterator[int]:
-    for item in _items(dataset, "RTROIObservationsSequence"):
-        yield int(item.get("ObservationNumber") or 0)
+def _observation_numbers(dataset: Dataset) -> set[int]:
+    taken = numbers_of(list(_items(dataset, "RTROIObservationsSequence")), "ObservationNumber")
+    return {number for number in taken if number is not None}
+
+
+def _new_numbers(taken: set[int], count: int) -> list[int]:
+    """Numbers that are free: those after the highest, or the lowest free ones where these would be too large."""
+    first = 1 + max(taken, default=0)
+    if first < 1 or first + count - 1 > LARGEST_NUMBER:
+        first = 1
+    return list(itertools.islice((n for n in itertools.count(first) if n not in taken), count))
 
 
 def _items(dataset: Dataset, keyword: str) -> Iterable[Dataset]:
@@ -275,6 +283,9 @@ def _make_new(dataset: Dataset, moment: datetime) -> None:
     predecessor.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
     dataset.PredecessorStructureSetSequence = DicomSequence([predecessor])
     dataset.SOPInstanceUID = generate_uid()
+    syntax = bare_syntax(dataset)
+    if syntax is not None and "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = syntax  # a set without a file header keeps its encoding
     dataset.file_meta.MediaStorageSOPClassUID = UID(RT_STRUCTURE_SET)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = dicom_date(moment), dicom_time(moment)

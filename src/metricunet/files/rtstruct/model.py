@@ -18,7 +18,7 @@ class RtStructure:
     """A region as read.
 
     Attributes:
-        number: ROINumber.
+        number: ROINumber; None where it cannot be read.
         name: ROIName.
         contours: each [points, 3] in LPS millimetres, not closed by a repeated point.
         colour: red, green, blue.
@@ -26,10 +26,12 @@ class RtStructure:
         frame_of_reference_uid: that the contours are in.
         image_uids: for each contour the SOPInstanceUID of the image that it names, if it does.
         image_frames: for each contour the frame of that image, from 1, if it names one.
+        fault: why it cannot be used, as a sentence that "it" would begin; empty where nothing is wrong. Such a
+            structure has no contours here.
         passed_over: what encloses no area: geometric types (POINT, OPEN_PLANAR) and how many contours of each.
     """
 
-    number: int
+    number: int | None
     name: str
     contours: tuple[FloatArray, ...]
     colour: tuple[int, int, int] | None
@@ -38,6 +40,7 @@ class RtStructure:
     image_uids: tuple[str | None, ...] = ()
     image_frames: tuple[int | None, ...] = ()
     passed_over: tuple[tuple[str, int], ...] = ()
+    fault: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +48,16 @@ class RoiMask:
     """What became of one region on a grid: a mask, or the reason why there is none.
 
     Attributes:
-        number: ROINumber; unlike the name it is its own.
+        number: ROINumber; None where it cannot be read.
         name: ROIName.
         status: "contoured"; "not contoured": nothing was drawn, which tells nothing of the patient; "no area":
-            points or open lines alone; "unusable": contours that cannot be filled on this scan.
+            points or open lines alone; "unusable": contours that cannot be read, or filled on this scan.
         mask: uint8, where `status` is "contoured".
         reason: why there is no mask, one line; empty where there is one.
         notes: what was odd about the contours, a line each.
     """
 
-    number: int
+    number: int | None
     name: str
     status: Status
     mask: Volume | None
@@ -116,6 +119,8 @@ class RtStruct:
         """Fill one of the structures on a grid: a mask, or the reason why there is none."""
         at = f"{self.path}: ROI '{structure.name}'"
         status: Status
+        if structure.fault:
+            return RoiMask(structure.number, structure.name, "unusable", None, f"{at} {structure.fault}", ())
         if structure.contours:
             try:
                 mask, notes = filled_contours(structure.contours, geometry, at)

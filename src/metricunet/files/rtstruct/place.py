@@ -12,8 +12,9 @@ from metricunet.errors import InputError
 from metricunet.files.contours.masks import filled
 from metricunet.volume import FloatArray, Geometry, Volume
 
-#: Contours nearer to each other than this, across the slices, lie in one plane.
-SAME_PLANE_MM = 0.02
+#: Contours nearer to each other than this, across the slices, lie in one plane: as much as one may lie off the
+#: image that it was drawn on. Of two planes in one slice only one is kept.
+SAME_PLANE_MM = 0.1
 #: Contours farther than this from the plane of their slice were not drawn on it.
 OFF_PLANE_MM = 0.1
 #: Where no two of three or more planes of contours are nearer than this many slices, slices were skipped in

@@ -1,0 +1,210 @@
+"""Structure sets as they are found: what is wrong with one region is told of it, and costs no other a voxel."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+
+from metricunet.errors import InputError
+from metricunet.files.dicom.series import CtSeries
+from metricunet.files.rtstruct.add import _new_numbers
+from metricunet.files.rtstruct.read import read_rtstruct
+from tests.support.structure_sets import GRID, rtstruct, square
+
+CONTOUR_DATA, COLOUR = 0x30060050, 0x3006002A
+GOOD = [square(1.5, 8.5, 3), square(1.5, 9.5, 6)]
+OTHER = [square(2.5, 5.5, 3), square(2.5, 5.5, 6)]
+
+
+def contour_item(dataset: Dataset, number: int) -> Dataset:
+    return next(i for i in dataset.ROIContourSequence if i.get("ReferencedROINumber") == number)
+
+
+def raw(dataset: Dataset, tag: int, text: bytes) -> None:
+    """Put text into an element that it is no valid value of; implicit VR writes it as it stands."""
+    dataset[tag] = DataElement(tag, "UN", text + b" " * (len(text) % 2))
+
+
+def colour(text: bytes) -> Callable[[Dataset], None]:
+    return lambda dataset: raw(contour_item(dataset, 8), COLOUR, text)
+
+
+def numbers(text: bytes) -> Callable[[Dataset], None]:
+    return lambda dataset: raw(contour_item(dataset, 8).ContourSequence[0], CONTOUR_DATA, text)
+
+
+def kind(text: str | None) -> Callable[[Dataset], None]:
+    def change(dataset: Dataset) -> None:
+        contour = contour_item(dataset, 8).ContourSequence[0]
+        if text is None:
+            del contour.ContourGeometricType
+        else:
+            contour.ContourGeometricType = text
+
+    return change
+
+
+def no_number(dataset: Dataset) -> None:
+    del dataset.StructureSetROISequence[1].ROINumber
+
+
+def no_reference(dataset: Dataset) -> None:
+    del contour_item(dataset, 8).ReferencedROINumber
+
+
+def no_name(dataset: Dataset) -> None:
+    del dataset.StructureSetROISequence[1].ROIName
+
+
+def odd_observation(dataset: Dataset) -> None:
+    dataset.RTROIObservationsSequence = [Dataset()]
+
+
+#: What may be wrong with the second region, numbered 8.
+FAULTS: dict[str, Callable[[Dataset], None]] = {
+    "four colours": colour(b"1\\2\\3\\4"),
+    "seven numbers": numbers(b"1\\2\\3\\4\\5\\6\\7"),
+    "no numbers": numbers(b""),
+    "another type": kind("INTERPOLATED"),
+    "no type": kind(None),
+    "no number": no_number,
+    "no reference": no_reference,
+    "no name": no_name,
+    "an observation of nothing": odd_observation,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+@settings(max_examples=40)
+@given(faults=st.lists(st.sampled_from(sorted(FAULTS)), min_size=1, max_size=3, unique=True), before=st.booleans())
+def test_a_good_region_is_read_to_the_voxel_whatever_its_neighbour_is(
+    tmp_path_factory: pytest.TempPathFactory, faults: list[str], before: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("wild")
+
+    def change(dataset: Dataset) -> None:
+        # The reference goes last: by it the others find the item.
+        for fault in sorted(faults, key="no reference".__eq__):
+            FAULTS[fault](dataset)
+        if before:
+            dataset.StructureSetROISequence = list(dataset.StructureSetROISequence)[::-1]
+            dataset.ROIContourSequence = list(dataset.ROIContourSequence)[::-1]
+
+    expected = read_rtstruct(rtstruct(folder / "good.dcm", [("good", GOOD)])).mask("good", GRID).array
+    path = rtstruct(folder / "rs.dcm", [("good", GOOD), ("bad", OTHER)], change=change)
+    assert np.array_equal(read_rtstruct(path).mask("good", GRID).array, expected)
+
+
+def test_two_regions_of_one_number_are_refused_and_the_third_is_read(tmp_path: Path) -> None:
+    def change(dataset: Dataset) -> None:
+        contour_item(dataset, 9).ReferencedROINumber = 8
+        dataset.StructureSetROISequence[2].ROINumber = 8
+
+    rois = [("body", GOOD), ("bladder", OTHER), ("prostate", GOOD)]
+    found = read_rtstruct(rtstruct(tmp_path / "rs.dcm", rois, change=change)).masks(GRID)
+    assert [one.status for one in found] == ["contoured", "unusable", "unusable"]
+    assert "has ROI number 8, as have 2 ROIs ('bladder' and 'prostate')" in found[1].reason
+
+
+def test_two_regions_of_one_number_without_contours_are_not_drawn(tmp_path: Path) -> None:
+    def change(dataset: Dataset) -> None:
+        dataset.StructureSetROISequence[1].ROINumber = 7
+
+    found = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", None), ("b", None)], change=change)).masks(GRID)
+    assert [one.status for one in found] == ["not contoured", "not contoured"]
+
+
+def test_a_region_in_two_items_is_joined(tmp_path: Path) -> None:
+    def change(dataset: Dataset) -> None:
+        item = contour_item(dataset, 7)
+        second = copy.deepcopy(item)
+        item.ContourSequence, second.ContourSequence = item.ContourSequence[:1], second.ContourSequence[1:]
+        dataset.ROIContourSequence.append(second)
+
+    read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", GOOD)], change=change))
+    assert read.mask("a", GRID).array.sum(axis=(1, 2)).tolist() == [0, 49, 64, 0, 0, 0]
+    assert any("lie in 2 items of ROIContourSequence; they are joined" in warning for warning in read.warnings)
+
+
+def test_the_reason_is_the_type_of_contours_that_is_not_known(tmp_path: Path) -> None:
+    contours = [square(1.5, 8.5, z) for z in (0, 3, 6, 9, 12)]
+
+    def change(dataset: Dataset) -> None:
+        for contour in contour_item(dataset, 7).ContourSequence[1::2]:
+            contour.ContourGeometricType = "INTERPOLATED_PLANAR"
+
+    with pytest.warns(UserWarning, match="exceeds the maximum length"):
+        path = rtstruct(tmp_path / "rs.dcm", [("a", contours)], change=change)
+    with pytest.raises(InputError, match=r"\(INTERPOLATED_PLANAR: 2\) beside 3 closed ones"):
+        read_rtstruct(path).mask("a", GRID)
+
+
+def test_parts_on_planes_that_differ_by_rounding_are_both_kept(tmp_path: Path) -> None:
+    contours = [square(0.5, 3.5, 3), square(5.5, 8.5, 3.03)]
+    read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", contours)]))
+    assert read.mask("a", GRID).array.sum(axis=(1, 2)).tolist() == [0, 18, 0, 0, 0, 0]
+
+
+def test_a_set_without_a_file_header_is_read(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(rtstruct(tmp_path / "rs.dcm", [("a", GOOD)]))
+    for implicit in (True, False):
+        buffer = pydicom.filebase.DicomBytesIO()
+        buffer.is_implicit_VR, buffer.is_little_endian = implicit, True
+        pydicom.filewriter.write_dataset(buffer, dataset)
+        (tmp_path / "bare.dcm").write_bytes(buffer.getvalue())
+        assert read_rtstruct(tmp_path / "bare.dcm").mask("a", GRID).array.any()
+
+
+@pytest.mark.parametrize("first", ["mr", "ct"])
+def test_of_several_frames_the_images_of_the_contours_decide(tmp_path: Path, series: CtSeries, first: str) -> None:
+    """The set lists two frames; a region of the other frame costs the rest nothing."""
+
+    def change(dataset: Dataset) -> None:
+        listed = [reference("9.9", "9.9.1", "9.9.1.1"), reference(series.frame_of_reference_uid, *own)]
+        dataset.ReferencedFrameOfReferenceSequence = listed if first == "mr" else listed[::-1]
+        image = Dataset()
+        image.ReferencedSOPInstanceUID = series.sop_uids[2]
+        contour_item(dataset, 7).ContourSequence[0].ContourImageSequence = [image]
+        del dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID
+        dataset.StructureSetROISequence[1].ReferencedFrameOfReferenceUID = "9.9"
+
+    def reference(frame: str, uid: str, image_uid: str) -> Dataset:
+        image, images, study, item = Dataset(), Dataset(), Dataset(), Dataset()
+        image.ReferencedSOPInstanceUID = image_uid
+        images.SeriesInstanceUID, images.ContourImageSequence = uid, [image]
+        study.RTReferencedSeriesSequence = [images]
+        item.FrameOfReferenceUID, item.RTReferencedStudySequence = frame, [study]
+        return item
+
+    own = series.series_uid, series.sop_uids[2]
+    x, y, z = series.positions_mm[2]
+    place = [x + 2, y + 2, z, x + 9, y + 2, z, x + 9, y + 9, z, x + 2, y + 9, z]
+    path = rtstruct(tmp_path / "rs.dcm", [("a", [place]), ("mr", [place])], change=change)
+    read = read_rtstruct(path, series)
+    assert (read.frame_of_reference_uid, read.series_uid) == (series.frame_of_reference_uid, series.series_uid)
+    assert read.mask("a", series.geometry).array.any()
+    with pytest.raises(InputError, match=r"ROI 'mr' cannot be used on this scan: its frame of reference is 9\.9"):
+        read.mask("mr", series.geometry)
+
+
+@pytest.mark.parametrize(
+    ("taken", "expected"),
+    [
+        (set(), [1, 2]),
+        ({3}, [4, 5]),
+        ({-5}, [1, 2]),
+        ({2, 2**31 - 1}, [1, 3]),
+        ({1, 2**31 - 2}, [2, 3]),
+    ],
+)
+def test_new_numbers_are_free_and_legal(taken: set[int], expected: list[int]) -> None:
+    assert _new_numbers(taken, 2) == expected
