@@ -29,6 +29,9 @@ AllowGaps = Annotated[
     bool, typer.Option("--allow-gaps", help="Resample DICOM series with missing or uneven slices.")
 ]
 AllowTilt = Annotated[bool, typer.Option("--allow-tilt", help="Resample DICOM series of a tilted gantry.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files there that this command did not write; never an input.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -268,23 +271,25 @@ def evaluate(
     references: Annotated[Path, typer.Argument(help="Reference mask, or a folder of them.")],
     output: Output,
     images: Annotated[Path | None, typer.Option(help="The scans, for the report's pictures.")] = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Score predictions: a CSV row for each case, a summary, and report.html."""
     from metricunet.evaluation.compare import evaluate as run
-    from metricunet.evaluation.summary import format_summary
-    from metricunet.files.record import RunRecord
+    from metricunet.evaluation.summary import fault_line, format_summary
 
-    record = RunRecord("evaluate", {"predictions": predictions, "references": references, "images": images})
     with progress_bars() as bar:
-        result = run(predictions, references, output, images=images, progress=bar("scoring"))
-    record.write(output)
+        result = run(predictions, references, output, images=images, overwrite=overwrite, progress=bar("scoring"))
+    for fault in result.faults:
+        _trace(fault.error)
     if json:
         _print_json({name: entry.to_json() for name, entry in result.summary.items()})
+        for fault in result.faults:
+            _say(fault_line(fault))
     else:
         typer.echo(format_summary(result))
         typer.echo(f"report: {output / 'report.html'}")
-    raise typer.Exit(SOME_FAILED if result.failed else DONE)
+    raise typer.Exit(SOME_FAILED if result.failed or result.faults else DONE)
 
 
 @app.command()
@@ -410,6 +415,14 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 def _say(message: str) -> None:
     typer.echo(message, err=True)
+
+
+def _trace(error: BaseException) -> None:
+    """With --debug, show where something went wrong that did not end the command."""
+    if "--debug" in sys.argv:
+        import traceback
+
+        _say("".join(traceback.format_exception(error)).rstrip())
 
 
 def _print_json(content: Any) -> None:
