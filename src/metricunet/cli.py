@@ -123,6 +123,7 @@ def import_(
     uids: Annotated[
         Literal["keep", "hash"], typer.Option(help="What import.json holds of the sources' identifiers.")
     ] = "hash",
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a cohort of scans with contours: CT and RTSTRUCT in DICOM, or other layouts."""
     from metricunet.cohort.importing import import_cohort
@@ -137,7 +138,11 @@ def import_(
             typer.echo(listed.text.rstrip())
             left_out, refused, failed = listed.left_out, listed.refused, False
         else:
-            done = import_cohort(sources, output, names=names, layout=layout, uids=uids, bars=bar)
+            done = import_cohort(
+                sources, output, names=names, layout=layout, uids=uids, overwrite=overwrite, bars=bar
+            )
+            for error in done.errors:
+                _trace(error)
             typer.echo(done.text())
             notes, left_out, refused, failed = done.notes, done.left_out, done.refused, done.failed
     for kind, lines in (("note", notes), ("left out", left_out), ("refused", refused)):

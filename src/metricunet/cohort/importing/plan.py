@@ -95,11 +95,11 @@ def default_names(layouts: Sequence[str]) -> NamesFile:
 
 
 def make_plan(found: Sequence[Found], names: NamesFile) -> Plan:
-    """Decide what becomes of every case.
+    """Decide what becomes of every case. One in which two drawn structures are one by the names file is refused.
 
     Raises:
-        InputError: spellings that are not in the names file, two drawn structures of one case that are one by it,
-            absences that contradict what was drawn, or no case left.
+        InputError: spellings that are not in the names file, absences that contradict what was drawn, or no case
+            left.
     """
     sources = [case for one in found for case in one.cases]
     if names.undecided:
@@ -108,12 +108,14 @@ def make_plan(found: Sequence[Found], names: NamesFile) -> Plan:
             "each to a structure or to ignore"
         )
     _check_all_mapped(sources, names)
-    _check_no_doubles(sources, names)
     absent = _absences(sources, names)
     cases: list[PlannedCase] = []
     left_out: list[LeftOut] = []
     ignored: Counter[str] = Counter()
     for source in sources:
+        if doubles := _doubles(source, names):
+            left_out.append(LeftOut(source.identity, doubles, True, len(source.files)))
+            continue
         drawn: dict[str, Named] = {}
         undrawn: dict[str, Named] = {}
         for named in source.structures:
@@ -152,22 +154,23 @@ def _check_all_mapped(sources: Sequence[SourceCase], names: NamesFile) -> None:
         )
 
 
-def _check_no_doubles(sources: Sequence[SourceCase], names: NamesFile) -> None:
+def _doubles(source: SourceCase, names: NamesFile) -> str:
+    """Say which structures a case holds twice by the names file; empty where none."""
     doubles = []
-    for source in sources:
-        first: dict[str, Named] = {}
-        for named in source.structures:
-            structure = names.structure_of(named.spelling)
-            if structure is None or not named.drawn:
-                continue
-            if structure in first:
-                doubles.append(f"{structure} is both {first[structure].place} and {named.place}")
-            first.setdefault(structure, named)
-    if doubles:
-        raise InputError(
-            f"{names.source}: {len(doubles)} structures are there twice: {'; '.join(doubles)}. Map one of the two "
-            "spellings elsewhere or ignore it, or take one of the structure sets away"
-        )
+    first: dict[str, Named] = {}
+    for named in source.structures:
+        structure = names.structure_of(named.spelling)
+        if structure is None or not named.drawn:
+            continue
+        if structure in first:
+            doubles.append(f"{structure} is both {first[structure].place} and {named.place}")
+        first.setdefault(structure, named)
+    if not doubles:
+        return ""
+    return (
+        f"{source.place}: {len(doubles)} structures are there twice: {'; '.join(doubles)}. Map one of the two "
+        "spellings elsewhere or ignore it, or take one of the structure sets away"
+    )
 
 
 def _absences(sources: Sequence[SourceCase], names: NamesFile) -> dict[str, tuple[str, ...]]:
