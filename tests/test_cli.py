@@ -74,7 +74,7 @@ def test_predict_then_evaluate(metricunet: Command, tiny_cohort: Path, tiny_mode
     assert json.loads(ended.out) == json.loads((tmp_path / "scores" / "summary.json").read_text())
     assert json.loads(ended.out)["prostate"]["dice"]["mean"] > 0.8
     assert {p.name for p in (tmp_path / "scores").iterdir()} == {
-        "cases.csv", "summary.json", "report.html", "run.json",
+        "cases.csv", "summary.json", "report.html", "evaluate.json",
     }  # fmt: skip
 
 

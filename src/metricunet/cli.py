@@ -125,6 +125,7 @@ def import_(
     uids: Annotated[
         Literal["keep", "hash"], typer.Option(help="What import.json holds of the sources' identifiers.")
     ] = "hash",
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a cohort of scans with contours: CT and RTSTRUCT in DICOM, or other layouts."""
     from metricunet.cohort.importing import import_cohort
@@ -139,7 +140,11 @@ def import_(
             typer.echo(_as_names_file(listed.text.rstrip()))
             left_out, refused, failed = listed.left_out, listed.refused, False
         else:
-            done = import_cohort(sources, output, names=names, layout=layout, uids=uids, bars=bar)
+            done = import_cohort(
+                sources, output, names=names, layout=layout, uids=uids, overwrite=overwrite, bars=bar
+            )
+            for error in done.errors:
+                _trace(error)
             typer.echo(done.text())
             notes, left_out, refused, failed = done.notes, done.left_out, done.refused, done.failed
     for kind, lines in (("note", notes), ("left out", left_out), ("refused", refused)):
@@ -279,23 +284,25 @@ def evaluate(
     references: Annotated[Path, typer.Argument(help="Reference mask, or a folder of them.")],
     output: Output,
     images: Annotated[Path | None, typer.Option(help="The scans, for the report's pictures.")] = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Score predictions: a CSV row for each case, a summary, and report.html."""
     from metricunet.evaluation.compare import evaluate as run
-    from metricunet.evaluation.summary import format_summary
-    from metricunet.files.record import RunRecord
+    from metricunet.evaluation.summary import fault_line, format_summary
 
-    record = RunRecord("evaluate", {"predictions": predictions, "references": references, "images": images})
     with progress_bars() as bar:
-        result = run(predictions, references, output, images=images, progress=bar("scoring"))
-    record.write(output)
+        result = run(predictions, references, output, images=images, overwrite=overwrite, progress=bar("scoring"))
+    for fault in result.faults:
+        _trace(fault.error)
     if json:
         _print_json({name: entry.to_json() for name, entry in result.summary.items()})
+        for fault in result.faults:
+            _say(fault_line(fault))
     else:
         typer.echo(format_summary(result))
         typer.echo(f"report: {output / 'report.html'}")
-    raise typer.Exit(SOME_FAILED if result.failed else DONE)
+    raise typer.Exit(SOME_FAILED if result.failed or result.faults else DONE)
 
 
 @app.command()
@@ -434,7 +441,13 @@ def _say(message: str) -> None:
 def _say_failed(message: str, error: BaseException | None) -> None:
     """Say in one line that a case failed; with --debug, also where."""
     _say(f"failed: {message}")
-    if error is not None and "--debug" in sys.argv:
+    if error is not None:
+        _trace(error)
+
+
+def _trace(error: BaseException) -> None:
+    """With --debug, show where something went wrong that did not end the command."""
+    if "--debug" in sys.argv:
         import traceback
 
         _say("".join(traceback.format_exception(error)).rstrip())

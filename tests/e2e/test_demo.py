@@ -28,20 +28,25 @@ def test_the_demo_leaves_what_it_promises(tmp_path: Path) -> None:
     result = demo(output, training_cases=3, unseen_cases=1, settings=SHORT, say=said.append)
     assert {p.name for p in output.iterdir()} == {
         "cohort", "run", "prediction", "evaluation",
-        "model.safetensors", "summary.json", "report.html", "run.json",
+        "model.safetensors", "summary.json", "report.html", "demo.json",
     }  # fmt: skip
     assert result.report == output / "report.html"
     assert len(said) == 4
     assert set(json.loads((output / "summary.json").read_text())["prostate"]) >= {"dice", "asd_mm"}
-    # A second run clears the first.
+    # A second run keeps what the first one made.
+    model = (output / "run" / "model.safetensors").stat().st_mtime_ns
     demo(output, training_cases=3, unseen_cases=1, settings=SHORT)
-    assert (output / "report.html").is_file()
+    assert (output / "run" / "model.safetensors").stat().st_mtime_ns == model
+    (output / "report.html").write_text("mine")
+    with pytest.raises(InputError, match=r"report\.html: is there already"):
+        demo(output, training_cases=3, unseen_cases=1, settings=SHORT)
+    assert (output / "report.html").read_text() == "mine"
 
 
 def test_the_demo_clears_nothing_but_a_demo(tmp_path: Path, metricunet: Command) -> None:
     (tmp_path / "cohort").mkdir()
     (tmp_path / "cohort" / "dataset.json").write_text("{}")
-    with pytest.raises(InputError, match="holds no demo"):
+    with pytest.raises(InputError, match="holds other files"):
         demo(tmp_path)
     assert (tmp_path / "cohort" / "dataset.json").is_file()
     ended = metricunet("demo", "-o", tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
-from metricunet.evaluation.compare import evaluate
+from metricunet.evaluation.compare import OUTPUTS, evaluate
 from metricunet.evaluation.measures import MEASURE_NAMES
 from metricunet.evaluation.summary import format_summary
 from metricunet.files.nifti import write_nifti
@@ -69,7 +69,12 @@ def test_a_folder_end_to_end(folders: Any, gland: Gland) -> None:
     assert summary["prostate"]["dice"]["mean"] == pytest.approx((1 + shifted["dice"]) / 5)
     assert summary["prostate"]["asd_mm"]["mean"] == pytest.approx(shifted["asd_mm"] / 2)
     assert summary["prostate"]["asd_mm"]["n"] == 4
-    assert sorted(p.name for p in folders.output.iterdir()) == ["cases.csv", "report.html", "summary.json"]
+    assert sorted(p.name for p in folders.output.iterdir()) == [
+        "cases.csv",
+        "evaluate.json",
+        "report.html",
+        "summary.json",
+    ]
 
 
 def test_what_was_not_contoured_is_blank_and_counted_apart(folders: Any, gland: Gland) -> None:
@@ -159,9 +164,9 @@ def test_two_runs_write_the_same_bytes(folders: Any, gland: Gland) -> None:
     folders.add("a", gland(), gland((0, 3, 0)), hu=np.where(gland(), 45, -90))
     folders.add("b", gland(), gland((2, 0, 0)))
     evaluate(folders.predictions, folders.cohort, folders.output)
-    first = {p.name: p.read_bytes() for p in folders.output.iterdir()}
+    first = {name: (folders.output / name).read_bytes() for name in OUTPUTS}
     evaluate(folders.predictions, folders.cohort, folders.output)
-    assert {p.name: p.read_bytes() for p in folders.output.iterdir()} == first
+    assert {name: (folders.output / name).read_bytes() for name in OUTPUTS} == first
 
 
 def test_progress_reaches_its_end(folders: Any, gland: Gland) -> None:
@@ -175,8 +180,9 @@ def test_progress_reaches_its_end(folders: Any, gland: Gland) -> None:
     assert {n for _, n in steps} == {done[-1]}
 
 
-def test_another_grid_names_both_files_and_leaves_nothing(folders: Any, gland: Gland, grid: Geometry) -> None:
-    folders.add("a", gland(), gland())
+def test_another_grid_alone_names_both_files_and_leaves_nothing(
+    folders: Any, gland: Gland, grid: Geometry
+) -> None:
     folders.add("b", gland(), None)
     write_nifti(
         folders.predictions / "b.nii.gz",

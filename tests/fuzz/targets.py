@@ -219,7 +219,7 @@ def _evaluate(trial: Trial, predictions: Path, references: Path) -> None:
             raise BrokenError(f"refused, but left {_outputs(trial)}") from None
         raise
     _nothing_half_written(trial)
-    if _outputs(trial) != ["cases.csv", "report.html", "run.json", "summary.json"]:
+    if _outputs(trial) != ["cases.csv", "evaluate.json", "report.html", "summary.json"]:
         raise BrokenError(f"wrote {_outputs(trial)}")
 
 

@@ -71,6 +71,16 @@ def test_a_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
     assert (tmp_path / "imagesTr" / "phantom_0000_0000.nii.gz").stat().st_mtime_ns == kept
 
 
+def test_a_label_that_was_changed_is_never_made_anew(tmp_path: Path) -> None:
+    make_cohort(tmp_path, 1, difficulty="easy")
+    label = tmp_path / "labelsTr" / "phantom_0000.nii.gz"
+    label.write_bytes(b"corrected")
+    (tmp_path / "imagesTr" / "phantom_0000_0000.nii.gz").unlink()
+    make_cohort(tmp_path, 1, difficulty="easy", n_readers=1)
+    assert label.read_bytes() == b"corrected"
+    assert (tmp_path / "imagesTr" / "phantom_0000_0000.nii.gz").is_file()
+
+
 def test_more_cases_extend_a_cohort_and_more_workers_change_nothing(tmp_path: Path) -> None:
     make_cohort(tmp_path / "a", 1, difficulty="easy")
     make_cohort(tmp_path / "a", 3, difficulty="easy")

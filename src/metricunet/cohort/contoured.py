@@ -54,4 +54,9 @@ def read_not_contoured(folder: Path, labels: Iterable[str]) -> dict[str, tuple[s
 
 def write_contoured(folder: Path, contoured: Mapping[str, Iterable[str]]) -> None:
     """Write `contoured.json`: case to the structures of which its labels speak."""
-    write_json(folder / CONTOURED_NAME, {case: list(structures) for case, structures in contoured.items()})
+    write_json(folder / CONTOURED_NAME, contoured_content(contoured))
+
+
+def contoured_content(contoured: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Return what `contoured.json` holds."""
+    return {case: list(structures) for case, structures in contoured.items()}

@@ -181,17 +181,21 @@ def write_dataset_json(
     folder: Path, labels: Mapping[str, int], num_training: int, description: str, trained_on: str
 ) -> None:
     """Write `dataset.json` as nnU-Net v2 reads it, with `trained_on` as one more field."""
-    write_json(
-        folder / "dataset.json",
-        {
-            "channel_names": {"0": "CT"},
-            "labels": {"background": 0, **labels},
-            "numTraining": num_training,
-            "file_ending": ".nii.gz",
-            "description": description,
-            "trained_on": trained_on,
-        },
-    )
+    write_json(folder / "dataset.json", dataset_content(labels, num_training, description, trained_on))
+
+
+def dataset_content(
+    labels: Mapping[str, int], num_training: int, description: str, trained_on: str
+) -> dict[str, Any]:
+    """Return what `dataset.json` holds."""
+    return {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, **labels},
+        "numTraining": num_training,
+        "file_ending": ".nii.gz",
+        "description": description,
+        "trained_on": trained_on,
+    }
 
 
 def image_path(folder: Path, case: str, split: str = "Tr") -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metricunet.cohort.contoured import read_not_contoured
+from metricunet.cohort.contoured import CONTOURED_NAME, read_not_contoured
 from metricunet.cohort.layout import CHANNEL_SUFFIX, read_dataset_json
 from metricunet.errors import InputError
 from metricunet.files.json_file import read_json
@@ -55,6 +55,7 @@ class Matching:
         labels: structure name to value, as in dataset.json.
         ignore: value of reference voxels that nobody contoured, or None.
         not_contoured: case to structures that its reference says nothing of.
+        descriptions: the dataset.json and contoured.json that this was read from.
     """
 
     pairs: tuple[CasePair, ...]
@@ -62,6 +63,15 @@ class Matching:
     labels: dict[str, int]
     ignore: int | None
     not_contoured: dict[str, tuple[str, ...]]
+    descriptions: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is read, once."""
+        of_cases = (
+            f for p in self.pairs for f in (p.reference, p.prediction, p.image, p.quality) if f is not None
+        )
+        return tuple(dict.fromkeys((*self.descriptions, *of_cases)))
 
 
 def match_cases(predictions: Path, references: Path, images: Path | None = None) -> Matching:
@@ -109,7 +119,16 @@ def match_cases(predictions: Path, references: Path, images: Path | None = None)
         found = "holds the image of none of the cases" if images.exists() else "no such file or folder"
         raise InputError(f"{images}: {found}; expected {pairs[0].case}{CHANNEL_SUFFIX}.nii.gz there")
     labels, ignore, not_contoured = _labels_beside(folder)
-    return Matching(pairs, tuple(sorted(predicted.keys() - wanted.keys())), labels, ignore, not_contoured)
+    described = _described(folder)
+    files = () if described is None else (described / "dataset.json", described / CONTOURED_NAME)
+    return Matching(
+        pairs,
+        tuple(sorted(predicted.keys() - wanted.keys())),
+        labels,
+        ignore,
+        not_contoured,
+        tuple(path for path in files if path.is_file()),
+    )
 
 
 def read_quality(path: Path | None) -> Quality:
@@ -209,11 +228,16 @@ def _labels_beside(folder: Path) -> tuple[dict[str, int], int | None, dict[str, 
 
     With them the value of ignored voxels, and case to structures that were not contoured (contoured.json).
     """
-    for place in (folder, folder.absolute().parent):
-        if (place / "dataset.json").is_file():
-            info = read_dataset_json(place)
-            return dict(info.labels), info.ignore, read_not_contoured(place, info.labels)
-    return dict(DEFAULT_LABELS), None, {}
+    place = _described(folder)
+    if place is None:
+        return dict(DEFAULT_LABELS), None, {}
+    info = read_dataset_json(place)
+    return dict(info.labels), info.ignore, read_not_contoured(place, info.labels)
+
+
+def _described(folder: Path) -> Path | None:
+    places = (folder, folder.absolute().parent)
+    return next((place for place in places if (place / "dataset.json").is_file()), None)
 
 
 def _some(names: Any) -> str:

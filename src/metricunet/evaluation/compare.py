@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from metricunet.errors import InputError
-from metricunet.evaluation.cases import CasePair, Matching, match_cases, read_quality
+from metricunet.errors import InputError, told
+from metricunet.evaluation.cases import CasePair, Matching, Quality, match_cases, read_quality
 from metricunet.evaluation.figures import Overlay, draw_overlay
 from metricunet.evaluation.measures import NOTHING, align, crop_to_content, measure
 from metricunet.evaluation.report import MAX_OVERLAYS, render_report, worst_first
-from metricunet.evaluation.summary import CaseRow, Evaluation, cases_csv, summarise
+from metricunet.evaluation.summary import CaseFault, CaseRow, Evaluation, cases_csv, summarise
 from metricunet.files.atomic import write_json, write_text
+from metricunet.files.own import OwnFiles
+from metricunet.files.record import RunRecord, hash_if_readable
 from metricunet.files.scan import read_labels, read_scan
 from metricunet.volume import Volume
+
+COMMAND = "evaluate"
+#: Of its own name, for the results may lie beside those of a prediction.
+EVALUATION_RECORD = "evaluate.json"
+OUTPUTS = ("cases.csv", "summary.json", "report.html")
 
 Progress = Callable[[int, int], None]
 
@@ -26,55 +34,101 @@ def evaluate(
     output: Path,
     *,
     images: Path | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Compare predictions with references and write cases.csv, summary.json and report.html.
+    """Compare predictions with references and write cases.csv, summary.json, report.html and evaluate.json.
 
     A reference without a prediction counts as missed, since the predictor writes no mask for a gland that it
     did not find. Structures are those of the dataset.json beside the references or one folder above; without
     one, label 1 is the prostate. A structure that was not contoured in a reference (contoured.json) has no
-    measures there. Nothing is written unless every case could be read.
+    measures there.
+
+    A case that cannot be read or measured is among the evaluation's `faults` and in no number; the others are
+    scored as they would be without it. A case whose picture cannot be drawn keeps its numbers.
 
     Args:
         predictions: a folder with CASE.nii.gz (and CASE.quality.json), or one such file.
         references: a folder with CASE.nii.gz, one such file, or a cohort in nnU-Net's raw layout.
-        output: the folder to write to.
+        output: the folder to write to. Only files that an earlier evaluation wrote there are replaced.
         images: a folder with the scans, or one scan, for the report's pictures; see `match_cases`.
+        overwrite: whether files of others that have the outputs' names may be replaced; inputs never are.
         progress: called with the steps done and the steps in all; the last call says that all are done.
 
     Raises:
-        InputError: if nothing matches, a file cannot be read, a prediction lies on another grid than its
-            reference, or a voxel holds a value that names no structure.
+        InputError: nothing matches, no case can be scored (a file that cannot be read, a prediction on another
+            grid than its reference, a voxel whose value names no structure), or an output would replace an input
+            or a file that is not an earlier evaluation's. Nothing is written then.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, expected a folder for the results; choose another with -o")
+    arguments = {
+        "predictions": predictions,
+        "references": references,
+        "output": output,
+        "images": images,
+        "overwrite": overwrite,
+    }
+    record = RunRecord(COMMAND, arguments)
     matching = match_cases(predictions, references, images)
+    own = OwnFiles(output, EVALUATION_RECORD, COMMAND, overwrite=overwrite, inputs=matching.files)
+    own.check(OUTPUTS)
     steps = len(matching.pairs) + min(MAX_OVERLAYS, len(matching.pairs)) + 1
     rows: list[CaseRow] = []
+    qualities: dict[str, Quality] = {}
+    faults: list[CaseFault] = []
     for done, pair in enumerate(matching.pairs, start=1):
-        rows += _measured(pair, matching)
+        try:
+            quality, measured = read_quality(pair.quality), _measured(pair, matching)
+        except Exception as error:  # whatever it is, it costs this case alone
+            faults.append(CaseFault(pair.case, told(error), error))
+        else:
+            qualities[pair.case] = quality
+            rows += measured
         if progress is not None:
             progress(done, steps)
+    if not qualities:
+        raise InputError(_nothing_scored(predictions, faults)) from faults[0].error
     evaluation = Evaluation(
         rows=tuple(rows),
         summary=summarise(rows),
-        unpredicted=tuple(pair.case for pair in matching.pairs if pair.prediction is None),
+        unpredicted=tuple(p.case for p in matching.pairs if p.prediction is None and p.case in qualities),
         unmatched=matching.unmatched,
-        quality={pair.case: read_quality(pair.quality) for pair in matching.pairs},
+        quality=qualities,
     )
     pair_of = {pair.case: pair for pair in matching.pairs}
     overlays: list[Overlay] = []
-    for worst in worst_first(evaluation)[:MAX_OVERLAYS]:
-        overlays.append(_pictured(pair_of[worst.case], matching, worst.structure))
+    for done, worst in enumerate(worst_first(evaluation)[:MAX_OVERLAYS], start=len(matching.pairs) + 1):
+        try:
+            overlays.append(_pictured(pair_of[worst.case], matching, worst.structure))
+        except Exception as error:  # likewise
+            faults.append(CaseFault(worst.case, told(error), error, scored=True))
         if progress is not None:
-            progress(len(matching.pairs) + len(overlays), steps)
+            progress(done, steps)
+    evaluation = replace(evaluation, faults=tuple(sorted(faults, key=lambda fault: fault.case)))
     report = render_report(evaluation, overlays, predictions=predictions, references=references)
-    write_text(output / "cases.csv", cases_csv(evaluation.rows))
-    write_json(output / "summary.json", {name: s.to_json() for name, s in evaluation.summary.items()})
-    write_text(output / "report.html", report)
+    record.facts = {
+        "cases": len(evaluation.cases),
+        "faults": [{"case": f.case, "scored": f.scored, "reason": f.reason} for f in evaluation.faults],
+        "inputs": {str(path): hash_if_readable(path) for path in matching.files},
+    }
+    try:
+        write_text(own.stage("cases.csv"), cases_csv(evaluation.rows))
+        write_json(own.stage("summary.json"), {name: s.to_json() for name, s in evaluation.summary.items()})
+        write_text(own.stage("report.html"), report)
+        own.commit(record.content())
+    except BaseException:
+        own.discard()
+        raise
     if progress is not None:
         progress(steps, steps)
     return evaluation
+
+
+def _nothing_scored(predictions: Path, faults: Sequence[CaseFault]) -> str:
+    if len(faults) == 1:
+        return faults[0].reason
+    return f"{predictions}: none of the {len(faults)} cases could be scored; {faults[0].case}: {faults[0].reason}"
 
 
 def _measured(pair: CasePair, matching: Matching) -> list[CaseRow]:

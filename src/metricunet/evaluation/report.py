@@ -11,7 +11,15 @@ from metricunet.evaluation.cases import DEFAULT_LABELS, Quality
 from metricunet.evaluation.figures import VIEW_MM, WINDOW_HU, Overlay
 from metricunet.evaluation.measures import DEFINITIONS, Definition
 from metricunet.evaluation.plots import MARGIN, WIDTH, distribution
-from metricunet.evaluation.summary import CaseRow, Evaluation, counted, mean_and_std, number, what_failed
+from metricunet.evaluation.summary import (
+    CaseRow,
+    Evaluation,
+    counted,
+    fault_line,
+    mean_and_std,
+    number,
+    what_failed,
+)
 
 #: Cases shown in pictures, the worst ones.
 MAX_OVERLAYS = 12
@@ -96,6 +104,8 @@ def render_report(
         overlays=overlays,
         row_of={(row.case, row.structure): row for row in evaluation.rows},
         failures={case: what_failed(evaluation, case) for case in evaluation.failed},
+        faults=[fault_line(fault) for fault in evaluation.faults],
+        unscored=sum(not fault.scored for fault in evaluation.faults),
         drawable=len(worst_first(evaluation)),
         view_mm=VIEW_MM,
         window_hu=WINDOW_HU,

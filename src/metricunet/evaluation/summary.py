@@ -87,6 +87,23 @@ class StructureSummary:
 
 
 @dataclass(frozen=True)
+class CaseFault:
+    """What went wrong with one case, where the others were done.
+
+    Attributes:
+        case: its name.
+        reason: one line.
+        error: as raised, with its traceback.
+        scored: whether the case has its rows nevertheless: its picture failed, and not its measures.
+    """
+
+    case: str
+    reason: str
+    error: Exception
+    scored: bool = False
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What came out of comparing predictions with references.
 
@@ -95,7 +112,9 @@ class Evaluation:
         summary: structure to its statistics.
         unpredicted: cases that have a reference and no predicted mask.
         unmatched: predictions that have no reference; they are not in the rows.
-        quality: case to what the predictor said of it; all cases.
+        quality: case to what the predictor said of it; all cases that were scored.
+        faults: cases that could not be scored, and those whose picture could not be drawn. The former are in no
+            mean, and count nowhere else.
     """
 
     rows: tuple[CaseRow, ...]
@@ -103,18 +122,19 @@ class Evaluation:
     unpredicted: tuple[str, ...]
     unmatched: tuple[str, ...]
     quality: dict[str, Quality]
+    faults: tuple[CaseFault, ...] = ()
 
     @property
     def cases(self) -> tuple[str, ...]:
-        """The names of all cases."""
+        """The names of all cases that were scored."""
         return tuple(self.quality)
 
     @property
     def failed(self) -> tuple[str, ...]:
         """Cases in which a structure of the reference was missed altogether, for lack of a mask or in it.
 
-        A command that evaluates ends with status 1 if there are any. A case without a mask whose reference
-        is empty too has not failed.
+        A command that evaluates ends with status 1 if there are any, or any faults. A case without a mask whose
+        reference is empty too has not failed.
         """
         missed = {row.case for row in self.rows if row.measures.outcome == "missed"}
         return tuple(case for case in self.cases if case in missed)
@@ -198,6 +218,12 @@ def what_failed(evaluation: Evaluation, case: str) -> str:
     return f"no {', '.join(missed)} in the mask"
 
 
+def fault_line(fault: CaseFault) -> str:
+    """Say what became of a case in which something went wrong."""
+    what = "scored, but its picture could not be drawn" if fault.scored else "failed, not scored"
+    return f"{fault.case}: {what}: {fault.reason}"
+
+
 def format_summary(evaluation: Evaluation) -> str:
     """Return a short table for the terminal, with every case that failed named below it."""
     lines: list[str] = []
@@ -224,6 +250,9 @@ def format_summary(evaluation: Evaluation) -> str:
     ):
         if names:
             lines.append(f"{label}: {', '.join(names)}")
+    lines += [fault_line(fault) for fault in evaluation.faults]
+    if any(not fault.scored for fault in evaluation.faults):
+        lines.append(f"All numbers are over the {_plural(len(evaluation.cases), 'case')} that could be scored.")
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,8 @@ SEAL = "seal"
 JOURNAL = "journal.json"
 #: How the hidden folders of unfinished work begin.
 STAGING = ".metricunet-"
+#: Folder in such a folder, for commands that write a whole tree before it is placed.
+WORK = "work"
 
 
 def seal_of(content: Mapping[str, Any]) -> str:
@@ -103,6 +106,7 @@ class OwnFiles:
         self._staging = folder / f"{STAGING}{hashlib.sha256(os.fsencode(record)).hexdigest()[:16]}"
         self._inputs = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
         self._staged: dict[str, Path] = {}
+        self._begun = False
 
     @property
     def path(self) -> Path:
@@ -138,6 +142,10 @@ class OwnFiles:
         """Whether a file is there and has bytes that we state of it."""
         return self._is(name, self.stated().get(name, ()))
 
+    def holds(self, name: str, value: str) -> bool:
+        """Whether a file is there, no link, with this SHA-256."""
+        return self._is(name, {value})
+
     def check(self, names: Iterable[str]) -> None:
         """Refuse outputs that would replace an input, or a file that is not ours.
 
@@ -164,6 +172,44 @@ class OwnFiles:
                 )
         if os.path.lexists(self._staging) and not self._staging_is_ours():
             raise InputError(f"{self._staging}: holds files that are not this program's; move them elsewhere")
+
+    def check_alone(self) -> None:
+        """Refuse a folder that holds any file that is not ours, for commands that fill a folder as a whole.
+
+        Raises:
+            InputError: it names the first such file.
+        """
+        stated = self.stated()
+        for path in sorted(self.folder.rglob("*")):
+            name = str(path.relative_to(self.folder))
+            if self._staging in path.parents or (path.is_dir() and not path.is_symlink()):
+                continue
+            own = self.content() is not None if name == self.record else self._is(name, stated.get(name, ()))
+            if not own:
+                raise InputError(
+                    f"{path}: was not written by an earlier {self.command}, or was changed since; "
+                    "choose another folder with -o"
+                )
+
+    def is_new(self) -> bool:
+        """Whether the folder is missing, or holds nothing but what a killed process left."""
+        return not self.folder.exists() or not any(
+            path != self._staging or not self._staging_is_ours() for path in self.folder.iterdir()
+        )
+
+    def work(self) -> Path:
+        """Return a hidden folder to write a tree into, which `stage_tree` takes as it is then."""
+        self._begin()
+        folder = self._staging / WORK
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def stage_tree(self) -> None:
+        """Take every file below `work()` for an output, under its name there."""
+        folder = self.work()
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self._staged[str(path.relative_to(folder))] = path
 
     def stage(self, name: str) -> Path:
         """Return a path to write an output to; it is placed under its name by `commit`."""
@@ -198,7 +244,7 @@ class OwnFiles:
                     (self.folder / name).unlink()
             for name in new:
                 self._place(self._staged[name], self.folder / name)
-            write_sealed(self.path, {**content, "command": self.command}, new)
+            self._write_record(content, new)
         except OSError as error:
             self.discard()
             raise explained(self.folder, error) from error
@@ -207,9 +253,63 @@ class OwnFiles:
             raise
         self.settle()
 
+    def add(self, content: Mapping[str, Any], *, drop: Iterable[str] = ()) -> None:
+        """Place what was staged beside the files that the record states already, and write the record anew.
+
+        For work that lasts: killed at any moment it loses no more than what was staged. The record stays where it
+        is; what an earlier process placed and did not come to state is removed first, to be made again.
+
+        Args:
+            content: fields of the record beside the command, its files and its seal.
+            drop: files of ours to remove.
+
+        Raises:
+            InputError: as `commit`.
+        """
+        self._begin()
+        new = {name: sha256([path]) for name, path in self._staged.items() if path.exists()}
+        try:
+            self.check(new)
+            self._remove_unstated()
+            earlier = (self.content() or {FILES: {}})[FILES]
+            gone = {name: earlier[name] for name in drop if name in earlier and name not in new}
+            self._journal({name: {value} for name, value in (gone | new).items()})
+            for name, value in gone.items():
+                if self._is(name, {value}):
+                    (self.folder / name).unlink()
+            for name in new:
+                self._place(self._staged[name], self.folder / name)
+            kept = {name: value for name, value in earlier.items() if name not in gone}
+            self._write_record(content, kept | new)
+        except OSError as error:
+            self.discard()
+            raise explained(self.folder, error) from error
+        except InputError:
+            self.discard()
+            raise
+        self.settle()
+
+    def clear(self) -> None:
+        """Remove every file of ours, the record last."""
+        stated = self.stated()
+        for name, values in stated.items():
+            if self._is(name, values):
+                (self.folder / name).unlink()
+        if self.content() is not None:
+            self.path.unlink()
+        self.settle()
+
+    def _remove_unstated(self) -> None:
+        """Remove what the journal states and the record does not: a process was killed before it could."""
+        journal = read_sealed(self._staging / JOURNAL)
+        stated = (self.content() or {FILES: {}})[FILES]
+        for name, values in (journal or {FILES: {}})[FILES].items():
+            if self._is(name, set(values) - {stated.get(name)}):
+                (self.folder / name).unlink()
+
     def discard(self) -> None:
         """Drop what was staged and not placed. The journal stays where files may have been placed."""
-        self._staged = {}
+        self._staged, self._begun = {}, False
         if not self._staging_is_ours():
             return
         journal = read_sealed(self._staging / JOURNAL)
@@ -220,7 +320,7 @@ class OwnFiles:
 
     def settle(self) -> None:
         """Remove the hidden folder, when the record states everything."""
-        self._staged = {}
+        self._staged, self._begun = {}, False
         if not self._staging_is_ours():
             return
         self._empty_staging()
@@ -230,18 +330,21 @@ class OwnFiles:
 
     def _empty_staging(self) -> None:
         for path in self._staging.iterdir():
-            if path.name != JOURNAL:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != JOURNAL:
                 with suppress(OSError):
                     path.unlink()
 
     def _begin(self) -> None:
-        if self._staged:
+        if self._begun:
             return
         try:
             self.discard()  # of a process that was killed
             if not self._staging.exists():
                 self._staging.mkdir(parents=True)
                 self._journal({})
+            self._begun = True
         except OSError as error:
             raise explained(self.folder, error) from error
 
@@ -256,6 +359,11 @@ class OwnFiles:
             raise InputError(f"{target}: another program has just written it; choose another folder") from error
         except OSError:  # a file system without hard links
             os.replace(staged, target)
+
+    def _write_record(self, content: Mapping[str, Any], files: Mapping[str, str]) -> None:
+        whole = self._staging / "record"  # not beside: a process that is killed leaves its temporary file there
+        write_sealed(whole, {**content, "command": self.command}, files)
+        os.replace(whole, self.path)
 
     def _journal(self, stated: Mapping[str, Collection[str]]) -> None:
         write_sealed(

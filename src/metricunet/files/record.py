@@ -81,6 +81,14 @@ def sha256(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def hash_if_readable(path: Path) -> str | None:
+    """Hash a file for a record; None where it cannot be read."""
+    try:
+        return sha256([path])
+    except OSError:
+        return None
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -243,8 +244,10 @@ def _make(order: Order) -> tuple[str, dict[str, Any]]:
     phantom = make_phantom(order.seed, order.difficulty, order.reaches_prostate, order.n_readers)
     image, *labels = order.paths
     for path, volume in zip(labels, (phantom.labels, *phantom.readings), strict=True):
-        write_nifti(path, choose(volume, order.structures))
-    write_nifti(image, phantom.image)
+        if not os.path.lexists(path):  # whole if ours, and if it was corrected since, its owner's
+            write_nifti(path, choose(volume, order.structures))
+    if not os.path.lexists(image):
+        write_nifti(image, phantom.image)
     return order.name, phantom.description
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from metricunet.cohort.layout import read_dataset_json, write_dataset_json
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json, written_whole
+from metricunet.files.record import sha256
 from metricunet.phantom.cohort import RECIPE_FILE, TRUTH, holds_phantoms, read_recipe
 
 
@@ -76,8 +77,10 @@ def _refuse_others(folder: Path, recipe: dict[str, object], cases: dict[str, obj
 
 def _link(origin: Path, path: Path) -> None:
     """Make `path` the same file as `origin`."""
-    if path.exists() and path.samefile(origin):
+    if path.exists() and (path.samefile(origin) or sha256([path]) == sha256([origin])):
         return
+    if os.path.lexists(path):
+        raise InputError(f"{path}: was changed since it was made; choose another folder for the displaced cohort")
     with written_whole(path) as temporary:
         try:
             os.link(origin, temporary)

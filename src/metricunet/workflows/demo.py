@@ -7,16 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from metricunet.errors import InputError
 from metricunet.evaluation.compare import evaluate
 from metricunet.evaluation.summary import format_summary
-from metricunet.files.atomic import written_whole
-from metricunet.files.record import RunRecord
+from metricunet.files.own import OwnFiles
+from metricunet.files.record import RECORD_NAME, RunRecord, hash_if_readable
 from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
+from metricunet.phantom.cohort import holds_phantoms
 from metricunet.training.config import load_config
 from metricunet.training.fit import MODEL_NAME, train
-from metricunet.workflows.folders import clear_earlier
 
+DEMO_RECORD = "demo.json"
+OUTPUTS = (MODEL_NAME, "summary.json", "report.html")
+#: Of a training run that can be gone on with.
+STATE = "checkpoints/state.json"
 TRAINING_CASES = 24
 UNSEEN_CASES = 8
 SEED = 1
@@ -56,6 +61,8 @@ def demo(
 ) -> DemoResult:
     """Make phantoms, train, segment unseen ones, score them, and leave a report.
 
+    Each step keeps what an earlier run of it finished, so that a demo that was stopped goes on.
+
     Args:
         output: folder of cohort/, run/, prediction/, evaluation/, model.safetensors, summary.json, report.html.
         training_cases: phantoms to train and validate on.
@@ -65,27 +72,36 @@ def demo(
         bar: opens a progress bar by its name.
 
     Raises:
-        InputError: the folder holds something else than an earlier demo.
+        InputError: a file that would be replaced is not an earlier demo's, or was changed since.
     """
-    clear_earlier(output, "demo")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file, expected a folder for the demo; choose another with -o")
+    own = OwnFiles(output, DEMO_RECORD, "demo")
+    own.check(OUTPUTS)
+    holds_phantoms(output / "cohort")  # a folder of anything else is refused before any work
     record = RunRecord("demo", {"output": output})
-    record.write(output)  # marks the folder as a demo's, for a later run to clear
     cohort, run, prediction, evaluation = (output / n for n in ("cohort", "run", "prediction", "evaluation"))
     say(f"1/4 making {training_cases + unseen_cases} synthetic pelvic CT scans")
     make_cohort(
         cohort, training_cases, seed=SEED, difficulty="easy", n_test=unseen_cases, progress=bar("phantoms")
     )
     say("2/4 training both stages")
-    model = train(cohort, run, config=load_config("small", settings=settings), progress=bar("preparing"))
+    model = run / MODEL_NAME
+    begun = (run / STATE).is_file()
+    if not (model.is_file() and (run / RECORD_NAME).is_file()):
+        config = load_config("small", settings=settings)
+        model = train(cohort, run, config=config, resume=begun, progress=bar("preparing"))
     say(f"3/4 segmenting {unseen_cases} unseen scans")
     predict([cohort / "imagesTs"], [model], prediction, progress=bar("segmenting"))
     say("4/4 scoring them")
     result = evaluate(prediction, cohort / "labelsTs", evaluation, progress=bar("scoring"))
-    with written_whole(output / MODEL_NAME) as temporary:
-        shutil.copyfile(model, temporary)
-    with written_whole(output / "summary.json") as temporary:
-        shutil.copyfile(evaluation / "summary.json", temporary)
-    with written_whole(output / "report.html") as temporary:
-        shutil.copyfile(evaluation / "report.html", temporary)
-    record.write(output)
+    origins = (model, evaluation / "summary.json", evaluation / "report.html")
+    for name, origin in zip(OUTPUTS, origins, strict=True):
+        shutil.copyfile(origin, own.stage(name))
+    record.facts = {
+        "seed": SEED,
+        "settings": list(settings),
+        "inputs": {str(path.relative_to(output)): hash_if_readable(path) for path in origins},
+    }
+    own.commit(record.content())
     return DemoResult(format_summary(result), output / "report.html", output / MODEL_NAME)

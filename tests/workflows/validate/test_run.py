@@ -36,7 +36,6 @@ class TestWhole:
         assert sorted(path.name for path in folder.iterdir()) == [
             "files",
             "report.html",
-            "run.json",
             "validate.json",
         ]
         results = json.loads((folder / "validate.json").read_text())
@@ -44,7 +43,7 @@ class TestWhole:
         assert results["checks_total"] == len(results["checks"]) == len(done.checks)
         assert all(check["findings"] for check in results["checks"] if check["status"] == "pass")
         assert {"numpy", "torch", "pydicom", "highdicom"} <= results["environment"]["packages"].keys()
-        assert json.loads((folder / "run.json").read_text())["verdict"] == "pass"
+        assert json.loads((folder / "validate.json").read_text())["command"] == "validate"
         # Left for the planning system: the scan and structure sets on it.
         assert len(list((folder / "files" / "E" / "ct").iterdir())) == PLANS[-1].grid.shape[0]
         assert {"voxel-edges.rtstruct.dcm", "sub-voxel.rtstruct.dcm", "masks.seg.dcm"} <= {
@@ -70,12 +69,23 @@ class TestWhole:
         monkeypatch.setattr(run, "GROUPS", {"NRRD, MetaImage in": run.GROUPS["NRRD, MetaImage in"]})
         out = tmp_path / "out"
         validate(out, plans=PLANS[-1:])
-        (out / "files" / "old.txt").write_text("of an earlier run")
+        first = {path for path in out.rglob("*") if path.is_file()}
         validate(out, plans=PLANS[-1:])
-        assert not (out / "files" / "old.txt").exists()
+        assert {path for path in out.rglob("*") if path.is_file()} == first
+        for name in ("old.txt", "E/ct/00001.dcm"):
+            other = out / "files" / name
+            kept = other.read_bytes() if other.exists() else b""
+            other.write_bytes(kept + b"mine")
+            with pytest.raises(InputError, match=f"{other}: was not written by an earlier validate"):
+                validate(out, plans=PLANS[-1:])
+            assert other.read_bytes() == kept + b"mine"
+            if kept:
+                other.write_bytes(kept)
+            else:
+                other.unlink()
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.txt").write_text("dear")
-        with pytest.raises(InputError, match="is not empty and holds no validate"):
+        with pytest.raises(InputError, match="was not written by an earlier validate"):
             validate(tmp_path / "mine")
         assert (tmp_path / "mine" / "thesis.txt").exists()
 

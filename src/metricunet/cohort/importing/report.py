@@ -47,6 +47,7 @@ class Imported:
         refused: what failed a check, a line each.
         left_out: what holds nothing that was asked for, a line each.
         notes: what a user of the cohort has to know, and what was odd about the contours, a line each.
+        errors: what cases failed of, as raised; their texts may name patients.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Imported:
     refused: tuple[str, ...]
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
+    errors: tuple[Exception, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -101,7 +103,7 @@ def import_json(
     names = plan.names
     return {
         "complete": True,
-        "version": version,
+        "import_version": version,
         "layouts": [one.layout for one in found],
         "uids": privacy.uids,
         "overlaps": OVERLAP_RULE,

@@ -7,13 +7,13 @@ stopped can be gone on with, but not be trained on.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from metricunet.cohort.case import HIGHEST_MINIMUM_HU
-from metricunet.cohort.contoured import write_contoured
+from metricunet.cohort.contoured import CONTOURED_NAME, contoured_content
 from metricunet.cohort.importing.layouts import AUTO, find_cases
 from metricunet.cohort.importing.merge import merge
 from metricunet.cohort.importing.names_file import listed, read_names, skeleton
@@ -29,16 +29,21 @@ from metricunet.cohort.importing.report import (
     summarised,
 )
 from metricunet.cohort.importing.source import Bars, Found, LeftOut, Progress, SourceCase
-from metricunet.cohort.layout import image_path, label_path, write_dataset_json
+from metricunet.cohort.layout import dataset_content, image_path, label_path
 from metricunet.cohort.splits import PATIENTS_NAME
-from metricunet.errors import InputError
-from metricunet.files.atomic import UNFINISHED, write_json
+from metricunet.errors import InputError, told
+from metricunet.files.atomic import write_json
 from metricunet.files.nifti import write_nifti
-from metricunet.files.record import RunRecord
+from metricunet.files.own import FILES, OwnFiles
+from metricunet.files.record import RunRecord, hash_if_readable, sha256
+from metricunet.volume import Volume
 
+COMMAND = "import"
 IMPORT_NAME = "import.json"
 #: Raised whenever the same source begins to give other files.
 IMPORT_VERSION = 1
+#: What describes the cohort beside its record.
+DESCRIPTIONS = (PATIENTS_NAME, CONTOURED_NAME, "dataset.json")
 #: Reasons named where nothing can be imported.
 MOST_REASONS = 5
 
@@ -75,6 +80,7 @@ def import_cohort(
     names: Path | None = None,
     layout: str = AUTO,
     uids: Uids = "hash",
+    overwrite: bool = False,
     bars: Bars = _no_bar,
 ) -> Imported:
     """Make a cohort of scans with contours. Run again, it goes on where it was stopped and skips what is done.
@@ -85,16 +91,20 @@ def import_cohort(
         names: names file; may be left out for layouts with names of their own, which then give the prostate alone.
         layout: of all sources: dicom, totalsegmentator, nnunet, pairs, or auto.
         uids: whether import.json holds the identifiers of the source, or their hashes.
+        overwrite: whether files of others that have the outputs' names may be replaced; sources never are.
         bars: opens a progress bar by its name.
 
+    A case in which anything goes wrong is refused with its reason, and the others are imported. A label or an
+    image of the cohort that was changed since is its owner's: it is neither replaced nor removed.
+
     Raises:
-        InputError: sources, names or an output that cannot be used, a spelling that is not in the names file or
-            stands for two structures, or nothing to import. Nothing was written then.
+        InputError: sources, names or an output that cannot be used, an output in a source, a file of the cohort
+            that is not an import's, a spelling that is not in the names file, or nothing to import. Nothing was
+            written then. The disk is full: what was imported is kept.
     """
     privacy = Privacy(uids)
     try:
-        record = RunRecord("import", {})
-        result = _import(sources, output, names, layout, privacy, bars, record)
+        result = _import(sources, output, names, layout, privacy, bars, overwrite)
     except InputError as error:
         raise InputError(privacy.spoken(str(error))) from None
     return result
@@ -107,9 +117,11 @@ def _import(
     layout: str,
     privacy: Privacy,
     bars: Bars,
-    record: RunRecord,
+    overwrite: bool,
 ) -> Imported:
-    earlier = _earlier(output)
+    record = RunRecord(COMMAND, {})
+    _refuse_output_in_sources(sources, output)
+    earlier = _earlier(output, overwrite)
     given = None if names is None else read_names(names)
     found = [find_cases(source, layout, privacy, bars) for source in sources]
     _drop_twins(found)
@@ -127,31 +139,48 @@ def _import(
             f"{output}: holds {len(stale)} cases ({listed(sorted(stale))}) that the sources do not; name all its "
             "sources and the same structures again, or choose another folder with -o"
         )
-    importer = _Importer(output, plan, privacy, earlier)
-    left_out += importer.run(bars("importing"))
-    if not importer.reports:
-        (output / IMPORT_NAME).unlink(missing_ok=True)
-        _refuse(sources, left_out)
-    reports = {
-        c.source.name: importer.reports[c.source.name] for c in plan.cases if c.source.name in importer.reports
-    }
-    write_json(output / PATIENTS_NAME, {name: report["patient"] for name, report in reports.items()})
-    write_contoured(output, {name: known_structures(report) for name, report in reports.items()})
-    write_json(output / IMPORT_NAME, import_json(plan, found, reports, left_out, privacy, IMPORT_VERSION))
-    record.arguments = {
-        "sources": [privacy.written(str(source)) for source in sources],
-        "output": privacy.written(str(output)),
-        "names": None if names is None else privacy.written(str(names)),
-        "layout": layout,
-        "uids": privacy.uids,
-    }
-    record.facts = {"layouts": layouts, "cases": len(reports), "left_out": len(left_out)}
-    record.write(output)
-    _write_dataset(output, plan, found, reports)
-    return summarised(output, plan.names, reports, left_out, found, privacy, importer.done_before)
+    inputs = [file for one in found for case in one.cases for file in case.files]
+    inputs += [] if names is None else [names]
+    importer = _Importer(
+        OwnFiles(output, IMPORT_NAME, COMMAND, overwrite=overwrite, inputs=inputs), plan, privacy, earlier
+    )
+    try:
+        left_out += importer.run(bars("importing"))
+        if not importer.reports:
+            importer.own.clear()
+            _refuse(sources, left_out)
+        reports = {
+            c.source.name: importer.reports[c.source.name] for c in plan.cases if c.source.name in importer.reports
+        }
+        record.arguments = {
+            "sources": [privacy.written(str(source)) for source in sources],
+            "output": privacy.written(str(output)),
+            "names": None if names is None else privacy.written(str(names)),
+            "layout": layout,
+            "uids": privacy.uids,
+            "overwrite": overwrite,
+        }
+        record.facts = {"names_sha256": None if names is None else hash_if_readable(names)}
+        content = import_json(plan, found, reports, left_out, privacy, IMPORT_VERSION)
+        importer.finish(found, reports, record.content() | content)
+    except BaseException:
+        importer.own.discard()
+        raise
+    result = summarised(output, plan.names, reports, left_out, found, privacy, importer.done_before)
+    return replace(result, errors=tuple(importer.errors))
 
 
-def _earlier(output: Path) -> dict[str, Report]:
+def _refuse_output_in_sources(sources: Sequence[Path], output: Path) -> None:
+    """Refuse an output that the next import of the same sources would search for scans."""
+    for source in sources:
+        if output.resolve().is_relative_to(source.resolve()):
+            raise InputError(
+                f"{output}: lies in the source {source}, so the cohort's own scans would be found there again; "
+                "choose a folder outside with -o"
+            )
+
+
+def _earlier(output: Path, overwrite: bool) -> dict[str, Report]:
     """Return the cases that an earlier import left in a folder, by their names.
 
     Raises:
@@ -159,16 +188,15 @@ def _earlier(output: Path) -> dict[str, Report]:
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a new or empty folder for the cohort")
-    path = output / IMPORT_NAME
-    if not path.is_file():
-        if output.is_dir() and any(output.iterdir()):
-            raise InputError(f"{output}: holds other files and no {IMPORT_NAME}; choose a new or empty folder")
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): dict(entry) for name, entry in content["cases"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not readable ({error}); delete the folder and run again") from error
+    own = OwnFiles(output, IMPORT_NAME, COMMAND)
+    content = own.content()
+    if content is None:
+        if overwrite or own.is_new():
+            return {}
+        if own.path.exists():
+            own.check([])  # says that it is not an import's record
+        raise InputError(f"{output}: holds other files and no {IMPORT_NAME}; choose a new or empty folder")
+    return {str(name): dict(entry) for name, entry in content["cases"].items()}
 
 
 def _drop_twins(found: Sequence[Found]) -> None:
@@ -204,59 +232,95 @@ class _Importer:
     """Writes cases, and keeps in import.json how far it is.
 
     Args:
-        output: folder of the cohort.
+        own: the files of the cohort.
         plan: what is to become of the cases.
         privacy: for all that is written.
         before: what an earlier import reported of its cases.
     """
 
-    def __init__(self, output: Path, plan: Plan, privacy: Privacy, before: dict[str, Report]) -> None:
-        self.output, self.plan, self.privacy, self.before = output, plan, privacy, before
+    def __init__(self, own: OwnFiles, plan: Plan, privacy: Privacy, before: dict[str, Report]) -> None:
+        self.own, self.plan, self.privacy, self.before = own, plan, privacy, before
         self.reports: dict[str, Report] = {}
+        self.errors: list[Exception] = []
         self.done_before = 0
 
     def run(self, progress: Progress) -> list[LeftOut]:
-        """Import what is not there yet, and return what was refused on the way."""
+        """Import what is not there yet, and return what was refused on the way.
+
+        Raises:
+            InputError: a file of the cohort that is not ours, before any work; a full disk, or the like.
+        """
         cases = self.plan.cases
         failed: list[LeftOut] = []
-        self.reports = {case.source.name: self.before[case.source.name] for case in cases if self._is_done(case)}
+        self.own.check([*DESCRIPTIONS, *(name for case in cases for name in self._names(case))])
+        stated = (self.own.content() or {FILES: {}})[FILES]
+        self.reports = {
+            case.source.name: self.before[case.source.name] for case in cases if self._is_done(case, stated)
+        }
         done = self.done_before = len(self.reports)
         todo = [case for case in cases if case.source.name not in self.reports]
         if todo:
-            (self.output / "dataset.json").unlink(missing_ok=True)  # nobody is to take a part for the whole
-            for path in self.output.glob(f"*/{UNFINISHED}"):
-                path.unlink()  # an import that was killed could not remove them
-            self._save()
+            self._save(drop=["dataset.json"])  # nobody is to take a part for the whole
         for case in todo:
             try:
-                self.reports[case.source.name] = self._import_case(case)
-            except InputError as error:
-                if isinstance(error.__cause__, OSError) and str(error).startswith(str(self.output)):
-                    raise  # the disk is full, or the like: no fault of the case
-                failed.append(LeftOut(case.source.identity, str(error), True, len(case.source.files)))
-                for path in self._paths(case):
-                    path.unlink(missing_ok=True)
-            self._save()
+                self._import_case(case)
+            except Exception as error:  # whatever it is, it costs this case alone
+                self.own.discard()
+                if isinstance(error, _DiskError):
+                    raise error.told from error
+                self.errors.append(error)
+                failed.append(LeftOut(case.source.identity, told(error), True, len(case.source.files)))
+                self._save(drop=self._names(case))  # of an earlier import; they belong to it no longer
             done += 1
             progress(done, len(cases))
         return failed
 
-    def _is_done(self, case: PlannedCase) -> bool:
+    def finish(self, found: Sequence[Found], reports: dict[str, Report], content: dict[str, Any]) -> None:
+        """Write the files that describe the cohort, and remove what an earlier import left beside."""
+        patients = {name: report["patient"] for name, report in reports.items()}
+        write_json(self.own.stage(PATIENTS_NAME), patients)
+        staged = self.own.stage(CONTOURED_NAME)
+        write_json(staged, contoured_content({name: known_structures(report) for name, report in reports.items()}))
+        write_json(self.own.stage("dataset.json"), _dataset(self.plan, found, reports))
+        wanted = {name for case in self.plan.cases if case.source.name in reports for name in self._names(case)}
+        stated = (self.own.content() or {FILES: {}})[FILES]
+        self.own.add(content, drop=stated.keys() - wanted)
+
+    def _is_done(self, case: PlannedCase, stated: dict[str, str]) -> bool:
         report = self.before.get(case.source.name)
-        same = report is not None and report.get("key") == self._key(case)
-        return same and all(path.is_file() for path in self._paths(case))
+        try:
+            same = report is not None and report.get("key") == self._key(case)
+        except OSError:  # a source that is gone; the import of the case will say so
+            return False
+        return same and all(self.own.holds(name, stated.get(name, "")) for name in self._names(case))
 
     def _key(self, case: PlannedCase) -> str:
         return case.key(self.plan.names.labels, IMPORT_VERSION, self.privacy.uids)
 
-    def _paths(self, case: PlannedCase) -> tuple[Path, Path]:
-        name, split = case.source.name, case.source.split
-        return image_path(self.output, name, split), label_path(self.output, name, split)
+    def _names(self, case: PlannedCase) -> tuple[str, str]:
+        """The case's image and labels, relative to the cohort."""
+        name, split, folder = case.source.name, case.source.split, self.own.folder
+        image, label = image_path(folder, name, split), label_path(folder, name, split)
+        return str(image.relative_to(folder)), str(label.relative_to(folder))
 
-    def _save(self) -> None:
-        write_json(self.output / IMPORT_NAME, {"complete": False, "cases": {**self.before, **self.reports}})
+    def _save(self, drop: Iterable[str] = ()) -> None:
+        self.own.add({"complete": False, "cases": {**self.before, **self.reports}}, drop=drop)
 
-    def _import_case(self, case: PlannedCase) -> Report:
+    def _import_case(self, case: PlannedCase) -> None:
+        report, image, labels = self._read_case(case)
+        name = case.source.name
+        try:
+            for output, volume in zip(self._names(case), (image, labels), strict=True):
+                write_nifti(self.own.stage(output), volume)
+            self.reports[name] = report
+            self._save()
+        except Exception as error:
+            self.reports.pop(name, None)
+            if isinstance(error.__cause__, OSError) and isinstance(error, InputError):
+                raise _DiskError(error) from error
+            raise
+
+    def _read_case(self, case: PlannedCase) -> tuple[Report, Volume, Volume]:
         source = case.source
         image = source.read_image()
         lowest = float(image.array.min())
@@ -269,17 +333,16 @@ class _Importer:
         if not merged.says_anything:
             reasons = "; ".join(entry["reason"] for entry in merged.structures.values() if "reason" in entry)
             raise InputError(f"{source.place}: none of its structures can be used: {reasons}")
-        image_file, label_file = self._paths(case)
-        write_nifti(image_file, image)
-        write_nifti(label_file, merged.labels)
-        return {
+        report = {
             "key": self._key(case),
             "source": self.privacy.written(source.identity),
+            "source_sha256": sha256(source.files),
             "patient": source.patient,
             "split": source.split,
             "structures": {name: self._written(entry) for name, entry in merged.structures.items()},
             "overlaps": merged.overlaps,
         }
+        return report, image, merged.labels
 
     def _written(self, entry: Report) -> Report:
         written: Report = {k: self.privacy.written(entry[k]) for k in ("spelling", "reason") if k in entry}
@@ -288,10 +351,17 @@ class _Importer:
         return entry | written
 
 
-def _write_dataset(output: Path, plan: Plan, found: Sequence[Found], reports: dict[str, Report]) -> None:
+class _DiskError(Exception):
+    """The cohort cannot be written, whatever the case: `told` says why."""
+
+    def __init__(self, told: InputError) -> None:
+        super().__init__(str(told))
+        self.told = told
+
+
+def _dataset(plan: Plan, found: Sequence[Found], reports: dict[str, Report]) -> dict[str, Any]:
     said = [one.trained_on for one in found if one.trained_on is not None]
-    write_dataset_json(
-        output,
+    return dataset_content(
         plan.names.labels,
         sum(report["split"] == "Tr" for report in reports.values()),
         f"imported from {', '.join(dict.fromkeys(one.layout for one in found))}; see {IMPORT_NAME}",

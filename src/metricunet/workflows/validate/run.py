@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from metricunet import __version__
-from metricunet.files.atomic import write_json, write_text
+from metricunet.errors import InputError
+from metricunet.files.atomic import write_text
+from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, machine
-from metricunet.workflows.folders import clear_earlier
 from metricunet.workflows.validate.checks import Check, checked
 from metricunet.workflows.validate.contours import between_voxels, holes, smoothing, voxel_edges
 from metricunet.workflows.validate.measures import spheres, volumes
@@ -119,35 +120,44 @@ def validate(
     """Send analytic shapes through every door and back, and report how they came through.
 
     Args:
-        output: folder of report.html, validate.json, run.json, and files/ with all that was written.
+        output: folder of report.html, files/ with all that was written, and validate.json, the results and the
+            record. Nothing is there before all is done; only files of an earlier validation are replaced.
         plans: scan geometries.
         progress: called with (done, all).
 
     Raises:
-        InputError: the folder holds something else than an earlier validation, or cannot be written.
+        InputError: the folder holds a file that is not an earlier validation's or was changed since, or cannot
+            be written.
     """
-    clear_earlier(output, "validate")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file, expected a folder for the results; choose another with -o")
+    own = OwnFiles(output, RESULTS, "validate")
+    own.check_alone()
     record = RunRecord("validate", {"output": output})
-    record.write(output)  # marks the folder as a validation's, for a later run to clear
     advance = progress or (lambda done, total: None)
     advance(0, len(GROUPS))
-    sites = _sites(plans, output / FILES)
-    checks: list[Check] = []
-    for done, (name, run) in enumerate(GROUPS.items(), start=1):
-        checks += checked(name, lambda run=run: run(sites()))  # type: ignore[misc]
-        advance(done, len(GROUPS))
-    result = Validation(
-        checks=tuple(checks),
-        plans=tuple(plans),
-        environment=environment(),
-        judges={name: version_of(name) for name in (PLASTIMATCH, DCIODVFY)},
-        finished=datetime.now().astimezone().isoformat(timespec="seconds"),
-        report=output / REPORT,
-    )
-    write_json(output / RESULTS, result.to_json())
-    write_text(output / REPORT, render_report(result))
-    record.facts = {"verdict": result.verdict, "failed": [f"{c.group}: {c.name}" for c in result.failed]}
-    record.write(output)
+    try:
+        work = own.work()
+        sites = _sites(plans, work / FILES)
+        checks: list[Check] = []
+        for done, (name, run) in enumerate(GROUPS.items(), start=1):
+            checks += checked(name, lambda run=run: run(sites()))  # type: ignore[misc]
+            advance(done, len(GROUPS))
+        result = Validation(
+            checks=tuple(checks),
+            plans=tuple(plans),
+            environment=environment(),
+            judges={name: version_of(name) for name in (PLASTIMATCH, DCIODVFY)},
+            finished=datetime.now().astimezone().isoformat(timespec="seconds"),
+            report=output / REPORT,
+        )
+        write_text(work / REPORT, render_report(result))
+        own.stage_tree()
+        record.facts = {"failed": [f"{c.group}: {c.name}" for c in result.failed]}
+        own.commit(record.content() | result.to_json())
+    except BaseException:
+        own.discard()
+        raise
     return result
 
 
