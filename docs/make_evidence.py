@@ -28,7 +28,9 @@ from metricunet.study.sections import sections
 
 DOCS = Path(__file__).parent
 TABLES = ("study.yaml", "cases.csv", "cases-reader.csv", "smoothness.csv", "features.csv")
-#: What a study's run.json says, less what names folders of the machine.
+#: Where a study's record is; the latter before it had a name of its own.
+RECORDS = ("study.json", "run.json")
+#: What a study's record says, less what names folders of the machine.
 RUNS = "runs.json"
 NOTHING = "*No numbers yet.*"
 #: The page of all tables of a study: section to its heading.
@@ -51,7 +53,8 @@ def copy_tables(study: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in TABLES:
         shutil.copyfile(study / name, folder / name)
-    record = json.loads((study / "run.json").read_text(encoding="utf-8"))
+    name = next(n for n in RECORDS if (study / n).is_file())
+    record = json.loads((study / name).read_text(encoding="utf-8"))
     machine = record["machine"] | {
         "system": record["machine"]["system"].split()[0]
     }  # a kernel's build says nothing

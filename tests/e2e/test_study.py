@@ -49,7 +49,7 @@ def test_the_smoke_study_killed_half_way_ends_with_the_tables_of_an_unbroken_one
         assert f"| {arm} | 0 | 2 | 0 | 0." in resumed.out
     assert "finds the prostate in 2 of the 2 scored cases" in resumed.out
     assert f"tables: {output / 'tables.md'}" in resumed.out
-    assert (output / "run.json").is_file()
+    assert (output / "study.json").is_file()
 
     for shared in ("data", "stage-one"):  # what is made before any run, so that the runs alone are made anew
         shutil.copytree(output / shared, whole / shared)

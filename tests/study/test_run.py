@@ -29,7 +29,7 @@ RESULTS = (
 def test_what_a_study_leaves(whole_study: Whole, study_cohort: Path) -> None:
     _, output, result = whole_study
     assert {p.name for p in output.iterdir()} == {
-        "stage-one", "runs", "figures", "study.yaml", "run.json", *RESULTS
+        "stage-one", "runs", "figures", "study.yaml", ".study-file.json", "study.json", *RESULTS
     }  # fmt: skip
     with (output / "cases.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
@@ -58,8 +58,9 @@ def test_what_a_study_leaves(whole_study: Whole, study_cohort: Path) -> None:
     } <= {p.name for p in run.iterdir()}
     assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 1
     assert json.loads((run / "run.json").read_text())["validation"]["crop_dice"] > 0
-    record = json.loads((output / "run.json").read_text())
+    record = json.loads((output / "study.json").read_text())
     assert record["command"] == "study"
+    assert set(RESULTS) <= set(record["files"])
     assert len(record["runs"]) == 4
     assert yaml.safe_load((output / "study.yaml").read_text())["data"] == {"cohort": str(study_cohort)}
     assert (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import yaml
 from rich.console import Console
@@ -14,29 +13,39 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
+from metricunet.files.claim import CLAIM_NAME, claimed
+from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, sha256
 from metricunet.networks.device import pick_device
-from metricunet.study.beyond import COLUMNS, FITTING_CASES
+from metricunet.study.beyond import FITTING_CASES
 from metricunet.study.board import Board
-from metricunet.study.conclusions import STUDY_NAME, conclude, write_conclusions
+from metricunet.study.conclusions import STUDY_NAME
 from metricunet.study.data import StudyData, fitting_cases, scored_cases, study_data
-from metricunet.study.examples import Pictured, draw_examples
-from metricunet.study.figures import draw_figures
 from metricunet.study.job import RunJob
-from metricunet.study.runs import RunDone, check_settings_of, finished, hand_out, run_folder
-from metricunet.study.score import StudyRow, cases_name, join_rows, read_rows
-from metricunet.study.sections import report_text
+from metricunet.study.outcome import (
+    OUTPUTS,
+    STUDY_RECORD,
+    TABLES_TEXT,
+    Ready,
+    refuse_foreign,
+    stage_title,
+    write_outcome,
+)
+from metricunet.study.runs import RunDone, check_settings_of, finished, hand_out, in_one_line, run_folder
 from metricunet.study.settings import Labels, Study, load_study
+from metricunet.study.sharing import in_turn, taken_up
 from metricunet.study.stage_one import FoldJob, FoldReady, prepare_fold, reach_mm
-from metricunet.study.tables import tables_csv, tables_text
-from metricunet.training.fit import MODEL_NAME, check_settings
+from metricunet.training.fit import check_settings
+from metricunet.training.run import is_scratch
 
 Progress = Callable[[int, int], None]
 Engine = Callable[[Sequence[RunJob]], Iterable[RunDone]]
-#: What stage 1 of each kind of labels and fold led to.
-Ready = dict[tuple[Labels | None, Fold], FoldReady]
+Place = tuple[Labels | None, Fold]
 
-TABLES_TEXT, TABLES_CSV, FIGURES = "tables.md", "tables.csv", "figures"
+#: Record of the copy of the study file, which is there from the beginning.
+MARK_RECORD = ".study-file.json"
+#: In place of a stage 1 that failed.
+NOT_READY = FoldReady(0, "", "", "", {}, None, ())
 
 
 @dataclass(frozen=True)
@@ -70,12 +79,14 @@ def study(
 ) -> StudyResult:
     """Carry out a study: arms times folds times seeds, each trained and scored. What is finished is kept.
 
+    Several processes that are called with one folder share the work, run by run, and end with the same tables.
+
     Args:
         file: STUDY.yaml; see `metricunet.study.settings.StudyFile`.
         output: folder of data/ and data-displaced/ (phantoms), stage-one/[LABELS/]fold-K/ (stage 1 and the scans
             cut around what it finds), runs/ARM/fold-K/seed-S/, cases.csv against the truth (and cases-reader.csv
             against an unseen reader, on phantoms), smoothness.csv, features.csv, comparisons.csv and .json (with
-            the verdicts), tables.md, tables.csv, figures/, study.yaml and run.json.
+            the verdicts), tables.md, tables.csv, figures/, study.yaml and study.json.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         engine: carries out the runs in place of `metricunet.study.runs.hand_out`. Those that it leaves out count
             as failed, and the tables are of the others.
@@ -88,26 +99,31 @@ def study(
     """
     plan = load_study(file)
     record = RunRecord("study", {"file": file, "output": output, "device": device})
-    output = _begin(plan, output.absolute(), device)
-    data = study_data(plan, output, bar("phantoms"))
+    output = output.absolute()
+    _check_folder(output, device)
+    own = OwnFiles(output, STUDY_RECORD, record.command, inputs=[file])
+    with in_turn(output / CLAIM_NAME, "the beginning or the end of a study", say):
+        _check_folder(output, device)  # a rival may have begun between the two
+        refuse_foreign(own, OUTPUTS)
+        _mark(plan, file, output)
+        data = study_data(plan, output, bar("phantoms"))
     _check(plan, data, output)
     jobs_of = {
         (labels, fold): _fold_job(plan, data, labels, fold, output, device)
         for labels in data.cohorts
         for fold in plan.folds
     }
-    ready: Ready = {}
-    for (labels, fold), job in jobs_of.items():
-        say(_stage(labels, fold, data))
-        ready[labels, fold] = prepare_fold(job, bar)
-    jobs = [
-        _run_job(plan, jobs_of[plan.labels(arm), fold], ready[plan.labels(arm), fold], arm, seed, output)
-        for arm in plan.arms
-        for fold in plan.folds
-        for seed in plan.seeds(arm)
-    ]
-    runs = _carried_out(jobs, engine, say)
-    text = _write(plan, data, ready, runs, output)
+    ready, faults = _prepared(jobs_of, data, say, bar)
+    jobs, without = [], []
+    for arm in plan.arms:
+        for fold in plan.folds:
+            place = plan.labels(arm), fold
+            for seed in plan.seeds(arm):
+                job = _run_job(plan, jobs_of[place], ready.get(place, NOT_READY), arm, seed, output)
+                jobs.append(job)
+                if place in faults:
+                    without.append(RunDone(job, None, 0.0, f"stage 1: {in_one_line(faults[place])}"))
+    runs = _carried_out(jobs, without, engine, say)
     record.facts = {
         "study": plan.content.model_dump(mode="json"),
         "study_sha256": sha256([file]),
@@ -116,25 +132,69 @@ def study(
             for r in runs
         ],
     }
-    record.write(output)
+    with in_turn(output / CLAIM_NAME, "the beginning or the end of a study", say):
+        text = write_outcome(plan, data, ready, runs, own, record.content())
     return StudyResult(output / TABLES_TEXT, text, tuple(runs))
 
 
-def _begin(plan: Study, output: Path, device: str) -> Path:
-    """Refuse what cannot work before anything is made, and mark the folder as this study's."""
+def _check_folder(output: Path, device: str) -> None:
+    """Refuse what cannot work before anything is made."""
     try:
         pick_device(device)
     except ValueError as error:
         raise InputError(str(error)) from error
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the study")
-    if output.is_dir() and any(output.iterdir()) and not (output / STUDY_NAME).is_file():
+    filled = output.is_dir() and not all(map(is_scratch, output.iterdir()))
+    if filled and not (output / STUDY_NAME).is_file():
         raise InputError(f"{output}: holds other files and no study; choose a new or empty folder with -o")
+
+
+def _mark(plan: Study, file: Path, output: Path) -> None:
+    """Mark the folder as this study's with a copy of its file; one that lies there itself stays as it is.
+
+    Raises:
+        InputError: another file has that name, or the copy was changed.
+    """
     content = plan.content.model_dump(mode="json", exclude_none=True)
     if plan.cohort is not None:
         content["data"]["cohort"] = str(plan.cohort)  # the file is elsewhere now
-    write_text(output / STUDY_NAME, yaml.safe_dump(content, sort_keys=False))
-    return output
+    text, copy = yaml.safe_dump(content, sort_keys=False), output / STUDY_NAME
+    if copy.is_file() and (copy.samefile(file) or copy.read_bytes() == text.encode("utf-8")):
+        return
+    own = OwnFiles(output, MARK_RECORD, "study", inputs=[file])
+    refuse_foreign(own, [STUDY_NAME])
+    write_text(own.stage(STUDY_NAME), text)
+    own.commit({})
+
+
+def _prepared(
+    jobs: dict[Place, FoldJob], data: StudyData, say: Callable[[str], None], bar: Callable[[str], Progress]
+) -> tuple[Ready, dict[Place, Exception]]:
+    """Prepare the folds; return those that are ready, and what went wrong in the others.
+
+    Raises:
+        InputError: none is ready; of the first.
+    """
+
+    faults: dict[Place, Exception] = {}
+
+    def prepare(place: Place) -> tuple[Place, FoldReady | None]:
+        job = jobs[place]
+        with claimed(job.folder / CLAIM_NAME, "stage 1 of a study"):
+            say(stage_title(*place, data))
+            try:
+                return place, prepare_fold(job, bar)
+            except Exception as error:  # one fold must not cost the others their results
+                faults[place] = error
+                return place, None
+
+    found = dict(taken_up(list(jobs), prepare, say))
+    ready = {place: fold for place in jobs if (fold := found[place]) is not None}
+    if not ready:
+        first = next(iter(faults.values()))
+        raise first if isinstance(first, InputError) else InputError(f"stage 1: {in_one_line(first)}") from first
+    return ready, faults
 
 
 def _check(plan: Study, data: StudyData, output: Path) -> None:
@@ -194,105 +254,19 @@ def _run_job(plan: Study, fold: FoldJob, ready: FoldReady, arm: str, seed: int, 
     )
 
 
-def _carried_out(jobs: list[RunJob], engine: Engine | None, say: Callable[[str], None]) -> list[RunDone]:
-    """Return what became of each run, in the order of the jobs."""
-    results = {job.folder: done for job in jobs if (done := finished(job)) is not None}
+def _carried_out(
+    jobs: list[RunJob], without: list[RunDone], engine: Engine | None, say: Callable[[str], None]
+) -> list[RunDone]:
+    """Return what became of each run, in the order of the jobs; those without a stage 1 have failed before."""
+    results = {run.job.folder: run for run in without}
+    before = [done for job in jobs if job.folder not in results and (done := finished(job)) is not None]
+    results |= {run.job.folder: run for run in before}
     with Board(jobs, say, Console(stderr=True)) as board:
-        board.before(list(results.values()))
+        board.before(before)
+        for run in without:
+            board.finish(run)
         missing = [job for job in jobs if job.folder not in results]
-        for done in hand_out(missing, board.watch) if engine is None else engine(missing):
+        for done in hand_out(missing, board.watch, say) if engine is None else engine(missing):
             results[done.job.folder] = done
             board.finish(done)
     return [results.get(job.folder) or RunDone(job, None, 0.0, "not carried out") for job in jobs]
-
-
-def _write(plan: Study, data: StudyData, ready: Ready, runs: list[RunDone], output: Path) -> str:
-    """Write the rows of all runs and what follows from them; return the tables, which are written last."""
-    whole = [run for run in runs if run.error is None]
-    if not whole:
-        raise InputError(f"all {len(runs)} runs failed; the first, {runs[0].job.title}: {runs[0].error}")
-    cohort = read_cohort(data.cohort)
-    not_contoured = {case.name: case.not_contoured for case in (*cohort.training, *cohort.test)}
-    rows: dict[str, list[StudyRow]] = {}
-    for reference in whole[0].job.references:
-        name = cases_name(reference)
-        write_text(output / name, join_rows(run.job.folder / name for run in whole))
-        rows[reference] = read_rows(output / name, not_contoured)
-    for name, columns in COLUMNS.items():
-        write_text(output / name, join_rows((run.job.folder / name for run in whole), columns))
-    conclusions = conclude(output, plan)
-    write_conclusions(conclusions, output)
-    draw_figures(conclusions, output / FIGURES)
-    if (pictured := _pictured(plan, whole)) is not None:
-        draw_examples(
-            pictured, conclusions.comparisons.find("primary", "dice", plan.base.target), output / FIGURES
-        )
-    text = tables_text(plan.content.name, rows, plan.content.measures.all, _notes(plan, data, ready, runs))
-    text = f"{text}\n{report_text(conclusions)}".rstrip() + "\n"
-    write_text(output / TABLES_CSV, tables_csv(rows))
-    write_text(output / TABLES_TEXT, text)
-    return text
-
-
-def _pictured(plan: Study, whole: Sequence[RunDone]) -> Pictured | None:
-    """Return what to draw examples of: the main pair in the first fold and seed in which all its arms are done."""
-    if (main := plan.content.primary) is None or any(plan.stages(arm) == 1 for arm in main.arms):
-        return None
-    done: dict[tuple[Fold, int], dict[str, RunJob]] = {}
-    for run in whole:
-        done.setdefault((run.job.fold, run.job.seed), {})[run.job.arm] = run.job
-    for (_, seed), jobs in done.items():
-        if set(main.arms) <= jobs.keys():
-            one = jobs[main.method]
-            return Pictured(
-                models={arm: jobs[arm].folder / MODEL_NAME for arm in main.arms},
-                seed=seed,
-                folder=one.stage_one,
-                cases=one.case_names,
-                fitting=one.fitting,
-                labels=one.ready.labels,
-                ignore=one.ready.ignore,
-                target=plan.base.target,
-                device=one.device,
-            )
-    return None
-
-
-def _notes(plan: Study, data: StudyData, ready: Ready, runs: list[RunDone]) -> list[str]:
-    notes = []
-    if (main := plan.content.primary) is not None:
-        control = f"; control: {main.control}" if main.control else ""
-        notes.append(f"Main comparison: {main.method} against {main.baseline}{control}.")
-    if len(data.cohorts) > 1:
-        for labels in data.cohorts:
-            arms = [arm for arm in plan.arms if plan.labels(arm) == labels]
-            notes.append(f"Trained on {labels} labels: {', '.join(arms)}.")
-    if data.has_test:
-        notes.append(f"{len(runs[0].job.cases)} test cases, which no training has seen.")
-    else:
-        notes.append(
-            "Scored on the validation cases of each fold. They also chose each training's best epoch, so the "
-            "scores are somewhat too good, in every arm alike."
-        )
-    if len(plan.folds) > 1:
-        notes.append(f"The {len(plan.folds)} folds are taken together.")
-    shared = "all arms" if all(plan.stages(arm) == 2 for arm in plan.arms) else "all arms of two stages"
-    for (labels, fold), done in ready.items():
-        stage = _stage(labels, fold, data).capitalize()
-        notes.append(f"{stage}, shared by {shared}, {_located(done.off_mm, plan.base.target)}.")
-    notes += [f"Failed, and not in the tables: {r.job.title}: {r.error}" for r in runs if r.error is not None]
-    return notes
-
-
-def _stage(labels: Labels | None, fold: Fold, data: StudyData) -> str:
-    """Name a stage 1."""
-    return f"stage 1, fold {fold}" + (f", {labels} labels" if len(data.cohorts) > 1 else "")
-
-
-def _located(off_mm: Sequence[float | None], target: str) -> str:
-    """Say how well stage 1 does on the scored cases."""
-    found = [mm for mm in off_mm if mm is not None]
-    said = f"finds the {target} in {len(found)} of the {len(off_mm)} scored cases that hold it"
-    if not found:
-        return said
-    return f"{said}, its centre {median(found):.1f} mm off (median; most {max(found):.1f} mm)"

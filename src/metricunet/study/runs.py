@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +20,14 @@ from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
 from metricunet.evaluation.summary import CaseRow
 from metricunet.files.atomic import write_json
+from metricunet.files.claim import CLAIM_NAME, claimed
+from metricunet.files.own import read_sealed, write_sealed
 from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.study.beyond import FEATURES_FILE, SMOOTHNESS_FILE, Line, smoothness_lines, write_beyond
 from metricunet.study.data import TRUTH
 from metricunet.study.job import RunJob
 from metricunet.study.score import cases_name, write_rows
+from metricunet.study.sharing import Say, refuse_others, silent, taken_up
 from metricunet.study.ways import way_of
 from metricunet.training.callbacks import Watch
 from metricunet.training.config import TrainConfig, differences
@@ -52,8 +58,10 @@ class RunDone:
     error: str | None = None
 
 
-def hand_out(jobs: Sequence[RunJob], watch: RunWatch | None = None) -> Iterator[RunDone]:
+def hand_out(jobs: Sequence[RunJob], watch: RunWatch | None = None, say: Say = silent) -> Iterator[RunDone]:
     """Carry out runs and yield each as it is done; here one after the other, in this process.
+
+    A run that another process is at comes last, when that process is done with it or dead.
 
     This is the seam for an engine that has many machines: `carry_out` and the jobs can be pickled, the order in
     which runs are done does not matter, and all that they share is the study's folder and the cohort's.
@@ -61,9 +69,9 @@ def hand_out(jobs: Sequence[RunJob], watch: RunWatch | None = None) -> Iterator[
     Args:
         jobs: the runs.
         watch: told the run, the stage, the updates done and in all, and the latest validation Dice.
+        say: told what is waited for.
     """
-    for job in jobs:
-        yield carry_out(job, None if watch is None else partial(watch, job))
+    return taken_up(jobs, lambda job: carry_out(job, None if watch is None else partial(watch, job)), say)
 
 
 def run_folder(output: Path, arm: str, fold: Fold, seed: int) -> Path:
@@ -116,26 +124,41 @@ def finished(job: RunJob) -> RunDone | None:
 
 
 def carry_out(job: RunJob, watch: Watch | None = None) -> RunDone:
-    """Train the networks of a run, or go on with that, and score them. What it left already is kept.
+    """Train the networks of a run, or go on with that, and score them. What is there already is kept.
 
     Args:
         job: the run.
         watch: told how far it is.
 
     Returns:
-        What became of it. A fault of the input or of the training is in there, so that other runs go on.
+        What became of it. Whatever goes wrong is in there, so that other runs go on.
+
+    Raises:
+        AlreadyClaimed: another process is at it.
     """
-    began = time.perf_counter()
-    try:
-        if set(_missing(job)) - set(BEYOND):
-            _train_and_score(job, watch)
-        _look_beyond(job, watch)
-    except InputError as error:
-        return RunDone(job, None, time.perf_counter() - began, str(error))
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        lack = f"memory does not suffice ({error}); use a smaller batch, crop or network, or a larger spacing"
-        return RunDone(job, None, time.perf_counter() - began, lack)
-    return RunDone(job, _val_dice(job), _seconds(job.folder))
+    with claimed(job.folder / CLAIM_NAME, "a run of a study"):
+        began = time.perf_counter()
+        try:
+            if (done := finished(job)) is not None:
+                return done  # by another process, since it was handed out
+            if set(_missing(job)) - set(BEYOND):
+                _train_and_score(job, watch)
+            _look_beyond(job, watch)
+            return RunDone(job, _val_dice(job), _seconds(job.folder))
+        except Exception as error:  # a run must not cost the others theirs, foreseen or not
+            return RunDone(job, None, time.perf_counter() - began, in_one_line(error))
+
+
+def in_one_line(error: Exception) -> str:
+    """Say what went wrong; with --debug, show where on standard error."""
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
+    said = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        return said
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"memory does not suffice ({said}); use a smaller batch, crop or network, or a larger spacing"
+    return f"{type(error).__name__}: {said} (--debug shows where)"
 
 
 def _missing(job: RunJob) -> list[str]:
@@ -146,7 +169,9 @@ def _missing(job: RunJob) -> list[str]:
 
 def _train_and_score(job: RunJob, watch: Watch | None) -> None:
     record = RunRecord("study", {"arm": job.arm, "fold": job.fold, "seed": job.seed, "device": job.device})
-    write_json(job.folder / KEY_NAME, job.key())
+    refuse_others(job.folder, job.folder / KEY_NAME, "a run of a study")
+    if not (job.folder / KEY_NAME).is_file():
+        write_json(job.folder / KEY_NAME, job.key())
     way = way_of(job, watch)
     way.train()
     _tell_scoring(job, watch)
@@ -158,10 +183,14 @@ def _train_and_score(job: RunJob, watch: Watch | None) -> None:
         lines += smoothness_lines(scored)
     facts = {"locate_sha256": way.locate_sha256, "cases": list(job.case_names)}
     record.facts = run_facts(way.run, way.validation) | facts
-    record.write(job.folder)
+    if not os.path.lexists(job.folder / RECORD_NAME) or read_sealed(job.folder / RECORD_NAME) is not None:
+        write_sealed(job.folder / RECORD_NAME, record.content(), {})
+    missing = _missing(job)  # what a kill left of them is the same, and what somebody put there is theirs
     for whose in sorted(job.references, key=lambda name: name == TRUTH):
-        write_rows(job.folder / cases_name(whose), job.arm, job.seed, job.fold, rows[whose])
-    _write(job, SMOOTHNESS_FILE, lines)
+        if cases_name(whose) in missing:
+            write_rows(job.folder / cases_name(whose), job.arm, job.seed, job.fold, rows[whose])
+    if SMOOTHNESS_FILE in missing:
+        _write(job, SMOOTHNESS_FILE, lines)
 
 
 def _look_beyond(job: RunJob, watch: Watch | None) -> None:

@@ -20,11 +20,11 @@ Say = Callable[[str], None]
 POLL_S = 0.5
 
 
-def _silent(message: str) -> None:
+def silent(message: str) -> None:
     """Say nothing."""
 
 
-def taken_up(items: Sequence[Item], do: Callable[[Item], Result], say: Say = _silent) -> Iterator[Result]:
+def taken_up(items: Sequence[Item], do: Callable[[Item], Result], say: Say = silent) -> Iterator[Result]:
     """Do in order what no other process is doing, and in the end what others have left by then.
 
     Args:
@@ -58,7 +58,7 @@ def taken_up(items: Sequence[Item], do: Callable[[Item], Result], say: Say = _si
 
 
 @contextmanager
-def in_turn(path: Path, what: str, say: Say = _silent) -> Iterator[None]:
+def in_turn(path: Path, what: str, say: Say = silent) -> Iterator[None]:
     """Hold a claim while the block runs, after waiting for the process that has it.
 
     Args:

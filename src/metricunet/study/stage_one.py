@@ -30,6 +30,7 @@ from metricunet.files.record import sha256
 from metricunet.inference.locate import Localisation, localise
 from metricunet.inference.predictor import coarse_probabilities
 from metricunet.study.data import ScoredCase
+from metricunet.study.sharing import refuse_others
 from metricunet.training.card import locate_card
 from metricunet.training.config import TrainConfig
 from metricunet.training.fit import Located, open_run, train_locate, trained_locate
@@ -140,6 +141,7 @@ def prepare_fold(
     Raises:
         InputError: cases that cannot be used, or a folder with a stage 1 of other settings, cases or version.
     """
+    refuse_others(job.folder, state_file(job.folder), "stage 1 of a study")
     run = open_run(
         job.cohort,
         job.folder,

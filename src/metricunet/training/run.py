@@ -109,7 +109,7 @@ def check_results(own: OwnFiles, model: str) -> None:
     Raises:
         InputError: it names the file.
     """
-    for name, ours in ((model, own.is_ours(model)), (own.record, own.content() is not None)):
+    for name, ours in ((own.record, own.content() is not None), (model, own.is_ours(model))):
         path = own.folder / name
         if os.path.lexists(path) and not ours:
             raise InputError(

@@ -1,0 +1,186 @@
+"""Processes that share a study: each run is computed once, and the tables are those of one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from metricunet.errors import InputError
+from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, Holder, claimed
+from metricunet.study import sharing
+from metricunet.study.run import StudyResult, study
+from metricunet.study.sharing import in_turn, refuse_others, taken_up
+from tests.files.test_claim import leave_claim
+from tests.study.test_run import RESULTS
+
+Whole = tuple[Path, Path, StudyResult]
+
+#: Takes part in a study; says what it carries out, and waits there for a line.
+PARTNER = """
+import sys
+from pathlib import Path
+from metricunet.study import run, runs, stage_one
+
+train, fold = runs._train_and_score, run.prepare_fold
+
+def carry_out(job, watch):
+    print(f"run {job.arm} {job.seed}", flush=True)
+    sys.stdin.readline()
+    train(job, watch)
+
+def prepare(job, bar):
+    print("stage 1", flush=True)
+    sys.stdin.readline()
+    return fold(job, bar)
+
+runs._train_and_score, run.prepare_fold = carry_out, prepare
+run.study(Path(sys.argv[1]), Path(sys.argv[2]), device="cpu", say=lambda line: print(line, flush=True))
+print("done", flush=True)
+"""
+
+
+@contextmanager
+def partner(file: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
+    with subprocess.Popen(
+        [sys.executable, "-c", PARTNER, str(file), str(output)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def until(child: subprocess.Popen[str], start: str) -> str:
+    """Read what a partner says up to a line that begins so."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith(start):
+            return line.strip()
+    raise AssertionError(f"it ended without saying {start!r}")
+
+
+def go_on(child: subprocess.Popen[str]) -> None:
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+
+
+def assert_same_results(output: Path, whole: Path) -> None:
+    for name in RESULTS:
+        assert (output / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not [path for path in output.rglob("*") if path.name == CLAIM_NAME or ".partial-" in path.name]
+
+
+def test_two_processes_share_the_runs_and_both_end_with_the_tables_of_one(
+    whole_study: Whole, tmp_path: Path
+) -> None:
+    file, whole, _ = whole_study
+    output = tmp_path / "out"
+    with partner(file, output) as one, partner(file, output) as two:
+        for child in (one, two):
+            go_on(child)  # with stage 1, in whatever order they come to it
+        held = [until(child, "run") for child in (one, two)]
+        assert sorted(held) == ["run plain 0", "run plain 1"]  # both at work, on different runs
+        for child in (one, two) * 4:  # both, for in the end each waits for the other
+            go_on(child)
+        rest = [child.communicate()[0] for child in (one, two)]
+        assert (one.returncode, two.returncode) == (0, 0)
+    runs = held + [line for text in rest for line in text.splitlines() if line.startswith("run ")]
+    assert sorted(runs) == ["run metric 0", "run metric 1", "run plain 0", "run plain 1"]
+    assert_same_results(output, whole)
+
+
+def test_a_run_that_another_process_has_is_passed_over_and_taken_over_when_that_is_killed(
+    whole_study: Whole, tmp_path: Path
+) -> None:
+    file, whole, _ = whole_study
+    output = tmp_path / "out"
+    with partner(file, output) as other:
+        until(other, "stage 1")
+        go_on(other)
+        assert until(other, "run") == "run plain 0"
+        said: list[str] = []
+
+        def say(line: str) -> None:
+            said.append(line)
+            if line.startswith("waiting: "):
+                os.kill(other.pid, signal.SIGKILL)
+
+        result = study(file, output, device="cpu", say=say)
+    assert not result.failed
+    told = [line.split(":")[0] for line in said if "finished, " in line or line.startswith("waiting")]
+    assert told == [
+        "plain, fold 0, seed 1",
+        "metric, fold 0, seed 0",
+        "metric, fold 0, seed 1",
+        "waiting",
+        "plain, fold 0, seed 0",
+    ]
+    waiting = next(line for line in said if line.startswith("waiting"))
+    assert f"(process {other.pid} on " in waiting
+    assert_same_results(output, whole)
+
+
+def test_what_others_hold_comes_last_and_nothing_is_done_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"b": 2, "c": 1}
+    slept: list[float] = []
+    monkeypatch.setattr(sharing.time, "sleep", slept.append)
+    done: list[str] = []
+
+    def do(item: str) -> str:
+        if held.get(item, 0):
+            held[item] -= 1
+            holder = Holder("host", None, None, 1, 0.0, "today", "token")
+            raise AlreadyClaimed(Path("x") / CLAIM_NAME, holder, "a run")
+        done.append(item)
+        return item.upper()
+
+    said: list[str] = []
+    assert list(taken_up(["a", "b", "c", "d"], do, said.append)) == ["A", "D", "C", "B"]
+    assert done == ["a", "d", "c", "b"]
+    assert slept == []
+    held["e"] = 3
+    assert list(taken_up(["e"], do, said.append)) == ["E"]
+    assert slept == [sharing.POLL_S] * 3
+    assert len(said) == 1
+
+
+def test_a_file_that_is_no_claim_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / CLAIM_NAME).write_text("mine")
+    with pytest.raises(AlreadyClaimed, match="not readable as a claim"), in_turn(tmp_path / CLAIM_NAME, "a study"):
+        pass
+
+
+def test_in_turn_takes_over_what_a_dead_process_left(tmp_path: Path) -> None:
+    leave_claim(tmp_path / CLAIM_NAME, started_s=1.0)
+    path = tmp_path / CLAIM_NAME
+    with in_turn(path, "a study"), pytest.raises(AlreadyClaimed), claimed(path, "a study"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_somebody_else_is_not_worked_in(tmp_path: Path) -> None:
+    folder = tmp_path / "seed-0"
+    refuse_others(folder, folder / "key.json", "a run")
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / CLAIM_NAME).touch()
+    (folder / "checkpoints" / ".partial-1-0.json").touch()
+    refuse_others(folder, folder / "key.json", "a run")
+    (folder / "checkpoints" / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"holds checkpoints/notes\.txt, and nothing that says that it is a run"):
+        refuse_others(folder, folder / "key.json", "a run")
+    (folder / "key.json").touch()
+    refuse_others(folder, folder / "key.json", "a run")

@@ -1,0 +1,103 @@
+"""The folder of a training: one process at a time, and nothing in it is replaced that somebody else made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metricunet.errors import InputError
+from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed
+from metricunet.training.config import load_config
+from metricunet.training.fit import train
+from metricunet.training.interrupt import interruptible
+from tests.support.cohorts import TINY_SETTINGS
+
+CONFIG = load_config("small", settings=TINY_SETTINGS)
+
+#: Started as a shell without job control starts what runs in the background: with SIGINT ignored.
+INTERRUPTED = """
+import os, signal, sys
+from metricunet.cli import main
+from metricunet.training.callbacks import EpochLog
+
+EpochLog.on_train_batch_end = lambda *facts: os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+main()
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def finished_run(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of a finished training's folder, to be changed."""
+    return Path(shutil.copytree(tiny_model.parent, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_training_in_a_folder_says_so_and_ends(
+    tiny_cohort: Path, finished_run: Path, resume: bool
+) -> None:
+    with claimed(finished_run / CLAIM_NAME, "a training"):
+        before = contents(finished_run)
+        with pytest.raises(AlreadyClaimed, match="a training is going on here already") as refused:
+            train(tiny_cohort, finished_run, config=CONFIG, device="cpu", resume=resume)
+        assert f"process {os.getpid()} on " in str(refused.value)
+        assert contents(finished_run) == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "run.json", "log.csv"])
+def test_a_result_that_somebody_changed_is_theirs(tiny_cohort: Path, finished_run: Path, name: str) -> None:
+    text = (finished_run / name).read_bytes()
+    (finished_run / name).write_bytes(text.replace(b"train", b"tuned") if name == "run.json" else text + b"\n")
+    before = contents(finished_run)
+    with pytest.raises(InputError, match="was changed since") as refused:
+        train(tiny_cohort, finished_run, config=CONFIG, device="cpu", resume=True)
+    assert str(finished_run / name) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert contents(finished_run) == before
+
+
+def test_a_training_into_its_cohort_or_above_it_is_refused(tiny_cohort: Path, tmp_path: Path) -> None:
+    cohort = Path(shutil.copytree(tiny_cohort, tmp_path / "cohort"))
+    (cohort / "run.json").write_text('{"command": "import"}')
+    before = contents(tmp_path)
+    for output in (cohort, tmp_path, cohort / "imagesTr"):
+        with pytest.raises(InputError, match="is not empty"):
+            train(cohort, output, config=CONFIG, device="cpu")
+        with pytest.raises(InputError, match="holds no run to resume"):
+            train(cohort, output, config=CONFIG, device="cpu", resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_an_interrupt_in_the_background_ends_a_training(tiny_cohort: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
+    settings = [word for setting in TINY_SETTINGS for word in ("--set", setting)]
+    command = [sys.executable, "-c", INTERRUPTED, "train", str(tiny_cohort), "-o", str(tmp_path / "run")]
+    command += ["--preset", "small", "--device", "cpu", *settings]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 130, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "run" / CLAIM_NAME).exists()
+
+
+def test_only_an_interrupt_is_taken_for_one() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit), interruptible():
+        sys.exit(1)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            sys.exit(1)
+    assert signal.getsignal(signal.SIGINT) is before
