@@ -57,8 +57,8 @@ def check_field(path: Path, geometry: Geometry) -> None:
     if max(geometry.extent_mm) < SHORTEST_FIELD_MM:
         size = " x ".join(beyond(side, SHORTEST_FIELD_MM) for side in geometry.extent_mm)
         raise InputError(
-            f"{path}: its field is {size} mm, at least {SHORTEST_FIELD_MM:g} mm is expected; correct the spacing in "
-            "its header (it is in millimetres, not metres)"
+            f"{path}: its field is {size} mm, at least {SHORTEST_FIELD_MM:g} mm is expected; correct the spacing "
+            "in its header (it is in millimetres, not metres)"
         )
     if max(geometry.extent_mm) > LONGEST_FIELD_MM:
         size = " x ".join(beyond(side, LONGEST_FIELD_MM, digits=4) for side in geometry.extent_mm)
