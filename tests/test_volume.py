@@ -84,7 +84,7 @@ def test_canonical_axes_run_to_head_back_and_left(geometry: Geometry) -> None:
 def test_reordered_like_refuses_another_grid() -> None:
     volume = ramp(Geometry.from_parts((4, 5, 6), (1, 1, 1)))
     with pytest.raises(InputError, match="same voxels"):
-        volume.reordered_like(Geometry.from_parts((4, 5, 6), (1, 1, 1), (0.1, 0, 0)))
+        volume.reordered_like(Geometry.from_parts((4, 5, 6), (1, 1, 1), (0.2, 0, 0)))
 
 
 @given(
@@ -275,8 +275,22 @@ def test_arrays_must_fit_their_grid() -> None:
 
 def test_same_grid_has_a_tolerance() -> None:
     one = Geometry.from_parts((4, 4, 4), (1, 1, 1))
-    assert one.same_grid(Geometry.from_parts((4, 4, 4), (1, 1, 1), (0.0005, 0, 0)))
-    assert not one.same_grid(Geometry.from_parts((4, 4, 4), (1, 1, 1), (0.002, 0, 0)))
+    assert one.same_grid(Geometry.from_parts((4, 4, 4), (1, 1, 1), (0.099, 0, 0)))
+    assert not one.same_grid(Geometry.from_parts((4, 4, 4), (1, 1, 1), (0.101, 0, 0)))
     assert not one.same_grid(Geometry.from_parts((4, 4, 5), (1, 1, 1)))
     # A wrong spacing shows at the far corner, not at the origin.
-    assert not one.same_grid(Geometry.from_parts((4, 4, 4), (1, 1, 1.001)))
+    assert one.same_grid(Geometry.from_parts((4, 4, 4), (1, 1, 1.03)))
+    assert not one.same_grid(Geometry.from_parts((4, 4, 4), (1, 1, 1.04)))
+    # What programs round away: 1e-4 in spacing and direction over 512 voxels.
+    wide = Geometry.from_parts((200, 512, 512), (2, 1, 1))
+    turned = wide.affine.copy()
+    turned[:3, :3] += 1e-4 * np.array([[1, 0, 0], [0, 0, 0], [0, 0, 1]])
+    turned[:3, 3] += 1e-3
+    assert wide.same_grid(Geometry(wide.shape, turned))
+    assert not wide.same_grid(Geometry.from_parts(wide.shape, (2, 1, 1.001)))
+
+
+def test_reordered_like_takes_the_others_place() -> None:
+    volume = ramp(Geometry.from_parts((4, 5, 6), (1, 1, 1)))
+    other = Geometry.from_parts((4, 5, 6), (1, 1, 1), (0.05, 0, 0))
+    assert volume.reordered_like(other).geometry is other

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from metricunet.cohort.case import check_scan
+from metricunet.cohort.case import check_scan, read_case
 from metricunet.cohort.check import check_cohort
+from metricunet.cohort.layout import read_cohort
 from metricunet.files.nifti import read_nifti, write_nifti
 from metricunet.volume import Geometry, Volume
 
@@ -105,3 +108,81 @@ def test_odd_spacing_is_a_warning(folder: Path) -> None:
 def test_a_case_in_training_and_test(folder: Path) -> None:
     shutil.copy(folder / "imagesTr" / "case_00_0000.nii.gz", folder / "imagesTs")
     assert any("imagesTr and imagesTs" in p.message for p in check_cohort(folder))
+
+
+LABELS, IMAGE = "labelsTr/case_00.nii.gz", "imagesTr/case_00_0000.nii.gz"
+
+
+def _flipped(scan: Volume) -> Volume:
+    return scan.reordered((0, 1, 2), (True, False, True))
+
+
+def _off(change: Callable[[np.ndarray], None]) -> Callable[[Volume], Volume]:
+    def how(scan: Volume) -> Volume:
+        affine = scan.geometry.affine.copy()
+        change(affine)
+        return Volume(scan.array, Geometry(scan.geometry.shape, affine))
+
+    return how
+
+
+def _origin(affine: np.ndarray) -> None:
+    affine[:3, 3] += 1e-3
+
+
+def _spacing(affine: np.ndarray) -> None:
+    affine[0, 2] += 1e-4
+    affine[2, 0] -= 1e-4
+
+
+def _direction(affine: np.ndarray) -> None:
+    affine[1, 2] += 2e-4
+
+
+def _values(factor: float, dtype: type) -> Callable[[Volume], Volume]:
+    return lambda scan: scan.with_array((scan.array * factor).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        _flipped,
+        _off(_origin),
+        _off(_spacing),
+        _off(_direction),
+        _values(0.9999, np.float32),
+        _values(1, np.int8),
+        _values(1, np.float64),
+    ],
+)
+def test_label_maps_as_programs_write_them_are_the_same_labels(
+    folder: Path, how: Callable[[Volume], Volume]
+) -> None:
+    info = read_cohort(folder).info
+    before = read_case(read_cohort(folder).training[0], info)
+    write_nifti(folder / LABELS, how(read_nifti(folder / LABELS)))
+    assert [p.case for p in check_cohort(folder) if p.severity == "error"] == []
+    after = read_case(read_cohort(folder).training[0], info)
+    np.testing.assert_array_equal(after.labels.array, before.labels.array)
+    assert after.labels.geometry is after.image.geometry
+
+
+def test_grids_that_differ_are_told_apart(folder: Path) -> None:
+    def far(affine: np.ndarray) -> None:
+        affine[0, 3] += 0.1004
+
+    write_nifti(folder / LABELS, _off(far)(read_nifti(folder / LABELS)))
+    (found,) = [p.message for p in check_cohort(folder) if p.severity == "error"]
+    assert re.search(r"labels on another grid than the image: its voxels lie up to 0\.100\d+ mm from", found)
+
+
+def test_a_value_without_a_name_and_labels_without_orientation(folder: Path) -> None:
+    write_nifti(folder / LABELS, _values(255, np.uint8)(read_nifti(folder / LABELS)))
+    (found,) = [p.message for p in check_cohort(folder) if p.severity == "error"]
+    assert "label value 255 is not in dataset.json, which names [0, 1]" in found
+    image = nib.load(folder / LABELS)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, folder / LABELS)
+    (found,) = [p.message for p in check_cohort(folder) if p.severity == "error"]
+    assert "states no orientation" in found

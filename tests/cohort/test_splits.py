@@ -76,3 +76,11 @@ def test_patients_must_be_complete_and_more_than_one(folder: Path) -> None:
     with pytest.raises(InputError, match="at least 2"):
         split_for(read_cohort(folder), 0)
     assert len(split_for(read_cohort(folder), "all").train) == 6
+
+
+def test_nnunets_own_name_is_read_and_ours_wins(folder: Path) -> None:
+    names = [f"case_{k:02d}" for k in range(6)]
+    (folder / "splits_final.json").write_text(json.dumps([{"train": names[2:], "val": names[:2]}]))
+    assert split_for(read_cohort(folder), 0).val == ("case_00", "case_01")
+    (folder / "splits.json").write_text(json.dumps([{"train": names[:4], "val": names[4:]}]))
+    assert split_for(read_cohort(folder), 0).val == ("case_04", "case_05")

@@ -15,6 +15,12 @@ def test_reads(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json") == {"a": [1, None]}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_reads_what_windows_writes(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.json").write_bytes('{\r\n"a": "Größe 前"}'.encode(encoding))
+    assert read_json(tmp_path / "a.json") == {"a": "Größe 前"}
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 5000, b"{\n1}"])
 def test_refuses(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.json"

@@ -268,3 +268,33 @@ def test_voxels_are_what_nibabel_reads(
     theirs = np.asanyarray(nib.load(tmp_path / "a.nii.gz").dataobj)
     ours = read_nifti(tmp_path / "a.nii.gz").array
     np.testing.assert_array_equal(ours.transpose(2, 1, 0), theirs.astype(np.float32))
+
+
+@pytest.mark.parametrize(("scale", "unit"), [(1e-3, "meter"), (1e3, "micron")])
+def test_a_header_in_metres_or_microns_is_refused(tmp_path: Path, scale: float, unit: str) -> None:
+    image = nib.Nifti1Image(np.zeros((64, 64, 12), np.int16), np.diag([2 * scale, 2 * scale, 3 * scale, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match=r"its field is .* mm, at (least|most) .*it is in millimetres") as caught:
+        read_nifti(tmp_path / "a.nii.gz")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(0, 1), (2, 0), (1, 1)])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5, 6, 1)])
+def test_headers_as_programs_write_them(
+    tmp_path: Path, sform: int, qform: int, kind: type, shape: tuple[int, ...]
+) -> None:
+    voxels = np.arange(120, dtype=np.int16).reshape(shape)
+    image = kind(voxels, np.diag([-2.0, 2.0, 3.0, 1.0]))
+    image.set_sform(image.affine, code=sform)
+    image.set_qform(image.affine, code=qform)
+    nib.save(image, tmp_path / "a.nii.gz")
+    scan = read_nifti(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(scan.array, voxels.reshape(4, 5, 6).transpose(2, 1, 0))
+    assert scan.spacing_mm == (3, 2, 2)
+    write_nifti(tmp_path / "mask.nii.gz", scan.with_array(scan.array > 50), like=tmp_path / "a.nii.gz")
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (sform, qform)
+    np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)

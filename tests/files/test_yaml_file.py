@@ -23,6 +23,18 @@ def test_reads_what_yaml_reads(tmp_path: Path, text: str) -> None:
     assert read_yaml(tmp_path / "a.yaml") == yaml.safe_load(text)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_reads_what_windows_writes(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.yaml").write_bytes("prostate: [Größe]\r\nignore: ['前']\r\n".encode(encoding))
+    assert read_yaml(tmp_path / "a.yaml") == {"prostate": ["Größe"], "ignore": ["前"]}
+
+
+def test_refuses_what_is_not_unicode(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes("a: Größe".encode("latin-1"))
+    with pytest.raises(InputError, match="not a readable YAML file"):
+        read_yaml(tmp_path / "a.yaml")
+
+
 @pytest.mark.parametrize(
     "text", [BOMB, "a: &a [*a]", "[" * 3000, "a: [", "a: !!int x", "2001-99-99", "\x00", "--- 1\n--- 2"]
 )

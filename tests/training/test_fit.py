@@ -166,9 +166,9 @@ def test_cohorts_that_cannot_work_fail_before_anything_is_written(tmp_path: Path
     cohort = make_tiny_cohort(tmp_path / "cohort", 4, absent=[0, 1, 2])
     with pytest.raises(InputError, match=r"\d of \d training cases contain prostate"):
         train(cohort, tmp_path / "run", config=config(), fold="all")
-    with pytest.raises(InputError, match="target 'bladder' must be one of prostate"):
+    with pytest.raises(InputError, match="target is 'bladder'; it must be one of prostate"):
         train(cohort, tmp_path / "run", config=config("target=bladder"))
-    with pytest.raises(InputError, match="--fold 9"):
+    with pytest.raises(InputError, match="fold 9"):
         train(cohort, tmp_path / "run", config=config(), fold=9)
     assert not (tmp_path / "run").exists()
 

@@ -18,6 +18,8 @@ from metricunet.volume import Geometry, Shape, Volume
 MOST_BYTES = 1 << 30
 #: No scanner's field is longer than this; a header that says so would have whole rooms resampled.
 LONGEST_FIELD_MM = 5000.0
+#: No scan is smaller than this all ways; a header that says so is in metres.
+SHORTEST_FIELD_MM = 1.0
 #: Voxels are converted in pieces of about this many bytes, so that no second copy of a scan ever exists.
 PIECE_BYTES = 1 << 20
 
@@ -47,11 +49,17 @@ def check_size(path: Path, shape: Shape, stored: np.dtype[Any], scaled: bool = F
 
 
 def check_field(path: Path, geometry: Geometry) -> None:
-    """Refuse a grid that is far larger than any scanner's field.
+    """Refuse a grid that is far larger than any scanner's field, or smaller than anything that is scanned.
 
     Raises:
         InputError: naming its size.
     """
+    if max(geometry.extent_mm) < SHORTEST_FIELD_MM:
+        size = " x ".join(beyond(side, SHORTEST_FIELD_MM) for side in geometry.extent_mm)
+        raise InputError(
+            f"{path}: its field is {size} mm, at least {SHORTEST_FIELD_MM:g} mm is expected; correct the spacing "
+            "in its header (it is in millimetres, not metres)"
+        )
     if max(geometry.extent_mm) > LONGEST_FIELD_MM:
         size = " x ".join(beyond(side, LONGEST_FIELD_MM, digits=4) for side in geometry.extent_mm)
         raise InputError(

@@ -198,7 +198,7 @@ def test_one_case_that_cannot_be_used_does_not_stop_the_others(tmp_path: Path) -
     assert result.failed
     reasons = " | ".join(result.refused)
     for words in (
-        "grid.nii.gz: lies on another grid than grid.nii.gz",
+        "grid.nii.gz: lies on another grid than its scan",
         "images/hu.nii.gz: the lowest value is 0",
         "torn.nii.gz: the file is",
         "value.nii.gz: the value 9 has no name; expected 0 or 1",

@@ -17,13 +17,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.tag import Tag
 from pydicom.uid import RLELossless, generate_uid
 
 from metricunet.errors import InputError
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.rtstruct.outlines import Structure
+from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.files.seg.read import read_seg, segment_names
 from metricunet.files.seg.write import write_seg
 from metricunet.volume import Geometry, Volume
@@ -66,7 +69,49 @@ def dciodvfy_complaints(path: Path) -> list[str]:
     return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
 
 
+#: Specific Character Set as it stands in the file, and a name in it.
+CHARACTER_SETS = {
+    "japanese": (b"\\ISO 2022 IR 87", b"Yamada^Tarou=" + "山田^太郎".encode("iso2022_jp")),
+    "half_width": (b"ISO 2022 IR 13\\ISO 2022 IR 87", b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3"),
+    "gb18030": (b"GB18030", "王^小东".encode("gb18030")),
+    "cyrillic": (b"ISO_IR 144", "Иванов^Иван".encode("iso8859_5")),
+    "not_stated": (None, "Müller^Jürgen".encode("latin-1")),
+    "utf8": (b"ISO_IR 192", "Müller^Jürgen=王^小东".encode()),
+    "utf8_as_latin": (b"ISO_IR 100", "Müller^Jürgen".encode()),
+    "misspelt": (b"ISO_IR_100", "Müller^J".encode("latin-1")),
+    "unknown": (b"KLINGON", b"Worf^Son of Mogh"),
+    "long": (None, b"A" * 70 + b"^" + b"B" * 70),
+}
+
+
 class TestWriting:
+    @pytest.mark.parametrize("name", CHARACTER_SETS)
+    @pytest.mark.filterwarnings("ignore")
+    def test_text_comes_out_as_it_went_in(self, tmp_path: Path, name: str) -> None:
+        stated, text = CHARACTER_SETS[name]
+
+        def edit(k: int, dataset: Dataset) -> None:
+            del dataset.SpecificCharacterSet, dataset.ReferringPhysicianName
+            for keyword, vr, value in (
+                ("SpecificCharacterSet", "CS", stated),
+                ("PatientName", "PN", text),
+                ("StudyDescription", "LO", text),
+            ):
+                if value is not None:
+                    value += b" " * (len(value) % 2)
+                    tag = Tag(keyword)
+                    dataset._dict[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
+
+        series = make_series(tmp_path / "ct", edit=edit)
+        chosen = structures(series, {"Prostate": masks()["Etwas"]})
+        write_seg(tmp_path / "seg.dcm", series, chosen, description="test")
+        write_rtstruct(tmp_path / "rs.dcm", series, chosen, description="test")
+        scan = pydicom.dcmread(series.files[0])
+        for path in (tmp_path / "seg.dcm", tmp_path / "rs.dcm"):
+            written = pydicom.dcmread(path)
+            for keyword in ("PatientName", "StudyDescription", "SpecificCharacterSet"):
+                assert str(written.get(keyword)) == str(scan.get(keyword)), keyword
+
     @pytest.mark.parametrize("position", ORIENTATIONS)
     def test_masks_come_back_to_the_voxel_here_and_elsewhere(self, tmp_path: Path, position: str) -> None:
         series, path = make_series(tmp_path / "ct", position), tmp_path / "seg.dcm"
@@ -375,7 +420,7 @@ class TestReading:
             ("on a slice that the scan does not have", (-1, 0, 0), (1, 1, 1)),
             ("in a part of the slice that the scan does not have", (0, 2, 0), (1, 1, 1)),
             ("in a part of the slice that the scan does not have", (0, 0, -2), (1, 1, 1)),
-            ("1.00 mm beside those of the scan", (0.4, 0, 0), (1, 1, 1)),
+            ("1 mm beside those of the scan", (0.4, 0, 0), (1, 1, 1)),
             ("0.55 mm beside those of the scan", (0, 0, 0.5), (1, 1, 1)),
             ("beside those of the scan", (0, 0, 0), (1, 1.02, 1)),
             ("another size or direction", (0, 0, 0), (1, 2, 1)),
