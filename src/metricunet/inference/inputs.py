@@ -85,8 +85,8 @@ def find_inputs(
         paths: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM files.
         series_uid: take this DICOM series alone.
         allow: faults of DICOM series that are repaired rather than refused.
-        draw: refuse what a structure set or segmentation cannot refer to. A file of one scan is refused where there
-            are DICOM series beside it.
+        draw: refuse what a structure set or segmentation cannot refer to. A file of one scan is refused where
+            there are DICOM series beside it.
 
     Raises:
         InputError: a path does not exist or holds nothing to segment, the series is not there, two scans

@@ -1,0 +1,193 @@
+"""What is to become of each case: which of its structures go where. Nothing is read or written yet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metricunet.cohort.importing import label_maps, totalsegmentator
+from metricunet.cohort.importing.names_file import NamesFile, SpellingCount, listed
+from metricunet.cohort.importing.privacy import hashed
+from metricunet.cohort.importing.source import Found, LeftOut, Named, SourceCase
+from metricunet.errors import InputError
+
+#: What is imported where no names file is given; only layouts whose spellings are fixed have one.
+DEFAULT_NAMES: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
+    (totalsegmentator.LAYOUT,): {"prostate": ("prostate",)},
+    (label_maps.NNUNET,): {"prostate": ("prostate", label_maps.BOTH_SEXES)},
+}
+#: Unmapped spellings and conflicts named in one message.
+MOST_CASES = 3
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedCase:
+    """A case to be imported.
+
+    Attributes:
+        source: where it is read.
+        structures: structure to where it is found; those that are not drawn are left out.
+        undrawn: structure to where it has a name and nothing was drawn.
+        absent: structures that the user says the case does not hold.
+    """
+
+    source: SourceCase
+    structures: dict[str, Named]
+    undrawn: dict[str, Named]
+    absent: tuple[str, ...]
+
+    def key(self, labels: Mapping[str, int], *settings: Any) -> str:
+        """Return a hash of all that the case's files and their description depend on."""
+        stamps = [f"{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in self.source.files]
+        wanted = [f"{name}={named.spelling}={named.place}" for name, named in self.structures.items()]
+        undrawn = [f"{name}={named.spelling}" for name, named in self.undrawn.items()]
+        parts: list[Any] = [settings, labels, self.source.split, stamps, wanted, undrawn, self.absent]
+        return hashed(*map(str, parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is to be imported.
+
+    Attributes:
+        names: as given, or those of the layout.
+        cases: with something to learn from or to score.
+        left_out: those without.
+        ignored: spelling to how often it is not imported.
+    """
+
+    names: NamesFile
+    cases: tuple[PlannedCase, ...]
+    left_out: tuple[LeftOut, ...]
+    ignored: dict[str, int]
+
+
+def spellings(found: Sequence[Found]) -> list[SpellingCount]:
+    """Count every spelling, the most frequent first."""
+    cases: Counter[str] = Counter()
+    undrawn: Counter[str] = Counter()
+    loose = Counter(named.spelling for one in found for named in one.loose)
+    loose_undrawn = Counter(named.spelling for one in found for named in one.loose if not named.drawn)
+    for case in (case for one in found for case in one.cases):
+        drawn = {named.spelling for named in case.structures if named.drawn}
+        there = {named.spelling for named in case.structures}
+        cases.update(there)
+        undrawn.update(there - drawn)
+    order = sorted(cases.keys() | loose.keys(), key=lambda s: (-cases[s], s.casefold(), s))
+    return [SpellingCount(s, cases[s], undrawn[s], loose[s], loose_undrawn[s]) for s in order]
+
+
+def default_names(layouts: Sequence[str]) -> NamesFile:
+    """Return the names that are used without a names file.
+
+    Raises:
+        InputError: a layout whose spellings anybody chose.
+    """
+    structures = DEFAULT_NAMES.get(tuple(dict.fromkeys(layouts)))
+    if structures is None:
+        raise InputError(
+            f"layout {', '.join(dict.fromkeys(layouts))} has no fixed names of structures: run with --list-names "
+            "> names.yaml, sort the spellings there, and give it with --names names.yaml"
+        )
+    return NamesFile("the layout's own names", structures, ignore=("*",))
+
+
+def make_plan(found: Sequence[Found], names: NamesFile) -> Plan:
+    """Decide what becomes of every case. One with two drawn structures that are one by the names is left out.
+
+    Raises:
+        InputError: spellings that are not in the names file, or absences that contradict what was drawn.
+    """
+    sources = [case for one in found for case in one.cases]
+    if names.undecided:
+        raise InputError(
+            f"{names.source}: undecided lists {len(names.undecided)} spellings ({listed(names.undecided)}); move "
+            "each to a structure or to ignore"
+        )
+    _check_all_mapped(sources, names)
+    absent = _absences(sources, names)
+    cases: list[PlannedCase] = []
+    left_out: list[LeftOut] = []
+    ignored: Counter[str] = Counter()
+    for source in sources:
+        doubles = _doubles(source, names)
+        if doubles:
+            left_out.append(LeftOut(source.identity, doubles, True, len(source.files)))
+            continue
+        drawn: dict[str, Named] = {}
+        undrawn: dict[str, Named] = {}
+        for named in source.structures:
+            structure = names.structure_of(named.spelling)
+            if structure is None:
+                ignored[named.spelling] += 1
+            elif named.drawn:
+                drawn[structure] = named
+            else:
+                undrawn.setdefault(structure, named)
+        undrawn = {name: named for name, named in undrawn.items() if name not in drawn}
+        none = absent.get(source.name, ())
+        if drawn or none:
+            ordered = {name: drawn[name] for name in names.structures if name in drawn}
+            cases.append(PlannedCase(source, ordered, undrawn, none))
+        else:
+            reason = f"{source.place}: none of {', '.join(names.structures)} is contoured"
+            left_out.append(LeftOut(source.identity, reason, False, len(source.files)))
+    return Plan(names, tuple(cases), tuple(left_out), dict(ignored))
+
+
+def _check_all_mapped(sources: Sequence[SourceCase], names: NamesFile) -> None:
+    where: dict[str, list[str]] = {}
+    for source in sources:
+        for spelling in dict.fromkeys(named.spelling for named in source.structures):
+            if names.structure_of(spelling) is None and not names.ignores(spelling):
+                where.setdefault(spelling, []).append(source.place)
+    if where:
+        told = "; ".join(
+            f"'{spelling}' in {len(cases)} ({listed(cases, MOST_CASES)})"
+            for spelling, cases in sorted(where.items(), key=lambda item: (-len(item[1]), item[0]))
+        )
+        raise InputError(
+            f"{names.source}: {len(where)} spellings are in no list: {told}. Put each under its structure or "
+            "under ignore"
+        )
+
+
+def _doubles(source: SourceCase, names: NamesFile) -> str:
+    """What is drawn twice in a case, as two versions of one structure set; empty where nothing is."""
+    doubles = []
+    first: dict[str, Named] = {}
+    for named in source.structures:
+        structure = names.structure_of(named.spelling)
+        if structure is None or not named.drawn:
+            continue
+        if structure in first:
+            doubles.append(f"{structure} is both {first[structure].place} and {named.place}")
+        first.setdefault(structure, named)
+    if not doubles:
+        return ""
+    return (
+        f"{source.place}: {len(doubles)} structures are there twice: {'; '.join(doubles)}. Map one of the two "
+        "spellings elsewhere or ignore it, or take one of the structure sets away"
+    )
+
+
+def _absences(sources: Sequence[SourceCase], names: NamesFile) -> dict[str, tuple[str, ...]]:
+    """Return case to the structures that it does not hold, as the names file says."""
+    found: dict[str, list[str]] = {}
+    for structure, stated in names.absent.items():
+        for entry in stated:
+            meant = [s for s in sources if entry in (s.name, s.patient, s.identity)]
+            if not meant:
+                raise InputError(
+                    f"{names.source}: absent.{structure} names {entry!r}, which is no case, patient or series here"
+                )
+            for source in meant:
+                for named in source.structures:
+                    if named.drawn and names.structure_of(named.spelling) == structure:
+                        raise InputError(
+                            f"{names.source}: absent.{structure} names {entry!r}, but it is drawn: {named.place}"
+                        )
+                found.setdefault(source.name, []).append(structure)
+    return {case: tuple(dict.fromkeys(structures)) for case, structures in found.items()}

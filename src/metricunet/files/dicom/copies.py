@@ -18,8 +18,8 @@ MAY_DIFFER = ("path", "frame", "sop_uid", "compressed", "bits", "slope", "interc
 def once_each(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
     """Leave out slices that are copies of others: byte for byte, or equal in all that matters.
 
-    Two slices at one place are copies if their headers state the same and their pixels have the same HU. All others
-    are kept, for the checks that follow to refuse.
+    Two slices at one place are copies if their headers state the same and their pixels have the same HU. All
+    others are kept, for the checks that follow to refuse.
 
     Args:
         slices: of one series.
