@@ -103,7 +103,7 @@ def dicom_of(tiny_cohort: Path, folder: Path, patient_position: str = "HFS") -> 
     scan = read_nifti(tiny_cohort / "imagesTs" / "case_06_0000.nii.gz")
     write_series(
         folder,
-        scan.array,
+        np.clip(scan.array, -1024, 3071),  # stored without sign, from -1024 on
         shape=scan.geometry.shape,
         spacing_mm=scan.spacing_mm,
         patient_position=patient_position,

@@ -329,10 +329,6 @@ def duplicate_position(series: Series, rng: np.random.Generator) -> set[int]:
     return _copied(series, _any(series, rng), SOPInstanceUID=generate_uid())
 
 
-def same_image_twice(series: Series, rng: np.random.Generator) -> set[int]:
-    return _copied(series, _any(series, rng))
-
-
 def _copied(series: Series, k: int, **values: Any) -> set[int]:
     copy = Dataset()
     for element in series.slices[k]:
@@ -483,7 +479,6 @@ FAULTS_OF_SLICES: dict[str, Fault] = {
 }
 #: Faults that only a file of its own can have.
 FAULTS_OF_FILES: dict[str, Fault] = {
-    "same image twice": same_image_twice,
     "other scan": other_scan,
     "other patient": setting(PatientID="P-002"),
     "other study": setting(StudyInstanceUID="1.2.3"),

@@ -203,9 +203,20 @@ class TestRefusedSeries:
         (refused,) = find_series(tmp_path).refused
         assert said in refused.reason
 
-    def test_the_same_image_twice(self, tmp_path: Path) -> None:
+    def test_a_slice_that_was_exported_twice_counts_once(self, tmp_path: Path) -> None:
         written = write_series(tmp_path)
         (tmp_path / "copy.dcm").write_bytes(written.files[3].read_bytes())
+        again = pydicom.dcmread(written.files[4])
+        again.StudyDescription = "exported again"
+        again.save_as(tmp_path / "again.dcm")
+        (found,) = find_series(tmp_path).series
+        assert len(found.files) == len(written.files)
+
+    def test_two_images_of_one_name_are_no_copies(self, tmp_path: Path) -> None:
+        written = write_series(tmp_path)
+        other = pydicom.dcmread(written.files[3])
+        other.PixelData = bytes(len(other.PixelData))
+        other.save_as(tmp_path / "other.dcm")
         (refused,) = find_series(tmp_path).refused
         assert "is the same image as" in refused.reason
 

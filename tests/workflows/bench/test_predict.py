@@ -80,6 +80,7 @@ def test_a_nifti_scan_gets_no_structure_set(subject: Subject, calls: list[Call])
 
 def test_a_model_that_finds_nothing_is_named(subject: Subject, calls: list[Call]) -> None:
     air = subject.scan.with_array(np.full_like(subject.scan.array, -1000))
+    air.array[0, 0, 0] = -990  # a scan of one value alone is refused
     subject.given = subject.folder / "air.nii.gz"
     write_nifti(subject.given, air)
     with pytest.raises(InputError, match=r"finds nothing in .*choose another --scan or --model"):

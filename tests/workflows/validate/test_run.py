@@ -126,7 +126,7 @@ class TestCommand:
         (tmp_path / "file").write_text("")
         ended = metricunet("validate", "-o", tmp_path / "file")
         assert ended.status == 2
-        assert ended.err.startswith(f"error: {tmp_path / 'file'}: is not empty and holds no validate")
+        assert ended.err.startswith(f"error: {tmp_path / 'file'}: is a file, expected a folder for the results")
 
     def test_no_scan_can_be_read(
         self, metricunet: Command, tmp_path: Path, one_geometry: None, monkeypatch: pytest.MonkeyPatch
