@@ -117,6 +117,10 @@ def _open(path: Path) -> Any:
     return image
 
 
+#: The first field of NIfTI-1 and NIfTI-2, in either byte order.
+HEADER_SIZES = tuple(size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big"))
+
+
 def _check_packing(path: Path) -> None:
     """Refuse a file that is compressed and not named so, or the other way round: no library reads it."""
     try:
@@ -127,7 +131,7 @@ def _check_packing(path: Path) -> None:
     packed, named = beginning.startswith(b"\x1f\x8b"), path.name.lower().endswith(".gz")
     if packed and not named:
         raise InputError(f"{path}: is compressed with gzip, but not named so; rename it to {path.name}.gz")
-    if named and not packed and beginning:
+    if named and beginning in HEADER_SIZES:
         raise InputError(f"{path}: is not compressed with gzip as its name says; remove .gz from its name")
 
 

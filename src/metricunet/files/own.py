@@ -83,7 +83,8 @@ class OwnFiles:
         folder: that they are written into; made where it is missing.
         record: name of the record in it.
         command: that writes it. A record of another command under the same name is not ours to replace.
-        overwrite: whether files of others may be replaced. Inputs never are.
+        overwrite: whether files of others may be replaced; None where the command has no such option. Inputs never
+            are.
         inputs: files that the outputs are made from; an `Inputs` where many records share them.
 
     Example:
@@ -99,7 +100,7 @@ class OwnFiles:
         record: str,
         command: str,
         *,
-        overwrite: bool = False,
+        overwrite: bool | None = None,
         inputs: Iterable[Path] | Inputs = (),
     ) -> None:
         self.folder, self.record, self.command, self.overwrite = folder, record, command, overwrite
@@ -166,9 +167,10 @@ class OwnFiles:
                 raise InputError(f"{path}: is a folder where a file is to be written; choose another one with -o")
             own = self.content() is not None if name == self.record else self._is(name, stated.get(name, ()))
             if not own and not self.overwrite:
+                advice = "" if self.overwrite is None else ", or replace it with --overwrite"
                 raise InputError(
                     f"{path}: is there already, and it was not written by this program or was changed since; "
-                    "choose another folder with -o, or replace it with --overwrite"
+                    f"choose another folder with -o{advice}"
                 )
         if os.path.lexists(self._staging) and not self._staging_is_ours():
             raise InputError(f"{self._staging}: holds files that are not this program's; move them elsewhere")

@@ -128,8 +128,9 @@ def test_two_sets_for_one_structure_cost_that_patient_alone(
     """As clinics keep them: as planned, and corrected."""
     patient = Patient("Doe3^John", "P-300")
     series = write_ct(tree / "3" / "ct", patient)
-    for name in ("RS.dcm", "RS_corrected.dcm"):
-        write_set(tree / "3" / name, patient, series, {"Prostate": PROSTATE})
+    low, high, slices = PROSTATE
+    for name, shift_mm in (("RS.dcm", 0), ("RS_corrected.dcm", 1)):
+        write_set(tree / "3" / name, patient, series, {"Prostate": (low + shift_mm, high + shift_mm, slices)})
     ended = metricunet(*words(tree, tmp_path / "cohort"))
     assert ended.status == 1
     assert len(read_cohort(tmp_path / "cohort").training) == 3
