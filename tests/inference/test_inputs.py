@@ -1,0 +1,120 @@
+"""What lies in the folders that people have, as `predict` and `check` see it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from metricunet.errors import InputError
+from metricunet.files.nifti import write_nifti
+from metricunet.inference.inputs import find_inputs, scans_at
+from metricunet.workflows.check import check
+from tests.support.dicom_series import write_series
+from tests.support.threshold_model import GLAND_HU, ball, drawn_scan
+
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ".ljust(4096, b"\0")
+SCAN = drawn_scan((ball((0, 0, 0), 10), GLAND_HU), shape=(12, 30, 30), spacing_mm=(3, 3, 3))
+
+
+def ct(folder: Path, **more: object) -> Path:
+    write_series(folder, SCAN.array, spacing_mm=SCAN.spacing_mm, **more)  # type: ignore[arg-type]
+    return folder
+
+
+def slices(path: Path) -> list[int]:
+    """Return how many slices each scan at a path has; nothing else may count as a scan at fault."""
+    found, refused = scans_at(path)
+    assert not [r for r in refused if r.is_scan]
+    assert not [p for p in check(path) if p.severity == "error"]
+    return [len(entry.series.files) for entry in found if entry.series is not None]
+
+
+def test_what_macos_leaves_beside_files_is_passed_over(tmp_path: Path) -> None:
+    folder = ct(tmp_path / "ct")
+    for path in list(folder.iterdir()):
+        (folder / f"._{path.name}").write_bytes(APPLE_DOUBLE)
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "odd.dcm").write_bytes(b"odd")
+    assert slices(tmp_path) == [12]
+
+
+def test_dot_files_and_folders_that_are_dicom_are_read(tmp_path: Path) -> None:
+    folder = ct(tmp_path / ".5mm pelvis")
+    for path in list(folder.iterdir()):
+        path.rename(folder / f".{path.name}")
+    assert slices(tmp_path) == [12]
+
+
+def test_links_are_followed_and_loops_noticed(tmp_path: Path) -> None:
+    ct(tmp_path / "store" / "p0")
+    (tmp_path / "virtual").mkdir()
+    (tmp_path / "virtual" / "p0").symlink_to(tmp_path / "store" / "p0")
+    (tmp_path / "virtual" / "again").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "p0" / "loop").symlink_to(tmp_path / "store")
+    assert slices(tmp_path / "virtual") == [12]
+    assert slices(tmp_path / "store") == [12]
+
+
+def test_a_series_exported_twice_counts_once(tmp_path: Path) -> None:
+    shutil.copytree(ct(tmp_path / "ct"), tmp_path / "copy")
+    assert slices(tmp_path) == [12]
+
+
+def test_raw_data_are_listed_and_fail_nothing(tmp_path: Path) -> None:
+    path = next(ct(tmp_path).iterdir())
+    raw = pydicom.dcmread(path)
+    for keyword in ("Rows", "Columns", "PixelData", "ImagePositionPatient"):
+        delattr(raw, keyword)
+    raw.SOPClassUID = raw.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66"
+    raw.save_as(tmp_path / "raw.dcm")
+    assert slices(tmp_path) == [12]
+    (listed,) = scans_at(tmp_path)[1]
+    assert "is Raw Data Storage, no image" in listed.reason
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "it is empty"), (b"<html>404</html>", "it holds text")])
+def test_what_is_named_like_a_slice_and_is_none_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (ct(tmp_path) / "report.dcm").write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        find_inputs([tmp_path])
+
+
+def test_nifti_beside_dicom_does_not_hide_it(tmp_path: Path) -> None:
+    ct(tmp_path)
+    write_nifti(tmp_path / "mask.nii.gz", SCAN.with_array((SCAN.array > 0).astype(np.uint8)))
+    assert slices(tmp_path) == [12]
+    assert [r.path.name for r in scans_at(tmp_path)[1]] == ["mask.nii.gz"]
+    write_nifti(tmp_path / "converted.nii.gz", SCAN)
+    assert [entry.case for entry in scans_at(tmp_path)[0]][1:] == ["converted"]
+    drawn, refused = find_inputs([tmp_path], draw=True)
+    assert [entry.series is not None for entry in drawn] == [True]
+    assert {r.path.name for r in refused} == {"mask.nii.gz", "converted.nii.gz"}
+
+
+def test_capitals_in_suffixes(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", SCAN)
+    (tmp_path / "a.nii.gz").rename(tmp_path / "A.NII.GZ")
+    ((entry,), refused) = find_inputs([tmp_path])
+    assert (entry.case, refused) == ("A", [])
+    np.testing.assert_array_equal(entry.read().array, SCAN.array)
+
+
+def test_an_mr_alone_is_an_error_for_both(tmp_path: Path) -> None:
+    def mr(k: int, dataset: pydicom.Dataset) -> None:
+        dataset.Modality = "MR"
+
+    ct(tmp_path, edit=mr)
+    with pytest.raises(InputError, match="is an MR image, expected CT"):
+        find_inputs([tmp_path])
+    assert [p.severity for p in check(tmp_path)].count("error") == 1
+
+
+def test_scans_in_folders_below_are_named(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "s0" / "ct.nii.gz", SCAN)
+    for look in (lambda: find_inputs([tmp_path]), lambda: check(tmp_path)):
+        with pytest.raises(InputError, match=r"in folders below it, such as .*ct\.nii\.gz; name these files"):
+            look()
