@@ -84,8 +84,8 @@ def main() -> int:
 def _predict(folder: Path, model: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
-        "-m",
-        "metricunet",
+        "-c",
+        COMMAND,
         "predict",
         str(folder / "scans"),
         "-m",
