@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.volume import Geometry, Volume
 from tests.support.patients import SHAPE, mask, scan, write_labels
+from tests.support.slicer import write_nrrd
 
 PROSTATE, BLADDER = mask(6.5, 11.5, [1, 2, 3]), mask(8.5, 15.5, [2, 3, 4])
 NONE = np.zeros(SHAPE, dtype=bool)
@@ -259,3 +262,77 @@ def test_a_layout_that_is_named_is_not_guessed(tmp_path: Path) -> None:
         import_cohort([root], tmp_path / "cohort", layout="pairs")
     with pytest.raises(InputError, match="no such file or folder"):
         import_cohort([tmp_path / "nowhere"], tmp_path / "cohort")
+
+
+def test_slicers_segments_go_by_their_names_in_each_file(tmp_path: Path) -> None:
+    root, grid = tmp_path / "data", scan().geometry
+    whole = PROSTATE.astype(np.uint8) + 2 * (BLADDER & ~PROSTATE).astype(np.uint8)
+    swapped = np.array([0, 2, 1], dtype=np.uint8)[whole]
+    for name in ("a", "b", "c"):
+        write_nrrd(root / "images" / f"{name}.nrrd", scan().array, grid)
+    write_nrrd(root / "labels" / "a.seg.nrrd", whole, grid, {"Prostate": 1, "Bladder": 2})
+    write_nrrd(root / "labels" / "b.seg.nrrd", swapped, grid, {"Bladder": 1, "Prostate": 2})
+    start = [int(axis.min()) for axis in np.nonzero(whole)]
+    box = whole[tuple(slice(s, None) for s in start)]
+    write_nrrd(root / "labels" / "c.seg.nrrd", box, grid.crop(start, box.shape), {"Prostate": 1, "Bladder": 2})
+    assert detect(root) == "pairs"
+    file = names(tmp_path, "prostate: [Prostate]\nbladder: [Bladder]\n")
+    assert import_cohort([root], tmp_path / "cohort", names=file).refused == ()
+    cohort = read_cohort(tmp_path / "cohort")
+    assert len(cohort.training) == 3
+    for case in cohort.training:
+        np.testing.assert_array_equal(labels_of(cohort, case.name), whole)
+
+
+def test_a_segmentation_that_is_no_part_of_its_scan_is_refused(tmp_path: Path) -> None:
+    root, grid = tmp_path / "data", scan().geometry
+    write_nrrd(root / "a.nrrd", scan().array, grid)
+    other = Geometry.from_parts((2, 4, 4), (2.0, 1.0, 1.0), (0.5, 0.0, 0.0))
+    write_nrrd(root / "a.seg.nrrd", np.ones(other.shape, dtype=np.uint8), other, {"Prostate": 1})
+    with pytest.raises(InputError, match=r"a\.seg\.nrrd: lies on another grid than its scan"):
+        import_cohort([root], tmp_path / "cohort", names=names(tmp_path, "prostate: [Prostate]\n"))
+
+
+@pytest.mark.parametrize("deep", ["data", "data/v2", "data/v2/unpacked"])
+def test_a_layout_in_a_folder_below_is_named(tmp_path: Path, deep: str) -> None:
+    folder = totalsegmentator(tmp_path / "outer" / deep)
+    words = f"{tmp_path / 'outer'}: is of no known layout, but {folder} in it is of layout totalsegmentator; give"
+    with pytest.raises(InputError, match=re.escape(words)):
+        import_cohort([tmp_path / "outer"], tmp_path / "cohort")
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("sub-01/ct/sub-01_ct.nii.gz", "derivatives/labels/sub-01/ct/sub-01_ct_dseg.nii.gz"),
+        ("p1/image.nii.gz", "p1/label.nii.gz"),
+    ],
+    ids=["BIDS", "a folder for each patient"],
+)
+def test_files_of_no_known_layout_are_named(tmp_path: Path, image: str, label: str) -> None:
+    root = tmp_path / "data"
+    write_nifti(root / image, scan())
+    write_labels(root / label, {1: PROSTATE})
+    with pytest.raises(
+        InputError, match=r"of no known layout: it holds files .*\.nii\.gz; lay them out as images/"
+    ):
+        import_cohort([root], tmp_path / "cohort")
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_a_small_shear_imports_and_a_large_one_costs_its_subject(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for name, shear in (("s1", 2e-4), ("s2", 9e-4), ("s3", 3e-3)):
+        affine = np.diag([-1.0, -1.0, 2.0, 1.0])
+        affine[0, 1] = shear
+        for place, array in (("ct", scan().array), ("segmentations/prostate", PROSTATE.astype(np.uint8))):
+            image = nib.Nifti1Image(np.ascontiguousarray(array.transpose(2, 1, 0)), affine)
+            image.header.set_xyzt_units("mm")
+            image.set_sform(affine, code=1)
+            image.set_qform(affine, code=1, strip_shears=True)
+            path = root / name / f"{place}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(image, path)
+    (refused,) = import_cohort([root], tmp_path / "cohort").refused
+    assert "s3/ct.nii.gz: the affine is sheared" in refused
+    assert len(read_cohort(tmp_path / "cohort").training) == 2

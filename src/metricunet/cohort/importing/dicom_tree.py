@@ -30,6 +30,10 @@ _IDENTITY = [
 ]
 
 
+class NoDicomError(InputError):
+    """A folder without CT series and structure sets: it may be of another layout."""
+
+
 @dataclass(frozen=True, eq=False)
 class StructureSet:
     """What of a structure set was drawn on one series. Its contours are not kept: its place, and the names in it.
@@ -98,7 +102,7 @@ def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
     frame to the one series of its study.
 
     Raises:
-        InputError: a folder without CT series and structure sets.
+        NoDicomError: a folder without CT series and structure sets.
     """
     search = search_series(root, Allow(offered=False), progress=bars("reading"))
     for refused in search.refused:
@@ -108,7 +112,7 @@ def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
         privacy.learn(series.header)
     found = Found(LAYOUT)
     if not search.series and not search.refused and not search.structure_sets:
-        raise InputError(f"{root}: holds no CT series and no structure set; give a folder of DICOM patients")
+        raise NoDicomError(f"{root}: holds no CT series and no structure set; give a folder of DICOM patients")
     for refused in search.refused:
         described = f" ({refused.description})" if refused.description else ""
         what = refused.series_uid or shown(refused.folder, root)

@@ -17,6 +17,7 @@ from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Regi
 from metricunet.cohort.layout import CHANNEL_SUFFIX, DatasetInfo, read_dataset_json
 from metricunet.cohort.splits import patients_of
 from metricunet.errors import InputError
+from metricunet.files import slicer
 from metricunet.files.grids import difference
 from metricunet.files.scan import case_name, is_scan, read_labels, read_scan, scan_files
 from metricunet.volume import Volume
@@ -30,7 +31,7 @@ AMOS_SEXES = "labeled_data_meta_*.csv"
 #: Names of folders that hold the two halves of pairs, and what a label map's name may have in addition.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "scans", "ct", "cts", "volumes")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "segmentations", "segmentation", "segs", "seg")
-LABEL_ENDINGS = ("_seg", "_segmentation", "_label", "_labels", "_mask", "-seg", "-label", "-mask")
+LABEL_ENDINGS = ("_seg", "_segmentation", "_label", "_labels", "_mask", "-seg", "-label", "-mask", ".seg")
 IMAGE_ENDINGS = (CHANNEL_SUFFIX, "_ct", "-ct", "_image", "_img")
 
 
@@ -89,7 +90,7 @@ def on_grid(path: Path, image: Volume, image_path: Path) -> np.ndarray:
     Raises:
         InputError: they lie on another grid.
     """
-    labels = read_labels(path)
+    labels = slicer.read_segmentation(path, image.geometry) if slicer.is_segmentation(path) else read_labels(path)
     try:
         return labels.reordered_like(image.geometry).array
     except InputError:
@@ -209,7 +210,8 @@ def _women(root: Path) -> frozenset[str] | None:
 def find_pairs(root: Path, privacy: Privacy, bars: Bars) -> Found:
     """Find scans with a label map of the same name, in a folder beside theirs or with an ending such as `_seg`.
 
-    Structures are named by dataset.json where there is one, else by the values in the label maps: "1", "2", ...
+    A segmentation of 3D Slicer names its structures itself. Those of other label maps are named by dataset.json
+    where there is one, else by their values: "1", "2", ...
 
     Raises:
         InputError: no pair there.
@@ -224,6 +226,7 @@ def find_pairs(root: Path, privacy: Privacy, bars: Bars) -> Found:
     info = read_dataset_json(root) if (root / "dataset.json").is_file() else None
     values: set[int] = set()
     whole: list[tuple[str, Path, Path]] = []
+    segments: dict[str, dict[str, int]] = {}
     progress = bars("reading")
     for done, (name, (image, labels)) in enumerate(sorted(pairs.items()), start=1):
         privacy.learn_identifier(name)
@@ -233,14 +236,19 @@ def find_pairs(root: Path, privacy: Privacy, bars: Bars) -> Found:
             found.left_out.append(LeftOut(name, reason))
         else:
             try:
-                if info is None:
+                own = slicer.segments(labels) if slicer.is_segmentation(labels) else {}
+                if info is None and not own:
                     values |= set(np.unique(read_labels(labels).array).tolist()) - {0}
                 whole.append((name, image, labels))
+                if own:
+                    segments[name] = {privacy.spoken(spelling): value for spelling, value in own.items()}
             except InputError as error:
                 found.left_out.append(LeftOut(name, str(error)))
         progress(done, len(pairs))
     named = info.labels if info is not None else {str(value): value for value in sorted(values)}
-    found.cases += [LabelMapCase(image, labels, name, name, named, root) for name, image, labels in whole]
+    found.cases += [
+        LabelMapCase(image, labels, name, name, segments.get(name, named), root) for name, image, labels in whole
+    ]
     return found
 
 

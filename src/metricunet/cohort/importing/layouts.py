@@ -9,10 +9,13 @@ from metricunet.cohort.importing import dicom_tree, label_maps, totalsegmentator
 from metricunet.cohort.importing.privacy import Privacy
 from metricunet.cohort.importing.source import Bars, Found
 from metricunet.errors import InputError
+from metricunet.files.scan import is_scan
 
 Finder = Callable[[Path, Privacy, Bars], Found]
 
 AUTO = "auto"
+#: A known layout is looked for in so many folders within each other.
+DEEPEST = 3
 FINDERS: dict[str, Finder] = {
     dicom_tree.LAYOUT: dicom_tree.find_dicom,
     totalsegmentator.LAYOUT: totalsegmentator.find_totalsegmentator,
@@ -38,7 +41,30 @@ def find_cases(root: Path, layout: str, privacy: Privacy, bars: Bars) -> Found:
     if not root.exists():
         raise InputError(f"{root}: no such file or folder")
     privacy.learn_root(root)
-    return FINDERS[detect(root) if layout == AUTO else layout](root, privacy, bars)
+    if layout != AUTO:
+        return FINDERS[layout](root, privacy, bars)
+    try:
+        return FINDERS[detect(root)](root, privacy, bars)
+    except dicom_tree.NoDicomError as error:
+        there = _other_files(root)
+        if not there:
+            raise
+        raise InputError(f"{root}: {there}") from error
+
+
+def _other_files(root: Path) -> str:
+    """Say what a folder holds that is neither DICOM nor of a known layout, and what to do; empty if no scans."""
+    for depth in range(1, DEEPEST + 1):
+        for folder in sorted(root.glob("/".join("*" * depth))):
+            if folder.is_dir() and (layout := detect(folder)) != dicom_tree.LAYOUT:
+                return f"is of no known layout, but {folder} in it is of layout {layout}; give that folder"
+    first = next((path for path in sorted(root.rglob("*")) if is_scan(path) and path.is_file()), None)
+    if first is None:
+        return ""
+    return (
+        f"is of no known layout: it holds files of scans or label maps, such as {first}; lay them out as "
+        "images/CASE.nii.gz and labels/CASE.nii.gz, or as CASE.nii.gz and CASE_seg.nii.gz in one folder"
+    )
 
 
 def detect(root: Path) -> str:

@@ -21,9 +21,10 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
 from metricunet.files.dicom.codestream import check_codestreams, has_codestreams
 from metricunet.files.dicom.file import bare_syntax, read_dataset
@@ -32,6 +33,10 @@ from metricunet.files.dicom.file import bare_syntax, read_dataset
 AHEAD = 2
 #: Bytes of the number before each answer: the length of the pixels, 0 for a slice that could not be decoded.
 _LENGTH_BYTES = 8
+#: The tag that each fragment of compressed pixels begins with, and the offset table before them.
+_ITEM = b"\xfe\xff\x00\xe0"
+#: Bytes of one offset in that table.
+_OFFSET_BYTES = 4
 #: What a process says once it has imported what it needs.
 _READY = b"ready\n"
 _PROGRAM = "import sys; sys.path[:] = {paths!r}; from metricunet.files.dicom.decode import {serve}; {serve}()"
@@ -47,10 +52,27 @@ def stored_pixels(path: Path | str) -> NDArray[Any]:
     syntax = bare_syntax(dataset)
     if syntax is not None and "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta.TransferSyntaxUID = syntax
+    _join_fragments(dataset)
     check_codestreams(dataset)
     dataset.pixel_array_options(raw=True)
     pixels: NDArray[Any] = dataset.pixel_array
     return pixels
+
+
+def _join_fragments(dataset: Dataset) -> None:
+    """Empty an offset table of several entries for one compressed frame: all fragments belong to that frame.
+
+    Some programs list each fragment there, which the table must not: the first alone would count as the frame.
+    """
+    syntax = UID(dataset.file_meta.get("TransferSyntaxUID", "") or "")
+    if not has_codestreams(dataset.file_meta) and syntax != RLELossless:
+        return
+    if int(dataset.get("NumberOfFrames") or 1) != 1 or "PixelData" not in dataset:
+        return
+    data: bytes = dataset.PixelData or b""
+    begin, length = data[:4], int.from_bytes(data[4:8], "little")
+    if begin == _ITEM and _OFFSET_BYTES < length <= len(data) - 8:
+        dataset["PixelData"].value = _ITEM + bytes(4) + data[8 + length :]
 
 
 def stored_frames(path: Path, frames: Sequence[int | None]) -> Iterator[NDArray[Any]]:
@@ -73,6 +95,7 @@ def stored_frames(path: Path, frames: Sequence[int | None]) -> Iterator[NDArray[
         whole = syntax == DeflatedExplicitVRLittleEndian or has_codestreams(meta)
         dataset = read_dataset(path) if whole else None
         if dataset is not None:
+            _join_fragments(dataset)
             check_codestreams(dataset)
         yield from iter_pixels(path if dataset is None else dataset, indices=indices, raw=True)
 

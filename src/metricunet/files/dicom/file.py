@@ -35,7 +35,7 @@ class DicomHandle(io.BufferedReader):
     """A file open for pydicom, which never gives more than it has, nor more than can be unpacked."""
 
     def __init__(self, path: Path) -> None:
-        raw = io.FileIO(path)
+        raw = io.FileIO(os.fspath(path))  # pydicom puts its name into messages, and takes it for a text
         super().__init__(raw)
         self._size = os.fstat(raw.fileno()).st_size
 

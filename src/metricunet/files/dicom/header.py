@@ -75,6 +75,8 @@ DAMAGE = (
 _APPLE_BEGINNINGS = (b"\x00\x05\x16\x07", b"\x00\x05\x16\x00")
 _SERIES_UID = 0x0020000E
 _PIXEL_DATA = 0x7FE00010
+#: Kinds of value (VR) that pixel data have where they state one.
+_PIXEL_KINDS = (b"OW", b"OB", b"UN")
 _ITEM = 0xFFFEE000
 _SEQUENCE_END = 0xFFFEE0DD
 _UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -266,7 +268,9 @@ def _pixel_fault(handle: BinaryIO, dataset: pydicom.Dataset, syntax: str) -> str
         return "has no pixel data (the file ends after the header); copy or export it again"
     if _tag(head, order) != _PIXEL_DATA:
         return "has no pixel data that a CT image holds; export it again"
-    if dataset.original_encoding[0]:
+    # What the file header says of the encoding may be wrong, and pydicom then reads the elements as they are. The
+    # letters of a kind of value are an odd number, which no length is.
+    if head[4:6] not in _PIXEL_KINDS:
         handle.seek(-4, os.SEEK_CUR)
         length = struct.unpack(order + "I", head[4:8])[0]
     else:

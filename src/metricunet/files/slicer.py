@@ -1,0 +1,81 @@
+"""Segmentations of 3D Slicer (`NAME.seg.nrrd`): a label map whose header names each value.
+
+Slicer numbers the segments of each file by their order there, so a value says nothing without its name. It writes
+only the box that holds the segments: outside it there is none.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from metricunet.errors import InputError
+from metricunet.files.itk import read_itk_labels
+from metricunet.files.itk_header import LONGEST_HEADER
+from metricunet.volume import SAME_GRID_TOLERANCE_MM, Geometry, Volume
+
+SUFFIX = ".seg.nrrd"
+_FIELD = re.compile(r"Segment(\d+)_(Name|LabelValue):=(.*)")
+
+
+def is_segmentation(path: Path) -> bool:
+    """Tell by its name whether a file is a segmentation of 3D Slicer."""
+    return path.name.lower().endswith(SUFFIX)
+
+
+def segments(path: Path) -> dict[str, int]:
+    """Return the name and value of each segment that the header states; none where it states none.
+
+    Raises:
+        InputError: the file cannot be read, two segments share a name or a value, or a value is no whole number.
+    """
+    try:
+        with path.open("rb") as handle:
+            header = handle.read(LONGEST_HEADER).partition(b"\n\n")[0]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    stated: dict[str, dict[str, str]] = {}
+    for line in header.decode("utf-8", "replace").splitlines():
+        if (found := _FIELD.fullmatch(line.strip())) is not None:
+            stated.setdefault(found[1], {})[found[2]] = found[3].strip()
+    values: dict[str, int] = {}
+    for number, fields in stated.items():
+        text = fields.get("LabelValue", "")
+        if not text.isdecimal():
+            raise InputError(f"{path}: Segment{number}_LabelValue is '{text[:80]}', expected a whole number")
+        name, value = fields.get("Name", "") or text, int(text)
+        if name in values or value in values.values():
+            raise InputError(
+                f"{path}: two segments share the name {name} or the value {value}; rename or merge one in Slicer, "
+                "and save it again"
+            )
+        values[name] = value
+    return values
+
+
+def read_segmentation(path: Path, geometry: Geometry) -> Volume:
+    """Read a segmentation on the grid of its scan, with 0 outside the box that the file holds.
+
+    Args:
+        path: the file.
+        geometry: the scan's grid.
+
+    Returns:
+        Labels in the axis order of the scan; in their own where the box is no part of the scan's grid.
+
+    Raises:
+        InputError: as `read_itk_labels`.
+    """
+    labels = read_itk_labels(path)
+    labels = labels.reordered(*labels.geometry.axes_to(geometry))
+    start = np.rint(geometry.to_index(labels.geometry.origin_mm)).astype(int)
+    shape = np.asarray(labels.geometry.shape)
+    inside = bool((start >= 0).all() and (start + shape <= geometry.shape).all())
+    if (
+        not inside
+        or geometry.crop(start.tolist(), shape.tolist()).gap_mm(labels.geometry) > SAME_GRID_TOLERANCE_MM
+    ):
+        return labels
+    return Volume(np.zeros(geometry.shape, dtype=labels.array.dtype), geometry).paste(labels.array, start.tolist())
