@@ -308,3 +308,23 @@ def test_a_folder_that_cannot_be_one_is_named(tmp_path: Path, kind: str) -> None
     with pytest.raises(InputError, match=r"run: cannot be written"), claimed(folder / CLAIM_NAME, "a training"):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_a_process_killed_while_it_claimed_left_goes_with_the_next_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*paths: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", killed)
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(Killed), claimed(tmp_path / "claim", "a training"):
+            pass
+    assert len(list(tmp_path.iterdir())) == 1
+    with claimed(tmp_path / "claim", "a training"):
+        assert [path.name for path in tmp_path.iterdir()] == ["claim"]
+    assert list(tmp_path.iterdir()) == []

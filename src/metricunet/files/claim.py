@@ -8,6 +8,7 @@ its claim holds until somebody removes the file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -184,30 +185,34 @@ def _own() -> Holder:
 
 
 def _take(path: Path, mine: Holder, what: str) -> None:
-    """Put a claim in place, or find that another one holds."""
-    temporary = path.parent / f".partial-{mine.pid}-{mine.token}{path.name}"
+    """Put a claim in place, or find that another one holds. No trace is left of a claim that was not made."""
+    # One name for all processes of this computer, which take turns here: what a killed one left is written over.
+    place = hashlib.sha256(f"{mine.host} {mine.namespace}".encode()).hexdigest()[:8]
+    temporary = path.parent / f".partial-{place}{path.name}"
     for attempt in range(ATTEMPTS):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(asdict(mine), indent=2) + "\n", encoding="utf-8")
             with _alone_in(path.parent):
                 if path.exists() or path.is_symlink():
                     holder = _read_or_refuse(path, what)
                     if holder is not None and holder.is_alive():
                         raise AlreadyClaimed(path, holder, what)
-                    # Only processes of this computer take over a claim of this computer, and they wait for each
-                    # other here; those of another computer find the place taken at every moment.
-                    os.replace(temporary, path)
-                else:
-                    _put(temporary, path)
+                try:
+                    temporary.write_text(json.dumps(asdict(mine), indent=2) + "\n", encoding="utf-8")
+                    if os.path.lexists(path):
+                        # Only processes of this computer take over a claim of this computer, and they wait for
+                        # each other here; those of another computer find the place taken at every moment.
+                        os.replace(temporary, path)
+                    else:
+                        _put(temporary, path)
+                finally:
+                    with suppress(OSError):
+                        temporary.unlink()
             return
         except (FileExistsError, FileNotFoundError):
             # Another computer came first, or a rival that had made the folder has just removed it.
             if attempt == ATTEMPTS - 1:
                 raise
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
 
 def _put(temporary: Path, path: Path) -> None:
