@@ -118,3 +118,19 @@ def test_scans_in_folders_below_are_named(tmp_path: Path) -> None:
     for look in (lambda: find_inputs([tmp_path]), lambda: check(tmp_path)):
         with pytest.raises(InputError, match=r"in folders below it, such as .*ct\.nii\.gz; name these files"):
             look()
+
+
+def test_a_series_by_its_uid(tmp_path: Path) -> None:
+    """One good series, one that lacks a slice: each is found by its UID, and no other is told of."""
+    ct(tmp_path / "good", series_uid="1.2.3")
+    ct(tmp_path / "bad", series_uid="1.2.4", leave_out=[5])
+    ((entry,), refused) = find_inputs([tmp_path], "1.2.3")
+    assert entry.series is not None
+    assert (entry.series.series_uid, refused) == ("1.2.3", [])
+    with pytest.raises(InputError, match="missing") as error:
+        find_inputs([tmp_path], "1.2.4")
+    assert "more were refused" not in str(error.value)
+    with pytest.raises(InputError, match=r"no series 1\.2\.5; usable series here: 1\.2\.3$"):
+        find_inputs([tmp_path], "1.2.5")
+    with pytest.raises(InputError, match=r"no series 1\.2\.5; usable series here: none$"):
+        find_inputs([tmp_path / "bad"], "1.2.5")

@@ -231,3 +231,19 @@ def test_a_case_that_another_process_works_on_is_left_to_it(
     assert metricunet(*call(scans, bands_model, out)).out.count("done before") == 2
     names = {"a.nii.gz", "c.nii.gz", *(f"{case}.quality.json" for case in "abc"), "run.json"}
     assert {path.name for path in out.iterdir()} == names
+
+
+def test_a_name_that_its_outputs_could_not_have_is_refused_before_any_work(
+    metricunet: Command, bands_model: Path, tmp_path: Path
+) -> None:
+    """As long as the file system bears: the mask fits, the verdict of the same name does not."""
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    most = os.pathconf(tmp_path, "PC_NAME_MAX")
+    write_nifti(scans / f"{'n' * (most - len('.nii.gz'))}.nii.gz", GLAND)
+    ended = metricunet(*call(scans, bands_model, out))
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert f"at most {most} are possible" in ended.err
+    assert not out.exists()
+    (path,) = scans.iterdir()
+    path.rename(scans / f"{'n' * (most - len('.quality.json'))}.nii.gz")
+    assert metricunet(*call(scans, bands_model, out)).status == 0

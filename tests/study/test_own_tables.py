@@ -48,7 +48,7 @@ def test_results_of_somebody_else_are_never_replaced(study_cohort: Path, tmp_pat
     file = write_study(output / "study.yaml", study_cohort)
     (output / "cases.csv").write_text("mine\n")
     before = contents(output)
-    with pytest.raises(InputError, match=r"cases\.csv: was not written by this study"):
+    with pytest.raises(InputError, match=r"cases\.csv: is there already, and it was not written by this program"):
         study(file, output, device="cpu")
     assert contents(output) == before
 
@@ -78,7 +78,7 @@ def test_the_copy_of_the_study_file_is_replaced_unless_somebody_changed_it(
     assert "metric" not in (output / "study.yaml").read_text().split("seeds")[0].split("arms")[1]
     (output / "study.yaml").write_text(f"# mine\n{(output / 'study.yaml').read_text()}")
     before = contents(output)
-    with pytest.raises(InputError, match=r"study\.yaml: was not written by this study, or was changed since"):
+    with pytest.raises(InputError, match=r"study\.yaml: is there already, and it was not written by this program"):
         study(write_study(file, study_cohort), output, device="cpu")
     assert contents(output) == before
 
@@ -119,9 +119,9 @@ def test_a_fault_of_any_kind_in_one_run_leaves_the_others_their_results(
     monkeypatch.setattr(runs, "_train_and_score", faulty)
     result = study(file, output, device="cpu")
     assert [(run.job.folder, run.error) for run in result.failed] == [
-        (broken, "KeyError: 'two\\nlines' (--debug shows where)")
+        (broken, "an unexpected KeyError stopped it: 'two\\nlines'")
     ]
-    assert "Failed, and not in the tables: plain, fold 0, seed 1: KeyError" in result.text
+    assert "Failed, and not in the tables: plain, fold 0, seed 1: an unexpected KeyError" in result.text
     rows = (output / "cases.csv").read_text().splitlines()
     assert rows == [row for row in whole["cases.csv"].decode().splitlines() if not row.startswith("plain,1,")]
     record = read_sealed(output / STUDY_RECORD)
@@ -148,9 +148,9 @@ def test_a_fault_in_one_stage_1_leaves_the_runs_of_other_folds(
     monkeypatch.setattr(run_module, "prepare_fold", faulty)
     result = study(file, tmp_path / "out", device="cpu")
     assert [(run.job.fold, run.error) for run in result.failed] == [
-        (0, "stage 1: ZeroDivisionError: by chance (--debug shows where)")
+        (0, "stage 1: an unexpected ZeroDivisionError stopped it: by chance")
     ]
     assert "| plain | 0 | " in result.text
     monkeypatch.setattr(run_module, "prepare_fold", lambda job, bar: faulty(replace(job, fold=0), bar))
-    with pytest.raises(InputError, match="stage 1: ZeroDivisionError: by chance"):
+    with pytest.raises(InputError, match="stage 1: an unexpected ZeroDivisionError stopped it: by chance"):
         study(file, tmp_path / "other", device="cpu")

@@ -14,8 +14,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,17 +147,18 @@ class OwnFiles:
         """Whether a file is there, no link, with this SHA-256."""
         return self._is(name, {value})
 
-    def check(self, names: Iterable[str]) -> None:
+    def check(self, names: Iterable[str], advice: str = "") -> None:
         """Refuse outputs that would replace an input, or a file that is not ours.
 
         Args:
             names: of all outputs, relative to the folder. The record counts among them.
+            advice: what to do about a file that is not ours; default: to choose another folder.
 
         Raises:
             InputError: it names the first such file, and says what to do.
         """
         stated = self.stated()
-        for name in (*names, self.record):
+        for name in (self.record, *names):  # without its record, no file is ours
             path = self.folder / name
             if not os.path.lexists(path):
                 continue
@@ -167,10 +168,10 @@ class OwnFiles:
                 raise InputError(f"{path}: is a folder where a file is to be written; choose another one with -o")
             own = self.content() is not None if name == self.record else self._is(name, stated.get(name, ()))
             if not own and not self.overwrite:
-                advice = "" if self.overwrite is None else ", or replace it with --overwrite"
+                replace = "" if self.overwrite is None else ", or replace it with --overwrite"
                 raise InputError(
                     f"{path}: is there already, and it was not written by this program or was changed since; "
-                    f"choose another folder with -o{advice}"
+                    + (advice or f"choose another folder with -o{replace}")
                 )
         if os.path.lexists(self._staging) and not self._staging_is_ours():
             raise InputError(f"{self._staging}: holds files that are not this program's; move them elsewhere")
@@ -231,10 +232,7 @@ class OwnFiles:
         Raises:
             InputError: the disk is full or may not be written, or a file of somebody else appeared meanwhile.
         """
-        self._begin()
-        new = {name: sha256([path]) for name, path in self._staged.items() if path.exists()}
-        try:
-            self.check(new)
+        with self._placing() as new:
             stated = self.stated()
             for name, value in new.items():
                 stated.setdefault(name, set()).add(value)
@@ -242,18 +240,10 @@ class OwnFiles:
             if os.path.lexists(self.path):
                 self.path.unlink()
             for name in stated.keys() - new.keys():
-                if self._is(name, stated[name]):
-                    (self.folder / name).unlink()
+                self._remove(name, stated[name])
             for name in new:
                 self._place(self._staged[name], self.folder / name)
             self._write_record(content, new)
-        except OSError as error:
-            self.discard()
-            raise explained(self.folder, error) from error
-        except InputError:
-            self.discard()
-            raise
-        self.settle()
 
     def add(self, content: Mapping[str, Any], *, drop: Iterable[str] = ()) -> None:
         """Place what was staged beside the files that the record states already, and write the record anew.
@@ -268,21 +258,26 @@ class OwnFiles:
         Raises:
             InputError: as `commit`.
         """
-        self._begin()
-        new = {name: sha256([path]) for name, path in self._staged.items() if path.exists()}
-        try:
-            self.check(new)
+        with self._placing() as new:
             self._remove_unstated()
             earlier = (self.content() or {FILES: {}})[FILES]
             gone = {name: earlier[name] for name in drop if name in earlier and name not in new}
             self._journal({name: {value} for name, value in (gone | new).items()})
             for name, value in gone.items():
-                if self._is(name, {value}):
-                    (self.folder / name).unlink()
+                self._remove(name, {value})
             for name in new:
                 self._place(self._staged[name], self.folder / name)
             kept = {name: value for name, value in earlier.items() if name not in gone}
             self._write_record(content, kept | new)
+
+    @contextmanager
+    def _placing(self) -> Iterator[dict[str, str]]:
+        """Yield name and hash of what was staged, once nothing of others is in the way; then end the work."""
+        self._begin()
+        try:
+            new = {name: sha256([path]) for name, path in self._staged.items() if path.exists()}
+            self.check(new)
+            yield new
         except OSError as error:
             self.discard()
             raise explained(self.folder, error) from error
@@ -295,8 +290,7 @@ class OwnFiles:
         """Remove every file of ours, the record last."""
         stated = self.stated()
         for name, values in stated.items():
-            if self._is(name, values):
-                (self.folder / name).unlink()
+            self._remove(name, values)
         if self.content() is not None:
             self.path.unlink()
         self.settle()
@@ -306,8 +300,7 @@ class OwnFiles:
         journal = read_sealed(self._staging / JOURNAL)
         stated = (self.content() or {FILES: {}})[FILES]
         for name, values in (journal or {FILES: {}})[FILES].items():
-            if self._is(name, set(values) - {stated.get(name)}):
-                (self.folder / name).unlink()
+            self._remove(name, set(values) - {stated.get(name)})
 
     def discard(self) -> None:
         """Drop what was staged and not placed. The journal stays where files may have been placed."""
@@ -350,6 +343,12 @@ class OwnFiles:
         except OSError as error:
             raise explained(self.folder, error) from error
 
+    def _remove(self, name: str, hashes: Collection[str]) -> None:
+        """Remove a file that is ours by these hashes, unless it is an input now."""
+        path = self.folder / name
+        if self._is(name, hashes) and path not in self._inputs:
+            path.unlink()
+
     def _place(self, staged: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(target):
@@ -389,17 +388,6 @@ class OwnFiles:
         if content is not None:
             return bool(content.get("record") == self.record)
         return all(path.name.startswith(".partial-") for path in self._staging.iterdir())
-
-
-def refuse_inputs_below(folder: Path, inputs: Iterable[Path], what: str) -> None:
-    """Refuse an output folder that holds an input, for commands that fill a folder as a whole.
-
-    Raises:
-        InputError: it names the input.
-    """
-    for path in inputs:
-        if path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{folder}: holds {what} {path}; choose another folder with -o")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

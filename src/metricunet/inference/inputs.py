@@ -83,7 +83,7 @@ def find_inputs(
 
     Args:
         paths: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM files.
-        series_uid: take this DICOM series alone.
+        series_uid: where there is DICOM, take this series alone.
         allow: faults of DICOM series that are repaired rather than refused.
         draw: refuse what a structure set or segmentation cannot refer to. A file of one scan is refused where
             there are DICOM series beside it.
@@ -96,11 +96,12 @@ def find_inputs(
     refused: list[Refused] = []
     for path in paths:
         found, not_taken = scans_at(path, allow)
-        if series_uid is not None and any(entry.series for entry in found):
-            here = ", ".join(entry.series.series_uid for entry in found if entry.series)
+        usable = [entry.series.series_uid for entry in found if entry.series]
+        if series_uid is not None and (usable or not found):
             found = [entry for entry in found if entry.series and entry.series.series_uid == series_uid]
             not_taken = [r for r in not_taken if r.series_uid == series_uid]
             if not found and not not_taken:
+                here = ", ".join(usable) or "none"
                 raise InputError(f"{path}: no series {series_uid}; usable series here: {here}")
         for entry in found:
             try:

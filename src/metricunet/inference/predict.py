@@ -14,6 +14,7 @@ from metricunet.errors import InputError, told
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.model import read_card
+from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import is_nifti, write_nifti
 from metricunet.files.own import FILES, Inputs, OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord, sha256
@@ -207,7 +208,8 @@ class _Places:
         return {name: f"{case}{SUFFIXES[name]}" for name in self.formats}
 
     def check(self, case: str) -> None:
-        """Refuse a case whose outputs would replace an input or somebody else's file."""
+        """Refuse a case whose outputs have too long a name, or would replace an input or somebody else's file."""
+        check_name_fits(self.folder / case, *(SUFFIXES[name] for name in self.formats), QUALITY_SUFFIX)
         self.own(case).check(self.names(case).values())
 
 

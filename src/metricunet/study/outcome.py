@@ -57,14 +57,7 @@ def refuse_foreign(own: OwnFiles, names: Sequence[str]) -> None:
     Raises:
         InputError: the first such file, named.
     """
-    ours = {name: own.is_ours(name) for name in names} | {own.record: own.content() is not None}
-    for name, is_ours in ours.items():
-        path = own.folder / name
-        if os.path.lexists(path) and not is_ours:
-            raise InputError(
-                f"{path}: was not written by this study, or was changed since, and would be replaced; move it "
-                "elsewhere and run again, or choose another folder with -o"
-            )
+    own.check(names, advice="move it elsewhere and run again, or choose another folder with -o")
 
 
 def write_outcome(

@@ -122,7 +122,9 @@ def study(
                 job = _run_job(plan, jobs_of[place], ready.get(place, NOT_READY), arm, seed, output)
                 jobs.append(job)
                 if place in faults:
-                    without.append(RunDone(job, None, 0.0, f"stage 1: {in_one_line(faults[place])}"))
+                    without.append(
+                        RunDone(job, None, 0.0, f"stage 1: {in_one_line(faults[place])}", faults[place])
+                    )
     runs = _carried_out(jobs, without, engine, say)
     record.facts = {
         "study": plan.content.model_dump(mode="json"),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 
 from metricunet.cohort.splits import Fold
-from metricunet.errors import InputError
+from metricunet.errors import InputError, told
 from metricunet.evaluation.summary import CaseRow
 from metricunet.files.atomic import write_json
 from metricunet.files.claim import CLAIM_NAME, claimed
@@ -50,12 +48,14 @@ class RunDone:
         val_dice: best mean Dice of the validation cases in their crops; None without any.
         seconds: that it took, since it was last begun or gone on with.
         error: why it failed; None where it is finished.
+        cause: what was raised then, where it was in this process.
     """
 
     job: RunJob
     val_dice: float | None
     seconds: float
     error: str | None = None
+    cause: Exception | None = None
 
 
 def hand_out(jobs: Sequence[RunJob], watch: RunWatch | None = None, say: Say = silent) -> Iterator[RunDone]:
@@ -146,19 +146,15 @@ def carry_out(job: RunJob, watch: Watch | None = None) -> RunDone:
             _look_beyond(job, watch)
             return RunDone(job, _val_dice(job), _seconds(job.folder))
         except Exception as error:  # a run must not cost the others theirs, foreseen or not
-            return RunDone(job, None, time.perf_counter() - began, in_one_line(error))
+            return RunDone(job, None, time.perf_counter() - began, in_one_line(error), error)
 
 
 def in_one_line(error: Exception) -> str:
-    """Say what went wrong; with --debug, show where on standard error."""
-    if "--debug" in sys.argv:
-        traceback.print_exception(error)
-    said = " ".join(str(error).split())
-    if isinstance(error, InputError):
-        return said
+    """Say what went wrong with a training."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        said = " ".join(str(error).split())
         return f"memory does not suffice ({said}); use a smaller batch, crop or network, or a larger spacing"
-    return f"{type(error).__name__}: {said} (--debug shows where)"
+    return told(error)
 
 
 def _missing(job: RunJob) -> list[str]:

@@ -109,13 +109,7 @@ def check_results(own: OwnFiles, model: str) -> None:
     Raises:
         InputError: it names the file.
     """
-    for name, ours in ((own.record, own.content() is not None), (model, own.is_ours(model))):
-        path = own.folder / name
-        if os.path.lexists(path) and not ours:
-            raise InputError(
-                f"{path}: was not written by this training, or was changed since, and would be replaced; move it "
-                "elsewhere and run again"
-            )
+    own.check([model], advice="move it elsewhere and run again")
 
 
 def is_scratch(path: Path) -> bool:
@@ -184,7 +178,6 @@ def begin(run: Run, fold: Fold, init: Path | None) -> None:
             )
     else:
         write_json(path, state)
-    if (
-        not run.resume or not (run.folder / "config.yaml").exists()
-    ):  # else it says the same, or somebody changed it
-        write_text(run.folder / "config.yaml", dump_config(run.config))
+    settings = run.folder / "config.yaml"
+    if not (run.resume and settings.exists()):  # else it says the same, or somebody changed it
+        write_text(settings, dump_config(run.config))

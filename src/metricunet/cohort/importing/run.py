@@ -33,6 +33,7 @@ from metricunet.cohort.layout import dataset_content, image_path, label_path
 from metricunet.cohort.splits import PATIENTS_NAME
 from metricunet.errors import InputError, told
 from metricunet.files.atomic import write_json
+from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, OwnFiles
 from metricunet.files.record import RunRecord, hash_if_readable, sha256
@@ -252,6 +253,9 @@ class _Importer:
         """
         cases = self.plan.cases
         failed: list[LeftOut] = []
+        for case in cases:
+            for name in self._names(case):
+                check_name_fits(self.own.folder / name)
         self.own.check([*DESCRIPTIONS, *(name for case in cases for name in self._names(case))])
         stated = (self.own.content() or {FILES: {}})[FILES]
         self.reports = {

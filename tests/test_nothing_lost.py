@@ -1,0 +1,198 @@
+"""Whatever lies where a command reads and writes: no file but what is provably the program's is changed or removed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from metricunet.files.atomic import UNFINISHED
+from metricunet.files.nifti import write_nifti
+from metricunet.files.own import JOURNAL, STAGING, OwnFiles, read_sealed
+from tests.support.command import Command
+from tests.support.patients import Patient, write_ct, write_set
+from tests.support.threshold_model import GLAND_HU, ball, bands_known, drawn_scan, write_bands_model
+
+GLAND = drawn_scan((ball((0, 0, 0), 14), GLAND_HU), shape=(20, 40, 40), spacing_mm=(3, 2, 2))
+NAMES = "prostate: [Prostate]\nignore: ['*']\n"
+#: Names that outputs of some command have, and some that none has.
+TAKEN = (
+    *("a.nii.gz", "b.nii.gz", "a.quality.json", "a.rtstruct.dcm", "run.json", "cases.csv", "summary.json"),
+    *("report.html", "evaluate.json", "import.json", "dataset.json", "phantoms.json", "study.json", "tables.md"),
+    *("model.safetensors", "config.yaml", "log.csv", "validate.json", "demo.json", "notes.txt", "patients.json"),
+    *("imagesTr/phantom_0000_0000.nii.gz", "labelsTr/phantom_0000.nii.gz", "checkpoints/state.json"),
+)
+
+
+class Stopped(BaseException):
+    """A kill: nothing is cleaned up after it by the command's own hand."""
+
+
+def listing(*folders: Path) -> dict[Path, str]:
+    """Return the hash of every file below by its path; links to folders are not followed."""
+    paths = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def provably_ours(folder: Path) -> set[Path]:
+    """Return the files that a record or journal of the program states, and the records themselves."""
+    found: set[Path] = set()
+    for place in folder.rglob(f"{STAGING}*"):
+        inside = {path for path in place.rglob("*") if path.is_file()}
+        if read_sealed(place / JOURNAL) is not None or all(path.match(UNFINISHED) for path in inside):
+            found |= inside
+    records = [p for p in folder.rglob("*.json") if p.is_file()]
+    for record in records:
+        for command in ("predict", "evaluate", "import", "train", "study", "validate", "demo"):
+            own = OwnFiles(record.parent, record.name, command)
+            if own.content() is not None:
+                found.add(record)
+                found |= {record.parent / name for name in own.stated() if own.is_ours(name)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Lay out scans, labels, patients and a model in a folder."""
+    origin = tmp_path_factory.mktemp("model")
+    write_bands_model(origin / "model.safetensors")
+
+    def lay(folder: Path) -> None:
+        labels = GLAND.with_array((GLAND.array > 0).astype("uint8"))
+        for name in ("a", "b"):
+            write_nifti(folder / "scans" / f"{name}.nii.gz", GLAND)
+            write_nifti(folder / "labels" / f"{name}.nii.gz", labels)
+        patient = Patient()
+        series = write_ct(folder / "patients" / "p0" / "ct", patient)
+        write_set(folder / "patients" / "p0" / "rs.dcm", patient, series, {"Prostate": (4.5, 12.5, range(1, 5))})
+        (folder / "names.yaml").write_text(NAMES)
+        (folder / "model.safetensors").write_bytes((origin / "model.safetensors").read_bytes())
+        (folder / "study.yaml").write_text("name: s\ndata: {cohort: labels}\narms: {a: {}}\nseeds: [0]\n")
+
+    return lay
+
+
+def a_call(draw: random.Random, folder: Path, out: Path) -> list[object]:
+    scans = draw.choice([folder / "scans", folder / "scans" / "a.nii.gz", folder])
+    calls: dict[str, list[object]] = {
+        "predict": ["predict", scans, "-m", folder / "model.safetensors", "-o", out, "--device", "cpu"],
+        "evaluate": ["evaluate", folder / "labels", folder / "labels", "-o", out],
+        "evaluate a prediction": ["evaluate", out, folder / "labels", "-o", out],
+        "import": ["import", folder / "patients", "-o", out, "--names", folder / "names.yaml"],
+        "train": ["train", folder / "labels", "-o", out],
+        "study": ["study", folder / "study.yaml", "-o", out],
+    }
+    words = calls[draw.choice([*calls, "predict", "predict", "import", "evaluate"])]
+    if words[0] in ("predict", "evaluate", "import") and draw.random() < 0.4:
+        words.append("--overwrite")
+    return words
+
+
+def an_output(draw: random.Random, folder: Path) -> Path:
+    """Return a folder to write into: new, an input itself, within one, above them, or a link to one."""
+    inputs = [folder / name for name in ("scans", "labels", "patients", "patients/p0/ct")]
+    place = draw.choice([folder / "out", folder / "out", *inputs, draw.choice(inputs) / "new", folder])
+    if draw.random() < 0.3:
+        place.mkdir(parents=True, exist_ok=True)
+        link = folder / "linked"
+        link.symlink_to(place)
+        return link
+    return place
+
+
+def strew(draw: random.Random, folder: Path, out: Path) -> None:
+    """Put files, links and hard links of others under names that outputs have."""
+    inputs = sorted((folder / "scans").glob("*.nii.gz"))
+    for name in draw.sample(TAKEN, draw.randint(0, 5)):
+        path = out / name
+        if os.path.lexists(path):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = draw.choice(["file", "file", "empty json", "link", "hard link"])
+        if kind == "link":
+            path.symlink_to(draw.choice(inputs))
+        elif kind == "hard link":
+            os.link(draw.choice(inputs), path)
+        else:
+            path.write_text("{}" if kind == "empty json" else f"somebody's {name}")
+
+
+def inputs_of(words: list[object]) -> set[Path]:
+    """Return the files that a call reads: of a folder the scans in it, and all DICOM below."""
+    found: set[Path] = set()
+    before_output = [word for word in words[: words.index("-o")] if isinstance(word, Path)]
+    for word in (*before_output, *(word for word in words if str(word).endswith("names.yaml"))):
+        path = Path(str(word))
+        found |= {path} if path.is_file() else {*path.glob("*.nii.gz"), *path.rglob("*.dcm")}
+    return {path.resolve() for path in found if path.is_file()}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what a kill left open
+@pytest.mark.parametrize("seed", range(60))
+def test_no_file_of_others_is_changed_or_removed(
+    world: Callable[[Path], None],
+    metricunet: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
+    """Three calls in a row into folders as they may be, each perhaps killed at a random step."""
+    draw = random.Random(seed)
+    folder = tmp_path / "home"
+    world(folder)
+    out = an_output(draw, folder)
+    strew(draw, folder, out)
+    with bands_known():
+        for _ in range(3):
+            words = a_call(draw, folder, out)
+            before, ours = listing(folder), provably_ours(folder)
+            with monkeypatch.context() as patch:
+                killed_at = draw.randint(1, 30) if draw.random() < 0.5 else 0
+                if killed_at:
+                    kill_at(patch, killed_at)
+                try:
+                    ended = metricunet(*words)
+                    assert "Traceback" not in ended.err
+                except Stopped:
+                    pass
+            after = listing(folder)
+            kept = inputs_of(words) if "--overwrite" in words else before.keys() - ours
+            for path in kept:
+                assert after.get(path) == before[path], f"seed {seed}: {words}: {path}"
+            for claim in (*folder.rglob("*.claim"), *folder.rglob(".claim.json")):
+                claim.unlink()  # of a process that would be dead
+            if draw.random() < 0.3 and (masks := sorted(provably_ours(folder))):
+                path = draw.choice(masks)  # somebody corrects it, so it is theirs from now on
+                path.write_bytes(path.read_bytes() + b" ")
+
+
+def kill_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Stop the command at a step that changes the file system, and let nothing more change there after it."""
+    count = 0
+
+    def counted(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*words: object, **options: object) -> object:
+            nonlocal count
+            count += 1
+            if count >= step:
+                raise Stopped
+            return real(*words, **options)
+
+        return call
+
+    for name in ("replace", "link", "unlink", "mkdir", "rmdir", "rename", "remove"):
+        patch.setattr(os, name, counted(getattr(os, name)))
+
+
+def test_the_check_itself_sees_a_change(tmp_path: Path) -> None:
+    """What counts as provably ours ends with the first change of a byte."""
+    own = OwnFiles(tmp_path, "run.json", "predict")
+    own.stage("a.nii.gz").write_bytes(b"mask")
+    own.commit({})
+    assert provably_ours(tmp_path) == {tmp_path / "run.json", tmp_path / "a.nii.gz"}
+    (tmp_path / "a.nii.gz").write_bytes(b"mask, corrected")
+    assert provably_ours(tmp_path) == {tmp_path / "run.json"}
