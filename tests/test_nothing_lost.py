@@ -1,4 +1,4 @@
-"""Whatever lies where a command reads and writes: no file but what is provably the program's is changed or removed."""
+"""Whatever lies where a command reads and writes: only what is provably the program's is changed or removed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def a_call(draw: random.Random, folder: Path, out: Path) -> list[object]:
         "study": ["study", folder / "study.yaml", "-o", out],
     }
     words = calls[draw.choice([*calls, "predict", "predict", "import", "evaluate"])]
-    if words[0] in ("predict", "evaluate", "import") and draw.random() < 0.4:
+    if words[0] in ("predict", "evaluate", "import") and draw.random() < 0.5:
         words.append("--overwrite")
     return words
 
@@ -95,7 +95,9 @@ def a_call(draw: random.Random, folder: Path, out: Path) -> list[object]:
 def an_output(draw: random.Random, folder: Path) -> Path:
     """Return a folder to write into: new, an input itself, within one, above them, or a link to one."""
     inputs = [folder / name for name in ("scans", "labels", "patients", "patients/p0/ct")]
-    place = draw.choice([folder / "out", folder / "out", *inputs, draw.choice(inputs) / "new", folder])
+    place = draw.choice(
+        [folder / "out", folder / "out", *inputs, *inputs[:1] * 3, draw.choice(inputs) / "new", folder]
+    )
     if draw.random() < 0.3:
         place.mkdir(parents=True, exist_ok=True)
         link = folder / "linked"
