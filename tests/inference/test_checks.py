@@ -72,7 +72,7 @@ CASES: dict[str, tuple[list[tuple[Facts, str]], list[Facts]]] = {
     "synthetic_model": ([(changed(synthetic=True), "synthetic scans only")], [SOUND]),
     "localisation": ([(changed(status="uncertain", confidence=0.4), "uncertain (confidence 0.40)")], [SOUND]),
     "stage_distance": (
-        [(changed(stage_distance_mm=10.1), "10 mm apart")],
+        [(changed(stage_distance_mm=10.1), "10.1 mm apart")],
         [changed(stage_distance_mm=10.0), changed(stage_distance_mm=None)],
     ),
     "stage_overlap": (
@@ -121,7 +121,12 @@ CASES: dict[str, tuple[list[tuple[Facts, str]], list[Facts]]] = {
     "metal": ([(hu(metal_ml=0.5), "0.5 mL of metal")], [hu(metal_ml=0.4)]),
     "not_tissue": ([(hu(odd_share=0.06), "6% of prostate")], [hu(odd_share=0.05)]),
     "boundary": (
-        [(changed(boundary_mm=2.11, boundary_seen_mm=(1.2, 2.1)), "off by 2.1 mm; 1.2 to 2.1 mm were expected")],
+        [
+            (
+                changed(boundary_mm=2.11, boundary_seen_mm=(1.2, 2.1)),
+                "off by 2.11 mm; 1.20 to 2.10 mm were expected",
+            )
+        ],
         [changed(boundary_mm=2.1, boundary_seen_mm=(1.2, 2.1)), changed(boundary_mm=9.0)],
     ),
     "pieces": ([(gland(pieces=3, loose_ml=1.0), "1.0 mL of separate pieces")], [gland(pieces=3, loose_ml=0.9)]),
@@ -154,6 +159,20 @@ def test_a_flag_is_raised_by_its_facts_and_by_nothing_less(code: str) -> None:
         assert verdict == ("fail" if code in ("absent", "empty") else "review")
     for facts in quiet:
         assert flags_of(facts) == ("pass", ())
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (changed(boundary_mm=0.94, boundary_seen_mm=(0.8, 0.91)), "off by 0.94 mm; 0.80 to 0.91 mm were"),
+        (changed(boundary_mm=1.2, boundary_seen_mm=(0.8, 0.91)), "off by 1.2 mm; 0.8 to 0.9 mm were"),
+        (changed(stage_overlap=0.4996), "Dice of 0.4996, 0.5 is expected"),
+        (changed(stage_distance_mm=10.04), "lie 10.04 mm apart, 10 mm are"),
+    ],
+)
+def test_numbers_that_differ_never_look_alike(facts: Facts, words: str) -> None:
+    (flag,) = flags_of(facts)[1]
+    assert words in flag.text
 
 
 def test_every_check_is_tested_and_explained() -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from metricunet.cohort.names import standard_name
+from metricunet.errors import beyond
 from metricunet.inference.facts import Facts, Range
 
 Verdict = Literal["pass", "review", "fail"]
@@ -97,8 +98,9 @@ def _localisation(facts: Facts) -> Iterator[str]:
 def _stage_distance(facts: Facts) -> Iterator[str]:
     distance = facts.stage_distance_mm
     if distance is not None and distance > FARTHEST_STAGES_MM:
+        apart = beyond(distance, FARTHEST_STAGES_MM, digits=2)
         yield (
-            f"the two stages disagree: their centres of {facts.target} lie {distance:.0f} mm apart, "
+            f"the two stages disagree: their centres of {facts.target} lie {apart} mm apart, "
             f"{FARTHEST_STAGES_MM:g} mm are expected at most"
         )
 
@@ -107,8 +109,8 @@ def _stage_overlap(facts: Facts) -> Iterator[str]:
     overlap = facts.stage_overlap
     if overlap is not None and overlap < LEAST_STAGE_OVERLAP:
         yield (
-            f"the two stages disagree: their masks of {facts.target} have a Dice of {overlap:.2f}, "
-            f"{LEAST_STAGE_OVERLAP:g} is expected at least"
+            f"the two stages disagree: their masks of {facts.target} have a Dice of "
+            f"{beyond(overlap, LEAST_STAGE_OVERLAP, digits=2)}, {LEAST_STAGE_OVERLAP:g} is expected at least"
         )
 
 
@@ -204,9 +206,10 @@ def _touches_scan(facts: Facts) -> Iterator[str]:
 def _boundary(facts: Facts) -> Iterator[str]:
     expected, seen = facts.boundary_mm, facts.boundary_seen_mm
     if expected is not None and seen is not None and expected > seen[1]:
+        digits = next((n for n in range(1, 16) if f"{expected:.{n}f}" != f"{seen[1]:.{n}f}"), 16)
         yield (
-            f"the boundary of {facts.target} is expected to be off by {expected:.1f} mm; {seen[0]:.1f} to "
-            f"{seen[1]:.1f} mm were expected in the validation cases"
+            f"the boundary of {facts.target} is expected to be off by {expected:.{digits}f} mm; "
+            f"{seen[0]:.{digits}f} to {seen[1]:.{digits}f} mm were expected in the validation cases"
         )
 
 
