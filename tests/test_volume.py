@@ -294,3 +294,21 @@ def test_reordered_like_takes_the_others_place() -> None:
     volume = ramp(Geometry.from_parts((4, 5, 6), (1, 1, 1)))
     other = Geometry.from_parts((4, 5, 6), (1, 1, 1), (0.05, 0, 0))
     assert volume.reordered_like(other).geometry is other
+
+
+@pytest.mark.parametrize(
+    ("shape", "change"),
+    [
+        ((4, 4, 4), (0, 3, 1e39)),
+        ((4, 4, 4), (1, 1, -1e200)),
+        ((10**400, 4, 4), (0, 0, 1.0)),
+        ((4, 10**7, 4), (0, 0, 1.0)),
+    ],
+)
+def test_a_grid_larger_than_any_patients_is_refused_without_a_warning(
+    shape: tuple[int, int, int], change: tuple[int, int, float]
+) -> None:
+    affine = np.eye(4)
+    affine[change[0], change[1]] = change[2]
+    with pytest.raises(InputError, match="at most 1,000,000"):
+        Geometry(shape, affine)

@@ -21,6 +21,8 @@ from metricunet.errors import InputError, beyond
 FloatArray = NDArray[np.float64]
 Shape = tuple[int, int, int]
 
+#: A grid whose numbers are larger is nobody's: 1 km from the patient's origin, or as many voxels along an axis.
+FARTHEST_MM, MOST_VOXELS = 1e6, 1_000_000
 #: Two geometries, as of an image and its labels, are one grid if no voxel centre, that of the farthest corner
 #: included, differs by more than this along an axis. It is about a tenth of the pixels of planning CT, and a third
 #: of the smallest that pass for CT's (0.3 mm), so that the nearest voxel is always the one of the same index; and
@@ -41,7 +43,8 @@ class Geometry:
     """A grid of voxels: its shape (slices, rows, columns) and the affine from index to LPS millimetres.
 
     Raises:
-        InputError: if the affine is not finite, not invertible, or sheared beyond `SHEAR_TOLERANCE`.
+        InputError: if the affine is not finite, not invertible, or sheared beyond `SHEAR_TOLERANCE`, or if the
+            grid is larger than any patient's.
     """
 
     shape: Shape
@@ -51,11 +54,20 @@ class Geometry:
         shape = tuple(int(n) for n in self.shape)
         if len(shape) != 3 or min(shape) < 1:
             raise InputError(f"a volume needs three axes of at least one voxel each; got shape {shape}")
+        if max(shape) > MOST_VOXELS:
+            raise InputError(
+                f"a grid of {str(max(shape))[:30]} voxels along an axis, at most {MOST_VOXELS:,} are expected: its header is damaged"
+            )
         affine = np.array(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise InputError("the affine must be a 4 x 4 matrix of finite numbers")
         if not np.array_equal(affine[3], [0, 0, 0, 1]):
             raise InputError(f"the affine's last row must be 0 0 0 1; got {affine[3].tolist()}")
+        if (farthest := float(np.abs(affine).max())) > FARTHEST_MM:
+            raise InputError(
+                f"the affine holds {farthest:.4g} mm, at most {FARTHEST_MM:,.0f} mm is expected: its header is "
+                "damaged; export it again"
+            )
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         if (spacing <= 0).any() or abs(np.linalg.det(affine[:3, :3] / np.maximum(spacing, 1e-300))) < 1e-6:
             raise InputError("the affine is singular: its axes do not span space, so voxels have no volume")

@@ -299,7 +299,8 @@ BAD_NRRD = {
     "truncated or damaged": _with(nrrd(), "encoding: raw", "encoding: gzip"),
     "damaged (Invalid data": _with(nrrd(), "encoding: raw", "encoding: bz2"),
     "not an NRRD file": _with(nrrd(), "NRRD0004", "P6 3 4"),
-    "its field is": _with(nrrd(), "6 5 4", "99999999999 99999999999 99999999999"),
+    "voxels along an axis": _with(nrrd(), "6 5 4", "99999999999 99999999999 99999999999"),
+    "its field is": _with(nrrd(), "6 5 4", "9999 9999 9999"),
 }
 BAD_META = {
     "TransformMatrix is missing, so left and right are unknown": _without(META, "TransformMatrix"),

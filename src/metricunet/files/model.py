@@ -199,7 +199,7 @@ def _header(path: Path) -> dict[str, Any]:
 def _card(path: Path, content: dict[str, Any]) -> ModelCard:
     found = content.get("format_version")
     if not isinstance(found, int):
-        raise InputError(f"{path}: the card's format_version is {str(found)[:80]}; expected a whole number")
+        raise InputError(f"{path}: the card's format_version is {repr(found)[:80]}; expected a whole number")
     if found > FORMAT_VERSION:
         raise InputError(
             f"{path}: model format {found} is newer than this metricunet reads ({FORMAT_VERSION}); "

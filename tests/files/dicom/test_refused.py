@@ -341,3 +341,12 @@ def _write_bare(path: Path, dataset: Dataset) -> None:
     buffer.is_implicit_VR, buffer.is_little_endian = True, True
     pydicom.filewriter.write_dataset(buffer, dataset)
     path.write_bytes(buffer.getvalue())
+
+
+def test_a_modality_of_odd_characters_is_told_in_one_line(tmp_path: Path) -> None:
+    def edit(k: int, dataset: pydicom.Dataset) -> None:
+        dataset.Modality = "M\x0fR"
+
+    write_series(tmp_path, edit=edit)
+    (refused,) = find_series(tmp_path).refused
+    assert refused.reason.isprintable()

@@ -212,7 +212,7 @@ def _search_series(path: Path, allow: Allow, progress: Progress | None) -> Serie
         if chosen is None:
             raise InputError(f"{path}: is not a DICOM file; give a DICOM CT slice, its folder, or a NIfTI file")
         if not chosen.is_image:
-            modality = chosen.dataset.get("Modality", "") or "unknown"
+            modality = text_of(chosen.dataset, "Modality") or "unknown"
             raise InputError(f"{path}: is a DICOM object of modality {modality}, expected a CT image")
         images = _read_images(sorted(p for p in path.parent.iterdir() if p.is_file()), damaged, sets, progress)
         images = [file for file in images if file.series_uid == chosen.series_uid]

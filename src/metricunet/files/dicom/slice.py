@@ -13,7 +13,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
 from metricunet.errors import InputError
-from metricunet.files.dicom.header import DicomFile, numbers, optional_number, place, values, whole
+from metricunet.files.dicom.header import DicomFile, numbers, optional_number, place, text_of, values, whole
 from metricunet.volume import FloatArray
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -74,7 +74,7 @@ def check_kind(file: DicomFile) -> None:
         InputError: several frames in a file for one, a transfer syntax that cannot be decoded.
     """
     dataset, at = file.dataset, file.place
-    modality = str(dataset.get("Modality", "") or "")
+    modality = text_of(dataset, "Modality")
     sop_class = str(dataset.get("SOPClassUID", "") or "")
     if modality != "CT":
         article = "an" if modality[:1] in "AEIOMNRSXFHL" else "a"
