@@ -56,8 +56,8 @@ class Geometry:
             raise InputError(f"a volume needs three axes of at least one voxel each; got shape {shape}")
         if max(shape) > MOST_VOXELS:
             raise InputError(
-                f"a grid of {str(max(shape))[:30]} voxels along an axis, at most {MOST_VOXELS:,} are expected: its "
-                "header is damaged"
+                f"a grid of {str(max(shape))[:30]} voxels along an axis, at most {MOST_VOXELS:,} are expected: "
+                "its header is damaged"
             )
         affine = np.array(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
