@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,34 @@ def test_phantoms_are_split_as_the_recipe_says(tmp_path: Path) -> None:
     other = load_study(write_study(tmp_path / "t.yaml", tmp_path, data={"phantom": recipe | {"seed": 6}}))
     with pytest.raises(InputError, match="made with seed 5, not 6"):
         study_data(other, tmp_path / "out")
+    # The split is the study's to replace while it is as it wrote it.
+    _check_split(data.cohort / "splits.json", tmp_path)
+
+
+def _check_split(split: Path, tmp_path: Path) -> None:
+    def with_split(n_train: int, n_val: int) -> None:
+        recipe = {"n_train": n_train, "n_val": n_val, "n_test": 1, "seed": 5, "difficulty": "easy"}
+        study_data(
+            load_study(write_study(tmp_path / "v.yaml", tmp_path, data={"phantom": recipe})), tmp_path / "out"
+        )
+
+    with_split(2, 2)
+    first = split.read_bytes()
+    with_split(3, 1)
+    assert json.loads(first)[0]["train"] == ["phantom_0000", "phantom_0001"]
+    assert json.loads(split.read_text())[0]["val"] == ["phantom_0003"]
+    split.write_text("mine")
+    with pytest.raises(InputError, match=r"splits\.json: is there already, .*move it elsewhere") as error:
+        with_split(2, 2)
+    assert "\n" not in str(error.value)
+    assert split.read_text() == "mine"
+    split.unlink()
+    with_split(2, 2)
+    assert split.read_bytes() == first
+    (split.parent / ".splits-file.json").unlink()  # as an earlier version left it: good while it need not change
+    with_split(2, 2)
+    with pytest.raises(InputError, match=r"splits\.json: is there already"):
+        with_split(3, 1)
 
 
 def test_without_test_cases_each_fold_scores_those_it_leaves_out(tmp_path: Path) -> None:

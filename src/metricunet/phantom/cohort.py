@@ -105,7 +105,7 @@ def make_cohort(
     orders = [
         Order(
             folder=folder,
-            name=f"phantom_{split.lower()}{k:04d}" if split == "Ts" else f"phantom_{k:04d}",
+            name=case_name(split, k),
             split=split,
             seed=case_seed(seed, split, k),
             difficulty=difficulty,
@@ -143,6 +143,11 @@ def make_cohort(
 def reader_path(folder: Path, case: str, reader: int, split: str = "Tr") -> Path:
     """Return where the contours of a reader, 1 or higher, lie."""
     return folder / f"reader{reader}{split}" / f"{case}.nii.gz"
+
+
+def case_name(split: str, number: int) -> str:
+    """Return the name of a case of a cohort, counted from 0 in the split `Tr` or `Ts`."""
+    return f"phantom_ts{number:04d}" if split == "Ts" else f"phantom_{number:04d}"
 
 
 def case_seed(seed: int, split: str, number: int) -> int:

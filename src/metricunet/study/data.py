@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import TypeVar
 from metricunet.cohort.layout import Case, Cohort, read_cohort
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
-from metricunet.files.atomic import write_json
+from metricunet.files.atomic import write_text
+from metricunet.files.own import OwnFiles
 from metricunet.phantom import displace_cohort, make_cohort, reader_path
+from metricunet.phantom.cohort import case_name
 from metricunet.study.settings import Labels, PhantomRecipe, Study
 
 Progress = Callable[[int, int], None]
@@ -21,6 +24,8 @@ T = TypeVar("T")
 TRUTH, READER = "truth", "reader"
 #: Who contours the training cases where labels are displaced, and who is never seen.
 TRAINING_READER, UNSEEN_READER = 1, 2
+#: The split of the phantoms, and the record that states its hash.
+SPLIT_NAME, SPLIT_RECORD = "splits.json", ".splits-file.json"
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def study_data(study: Study, folder: Path, progress: Progress | None = None) -> 
 
     Raises:
         InputError: a cohort that cannot be read, a test case without contours, no case to score, or a folder
-            with phantoms of another recipe.
+            with phantoms of another recipe, or with a split that somebody else wrote.
     """
     if study.cohort is not None:
         found = read_cohort(study.cohort)
@@ -90,10 +95,14 @@ def study_data(study: Study, folder: Path, progress: Progress | None = None) -> 
     assert recipe is not None
     kinds = dict.fromkeys(study.labels(arm) for arm in study.arms)
     clean, displaced = folder / "data", folder / "data-displaced"
+    splits = [_Split(recipe, clean), *([_Split(recipe, displaced)] if "displaced" in kinds else [])]
+    for split in splits:
+        split.check()  # before any phantom is made
     _make(recipe, clean, progress)
     if "displaced" in kinds:
         displace_cohort(clean, displaced, TRAINING_READER)
-        _write_split(recipe, displaced)
+    for split in splits:
+        split.write()
     return StudyData({kind: displaced if kind == "displaced" else clean for kind in kinds}, True)
 
 
@@ -107,12 +116,34 @@ def _make(recipe: PhantomRecipe, folder: Path, progress: Progress | None) -> Non
         progress=progress,
         n_readers=UNSEEN_READER,
     )
-    _write_split(recipe, folder)
 
 
-def _write_split(recipe: PhantomRecipe, folder: Path) -> None:
-    names = [case.name for case in read_cohort(folder).training]
-    write_json(folder / "splits.json", [{"train": names[: recipe.n_train], "val": names[recipe.n_train :]}])
+class _Split:
+    """splits.json of a folder of phantoms: replaced only while it is as a study wrote it."""
+
+    def __init__(self, recipe: PhantomRecipe, folder: Path) -> None:
+        names = [case_name("Tr", number) for number in range(recipe.n_train + recipe.n_val)]
+        content = [{"train": names[: recipe.n_train], "val": names[recipe.n_train :]}]
+        self.own = OwnFiles(folder, SPLIT_RECORD, "study")
+        self.path, self.text = folder / SPLIT_NAME, json.dumps(content, indent=2) + "\n"
+
+    def is_there(self) -> bool:
+        """Whether the file says what it would say, whoever wrote it."""
+        return self.path.is_file() and self.path.read_bytes() == self.text.encode("utf-8")
+
+    def check(self) -> None:
+        """Refuse to replace a file that is not a study's, or was changed since."""
+        if not self.is_there():
+            self.own.check(
+                [SPLIT_NAME], advice="move it elsewhere and run again, or choose another folder with -o"
+            )
+
+    def write(self) -> None:
+        """Write the file where it is missing or says something else."""
+        if not self.is_there():
+            self.check()
+            write_text(self.own.stage(SPLIT_NAME), self.text)
+            self.own.commit({})
 
 
 def scored_cases(data: StudyData, fold: Fold) -> tuple[ScoredCase, ...]:
