@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from tests.support.cohorts import TINY_SETTINGS, make_tiny_cohort
 from tests.support.command import Command, run_command
+from tests.support.phantoms import quick_phantom
 
 #: Properties are tried on new examples at every run, but on the same ones where a verdict must be repeatable.
 settings.register_profile("repeatable", derandomize=True)
@@ -41,6 +42,12 @@ def tiny_model(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     output = tmp_path_factory.mktemp("tiny_run") / "run"
     return train(tiny_cohort, output, config=load_config("small", settings=TINY_SETTINGS), device="cpu")
+
+
+@pytest.fixture
+def quick_phantoms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cohorts are of phantoms that take no time."""
+    monkeypatch.setattr("metricunet.phantom.cohort.make_phantom", quick_phantom)
 
 
 @pytest.fixture

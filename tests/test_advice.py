@@ -23,7 +23,8 @@ REACHED_BY = {
     "inference/structure_set.py": ("predict",),
     "inference/predict.py": ("predict",),
     "workflows/bench": ("bench",),
-    "files/own.py": ("predict", "evaluate", "import"),  # it is told by the others that they have none
+    "phantom/cohort.py": ("phantom",),
+    "files/own.py": ("predict", "evaluate", "import", "phantom"),  # it is told by the others that they have none
     "files/dicom/series.py": ("predict",),
     "files/dicom/stack.py": ("check", "predict"),
 }

@@ -78,33 +78,26 @@ def phantom(
         Path | None,
         typer.Option(help="A second cohort here: the same scans, training labels by reader 1.", metavar="FOLDER"),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make synthetic pelvic CT scans with labels, in nnU-Net's raw layout."""
     from metricunet.phantom import displace_cohort, make_cohort
+    from metricunet.phantom.cohort import CohortPlan
+    from metricunet.phantom.displaced import check_displaced
 
+    wanted: dict[str, Any] = {"n": n, "seed": seed, "difficulty": difficulty, "n_test": test, "n_readers": readers}
+    wanted |= {"structures": [s.strip() for s in structures.split(",")], "absent_fraction": absent}
     if displaced is not None:
-        from metricunet.phantom.cohort import holds_phantoms
-
         if readers < 1:
             raise InputError("--displaced needs a reader's contours; add --readers 1 or more")
         if displaced.resolve() == output.resolve():
             raise InputError(f"--displaced and -o name one folder, {output}; name two")
-        holds_phantoms(displaced)  # a folder of anything else is refused before any work
+        check_displaced(output, displaced, CohortPlan(**wanted), overwrite=overwrite)  # before any work
     with progress_bars() as bar:
-        names = make_cohort(
-            output,
-            n,
-            seed=seed,
-            difficulty=difficulty,
-            structures=[s.strip() for s in structures.split(",")],
-            n_test=test,
-            absent_fraction=absent,
-            progress=bar("phantoms"),
-            n_readers=readers,
-        )
+        names = make_cohort(output, **wanted, progress=bar("phantoms"), overwrite=overwrite)
     typer.echo(f"{len(names)} phantoms in {output}")
     if displaced is not None:
-        displace_cohort(output, displaced)
+        displace_cohort(output, displaced, overwrite=overwrite)
         typer.echo(f"the same with reader 1's training labels in {displaced}")
 
 

@@ -48,7 +48,7 @@ def write_sealed(path: Path, content: Mapping[str, Any], files: Mapping[str, Any
         content: fields that JSON can hold.
         files: name of each output, relative to the record's folder, to its SHA-256.
     """
-    whole = json.loads(json.dumps({**content, FILES: dict(files)}, allow_nan=False))
+    whole = json.loads(json.dumps({**content, FILES: dict(sorted(files.items()))}, allow_nan=False))
     write_json(path, {**whole, SEAL: seal_of(whole)})
 
 
@@ -195,9 +195,10 @@ class OwnFiles:
                 )
 
     def is_new(self) -> bool:
-        """Whether the folder is missing, or holds nothing but what a killed process left."""
+        """Whether the folder is missing, or holds nothing but a claim and what a killed process left."""
         return not self.folder.exists() or not any(
-            path != self._staging or not self._staging_is_ours() for path in self.folder.iterdir()
+            path != self.claim and (path != self._staging or not self._staging_is_ours())
+            for path in self.folder.iterdir()
         )
 
     def work(self) -> Path:
@@ -245,7 +246,7 @@ class OwnFiles:
                 self._place(self._staged[name], self.folder / name)
             self._write_record(content, new)
 
-    def add(self, content: Mapping[str, Any], *, drop: Iterable[str] = ()) -> None:
+    def add(self, content: Mapping[str, Any], *, drop: Iterable[str] = (), more: bool = False) -> None:
         """Place what was staged beside the files that the record states already, and write the record anew.
 
         For work that lasts: killed at any moment it loses no more than what was staged. The record stays where it
@@ -254,11 +255,12 @@ class OwnFiles:
         Args:
             content: fields of the record beside the command, its files and its seal.
             drop: files of ours to remove.
+            more: whether more is to come: what lies in `work()` then stays.
 
         Raises:
             InputError: as `commit`.
         """
-        with self._placing() as new:
+        with self._placing(more) as new:
             self._remove_unstated()
             earlier = (self.content() or {FILES: {}})[FILES]
             gone = {name: earlier[name] for name in drop if name in earlier and name not in new}
@@ -271,20 +273,29 @@ class OwnFiles:
             self._write_record(content, kept | new)
 
     @contextmanager
-    def _placing(self) -> Iterator[dict[str, str]]:
-        """Yield name and hash of what was staged, once nothing of others is in the way; then end the work."""
+    def _placing(self, more: bool = False) -> Iterator[dict[str, str]]:
+        """Yield name and hash of what was staged, once nothing of others is in the way; then end the work.
+
+        Where there is more to come, only what was staged is removed, and the journal emptied.
+        """
         self._begin()
         try:
             new = {name: sha256([path]) for name, path in self._staged.items() if path.exists()}
             self.check(new)
             yield new
+            if more:
+                for path in self._staged.values():
+                    path.unlink(missing_ok=True)  # a second name of what was placed
+                self._staged = {}
+                self._journal({})
         except OSError as error:
             self.discard()
             raise explained(self.folder, error) from error
         except InputError:
             self.discard()
             raise
-        self.settle()
+        if not more:
+            self.settle()
 
     def clear(self) -> None:
         """Remove every file of ours, the record last."""
@@ -322,6 +333,11 @@ class OwnFiles:
         with suppress(OSError):
             (self._staging / JOURNAL).unlink(missing_ok=True)  # last, for it says whose folder it is
             self._staging.rmdir()
+
+    def tidy(self) -> None:
+        """Remove what a killed process placed and did not come to state, and its hidden folder."""
+        self._remove_unstated()
+        self.settle()
 
     def _empty_staging(self) -> None:
         for path in self._staging.iterdir():

@@ -1,7 +1,8 @@
 """Write phantoms as a cohort: nnU-Net's raw layout, and `phantoms.json` with the recipe and each case's facts.
 
 `labelsTr` and `labelsTs` hold the true shapes; the contours of reader K lie beside them in `readerKTr` and
-`readerKTs`, under the same names. nnU-Net and its kin overlook these folders.
+`readerKTs`, under the same names. nnU-Net and its kin overlook these folders. `phantoms.json` states the SHA-256
+of every file; one that has other bytes is somebody's, and is neither replaced nor taken for a phantom.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,26 +18,98 @@ from typing import Any, get_args
 
 import numpy as np
 
-from metricunet.cohort.layout import image_path, label_path, write_dataset_json
+from metricunet.cohort.layout import dataset_content, image_path, label_path
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
+from metricunet.files.claim import claimed, refuse_claimed
 from metricunet.files.nifti import write_nifti
+from metricunet.files.own import FILES, SEAL, STAGING, OwnFiles
 from metricunet.phantom.make import STRUCTURES, make_phantom
 from metricunet.phantom.scanner import Difficulty
 from metricunet.volume import Volume
 
-RECIPE_FILE = "phantoms.json"
+RECIPE_FILE, DATASET_FILE = "phantoms.json", "dataset.json"
 #: Raised whenever the same seed begins to give other bytes.
 RECIPE_VERSION = 2
 #: What the recipe says of `labelsTr` where it holds the true shapes.
 TRUTH = "truth"
+COMMAND, MAKING = "phantom", "the making of phantoms"
+
+
+@dataclass(frozen=True)
+class CohortPlan:
+    """What a cohort of phantoms is to hold.
+
+    Attributes:
+        n: training cases.
+        seed: of the whole cohort.
+        difficulty: as in `make_phantom`.
+        structures: names from `STRUCTURES`; they get the values 1, 2, ... in this order.
+        n_test: cases in `imagesTs` and `labelsTs`.
+        absent_fraction: share of the cases whose scan does not reach the prostate.
+        n_readers: readers who contour every case's prostate.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+
+    n: int
+    seed: int = 0
+    difficulty: Difficulty = "real"
+    structures: Sequence[str] = ("prostate",)
+    n_test: int = 0
+    absent_fraction: float = 0.0
+    n_readers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise InputError(f"n must be 1 or more; got {self.n}")
+        for name in ("seed", "n_test", "n_readers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more; got {getattr(self, name)}")
+        if self.difficulty not in get_args(Difficulty):
+            raise InputError(
+                f"difficulty must be one of {', '.join(get_args(Difficulty))}; got {self.difficulty!r}"
+            )
+        if not 0 <= self.absent_fraction <= 1:
+            raise InputError(f"absent_fraction must lie between 0 and 1; got {self.absent_fraction:g}")
+        names = list(self.structures)
+        if not names or len(set(names)) < len(names) or not set(names) <= STRUCTURES.keys():
+            raise InputError(f"structures must be different names out of {', '.join(STRUCTURES)}; got {names}")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What all cases share, whatever their number is."""
+        return {
+            "version": RECIPE_VERSION,
+            "seed": self.seed,
+            "difficulty": self.difficulty,
+            "structures": list(self.structures),
+            "absent_fraction": self.absent_fraction,
+            "labels": TRUTH,
+        }
+
+    def orders(self) -> list[Order]:
+        """Return the cases to make, training first."""
+        return [
+            Order(
+                name=case_name(split, k),
+                split=split,
+                seed=case_seed(self.seed, split, k),
+                difficulty=self.difficulty,
+                reaches_prostate=not _absent(k, self.absent_fraction),
+                structures=tuple(self.structures),
+                n_readers=self.n_readers,
+            )
+            for split, count in (("Tr", self.n), ("Ts", self.n_test))
+            for k in range(count)
+        ]
 
 
 @dataclass(frozen=True)
 class Order:
     """One case to make."""
 
-    folder: Path
     name: str
     split: str
     seed: int
@@ -46,16 +119,9 @@ class Order:
     n_readers: int
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """The image, the true labels, and each reader's."""
-        readers = (
-            reader_path(self.folder, self.name, number, self.split) for number in range(1, self.n_readers + 1)
-        )
-        return (
-            image_path(self.folder, self.name, self.split),
-            label_path(self.folder, self.name, self.split),
-            *readers,
-        )
+    def files(self) -> tuple[str, ...]:
+        """The image, the true labels, and each reader's, relative to the cohort."""
+        return case_files(self.name, self.split, self.n_readers)
 
 
 def make_cohort(
@@ -69,6 +135,7 @@ def make_cohort(
     progress: Callable[[int, int], None] | None = None,
     workers: int = 1,
     n_readers: int = 0,
+    overwrite: bool | None = None,
 ) -> list[str]:
     """Write a cohort of phantoms and return the names of its cases, training first.
 
@@ -87,57 +154,77 @@ def make_cohort(
         progress: called with (cases done, cases in all) after each case.
         workers: processes to use.
         n_readers: readers who contour every case's prostate, into `reader1Tr`, `reader1Ts`, `reader2Tr` and so on.
+        overwrite: whether files of others that have the name of one of the cohort's may be replaced; None for
+            callers without such an option.
 
     Raises:
-        InputError: for arguments out of range, and for a folder that holds anything else.
+        InputError: for arguments out of range, for a folder that holds anything else, and for a file of the cohort
+            that was not made here or was changed since. Nothing was written then.
     """
     folder = Path(folder)
-    _check(n, seed, difficulty, structures, n_test, absent_fraction, workers, n_readers)
-    recipe: dict[str, Any] = {
-        "version": RECIPE_VERSION,
-        "seed": seed,
-        "difficulty": difficulty,
-        "structures": list(structures),
-        "absent_fraction": absent_fraction,
-        "labels": TRUTH,
-    }
-    cases = _known_cases(folder, recipe, n, n_test)
-    orders = [
-        Order(
-            folder=folder,
-            name=case_name(split, k),
-            split=split,
-            seed=case_seed(seed, split, k),
-            difficulty=difficulty,
-            reaches_prostate=not _absent(k, absent_fraction),
-            structures=tuple(structures),
-            n_readers=n_readers,
-        )
-        for split, count in (("Tr", n), ("Ts", n_test))
-        for k in range(count)
-    ]
-    # The recipe comes first and dataset.json last: an interrupted cohort can be continued, but not be used.
-    write_json(folder / RECIPE_FILE, {"recipe": recipe, "cases": cases})
-    wanted = [
-        order for order in orders if order.name not in cases or not all(path.is_file() for path in order.paths)
-    ]
-    done = len(orders) - len(wanted)
-    if progress is not None and done:
+    if workers < 1:
+        raise InputError(f"workers must be 1 or more; got {workers}")
+    plan = CohortPlan(n, seed, difficulty, structures, n_test, absent_fraction, n_readers)
+    orders = plan.orders()
+    files = {order.name: order.files for order in orders}
+    own = OwnFiles(folder, RECIPE_FILE, COMMAND, overwrite=overwrite)
+    refuse_claimed(own.claim, MAKING)
+    # Nothing, not even a claim, is written into a folder that is not a cohort of ours.
+    if own.content() is not None or known_cases(own, plan.recipe, files) is not None:
+        with claimed(own.claim, MAKING):
+            cases = known_cases(own, plan.recipe, files)
+            if cases is not None:
+                try:
+                    _complete(own, plan, orders, cases, workers, progress or (lambda done, total: None))
+                finally:
+                    own.discard()
+    return list(files)
+
+
+def _complete(
+    own: OwnFiles,
+    plan: CohortPlan,
+    orders: Sequence[Order],
+    cases: dict[str, Any],
+    workers: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Make the cases that are not there, and dataset.json."""
+
+    def content() -> dict[str, Any]:
+        return {"recipe": plan.recipe, "cases": {o.name: cases[o.name] for o in orders if o.name in cases}}
+
+    missing = {order: names for order in orders if (names := missing_files(own, order.files))}
+    done = len(orders) - len(missing)
+    if done:
         progress(done, len(orders))
-    for name, facts in _made(wanted, workers):
-        cases[name] = facts
-        write_json(folder / RECIPE_FILE, {"recipe": recipe, "cases": cases})
+    if not missing and not missing_files(own, [DATASET_FILE]):
+        own.tidy()  # an earlier run may have been killed when all was there
+        return
+    # The recipe comes first and dataset.json last: an interrupted cohort can be continued, but not be used.
+    own.add(content(), drop=[DATASET_FILE], more=True)
+    for order, facts in _made([(order, own.work(), names) for order, names in missing.items()], workers):
+        cases[order.name] = facts
+        for name in missing[order]:
+            os.replace(own.work() / name, own.stage(name))
+        own.add(content(), more=True)
         done += 1
-        if progress is not None:
-            progress(done, len(orders))
-    write_dataset_json(
-        folder,
-        labels={name: value for value, name in enumerate(structures, start=1)},
-        num_training=n,
-        description=f"synthetic pelvic CT, difficulty {difficulty}, seed {seed}",
+        progress(done, len(orders))
+    dataset = dataset_content(
+        labels={name: value for value, name in enumerate(plan.structures, start=1)},
+        num_training=plan.n,
+        description=f"synthetic pelvic CT, difficulty {plan.difficulty}, seed {plan.seed}",
         trained_on="synthetic",
     )
-    return [order.name for order in orders]
+    write_json(own.stage(DATASET_FILE), dataset)
+    own.add(content())
+
+
+def case_files(name: str, split: str, n_readers: int) -> tuple[str, ...]:
+    """Return the files of a case, relative to the cohort: the image, the labels, and those of each reader."""
+    folder = Path()
+    readers = (reader_path(folder, name, number, split) for number in range(1, n_readers + 1))
+    return tuple(map(str, (image_path(folder, name, split), label_path(folder, name, split), *readers)))
 
 
 def reader_path(folder: Path, case: str, reader: int, split: str = "Tr") -> Path:
@@ -150,6 +237,11 @@ def case_name(split: str, number: int) -> str:
     return f"phantom_ts{number:04d}" if split == "Ts" else f"phantom_{number:04d}"
 
 
+def split_of(name: str) -> str:
+    """Return the split, `Tr` or `Ts`, that the name of a case says."""
+    return "Ts" if name.startswith("phantom_ts") else "Tr"
+
+
 def case_seed(seed: int, split: str, number: int) -> int:
     """Return the seed that `make_phantom` gets for a case of a cohort."""
     return int(np.random.SeedSequence((seed, 0 if split == "Tr" else 1, number)).generate_state(1)[0])
@@ -160,68 +252,99 @@ def _absent(number: int, fraction: float) -> bool:
     return int((number + 1) * fraction + 1e-9) > int(number * fraction + 1e-9)
 
 
-def _check(
-    n: int,
-    seed: int,
-    difficulty: str,
-    structures: Sequence[str],
-    n_test: int,
-    absent_fraction: float,
-    workers: int,
-    n_readers: int,
-) -> None:
-    if n < 1:
-        raise InputError(f"n must be 1 or more; got {n}")
-    for name, value in (("seed", seed), ("n_test", n_test), ("n_readers", n_readers)):
-        if value < 0:
-            raise InputError(f"{name} must be 0 or more; got {value}")
-    if workers < 1:
-        raise InputError(f"workers must be 1 or more; got {workers}")
-    if difficulty not in get_args(Difficulty):
-        raise InputError(f"difficulty must be one of {', '.join(get_args(Difficulty))}; got {difficulty!r}")
-    if not 0 <= absent_fraction <= 1:
-        raise InputError(f"absent_fraction must lie between 0 and 1; got {absent_fraction:g}")
-    unknown = [name for name in structures if name not in STRUCTURES]
-    if unknown or not structures or len(set(structures)) < len(structures):
-        raise InputError(
-            f"structures must be different names out of {', '.join(STRUCTURES)}; got {list(structures)}"
-        )
+def known_cases(
+    own: OwnFiles, recipe: Mapping[str, Any], files: Mapping[str, Sequence[str]]
+) -> dict[str, Any] | None:
+    """Return the facts of the cases that a folder holds already, and write nothing.
 
+    Args:
+        own: the files of the cohort.
+        recipe: that is wanted.
+        files: of each case that is wanted, by its name, relative to the folder.
 
-def _known_cases(folder: Path, recipe: dict[str, Any], n: int, n_test: int) -> dict[str, Any]:
-    """Read the cases that a folder already holds; refuse a folder that is not this recipe's."""
-    path = folder / RECIPE_FILE
-    if not holds_phantoms(folder):
-        return {}
-    found, cases = read_recipe(path)
-    for key, value in recipe.items():
-        if found.get(key) != value:
+    Returns:
+        The facts by the names of the cases; None where an earlier version, which recorded no hashes, made all that
+        is wanted: then it is left as it is.
+
+    Raises:
+        InputError: the folder holds anything else, or a file that was not made here or was changed since.
+    """
+    if own.folder.exists() and not own.folder.is_dir():
+        raise InputError(f"{own.folder}: is a file; expected a new or empty folder for the cohort")
+    names = [*(name for of_case in files.values() for name in of_case), DATASET_FILE]
+    cases: dict[str, Any] = {}
+    if (content := own.content()) is not None:
+        _refuse_other_recipe(own.path, content, recipe, files)
+        cases = content["cases"]
+    elif (content := _of_an_earlier_version(own.path)) is not None:
+        _refuse_other_recipe(own.path, content, recipe, files)
+        if content["cases"].keys() >= files.keys() and all((own.folder / name).is_file() for name in names):
+            return None
+        if not own.overwrite:
+            anew = "" if own.overwrite is None else ", or make this one anew with --overwrite"
             raise InputError(
-                f"{path}: this cohort was made with {key} {found.get(key)!r}, not {value!r}; "
+                f"{own.path}: an earlier version wrote this cohort without the hashes of its files, so it cannot "
+                f"be continued; choose another folder{anew}"
+            )
+    else:
+        _refuse_other_files(own, names)
+    own.check(names)
+    return cases
+
+
+def missing_files(own: OwnFiles, names: Iterable[str]) -> list[str]:
+    """Return those of a cohort's files that are yet to be written; what others put there was refused before."""
+    stated = (own.content() or {FILES: {}})[FILES]
+    # Without leave to replace, all that is there has been found to be ours.
+    there = own.holds if own.overwrite else lambda name, value: os.path.lexists(own.folder / name)
+    return [name for name in names if name not in stated or not there(name, stated[name])]
+
+
+def _refuse_other_recipe(
+    path: Path, content: Mapping[str, Any], recipe: Mapping[str, Any], files: Mapping[str, object]
+) -> None:
+    for key, value in recipe.items():
+        if content["recipe"].get(key) != value:
+            raise InputError(
+                f"{path}: this cohort was made with {key} {content['recipe'].get(key)!r}, not {value!r}; "
                 "choose another folder, or delete this one"
             )
-    tests = sum(name.startswith("phantom_ts") for name in cases)
-    for what, there, asked in (("training", len(cases) - tests, n), ("test", tests, n_test)):
+    for what, of_split in (
+        ("training", lambda name: split_of(name) == "Tr"),
+        ("test", lambda n: split_of(n) == "Ts"),
+    ):
+        there, asked = (sum(map(of_split, names)) for names in (content["cases"], files))
         if there > asked:
             raise InputError(
                 f"{path}: this cohort has {there} {what} cases, more than the {asked} asked for; "
                 "choose another folder, or delete this one"
             )
-    return cases
 
 
-def holds_phantoms(folder: Path) -> bool:
-    """Tell whether a folder is a cohort of phantoms, begun or complete, and not new or empty.
+def _refuse_other_files(own: OwnFiles, names: Iterable[str]) -> None:
+    """Refuse a folder without a recipe of ours that holds files which would lie among the cohort's."""
+    if own.is_new():
+        return
+    if not own.overwrite:
+        own.check([])  # says that the recipe is not ours, where there is one
+        raise InputError(f"{own.folder}: holds other files and no {RECIPE_FILE}; choose a new or empty folder")
+    known = {own.path, own.claim, *(own.folder / name for name in names)}
+    for path in own.folder.rglob("*"):
+        unfinished = any(part.startswith(STAGING) for part in path.relative_to(own.folder).parts)
+        if path not in known and not unfinished and (path.is_symlink() or not path.is_dir()):
+            raise InputError(f"{path}: is none of the files of this cohort; choose a new or empty folder")
 
-    Raises:
-        InputError: if it is a file, or holds anything else.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; expected a new or empty folder for the cohort")
-    there = (folder / RECIPE_FILE).is_file()
-    if not there and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder}: holds other files and no {RECIPE_FILE}; choose a new or empty folder")
-    return there
+
+def _of_an_earlier_version(path: Path) -> dict[str, Any] | None:
+    """Return a recipe without seal and hashes; None where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        ours = not {SEAL, FILES} & content.keys() and all(
+            isinstance(content[k], dict) for k in ("recipe", "cases")
+        )
+        return dict(content) if ours else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -237,23 +360,25 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError(f"{path}: not readable as a cohort's recipe; delete the folder and run again") from error
 
 
-def _made(orders: Sequence[Order], workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    if workers == 1 or len(orders) < 2:
-        yield from map(_make, orders)
+def _made(
+    tasks: Sequence[tuple[Order, Path, Sequence[str]]], workers: int
+) -> Iterator[tuple[Order, dict[str, Any]]]:
+    if workers == 1 or len(tasks) < 2:
+        yield from map(_make, tasks)
         return
-    with ProcessPoolExecutor(min(workers, len(orders)), multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_make, orders)
+    with ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_make, tasks)
 
 
-def _make(order: Order) -> tuple[str, dict[str, Any]]:
+def _make(task: tuple[Order, Path, Sequence[str]]) -> tuple[Order, dict[str, Any]]:
+    """Make a case, and write those of its files that are named below a folder."""
+    order, folder, names = task
     phantom = make_phantom(order.seed, order.difficulty, order.reaches_prostate, order.n_readers)
-    image, *labels = order.paths
-    for path, volume in zip(labels, (phantom.labels, *phantom.readings), strict=True):
-        if not os.path.lexists(path):  # whole if ours, and if it was corrected since, its owner's
-            write_nifti(path, choose(volume, order.structures))
-    if not os.path.lexists(image):
-        write_nifti(image, phantom.image)
-    return order.name, phantom.description
+    labels = (choose(volume, order.structures) for volume in (phantom.labels, *phantom.readings))
+    for name, volume in zip(order.files, (phantom.image, *labels), strict=True):
+        if name in names:
+            write_nifti(folder / name, volume)
+    return order, phantom.description
 
 
 def choose(labels: Volume, structures: Iterable[str]) -> Volume:

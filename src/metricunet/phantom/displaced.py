@@ -4,16 +4,53 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from metricunet.cohort.layout import read_dataset_json, write_dataset_json
+from metricunet.cohort.layout import dataset_content, read_dataset_json
 from metricunet.errors import InputError
-from metricunet.files.atomic import write_json, written_whole
-from metricunet.files.record import sha256
-from metricunet.phantom.cohort import RECIPE_FILE, TRUTH, holds_phantoms, read_recipe
+from metricunet.files.atomic import write_json
+from metricunet.files.claim import claimed, refuse_claimed
+from metricunet.files.own import OwnFiles
+from metricunet.phantom.cohort import (
+    COMMAND,
+    DATASET_FILE,
+    MAKING,
+    RECIPE_FILE,
+    TRUTH,
+    CohortPlan,
+    case_files,
+    known_cases,
+    missing_files,
+    read_recipe,
+    reader_path,
+    split_of,
+)
 
 
-def displace_cohort(source: Path, folder: Path, reader: int = 1) -> Path:
+def check_displaced(
+    source: Path, folder: Path, plan: CohortPlan, reader: int = 1, overwrite: bool | None = None
+) -> None:
+    """Refuse, before the cohort itself is made, what `displace_cohort` would refuse.
+
+    Args:
+        source: where the cohort is to be made.
+        folder: of the second cohort.
+        plan: of the cohort.
+        reader: 1 or higher, and one of the plan's.
+        overwrite: as in `displace_cohort`.
+
+    Raises:
+        InputError: the folder is the source's, holds anything else, or a file that was changed since it was made.
+    """
+    origins = {order.name: _origins(order.name, plan.n_readers, reader) for order in plan.orders()}
+    _refuse_folders_of(source, folder, origins.values())
+    own = OwnFiles(folder, RECIPE_FILE, COMMAND, overwrite=overwrite)
+    known_cases(own, {**plan.recipe, "labels": f"reader{reader}"}, {k: list(v) for k, v in origins.items()})
+
+
+def displace_cohort(source: Path, folder: Path, reader: int = 1, overwrite: bool | None = None) -> Path:
     """Make a second cohort of the same scans, whose training labels are a reader's contours.
 
     `labelsTr` is the reader's, `labelsTs` the true shape, `truthTr` the true shape of the training cases, and the
@@ -24,12 +61,15 @@ def displace_cohort(source: Path, folder: Path, reader: int = 1) -> Path:
         source: a cohort that `make_cohort` wrote with `n_readers` of at least `reader`.
         folder: new or empty, or an earlier result of the same call.
         reader: 1 or higher.
+        overwrite: whether files of others that have the name of one of the cohort's may be replaced; None for
+            callers without such an option. Files of the source never are.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: if the source has no such reader, or the folder holds anything else.
+        InputError: if the source has no such reader, the folder holds anything else, or a file in it was not made
+            here or was changed since. Nothing was written then.
     """
     source, folder = Path(source), Path(folder)
     recipe_path = source / RECIPE_FILE
@@ -45,44 +85,70 @@ def displace_cohort(source: Path, folder: Path, reader: int = 1) -> Path:
     drawn = source / f"reader{reader}Tr"
     if not drawn.is_dir():
         raise InputError(f"{source}: no {drawn.name} here; make the cohort with {max(reader, 1)} readers or more")
-    wanted = {**recipe, "labels": f"reader{reader}"}
-    _refuse_others(folder, wanted, cases)
-    write_json(folder / RECIPE_FILE, {"recipe": wanted, "cases": cases})
-    shared = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name != "labelsTr"]
-    for origin, name in ((drawn, "labelsTr"), (source / "labelsTr", "truthTr"), *((p, p.name) for p in shared)):
-        for path in sorted(origin.glob("*.nii.gz")):
-            _link(path, folder / name / path.name)
-    write_dataset_json(
-        folder,
-        labels=info.labels,
-        num_training=len(list((folder / "labelsTr").glob("*.nii.gz"))),
-        description=f"{info.description}; training labels by reader {reader}",
-        trained_on="synthetic",
-    )
+    n_readers = reader
+    while (source / f"reader{n_readers + 1}Tr").is_dir():
+        n_readers += 1
+    origins = {name: _origins(name, n_readers, reader) for name in cases}
+    _refuse_folders_of(source, folder, origins.values())
+    files = {name: list(of_case) for name, of_case in origins.items()}
+    content = {"recipe": {**recipe, "labels": f"reader{reader}"}, "cases": cases}
+    own = OwnFiles(folder, RECIPE_FILE, COMMAND, overwrite=overwrite)
+    refuse_claimed(own.claim, MAKING)
+    if own.content() is None and known_cases(own, content["recipe"], files) is None:
+        return folder
+    with claimed(own.claim, MAKING):
+        if known_cases(own, content["recipe"], files) is None:
+            return folder
+        links = {name: source / origin for of_case in origins.values() for name, origin in of_case.items()}
+        missing = missing_files(own, links)
+        if not missing and not missing_files(own, [DATASET_FILE]):
+            own.tidy()
+            return folder
+        try:
+            own.add(content, drop=[DATASET_FILE], more=True)
+            for name in missing:
+                _link(links[name], own.stage(name))
+            dataset = dataset_content(
+                labels=info.labels,
+                num_training=sum(split_of(name) == "Tr" for name in cases),
+                description=f"{info.description}; training labels by reader {reader}",
+                trained_on="synthetic",
+            )
+            write_json(own.stage(DATASET_FILE), dataset)
+            own.add(content)
+        finally:
+            own.discard()
     return folder
 
 
-def _refuse_others(folder: Path, recipe: dict[str, object], cases: dict[str, object]) -> None:
-    """Refuse a folder that holds anything but an earlier result, from the same cases or fewer."""
-    path = folder / RECIPE_FILE
-    if not holds_phantoms(folder):
-        return
-    found, there = read_recipe(path)
-    if found != recipe or any(cases.get(name) != facts for name, facts in there.items()):
-        raise InputError(
-            f"{path}: made from another cohort, or with other labels than {recipe['labels']!r}; "
-            "choose another folder, or delete this one"
-        )
+def _origins(name: str, n_readers: int, reader: int) -> dict[str, str]:
+    """Return the files of a displaced case, each with the file of the source that it is."""
+    split = split_of(name)
+    image, label, *readers = case_files(name, split, n_readers)
+    origins = {image: image, label: label, **{drawn: drawn for drawn in readers}}
+    if split == "Tr":
+        origins |= {label: str(reader_path(Path(), name, reader)), str(Path("truthTr", Path(label).name)): label}
+    return origins
+
+
+def _refuse_folders_of(source: Path, folder: Path, origins: Iterable[dict[str, str]]) -> None:
+    """Refuse to write into a folder of the source, through whatever link."""
+    pairs = [pair for of_case in origins for pair in of_case.items()]
+    taken = {(source / parent).resolve() for parent in {Path(origin).parent for _, origin in pairs}}
+    for parent in sorted({Path(name).parent for name, _ in pairs}):
+        if (folder / parent).resolve() in taken:
+            raise InputError(f"{folder / parent}: is a folder of {source} itself; choose another folder")
 
 
 def _link(origin: Path, path: Path) -> None:
-    """Make `path` the same file as `origin`."""
-    if path.exists() and (path.samefile(origin) or sha256([path]) == sha256([origin])):
+    """Make `path` the same file as `origin`, or a copy of it.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not origin.is_file():
+        raise InputError(f"{origin}: is missing; make the cohort in {origin.parents[1]} again")
+    with suppress(OSError):  # another file system, or one without hard links
+        os.link(origin, path)
         return
-    if os.path.lexists(path):
-        raise InputError(f"{path}: was changed since it was made; choose another folder for the displaced cohort")
-    with written_whole(path) as temporary:
-        try:
-            os.link(origin, temporary)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(origin, temporary)
+    shutil.copyfile(origin, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +14,8 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
 from metricunet.files.own import OwnFiles
 from metricunet.phantom import displace_cohort, make_cohort, reader_path
-from metricunet.phantom.cohort import case_name
+from metricunet.phantom.cohort import CohortPlan, case_name
+from metricunet.phantom.displaced import check_displaced
 from metricunet.study.settings import Labels, PhantomRecipe, Study
 
 Progress = Callable[[int, int], None]
@@ -98,7 +99,9 @@ def study_data(study: Study, folder: Path, progress: Progress | None = None) -> 
     splits = [_Split(recipe, clean), *([_Split(recipe, displaced)] if "displaced" in kinds else [])]
     for split in splits:
         split.check()  # before any phantom is made
-    _make(recipe, clean, progress)
+    if "displaced" in kinds:
+        check_displaced(clean, displaced, _cohort_plan(recipe), TRAINING_READER)
+    make_cohort(clean, **asdict(_cohort_plan(recipe)), progress=progress)
     if "displaced" in kinds:
         displace_cohort(clean, displaced, TRAINING_READER)
     for split in splits:
@@ -106,14 +109,12 @@ def study_data(study: Study, folder: Path, progress: Progress | None = None) -> 
     return StudyData({kind: displaced if kind == "displaced" else clean for kind in kinds}, True)
 
 
-def _make(recipe: PhantomRecipe, folder: Path, progress: Progress | None) -> None:
-    make_cohort(
-        folder,
+def _cohort_plan(recipe: PhantomRecipe) -> CohortPlan:
+    return CohortPlan(
         recipe.n_train + recipe.n_val,
         seed=recipe.seed,
         difficulty=recipe.difficulty,
         n_test=recipe.n_test,
-        progress=progress,
         n_readers=UNSEEN_READER,
     )
 

@@ -14,7 +14,6 @@ from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord, hash_if_readable
 from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
-from metricunet.phantom.cohort import holds_phantoms
 from metricunet.training.config import load_config
 from metricunet.training.fit import MODEL_NAME, train
 
@@ -78,7 +77,6 @@ def demo(
         raise InputError(f"{output}: is a file, expected a folder for the demo; choose another with -o")
     own = OwnFiles(output, DEMO_RECORD, "demo")
     own.check(OUTPUTS)
-    holds_phantoms(output / "cohort")  # a folder of anything else is refused before any work
     record = RunRecord("demo", {"output": output})
     cohort, run, prediction, evaluation = (output / n for n in ("cohort", "run", "prediction", "evaluation"))
     say(f"1/4 making {training_cases + unseen_cases} synthetic pelvic CT scans")
