@@ -95,12 +95,34 @@ def test_changed_settings_and_labels_are_noticed(folder: Path) -> None:
     assert run(folder)[0].fine is None
 
 
-def test_a_damaged_cache_is_made_anew(folder: Path) -> None:
-    before = run(folder)
+@pytest.mark.parametrize("content", [b"", b"somebody's", None])
+def test_a_file_that_is_not_the_caches_is_never_replaced(folder: Path, content: bytes | None) -> None:
+    run(folder)
+    cache = folder / "prepared"
+    path, other = cache / "case_01.npz", cache / "case_00.npz"
+    path.write_bytes(path.read_bytes()[:200] if content is None else content)
+    other.unlink()
+    before = path.read_bytes()
+    with pytest.raises(
+        InputError, match=r"case_01\.npz: a prepared case would be written here, .*move it"
+    ) as error:
+        run(folder)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+    assert not other.exists()  # that was before any work
+
+
+def test_a_cached_case_that_somebody_changed_is_theirs(folder: Path) -> None:
+    run(folder)
     path = folder / "prepared" / "case_00.npz"
-    for content in (b"", b"junk", path.read_bytes()[:200]):
-        path.write_bytes(content)
-        np.testing.assert_array_equal(run(folder)[0].coarse.array, before[0].coarse.array)
+    with np.load(path) as content:
+        arrays = {name: content[name] for name in content}
+    arrays["coarse"] = arrays["coarse"] + 1
+    np.savez(path, **arrays)
+    image = next((folder / "imagesTr").glob("case_00*"))
+    os.utime(image, ns=(image.stat().st_atime_ns, image.stat().st_mtime_ns + 1))
+    with pytest.raises(InputError, match=r"case_00\.npz: a prepared case would be written here"):
+        run(folder)
 
 
 def test_ignored_voxels(folder: Path) -> None:

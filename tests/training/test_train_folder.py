@@ -13,6 +13,7 @@ import pytest
 
 from metricunet.errors import InputError
 from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed
+from metricunet.training.checkpoints import check_checkpoints, written_checkpoint
 from metricunet.training.config import load_config
 from metricunet.training.fit import train
 from metricunet.training.interrupt import interruptible
@@ -64,6 +65,52 @@ def test_a_result_that_somebody_changed_is_theirs(tiny_cohort: Path, finished_ru
     assert str(finished_run / name) in str(refused.value)
     assert "\n" not in str(refused.value)
     assert contents(finished_run) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["locate-last.ckpt", "segment-best.ckpt", "sha256.json", "a cached case", "a link for a checkpoint"]
+)
+def test_what_going_on_would_replace_is_refused_where_it_is_not_ours(
+    tiny_cohort: Path, finished_run: Path, tmp_path: Path, name: str
+) -> None:
+    cohort = Path(shutil.copytree(tiny_cohort, tmp_path / "cohort"))
+    path = finished_run / "checkpoints" / name
+    if name == "a cached case":
+        path = next(cohort.glob("prepared/*/case_01.npz"))
+    elif name == "a link for a checkpoint":
+        path = path.with_name("locate-last.ckpt")
+        path.unlink()
+        path.symlink_to(tmp_path / "mine.ckpt")
+    if not path.is_symlink():
+        path.write_bytes(b"mine")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"not written by this .*move it elsewhere and run again") as refused:
+        train(cohort, finished_run, config=CONFIG, device="cpu", resume=True)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert contents(tmp_path) == before
+
+
+def test_a_checkpoint_is_ours_before_it_is_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any moment, a run can be gone on with."""
+    last, replace = tmp_path / "locate-last.ckpt", os.replace
+    for number in range(3):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+
+            def killed(source: Path, target: Path) -> None:
+                if Path(target) == last:
+                    raise OSError("killed") from None
+                replace(source, target)
+
+            patch.setattr(os, "replace", killed)
+            patch.setattr("metricunet.files.atomic.explained", lambda path, error: error)
+            with written_checkpoint(last) as temporary:
+                temporary.write_bytes(b"lost")
+        check_checkpoints(tmp_path)
+        with written_checkpoint(last) as temporary:
+            temporary.write_bytes(b"%d" % number)
+        check_checkpoints(tmp_path)
+        assert last.read_bytes() == b"%d" % number
 
 
 def test_a_training_into_its_cohort_or_above_it_is_refused(tiny_cohort: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,27 +100,55 @@ def prepare(
     """Read each case from the cache, or from its files where the cache does not hold it as it is now.
 
     Raises:
-        InputError: as `metricunet.cohort.case.read_case`; unknown target.
+        InputError: as `metricunet.cohort.case.read_case`; unknown target; a file that has the name of a prepared
+            case, and is none that was written here. Nothing was written then.
     """
     if settings.target not in info.labels:
         raise InputError(
             f"setting target is {settings.target!r}; it must be one of {', '.join(info.labels)}, as dataset.json "
             "spells them"
         )
+    stored = {case.name: _stored(case, info, settings, cache) for case in cases}
     prepared = []
     for done, case in enumerate(cases, start=1):
+        found = stored.pop(case.name)
+        if found is None:
+            found = _prepare(case, info, settings)
+            _store(_cache_file(case, cache), found, _key(case, info, settings))
         unknown = tuple(list(info.labels).index(name) + 1 for name in case.not_contoured)
-        prepared.append(replace(_cached(case, info, settings, cache), unknown=unknown))
+        prepared.append(replace(found, unknown=unknown))
         if progress is not None:
             progress(done, len(cases))
     return prepared
 
 
-def _cached(case: Case, info: DatasetInfo, settings: PrepareSettings, cache: Path) -> PreparedCase:
+def _stored(case: Case, info: DatasetInfo, settings: PrepareSettings, cache: Path) -> PreparedCase | None:
+    """Return what the cache holds of a case as it is now; None where that is yet to be written.
+
+    Raises:
+        InputError: a file of that name would be replaced, and is not the cache's.
+    """
+    path = _cache_file(case, cache)
+    found = _load(path)
+    if found is not None and found[1] == _key(case, info, settings):
+        return found[0]
+    if os.path.lexists(path) and not _is_ours(path):
+        raise InputError(
+            f"{path}: a prepared case would be written here, and this file was not written by this version of the "
+            "program or was changed since; move it elsewhere and run again"
+        )
+    return None
+
+
+def _cache_file(case: Case, cache: Path) -> Path:
+    return cache / f"{case.name}.npz"
+
+
+def _key(case: Case, info: DatasetInfo, settings: PrepareSettings) -> dict[str, Any]:
+    """Return all that the cached arrays depend on."""
     assert case.label is not None
-    path = cache / f"{case.name}.npz"
     files = (*scan_files(case.image), *scan_files(case.label))
-    wanted = {
+    return {
         "cache_version": CACHE_VERSION,
         "settings": json.loads(json.dumps(asdict(settings))),
         "labels": info.labels,
@@ -127,12 +156,6 @@ def _cached(case: Case, info: DatasetInfo, settings: PrepareSettings, cache: Pat
         "not_contoured": list(case.not_contoured),  # its labels are checked against this
         "stamp": [[p.stat().st_size, p.stat().st_mtime_ns] for p in files],
     }
-    stored = _load(path)
-    if stored is not None and stored[1] == wanted:
-        return stored[0]
-    fresh = _prepare(case, info, settings)
-    _store(path, fresh, wanted)
-    return fresh
 
 
 def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> PreparedCase:
@@ -188,6 +211,7 @@ def _store(path: Path, case: PreparedCase, key: dict[str, Any]) -> None:
             arrays[f"{name}_affine"] = volume.geometry.affine
     text = json.dumps({"key": key, "name": case.name, "facts": case.facts, "source_sha256": case.source_sha256})
     arrays["description"] = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+    arrays["seal"] = np.frombuffer(_seal_of(arrays), dtype=np.uint8)
     with written_whole(path) as temporary, temporary.open("wb") as handle:
         np.savez(handle, allow_pickle=False, **arrays)
 
@@ -215,7 +239,29 @@ def _load(path: Path) -> tuple[PreparedCase, dict[str, Any]] | None:
         )
         return case, description["key"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        return None  # a damaged cache is made anew; it holds nothing that the cohort does not
+        return None
+
+
+def _seal_of(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return the SHA-256 of a cached case, its seal apart: only as long as it holds may the file be replaced."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays.keys() - {"seal"}):
+        array = arrays[name]
+        digest.update(f"{name}:{array.dtype.str}:{array.shape}:".encode())
+        digest.update(array.tobytes())
+    return digest.digest()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a cached case with the bytes that were stored."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content}
+        return arrays["seal"].tobytes() == _seal_of(arrays)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, AttributeError):
+        return False
 
 
 def cohort_sha256(cases: Sequence[PreparedCase]) -> str:

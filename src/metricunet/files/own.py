@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from metricunet.errors import InputError
-from metricunet.files.atomic import explained, write_json
-from metricunet.files.record import sha256
+from metricunet.files.atomic import explained, write_json, written_whole
+from metricunet.files.record import hash_if_readable, sha256
 
 #: Field of a record: name of each output, relative to the record's folder, to the SHA-256 of its bytes.
 FILES = "files"
@@ -60,6 +60,48 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         return content if whole and isinstance(content.get(FILES), dict) else None
     except (OSError, ValueError, RecursionError):
         return None
+
+
+@contextmanager
+def rewritten(path: Path, record: Path) -> Iterator[Path]:
+    """Yield a temporary path, as `written_whole`, for a file that a command rewrites while it works.
+
+    The record states the hashes of the file as it will be and as it was, so that a process killed at any moment
+    leaves none that looks like somebody else's.
+
+    Args:
+        path: of the file.
+        record: in the same folder as all files that it states.
+
+    Raises:
+        InputError: as `written_whole`.
+    """
+    with written_whole(path) as temporary:
+        yield temporary
+        stated = (read_sealed(record) or {FILES: {}})[FILES]
+        before = [value for value in stated.get(path.name, []) if hash_if_readable(path) == value]
+        write_sealed(record, {}, {**stated, path.name: [*before, sha256([temporary])]})
+
+
+def check_rewritten(paths: Iterable[Path], record: Path) -> None:
+    """Refuse to rewrite files that somebody else put there, or changed since.
+
+    Args:
+        paths: of the files, in the record's folder.
+        record: as in `rewritten`.
+
+    Raises:
+        InputError: it names the first such file.
+    """
+    content = read_sealed(record)
+    stated = {} if content is None else content[FILES]
+    foreign = [record] if content is None and os.path.lexists(record) else []
+    foreign += [p for p in paths if os.path.lexists(p) and hash_if_readable(p) not in stated.get(p.name, [])]
+    if foreign:
+        raise InputError(
+            f"{foreign[0]}: is there already, and it was not written by this program or was changed since; going "
+            "on would rewrite it: move it elsewhere and run again"
+        )
 
 
 class Inputs:

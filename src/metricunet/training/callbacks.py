@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json, write_text
 from metricunet.files.record import sha256
+from metricunet.training.checkpoints import written_checkpoint
 from metricunet.training.modules import StageModule
 
 #: Told the stage, the updates done, the updates in all, and the latest validation Dice.
@@ -86,6 +87,11 @@ class MovableCheckpoint(ModelCheckpoint):
             )
 
         super().load_state_dict({key: moved(value) for key, value in state_dict.items()})
+
+    def _save_checkpoint(self, trainer: lightning.Trainer, filepath: str) -> None:
+        """State the hash of a checkpoint before it is placed."""
+        with written_checkpoint(Path(filepath)) as temporary:
+            super()._save_checkpoint(trainer, str(temporary))
 
 
 class ProgressBar(Callback):

@@ -21,6 +21,7 @@ from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
 from metricunet.files.own import STAGING, OwnFiles
 from metricunet.training.callbacks import Watch, check_log
+from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config
 
 Progress = Callable[[int, int], None]
@@ -97,6 +98,7 @@ def check_folder(output: Path, resume: bool) -> None:
         raise InputError(f"{output}: holds no run to resume; start one there first")
     if resume:
         check_log(output)
+        check_checkpoints(output / "checkpoints")
 
 
 def check_results(own: OwnFiles, model: str) -> None:
@@ -168,6 +170,7 @@ def begin(run: Run, fold: Fold, init: Path | None) -> None:
     }
     if run.resume:
         check_log(run.folder)
+        check_checkpoints(run.checkpoints)
         before = json.loads(path.read_text(encoding="utf-8"))
         changes = differences(TrainConfig.model_validate(before.pop("config")), run.config)
         changes += [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
