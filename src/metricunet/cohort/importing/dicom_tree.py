@@ -160,7 +160,7 @@ def _sets(search: SeriesSearch, root: Path, privacy: Privacy, found: Found) -> I
             continue
         copies[copy] = path
         names = [
-            Named(privacy.spoken(s.name), _place(path, s), bool(s.contours or s.fault), (path, position))
+            Named(privacy.spoken(s.name), _place(path, s), bool(s.contours or s.fault), (path, position), path)
             for position, s in enumerate(read.structures)
         ]
         for uid, positions in _shared_out(read, header, search, series_of, root, found, names).items():
