@@ -202,6 +202,22 @@ def test_a_region_drawn_on_another_scan_costs_the_others_nothing(tmp_path: Path)
     assert re.search(r"ROI 'Lesion': frame of reference is .*, but .* in series", left_out)
 
 
+def test_a_fault_of_a_region_is_told_once(tmp_path: Path) -> None:
+    written = write_ct(tmp_path / "tree" / "ct", DOE)
+
+    def change(dataset: Dataset) -> None:
+        del dataset.StructureSetROISequence[1].ROINumber
+
+    squares = {"Prostate": PROSTATE, "Bladder": BLADDER}
+    write_set(tmp_path / "tree" / "RS.dcm", DOE, written, squares, change=change)
+    result, (case,) = imported(tmp_path)
+    assert result.failed
+    np.testing.assert_array_equal(labels_of(case), mask(*PROSTATE))
+    (note,) = [note for note in result.notes if "'Bladder'" in note]
+    assert "bladder is unusable, and counts as not contoured" in note
+    assert "has no ROINumber that can be read" in note
+
+
 def test_a_region_that_leaves_the_scan_costs_no_other(tmp_path: Path) -> None:
     """The scan was trimmed after drawing."""
     written = write_ct(tmp_path / "tree" / "ct", DOE)

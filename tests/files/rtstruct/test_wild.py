@@ -195,6 +195,22 @@ def test_two_regions_of_one_number_without_contours_are_not_drawn(tmp_path: Path
     assert [one.status for one in found] == ["not contoured", "not contoured"]
 
 
+def test_contours_that_name_no_region_make_no_region_undrawn(tmp_path: Path) -> None:
+    """They may be those of a region that has none under its number; of an empty region they are not."""
+    rois = [("a", GOOD), ("b", OTHER), ("c", None)]
+
+    def change(dataset: Dataset) -> None:
+        contour_item(dataset, 8).ReferencedROINumber = None
+
+    read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", rois, change=change))
+    found = read.masks(GRID)
+    assert [one.status for one in found] == ["contoured", "unusable", "not contoured"]
+    assert (
+        "no contours under its number, 8, and 1 items of ROIContourSequence that hold contours" in found[1].reason
+    )
+    assert any("1 items of ROIContourSequence name no ROI" in warning for warning in read.warnings)
+
+
 def test_a_region_in_two_items_is_joined(tmp_path: Path) -> None:
     def change(dataset: Dataset) -> None:
         item = contour_item(dataset, 7)

@@ -84,7 +84,8 @@ class DicomCase(SourceCase):
                 opened = {path: read_rtstruct(path, self.series)}
                 general = [text for text in opened[path].warnings if ": ROI '" not in text]
             structure = opened[path].structures[position]
-            own = [text for text in opened[path].warnings if f": ROI '{structure.name}':" in text]
+            # What makes a structure unusable is its reason already.
+            own = [t for t in opened[path].warnings if f": ROI '{structure.name}':" in t and not structure.fault]
             mask = opened[path].filled(structure, image.geometry)
             notes = (*general, *own, *mask.notes)
             if mask.mask is not None:

@@ -46,6 +46,7 @@ def numbers_of(items: Sequence[Dataset], keyword: str) -> list[int | None]:
 def _structures(path: Path, dataset: Dataset, notes: list[str]) -> Iterator[RtStructure]:
     contours = _by_number(dataset, "ROIContourSequence")
     observations = _by_number(dataset, "RTROIObservationsSequence")
+    nobodys = sum(_holds_contours(item) for item in contours.get(None, []))
     rois = list(dataset.get("StructureSetROISequence") or [])
     names = [_text(roi, "ROIName") for roi in rois]
     numbers = numbers_of(rois, "ROINumber")
@@ -64,6 +65,11 @@ def _structures(path: Path, dataset: Dataset, notes: list[str]) -> Iterator[RtSt
             fault = (
                 f"has ROI number {number}, as have {len(twins)} ROIs ({told}), so nothing says whose the contours "
                 "under this number are; give each a number of its own in the program that wrote the set"
+            )
+        elif not items and nobodys:
+            fault = (
+                f"has no contours under its number, {number}, and {nobodys} items of ROIContourSequence that hold "
+                "contours name no ROI, so nothing says whether these are its own; export it again"
             )
         else:
             drawn, fault = _read_contours(items)
