@@ -298,3 +298,23 @@ def test_headers_as_programs_write_them(
     mask = nib.load(tmp_path / "mask.nii.gz")
     assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (sform, qform)
     np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("endianness", ["<", ">"])
+def test_a_mask_has_both_forms_of_its_scan(tmp_path: Path, endianness: str) -> None:
+    """Registered scans keep two places that differ by rounding; either byte order is read."""
+    voxels = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
+    affine = np.diag([-2.0, 2.0, 3.0, 1.0])
+    image = nib.Nifti1Image(voxels, affine, header=nib.Nifti1Header(endianness=endianness))
+    image.set_sform(affine, code=1)
+    beside = affine.copy()
+    beside[:3, 3] = 0.2
+    image.set_qform(beside, code=1)
+    nib.save(image, tmp_path / "a.nii.gz")
+    scan = read_nifti(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(scan.array, voxels.transpose(2, 1, 0))
+    write_nifti(tmp_path / "mask.nii.gz", scan.with_array(scan.array > 50), like=tmp_path / "a.nii.gz")
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(mask.dataobj), voxels > 50)
+    np.testing.assert_allclose(mask.get_sform(), affine, atol=1e-6)
+    np.testing.assert_allclose(mask.get_qform(), beside, atol=1e-6)

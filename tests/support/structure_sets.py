@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import Tag
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 
 from metricunet.files.dicom.series import CtSeries, find_series
@@ -106,8 +108,21 @@ def rtstruct(
     frame: str | None = "1.2.3.4",
     sequence: bool = True,
     change: Callable[[Dataset], None] | None = None,
+    odd: Mapping[tuple[str, str], bytes] | None = None,
 ) -> Path:
-    """Write a structure set as another program might: each ROI has a name and its contours' flat numbers."""
+    """Write a structure set as another program might: each ROI has a name and its contours' flat numbers.
+
+    Args:
+        path: the file.
+        rois: name and contours.
+        frame: of reference, of the set and of each ROI.
+        sequence: whether the set lists its frame.
+        change: what a test does to the set before it is written.
+        odd: text that pydicom would not write, by the ROI's name and `ROIDisplayColor` or `ContourData` (of its
+            first contour).
+    """
+    odd = {key: text + b" " * (len(text) % 2) for key, text in (odd or {}).items()}
+    stand_ins = {key: _stand_in(n, len(text)) for n, (key, text) in enumerate(odd.items(), start=1)}
     dataset = Dataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.481.3", generate_uid()
     dataset.Modality = "RTSTRUCT"
@@ -131,6 +146,9 @@ def rtstruct(
                 contour.NumberOfContourPoints = len(numbers) // 3
                 contour.ContourData = [f"{value:.10g}" for value in numbers]
                 item.ContourSequence.append(contour)
+        for keyword, where in (("ROIDisplayColor", [item]), ("ContourData", item.get("ContourSequence", []))):
+            if (name, keyword) in odd:
+                setattr(where[0], keyword, stand_ins[name, keyword])
         dataset.ROIContourSequence.append(item)
     dataset.ROIContourSequence.reverse()  # their order is free
     if change is not None:
@@ -140,7 +158,20 @@ def rtstruct(
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.save_as(path, enforce_file_format=True)
+    content = path.read_bytes()
+    for (name, keyword), text in odd.items():
+        tag = Tag(keyword)
+        head = struct.pack("<HHL", tag.group, tag.element, len(text))
+        before = head + "\\".join(stand_ins[name, keyword]).ljust(len(text)).encode()
+        assert content.count(before) == 1
+        content = content.replace(before, head + text)
+    path.write_bytes(content)
     return path
+
+
+def _stand_in(digit: int, length: int) -> list[str]:
+    """Numbers that take as many bytes in a file as a text of even length."""
+    return [str(digit)] * (length // 2)
 
 
 def square(low: float, high: float, z: float) -> list[float]:

@@ -129,7 +129,8 @@ def test_two_regions_for_one_structure_are_both_named(tmp_path: Path) -> None:
     write_set(tmp_path / "tree" / "A.dcm", DOE, series, {"Prostate": PROSTATE})
     write_set(tmp_path / "tree" / "B.dcm", DOE, series, {"PROSTATE": BLADDER, "Bladder": BLADDER})
     words = (
-        r"1 structures are there twice: prostate is both .*A.dcm: ROI 7 'Prostate' and .*B.dcm: ROI 7 'PROSTATE'"
+        r"drawn twice: prostate is both .*A.dcm: ROI 7 'Prostate' and .*B.dcm: ROI 7 'PROSTATE'; map one of the "
+        "two spellings elsewhere or ignore it, or take one of the two files away$"
     )
     with pytest.raises(InputError, match=words):
         imported(tmp_path)

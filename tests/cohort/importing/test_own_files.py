@@ -137,7 +137,7 @@ def test_two_sets_for_one_structure_cost_that_patient_alone(
     (line,) = [line for line in ended.err.splitlines() if line.startswith("refused: ")]
     assert "RS.dcm" in line
     assert "RS_corrected.dcm" in line
-    assert "are there twice" in line
+    assert "drawn twice" in line
 
 
 def test_debug_shows_where_a_patient_failed(

@@ -200,7 +200,7 @@ def test_no_name_and_no_birth_date_reaches_any_output(
     assert "in no list: 'PTV REDACTED' in 1" in said[-1].err
     names.write_text("prostate: [Prostate, 'PTV REDACTED']\nbladder: [Bladder]\n")
     said.append(metricunet("import", root, "-o", tmp_path / "cohort", "--names", names, "--uids", uids))
-    assert "are there twice" in said[-1].err
+    assert "drawn twice" in said[-1].err
     names.write_text("ptv: ['PTV REDACTED']\nprostate: [Prostate]\nbladder: [Bladder]\n")
     said.append(metricunet("import", root, "-o", tmp_path / "cohort", "--names", names, "--uids", uids))
     assert [ended.status for ended in said] == [0, 2, 2, 1]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
@@ -68,14 +69,15 @@ def foreign_set(
     return path
 
 
-def encoded(item: Dataset, implicit: bool) -> bytes:
+def encoded(item: Dataset, implicit: bool, character_set: str | Sequence[str] = "ISO_IR 100") -> bytes:
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = implicit, True
-    write_dataset(buffer, item)
+    write_dataset(buffer, item, convert_encodings(character_set))
     return buffer.getvalue()
 
 
 SEQUENCES = ("StructureSetROISequence", "ROIContourSequence", "RTROIObservationsSequence")
+LARGEST = 2**31 - 1
 CHANGED = {
     *("SOPInstanceUID", "InstanceCreationDate", "InstanceCreationTime", "StructureSetDate", "StructureSetTime"),
     *("ApprovalStatus", "ReviewDate", "ReviewTime", "ReviewerName", "PredecessorStructureSetSequence"),
@@ -216,6 +218,98 @@ class TestAdded:
         assert set(dciodvfy_complaints(out)) <= set(dciodvfy_complaints(path))
 
 
+def same_numbers(dataset: Dataset) -> None:
+    for sequence, keyword in zip(
+        SEQUENCES, ("ROINumber", "ReferencedROINumber", "ReferencedROINumber"), strict=True
+    ):
+        setattr(dataset[sequence][1], keyword, 1)
+
+
+def largest_number(dataset: Dataset) -> None:
+    dataset.StructureSetROISequence[1].ROINumber = LARGEST
+    dataset.ROIContourSequence[1].ReferencedROINumber = LARGEST
+    dataset.RTROIObservationsSequence[1].ReferencedROINumber = LARGEST
+    dataset.RTROIObservationsSequence[1].ObservationNumber = LARGEST
+
+
+def no_observation(dataset: Dataset) -> None:
+    dataset.RTROIObservationsSequence.clear()
+
+
+def no_observations(dataset: Dataset) -> None:
+    del dataset.RTROIObservationsSequence
+
+
+def no_contours(dataset: Dataset) -> None:
+    dataset.ROIContourSequence.clear()
+
+
+def japanese(dataset: Dataset) -> None:
+    """A set whose text is in shift characters; the name of the new structure is plain."""
+    dataset.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+    dataset.StructureSetROISequence[0].ROIName = "前立腺"
+    dataset.ReferringPhysicianName = ""
+    dataset.PatientName = "Yamada^Tarou=山田^太郎"
+
+
+#: Sets as other programs leave them, and the new structure's numbers of ROI and observation.
+FOREIGN: dict[str, tuple[Callable[[Dataset], None], int, int]] = {
+    "two of one number": (same_numbers, 2, 91),
+    "the largest number": (largest_number, 2, 2),
+    "an empty list of observations": (no_observation, 42, 1),
+    "no list of observations": (no_observations, 42, 1),
+    "nothing drawn": (no_contours, 42, 91),
+    "Japanese": (japanese, 42, 91),
+}
+
+
+class TestForeign:
+    @pytest.mark.parametrize("name", FOREIGN)
+    def test_what_is_there_stays_and_the_new_one_is_whole(
+        self, tmp_path: Path, series: CtSeries, new: Structure, name: str
+    ) -> None:
+        change, number, observation = FOREIGN[name]
+        path = foreign_set(tmp_path / "in.dcm", series, change=change)
+        (done,) = add_to_rtstruct(path, tmp_path / "out.dcm", series, [new], description=WORDS)
+        before, after = pydicom.dcmread(path), pydicom.dcmread(tmp_path / "out.dcm")
+        assert str(after.PatientName) == str(before.PatientName)
+        result = (tmp_path / "out.dcm").read_bytes()
+        for keyword in SEQUENCES:
+            *there, last = after[keyword].value
+            assert list(there) == list(before.get(keyword, []))
+            for item in before.get(keyword, []):
+                assert encoded(item, True, before.SpecificCharacterSet) in result
+            assert number == last.get("ROINumber", last.get("ReferencedROINumber")) == done.number
+        assert last.ObservationNumber == observation
+        assert [roi.ROIName for roi in after.StructureSetROISequence][:-1] == [
+            roi.ROIName for roi in before.StructureSetROISequence
+        ]
+        read = read_rtstruct(tmp_path / "out.dcm", series)
+        assert np.array_equal(read.mask(new.name, series.geometry).array, new.mask.array)
+
+    @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+    @pytest.mark.parametrize(
+        ("good", "odd"), [(b"1\\2\\3 ", b"1/2/3 "), (b"1\\2\\3 ", b"red   "), (b"-12.50", b"-12,50")]
+    )
+    def test_values_that_are_none_are_passed_on_as_they_stand(
+        self, tmp_path: Path, series: CtSeries, new: Structure, syntax: str, good: bytes, odd: bytes
+    ) -> None:
+        def coloured(dataset: Dataset) -> None:
+            dataset.ROIContourSequence[0].ROIDisplayColor = [1, 2, 3]
+
+        path = foreign_set(tmp_path / "in.dcm", series, syntax, change=coloured)
+        content = path.read_bytes()
+        at = content.index(good)
+        element = content[at - 8 : at] + odd  # with its tag, its kind if that is stated, and its length
+        path.write_bytes(content[:at] + odd + content[at + len(good) :])
+        check_addable(path, series)
+        add_to_rtstruct(path, tmp_path / "out.dcm", series, [new], description=WORDS)
+        assert element in (tmp_path / "out.dcm").read_bytes()
+        read = read_rtstruct(tmp_path / "out.dcm", series)
+        assert [bool(structure.fault) for structure in read.structures] == [odd == b"-12,50", False, False]
+        assert np.array_equal(read.mask(new.name, series.geometry).array, new.mask.array)
+
+
 class TestNames:
     def test_a_clash_is_refused(self, tmp_path: Path, series: CtSeries) -> None:
         path = foreign_set(tmp_path / "in.dcm", series)
@@ -230,6 +324,19 @@ class TestNames:
         new = [structure(name, island, series) for name in ("Bladder", "BLADDER_2", "rectum")]
         done = add_to_rtstruct(path, tmp_path / "out.dcm", series, new, description=WORDS, on_clash="suffix")
         assert [d.name for d in done] == ["Bladder_3", "BLADDER_2", "rectum_2"]
+
+    def test_capitals_and_blanks_make_no_other_name(
+        self, tmp_path: Path, series: CtSeries, new: Structure
+    ) -> None:
+        def taken(dataset: Dataset) -> None:
+            for roi, name in zip(
+                dataset.StructureSetROISequence, ("prostate^AUTO", "Prostate^auto_2 "), strict=True
+            ):
+                roi.ROIName = name
+
+        path = foreign_set(tmp_path / "in.dcm", series, change=taken)
+        (done,) = add_to_rtstruct(path, tmp_path / "out.dcm", series, [new], description="", on_clash="suffix")
+        assert done.name == "Prostate^auto_3"
 
     def test_the_longest_name(self, tmp_path: Path, series: CtSeries) -> None:
         long = "x" * 64

@@ -330,7 +330,7 @@ class TestMasks:
     @pytest.mark.parametrize("number", [1e7, -1e300])
     def test_places_outside_the_world(self, tmp_path: Path, number: float) -> None:
         path = rtstruct(tmp_path / "rs.dcm", [("a", [[number, 0, 3, 8, 0, 3, 8, 8, 3]])])
-        with pytest.raises(InputError, match="ROI 'a' has ContourData that holds 9 numbers, expected finite"):
+        with pytest.raises(InputError, match=r"ROI 'a' has ContourData that holds .*, expected lengths in millim"):
             read_rtstruct(path).mask("a", GRID)
 
     def test_a_wild_contour_takes_little_memory(self, tmp_path: Path) -> None:

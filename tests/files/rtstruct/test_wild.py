@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from metricunet.errors import InputError
 from metricunet.files.dicom.series import CtSeries
@@ -20,26 +21,13 @@ from metricunet.files.rtstruct.add import _new_numbers
 from metricunet.files.rtstruct.read import read_rtstruct
 from tests.support.structure_sets import GRID, rtstruct, square
 
-CONTOUR_DATA, COLOUR = 0x30060050, 0x3006002A
+COLOUR, NUMBERS = "ROIDisplayColor", "ContourData"
 GOOD = [square(1.5, 8.5, 3), square(1.5, 9.5, 6)]
 OTHER = [square(2.5, 5.5, 3), square(2.5, 5.5, 6)]
 
 
 def contour_item(dataset: Dataset, number: int) -> Dataset:
     return next(i for i in dataset.ROIContourSequence if i.get("ReferencedROINumber") == number)
-
-
-def raw(dataset: Dataset, tag: int, text: bytes) -> None:
-    """Put text into an element that it is no valid value of; implicit VR writes it as it stands."""
-    dataset[tag] = DataElement(tag, "UN", text + b" " * (len(text) % 2))
-
-
-def colour(text: bytes) -> Callable[[Dataset], None]:
-    return lambda dataset: raw(contour_item(dataset, 8), COLOUR, text)
-
-
-def numbers(text: bytes) -> Callable[[Dataset], None]:
-    return lambda dataset: raw(contour_item(dataset, 8).ContourSequence[0], CONTOUR_DATA, text)
 
 
 def kind(text: str | None) -> Callable[[Dataset], None]:
@@ -71,9 +59,6 @@ def odd_observation(dataset: Dataset) -> None:
 
 #: What may be wrong with the second region, numbered 8.
 FAULTS: dict[str, Callable[[Dataset], None]] = {
-    "four colours": colour(b"1\\2\\3\\4"),
-    "seven numbers": numbers(b"1\\2\\3\\4\\5\\6\\7"),
-    "no numbers": numbers(b""),
     "another type": kind("INTERPOLATED"),
     "no type": kind(None),
     "no number": no_number,
@@ -81,11 +66,25 @@ FAULTS: dict[str, Callable[[Dataset], None]] = {
     "no name": no_name,
     "an observation of nothing": odd_observation,
 }
+#: Text in it that is no value of its element.
+ODD = {
+    "four colours": (COLOUR, b"1\\2\\3\\4"),
+    "colours between strokes": (COLOUR, b"255/0/0"),
+    "a colour's name": (COLOUR, b"red"),
+    "a fraction of a colour": (COLOUR, b"127.5\\0\\0"),
+    "no colour": (COLOUR, b""),
+    "seven numbers": (NUMBERS, b"1\\2\\3\\4\\5\\6\\7"),
+    "no numbers": (NUMBERS, b""),
+    "decimal commas": (NUMBERS, b"1,5\\2,5\\3\\3,5\\2,5\\3\\3,5\\9,5\\3"),
+    "commas between numbers": (NUMBERS, b"1,2,3,4,5,3,1,5,3"),
+    "numbers that are none": (NUMBERS, b"nan\\nan\\3\\1\\2\\3\\2\\2\\3"),
+}
 
 
-@pytest.mark.filterwarnings("ignore:Invalid value for VR")
-@settings(max_examples=40)
-@given(faults=st.lists(st.sampled_from(sorted(FAULTS)), min_size=1, max_size=3, unique=True), before=st.booleans())
+@settings(max_examples=60)
+@given(
+    faults=st.lists(st.sampled_from([*FAULTS, *ODD]), min_size=1, max_size=3, unique=True), before=st.booleans()
+)
 def test_a_good_region_is_read_to_the_voxel_whatever_its_neighbour_is(
     tmp_path_factory: pytest.TempPathFactory, faults: list[str], before: bool
 ) -> None:
@@ -93,15 +92,88 @@ def test_a_good_region_is_read_to_the_voxel_whatever_its_neighbour_is(
 
     def change(dataset: Dataset) -> None:
         # The reference goes last: by it the others find the item.
-        for fault in sorted(faults, key="no reference".__eq__):
+        for fault in sorted((f for f in faults if f in FAULTS), key="no reference".__eq__):
             FAULTS[fault](dataset)
         if before:
             dataset.StructureSetROISequence = list(dataset.StructureSetROISequence)[::-1]
             dataset.ROIContourSequence = list(dataset.ROIContourSequence)[::-1]
 
+    odd = {("bad", ODD[fault][0]): ODD[fault][1] for fault in faults if fault in ODD}
     expected = read_rtstruct(rtstruct(folder / "good.dcm", [("good", GOOD)])).mask("good", GRID).array
-    path = rtstruct(folder / "rs.dcm", [("good", GOOD), ("bad", OTHER)], change=change)
+    path = rtstruct(folder / "rs.dcm", [("good", GOOD), ("bad", OTHER)], change=change, odd=odd)
     assert np.array_equal(read_rtstruct(path).mask("good", GRID).array, expected)
+
+
+@pytest.mark.parametrize("text", [b"255/0/0", b"red", b"", b"255\\0\\0\\1", b"-1\\0\\0", b"255"])
+def test_a_colour_that_is_none_costs_the_colour_alone(tmp_path: Path, text: bytes) -> None:
+    path = rtstruct(tmp_path / "rs.dcm", [("good", GOOD), ("odd", OTHER)], odd={("odd", COLOUR): text})
+    good, odd = (read_rtstruct(path).structure(name) for name in ("good", "odd"))
+    assert (good.fault, odd.fault, odd.colour) == ("", "", None)
+    assert len(odd.contours) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"1,5\\2,5\\3\\3,5\\2,5\\3\\3,5\\9,5\\3", "has ContourData that is not numbers, the first '1,5'"),
+        (b"1,2,3,4,5,3,1,5,3", "has ContourData that is not numbers, the first '1,2,3,4,5,3,1,5,3'"),
+        (b"1\\2\\3\\4\\\\3\\1\\5\\3", "has ContourData that is not numbers, the first ''"),
+        (b"nan\\nan\\3\\1\\2\\3\\2\\2\\3", "has ContourData that holds nan, expected lengths in millimetres"),
+        (b"1\\2\\3\\4\\5\\3\\1\\1e7\\3", r"has ContourData that holds 1e\+07, expected lengths in millimetres"),
+        (b"1\\2\\3\\4\\5\\6\\7", "has ContourData that holds 7 numbers, expected three for each point"),
+    ],
+)
+def test_numbers_that_cannot_be_used_cost_their_region_and_are_told(
+    tmp_path: Path, text: bytes, words: str
+) -> None:
+    path = rtstruct(tmp_path / "rs.dcm", [("good", GOOD), ("odd", OTHER)], odd={("odd", NUMBERS): text})
+    good, odd = read_rtstruct(path).masks(GRID)
+    assert (good.status, odd.status) == ("contoured", "unusable")
+    assert re.search(rf"rs\.dcm: ROI 'odd' {words}; export it again$", odd.reason)
+
+
+def test_numbers_with_exponents_are_numbers(tmp_path: Path) -> None:
+    text = b"1.5E+00\\1.5e0\\3\\55.0E-1 \\1.5\\3\\5.5\\5.500000000000001\\3\\ 1.5\\5.5\\3"
+    read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", OTHER)], odd={("a", NUMBERS): text}))
+    assert read.mask("a", GRID).array.sum(axis=(1, 2)).tolist() == [0, 16, 9, 0, 0, 0]
+
+
+#: What programs and hands leave in a contour, and the voxels of 12 x 12 that it holds all the same.
+WHOLE = np.zeros((12, 12), dtype=bool)
+WHOLE[2:9, 2:9] = True
+ROWS, COLUMNS = np.indices((12, 12))
+ODD_LOOPS: dict[str, tuple[list[list[float]], np.ndarray]] = {
+    "points given three times": ([[v for p in np.reshape(square(1.5, 8.5, 3), (4, 3)) for v in [*p] * 3]], WHOLE),
+    "a spike there and back": ([[*square(1.5, 8.5, 3)[:6], 11, 11, 3, *square(1.5, 8.5, 3)[3:]]], WHOLE),
+    "a speck outside": ([square(1.5, 8.5, 3), square(10.4, 10.45, 3)], WHOLE),
+    "a bow-tie": (
+        [[0.5, 0.3, 3, 9.4, 9.7, 3, 9.4, 0.3, 3, 0.5, 9.7, 3]],
+        (abs(ROWS - 5) <= abs(COLUMNS - 5)) & (COLUMNS > 0) & (COLUMNS < 10),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD_LOOPS)
+def test_odd_contours_hold_what_they_enclose(tmp_path: Path, name: str) -> None:
+    loops, expected = ODD_LOOPS[name]
+    array = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", loops)])).mask("a", GRID).array
+    np.testing.assert_array_equal(array[1], expected)
+    assert not np.delete(array, 1, axis=0).any()
+
+
+@pytest.mark.filterwarnings("ignore:.*exceeds the size of 64 kByte")
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_a_contour_longer_than_64_kib(tmp_path: Path, syntax: str) -> None:
+    """In explicit VR it does not fit into a DS, so it is written as of unknown kind."""
+    turn = np.linspace(0, 2 * np.pi, 9000, endpoint=False)
+    ring = np.stack([5 + 4.2 * np.cos(turn), 6 + 4.2 * np.sin(turn), np.full(9000, 3)], axis=1)
+    dataset = pydicom.dcmread(rtstruct(tmp_path / "rs.dcm", [("a", [ring.ravel().round(3).tolist()])]))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    encoding = {"implicit_vr": syntax == ImplicitVRLittleEndian, "little_endian": True}
+    dataset.save_as(tmp_path / "rs.dcm", enforce_file_format=True, **encoding)
+    read = read_rtstruct(tmp_path / "rs.dcm")
+    assert [len(contour) for contour in read.structure("a").contours] == [9000]
+    np.testing.assert_array_equal(read.mask("a", GRID).array[1], np.hypot(ROWS - 6, COLUMNS - 5) < 4.2)
 
 
 def test_two_regions_of_one_number_are_refused_and_the_third_is_read(tmp_path: Path) -> None:
@@ -121,6 +193,22 @@ def test_two_regions_of_one_number_without_contours_are_not_drawn(tmp_path: Path
 
     found = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", None), ("b", None)], change=change)).masks(GRID)
     assert [one.status for one in found] == ["not contoured", "not contoured"]
+
+
+def test_contours_that_name_no_region_make_no_region_undrawn(tmp_path: Path) -> None:
+    """They may be those of a region that has none under its number; of an empty region they are not."""
+    rois = [("a", GOOD), ("b", OTHER), ("c", None)]
+
+    def change(dataset: Dataset) -> None:
+        contour_item(dataset, 8).ReferencedROINumber = None
+
+    read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", rois, change=change))
+    found = read.masks(GRID)
+    assert [one.status for one in found] == ["contoured", "unusable", "not contoured"]
+    assert (
+        "no contours under its number, 8, and 1 items of ROIContourSequence that hold contours" in found[1].reason
+    )
+    assert any("1 items of ROIContourSequence name no ROI" in warning for warning in read.warnings)
 
 
 def test_a_region_in_two_items_is_joined(tmp_path: Path) -> None:

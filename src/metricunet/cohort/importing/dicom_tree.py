@@ -84,7 +84,8 @@ class DicomCase(SourceCase):
                 opened = {path: read_rtstruct(path, self.series)}
                 general = [text for text in opened[path].warnings if ": ROI '" not in text]
             structure = opened[path].structures[position]
-            own = [text for text in opened[path].warnings if f": ROI '{structure.name}':" in text]
+            # What makes a structure unusable is its reason already.
+            own = [t for t in opened[path].warnings if f": ROI '{structure.name}':" in t and not structure.fault]
             mask = opened[path].filled(structure, image.geometry)
             notes = (*general, *own, *mask.notes)
             if mask.mask is not None:
@@ -160,7 +161,7 @@ def _sets(search: SeriesSearch, root: Path, privacy: Privacy, found: Found) -> I
             continue
         copies[copy] = path
         names = [
-            Named(privacy.spoken(s.name), _place(path, s), bool(s.contours or s.fault), (path, position))
+            Named(privacy.spoken(s.name), _place(path, s), bool(s.contours or s.fault), (path, position), path)
             for position, s in enumerate(read.structures)
         ]
         for uid, positions in _shared_out(read, header, search, series_of, root, found, names).items():

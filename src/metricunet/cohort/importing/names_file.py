@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,8 @@ class NamesFile:
         )
 
     def _key(self, spelling: str) -> str:
-        text = " ".join(spelling.split())
+        # Accents are typed and stored in two forms, composed and not.
+        text = " ".join(unicodedata.normalize("NFC", spelling).split())
         return text if self.match_case else text.casefold()
 
 

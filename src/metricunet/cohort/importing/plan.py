@@ -157,20 +157,25 @@ def _check_all_mapped(sources: Sequence[SourceCase], names: NamesFile) -> None:
 def _doubles(source: SourceCase, names: NamesFile) -> str:
     """What is drawn twice in a case, as two versions of one structure set; empty where nothing is."""
     doubles = []
+    advice = []
     first: dict[str, Named] = {}
     for named in source.structures:
         structure = names.structure_of(named.spelling)
         if structure is None or not named.drawn:
             continue
         if structure in first:
-            doubles.append(f"{structure} is both {first[structure].place} and {named.place}")
+            before = first[structure]
+            doubles.append(f"{structure} is both {before.place} and {named.place}")
+            if before.spelling != named.spelling:
+                advice.append("map one of the two spellings elsewhere or ignore it")
+            if before.file != named.file:
+                advice.append("take one of the two files away")
+            elif before.spelling == named.spelling:
+                advice.append("rename one of the two in its file")
         first.setdefault(structure, named)
     if not doubles:
         return ""
-    return (
-        f"{source.place}: {len(doubles)} structures are there twice: {'; '.join(doubles)}. Map one of the two "
-        "spellings elsewhere or ignore it, or take one of the structure sets away"
-    )
+    return f"{source.place}: drawn twice: {'; '.join(doubles)}; {', or '.join(dict.fromkeys(advice))}"
 
 
 def _absences(sources: Sequence[SourceCase], names: NamesFile) -> dict[str, tuple[str, ...]]:

@@ -32,12 +32,14 @@ class Named:
         place: where it is, for messages: the file, and the structure in it.
         drawn: False where the source names it and holds nothing of it.
         key: what the source finds it by.
+        file: that holds it; None where all structures of a case lie in one.
     """
 
     spelling: str
     place: str
     drawn: bool = True
     key: Any = None
+    file: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)

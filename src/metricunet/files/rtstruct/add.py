@@ -104,17 +104,18 @@ def add_to_rtstruct(
         raise InputError(f"{path_out}: is the structure set to add to; give another file to write")
     check_structures(path_out, series, structures, description)
     drawings = [drawn(structure, series, style) for structure in structures]
-    dataset = open_structure_set(path_in)
+    # pydicom converts what is looked at, and would write it in words of its own: so one copy is read, and the
+    # other is written as it stands, odd as it may be.
+    read, dataset = open_structure_set(path_in), open_structure_set(path_in)
     try:
         with warnings.catch_warnings():
-            # What is there is passed on as it stands, odd as it may be.
             warnings.simplefilter("ignore")
-            there = structures_of(path_in, dataset)
-            _check_same_scan(path_in, dataset, there, series)
-            named = _renamed(path_in, dataset, structures, on_clash)
-            _check_characters(path_in, dataset, named, description)
-            numbers = _new_numbers(_numbers(dataset), len(named))
-            observations = _new_numbers(_observation_numbers(dataset), len(named))
+            there = structures_of(path_in, read)
+            _check_same_scan(path_in, read, there, series)
+            named = _renamed(path_in, read, structures, on_clash)
+            _check_characters(path_in, read, named, description)
+            numbers = _new_numbers(_numbers(read), len(named))
+            observations = _new_numbers(_observation_numbers(read), len(named))
             for n, k, structure, drawing in zip(numbers, observations, named, drawings, strict=True):
                 _append(dataset, "StructureSetROISequence", roi_item(n, structure, drawing, series, description))
                 _append(dataset, "ROIContourSequence", contour_item(n, structure, drawing, series))

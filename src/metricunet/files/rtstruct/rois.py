@@ -20,6 +20,8 @@ CLOSED_TYPES = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 OPEN_TYPES = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 #: Coordinates beyond this are no place in a patient.
 FARTHEST_MM = 1e6
+#: Characters of a damaged number that a message shows.
+LONGEST_SHOWN = 30
 
 
 def structures_of(path: Path, dataset: Dataset, notes: list[str] | None = None) -> tuple[RtStructure, ...]:
@@ -44,6 +46,7 @@ def numbers_of(items: Sequence[Dataset], keyword: str) -> list[int | None]:
 def _structures(path: Path, dataset: Dataset, notes: list[str]) -> Iterator[RtStructure]:
     contours = _by_number(dataset, "ROIContourSequence")
     observations = _by_number(dataset, "RTROIObservationsSequence")
+    nobodys = sum(_holds_contours(item) for item in contours.get(None, []))
     rois = list(dataset.get("StructureSetROISequence") or [])
     names = [_text(roi, "ROIName") for roi in rois]
     numbers = numbers_of(rois, "ROINumber")
@@ -62,6 +65,11 @@ def _structures(path: Path, dataset: Dataset, notes: list[str]) -> Iterator[RtSt
             fault = (
                 f"has ROI number {number}, as have {len(twins)} ROIs ({told}), so nothing says whose the contours "
                 "under this number are; give each a number of its own in the program that wrote the set"
+            )
+        elif not items and nobodys:
+            fault = (
+                f"has no contours under its number, {number}, and {nobodys} items of ROIContourSequence that hold "
+                "contours name no ROI, so nothing says whether these are its own; export it again"
             )
         else:
             drawn, fault = _read_contours(items)
@@ -204,14 +212,29 @@ def _points(contour: Dataset) -> FloatArray:
     # The text is read at once: pydicom would make an object of every number.
     element: Any = contour.get_item("ContourData")
     value = element.value if element is not None else b""
+    text = value.decode("ascii", "replace").strip(" \0").split("\\") if isinstance(value, bytes) else value
     try:
-        text = value.decode("ascii").strip(" \0").split("\\") if isinstance(value, bytes) else value
         numbers = np.array(text if value else [], dtype=np.float64)
     except (ValueError, TypeError) as error:
-        raise InputError("has ContourData that is not numbers; export it again") from error
-    if numbers.size % 3 or not (np.abs(numbers) <= FARTHEST_MM).all():
+        raise InputError(f"has ContourData that is not numbers{_first_odd(text)}; export it again") from error
+    if numbers.size % 3:
         raise InputError(
-            f"has ContourData that holds {numbers.size} numbers, expected finite lengths, three for each point; "
-            "export it again"
+            f"has ContourData that holds {numbers.size} numbers, expected three for each point; export it again"
+        )
+    far = numbers[~(np.abs(numbers) <= FARTHEST_MM)]
+    if len(far):
+        raise InputError(
+            f"has ContourData that holds {far[0]:g}, expected lengths in millimetres; export it again"
         )
     return numbers.reshape(-1, 3)
+
+
+def _first_odd(texts: Any) -> str:
+    """What is no number among texts, to be told in a message."""
+    for text in texts if isinstance(texts, list) else []:
+        try:
+            float(text)
+        except (ValueError, TypeError):
+            shown = one_line(text)
+            return f", the first '{shown if len(shown) <= LONGEST_SHOWN else f'{shown[:LONGEST_SHOWN]}...'}'"
+    return ""
