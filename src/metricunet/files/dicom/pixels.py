@@ -135,9 +135,9 @@ def _check_padding_is_stated(stored: NDArray[Any], slices: tuple[SliceHeader, ..
             first = slices[0]
             raise InputError(
                 f"{first.path.parent}: {100 * count / stored.size:.2g} % of the voxels hold the stored value "
-                f"{value}, which is {value * first.slope + first.intercept:g} HU. It stands for {value - 0x10000}, "
-                "the padding outside the scan circle, and PixelPaddingValue does not say so: set PixelPaddingValue "
-                f"to {value} in the files, or export the series again without padding"
+                f"{value}, which is {value * first.slope + first.intercept:g} HU. It stands for "
+                f"{value - 0x10000}, the padding outside the scan circle, and PixelPaddingValue does not say so: "
+                f"set PixelPaddingValue to {value} in the files, or export the series again without padding"
             )
 
 

@@ -181,8 +181,8 @@ def find_series(path: Path, allow: Allow = STRICT) -> SeriesSearch:
     Images are grouped by SeriesInstanceUID. Files that are not DICOM, and DICOM objects that accompany a scan
     (structure sets, doses, plans, reports, DICOMDIR), are passed over. Images that cannot be used, and a scanner's
     raw data, are listed. So is an overview image (scout) in the series of the slices that it lies across, and the
-    slices are read. Links are followed, each file counts once, and so does a slice that was exported twice. Whatever
-    goes wrong with a series, foreseen or not, costs no other.
+    slices are read. Links are followed, each file counts once, and so does a slice that was exported twice.
+    Whatever goes wrong with a series, foreseen or not, costs no other.
 
     Args:
         path: a folder, or a file. A DICOMDIR stands for the folder that it lies in.
@@ -311,11 +311,12 @@ def _read_images(
             progress(done, len(paths))
         try:
             file = read_dicom_file(path)
-        except DamagedFileError as error:
-            if not any((d.folder, d.series_uid) == (path.parent, error.series_uid) for d in damaged):
-                damaged.append(_Damaged(path.parent, error.series_uid, str(error)))
-        except Exception as error:  # whatever it is, it costs the series in this folder alone
-            damaged.append(_Damaged(path.parent, "", f"{path}: {told(error)}", error=error))
+        except Exception as error:  # whatever it is, it costs its own series alone, or those in this folder
+            known = isinstance(error, DamagedFileError)
+            uid = error.series_uid if isinstance(error, DamagedFileError) else ""
+            if not any((d.folder, d.series_uid) == (path.parent, uid) for d in damaged):
+                reason = str(error) if known else f"{path}: {told(error)}"
+                damaged.append(_Damaged(path.parent, uid, reason, error=None if known else error))
         else:
             if file is not None and file.is_image:
                 images.append(file)
