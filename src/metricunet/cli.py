@@ -236,7 +236,6 @@ def predict(
     overwrite: Overwrite = False,
 ) -> None:
     """Segment scans: a mask on each scan's own grid, a structure set where asked, and a verdict."""
-    from metricunet.inference.predict import Failed
     from metricunet.inference.predict import predict as run
 
     formats = [f.strip() for f in format_.split(",")]
@@ -264,7 +263,7 @@ def predict(
         for reason in case.reasons:
             typer.echo(f"  {reason}")
     for refused in outcome.refused:
-        if isinstance(refused, Failed):
+        if refused.error is not None:
             _say_failed(refused.reason, refused.error)
         else:
             _say(f"refused: {refused.reason}")

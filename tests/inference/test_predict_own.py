@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from metricunet.files.claim import claimed
 from metricunet.files.nifti import read_labels, write_nifti
@@ -18,6 +21,8 @@ from tests.support.command import Command
 from tests.support.dicom_series import write_series
 from tests.support.threshold_model import GLAND_HU, ball, drawn_scan
 
+SMALL = drawn_scan((ball((0, 0, 0), 14), GLAND_HU), shape=(20, 40, 40), spacing_mm=(3, 2, 2))
+UIDS = {f"p{k}": f"1.2.3.{k}" for k in range(3)}
 GLAND = drawn_scan((ball((0, 0, 0), 18), GLAND_HU))
 
 
@@ -200,6 +205,39 @@ def test_a_fault_in_one_case_costs_no_other_its_result(
     monkeypatch.undo()
     assert metricunet(*call(scans, bands_model, out)).status == 1
     assert bytes_in(out).keys() == {out / p.name for p in bytes_in(tmp_path / "whole")}
+
+
+def test_odd_headers_of_one_patient_cost_nobody_a_result(
+    metricunet: Command, bands_model: Path, tmp_path: Path
+) -> None:
+    """One with Japanese letters, one with values that are none and a scout in its series, one plain."""
+
+    def japanese(k: int, dataset: Dataset) -> None:
+        dataset.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+        dataset.PatientName = "Yamada^Tarou=山田^太郎"
+
+    def odd(k: int, dataset: Dataset) -> None:
+        content = {0x00101030: ("DS", b"70,5"), 0x00200012: ("IS", b"1.5 "), 0x00080020: ("DA", b"2020.01.01")}
+        for tag, (vr, value) in content.items():
+            dataset._dict[Tag(tag)] = RawDataElement(Tag(tag), vr, len(value), value, 0, False, True)
+
+    def scout(k: int, dataset: Dataset) -> None:
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+    for name, edit in (("p0", japanese), ("p1", odd), ("p2", None)):
+        write_series(
+            tmp_path / "in" / name, SMALL.array, spacing_mm=SMALL.spacing_mm, after=edit, series_uid=UIDS[name]
+        )
+    write_series(tmp_path / "in" / "p1" / "scout", shape=(1, 30, 30), edit=scout, series_uid=UIDS["p1"])
+    out = tmp_path / "out"
+    ended = metricunet(*call(tmp_path / "in", bands_model, out, "--format", "nifti,rtstruct,seg"))
+    assert ended.status == 0
+    assert ended.err.count("\n") == 1
+    assert "ImageType says LOCALIZER, and the image lies across the slices" in ended.err
+    assert len(list(out.iterdir())) == 3 * 4 + 1
+    masks = {path.read_bytes() for path in out.glob("*.nii.gz")}
+    assert len(masks) == 1  # one scan, whatever its header says
 
 
 def test_debug_shows_where_a_case_failed(

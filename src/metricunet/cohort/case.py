@@ -14,14 +14,13 @@ from metricunet.cohort.layout import Case, DatasetInfo
 from metricunet.errors import InputError, beyond
 from metricunet.files.grids import difference
 from metricunet.files.scan import read_labels, read_scan
+from metricunet.files.voxels import HIGHEST_HU
 from metricunet.volume import Volume
 
 Severity = Literal["error", "warning"]
 
 #: Below this minimum a scan holds air, as every CT in Hounsfield units does.
 HIGHEST_MINIMUM_HU = -500.0
-#: Values beyond this are no Hounsfield units (metal saturates well below).
-HIGHEST_HU = 32000.0
 #: Scans outside these bounds are unlike any planning CT.
 PLAUSIBLE_SPACING_MM = (0.3, 6.0)
 #: A contour smaller than this is a slip of the pen.

@@ -68,12 +68,21 @@ class ScanInput:
 
 @dataclass(frozen=True)
 class Refused:
-    """Something that cannot be segmented, and why; `is_scan` is False for a localizer and the like."""
+    """Something that cannot be segmented, and why.
+
+    Attributes:
+        path: where it was looked for.
+        reason: one line.
+        is_scan: False for a localizer and the like, which is no failure.
+        series_uid: of a DICOM series.
+        error: what stopped it, where nobody foresaw it; None for what was refused.
+    """
 
     path: Path
     reason: str
     is_scan: bool = True
     series_uid: str = ""
+    error: Exception | None = None
 
 
 def find_inputs(
@@ -180,7 +189,7 @@ def _of_file(path: Path) -> ScanInput:
 
 def _of_search(path: Path, search: SeriesSearch) -> tuple[list[ScanInput], list[Refused]]:
     found = [ScanInput(series.case, path, series) for series in search.series]
-    return found, [Refused(path, r.reason, r.is_scan, r.series_uid) for r in search.refused]
+    return found, [Refused(path, r.reason, r.is_scan, r.series_uid, r.error) for r in search.refused]
 
 
 def _what_is_there(path: Path, own: bool) -> str:

@@ -56,15 +56,8 @@ class CaseOutcome:
 
 
 @dataclass(frozen=True)
-class Failed(Refused):
-    """A case in which something went wrong that nobody foresaw; `error` shows where."""
-
-    error: Exception | None = None
-
-
-@dataclass(frozen=True)
 class PredictOutcome:
-    """What became of all scans; `Failed` ones are among those refused."""
+    """What became of all scans; those that failed are among those refused, with their `error`."""
 
     cases: tuple[CaseOutcome, ...]
     refused: tuple[Refused, ...]
@@ -163,12 +156,13 @@ def predict(
         elif isinstance(result, InputError):
             refused.append(Refused(entry.path, str(result)))
         else:
-            refused.append(Failed(entry.path, f"{entry.path}: {told(result)}", error=result))
+            refused.append(Refused(entry.path, f"{entry.path}: {told(result)}", error=result))
         if progress is not None:
             progress(done, len(inputs))
     if not outcomes:
+        refused.sort(key=lambda r: not r.is_scan)
         more = f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""
-        raise InputError(f"{refused[0].reason}{more}")
+        raise InputError(f"{refused[0].reason}{more}") from refused[0].error
     record.facts = {
         **key,
         "device": str(work.predictor.device),
@@ -339,7 +333,7 @@ def _files_of(entry: ScanInput) -> tuple[Path, ...]:
     """Return the files of a scan; of one that will be refused, as far as they are known."""
     try:
         return entry.files
-    except InputError:
+    except Exception:  # whatever it is, the case itself will say so
         return (entry.path,)
 
 

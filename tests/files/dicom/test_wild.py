@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import re
@@ -14,19 +15,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.fileset import FileSet
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless, RLELossless, generate_uid
 
+from metricunet.errors import InputError
 from metricunet.files.dicom.series import find_series
+from metricunet.inference.inputs import scans_at
 from metricunet.workflows.check import check
-from tests.support.dicom_series import Edit, only, pattern, write_series
+from tests.support.ct_cases import as_enhanced, draw_series
+from tests.support.dicom_series import Edit, only, pattern, recompress, write_series
 
 SHAPE = (8, 12, 10)
 HU = pattern(SHAPE)
 ITEM = b"\xfe\xff\x00\xe0"
+#: What pydicom compresses by itself.
+LOSSLESS = {"pydicom JPEG-LS": JPEGLSLossless, "pydicom RLE": RLELossless}
 
 
 def read(folder: Path) -> np.ndarray:
@@ -64,7 +70,14 @@ def raw(tag: int, vr: str, content: bytes) -> Edit:
         (0x00100030, "DA", b"01/01/1950"),
         (0x00101010, "AS", b"70"),
         (0x00200013, "DS", b"A1"),
+        (0x00200013, "IS", b"A1"),
+        (0x00200013, "IS", b"1.5"),
+        (0x00200012, "IS", b"1.5"),
+        (0x00200012, "US", b"\1"),
+        (0x00181151, "IS", b"123.4"),
         (0x00180050, "DS", b"3mm"),
+        (0x00080020, "US", b"2020\1"),
+        (0x00280120, "US", b"\1"),
     ],
     ids=lambda v: f"{v:08X}" if isinstance(v, int) else None,
 )
@@ -75,17 +88,56 @@ def test_odd_values_that_play_no_part_cost_nothing(tmp_path: Path, tag: int, vr:
     assert [p for p in check(tmp_path) if p.severity == "error"] == []
 
 
-@pytest.mark.parametrize(
-    "element",
-    [b"\x18\0\x45\x93FD\4\0\1\2\3\4", b"\x09\0\x10\x10SQ\0\0\4\0\0\0\1\2\3\4"],
-    ids=["half a number", "a private sequence that is none"],
-)
-def test_an_element_that_cannot_be_read_is_damage(tmp_path: Path, element: bytes) -> None:
+UNREADABLE = {
+    "half a number": b"\x18\0\x45\x93FD\4\0\1\2\3\4",
+    "half a number, private": b"\x45\0\x10\x10FD\4\0\1\2\3\4",
+    "a private sequence that is none": b"\x09\0\x10\x10SQ\0\0\4\0\0\0\1\2\3\4",
+    "a private sequence that is cut": b"\x09\0\x10\x10SQ\0\0\x0a\0\0\0\xfe\xff\0\xe0\x40\0\0\0\1\2",
+    "a text that is a sequence": b"\x10\0\x10\0SQ\0\0\4\0\0\0\1\2\3\4",
+    "within a sequence": (b"\x40\0\x75\x02SQ\0\0\x14\0\0\0\xfe\xff\0\xe0\x0c\0\0\0\x18\0\x45\x93FD\4\0\1\2\3\4"),
+}
+
+
+@pytest.mark.parametrize("which", ["one", "all"])
+@pytest.mark.parametrize("element", UNREADABLE.values(), ids=list(UNREADABLE))
+def test_an_element_that_cannot_be_read_and_is_not_used_costs_nothing(
+    tmp_path: Path, element: bytes, which: str
+) -> None:
     pixels = b"\xe0\x7f\x10\0OW"
-    for path in write_series(tmp_path).files:
+    for path in write_series(tmp_path).files[: 1 if which == "one" else None]:
         before, after = path.read_bytes().split(pixels)
         path.write_bytes(before + element + pixels + after)
-    assert re.match(r".*\.dcm: the DICOM header is damaged \(", reason(tmp_path))
+    np.testing.assert_array_equal(read(tmp_path), HU)
+    assert check(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "content", "said"),
+    [
+        (0x00200032, "DS", b"1\\2\\zz", "ImagePositionPatient is not a number"),
+        (0x00200037, "FD", b"\1\2\3", "ImageOrientationPatient is not a number"),
+        (0x00280030, "DS", b"0,9\\1,1", "PixelSpacing is not a number"),
+        (0x00281053, "DS", b"none", "RescaleSlope is not a number"),
+        (0x00281052, "FD", b"\1\2", "RescaleIntercept is not a number"),
+        (0x00280010, "US", b"\1", "Rows is"),
+        (0x00280100, "US", b"\1\2\3", "BitsAllocated is"),
+        (0x00100020, "FD", b"\1\2", "PatientID cannot be read"),
+        (0x0020000E, "FD", b"\1\2", "SeriesInstanceUID cannot be read"),
+        (0x00200052, "FD", b"\1\2", "FrameOfReferenceUID cannot be read"),
+    ],
+)
+def test_an_odd_value_that_is_needed_is_named(
+    tmp_path: Path, tag: int, vr: str, content: bytes, said: str
+) -> None:
+    path = write_series(tmp_path).files[2]
+    before = path.read_bytes()
+    start = before.index(struct.pack("<HH", tag >> 16, tag & 0xFFFF))
+    end = start + 8 + int.from_bytes(before[start + 6 : start + 8], "little")
+    odd = before[start : start + 4] + vr.encode() + struct.pack("<H", len(content)) + content
+    path.write_bytes(before[:start] + odd + before[end:])
+    told = reason(tmp_path)
+    assert told.startswith(f"{path}: ")
+    assert said in told
 
 
 def test_numbers_longer_than_allowed_and_with_exponents(tmp_path: Path) -> None:
@@ -281,6 +333,78 @@ def test_padding_outside_the_scan_circle(tmp_path: Path, padding: int) -> None:
     assert [p for p in check(tmp_path) if p.severity == "error"] == []
 
 
+def padded(value: int, share_of_rows: int = 2, **elements: int | str) -> Edit:
+    """Put one stored value into the first rows of pixels without sign, and state it so or otherwise."""
+
+    def edit(k: int, ds: Dataset) -> None:
+        stored = np.frombuffer(ds.PixelData, np.uint16).reshape(SHAPE[1:]).copy()
+        stored[:share_of_rows] = value
+        ds.PixelData = stored.tobytes()
+        for keyword, stated in elements.items():
+            vr = "SS" if isinstance(stated, int) and stated < 0 else "US"
+            ds.add_new(keyword, vr, stated)
+
+    return edit
+
+
+IN_AIR = HU.copy()
+IN_AIR[:, :2] = -1000
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=lambda uid: uid.name)
+@pytest.mark.parametrize(
+    ("value", "stated"),
+    [
+        (63536, {"PixelPaddingValue": 63536}),
+        (63536, {"PixelPaddingValue": -2000}),
+        (63536, {"PixelPaddingValue": 63000, "PixelPaddingRangeLimit": 64000}),
+        (63536, {"PixelPaddingValue": 64000, "PixelPaddingRangeLimit": 63000}),
+        (65535, {"PixelPaddingValue": 65535}),
+    ],
+)
+def test_padding_without_sign_is_air(tmp_path: Path, syntax: str, value: int, stated: dict[str, int]) -> None:
+    write_series(tmp_path, edit=padded(value, **stated), transfer_syntax=syntax)
+    volume = only(find_series(tmp_path)).read()
+    assert volume.array.dtype == np.int16
+    np.testing.assert_array_equal(volume.array, IN_AIR)
+    assert check(tmp_path) == []
+    ((entry,), _) = scans_at(tmp_path)
+    np.testing.assert_array_equal(entry.read().array, IN_AIR)  # as predict reads it
+
+
+@pytest.mark.parametrize("stated", [{}, {"PixelPaddingValue": 0}, {"PixelPaddingValue": "", "Rows": 12}])
+def test_padding_without_sign_that_no_file_states_is_named(tmp_path: Path, stated: dict[str, int | str]) -> None:
+    write_series(tmp_path, edit=padded(63536, **stated))
+    (problem,) = check(tmp_path)
+    assert problem.severity == "error"
+    assert problem.message.startswith(
+        f"{tmp_path}: 17 % of the voxels hold the stored value 63536, which is 62512 HU"
+    )
+    assert "set PixelPaddingValue to 63536" in problem.message
+    ((entry,), _) = scans_at(tmp_path)
+    with pytest.raises(InputError) as error:
+        entry.read()
+    assert str(error.value) == problem.message
+
+
+def test_values_above_all_hu_that_are_not_one_are_no_padding(tmp_path: Path) -> None:
+    def edit(k: int, ds: Dataset) -> None:
+        padded(60000 + k)(k, ds)
+
+    write_series(tmp_path, edit=edit)
+    (problem,) = check(tmp_path)
+    assert "are no Hounsfield units" in problem.message
+
+
+@pytest.mark.parametrize("stated", [0, 24, 1024, 2000])
+def test_values_among_hu_are_tissue_whatever_is_said_to_be_padding(tmp_path: Path, stated: int) -> None:
+    def edit(k: int, ds: Dataset) -> None:
+        ds.add_new("PixelPaddingValue", "US", stated)
+
+    write_series(tmp_path, edit=edit)
+    np.testing.assert_array_equal(read(tmp_path), HU)
+
+
 @pytest.mark.parametrize(
     ("step", "digits", "read_as"),
     [(0.625, 2, 0.625), (1.171875, 2, 1.171875), (0.625, 1, None), (1.25, 1, None), (2.5, 0, None)],
@@ -329,9 +453,9 @@ def third_of_the_steps(k: int, ds: Dataset) -> None:
     ds.SpacingBetweenSlices = "1.25"
 
 
-def scout(k: int, ds: Dataset) -> None:
+def marked_as_scout(k: int, ds: Dataset) -> None:
     if k == 0:
-        ds.ImageType, ds.ImageOrientationPatient = ["ORIGINAL", "PRIMARY", "LOCALIZER"], [1, 0, 0, 0, 0, -1]
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
 
 
 @pytest.mark.parametrize(
@@ -345,12 +469,97 @@ def scout(k: int, ds: Dataset) -> None:
         (modified_hu, "RescaleType is HU_MOD, expected HU"),
         (no_frame, "FrameOfReferenceUID is missing"),
         (third_of_the_steps, "SpacingBetweenSlices is 1.25 mm, but the slices lie 2.50 mm apart"),
-        (scout, "ImageType says LOCALIZER"),
+        (marked_as_scout, "ImageType says LOCALIZER"),
     ],
 )
 def test_what_is_no_one_scan_is_refused_for_what_it_is(tmp_path: Path, edit: Edit, words: str) -> None:
     write_series(tmp_path, edit=edit)
     assert words in reason(tmp_path)
+
+
+@pytest.mark.parametrize("orientation", [[1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1]], ids=["coronal", "sagittal"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_scout_in_the_series_of_its_slices_is_left_out_and_named(
+    tmp_path: Path, orientation: list[int], count: int
+) -> None:
+    written = write_series(tmp_path)
+
+    def scout(k: int, ds: Dataset) -> None:
+        ds.ImageType, ds.ImageOrientationPatient = ["ORIGINAL", "PRIMARY", "LOCALIZER"], orientation
+
+    same = {"series_uid": written.series_uid, "frame_of_reference_uid": written.frame_of_reference_uid}
+    write_series(tmp_path / "scouts", shape=(count, 40, 20), edit=scout, **same)
+    found = find_series(tmp_path)
+    (series,) = found.series
+    assert set(series.files) == set(written.files)
+    np.testing.assert_array_equal(series.read().array, HU)
+    assert [r.is_scan for r in found.refused] == [False] * count
+    assert {r.files[0] for r in found.refused} == set((tmp_path / "scouts").iterdir())
+    problems = check(tmp_path)
+    assert [p.severity for p in problems] == ["warning"] * count
+    assert "ImageType says LOCALIZER, and the image lies across the slices" in problems[0].message
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize(
+    "encoder", ["JPEGLosslessProcess14_1", "JPEG2000Lossless", "JPEGLSLossless", "RLELossless", *LOSSLESS]
+)
+def test_signs_survive_every_encoder(tmp_path: Path, encoder: str, bits: int, signed: bool) -> None:
+    """Twelve of sixteen bits with a sign, as gdcm and pydicom compress them."""
+    hu = np.clip(HU, -1024, 1023)
+    syntax = LOSSLESS.get(encoder)
+
+    def edit(k: int, ds: Dataset) -> None:
+        ds.BitsStored, ds.HighBit = bits, bits - 1
+        if syntax is not None:
+            ds.file_meta = FileMetaDataset()
+            ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            ds.compress(syntax, generate_instance_uid=False)
+
+    def after(k: int, ds: Dataset) -> None:
+        if syntax is not None:
+            ds.file_meta.TransferSyntaxUID = syntax
+
+    written = write_series(tmp_path, hu, signed=signed, intercept=0 if signed else -1024, edit=edit, after=after)
+    if syntax is None:
+        for path in written.files:
+            recompress(path, encoder)
+    np.testing.assert_array_equal(read(tmp_path), hu)
+
+
+@pytest.mark.parametrize("table", ["basic", "extended", "none"])
+def test_frames_of_an_enhanced_file_in_two_fragments_each(tmp_path: Path, table: str) -> None:
+    rng = np.random.default_rng(0)
+    drawn = draw_series(rng, "HFS", slices=6)
+    ds = as_enhanced(drawn.slices, rng)
+    frames = []
+    for one in drawn.slices:
+        single = copy.deepcopy(one)
+        single.file_meta = FileMetaDataset()
+        single.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        single.compress(JPEGLSLossless, generate_instance_uid=False)
+        frames.append(next(generate_frames(single.PixelData, number_of_frames=1)))
+    data, offsets = b"", []
+    for frame in frames:
+        offsets.append(len(data))
+        cut = len(frame) if table == "extended" else len(frame) // 4 * 2  # there a frame is one fragment
+        parts = [part + bytes(len(part) % 2) for part in (frame[:cut], frame[cut:]) if part]
+        data += b"".join(ITEM + struct.pack("<I", len(part)) + part for part in parts)
+    listed = struct.pack("<6I", *offsets) if table == "basic" else b""
+    ds.PixelData = ITEM + struct.pack("<I", len(listed)) + listed + data
+    ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
+    if table == "extended":
+        ds.ExtendedOffsetTable = struct.pack("<6Q", *offsets)
+        ds.ExtendedOffsetTableLengths = struct.pack("<6Q", *map(len, frames))
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = (
+        ds.SOPClassUID,
+        ds.SOPInstanceUID,
+    )
+    ds.file_meta.TransferSyntaxUID = JPEGLSLossless
+    ds.save_as(tmp_path / "ct.dcm", enforce_file_format=True)
+    np.testing.assert_array_equal(read(tmp_path), drawn.hu)
 
 
 def test_a_disc_and_its_directory_are_one(tmp_path: Path) -> None:

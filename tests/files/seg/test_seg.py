@@ -73,6 +73,10 @@ def dciodvfy_complaints(path: Path) -> list[str]:
 CHARACTER_SETS = {
     "japanese": (b"\\ISO 2022 IR 87", b"Yamada^Tarou=" + "山田^太郎".encode("iso2022_jp")),
     "half_width": (b"ISO 2022 IR 13\\ISO 2022 IR 87", b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3"),
+    "half_width_and_signs": (
+        b"ISO 2022 IR 13\\ISO 2022 IR 87",
+        b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3=\x1b$B;3ED\x1b(J^\x1b$BB@O:\x1b(J",
+    ),
     "gb18030": (b"GB18030", "王^小东".encode("gb18030")),
     "cyrillic": (b"ISO_IR 144", "Иванов^Иван".encode("iso8859_5")),
     "not_stated": (None, "Müller^Jürgen".encode("latin-1")),

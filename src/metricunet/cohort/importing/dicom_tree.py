@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -14,7 +15,7 @@ from pydicom.errors import InvalidDicomError
 from metricunet.cohort.importing.names_file import listed
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
 from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase, Status
-from metricunet.errors import InputError
+from metricunet.errors import InputError, told
 from metricunet.files.dicom.file import read_dataset
 from metricunet.files.dicom.header import DAMAGE, one_line
 from metricunet.files.dicom.series import CtSeries, RefusedSeries, SeriesSearch, search_series
@@ -28,6 +29,10 @@ _IDENTITY = [
     *("PatientName", "OtherPatientNames", "PatientBirthName", "PatientBirthDate", "PatientID"),
     *("IssuerOfPatientID", "StudyInstanceUID", "SOPInstanceUID"),
 ]
+
+
+#: What tells a patient from others: the kind of identifier, its issuer or the name, and the identifier.
+_Person = tuple[str, str, str]
 
 
 class NoDicomError(InputError):
@@ -100,33 +105,34 @@ def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
 
     A structure belongs to the series whose images its contours name. Where they name none that is there, it
     belongs to the series that its set names, else to the one series in its frame of reference, and without a
-    frame to the one series of its study.
+    frame to the one series of its study. Whatever goes wrong with a series or a set costs no other.
 
     Raises:
         NoDicomError: a folder without CT series and structure sets.
     """
-    search = search_series(root, Allow(offered=False), progress=bars("reading"))
-    for refused in search.refused:
-        for path in refused.files[:1]:
-            privacy.learn(_identity(path))
-    for series in search.series:
-        privacy.learn(series.header)
+    search, people = _learned(search_series(root, Allow(offered=False), progress=bars("reading")), privacy)
     found = Found(LAYOUT)
     if not search.series and not search.refused and not search.structure_sets:
         raise NoDicomError(f"{root}: holds no CT series and no structure set; give a folder of DICOM patients")
     for refused in search.refused:
         described = f" ({refused.description})" if refused.description else ""
         what = refused.series_uid or shown(refused.folder, root)
-        entry = LeftOut(f"{what}{described}", refused.reason, refused.is_scan, refused.file_count)
-        found.left_out.append(entry)
+        found.left_out.append(
+            LeftOut(f"{what}{described}", refused.reason, refused.is_scan, refused.file_count, refused.error)
+        )
     owned: dict[str, list[StructureSet]] = {series.series_uid: [] for series in search.series}
     for uid, one in _sets(search, root, privacy, found):
         owned[uid].append(one)
-    patients = _patients(search.series)
+    patients = _patients(search.series, people)
     for series in search.series:
         own = owned[series.series_uid]
         if own:
-            case = DicomCase(series, own, patients[series.series_uid], root)
+            try:
+                case = DicomCase(series, own, patients[series.series_uid], root)
+            except Exception as error:  # whatever it is, it costs this series alone
+                reason = f"{series.folder}: {told(error)}"
+                found.left_out.append(LeftOut(series.series_uid, reason, True, len(series.files), error))
+                continue
             found.cases.append(case)
             found.notes += case.notes
         else:
@@ -135,6 +141,31 @@ def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
             )
             found.left_out.append(LeftOut(series.series_uid, reason, False, len(series.files)))
     return found
+
+
+def _learned(search: SeriesSearch, privacy: Privacy) -> tuple[SeriesSearch, dict[str, _Person]]:
+    """Take note of all patients before anything is said of one; return whose each series is.
+
+    A series whose header shows no patient is refused: nobody could tell what must not be said.
+    """
+    for refused in search.refused:
+        for path in refused.files[:1]:
+            with suppress(Exception):  # it is refused as it is, and named by its file
+                privacy.learn(_identity(path))
+    usable: list[CtSeries] = []
+    lost: list[RefusedSeries] = []
+    people: dict[str, _Person] = {}
+    for series in search.series:
+        uid, files = series.series_uid, series.files
+        try:
+            privacy.learn(series.header)
+            people[uid] = _person(series)
+        except Exception as error:  # whatever it is, it costs this series alone
+            reason = f"{series.folder}: {told(error)}"
+            lost.append(RefusedSeries(uid, "", series.folder, len(files), reason, True, files, error))
+        else:
+            usable.append(series)
+    return replace(search, series=tuple(usable), refused=(*search.refused, *lost)), people
 
 
 def _sets(search: SeriesSearch, root: Path, privacy: Privacy, found: Found) -> Iterator[tuple[str, StructureSet]]:
@@ -146,30 +177,45 @@ def _sets(search: SeriesSearch, root: Path, privacy: Privacy, found: Found) -> I
     series_of = {uid: series.series_uid for series in search.series for uid in series.sop_uids}
     for path in search.structure_sets:
         try:
-            header = _identity(path)
-            privacy.learn(header)
-            read = read_rtstruct(path)
+            opened = _opened(path, search, series_of, root, privacy, found, copies)
         except InputError as error:
             found.left_out.append(LeftOut(shown(path, root), str(error)))
-            continue
-        drawings = [_drawing(s) for s in read.structures]
-        # Programs that add to a set may leave it its UID: two are the same only if what they hold is.
-        copy = str(header.get("SOPInstanceUID", "") or path), _content(read, drawings)
-        if copy in copies:
-            reason = f"{path}: is the same structure set as {copies[copy]}; it counts once"
-            found.left_out.append(LeftOut(shown(path, root), reason, False))
-            continue
-        copies[copy] = path
-        names = [
-            Named(privacy.spoken(s.name), _place(path, s), bool(s.contours or s.fault), (path, position), path)
-            for position, s in enumerate(read.structures)
-        ]
-        for uid, positions in _shared_out(read, header, search, series_of, root, found, names).items():
-            # Contours are read again when they are wanted: all of a cohort's would not fit into memory.
-            yield (
-                uid,
-                StructureSet(path, tuple(names[n] for n in positions), tuple(drawings[n] for n in positions)),
-            )
+        except Exception as error:  # whatever it is, it costs this set alone
+            found.left_out.append(LeftOut(shown(path, root), f"{path}: {told(error)}", error=error))
+        else:
+            yield from opened
+
+
+def _opened(
+    path: Path,
+    search: SeriesSearch,
+    series_of: Mapping[str, str],
+    root: Path,
+    privacy: Privacy,
+    found: Found,
+    copies: dict[tuple[str, str], Path],
+) -> list[tuple[str, StructureSet]]:
+    header = _identity(path)
+    privacy.learn(header)
+    read = read_rtstruct(path)
+    drawings = [_drawing(s) for s in read.structures]
+    # Programs that add to a set may leave it its UID: two are the same only if what they hold is.
+    copy = str(header.get("SOPInstanceUID", "") or path), _content(read, drawings)
+    if copy in copies:
+        reason = f"{path}: is the same structure set as {copies[copy]}; it counts once"
+        found.left_out.append(LeftOut(shown(path, root), reason, False))
+        return []
+    names = [
+        Named(privacy.spoken(s.name), _place(path, s), bool(s.contours or s.fault), (path, position), path)
+        for position, s in enumerate(read.structures)
+    ]
+    shared = _shared_out(read, header, search, series_of, root, found, names)
+    copies[copy] = path
+    # Contours are read again when they are wanted: all of a cohort's would not fit into memory.
+    return [
+        (uid, StructureSet(path, tuple(names[n] for n in positions), tuple(drawings[n] for n in positions)))
+        for uid, positions in shared.items()
+    ]
 
 
 def _place(path: Path, structure: RtStructure) -> str:
@@ -309,26 +355,24 @@ def _owner(origin: _Origin, header: Dataset, search: SeriesSearch, series_of: Ma
     return f"{drawn}{len(near)} CT series are {where}; import the one that it was drawn on by itself"
 
 
-def _patients(series: Sequence[CtSeries]) -> dict[str, str]:
-    """Return a patient for each series, by PatientID; by name and birth date, or study, where there is none.
+def _person(series: CtSeries) -> _Person:
+    """Return what tells a patient from others: PatientID; name and birth date, or study, where there is none."""
+    header = series.header
+    identifier = str(header.get("PatientID", "") or "").strip()
+    name, born = (str(header.get(keyword, "") or "").strip() for keyword in ("PatientName", "PatientBirthDate"))
+    if identifier:
+        return "id", str(header.get("IssuerOfPatientID", "") or ""), identifier
+    return ("name", name, born) if name else ("study", "", series.study_uid)
+
+
+def _patients(series: Sequence[CtSeries], people: Mapping[str, _Person]) -> dict[str, str]:
+    """Return a hash of the patient for each series.
 
     A patient ID is a short number that a hash does not hide. So the patient's first study goes into the hash:
     nobody can guess its UID.
     """
-    keys: dict[str, tuple[str, str, str]] = {}
-    first: dict[tuple[str, str, str], str] = {}
+    first: dict[_Person, str] = {}
     for one in series:
-        header = one.header
-        identifier = str(header.get("PatientID", "") or "").strip()
-        name, born = (
-            str(header.get(keyword, "") or "").strip() for keyword in ("PatientName", "PatientBirthDate")
-        )
-        if identifier:
-            key = ("id", str(header.get("IssuerOfPatientID", "") or ""), identifier)
-        elif name:
-            key = ("name", name, born)
-        else:
-            key = ("study", "", one.study_uid)
-        keys[one.series_uid] = key
-        first[key] = min(first.get(key, one.study_uid), one.study_uid)
-    return {uid: hashed(*key, first[key]) for uid, key in keys.items()}
+        person = people[one.series_uid]
+        first[person] = min(first.get(person, one.study_uid), one.study_uid)
+    return {one.series_uid: hashed(*people[one.series_uid], first[people[one.series_uid]]) for one in series}

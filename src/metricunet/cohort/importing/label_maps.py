@@ -16,7 +16,7 @@ from metricunet.cohort.importing.privacy import Privacy, hashed, shown
 from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase, Split
 from metricunet.cohort.layout import CHANNEL_SUFFIX, DatasetInfo, read_dataset_json
 from metricunet.cohort.splits import patients_of
-from metricunet.errors import InputError
+from metricunet.errors import InputError, told
 from metricunet.files import slicer
 from metricunet.files.grids import difference
 from metricunet.files.scan import case_name, is_scan, read_labels, read_scan, scan_files
@@ -151,9 +151,12 @@ def find_nnunet(root: Path, privacy: Privacy, bars: Bars) -> Found:
                 reason = f"{labels[name]}: a woman, whose label {BOTH_SEXES} is the uterus"
                 found.left_out.append(LeftOut(name, reason, refused=False))
             else:
-                found.cases.append(
-                    _nnunet_case(root, images[name], labels[name], name, info, split, patients, unknown)
-                )
+                try:
+                    case = _nnunet_case(root, images[name], labels[name], name, info, split, patients, unknown)
+                except Exception as error:  # whatever it is, it costs this case alone
+                    found.left_out.append(LeftOut(name, f"{images[name]}: {told(error)}", error=error))
+                else:
+                    found.cases.append(case)
     if BOTH_SEXES in info.labels and women is None:
         found.notes.append(
             f"label {BOTH_SEXES} is the uterus of women, and no {AMOS_SEXES} says who is one: put AMOS22's "
@@ -244,11 +247,15 @@ def find_pairs(root: Path, privacy: Privacy, bars: Bars) -> Found:
                     segments[name] = {privacy.spoken(spelling): value for spelling, value in own.items()}
             except InputError as error:
                 found.left_out.append(LeftOut(name, str(error)))
+            except Exception as error:  # whatever it is, it costs this case alone
+                found.left_out.append(LeftOut(name, f"{labels}: {told(error)}", error=error))
         progress(done, len(pairs))
     named = info.labels if info is not None else {str(value): value for value in sorted(values)}
-    found.cases += [
-        LabelMapCase(image, labels, name, name, segments.get(name, named), root) for name, image, labels in whole
-    ]
+    for name, image, labels in whole:
+        try:
+            found.cases.append(LabelMapCase(image, labels, name, name, segments.get(name, named), root))
+        except Exception as error:  # likewise
+            found.left_out.append(LeftOut(name, f"{image}: {told(error)}", error=error))
     return found
 
 

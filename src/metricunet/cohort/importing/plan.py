@@ -11,7 +11,7 @@ from metricunet.cohort.importing import label_maps, totalsegmentator
 from metricunet.cohort.importing.names_file import NamesFile, SpellingCount, listed
 from metricunet.cohort.importing.privacy import hashed
 from metricunet.cohort.importing.source import Found, LeftOut, Named, SourceCase
-from metricunet.errors import InputError
+from metricunet.errors import InputError, told
 
 #: What is imported where no names file is given; only layouts whose spellings are fixed have one.
 DEFAULT_NAMES: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
@@ -112,29 +112,39 @@ def make_plan(found: Sequence[Found], names: NamesFile) -> Plan:
     left_out: list[LeftOut] = []
     ignored: Counter[str] = Counter()
     for source in sources:
-        doubles = _doubles(source, names)
-        if doubles:
-            left_out.append(LeftOut(source.identity, doubles, True, len(source.files)))
-            continue
-        drawn: dict[str, Named] = {}
-        undrawn: dict[str, Named] = {}
-        for named in source.structures:
-            structure = names.structure_of(named.spelling)
-            if structure is None:
-                ignored[named.spelling] += 1
-            elif named.drawn:
-                drawn[structure] = named
-            else:
-                undrawn.setdefault(structure, named)
-        undrawn = {name: named for name, named in undrawn.items() if name not in drawn}
-        none = absent.get(source.name, ())
-        if drawn or none:
-            ordered = {name: drawn[name] for name in names.structures if name in drawn}
-            cases.append(PlannedCase(source, ordered, undrawn, none))
+        try:
+            planned = _planned(source, names, absent)
+        except Exception as error:  # whatever it is, it costs this case alone
+            reason = f"{source.place}: {told(error)}"
+            planned = LeftOut(source.identity, reason, True, len(source.files), error)
+        if isinstance(planned, LeftOut):
+            left_out.append(planned)
         else:
-            reason = f"{source.place}: none of {', '.join(names.structures)} is contoured"
-            left_out.append(LeftOut(source.identity, reason, False, len(source.files)))
+            cases.append(planned)
+        if not (isinstance(planned, LeftOut) and planned.refused):
+            ignored.update(s.spelling for s in source.structures if names.structure_of(s.spelling) is None)
     return Plan(names, tuple(cases), tuple(left_out), dict(ignored))
+
+
+def _planned(source: SourceCase, names: NamesFile, absent: Mapping[str, tuple[str, ...]]) -> PlannedCase | LeftOut:
+    doubles = _doubles(source, names)
+    if doubles:
+        return LeftOut(source.identity, doubles, True, len(source.files))
+    drawn: dict[str, Named] = {}
+    undrawn: dict[str, Named] = {}
+    for named in source.structures:
+        structure = names.structure_of(named.spelling)
+        if structure is not None and named.drawn:
+            drawn[structure] = named
+        elif structure is not None:
+            undrawn.setdefault(structure, named)
+    undrawn = {name: named for name, named in undrawn.items() if name not in drawn}
+    none = absent.get(source.name, ())
+    if not drawn and not none:
+        reason = f"{source.place}: none of {', '.join(names.structures)} is contoured"
+        return LeftOut(source.identity, reason, False, len(source.files))
+    ordered = {name: drawn[name] for name in names.structures if name in drawn}
+    return PlannedCase(source, ordered, undrawn, none)
 
 
 def _check_all_mapped(sources: Sequence[SourceCase], names: NamesFile) -> None:

@@ -168,7 +168,7 @@ def _import(
         importer.own.discard()
         raise
     result = summarised(output, plan.names, reports, left_out, found, privacy, importer.done_before)
-    return replace(result, errors=tuple(importer.errors))
+    return replace(result, errors=tuple(entry.error for entry in left_out if entry.error is not None))
 
 
 def _refuse_output_in_sources(sources: Sequence[Path], output: Path) -> None:
@@ -207,8 +207,13 @@ def _drop_twins(found: Sequence[Found]) -> None:
     for one in found:
         kept: list[SourceCase] = []
         for case in one.cases:
-            file = case.files[0].resolve()
-            same, namesake = by_file.get(file), by_name.get(case.name)
+            try:
+                file = case.files[0].resolve()
+                same, namesake = by_file.get(file), by_name.get(case.name)
+            except Exception as error:  # whatever it is, it costs this case alone
+                reason = f"{case.place}: {told(error)}"
+                one.left_out.append(LeftOut(case.identity, reason, True, len(case.files), error))
+                continue
             if same is None and namesake is not None and not case.origin:
                 same = namesake
             if same is not None:
@@ -242,7 +247,6 @@ class _Importer:
     def __init__(self, own: OwnFiles, plan: Plan, privacy: Privacy, before: dict[str, Report]) -> None:
         self.own, self.plan, self.privacy, self.before = own, plan, privacy, before
         self.reports: dict[str, Report] = {}
-        self.errors: list[Exception] = []
         self.done_before = 0
 
     def run(self, progress: Progress) -> list[LeftOut]:
@@ -272,8 +276,7 @@ class _Importer:
                 self.own.discard()
                 if isinstance(error, _DiskError):
                     raise error.told from error
-                self.errors.append(error)
-                failed.append(LeftOut(case.source.identity, told(error), True, len(case.source.files)))
+                failed.append(LeftOut(case.source.identity, told(error), True, len(case.source.files), error))
                 self._save(drop=self._names(case))  # of an earlier import; they belong to it no longer
             done += 1
             progress(done, len(cases))
@@ -294,7 +297,7 @@ class _Importer:
         report = self.before.get(case.source.name)
         try:
             same = report is not None and report.get("key") == self._key(case)
-        except OSError:  # a source that is gone; the import of the case will say so
+        except Exception:  # as of a source that is gone; the import of the case will say so
             return False
         return same and all(self.own.holds(name, stated.get(name, "")) for name in self._names(case))
 

@@ -107,12 +107,14 @@ class LeftOut:
         reason: one line.
         refused: it failed a check, rather than that nothing in it was asked for.
         files: how many it consists of.
+        error: what stopped it, where nobody foresaw it.
     """
 
     what: str
     reason: str
     refused: bool = True
     files: int = 1
+    error: Exception | None = None
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 from metricunet.cohort.importing.label_maps import on_grid
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
 from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase
-from metricunet.errors import InputError
+from metricunet.errors import InputError, told
 from metricunet.files.scan import case_name, is_scan, read_scan
 from metricunet.volume import Volume
 
@@ -69,5 +69,8 @@ def find_totalsegmentator(root: Path, privacy: Privacy, bars: Bars) -> Found:
         elif not (folder / MASKS).is_dir():
             found.left_out.append(LeftOut(folder.name, f"{folder}: has no folder {MASKS}", refused=False))
         else:
-            found.cases.append(SubjectCase(folder, root))
+            try:
+                found.cases.append(SubjectCase(folder, root))
+            except Exception as error:  # whatever it is, it costs this subject alone
+                found.left_out.append(LeftOut(folder.name, f"{folder}: {told(error)}", error=error))
     return found

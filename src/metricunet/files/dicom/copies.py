@@ -12,7 +12,7 @@ from metricunet.files.dicom.pixels import read_hu
 from metricunet.files.dicom.slice import SliceHeader
 
 #: What may differ between two exports of one slice: where it lies, and how its pixels are packed.
-MAY_DIFFER = ("path", "compressed", "bits", "slope", "intercept")
+MAY_DIFFER = ("path", "compressed", "bits", "slope", "intercept", "padding")
 
 
 def once_each(slices: Sequence[SliceHeader]) -> list[SliceHeader]:

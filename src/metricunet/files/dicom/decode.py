@@ -27,7 +27,7 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
 from metricunet.files.dicom.codestream import check_codestreams, has_codestreams
-from metricunet.files.dicom.file import bare_syntax, read_dataset
+from metricunet.files.dicom.file import bare_syntax, read_readable
 
 #: Slices on their way to one process: while one is decoded, the next is already there.
 AHEAD = 2
@@ -48,7 +48,7 @@ def stored_pixels(path: Path | str) -> NDArray[Any]:
     Raises:
         Exception: whatever pydicom and the decoders raise for a damaged file.
     """
-    dataset = read_dataset(Path(path))
+    dataset = read_readable(Path(path))
     syntax = bare_syntax(dataset)
     if syntax is not None and "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta.TransferSyntaxUID = syntax
@@ -93,7 +93,7 @@ def stored_frames(path: Path, frames: Sequence[int | None]) -> Iterator[NDArray[
         syntax = meta.get("TransferSyntaxUID")
         # pydicom finds frames within a file, but not within one that has to be inflated first.
         whole = syntax == DeflatedExplicitVRLittleEndian or has_codestreams(meta)
-        dataset = read_dataset(path) if whole else None
+        dataset = read_readable(path) if whole else None
         if dataset is not None:
             _join_fragments(dataset)
             check_codestreams(dataset)

@@ -17,6 +17,7 @@ import pydicom
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 #: A deflated data set may unpack to this many bytes; a structure set of a whole body takes a fifth of it.
@@ -70,6 +71,31 @@ def read_dataset(path: Path, **options: Any) -> Dataset:
         return parsed(handle, force=bare, **options)
 
 
+def read_readable(path: Path, **options: Any) -> Dataset:
+    """The same, without the elements whose values cannot be interpreted, wherever they stand.
+
+    Raises:
+        Exception: whatever pydicom raises for a file of which it cannot tell where its elements begin and end.
+    """
+    with DicomHandle(path) as handle:
+        bare = begins_bare(handle)
+        dataset = pydicom.dcmread(handle, force=bare, **options)
+    for tag in _wrong_sequences(dataset):
+        del dataset[tag]
+    _leave_out_unreadable(dataset)
+    return dataset
+
+
+def _leave_out_unreadable(dataset: Dataset) -> None:
+    for tag in list(dataset.keys()):
+        try:
+            element = dataset[tag]  # pydicom interprets it now
+            for item in element.value if isinstance(element.value, Sequence) else ():
+                _leave_out_unreadable(item)
+        except Exception:  # whatever its converters raise
+            del dataset[tag]
+
+
 def begins_bare(handle: DicomHandle) -> bool:
     """Tell whether a file is a data set without preamble and file header, as some programs write them.
 
@@ -94,11 +120,19 @@ def begins_bare(handle: DicomHandle) -> bool:
 def parsed(handle: DicomHandle, **options: Any) -> Dataset:
     """The same from an open file, which is left where pydicom stopped reading."""
     dataset = pydicom.dcmread(handle, **options)
-    for tag in dataset.keys():  # noqa: SIM118 - the elements themselves would be converted
-        element = dataset.get_item(tag)
-        if element is not None and element.VR == "SQ" and not _may_be_sequence(int(tag)):
-            raise ValueError(f"{pydicom.datadict.keyword_for_tag(tag) or tag} is a sequence")
+    for tag in _wrong_sequences(dataset):
+        raise ValueError(f"{pydicom.datadict.keyword_for_tag(tag) or tag} is a sequence")
     return dataset
+
+
+def _wrong_sequences(dataset: Dataset) -> list[BaseTag]:
+    """Return the elements that are sequences and must not be."""
+    items = {tag: dataset.get_item(tag) for tag in dataset.keys()}  # noqa: SIM118 - elements would be converted
+    return [
+        tag
+        for tag, item in items.items()
+        if item is not None and item.VR == "SQ" and not _may_be_sequence(int(tag))
+    ]
 
 
 def bare_syntax(dataset: Dataset) -> UID | None:

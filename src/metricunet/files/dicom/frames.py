@@ -20,7 +20,7 @@ from metricunet.files.dicom.slice import ENHANCED_CT, check_no_localizer
 _OF_THE_FILE = [
     *("SOPClassUID", "SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID"),
     *("FrameOfReferenceUID", "Rows", "Columns", "SamplesPerPixel"),
-    *("BitsAllocated", "BitsStored", "PixelRepresentation"),
+    *("BitsAllocated", "BitsStored", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
 ]
 #: Single-frame name: the functional group that holds it, and its name there.
 _OF_A_FRAME = {
@@ -84,7 +84,12 @@ def _as_single_frame(file: DicomFile, shared: Dataset, own: Dataset, number: int
     flat = Dataset()
     for keyword in _OF_THE_FILE:
         if keyword in file.dataset:
-            flat.add(file.dataset[keyword])
+            try:
+                flat.add(file.dataset[keyword])
+            except DAMAGE as error:
+                raise InputError(
+                    f"{file.path}: {keyword} cannot be read ({one_line(error)}); copy or export it again"
+                ) from error
     for keyword, (group, element) in _OF_A_FRAME.items():
         value = _element(file, shared, own, group, element, number)
         if value is not None:
@@ -103,4 +108,10 @@ def _element(file: DicomFile, shared: Dataset, own: Dataset, group: str, element
     items = in_own or in_shared
     if len(items) > 1:
         raise InputError(f"{file.path}: frame {number}: {group} has {len(items)} items, expected one")
-    return items[0].get(element) if items else None
+    try:
+        return items[0].get(element) if items else None
+    except DAMAGE as error:
+        raise InputError(
+            f"{file.path}: frame {number}: {element} in {group} cannot be read ({one_line(error)}); "
+            "copy or export it again"
+        ) from error

@@ -30,7 +30,7 @@ from metricunet.files.dicom.file import (
     begins_bare,
     parsed,
     plain_text,
-    read_dataset,
+    read_readable,
 )
 
 #: What travels with a planning CT and is no scan of its own: passed over in a search.
@@ -41,17 +41,16 @@ _TAGS = [
     *("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
     *("SamplesPerPixel", "NumberOfFrames", "BitsAllocated", "BitsStored", "PixelRepresentation"),
-    *("RescaleIntercept", "RescaleSlope", "RescaleType"),
+    *("RescaleIntercept", "RescaleSlope", "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("AcquisitionNumber", "ConvolutionKernel", "SliceThickness", "SpacingBetweenSlices"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
 
 #: Those of them that are texts. pydicom interprets an element when it is first asked for, and may fail only then:
-#: these are asked for at once, numbers where a fault of theirs can be named.
+#: these are asked for at once, numbers and functional groups where a fault of theirs can be named.
 _TEXTS = [
     *("ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesDescription", "PatientID"),
     *("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "RescaleType", "ConvolutionKernel"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
 
 #: What pydicom raises for a file that is damaged rather than foreign.
@@ -156,7 +155,7 @@ def read_dicom_file(path: Path) -> DicomFile | None:
                     raise EOFError(f"{_likeness(beginning)}; remove it if it is no slice")
                 return None
             for keyword in _TEXTS:
-                dataset.get(keyword)
+                _interpret(dataset, keyword)
             if _ends_early(dataset):
                 # The last element that was read may itself be cut off, so it tells nothing.
                 if any(tag > _SERIES_UID for tag in dataset.keys()):  # noqa: SIM118 - a Dataset iterates elements
@@ -174,13 +173,16 @@ def read_dicom_file(path: Path) -> DicomFile | None:
 
 
 def read_full_header(path: Path) -> pydicom.Dataset:
-    """Read every element of a file but its pixels.
+    """Read every element of a file but its pixels, and leave out those that cannot be interpreted.
+
+    What the intake needs it has read before, and named where it could not be read. What else a scanner wrote, as
+    private sequences or numbers of half their length, costs nobody the scan.
 
     Raises:
-        InputError: if an element is damaged.
+        InputError: if the header is damaged, so that its elements cannot be told apart.
     """
     try:
-        dataset = read_dataset(path, stop_before_pixels=True)
+        dataset = read_readable(path, stop_before_pixels=True)
         dataset.decode()
     except (*DAMAGE, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, error) from error
@@ -197,6 +199,13 @@ def text_of(dataset: pydicom.Dataset, keyword: str) -> str:
     """A text as it may stand in a message: one line of at most 64 characters, empty where there is none."""
     text = plain_text(dataset, keyword)
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:64].rstrip()
+
+
+def _interpret(dataset: pydicom.Dataset, keyword: str) -> None:
+    try:
+        dataset.get(keyword)
+    except DAMAGE as error:
+        raise ValueError(f"{keyword} cannot be read: {one_line(error)}") from error
 
 
 def _damaged(path: Path, error: BaseException, series_uid: str = "") -> DamagedFileError:
@@ -285,8 +294,10 @@ def _pixel_fault(handle: BinaryIO, dataset: pydicom.Dataset, syntax: str) -> str
         return None if fragments >= frames else f"{few}; copy or export it again"
     if handle.tell() + length > size:
         return truncated
-    wanted = frames * int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) * 2
-    if length < wanted and int(dataset.get("BitsAllocated") or 0) == 16:
+    # A number that is none is named when the slice is read.
+    rows, columns, bits = (int(optional_number(dataset, k)) for k in ("Rows", "Columns", "BitsAllocated"))
+    wanted = frames * rows * columns * 2
+    if length < wanted and bits == 16:
         return f"pixel data hold {length} bytes, expected {wanted}; copy or export it again"
     return None
 
@@ -318,6 +329,16 @@ def values(dataset: pydicom.Dataset, keyword: str) -> Sequence[Any]:
     if value is None or value == "":
         return ()
     return [value] if isinstance(value, str | bytes | int | float) else list(value)
+
+
+def text_as_stored(dataset: pydicom.Dataset, keyword: str) -> str:
+    """An element's values as text, backslashes between; the bytes of one that is not what it should be."""
+    try:
+        return "\\".join(map(str, values(dataset, keyword)))
+    except DAMAGE:
+        item = dataset.get_item(keyword)
+        content = b"" if item is None else item.value
+        return content.decode("latin-1").strip(" \0") if isinstance(content, bytes) else str(content)
 
 
 def numbers(file: DicomFile, keyword: str, count: int) -> tuple[float, ...]:

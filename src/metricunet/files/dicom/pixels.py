@@ -18,7 +18,7 @@ from metricunet.files.dicom.codestream import has_codestreams
 from metricunet.files.dicom.decode import decode_in_processes, frames_apart, stored_frames
 from metricunet.files.dicom.header import DAMAGE, one_line
 from metricunet.files.dicom.slice import SliceHeader
-from metricunet.files.voxels import check_size
+from metricunet.files.voxels import AIR_HU, HIGHEST_HU, check_size
 
 #: Threads that read slices here.
 MOST_THREADS = 4
@@ -33,10 +33,10 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
 
     Returns:
         HU [slice, row, column]: int16 where every slope and intercept is whole and every value fits, float32
-        otherwise.
+        otherwise. Padding that the files state, and that would lie above all Hounsfield units, is air.
 
     Raises:
-        InputError: a slice that cannot be decoded, named.
+        InputError: a slice that cannot be decoded, named; padding of that kind that no file states.
     """
     first = slices[0]
     signed = first.bits[2] == 1
@@ -61,6 +61,8 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
         with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
             # The list is for the first error to surface.
             list(pool.map(decode, left))
+            for plane, header in zip(stored, slices, strict=True):
+                _set_padding_to_air(plane, header)
             return _rescaled(stored, slices, pool)
 
 
@@ -98,11 +100,54 @@ def _reason(path: Path, error: BaseException) -> str:
     return f"its pixels cannot be decoded, so it is truncated or damaged ({detail}); copy or export it again"
 
 
+def _set_padding_to_air(plane: NDArray[Any], header: SliceHeader) -> None:
+    """Put air where a slice without sign holds padding that was meant to be negative, as 63536 for -2000.
+
+    Padding below air stays as it is, since it is air to all that follows. So does what lies among Hounsfield
+    units: files state 0 or 4095 that hold tissue and metal of these values.
+    """
+    if header.padding is None:
+        return
+    low, high = header.padding
+    if low * header.slope + header.intercept <= HIGHEST_HU or int(plane.max()) < low:
+        return
+    air = round((AIR_HU - header.intercept) / header.slope)
+    limits = np.iinfo(plane.dtype)
+    plane[(plane >= low) & (plane <= high)] = min(max(air, limits.min), limits.max)
+
+
+def _check_padding_is_stated(stored: NDArray[Any], slices: tuple[SliceHeader, ...]) -> None:
+    """Name the cause where all that lies above Hounsfield units is one value, negative if it had a sign.
+
+    Raises:
+        InputError: it is padding that no file states.
+    """
+    found: set[int] = set()
+    count = 0
+    for plane, header in zip(stored, slices, strict=True):
+        above = plane[plane > (HIGHEST_HU - header.intercept) / header.slope]
+        found |= {int(above.min()), int(above.max())} if above.size else set()
+        count += above.size
+        if len(found) > 1:
+            return
+    for value in found:
+        if value >= 0x8000:
+            first = slices[0]
+            raise InputError(
+                f"{first.path.parent}: {100 * count / stored.size:.2g} % of the voxels hold the stored value "
+                f"{value}, which is {value * first.slope + first.intercept:g} HU. It stands for "
+                f"{value - 0x10000}, the padding outside the scan circle, and PixelPaddingValue does not say so: "
+                f"set PixelPaddingValue to {value} in the files, or export the series again without padding"
+            )
+
+
 def _rescaled(stored: NDArray[Any], slices: tuple[SliceHeader, ...], pool: ThreadPoolExecutor) -> NDArray[Any]:
     slopes = np.array([s.slope for s in slices])
     intercepts = np.array([s.intercept for s in slices])
     low = np.array(list(pool.map(lambda plane: int(plane.min()), stored))) * slopes + intercepts
     high = np.array(list(pool.map(lambda plane: int(plane.max()), stored))) * slopes + intercepts
+    if float(high.max()) > HIGHEST_HU and stored.dtype == np.uint16:
+        _check_padding_is_stated(stored, slices)
     limits = np.iinfo(np.int16)
     whole = bool(np.all(slopes == np.rint(slopes)) and np.all(intercepts == np.rint(intercepts)))
     if whole and low.min() >= limits.min and high.max() <= limits.max:

@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from metricunet.files.voxels import AIR_HU
 from metricunet.volume import FloatArray, Geometry
-
-#: What lies beside the slices.
-AIR_HU = -1000.0
 
 
 @dataclass(frozen=True, eq=False)

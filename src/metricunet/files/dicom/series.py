@@ -19,7 +19,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import UID
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, told
 from metricunet.files.dicom.copies import once_each
 from metricunet.files.dicom.frames import split_frames
 from metricunet.files.dicom.header import (
@@ -32,8 +32,15 @@ from metricunet.files.dicom.header import (
 from metricunet.files.dicom.pixels import read_hu
 from metricunet.files.dicom.resample import GapFilling, Untilting
 from metricunet.files.dicom.same import check_one_scan
-from metricunet.files.dicom.slice import NotCtSliceError, SliceHeader, check_kind, read_slice
-from metricunet.files.dicom.stack import Allow, stack_slices
+from metricunet.files.dicom.slice import (
+    NotCtSliceError,
+    SliceHeader,
+    check_kind,
+    is_localizer,
+    normal_of,
+    read_slice,
+)
+from metricunet.files.dicom.stack import LARGEST_TILT_DEGREES, Allow, stack_slices
 from metricunet.volume import FloatArray, Geometry, Volume
 
 Progress = Callable[[int, int], None]
@@ -134,6 +141,7 @@ class RefusedSeries:
         reason: what is wrong.
         is_scan: False for what is not at fault, but no CT scan either: localizers, reports, another modality.
         files: those of them that can be read.
+        error: what stopped the reading, where nobody foresaw it.
     """
 
     series_uid: str
@@ -143,6 +151,7 @@ class RefusedSeries:
     reason: str
     is_scan: bool = True
     files: tuple[Path, ...] = ()
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,7 @@ class _Damaged:
     reason: str
     #: False for what is no image at all.
     is_scan: bool = True
+    error: Exception | None = None
 
 
 def find_series(path: Path, allow: Allow = STRICT) -> SeriesSearch:
@@ -170,7 +180,9 @@ def find_series(path: Path, allow: Allow = STRICT) -> SeriesSearch:
 
     Images are grouped by SeriesInstanceUID. Files that are not DICOM, and DICOM objects that accompany a scan
     (structure sets, doses, plans, reports, DICOMDIR), are passed over. Images that cannot be used, and a scanner's
-    raw data, are listed. Links are followed, each file counts once, and so does a slice that was exported twice.
+    raw data, are listed. So is an overview image (scout) in the series of the slices that it lies across, and the
+    slices are read. Links are followed, each file counts once, and so does a slice that was exported twice.
+    Whatever goes wrong with a series, foreseen or not, costs no other.
 
     Args:
         path: a folder, or a file. A DICOMDIR stands for the folder that it lies in.
@@ -227,22 +239,34 @@ def _search_series(path: Path, allow: Allow, progress: Progress | None) -> Serie
         groups.setdefault(file.series_uid, []).append(file)
     series: list[CtSeries] = []
     refused: list[RefusedSeries] = []
-    told: set[str] = set()
+    said: set[str] = set()
     images.clear()  # a group's headers are let go when its series is made: a clinic's tree holds many
     for uid in list(groups):
         files = groups.pop(uid)
+        folder, paths = files[0].path.parent, tuple(file.path for file in files)
+        description = str(files[0].dataset.get("SeriesDescription", "") or "")
         try:
             _check_undamaged(uid, files, damaged)
-            series.append(_series(uid, files, allow))
+            slices, overviews = _without_overviews(files)
+            series.append(_series(uid, slices, allow))
         except InputError as error:
-            description = str(files[0].dataset.get("SeriesDescription", "") or "")
-            folder, reason = files[0].path.parent, str(error)
-            paths = tuple(file.path for file in files)
+            reason = str(error)
             refused.append(RefusedSeries(uid, description, folder, len(files), reason, _is_scan(files), paths))
-            told.add(reason)
+            said.add(reason)
+        except Exception as error:  # whatever it is, it costs this series alone
+            reason = f"{folder}: {told(error)}"
+            refused.append(RefusedSeries(uid, description, folder, len(files), reason, True, paths, error))
+        else:
+            for file in overviews:
+                reason = (
+                    f"{file.place}: ImageType says LOCALIZER, and the image lies across the slices of its series: "
+                    "an overview image, which is left out"
+                )
+                refused.append(RefusedSeries(uid, description, file.path.parent, 1, reason, False, (file.path,)))
     for lost in damaged:
-        if lost.reason not in told:
-            refused.append(RefusedSeries(lost.series_uid, "", lost.folder, 1, lost.reason, lost.is_scan))
+        if lost.reason not in said:
+            folder, is_scan = lost.folder, lost.is_scan
+            refused.append(RefusedSeries(lost.series_uid, "", folder, 1, lost.reason, is_scan, error=lost.error))
     return SeriesSearch(tuple(series), tuple(refused), tuple(sets))
 
 
@@ -287,9 +311,12 @@ def _read_images(
             progress(done, len(paths))
         try:
             file = read_dicom_file(path)
-        except DamagedFileError as error:
-            if not any((d.folder, d.series_uid) == (path.parent, error.series_uid) for d in damaged):
-                damaged.append(_Damaged(path.parent, error.series_uid, str(error)))
+        except Exception as error:  # whatever it is, it costs its own series alone, or those in this folder
+            known = isinstance(error, DamagedFileError)
+            uid = error.series_uid if isinstance(error, DamagedFileError) else ""
+            if not any((d.folder, d.series_uid) == (path.parent, uid) for d in damaged):
+                reason = str(error) if known else f"{path}: {told(error)}"
+                damaged.append(_Damaged(path.parent, uid, reason, error=None if known else error))
         else:
             if file is not None and file.is_image:
                 images.append(file)
@@ -323,6 +350,26 @@ def _is_scan(files: Sequence[DicomFile]) -> bool:
             pass
         return True
     return False
+
+
+def _without_overviews(files: Sequence[DicomFile]) -> tuple[list[DicomFile], list[DicomFile]]:
+    """Part the files of a series from its overview images (scouts), which some scanners put there.
+
+    One that lies across the slices can be none of them. One in their direction may be a slice that is marked
+    wrongly, so it stays, to be refused with all.
+    """
+    marked = [file for file in files if is_localizer(file)]
+    others = [normal_of(file) for file in files if not is_localizer(file)]
+    normals = [normal for normal in others if normal is not None]
+    if not marked or not normals:
+        return list(files), []
+    limit = np.cos(np.radians(LARGEST_TILT_DEGREES))
+    overviews = [
+        file
+        for file in marked
+        if (own := normal_of(file)) is not None and np.abs(np.array(normals) @ own).max() < limit
+    ]
+    return [file for file in files if not any(file is overview for overview in overviews)], overviews
 
 
 def _series(uid: str, files: Sequence[DicomFile], allow: Allow) -> CtSeries:

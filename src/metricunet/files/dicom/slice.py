@@ -13,7 +13,17 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
 from metricunet.errors import InputError
-from metricunet.files.dicom.header import DicomFile, numbers, optional_number, place, text_of, values, whole
+from metricunet.files.dicom.header import (
+    DAMAGE,
+    DicomFile,
+    numbers,
+    optional_number,
+    place,
+    text_as_stored,
+    text_of,
+    values,
+    whole,
+)
 from metricunet.volume import FloatArray
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -50,6 +60,8 @@ class SliceHeader:
     #: SliceThickness and SpacingBetweenSlices; None where it states none.
     thickness_mm: float | None
     stated_step_mm: float | None
+    #: Lowest and highest stored value that is padding, not tissue; None where it states none.
+    padding: tuple[int, int] | None
 
     @property
     def place(self) -> str:
@@ -93,13 +105,29 @@ def check_kind(file: DicomFile) -> None:
     _check_transfer_syntax(file)
 
 
+def is_localizer(file: DicomFile) -> bool:
+    """Tell whether ImageType (or FrameType) says LOCALIZER: an overview image, or scout."""
+    return "LOCALIZER" in [str(value).upper() for value in values(file.dataset, "ImageType")]
+
+
+def normal_of(file: DicomFile) -> FloatArray | None:
+    """Return the unit vector across an image, in LPS; None where it does not state two directions in its plane."""
+    try:
+        across, down = np.asarray(numbers(file, "ImageOrientationPatient", 6)).reshape(2, 3)
+    except InputError:
+        return None
+    normal = np.cross(across, down)
+    length = float(np.linalg.norm(normal))
+    return None if abs(length - 1) > UNIT_TOLERANCE else np.asarray(normal / length, dtype=np.float64)
+
+
 def check_no_localizer(file: DicomFile) -> None:
     """Refuse an overview image.
 
     Raises:
         NotCtSliceError: ImageType (or FrameType) says LOCALIZER.
     """
-    if "LOCALIZER" in [str(value).upper() for value in values(file.dataset, "ImageType")]:
+    if is_localizer(file):
         field = "ImageType" if file.frame is None else "FrameType"
         raise NotCtSliceError(
             f"{file.place}: {field} says LOCALIZER: an overview image, not a slice; remove it from the series"
@@ -149,11 +177,35 @@ def read_slice(file: DicomFile) -> SliceHeader:
         slope=slope,
         intercept=intercept,
         compressed=UID(file.transfer_syntax).is_compressed,
-        acquisition="\\".join(map(str, values(dataset, "AcquisitionNumber"))),
-        kernel="\\".join(map(str, values(dataset, "ConvolutionKernel"))),
+        acquisition=text_as_stored(dataset, "AcquisitionNumber"),
+        kernel=text_as_stored(dataset, "ConvolutionKernel"),
         thickness_mm=optional_number(dataset, "SliceThickness") or None,
         stated_step_mm=abs(optional_number(dataset, "SpacingBetweenSlices")) or None,
+        padding=_padding(file, signed=bits[2] == 1),
     )
+
+
+def _padding(file: DicomFile, signed: bool) -> tuple[int, int] | None:
+    """The stored values that PixelPaddingValue, and PixelPaddingRangeLimit if there is one, say are padding.
+
+    They are of the pixels' own kind, and yet many programs write -2000 for pixels without sign, or 63536 for
+    those with: the 16 bits are the same.
+    """
+    ends: list[int] = []
+    for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        try:
+            bits = [_sixteen_bits(value) for value in values(file.dataset, keyword)]
+        except DAMAGE:
+            bits = []
+        ends += [value - 0x10000 if signed and value >= 0x8000 else value for value in bits[:1]]
+        if not ends:
+            return None
+    return min(ends), max(ends)
+
+
+def _sixteen_bits(value: float | str | bytes) -> int:
+    """The bits of a number; it stays bytes where nothing tells whether it has a sign."""
+    return (int.from_bytes(value[:2], "little") if isinstance(value, bytes) else int(value)) & 0xFFFF
 
 
 def _check_transfer_syntax(file: DicomFile) -> None:
