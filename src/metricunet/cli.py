@@ -372,12 +372,13 @@ def bench(
 
 
 @app.command()
-def validate(output: Output, json: Json = False) -> None:
+@app.command("validate", hidden=True)  # its name until 0.1.0
+def commission(output: Output, json: Json = False) -> None:
     """Send analytic shapes through every door and back, for commissioning: half a minute, a page to sign."""
-    from metricunet.workflows.validate.run import validate as run
+    from metricunet.workflows.commission.run import commission as run
 
     with progress_bars() as bar:
-        result = run(output, progress=bar("validating"))
+        result = run(output, progress=bar("commissioning"))
     if json:
         _print_json(result.to_json())
     else:

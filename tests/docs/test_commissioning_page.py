@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from metricunet.workflows.validate.run import GROUPS
-from metricunet.workflows.validate.subjects import PLANS
+from metricunet.workflows.commission.run import GROUPS
+from metricunet.workflows.commission.subjects import PLANS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "commissioning.md").read_text(encoding="utf-8")
 

@@ -22,9 +22,9 @@ from metricunet.files.rtstruct.registration import Registration
 from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.files.seg.write import write_seg
 from metricunet.volume import Geometry, Volume
-from metricunet.workflows.validate import contours, measures, others, prediction, scans, sets, subjects
-from metricunet.workflows.validate.checks import Check, checked
-from metricunet.workflows.validate.subjects import Plan, Site, make_site
+from metricunet.workflows.commission import measures, other_programs, scans, structure_sets, subjects, two_stages
+from metricunet.workflows.commission.checks import Check, checked
+from metricunet.workflows.commission.subjects import Plan, Site, make_site
 
 Patch = pytest.MonkeyPatch
 
@@ -63,7 +63,7 @@ def faulty_writer(monkeypatch: Patch, fault: Callable[[Path], None]) -> None:
         fault(path)
         return done
 
-    monkeypatch.setattr(contours, "write_rtstruct", write)
+    monkeypatch.setattr(structure_sets, "write_rtstruct", write)
 
 
 def shifted(points: Any, by: Sequence[float]) -> Any:
@@ -79,18 +79,18 @@ class TestContours:
     def test_shifted_by_half_a_pixel(self, site: Site, monkeypatch: Patch) -> None:
         faulty_writer(monkeypatch, lambda path: move(path, lambda p: shifted(p, (0.4, 0, 0))))
         # Filled at voxels' centres, which a shift to the right by just half a pixel leaves on the same side.
-        assert failures(contours.voxel_edges, site) == {CORNERS}
-        assert failures(contours.between_voxels, site) == {MASK, CURVE}
+        assert failures(structure_sets.voxel_edges, site) == {CORNERS}
+        assert failures(structure_sets.between_voxels, site) == {MASK, CURVE}
 
     def test_shifted_by_half_a_slice(self, site: Site, monkeypatch: Patch) -> None:
         faulty_writer(monkeypatch, lambda path: move(path, lambda p: shifted(p, (0, 0, -2.5))))
-        assert PLANE in failures(contours.voxel_edges, site)
+        assert PLANE in failures(structure_sets.voxel_edges, site)
 
     def test_mirrored_left_to_right(self, site: Site, monkeypatch: Patch) -> None:
         middle = site.plan.middle_mm[0]
         faulty_writer(monkeypatch, lambda path: move(path, lambda p: p * (-1, 1, 1) + (2 * middle, 0, 0)))
-        assert failures(contours.voxel_edges, site) == {MASK}
-        assert failures(contours.between_voxels, site) == {MASK, CURVE}
+        assert failures(structure_sets.voxel_edges, site) == {MASK}
+        assert failures(structure_sets.between_voxels, site) == {MASK, CURVE}
 
     def test_a_slice_dropped(self, site: Site, monkeypatch: Patch) -> None:
         def drop(path: Path) -> None:
@@ -105,8 +105,8 @@ class TestContours:
             edit(path, on)
 
         faulty_writer(monkeypatch, drop)
-        assert failures(contours.voxel_edges, site) == {MASK, VOLUME}
-        assert failures(contours.between_voxels, site) == {MASK, VOLUME}
+        assert failures(structure_sets.voxel_edges, site) == {MASK, VOLUME}
+        assert failures(structure_sets.between_voxels, site) == {MASK, VOLUME}
 
     def test_points_on_the_centres_of_the_outermost_pixels(self, site: Site, monkeypatch: Patch) -> None:
         def shrink(points: Any) -> Any:
@@ -114,8 +114,8 @@ class TestContours:
             return middle + (points - middle) * (1 - 0.5 / np.maximum(np.abs(points - middle).max(axis=0), 1))
 
         faulty_writer(monkeypatch, lambda path: move(path, shrink))
-        assert failures(contours.voxel_edges, site) >= {MASK, VOLUME}
-        assert failures(contours.between_voxels, site) >= {MASK, VOLUME, CURVE}
+        assert failures(structure_sets.voxel_edges, site) >= {MASK, VOLUME}
+        assert failures(structure_sets.between_voxels, site) >= {MASK, VOLUME, CURVE}
 
     def test_another_image_named(self, site: Site, monkeypatch: Patch) -> None:
         def rename(dataset: Dataset) -> None:
@@ -123,15 +123,15 @@ class TestContours:
             contour.ContourImageSequence[0].ReferencedSOPInstanceUID = site.series.sop_uids[0]
 
         faulty_writer(monkeypatch, lambda path: edit(path, rename))
-        assert failures(contours.voxel_edges, site) == {PLANE}
+        assert failures(structure_sets.voxel_edges, site) == {PLANE}
 
     def test_smoothing_that_goes_too_far(self, site: Site, monkeypatch: Patch) -> None:
         def push(path: Path) -> None:
-            if path.name == contours.SMOOTH:
+            if path.name == structure_sets.SMOOTH:
                 move(path, lambda p: shifted(p, (0.6, 0, 0)))
 
         faulty_writer(monkeypatch, push)
-        assert failures(contours.smoothing, site) == {"Smoothing of up to 0.5 mm, largest move"}
+        assert failures(structure_sets.smoothing, site) == {"Smoothing of up to 0.5 mm, largest move"}
 
     @pytest.mark.parametrize(
         ("way", "failing"),
@@ -144,8 +144,8 @@ class TestContours:
         def write(path: Path, *args: Any, **more: Any) -> Any:
             return write_rtstruct(path, *args, **more | {"holes": way})
 
-        monkeypatch.setattr(contours, "write_rtstruct", write)
-        assert failures(contours.holes, site) == failing
+        monkeypatch.setattr(structure_sets, "write_rtstruct", write)
+        assert failures(structure_sets.holes, site) == failing
 
 
 class TestScans:
@@ -166,7 +166,7 @@ class TestScans:
         site = make_site(plan, tmp_path / "swapped")
         assert failures(scans.dicom_in, site) == {"Grid against the header's equation"}
         assert failures(scans.nifti, site) >= {"Grid, by nibabel and by ours"}
-        assert CURVE in failures(contours.between_voxels, site)
+        assert CURVE in failures(structure_sets.between_voxels, site)
 
     def test_hu_off_by_one(self, site: Site, monkeypatch: Patch) -> None:
         scan = site.series.read()
@@ -201,15 +201,15 @@ class TestSets:
     @pytest.fixture
     def with_set(self, site: Site) -> Site:
         """The site after its sub-voxel structure set has been written."""
-        assert failures(contours.between_voxels, site) == set()
+        assert failures(structure_sets.between_voxels, site) == set()
         return site
 
     def test_sound(self, with_set: Site) -> None:
-        assert failures(sets.adding, with_set) == set()
-        assert failures(sets.registered, with_set) == set()
+        assert failures(structure_sets.adding, with_set) == set()
+        assert failures(structure_sets.registered, with_set) == set()
 
     def test_a_structure_of_others_touched(self, with_set: Site, monkeypatch: Patch) -> None:
-        add = sets.add_to_rtstruct
+        add = structure_sets.add_to_rtstruct
 
         def recolour(dataset: Dataset) -> None:
             dataset.ROIContourSequence[1].ROIDisplayColor = [1, 2, 3]
@@ -218,13 +218,13 @@ class TestSets:
             add(before, after, *args, **more)
             edit(after, recolour)
 
-        monkeypatch.setattr(sets, "add_to_rtstruct", write)
-        assert failures(sets.adding, with_set) == {"Structures that were there"}
+        monkeypatch.setattr(structure_sets, "add_to_rtstruct", write)
+        assert failures(structure_sets.adding, with_set) == {"Structures that were there"}
 
     def test_a_registration_the_other_way(self, with_set: Site, monkeypatch: Patch) -> None:
         matrix = Registration.matrix
         monkeypatch.setattr(Registration, "matrix", lambda self, a, b: np.linalg.inv(matrix(self, a, b)))
-        assert "Turned and shifted, against the matrix" in failures(sets.registered, with_set)
+        assert "Turned and shifted, against the matrix" in failures(structure_sets.registered, with_set)
 
     def test_seg_drops_a_slice_or_moves(self, site: Site, monkeypatch: Patch) -> None:
         def write(path: Path, series: CtSeries, structures: Any, **more: Any) -> None:
@@ -236,9 +236,9 @@ class TestSets:
                 cut.append(replace(structure, mask=structure.mask.with_array(array)))
             write_seg(path, series, [s for s in cut if s.mask.array.any()], **more)
 
-        monkeypatch.setattr(sets, "write_seg", write)
+        monkeypatch.setattr(structure_sets, "write_seg", write)
         monkeypatch.setattr(type(site), "structures", [s for s in site.structures if s.name != "thin disc"])
-        assert failures(sets.segmentations, site) == {MASK, "Frames at their positions, by pydicom"}
+        assert failures(structure_sets.segmentations, site) == {MASK, "Frames at their positions, by pydicom"}
 
     def test_seg_at_a_wrong_position(self, site: Site, monkeypatch: Patch) -> None:
         def rise(dataset: Dataset) -> None:
@@ -250,8 +250,8 @@ class TestSets:
             write_seg(path, *args, **more)
             edit(path, rise)
 
-        monkeypatch.setattr(sets, "write_seg", write)
-        assert failures(sets.segmentations, site) == {"Frames at their positions, by pydicom"}
+        monkeypatch.setattr(structure_sets, "write_seg", write)
+        assert failures(structure_sets.segmentations, site) == {"Frames at their positions, by pydicom"}
 
 
 class TestArithmetic:
@@ -305,7 +305,7 @@ class TestPrediction:
         ids=["mirrored", "a voxel off", "a slice dropped"],
     )
     def test_masks(self, site: Site, monkeypatch: Patch, fault: Callable[[Any], Any], failing: set[str]) -> None:
-        predict = prediction.predict
+        predict = two_stages.predict
 
         def wrong(paths: Sequence[Path], models: Any, output: Path, **more: Any) -> None:
             predict(paths, models, output, **more)
@@ -313,12 +313,12 @@ class TestPrediction:
                 mask = read_labels(path)
                 write_nifti(path, mask.with_array(np.ascontiguousarray(fault(mask.array))))
 
-        monkeypatch.setattr(prediction, "predict", wrong)
-        monkeypatch.setattr(prediction, "_orders", lambda site, model: [])
-        assert failures(prediction.two_stages, site) >= {*failing, "RTSTRUCT and SEG against the NIfTI"}
+        monkeypatch.setattr(two_stages, "predict", wrong)
+        monkeypatch.setattr(two_stages, "_orders", lambda site, model: [])
+        assert failures(two_stages.two_stages, site) >= {*failing, "RTSTRUCT and SEG against the NIfTI"}
 
     def test_one_order_of_axes_gone_wrong(self, site: Site, monkeypatch: Patch) -> None:
-        predict = prediction.predict
+        predict = two_stages.predict
 
         def wrong(paths: Sequence[Path], models: Any, output: Path, **more: Any) -> None:
             predict(paths, models, output, **more)
@@ -327,33 +327,33 @@ class TestPrediction:
                 mask = read_labels(path)
                 write_nifti(path, mask.with_array(mask.array[:, ::-1].copy()), like=path)
 
-        monkeypatch.setattr(prediction, "predict", wrong)
-        assert failures(prediction.two_stages, site) == {"NIfTI in all 48 orders and directions of axes"}
+        monkeypatch.setattr(two_stages, "predict", wrong)
+        assert failures(two_stages.two_stages, site) == {"NIfTI in all 48 orders and directions of axes"}
 
 
 class TestJudges:
     @pytest.fixture
     def written(self, site: Site) -> Site:
-        assert failures(contours.voxel_edges, site) | failures(contours.between_voxels, site) == set()
+        assert failures(structure_sets.voxel_edges, site) | failures(structure_sets.between_voxels, site) == set()
         return site
 
     def test_plastimatch(self, written: Site) -> None:
-        if others.version_of("plastimatch") is None:
+        if other_programs.version_of("plastimatch") is None:
             pytest.skip("plastimatch is not installed")
-        assert failures(others.by_plastimatch, written) == set()
-        move(written.folder / contours.BETWEEN, lambda p: shifted(p, (0.4, 0, 0)))
-        assert failures(others.by_plastimatch, written) >= {"Sub-voxel contours: mask"}
+        assert failures(other_programs.by_plastimatch, written) == set()
+        move(written.folder / structure_sets.BETWEEN, lambda p: shifted(p, (0.4, 0, 0)))
+        assert failures(other_programs.by_plastimatch, written) >= {"Sub-voxel contours: mask"}
 
     def test_dciodvfy(self, written: Site) -> None:
-        if others.version_of("dciodvfy") is None:
+        if other_programs.version_of("dciodvfy") is None:
             pytest.skip("dciodvfy is not installed (Debian: dicom3tools)")
-        assert failures(others.by_dciodvfy, written) == set()
-        edit(written.folder / contours.BETWEEN, lambda dataset: delattr(dataset, "StructureSetLabel"))
-        assert failures(others.by_dciodvfy, written) == {"Structure sets, 2 files"}
+        assert failures(other_programs.by_dciodvfy, written) == set()
+        edit(written.folder / structure_sets.BETWEEN, lambda dataset: delattr(dataset, "StructureSetLabel"))
+        assert failures(other_programs.by_dciodvfy, written) == {"Structure sets, 2 files"}
 
     def test_judges_that_are_not_there(self, site: Site, monkeypatch: Patch) -> None:
-        monkeypatch.setattr(others.shutil, "which", lambda program: None)
-        checks = [*others.by_plastimatch([site]), *others.by_dciodvfy([site])]
+        monkeypatch.setattr(other_programs.shutil, "which", lambda program: None)
+        checks = [*other_programs.by_plastimatch([site]), *other_programs.by_dciodvfy([site])]
         assert [check.status for check in checks] == ["not run"] * 6
         assert checks[0].reason == "plastimatch is not installed (Debian: plastimatch)"
-        assert others.version_of("plastimatch") is None
+        assert other_programs.version_of("plastimatch") is None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metricunet.workflows.validate.subjects import PLANS, Plan, Site, make_site
+from metricunet.workflows.commission.subjects import PLANS, Plan, Site, make_site
 
 
 @pytest.fixture

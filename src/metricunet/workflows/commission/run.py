@@ -15,18 +15,31 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, machine
-from metricunet.workflows.validate.checks import Check, checked
-from metricunet.workflows.validate.contours import between_voxels, holes, smoothing, voxel_edges
-from metricunet.workflows.validate.measures import spheres, volumes
-from metricunet.workflows.validate.others import DCIODVFY, PLASTIMATCH, by_dciodvfy, by_plastimatch, version_of
-from metricunet.workflows.validate.prediction import two_stages
-from metricunet.workflows.validate.report import render_report
-from metricunet.workflows.validate.scans import dicom_in, itk, nifti
-from metricunet.workflows.validate.sets import adding, registered, segmentations
-from metricunet.workflows.validate.subjects import PLANS, Plan, Site, make_site
+from metricunet.workflows.commission.checks import Check, checked
+from metricunet.workflows.commission.measures import spheres, volumes
+from metricunet.workflows.commission.other_programs import (
+    DCIODVFY,
+    PLASTIMATCH,
+    by_dciodvfy,
+    by_plastimatch,
+    version_of,
+)
+from metricunet.workflows.commission.report import render_report
+from metricunet.workflows.commission.scans import dicom_in, itk, nifti
+from metricunet.workflows.commission.structure_sets import (
+    adding,
+    between_voxels,
+    holes,
+    registered,
+    segmentations,
+    smoothing,
+    voxel_edges,
+)
+from metricunet.workflows.commission.subjects import PLANS, Plan, Site, make_site
+from metricunet.workflows.commission.two_stages import two_stages
 
 Checks = Callable[[Sequence[Site]], Iterable[Check]]
-REPORT, RESULTS, FILES = "report.html", "validate.json", "files"
+REPORT, RESULTS, FILES = "report.html", "commission.json", "files"
 #: Whose versions the report states: everything that reads, writes or computes.
 PACKAGES = ("numpy", "scipy", "torch", "pydicom", "python-gdcm", "highdicom", "nibabel")
 #: In this order: later ones use the files of earlier ones.
@@ -50,7 +63,7 @@ GROUPS: dict[str, Checks] = {
 
 
 @dataclass(frozen=True)
-class Validation:
+class Commissioning:
     """What became of all checks.
 
     Attributes:
@@ -111,29 +124,29 @@ class Validation:
         }
 
 
-def validate(
+def commission(
     output: Path,
     *,
     plans: Sequence[Plan] = PLANS,
     progress: Callable[[int, int], None] | None = None,
-) -> Validation:
+) -> Commissioning:
     """Send analytic shapes through every door and back, and report how they came through.
 
     Args:
-        output: folder of report.html, files/ with all that was written, and validate.json, the results and the
-            record. Nothing is there before all is done; only files of an earlier validation are replaced.
+        output: folder of report.html, files/ with all that was written, and commission.json, the results and the
+            record. Nothing is there before all is done; only files of an earlier commissioning are replaced.
         plans: scan geometries.
         progress: called with (done, all).
 
     Raises:
-        InputError: the folder holds a file that is not an earlier validation's or was changed since, or cannot
+        InputError: the folder holds a file that is not an earlier commissioning's or was changed since, or cannot
             be written.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, expected a folder for the results; choose another with -o")
-    own = OwnFiles(output, RESULTS, "validate")
+    own = OwnFiles(output, RESULTS, "commission")
     own.check_alone()
-    record = RunRecord("validate", {"output": output})
+    record = RunRecord("commission", {"output": output})
     advance = progress or (lambda done, total: None)
     advance(0, len(GROUPS))
     try:
@@ -143,7 +156,7 @@ def validate(
         for done, (name, run) in enumerate(GROUPS.items(), start=1):
             checks += checked(name, lambda run=run: run(sites()))  # type: ignore[misc]
             advance(done, len(GROUPS))
-        result = Validation(
+        result = Commissioning(
             checks=tuple(checks),
             plans=tuple(plans),
             environment=environment(),

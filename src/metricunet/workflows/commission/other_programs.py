@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.files.nifti import read_nifti
-from metricunet.workflows.validate.checks import Check, Finding
-from metricunet.workflows.validate.contours import BETWEEN, VOLUME_TOLERANCE_PERCENT, VOXEL_EDGES, VOXELS
-from metricunet.workflows.validate.subjects import Site
+from metricunet.workflows.commission.checks import Check, Finding
+from metricunet.workflows.commission.structure_sets import BETWEEN, VOLUME_TOLERANCE_PERCENT, VOXEL_EDGES, VOXELS
+from metricunet.workflows.commission.subjects import Site
 
 PLASTIMATCH, DCIODVFY = "plastimatch", "dciodvfy"
 #: Debian's packages that bring them.

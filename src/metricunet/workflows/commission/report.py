@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from metricunet import __version__
-from metricunet.workflows.validate.subjects import ISLAND
+from metricunet.workflows.commission.subjects import ISLAND
 
 if TYPE_CHECKING:
-    from metricunet.workflows.validate.run import Validation
+    from metricunet.workflows.commission.run import Commissioning
 
 #: The checks whose measurements carry the shapes' volumes: sub-voxel contours, and voxels' edges for the island.
 VOLUMES, ISLAND_VOLUMES = (
@@ -28,12 +28,12 @@ class VolumeCell:
     against_solid: float
 
 
-def render_report(result: Validation) -> str:
+def render_report(result: Commissioning) -> str:
     """Return the report's HTML, which needs no other file."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("metricunet.workflows.validate"),
+        loader=PackageLoader("metricunet.workflows.commission"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -50,7 +50,7 @@ def render_report(result: Validation) -> str:
     )
 
 
-def volume_table(result: Validation) -> dict[tuple[str, str], VolumeCell]:
+def volume_table(result: Commissioning) -> dict[tuple[str, str], VolumeCell]:
     """Return the volumes that were written, by geometry and shape."""
     cells = {}
     for check in result.checks:

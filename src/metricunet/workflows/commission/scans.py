@@ -16,8 +16,8 @@ from metricunet.files.dicom.series import find_series
 from metricunet.files.nifti import read_nifti, write_nifti
 from metricunet.files.scan import read_scan
 from metricunet.volume import FloatArray, Geometry, Volume
-from metricunet.workflows.validate.checks import Check, Finding
-from metricunet.workflows.validate.subjects import Plan, Site
+from metricunet.workflows.commission.checks import Check, Finding
+from metricunet.workflows.commission.subjects import Plan, Site
 
 #: Coordinates are written with six decimals, and NIfTI holds its affine in float32.
 PLACE_TOLERANCE_MM = 0.001

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from metricunet.workflows.validate.shapes import Ellipse, Part, Rectangle, Shape
-from metricunet.workflows.validate.subjects import PLANS, Plan
+from metricunet.workflows.commission.subjects import PLANS, Ellipse, Part, Plan, Rectangle, Shape
 
 Field = NDArray[np.float64]
 

@@ -11,39 +11,39 @@ from pathlib import Path
 import pytest
 
 from metricunet.errors import InputError
-from metricunet.workflows.validate import run, scans
-from metricunet.workflows.validate.checks import Check, Finding, checked
-from metricunet.workflows.validate.report import render_report
-from metricunet.workflows.validate.run import summary_line, validate
-from metricunet.workflows.validate.subjects import PLANS
+from metricunet.workflows.commission import run, scans
+from metricunet.workflows.commission.checks import Check, Finding, checked
+from metricunet.workflows.commission.report import render_report
+from metricunet.workflows.commission.run import commission, summary_line
+from metricunet.workflows.commission.subjects import PLANS
 from tests.support.command import Command
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> run.Validation:
+def done(tmp_path_factory: pytest.TempPathFactory) -> run.Commissioning:
     """All checks on one geometry."""
-    return validate(tmp_path_factory.mktemp("v") / "out", plans=PLANS[-1:])
+    return commission(tmp_path_factory.mktemp("v") / "out", plans=PLANS[-1:])
 
 
 class TestWhole:
-    def test_everything_passes_here(self, done: run.Validation) -> None:
+    def test_everything_passes_here(self, done: run.Commissioning) -> None:
         assert done.verdict == "pass", done.text()
         assert [name for name, _ in done.groups] == list(run.GROUPS)
         assert not any(line.startswith("fail") for line in done.text().splitlines())
 
-    def test_the_folder(self, done: run.Validation) -> None:
+    def test_the_folder(self, done: run.Commissioning) -> None:
         folder = done.report.parent
         assert sorted(path.name for path in folder.iterdir()) == [
+            "commission.json",
             "files",
             "report.html",
-            "validate.json",
         ]
-        results = json.loads((folder / "validate.json").read_text())
+        results = json.loads((folder / "commission.json").read_text())
         assert (results["verdict"], results["checks_failed"]) == ("pass", 0)
         assert results["checks_total"] == len(results["checks"]) == len(done.checks)
         assert all(check["findings"] for check in results["checks"] if check["status"] == "pass")
         assert {"numpy", "torch", "pydicom", "highdicom"} <= results["environment"]["packages"].keys()
-        assert json.loads((folder / "validate.json").read_text())["command"] == "validate"
+        assert json.loads((folder / "commission.json").read_text())["command"] == "commission"
         # Left for the planning system: the scan and structure sets on it.
         assert len(list((folder / "files" / "E" / "ct").iterdir())) == PLANS[-1].grid.shape[0]
         assert {"voxel-edges.rtstruct.dcm", "sub-voxel.rtstruct.dcm", "masks.seg.dcm"} <= {
@@ -51,7 +51,7 @@ class TestWhole:
         }
         assert not list((folder / "files").rglob("plastimatch"))
 
-    def test_the_report_says_what_was_found(self, done: run.Validation) -> None:
+    def test_the_report_says_what_was_found(self, done: run.Commissioning) -> None:
         page = done.report.read_text()
         text = " ".join(re.sub("<[^>]*>", " ", page).split())
         for check in done.checks:
@@ -68,16 +68,16 @@ class TestWhole:
     ) -> None:
         monkeypatch.setattr(run, "GROUPS", {"NRRD, MetaImage in": run.GROUPS["NRRD, MetaImage in"]})
         out = tmp_path / "out"
-        validate(out, plans=PLANS[-1:])
+        commission(out, plans=PLANS[-1:])
         first = {path for path in out.rglob("*") if path.is_file()}
-        validate(out, plans=PLANS[-1:])
+        commission(out, plans=PLANS[-1:])
         assert {path for path in out.rglob("*") if path.is_file()} == first
         for name in ("old.txt", "E/ct/00001.dcm"):
             other = out / "files" / name
             kept = other.read_bytes() if other.exists() else b""
             other.write_bytes(kept + b"mine")
-            with pytest.raises(InputError, match=f"{other}: was not written by an earlier validate"):
-                validate(out, plans=PLANS[-1:])
+            with pytest.raises(InputError, match=f"{other}: was not written by an earlier commission"):
+                commission(out, plans=PLANS[-1:])
             assert other.read_bytes() == kept + b"mine"
             if kept:
                 other.write_bytes(kept)
@@ -85,8 +85,8 @@ class TestWhole:
                 other.unlink()
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.txt").write_text("dear")
-        with pytest.raises(InputError, match="was not written by an earlier validate"):
-            validate(tmp_path / "mine")
+        with pytest.raises(InputError, match="was not written by an earlier commission"):
+            commission(tmp_path / "mine")
         assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
@@ -96,10 +96,10 @@ class TestCommand:
         monkeypatch.setattr(
             run, "GROUPS", {name: run.GROUPS[name] for name in ("DICOM CT in", "NRRD, MetaImage in")}
         )
-        monkeypatch.setattr(run, "validate", partial(validate, plans=PLANS[-1:]))
+        monkeypatch.setattr(run, "commission", partial(commission, plans=PLANS[-1:]))
 
     def test_status_0(self, metricunet: Command, tmp_path: Path, one_geometry: None) -> None:
-        ended = metricunet("validate", "-o", tmp_path / "out")
+        ended = metricunet("commission", "-o", tmp_path / "out")
         assert (ended.status, ended.err) == (0, "")
         assert ended.out.splitlines() == [
             "pass     DICOM CT in: 3 checks",
@@ -112,7 +112,7 @@ class TestCommand:
         self, metricunet: Command, tmp_path: Path, one_geometry: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(scans, "read_scan", lambda path: (_ for _ in ()).throw(RuntimeError("broken\ndoor")))
-        ended = metricunet("validate", "-o", tmp_path / "out", "--json")
+        ended = metricunet("commission", "-o", tmp_path / "out", "--json")
         assert ended.status == 1
         results = json.loads(ended.out)
         assert (results["verdict"], results["checks_failed"], results["checks_total"]) == ("fail", 1, 4)
@@ -120,11 +120,11 @@ class TestCommand:
         page = (tmp_path / "out" / "report.html").read_text()
         assert "FAIL" in page
         assert "RuntimeError: broken door" in page
-        assert metricunet("validate", "-o", tmp_path / "out").status == 1
+        assert metricunet("commission", "-o", tmp_path / "out").status == 1
 
     def test_status_2(self, metricunet: Command, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        ended = metricunet("validate", "-o", tmp_path / "file")
+        ended = metricunet("commission", "-o", tmp_path / "file")
         assert ended.status == 2
         assert ended.err.startswith(f"error: {tmp_path / 'file'}: is a file, expected a folder for the results")
 
@@ -134,8 +134,8 @@ class TestCommand:
         def refuse(folder: Path) -> None:
             raise InputError("nothing is accepted today")
 
-        monkeypatch.setattr("metricunet.workflows.validate.subjects.the_series", refuse)
-        ended = metricunet("validate", "-o", tmp_path / "out")
+        monkeypatch.setattr("metricunet.workflows.commission.subjects.the_series", refuse)
+        ended = metricunet("commission", "-o", tmp_path / "out")
         assert ended.status == 1
         assert "fail     DICOM CT in: Runs to its end: nothing is accepted today" in ended.out
 
@@ -178,7 +178,7 @@ class TestChecks:
 
     def test_a_report_of_failures_is_drawn_too(self, tmp_path: Path) -> None:
         checks = (self.check(0.7), self.check(), self.check(float("nan")), checked("h", lambda: 1 / 0)[0])  # type: ignore[arg-type, return-value]
-        result = run.Validation(checks, PLANS, run.environment(), {"plastimatch": None}, "now", tmp_path)
+        result = run.Commissioning(checks, PLANS, run.environment(), {"plastimatch": None}, "now", tmp_path)
         page = render_report(result)
         assert "4 failed" in page
         assert "ZeroDivisionError" in page

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from metricunet.evaluation.measures import measure
 from metricunet.volume import FloatArray, Geometry, Volume
-from metricunet.workflows.validate.checks import Check, Finding
-from metricunet.workflows.validate.subjects import Site
+from metricunet.workflows.commission.checks import Check, Finding
+from metricunet.workflows.commission.subjects import Site
 
 #: Spheres of this radius, on voxels of this side, shifted along left-right by each of these.
 RADIUS_MM, VOXEL_MM = 20.0, 0.5

@@ -1,0 +1,1 @@
+"""What a maintainer measures: nothing of it is in the wheel."""

@@ -1,0 +1,1 @@
+"""Commissioning of an installation: analytic shapes through every door and back, with tolerances."""

@@ -1,1 +1,0 @@
-"""Validation on the user's own installation: analytic shapes through every door and back, with tolerances."""
