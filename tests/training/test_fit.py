@@ -116,7 +116,7 @@ def test_a_stage_1_that_finds_nothing_ends_the_training(
     tiny_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a training that ended by calling everything background."""
-    monkeypatch.setattr("metricunet.inference.locate.SMALLEST_CANDIDATE_ML", 1e6)
+    monkeypatch.setattr("metricunet.stages.locate.SMALLEST_CANDIDATE_ML", 1e6)
     short = config("locate.epochs=1", "locate.updates_per_epoch=1")
     with pytest.raises(InputError, match=r"finds the prostate in none of the \d validation cases"):
         train(tiny_cohort, tmp_path / "run", config=short, device="cpu")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from metricunet import __version__
-from metricunet.files.model import ModelCard, StageCard, write_model
+from metricunet.files.model import ModelCard, write_model
 from metricunet.networks import build_network
+from metricunet.specs import LocateSpec, SegmentSpec
 
 STRUCTURE = "prostate"
 #: HU that map to -1 and 1, and the HU from which on a voxel is the target. In that window no voxel's value in bf16
@@ -42,8 +43,8 @@ def write_known_model(path: Path) -> None:
         _wire(network)
         weights |= {f"{stage}.{name}": value for name, value in network.state_dict().items()}
     card = ModelCard(
-        locate=StageCard(arguments["locate"], COARSE_MM, None, WINDOW_HU),
-        segment=StageCard(arguments["segment"], FINE_MM, CROP_VOXELS, WINDOW_HU),
+        locate=LocateSpec(arguments["locate"], COARSE_MM, WINDOW_HU),
+        segment=SegmentSpec(arguments["segment"], FINE_MM, CROP_VOXELS, WINDOW_HU),
         labels={STRUCTURE: 1},
         tg263={STRUCTURE: "Prostate"},
         target=STRUCTURE,
