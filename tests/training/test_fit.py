@@ -180,7 +180,7 @@ def test_scans_that_are_no_ct(tiny_cohort: Path, tmp_path: Path) -> None:
     path = cohort / "imagesTr" / "case_01_0000.nii.gz"
     volume = read_nifti(path)
     write_nifti(path, volume.with_array((volume.array + 1024).astype(np.int16)))
-    with pytest.raises(InputError, match="case_01 has no value below"):
+    with pytest.raises(InputError, match="case_01: the lowest value is 15, so these are no"):
         train(cohort, tmp_path / "run", config=config())
 
 
