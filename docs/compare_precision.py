@@ -18,7 +18,7 @@ from metricunet.cohort.case import read_case
 from metricunet.cohort.layout import read_cohort
 from metricunet.evaluation.measures import measure
 from metricunet.inference.predictor import Predictor
-from metricunet.networks.feeding import Precision
+from metricunet.stages.network_input import Precision
 from metricunet.volume import Volume
 
 

@@ -21,8 +21,8 @@ from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import split_for
 from metricunet.networks import build_network
 from metricunet.networks.device import keep_freed_memory
+from metricunet.stages.segment import segment_spec
 from metricunet.training.batches import Batch, SegmentBatches, update_generator
-from metricunet.training.card import segment_network
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.modules import SegmentModule
 from metricunet.workflows.bench.monai_training import MonaiBatches
@@ -51,7 +51,7 @@ def validation_dice(
     settings = [f"seed={seed}", "metric.mode=none", "segment.epochs=1", f"segment.updates_per_epoch={updates}"]
     config = load_config("small", settings=settings)
     torch.manual_seed(seed)
-    module = SegmentModule(build_network(**segment_network(config, 2)), config, val, 2)
+    module = SegmentModule(build_network(**segment_spec(config.segment, 2).network), config, val, 2)
     parts = module.configure_optimizers()
     optimizer, schedule = parts["optimizer"], parts["lr_scheduler"]["scheduler"]
     for update, batch in enumerate(batches_of(way, train, config, updates)):

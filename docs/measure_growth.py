@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from metricunet.inference.locate import Localisation
 from metricunet.inference.predictor import Predictor
 from metricunet.networks.device import keep_freed_memory
+from metricunet.stages.locate import Localisation
 from metricunet.volume import Geometry, Volume
 
 FIELD_MM = 400.0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from metricunet.errors import InputError
-from metricunet.volume import CANONICAL_DIRECTIONS, Geometry, Volume, resample_labels
+from metricunet.volume import CANONICAL_DIRECTIONS, Geometry, Volume, resample_labels, voxels_of
 
 SPACINGS = st.tuples(st.floats(1, 5), st.floats(0.6, 1.5), st.floats(0.6, 1.5))
 ORIGINS = st.tuples(*[st.floats(-500, 500)] * 3)
@@ -312,3 +312,8 @@ def test_a_grid_larger_than_any_patients_is_refused_without_a_warning(
     affine[change[0], change[1]] = change[2]
     with pytest.raises(InputError, match="at most 1,000,000"):
         Geometry(shape, affine)
+
+
+def test_voxels_of_a_box_are_rounded_to_the_nearest() -> None:
+    assert voxels_of((96.0, 128.0, 128.0), (2.0, 1.0, 1.0)) == (48, 128, 128)
+    assert voxels_of((10.0, 10.0, 10.0), (3.0, 4.1, 0.7)) == (3, 2, 14)

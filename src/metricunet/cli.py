@@ -318,11 +318,9 @@ def study(
 @app.command()
 def info(model: Annotated[Path, typer.Argument(help="Model file.")], json: Json = False) -> None:
     """Print what a model file says of itself."""
-    from dataclasses import asdict
+    from metricunet.files.model import card_content, read_card
 
-    from metricunet.files.model import read_card
-
-    card = asdict(read_card(model))
+    card = card_content(read_card(model))
     if json:
         _print_json(card)
         return

@@ -38,6 +38,17 @@ PARALLEL_TOLERANCE_MM = 1e-6
 NARROW_BOX = 1e-3
 
 
+def voxels_of(sides_mm: Sequence[float], spacing_mm: Sequence[float]) -> Shape:
+    """Return how many voxels make up the sides of a box, each rounded to the nearest whole number.
+
+    Args:
+        sides_mm: slice, row, column.
+        spacing_mm: slice, row, column.
+    """
+    slices, rows, columns = (round(side / step) for side, step in zip(sides_mm, spacing_mm, strict=True))
+    return slices, rows, columns
+
+
 @dataclass(frozen=True, eq=False)
 class Geometry:
     """A grid of voxels: its shape (slices, rows, columns) and the affine from index to LPS millimetres.

@@ -20,17 +20,15 @@ from metricunet.files.model import (
     FORMAT_VERSION,
     Calibration,
     ModelCard,
-    StageCard,
     read_card,
     read_model,
     write_model,
 )
+from metricunet.specs import LocateSpec, SegmentSpec
 
 CARD = ModelCard(
-    locate=StageCard(
-        {"architecture": "unet", "in_channels": 1, "classes": 2}, (4.0, 4.0, 4.0), None, (-250.0, 450.0)
-    ),
-    segment=StageCard(
+    locate=LocateSpec({"architecture": "unet", "in_channels": 1, "classes": 2}, (4.0, 4.0, 4.0), (-250.0, 450.0)),
+    segment=SegmentSpec(
         {"architecture": "vnet", "in_channels": 1, "classes": 2},
         (2.0, 1.0, 1.0),
         (48, 128, 128),
@@ -125,6 +123,16 @@ def test_a_file_from_before_the_choice_of_networks_holds_unets(tmp_path: Path) -
     assert [s.network["architecture"] for s in (old.locate, old.segment)] == ["unet", "unet"]
     assert (old.segment.block_slices, old.segment.input_slices) == (None, 5)
     assert CARD.segment.input_slices == 32
+
+
+def test_both_stages_have_the_keys_of_the_first_version(tmp_path: Path) -> None:
+    """Readers of every version of the format want `crop_voxels` of both stages; stage 1 has none."""
+    content = write(tmp_path / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    card = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][CARD_KEY])
+    keys = ["network", "spacing_mm", "crop_voxels", "hu_window", "block_slices"]
+    assert [list(card[stage]) for stage in ("locate", "segment")] == [keys, keys]
+    assert (card["locate"]["crop_voxels"], card["segment"]["crop_voxels"]) == (None, [48, 128, 128])
 
 
 def test_a_newer_format_says_to_upgrade(tmp_path: Path) -> None:

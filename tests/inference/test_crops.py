@@ -10,17 +10,17 @@ from torch import Tensor
 
 from metricunet.inference.crops import (
     GROWTH,
-    View,
     face_names,
     inner_faces,
     next_view,
     outer_faces,
     reached_faces,
 )
-from metricunet.inference.locate import Localisation
 from metricunet.inference.predictor import Prediction, Predictor
 from metricunet.inference.quality import judge
 from metricunet.networks import NetworkOutput
+from metricunet.stages.locate import Localisation
+from metricunet.stages.segment import View
 from metricunet.volume import Geometry, Volume
 from tests.support.threshold_model import GLAND_HU, Bands, ball, bands_known, box, drawn_scan
 

@@ -9,7 +9,7 @@ import pytest
 
 from metricunet.files.nifti import read_nifti
 from metricunet.inference.facts import metal_ml, repeated_slices, stage_overlap
-from metricunet.inference.locate import Localisation
+from metricunet.stages.locate import Localisation
 from metricunet.volume import Geometry, Volume
 
 COARSE = Geometry.from_parts((10, 10, 10), (4, 4, 4), (-20, -20, -20))

@@ -17,19 +17,17 @@ from metricunet.errors import InputError
 from metricunet.evaluation.measures import measure
 from metricunet.evaluation.summary import CaseRow, cases_csv
 from metricunet.files.nifti import read_labels, read_nifti
-from metricunet.inference.masks import keep_largest_piece, likeliest
-from metricunet.inference.predictor import coarse_probabilities
+from metricunet.stages.classes import keep_largest_piece
+from metricunet.stages.locate import coarse_probabilities, locate_spec
 from metricunet.study.conclusions import conclude
 from metricunet.study.data import ScoredCase
-from metricunet.study.one_stage import classes_on, segment_whole_scan, train_one_stage
+from metricunet.study.one_stage import segment_whole_scan, train_one_stage
 from metricunet.study.run import StudyResult, study
 from metricunet.study.sections import describe
 from metricunet.study.stage_one import read_located, trained_in
 from metricunet.training import fit
-from metricunet.training.card import locate_card
 from metricunet.training.config import load_config
 from metricunet.training.fit import open_run
-from metricunet.volume import Geometry, Volume
 from tests.study.conftest import write_study
 from tests.support.cohorts import TINY_SETTINGS
 
@@ -51,12 +49,12 @@ def test_its_rows_are_those_of_whole_scans(one_stage: Made, study_cohort: Path) 
     config = load_config("default", folder / "config.yaml")
     run = open_run(study_cohort, folder, config, 0, resume=True, device="cpu")
     network = read_located(folder, run).network
-    card = locate_card(config, 2)
+    spec = locate_spec(config.locate, 2)
     rows = []
     for case in read_cohort(study_cohort).test:
         assert case.label is not None
         image, reference = read_nifti(case.image).canonical(), read_labels(case.label).canonical()
-        share = coarse_probabilities(network, card, image)[1].resample(image.geometry).array
+        share = coarse_probabilities(network, spec, image)[1].resample(image.geometry).array
         classes = (share > 0.5).astype(np.uint8)
         keep_largest_piece(classes, 1)
         rows.append(CaseRow(case.name, "prostate", measure(image.with_array(classes), reference)))
@@ -140,22 +138,3 @@ def test_a_network_that_finds_nothing_misses_every_target(
     scored = segment_whole_scan(run, silent, ScoredCase(case.name, case.image, {"truth": case.label}))
     (row,) = scored.rows("truth")
     assert row.measures.outcome == "missed"
-
-
-@pytest.mark.parametrize("spacing_mm", [(1.3, 0.9, 0.9), (5.0, 1.1, 2.9)])
-@pytest.mark.parametrize("n_classes", [1, 3])
-def test_interpolating_a_part_is_interpolating_all(spacing_mm: tuple[float, float, float], n_classes: int) -> None:
-    draw = np.random.default_rng(n_classes)
-    coarse = Geometry.from_parts((20, 24, 22), (2, 2, 2), (3, -5, 8))
-    logits = np.full((n_classes + 1, *coarse.shape), -3.0)
-    logits[0] = 0
-    logits[:, 6:14, 9:17, 4:12] = draw.normal(0, 2, (n_classes + 1, 8, 8, 8))
-    shares = np.exp(logits) / np.exp(logits).sum(axis=0)
-    volumes = [Volume(share.astype(np.float32), coarse) for share in shares[1:]]
-    grid = coarse.with_spacing(spacing_mm)
-    image = Volume(np.zeros(grid.shape, dtype=np.int16), grid)
-    whole = likeliest(np.stack([volume.resample(image.geometry).array for volume in volumes]))
-    assert whole.any()
-    assert np.array_equal(classes_on(image, volumes), whole)
-    nothing = [volume.with_array(np.zeros_like(volume.array)) for volume in volumes]
-    assert not classes_on(image, nothing).any()

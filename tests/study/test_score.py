@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from metricunet.inference.locate import Localisation
+from metricunet.stages.locate import Localisation
 from metricunet.study.beyond import smoothness_lines
 from metricunet.study.score import segment_cut
 from metricunet.study.stage_one import Cut

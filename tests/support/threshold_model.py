@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metricunet.files.model import Calibration, ModelCard, StageCard, write_model
+from metricunet.files.model import Calibration, ModelCard, write_model
 from metricunet.networks import Network, NetworkOutput, build
+from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.volume import Geometry, Volume
 
 WINDOW = (-1000.0, 1000.0)
@@ -81,8 +82,8 @@ def write_bands_model(
         return {"architecture": "bands", "bands": text, **sizes}
 
     card = ModelCard(
-        locate=StageCard(network(locate_bands or bands, 3), (4.0, 4.0, 4.0), None, WINDOW),
-        segment=StageCard(network(bands, 2), spacing_mm, crop_voxels, WINDOW, 1),
+        locate=LocateSpec(network(locate_bands or bands, 3), (4.0, 4.0, 4.0), WINDOW),
+        segment=SegmentSpec(network(bands, 2), spacing_mm, crop_voxels, WINDOW, 1),
         labels=labels,
         tg263=dict(tg263 or {name: name.title().replace("_", "") for name in labels}),
         target=target,

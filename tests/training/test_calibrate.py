@@ -11,13 +11,14 @@ import torch
 
 from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
 from metricunet.errors import InputError
-from metricunet.files.model import StageCard, read_card, read_model, write_model
+from metricunet.files.model import read_card, read_model, write_model
 from metricunet.networks import Network, NetworkOutput
+from metricunet.specs import SegmentSpec
 from metricunet.training.calibrate import calibrate, calibration, mm_scale
 from metricunet.volume import Geometry, Volume
 
 SPACING = (2.0, 1.0, 1.0)
-STAGE = StageCard({"in_channels": 1}, SPACING, (32, 64, 64), (-1000.0, 1000.0))
+STAGE = SegmentSpec({"in_channels": 1}, SPACING, (32, 64, 64), (-1000.0, 1000.0))
 
 
 class Reader(Network):

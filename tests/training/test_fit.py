@@ -116,7 +116,7 @@ def test_a_stage_1_that_finds_nothing_ends_the_training(
     tiny_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a training that ended by calling everything background."""
-    monkeypatch.setattr("metricunet.inference.locate.SMALLEST_CANDIDATE_ML", 1e6)
+    monkeypatch.setattr("metricunet.stages.locate.SMALLEST_CANDIDATE_ML", 1e6)
     short = config("locate.epochs=1", "locate.updates_per_epoch=1")
     with pytest.raises(InputError, match=r"finds the prostate in none of the \d validation cases"):
         train(tiny_cohort, tmp_path / "run", config=short, device="cpu")
@@ -180,7 +180,7 @@ def test_scans_that_are_no_ct(tiny_cohort: Path, tmp_path: Path) -> None:
     path = cohort / "imagesTr" / "case_01_0000.nii.gz"
     volume = read_nifti(path)
     write_nifti(path, volume.with_array((volume.array + 1024).astype(np.int16)))
-    with pytest.raises(InputError, match="case_01 has no value below"):
+    with pytest.raises(InputError, match="case_01: the lowest value is 15, so these are no"):
         train(cohort, tmp_path / "run", config=config())
 
 

@@ -14,7 +14,7 @@ from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.inference.predictor import Predictor
 from metricunet.networks import build_network
 from metricunet.networks.cost import multiply_adds_per_voxel
-from metricunet.training.card import segment_network
+from metricunet.stages.segment import segment_spec
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.fit import train
 from metricunet.training.network_presets import LABELLED_SLICES, NETWORK_PRESETS, equal_batch_size
@@ -116,7 +116,7 @@ def test_compared_networks_are_equal_in_multiply_adds_and_voxels_seen() -> None:
     for name in NETWORK_PRESETS:
         stage = preset(name).segment
         with torch.device("meta"):
-            network = build_network(**segment_network(preset(name), 2))
+            network = build_network(**segment_spec(preset(name).segment, 2).network)
         space = (stage.block_slices, 96, 96)[-stage.spatial_dims :]
         costs[name] = multiply_adds_per_voxel(network, space)
         labelled = stage.batch_size * (stage.block_slices if stage.spatial_dims == 3 else 1)
@@ -128,7 +128,7 @@ def test_compared_networks_are_equal_in_multiply_adds_and_voxels_seen() -> None:
     # A width more or less is farther off: these are the nearest.
     for name, ratio in ratios.items():
         for step in (-1, 1):
-            arguments = segment_network(preset(name), 2)
+            arguments = segment_spec(preset(name).segment, 2).network
             arguments["base_channels"] += step
             with torch.device("meta"):
                 other = build_network(**arguments)

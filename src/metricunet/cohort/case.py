@@ -14,13 +14,11 @@ from metricunet.cohort.layout import Case, DatasetInfo
 from metricunet.errors import InputError, beyond
 from metricunet.files.grids import difference
 from metricunet.files.scan import read_labels, read_scan
-from metricunet.files.voxels import HIGHEST_HU
+from metricunet.hu import why_not_hu
 from metricunet.volume import Volume
 
 Severity = Literal["error", "warning"]
 
-#: Below this minimum a scan holds air, as every CT in Hounsfield units does.
-HIGHEST_MINIMUM_HU = -500.0
 #: Scans outside these bounds are unlike any planning CT.
 PLAUSIBLE_SPACING_MM = (0.3, 6.0)
 #: A contour smaller than this is a slip of the pen.
@@ -113,14 +111,8 @@ def _image(image: Volume, path: Path) -> Iterator[tuple[bool, str]]:
     low, high = float(image.array.min()), float(image.array.max())
     if low == high:
         yield True, f"{path}: every voxel is {low:g}; the scan is empty"
-    elif low > HIGHEST_MINIMUM_HU or high > HIGHEST_HU:
-        yield (
-            True,
-            (
-                f"{path}: values from {low:g} to {high:g} are no Hounsfield units (air is -1000, every scan has "
-                "some); apply the rescale slope and intercept, and do not normalise"
-            ),
-        )
+    elif (reason := why_not_hu(low, high)) is not None:
+        yield True, f"{path}: {reason}"
     smallest, largest = PLAUSIBLE_SPACING_MM
     for name, spacing in zip(("slice", "row", "column"), image.spacing_mm, strict=True):
         if not smallest <= spacing <= largest:

@@ -25,14 +25,17 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
 from metricunet.files.scan import scan_files
-from metricunet.volume import Geometry, Volume, resample_labels
+from metricunet.hu import AIR_HU
+from metricunet.stages.locate import coarse_grid
+from metricunet.stages.network_input import read_hu
+from metricunet.stages.segment import central_crop
+from metricunet.structures import class_of
+from metricunet.volume import Geometry, Volume, resample_labels, voxels_of
 
 Progress = Callable[[int, int], None]
 
 #: Raised whenever the cached arrays would come out differently.
 CACHE_VERSION = 2
-#: HU of what lies outside a scan.
-AIR_HU = -1024
 #: Class of voxels that nobody contoured.
 IGNORE_CLASS = 255
 
@@ -86,8 +89,7 @@ class PreparedCase:
         """
         if self.fine is None or self.fine_labels is None:
             return None
-        first = [(length - n) // 2 for length, n in zip(self.fine.array.shape, shape, strict=True)]
-        return self.fine.crop(first, shape), self.fine_labels.crop(first, shape)
+        return central_crop(self.fine, shape), central_crop(self.fine_labels, shape)
 
 
 def prepare(
@@ -115,7 +117,7 @@ def prepare(
         if found is None:
             found = _prepare(case, info, settings)
             _store(_cache_file(case, cache), found, _key(case, info, settings))
-        unknown = tuple(list(info.labels).index(name) + 1 for name in case.not_contoured)
+        unknown = tuple(class_of(info.labels, name) for name in case.not_contoured)
         prepared.append(replace(found, unknown=unknown))
         if progress is not None:
             progress(done, len(cases))
@@ -163,14 +165,14 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
     scan = read_case(case, info)
     image = scan.image.canonical()
     labels = scan.labels.canonical().with_array(_classes(scan.labels.canonical().array, info))
-    target = list(info.labels).index(settings.target) + 1
-    coarse_grid = image.geometry.with_spacing(settings.coarse_spacing_mm)
+    target = class_of(info.labels, settings.target)
+    coarse = coarse_grid(image.geometry, settings.coarse_spacing_mm)
     mask = labels.array == target
     facts: dict[str, Any] = {"spacing_mm": list(image.spacing_mm), "extent_mm": list(image.geometry.extent_mm)}
     fine = fine_labels = None
     if mask.any():
         centre = image.geometry.to_world(np.argwhere(mask).mean(axis=0))
-        shape = [round(side / step) for side, step in zip(settings.box_mm, settings.fine_spacing_mm, strict=True)]
+        shape = voxels_of(settings.box_mm, settings.fine_spacing_mm)
         fine_grid = image.geometry.box_around(centre, shape, settings.fine_spacing_mm)
         fine, fine_labels = _hu(image, fine_grid), resample_labels(labels, fine_grid)
         facts["volume_ml"] = float(mask.sum()) * labels.geometry.voxel_volume_ml
@@ -178,8 +180,8 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
         facts["centre_mm"] = [float(v) for v in centre]
     return PreparedCase(
         case.name,
-        _hu(image, coarse_grid),
-        resample_labels(labels, coarse_grid),
+        _hu(image, coarse),
+        resample_labels(labels, coarse),
         fine,
         fine_labels,
         facts,
@@ -198,7 +200,7 @@ def _classes(values: NDArray[Any], info: DatasetInfo) -> NDArray[np.uint8]:
 
 
 def _hu(image: Volume, grid: Geometry) -> Volume:
-    array = image.resample(grid, fill=AIR_HU).array
+    array = read_hu(image, grid).array
     return Volume(np.rint(np.clip(array, AIR_HU, 32767)).astype(np.int16), grid)
 
 
@@ -259,7 +261,7 @@ def _is_ours(path: Path) -> bool:
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content}
-        return arrays["seal"].tobytes() == _seal_of(arrays)
+        return bool(arrays["seal"].tobytes() == _seal_of(arrays))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, AttributeError):
         return False
 

@@ -19,7 +19,7 @@ from metricunet.evaluation.measures import Definition
 from metricunet.metric.reading import read_features
 from metricunet.metric.sampling import BoundarySampler
 from metricunet.networks import Network
-from metricunet.networks.feeding import neighbouring_slices, normalise_hu
+from metricunet.stages.network_input import neighbouring_slices, normalise_hu
 from metricunet.volume import FloatArray
 
 #: Slices that go through the network at once.

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
+from metricunet.specs import LocateSpec, SegmentSpec
+from metricunet.structures import class_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,30 +38,6 @@ INTENDED_USE = (
     "Research on segmentation of the prostate in CT. Not a medical device; every contour needs review by a "
     "qualified person before any use."
 )
-
-
-@dataclass(frozen=True)
-class StageCard:
-    """How to build and feed one stage.
-
-    Attributes:
-        network: arguments of `metricunet.networks.build_network`.
-        spacing_mm: voxel spacing of its grid: slice, row, column.
-        crop_voxels: sides of its field of view; None where it takes the whole scan.
-        hu_window: HU that map to -1 and 1; what lies outside is clipped.
-        block_slices: of the windows of a 3D stage 2; None elsewhere.
-    """
-
-    network: dict[str, Any]
-    spacing_mm: tuple[float, float, float]
-    crop_voxels: tuple[int, int, int] | None
-    hu_window: tuple[float, float]
-    block_slices: int | None = None
-
-    @property
-    def input_slices(self) -> int:
-        """Slices that stage 2's network takes: of a block in 3D, neighbours in 2.5D."""
-        return self.block_slices or int(self.network["in_channels"])
 
 
 @dataclass(frozen=True)
@@ -104,8 +82,8 @@ class ModelCard:
         calibration: of stage 2's probabilities; None where there were no validation cases, or the file is older.
     """
 
-    locate: StageCard
-    segment: StageCard
+    locate: LocateSpec
+    segment: SegmentSpec
     labels: dict[str, int]
     tg263: dict[str, str]
     target: str
@@ -121,6 +99,11 @@ class ModelCard:
     calibration: Calibration | None = None
 
     @property
+    def target_class(self) -> int:
+        """The networks' class of the target."""
+        return class_of(self.labels, self.target)
+
+    @property
     def temperature(self) -> float:
         """Of stage 2's probabilities; 1 where they are not calibrated."""
         return 1.0 if self.calibration is None else self.calibration.temperature
@@ -131,13 +114,28 @@ class ModelCard:
         return self.trained_on == "synthetic"
 
 
+def card_content(card: ModelCard) -> dict[str, Any]:
+    """Return a card as plain values, as the file holds it and `metricunet info --json` prints it."""
+    content = asdict(card)
+    # Both stages have the same keys in the file, so that every version of the format reads every file of it.
+    stage_one = content["locate"]
+    content["locate"] = {
+        "network": stage_one["network"],
+        "spacing_mm": stage_one["spacing_mm"],
+        "crop_voxels": None,
+        "hu_window": stage_one["hu_window"],
+        "block_slices": None,
+    }
+    return content
+
+
 def write_model(path: Path, card: ModelCard, weights: dict[str, Tensor]) -> None:
     """Write a model file, whole or not at all. Names of weights begin with `locate.` or `segment.`."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with written_whole(path) as temporary:
-        save_file(contiguous, temporary, metadata={CARD_KEY: json.dumps(asdict(card))})
+        save_file(contiguous, temporary, metadata={CARD_KEY: json.dumps(card_content(card))})
 
 
 def read_card(path: Path) -> ModelCard:
@@ -208,8 +206,8 @@ def _card(path: Path, content: dict[str, Any]) -> ModelCard:
     try:
         known = {f.name for f in fields(ModelCard)}
         values = {name: value for name, value in content.items() if name in known}
-        values["locate"] = _stage(content["locate"])
-        values["segment"] = _stage(content["segment"])
+        values["locate"] = _locate(content["locate"])
+        values["segment"] = _segment(content["segment"])
         values["ranges"] = {k: (float(v[0]), float(v[1])) for k, v in content["ranges"].items()}
         values["calibration"] = _calibration(content.get("calibration"))
         values["validation"] = {k: float(v) for k, v in content["validation"].items()}
@@ -260,24 +258,23 @@ def _check(card: ModelCard) -> None:
         raise ValueError(f"target {card.target[:LONGEST_NAME]!r} or its standard name is missing from the labels")
     _expect(all(math.isfinite(a) and a <= b < math.inf for a, b in card.ranges.values()), "ranges", "low and high")
     _expect(all(math.isfinite(v) for v in card.validation.values()), "validation", "finite numbers")
-    for stage in ("locate", "segment"):
-        _check_stage(stage, getattr(card, stage), len(labels) + 1)
+    _check_stage("locate", card.locate, len(labels) + 1)
+    _check_stage("segment", card.segment, len(labels) + 1)
+    crop = card.segment.crop_voxels
+    fits = min(crop) >= 1 and math.prod(crop) <= MOST_CROP_VOXELS
+    _expect(fits, "segment.crop_voxels", f"three sides of at most {MOST_CROP_VOXELS} voxels together")
+    block = 1 if card.segment.block_slices is None else card.segment.block_slices
+    _expect(1 <= block <= MOST_BLOCK_SLICES, "segment.block_slices", f"1 to {MOST_BLOCK_SLICES}")
     _expect(card.locate.network["in_channels"] == 1, "locate.network.in_channels", "1")
-    _expect(card.segment.crop_voxels is not None, "segment.crop_voxels", "three sides")
     # Neighbours lie on both sides of the slice in 2.5D; in 3D slices are no channels.
     _expect(card.segment.input_slices % 2 == 1 or card.segment.block_slices is not None, "in_channels", "odd")
 
 
-def _check_stage(name: str, stage: StageCard, classes: int) -> None:
+def _check_stage(name: str, stage: LocateSpec | SegmentSpec, classes: int) -> None:
     low, high = SPACING_RANGE_MM
     _expect(all(low <= v <= high for v in stage.spacing_mm), f"{name}.spacing_mm", f"{low:g} to {high:g} mm")
-    if stage.crop_voxels is not None:
-        fits = min(stage.crop_voxels) >= 1 and math.prod(stage.crop_voxels) <= MOST_CROP_VOXELS
-        _expect(fits, f"{name}.crop_voxels", f"three sides of at most {MOST_CROP_VOXELS} voxels together")
     bottom, top = stage.hu_window
     _expect(-WIDEST_HU <= bottom < top <= WIDEST_HU, f"{name}.hu_window", "low and high HU")
-    block = 1 if stage.block_slices is None else stage.block_slices
-    _expect(1 <= block <= MOST_BLOCK_SLICES, f"{name}.block_slices", f"1 to {MOST_BLOCK_SLICES}")
     for key, value in stage.network.items():
         field = f"{name}.network.{str(key)[:LONGEST_NAME]}"
         _expect(_is_small(value), field, f"whole numbers from 1 to {MOST_CHANNELS}, or a word")
@@ -305,16 +302,34 @@ def _expect(holds: bool, field: str, expected: str) -> None:
         raise ValueError(f"{field}: expected {expected}")
 
 
-def _stage(content: dict[str, Any]) -> StageCard:
-    spacing = [float(v) for v in content["spacing_mm"]]
+def _locate(content: dict[str, Any]) -> LocateSpec:
+    return LocateSpec(_network(content), _spacing_mm(content), _hu_window(content))
+
+
+def _segment(content: dict[str, Any]) -> SegmentSpec:
     crop = content["crop_voxels"]
-    low, high = content["hu_window"]
+    _expect(isinstance(crop, list) and len(crop) == 3, "segment.crop_voxels", "three sides")
+    slices, rows, columns = crop
     block = content.get("block_slices")
-    return StageCard(
-        # Files from before there was a choice name no architecture.
-        network={"architecture": "unet", **content["network"]},
-        spacing_mm=(spacing[0], spacing[1], spacing[2]),
-        crop_voxels=None if crop is None else (int(crop[0]), int(crop[1]), int(crop[2])),
-        hu_window=(float(low), float(high)),
-        block_slices=None if block is None else int(block),
+    return SegmentSpec(
+        _network(content),
+        _spacing_mm(content),
+        (int(slices), int(rows), int(columns)),
+        _hu_window(content),
+        None if block is None else int(block),
     )
+
+
+def _network(content: dict[str, Any]) -> dict[str, Any]:
+    # Files from before there was a choice name no architecture.
+    return {"architecture": "unet", **content["network"]}
+
+
+def _spacing_mm(content: dict[str, Any]) -> tuple[float, float, float]:
+    slices, rows, columns = content["spacing_mm"]
+    return float(slices), float(rows), float(columns)
+
+
+def _hu_window(content: dict[str, Any]) -> tuple[float, float]:
+    low, high = content["hu_window"]
+    return float(low), float(high)

@@ -20,10 +20,6 @@ MOST_BYTES = 1 << 30
 LONGEST_FIELD_MM = 5000.0
 #: No scan is smaller than this all ways; a header that says so is in metres.
 SHORTEST_FIELD_MM = 1.0
-#: Values above this are no Hounsfield units (metal saturates well below).
-HIGHEST_HU = 32000.0
-#: What lies beside a scan, or outside its circle.
-AIR_HU = -1000.0
 #: Voxels are converted in pieces of about this many bytes, so that no second copy of a scan ever exists.
 PIECE_BYTES = 1 << 20
 

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from metricunet.evaluation.smoothness import contour_lengths_mm
 from metricunet.files.model import Calibration
-from metricunet.inference.masks import keep_largest_piece
 from metricunet.inference.temperature import tempered
+from metricunet.stages.classes import keep_largest_piece
 from metricunet.volume import ROUNDED_GRID_TOLERANCE_MM, FloatArray, Geometry, Volume
 
 #: What lies further than this outside the box of a mask says nothing of its boundary.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metricunet.stages.segment import View
 from metricunet.volume import FloatArray, Geometry
 
 #: How often a case is run again, at most. One move and a growth of each axis are within it.
@@ -26,19 +27,6 @@ SMALLEST_MOVE_MM = 4.0
 FACES = (("feet", "head"), ("front", "back"), ("right", "left"))
 
 Touched = tuple[tuple[bool, bool], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """Where stage 2 is to look.
-
-    Attributes:
-        centre_mm: LPS middle of the field.
-        growth: sides of the field as multiples of the crop's: slice, row, column.
-    """
-
-    centre_mm: FloatArray
-    growth: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)

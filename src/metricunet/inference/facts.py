@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metricunet.hu import level_hu, noise_hu
 from metricunet.inference.crops import face_names, outer_faces, reached_faces
-from metricunet.inference.hu import level_hu, noise_hu
-from metricunet.inference.locate import Localisation
-from metricunet.inference.masks import Box, box_of, gaps_of, holes_of, pieces_of
+from metricunet.inference.masks import gaps_of, holes_of, pieces_of
+from metricunet.stages.classes import Box, box_of
+from metricunet.stages.locate import Localisation
 from metricunet.volume import Volume
 
 if TYPE_CHECKING:

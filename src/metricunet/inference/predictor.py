@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,26 +12,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metricunet.cohort.prepare import AIR_HU
 from metricunet.errors import InputError
-from metricunet.files.model import ModelCard, StageCard, read_model
+from metricunet.files.model import ModelCard, read_model
 from metricunet.inference.boundary import BoundaryConfidence, ClassField, boundary_confidence
 from metricunet.inference.crops import (
     MOST_RERUNS,
     Crop,
     Touched,
-    View,
     face_names,
     inner_faces,
     next_view,
     reached_faces,
 )
-from metricunet.inference.locate import Localisation, class_probabilities, localise
-from metricunet.inference.masks import Pieces, keep_largest_piece, likeliest
-from metricunet.inference.segment import field_probabilities
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import pick_device
-from metricunet.networks.feeding import Precision
+from metricunet.stages.classes import Pieces, keep_largest_piece, likeliest
+from metricunet.stages.locate import Localisation, coarse_probabilities, localise
+from metricunet.stages.network_input import Precision
+from metricunet.stages.segment import View, covered_part, field_probabilities, read_field
 from metricunet.volume import Geometry, Volume
 
 
@@ -134,7 +131,6 @@ def _check_fits(path: Path, card: ModelCard, network: Network) -> None:
     Raises:
         InputError: naming the sides.
     """
-    assert card.segment.crop_voxels is not None
     in_slice = card.segment.crop_voxels[1:]
     sides = (card.segment.input_slices, *in_slice) if network.spatial_dims == 3 else in_slice
     if any(side % network.divisor for side in sides) or max(sides) <= network.normalised_stride:
@@ -232,52 +228,30 @@ class Predictor:
 
     def _coarse_probability(self, image: Volume) -> Volume:
         """Mean probability of the target on the first model's coarse grid."""
-        target = list(self.card.labels).index(self.card.target) + 1
         mean: Volume | None = None
         for model in self.models:
-            own = coarse_probabilities(model.locate, model.card.locate, image, self.precision)[target]
+            shares = coarse_probabilities(model.locate, model.card.locate, image, self.precision)
+            own = shares[self.card.target_class]
             own = own.with_array(own.array / len(self.models))
             mean = own if mean is None else mean.with_array(mean.array + own.resample(mean.geometry).array)
         assert mean is not None
         return mean
 
     def _look(self, image: Volume, view: View) -> _Look:
-        box, start = self._box(image.geometry, view)
-        seen = [self._field(model.card.segment, image, view) for model in self.models]
+        specs = [model.card.segment for model in self.models]
+        box, start = covered_part(specs, image.geometry, view)
+        seen = [read_field(spec, image, view) for spec in specs]
         fields = tuple(self._fine_field(model, hu) for model, hu in zip(self.models, seen, strict=True))
         shares = np.mean([field.read_on(box)[1:] for field in fields], axis=0)
         classes = likeliest(shares)
-        target = list(self.card.labels).index(self.card.target) + 1
+        target = self.card.target_class
         pieces = keep_largest_piece(classes, target)
         return _Look(view, box, start, shares, classes, classes == target, pieces, seen[0], fields)
 
-    def _box(self, geometry: Geometry, view: View) -> tuple[Geometry, tuple[int, int, int]]:
-        """Return the part of the scan's grid that the fields of all models cover, and its first voxel."""
-        low, high = np.full(3, np.inf), np.full(3, -np.inf)
-        middle = geometry.to_index(view.centre_mm)
-        for model in self.models:
-            stage = model.card.segment
-            sides = np.asarray(_field_voxels(stage, view)) * np.asarray(stage.spacing_mm)
-            half = sides / 2 / np.asarray(geometry.spacing_mm)
-            low, high = np.minimum(low, middle - half), np.maximum(high, middle + half)
-        first = np.clip(np.ceil(low), 0, np.asarray(geometry.shape) - 1).astype(int)
-        last = np.clip(np.floor(high), first, np.asarray(geometry.shape) - 1).astype(int)
-        start = (int(first[0]), int(first[1]), int(first[2]))
-        return geometry.crop(start, (last - first + 1).tolist()), start
-
-    def _field(self, stage: StageCard, image: Volume, view: View) -> Volume:
-        """Read the scan on stage 2's grid."""
-        grid = image.geometry.box_around(view.centre_mm, _field_voxels(stage, view), stage.spacing_mm)
-        return image.resample(grid, fill=AIR_HU)
-
     def _fine_field(self, model: LoadedModel, field: Volume) -> ClassField:
         """Return the probabilities of all classes on stage 2's own grid."""
-        stage = model.card.segment
-        assert stage.crop_voxels is not None
         voxels = torch.from_numpy(field.array).to(self.device)
-        probabilities = field_probabilities(
-            model.segment, voxels, stage.crop_voxels, stage.hu_window, stage.input_slices, self.precision
-        )
+        probabilities = field_probabilities(model.segment, model.card.segment, voxels, self.precision)
         return ClassField(probabilities.cpu().numpy(), field.geometry)
 
     def _paste(
@@ -301,42 +275,13 @@ class Predictor:
             boundary_confidence(
                 look.fields,
                 [model.card.calibration for model in self.models],
-                list(self.card.labels).index(self.card.target) + 1,
+                self.card.target_class,
                 Volume(look.target, look.box),
             ),
         )
-
-
-def _field_voxels(stage: StageCard, view: View) -> tuple[int, int, int]:
-    assert stage.crop_voxels is not None
-    slices, rows, columns = (
-        math.ceil(side * growth) for side, growth in zip(stage.crop_voxels, view.growth, strict=True)
-    )
-    return slices, rows, columns
 
 
 def _recorded(look: _Look, touched: Touched) -> Crop:
     x, y, z = look.view.centre_mm.tolist()
     volume_ml = int(look.target.sum()) * look.box.voxel_volume_ml
     return Crop((x, y, z), look.box.extent_mm, face_names(touched), volume_ml)
-
-
-def coarse_probabilities(
-    network: Network, stage: StageCard, image: Volume, precision: Precision = "auto"
-) -> list[Volume]:
-    """Run stage 1 over a scan.
-
-    Args:
-        network: of stage 1, in evaluation mode.
-        stage: its card.
-        image: HU; axes to the head, the back and the left.
-        precision: to compute in.
-
-    Returns:
-        Probability of each class on the coarse grid, the background first.
-    """
-    coarse = image.resample(image.geometry.with_spacing(stage.spacing_mm), fill=AIR_HU)
-    device = next(network.parameters()).device
-    voxels = torch.from_numpy(coarse.array).to(device)
-    probabilities = class_probabilities(network, voxels, stage.hu_window, network.divisor, precision)
-    return [coarse.with_array(share) for share in probabilities.cpu().numpy()]

@@ -184,7 +184,7 @@ def _surface(prediction: Prediction, structure: int, value: int, grid: Geometry)
 
     The part has a voxel more on each side, as far as stage 2 looked: between those and the mask the surface runs.
     """
-    from metricunet.inference.masks import border_probability, box_of
+    from metricunet.stages.classes import border_probability, box_of
 
     region, shares = prediction.region, prediction.shares
     assert region is not None

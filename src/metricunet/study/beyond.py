@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metricunet.cohort.prepare import AIR_HU, IGNORE_CLASS
+from metricunet.cohort.prepare import IGNORE_CLASS
 from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
 from metricunet.evaluation.features import FEATURE_NAMES, VoxelFeatures, band_features, fit_probes
 from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES, measure_smoothness
 from metricunet.files.atomic import write_text
 from metricunet.inference.predictor import Predictor
-from metricunet.networks.feeding import autocast, pick_precision
+from metricunet.stages.network_input import autocast, pick_precision
+from metricunet.stages.segment import View, read_field
 from metricunet.study.data import TRUTH, spread
 from metricunet.study.score import RUN_COLUMNS, ScoredCut, read_fold
 from metricunet.study.stage_one import FITTING, Cut, read_cut
@@ -132,10 +133,9 @@ def case_features(
         return None
     model = predictor.models[0]
     stage = model.card.segment
-    assert stage.crop_voxels is not None
-    grid = cut.image.geometry.box_around(cut.found.centre_mm, stage.crop_voxels, stage.spacing_mm)
-    hu = torch.from_numpy(cut.image.resample(grid, fill=AIR_HU).array).to(predictor.device)
-    truth = resample_labels(cut.references[TRUTH], grid).array
+    crop = read_field(stage, cut.image, View(cut.found.centre_mm))
+    hu = torch.from_numpy(crop.array).to(predictor.device)
+    truth = resample_labels(cut.references[TRUTH], crop.geometry).array
     classes = np.zeros(truth.shape, dtype=np.uint8)
     for k, value in enumerate(labels.values(), start=1):
         classes[truth == value] = k

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metricunet.cohort.prepare import AIR_HU
 from metricunet.evaluation.feature_picture import draw_principal_axes
 from metricunet.evaluation.features import VoxelFeatures, fit_probes, principal_axes, standardised
 from metricunet.evaluation.figures import WINDOW_HU
 from metricunet.files.atomic import written_whole
 from metricunet.inference.predictor import Predictor
-from metricunet.networks.feeding import neighbouring_slices, normalise_hu
+from metricunet.stages.network_input import neighbouring_slices, normalise_hu
+from metricunet.stages.segment import View, read_field
 from metricunet.study.beyond import FEATURE_CASES, case_features
 from metricunet.study.comparisons import Compared
 from metricunet.study.data import TRUTH, spread
@@ -228,11 +228,10 @@ def _maps(
     bar = None
     for column, (arm, predictor) in enumerate(shown.items(), start=1):
         stage = predictor.models[0].card.segment
-        assert stage.crop_voxels is not None
-        grid = cut.image.geometry.box_around(cut.found.centre_mm, stage.crop_voxels, stage.spacing_mm)
-        truth = resample_labels(cut.references[TRUTH], grid).array == value
+        crop = read_field(stage, cut.image, View(cut.found.centre_mm))
+        truth = resample_labels(cut.references[TRUTH], crop.geometry).array == value
         middle = int(np.argmax(truth.sum(axis=(1, 2))))
-        hu = cut.image.resample(grid, fill=AIR_HU).array
+        hu = crop.array
         colours, chance = _maps_of(predictor, torch.from_numpy(hu), middle, training[arm])
         if column == 1:
             _shown(

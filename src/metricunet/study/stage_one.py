@@ -21,17 +21,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from metricunet.cohort.case import HIGHEST_MINIMUM_HU, read_case
+from metricunet.cohort.case import read_case
 from metricunet.cohort.layout import Case, DatasetInfo
 from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
-from metricunet.inference.locate import Localisation, localise
-from metricunet.inference.predictor import coarse_probabilities
+from metricunet.hu import why_not_hu
+from metricunet.stages.locate import Localisation, coarse_probabilities, localise, locate_spec
 from metricunet.study.data import ScoredCase
 from metricunet.study.sharing import refuse_others
-from metricunet.training.card import locate_card
 from metricunet.training.config import TrainConfig
 from metricunet.training.fit import Located, open_run, train_locate, trained_locate
 from metricunet.training.run import Run, state_file
@@ -260,8 +259,8 @@ def make_cut(case: ScoredCase, run: Run, located: Located, half_mm: tuple[float,
         InputError: unreadable files, two different grids, unknown label values, or values that are no HU.
     """
     image, references = read_scan(case, run.info)
-    card = locate_card(run.config, run.classes)
-    found = localise(coarse_probabilities(located.network, card, image)[run.target])
+    spec = locate_spec(run.config.locate, run.classes)
+    found = localise(coarse_probabilities(located.network, spec, image)[run.target])
     first, shape = _part(image.geometry, found, references, run.info, half_mm)
     return Cut(
         case.name,
@@ -284,12 +283,8 @@ def read_scan(case: ScoredCase, info: DatasetInfo) -> tuple[Volume, dict[str, Vo
         for whose, path in case.references.items()
     }
     image = next(iter(scans.values())).image.canonical()
-    lowest = float(image.array.min())
-    if lowest > HIGHEST_MINIMUM_HU:
-        raise InputError(
-            f"{case.image}: the lowest value is {lowest:g}, so these are no Hounsfield units (air is -1000); "
-            "expected a CT"
-        )
+    if (reason := why_not_hu(float(image.array.min()))) is not None:
+        raise InputError(f"{case.image}: {reason}")
     return image, {whose: scan.labels.canonical() for whose, scan in scans.items()}
 
 

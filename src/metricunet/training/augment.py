@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from metricunet.networks.feeding import normalise_hu
+from metricunet.stages.network_input import normalise_hu
 from metricunet.training.config import ELASTIC_GRID_MM, AugmentConfig
 
 #: Contrast turns about soft tissue, so that it changes differences and not the gland's own level.

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from metricunet.cohort.prepare import AIR_HU, IGNORE_CLASS, PreparedCase
+from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
+from metricunet.hu import AIR_HU
 from metricunet.training.augment import Warp, augmented_input, read, read_classes, uniform
 from metricunet.training.config import AugmentConfig, LocateConfig, SegmentConfig
 from metricunet.training.partial_labels import unknown_classes
@@ -79,8 +80,7 @@ class SegmentBatches:
         self._values = _values([self.labels], classes)
         target = (self.labels > 0) & (self.labels != IGNORE_CLASS)
         self._holds = target.flatten(2).any(dim=2).float()
-        sides = zip(config.crop_mm, config.spacing_mm, strict=True)
-        crop = tuple(round(side / step) for side, step in sides)
+        crop = config.crop_voxels
         self._warp = Warp(crop[1:], config.spacing_mm[1:], augment, mirror, device)
         # What a draw needs of the geometry, on the device once: a copy from the host would wait for it.
         depth, rows, columns = self.hu.shape[1:]

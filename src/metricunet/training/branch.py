@@ -91,11 +91,11 @@ def _sampler(config: TrainConfig, classes: int) -> Sampler:
 def _check_patch(network: Network, side: int, config: TrainConfig) -> None:
     # Two voxels a side are the least at the bottleneck: its normalisation needs more than one.
     least = 2 * network.divisor
-    sides = [round(mm / step) for mm, step in zip(config.segment.box_mm, config.segment.spacing_mm, strict=True)]
-    if side % network.divisor or not least <= side <= min(sides[1:]):
+    most = min(config.segment.box_voxels[1:])
+    if side % network.divisor or not least <= side <= most:
         raise InputError(
-            f"setting metric.patch_voxels is {side}; expected a multiple of {network.divisor} from {least} to "
-            f"{min(sides[1:])}"
+            f"setting metric.patch_voxels is {side}; expected a multiple of {network.divisor} from {least} "
+            f"to {most}"
         )
 
 

@@ -27,15 +27,16 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
-from metricunet.files.model import Calibration, StageCard, read_model, write_model
+from metricunet.files.model import Calibration, read_model, write_model
 from metricunet.inference.boundary import boundary_error, near
-from metricunet.inference.masks import keep_largest_piece
 from metricunet.inference.predictor import load_model
-from metricunet.inference.segment import crop_probabilities
 from metricunet.inference.temperature import fit_temperature, tempered
 from metricunet.networks import Network
 from metricunet.networks.device import pick_device
-from metricunet.networks.feeding import Precision
+from metricunet.specs import SegmentSpec
+from metricunet.stages.classes import keep_largest_piece
+from metricunet.stages.network_input import Precision
+from metricunet.stages.segment import crop_probabilities
 from metricunet.training.run import Progress
 
 
@@ -92,15 +93,11 @@ def calibrate(
         )
     chosen = set(split_for(content, fold).val)
     stage = card.segment
-    assert stage.crop_voxels is not None
-    sides = [n * step for n, step in zip(stage.crop_voxels, stage.spacing_mm, strict=True)]
-    settings = PrepareSettings(
-        card.target, card.locate.spacing_mm, stage.spacing_mm, (sides[0], sides[1], sides[2])
-    )
+    settings = PrepareSettings(card.target, card.locate.spacing_mm, stage.spacing_mm, stage.crop_mm)
     files = [case for case in content.training if case.name in chosen]
     with TemporaryDirectory() as spare:
         cases = prepare(files, content.info, settings, cache or Path(spare), progress)
-    found = calibration(loaded.segment, stage, cases, list(card.labels).index(card.target) + 1)
+    found = calibration(loaded.segment, stage, cases, card.target_class)
     if found is None:
         raise InputError(
             f"{cohort}: the model finds {card.target} in no validation case of fold {fold} that holds it, so "
@@ -112,7 +109,7 @@ def calibrate(
 
 def calibration(
     network: Network,
-    stage: StageCard,
+    stage: SegmentSpec,
     cases: Sequence[PreparedCase],
     target: int,
     precision: Precision = "auto",
@@ -121,7 +118,7 @@ def calibration(
 
     Args:
         network: of stage 2, in evaluation mode.
-        stage: its card.
+        stage: its spec.
         cases: validation cases; those without the target, or where nothing is predicted, are passed over.
         target: class of the target.
         precision: to compute in.
@@ -149,19 +146,18 @@ def calibration(
 
 
 def validated(
-    network: Network, stage: StageCard, case: PreparedCase, target: int, precision: Precision = "auto"
+    network: Network, stage: SegmentSpec, case: PreparedCase, target: int, precision: Precision = "auto"
 ) -> Validated | None:
     """Segment a case around its true centre; None where it has no target or none is found. See `calibration`.
 
     Where a structure was not contoured, its voxels are among the background's, and so is its probability.
     """
-    assert stage.crop_voxels is not None
     crop = case.central_crop(stage.crop_voxels)
     if crop is None or target in case.unknown:
         return None
     hu, labels = crop
     images = torch.from_numpy(hu.array).to(next(network.parameters()).device)
-    found = crop_probabilities(network, images, stage.hu_window, stage.input_slices, precision).cpu().numpy()
+    found = crop_probabilities(network, stage, images, precision).cpu().numpy()
     classes = found.argmax(axis=0).astype(np.uint8)
     keep_largest_piece(classes, target)
     mask = classes == target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,44 +10,14 @@ from metricunet import __version__
 from metricunet.cohort.layout import DatasetInfo
 from metricunet.cohort.names import standard_name
 from metricunet.cohort.prepare import PreparedCase
-from metricunet.files.model import ModelCard, StageCard
+from metricunet.files.model import ModelCard
+from metricunet.hu import level_hu, noise_hu
 from metricunet.inference.checks import EXTENTS
-from metricunet.inference.hu import level_hu, noise_hu
-from metricunet.inference.masks import box_of
+from metricunet.stages.classes import box_of
+from metricunet.stages.locate import locate_spec
+from metricunet.stages.segment import segment_spec
+from metricunet.structures import class_of
 from metricunet.training.config import TrainConfig
-
-
-def locate_network(config: TrainConfig, classes: int) -> dict[str, Any]:
-    """Return the arguments of `build_network` for stage 1, a U-Net."""
-    stage = config.locate
-    return {
-        "architecture": "unet",
-        "in_channels": 1,
-        "classes": classes,
-        "base_channels": stage.base_channels,
-        "levels": stage.levels,
-        "spatial_dims": 3,
-        "norm": "batch",
-    }
-
-
-def locate_card(config: TrainConfig, classes: int) -> StageCard:
-    """Return what a prediction needs to know of stage 1."""
-    return StageCard(locate_network(config, classes), config.locate.spacing_mm, None, config.locate.hu_window)
-
-
-def segment_network(config: TrainConfig, classes: int) -> dict[str, Any]:
-    """Return the arguments of `build_network` for stage 2."""
-    stage = config.segment
-    return {
-        "architecture": stage.network,
-        "in_channels": 1 if stage.spatial_dims == 3 else stage.slices,
-        "classes": classes,
-        "base_channels": stage.base_channels,
-        "levels": stage.levels,
-        "spatial_dims": stage.spatial_dims,
-        "norm": "instance",
-    }
 
 
 def model_card(
@@ -72,27 +41,18 @@ def model_card(
         errors_mm: localisation errors of the validation cases [cases, 3].
     """
     classes = len(info.labels) + 1
-    crop = [
-        round(side / step) for side, step in zip(config.segment.crop_mm, config.segment.spacing_mm, strict=True)
-    ]
     validation = {"cases": float(len(val))} if val else {}
     if crop_dice is not None:
         validation["crop_dice"] = crop_dice
     if val and len(errors_mm):
         validation["localisation_error_mm"] = float(np.linalg.norm(errors_mm, axis=1).mean())
     return ModelCard(
-        locate=locate_card(config, classes),
-        segment=StageCard(
-            segment_network(config, classes),
-            config.segment.spacing_mm,
-            (crop[0], crop[1], crop[2]),
-            config.segment.hu_window,
-            config.segment.block_slices if config.segment.spatial_dims == 3 else None,
-        ),
+        locate=locate_spec(config.locate, classes),
+        segment=segment_spec(config.segment, classes),
         labels=info.labels,
         tg263={name: standard_name(name, config.tg263) for name in info.labels},
         target=config.target,
-        ranges=training_ranges(config, list(info.labels).index(config.target) + 1, train),
+        ranges=training_ranges(config, class_of(info.labels, config.target), train),
         validation=validation,
         trained_on=info.trained_on or "not stated",
         data_sha256=data_sha256,
@@ -109,7 +69,7 @@ def training_ranges(
 
     `slice_spacing_mm`, `pixel_spacing_mm`: of the scans. `volume_ml`, `target_hu` (median) and
     `extent_head_foot_mm`, `extent_front_back_mm`, `extent_left_right_mm` (sides of its box): of the target.
-    `crop_hu` and `noise_hu`: see `metricunet.inference.hu`; of stage 2's crop around the target.
+    `crop_hu` and `noise_hu`: see `metricunet.hu`; of stage 2's crop around the target.
 
     Args:
         config: of the training.
@@ -129,18 +89,15 @@ def training_ranges(
 
 
 def _fine_facts(config: TrainConfig, target: int, case: PreparedCase) -> Iterator[tuple[str, float]]:
-    if case.fine is None or case.fine_labels is None:
+    # The cached box is larger than the crop that a prediction sees.
+    central = case.central_crop(config.segment.crop_voxels)
+    if case.fine is None or case.fine_labels is None or central is None:
         return
     box = box_of(case.fine_labels.array == target)
     if box is not None:
         sides = [(p.stop - p.start) * step for p, step in zip(box, case.fine.spacing_mm, strict=True)]
         yield from zip(EXTENTS, sides, strict=True)
-    # The cached box is larger than the crop that a prediction sees.
-    voxels = [round(a / b) for a, b in zip(config.segment.crop_mm, config.segment.spacing_mm, strict=True)]
-    shape = case.fine.geometry.shape
-    first = [max(0, (n - m) // 2) for n, m in zip(shape, voxels, strict=True)]
-    inside = tuple(slice(begin, begin + m) for begin, m in zip(first, voxels, strict=True))
-    crop = case.fine.array[inside]
+    crop = central[0].array
     for name, value in (("crop_hu", level_hu(crop)), ("noise_hu", noise_hu(crop))):
         if value is not None:
             yield name, value

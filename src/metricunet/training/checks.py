@@ -36,9 +36,7 @@ def check_field(stage: SegmentConfig, network: Network) -> None:
     Raises:
         InputError: a block that does not fit the network or the crop, or a crop too small for the levels.
     """
-    slices, rows, columns = (
-        round(side / step) for side, step in zip(stage.crop_mm, stage.spacing_mm, strict=True)
-    )
+    slices, rows, columns = stage.crop_voxels
     space = [rows, columns]
     if stage.spatial_dims == 3:
         if stage.block_slices % network.divisor:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metricunet.errors import InputError
 from metricunet.files.yaml_file import read_yaml
+from metricunet.volume import voxels_of
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -82,6 +83,16 @@ class SegmentConfig(_Section):
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
     smallest_jitter_mm: Annotated[float, Field(ge=0)] = 3.0
+
+    @property
+    def crop_voxels(self) -> tuple[int, int, int]:
+        """Sides of the box that is predicted: slice, row, column."""
+        return voxels_of(self.crop_mm, self.spacing_mm)
+
+    @property
+    def box_voxels(self) -> tuple[int, int, int]:
+        """Sides of the cached box that training crops are cut from: slice, row, column."""
+        return voxels_of(self.box_mm, self.spacing_mm)
 
     @property
     def input_slices(self) -> int:

@@ -26,15 +26,16 @@ from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
 from metricunet.files.model import read_card, read_model, write_model
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord
-from metricunet.inference.locate import class_probabilities, localise
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import keep_freed_memory, pick_device
+from metricunet.stages.locate import class_probabilities, localise, locate_spec
+from metricunet.stages.segment import segment_spec
 from metricunet.training.batches import LocateBatches, SegmentBatches
 from metricunet.training.blocks import BlockBatches
 from metricunet.training.branch import PatchBatches, build_metric
 from metricunet.training.calibrate import calibration
 from metricunet.training.callbacks import LOG_NAME, EpochLog, MovableCheckpoint, ProgressBar, Watch, Watched
-from metricunet.training.card import locate_network, model_card, segment_network
+from metricunet.training.card import model_card
 from metricunet.training.checks import check_field, check_network
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.interrupt import interruptible
@@ -196,7 +197,7 @@ def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) 
         weights: by their names in a model file.
         errors_mm: as in `Located`.
     """
-    network = _build(locate_network(run.config, run.classes), run.config.seed, "locate.", weights)
+    network = _build(locate_spec(run.config.locate, run.classes).network, run.config.seed, "locate.", weights)
     return Located(network.eval().to(run.device), errors_mm)
 
 
@@ -238,7 +239,7 @@ def check_settings(config: TrainConfig, classes: int) -> None:
     segment, locate = config.segment, config.locate
     check_network(segment)
     with torch.device("meta"):
-        network = build_network(**segment_network(config, classes))
+        network = build_network(**segment_spec(segment, classes).network)
         build_metric(network, config, classes)
     if segment.slices % 2 == 0:
         raise InputError(f"setting segment.slices is {segment.slices}; expected an odd number: one middle slice")
@@ -249,10 +250,10 @@ def check_settings(config: TrainConfig, classes: int) -> None:
             )
         if step > crop:
             raise InputError(f"setting segment.spacing_mm is {step:g} where segment.crop_mm is {crop:g}")
-    for crop, step in zip(segment.crop_mm[1:], segment.spacing_mm[1:], strict=True):
-        if round(crop / step) % network.divisor:
+    for side in segment.crop_voxels[1:]:
+        if side % network.divisor:
             raise InputError(
-                f"setting segment.crop_mm gives {round(crop / step)} voxels in the slice; with segment.levels "
+                f"setting segment.crop_mm gives {side} voxels in the slice; with segment.levels "
                 f"{segment.levels} it must be a multiple of {network.divisor}"
             )
     check_field(segment, network)
@@ -266,7 +267,7 @@ def check_settings(config: TrainConfig, classes: int) -> None:
 
 def _fit_locate(run: Run, start: dict[str, Tensor] | None) -> Network:
     stage = run.config.locate
-    network = _build(locate_network(run.config, run.classes), run.config.seed, "locate.", start)
+    network = _build(locate_spec(run.config.locate, run.classes).network, run.config.seed, "locate.", start)
     module = LocateModule(network, run.config, run.val, run.target)
     module.batches = LocateBatches(
         run.train, stage, run.config.augment, run.classes, run.target, not has_sides(run.labels), run.device
@@ -277,7 +278,7 @@ def _fit_locate(run: Run, start: dict[str, Tensor] | None) -> Network:
 
 def _fit_segment(run: Run, start: dict[str, Tensor] | None, errors_mm: np.ndarray) -> tuple[Network, float | None]:
     stage = run.config.segment
-    network = _build(segment_network(run.config, run.classes), run.config.seed, "segment.", start)
+    network = _build(segment_spec(run.config.segment, run.classes).network, run.config.seed, "segment.", start)
     module = SegmentModule(network, run.config, run.val, run.classes)
     kind = BlockBatches if stage.spatial_dims == 3 else SegmentBatches
     module.batches = kind(
@@ -307,8 +308,8 @@ def _build(arguments: dict[str, Any], seed: int, prefix: str, start: dict[str, T
 def _initial_weights(init: Path, run: Run) -> dict[str, Tensor]:
     card, weights = read_model(init)
     wanted = {
-        "locate": locate_network(run.config, run.classes),
-        "segment": segment_network(run.config, run.classes),
+        "locate": locate_spec(run.config.locate, run.classes).network,
+        "segment": segment_spec(run.config.segment, run.classes).network,
     }
     for stage, arguments in wanted.items():
         found = getattr(card, stage).network
@@ -390,7 +391,6 @@ def localisation_errors_mm(
             network,
             torch.from_numpy(case.coarse.array).to(device),
             config.locate.hu_window,
-            network.divisor,
             config.precision,
         )
         found = localise(case.coarse.with_array(probabilities[target].cpu().numpy()))

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
-from metricunet.inference.locate import class_probabilities
-from metricunet.inference.segment import crop_probabilities
 from metricunet.metric import GraphedBranch, PatchMetricLoss, VoxelClassOutput
 from metricunet.networks import Network
-from metricunet.networks.feeding import autocast, pick_precision
+from metricunet.stages.locate import class_probabilities
+from metricunet.stages.network_input import autocast, pick_precision
+from metricunet.stages.segment import crop_probabilities, segment_spec
 from metricunet.training.batches import Batch, LocateBatches, SegmentBatches, update_generator
 from metricunet.training.branch import PatchBatches, build_metric
 from metricunet.training.config import TrainConfig
@@ -132,7 +132,7 @@ class LocateModule(StageModule):
         coarse = torch.from_numpy(case.coarse.array).to(self.device)
         labels = torch.from_numpy(case.coarse_labels.array).to(self.device)
         probabilities = class_probabilities(
-            self.network, coarse, self.config.locate.hu_window, self.network.divisor, self.config.precision
+            self.network, coarse, self.config.locate.hu_window, self.config.precision
         )
         score = dice(probabilities.argmax(dim=0) == self.target, labels == self.target)
         if score is not None:
@@ -207,13 +207,11 @@ class SegmentModule(StageModule):
     def validation_step(self, batch: Any, index: int) -> None:
         """Score every structure that was contoured, in the crop around one case's true centre."""
         case = self.validation_cases[index]
-        stage = self.config.segment
-        crop = case.central_crop([round(a / b) for a, b in zip(stage.crop_mm, stage.spacing_mm, strict=True)])
+        spec = segment_spec(self.config.segment, self.classes)
+        crop = case.central_crop(spec.crop_voxels)
         assert crop is not None
         hu, labels = (torch.from_numpy(v.array).to(self.device) for v in crop)
-        found = crop_probabilities(
-            self.network, hu, stage.hu_window, stage.input_slices, self.config.precision
-        ).argmax(dim=0)
+        found = crop_probabilities(self.network, spec, hu, self.config.precision).argmax(dim=0)
         known = (k for k in range(1, self.classes) if k not in case.unknown)
         scores = [dice(found == k, labels == k) for k in known]
         present = [s for s in scores if s is not None]

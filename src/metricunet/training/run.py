@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metricunet.cohort.case import HIGHEST_MINIMUM_HU
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
@@ -20,6 +19,8 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
 from metricunet.files.own import STAGING, OwnFiles
+from metricunet.hu import why_not_hu
+from metricunet.structures import class_of
 from metricunet.training.callbacks import Watch, check_log
 from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config
@@ -77,7 +78,7 @@ class Run:
     @property
     def target(self) -> int:
         """Class of the target."""
-        return list(self.labels).index(self.config.target) + 1
+        return class_of(self.labels, self.config.target)
 
 
 def state_file(folder: Path) -> Path:
@@ -152,11 +153,8 @@ def check_cases(run: Run, cohort: Path) -> None:
     if run.val and not any(case.fine is not None for case in run.val):
         raise InputError(f"{cohort}: no validation case contains {target}; choose another fold")
     for case in (*run.train, *run.val):
-        if int(case.coarse.array.min()) > HIGHEST_MINIMUM_HU:
-            raise InputError(
-                f"{cohort}: case {case.name} has no value below {int(case.coarse.array.min())}, so these are no "
-                "Hounsfield units (air is -1000); apply the rescale slope and intercept"
-            )
+        if (reason := why_not_hu(int(case.coarse.array.min()))) is not None:
+            raise InputError(f"{cohort}: case {case.name}: {reason}")
 
 
 def begin(run: Run, fold: Fold, init: Path | None) -> None:

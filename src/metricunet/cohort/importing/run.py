@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from metricunet.cohort.case import HIGHEST_MINIMUM_HU
 from metricunet.cohort.contoured import CONTOURED_NAME, contoured_content
 from metricunet.cohort.importing.layouts import AUTO, find_cases
 from metricunet.cohort.importing.merge import merge
@@ -37,6 +36,7 @@ from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, OwnFiles
 from metricunet.files.record import RunRecord, hash_if_readable, sha256
+from metricunet.hu import why_not_hu
 from metricunet.volume import Volume
 
 COMMAND = "import"
@@ -330,12 +330,8 @@ class _Importer:
     def _read_case(self, case: PlannedCase) -> tuple[Report, Volume, Volume]:
         source = case.source
         image = source.read_image()
-        lowest = float(image.array.min())
-        if lowest > HIGHEST_MINIMUM_HU:
-            raise InputError(
-                f"{source.place}: the lowest value is {lowest:g}, so these are no Hounsfield units (air is "
-                "-1000); expected a CT"
-            )
+        if (reason := why_not_hu(float(image.array.min()))) is not None:
+            raise InputError(f"{source.place}: {reason}")
         merged = merge(case, image, list(self.plan.names.structures))
         if not merged.says_anything:
             reasons = "; ".join(entry["reason"] for entry in merged.structures.values() if "reason" in entry)

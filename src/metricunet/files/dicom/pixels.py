@@ -18,7 +18,8 @@ from metricunet.files.dicom.codestream import has_codestreams
 from metricunet.files.dicom.decode import decode_in_processes, frames_apart, stored_frames
 from metricunet.files.dicom.header import DAMAGE, one_line
 from metricunet.files.dicom.slice import SliceHeader
-from metricunet.files.voxels import AIR_HU, HIGHEST_HU, check_size
+from metricunet.files.voxels import check_size
+from metricunet.hu import HIGHEST_HU, PADDING_HU
 
 #: Threads that read slices here.
 MOST_THREADS = 4
@@ -111,7 +112,7 @@ def _set_padding_to_air(plane: NDArray[Any], header: SliceHeader) -> None:
     low, high = header.padding
     if low * header.slope + header.intercept <= HIGHEST_HU or int(plane.max()) < low:
         return
-    air = round((AIR_HU - header.intercept) / header.slope)
+    air = round((PADDING_HU - header.intercept) / header.slope)
     limits = np.iinfo(plane.dtype)
     plane[(plane >= low) & (plane <= high)] = min(max(air, limits.min), limits.max)
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from metricunet.files.voxels import AIR_HU
+from metricunet.hu import PADDING_HU
 from metricunet.volume import FloatArray, Geometry
 
 
@@ -87,7 +87,7 @@ class Untilting:
             # A slice that does not count need not reach so far.
             inside = (inside_low | (weight == 1)) & (inside_high | (weight == 0))
             inside &= (height >= heights[0] - self.reach_mm) & (height <= heights[-1] + self.reach_mm)
-            result[k] = _as(array.dtype, np.where(inside, plane, AIR_HU))
+            result[k] = _as(array.dtype, np.where(inside, plane, PADDING_HU))
         return result
 
     def _sampled(

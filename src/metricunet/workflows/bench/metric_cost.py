@@ -20,9 +20,9 @@ from torch.profiler import ProfilerActivity
 from metricunet.metric import GraphedBranch, HardEasySampler, PatchMetricLoss, Sample, VoxelMetricLoss
 from metricunet.metric.voxel_metric import TupleObjective
 from metricunet.networks import build_network
-from metricunet.networks.feeding import autocast
+from metricunet.stages.network_input import autocast
+from metricunet.stages.segment import segment_spec
 from metricunet.training.branch import build_metric
-from metricunet.training.card import segment_network
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.objectives import segmentation_loss
 from metricunet.workflows.bench.timing import Ratio, Times, alternate, seconds
@@ -85,9 +85,9 @@ class TrainingStep:
     def __init__(self, config: TrainConfig, precision: Precision, device: torch.device) -> None:
         torch.manual_seed(0)
         stage = config.segment
-        side = [round(mm / step) for mm, step in zip(stage.crop_mm[1:], stage.spacing_mm[1:], strict=True)]
+        side = stage.crop_voxels[1:]
         self.config, self.precision, self.device = config, precision, device
-        self.network = build_network(**segment_network(config, CLASSES)).to(device)
+        self.network = build_network(**segment_spec(stage, CLASSES).network).to(device)
         branch = build_metric(self.network, config, CLASSES)
         assert branch is not None
         assert not isinstance(branch, PatchMetricLoss)

@@ -115,8 +115,7 @@ def _transforms(config: TrainConfig, jitter_mm: tuple[float, float]) -> list[Any
     stage, augment = config.segment, config.augment
     both = ["image", "label"]
     modes = ("bilinear", "nearest")
-    box = [round(mm / step) for mm, step in zip(stage.box_mm, stage.spacing_mm, strict=True)]
-    crop = [round(mm / step) for mm, step in zip(stage.crop_mm, stage.spacing_mm, strict=True)]
+    box, crop = stage.box_voxels, stage.crop_voxels
     uniform_reach = [math.sqrt(3) * mm / step for mm, step in zip(jitter_mm, stage.spacing_mm[1:], strict=True)]
     pixel_mm = stage.spacing_mm[1]
     steps: list[Any] = [

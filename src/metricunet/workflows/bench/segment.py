@@ -107,7 +107,6 @@ def bench_segment(
     if centre is None:
         raise nothing_found(subject)
     crop = predictor.card.segment.crop_voxels
-    assert crop is not None
     slider = monai_slider(crop[1:], STACKS_AT_ONCE[device.type])
     bare = stages.bare_segment()
     parts: dict[str, Run] = {"stage2": lambda: stages.segment(centre), "bare": bare}

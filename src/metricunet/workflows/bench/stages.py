@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metricunet.cohort.prepare import AIR_HU
-from metricunet.files.model import StageCard
-from metricunet.inference.locate import Localisation, class_probabilities, localise
 from metricunet.inference.predictor import LoadedModel
-from metricunet.inference.segment import crop_probabilities
-from metricunet.networks.feeding import autocast, neighbouring_slices, normalise_hu, pick_precision
+from metricunet.specs import SegmentSpec
+from metricunet.stages.locate import Localisation, class_probabilities, coarse_grid, localise
+from metricunet.stages.network_input import autocast, neighbouring_slices, normalise_hu, pick_precision, read_hu
+from metricunet.stages.segment import View, covered_part, crop_probabilities, read_field
 from metricunet.volume import FloatArray, Volume
 
 #: How much of a window lies in the next one.
@@ -46,7 +45,7 @@ class Stages:
     @property
     def target(self) -> int:
         """Class of the target."""
-        return list(self.model.card.labels).index(self.model.card.target) + 1
+        return self.model.card.target_class
 
     @property
     def precision(self) -> str:
@@ -55,14 +54,13 @@ class Stages:
 
     def coarse(self) -> Volume:
         """Read the scan on stage 1's grid."""
-        grid = self.image.geometry.with_spacing(self.model.card.locate.spacing_mm)
-        return self.image.resample(grid, fill=AIR_HU)
+        return read_hu(self.image, coarse_grid(self.image.geometry, self.model.card.locate.spacing_mm))
 
     def locate(self) -> Localisation:
         """Run stage 1: resample, network, the best candidate."""
         coarse, stage = self.coarse(), self.model.card.locate
         hu = torch.from_numpy(coarse.array).to(self.device)
-        found = class_probabilities(self.model.locate, hu, stage.hu_window, self.model.locate.divisor)
+        found = class_probabilities(self.model.locate, hu, stage.hu_window)
         return localise(coarse.with_array(found[self.target].cpu().numpy()))
 
     def slide_coarse(self, inferer: Inferer) -> Localisation:
@@ -75,24 +73,18 @@ class Stages:
     def segment(self, centre_mm: FloatArray) -> Volume:
         """Run stage 2: resample the crop, network, read back on the scan's grid, paste into an empty scan."""
         stage = self.model.card.segment
-        assert stage.crop_voxels is not None
-        grid = self.image.geometry.box_around(centre_mm, stage.crop_voxels, stage.spacing_mm)
-        crop = torch.from_numpy(self.image.resample(grid, fill=AIR_HU).array).to(self.device)
-        found = crop_probabilities(self.model.segment, crop, stage.hu_window, _slices(stage))
-        scan = self.image.geometry
-        half = np.asarray(grid.extent_mm) / 2 / np.asarray(scan.spacing_mm)
-        middle = scan.to_index(centre_mm)
-        low = np.clip(np.ceil(middle - half), 0, np.asarray(scan.shape) - 1).astype(int)
-        high = np.clip(np.floor(middle + half), low, np.asarray(scan.shape) - 1).astype(int)
-        box = scan.crop(low.tolist(), (high - low + 1).tolist())
-        shares = Volume(found[self.target].cpu().numpy(), grid).resample(box).array
-        empty = self.image.with_array(np.zeros(scan.shape, dtype=np.uint8))
-        return empty.paste((shares > 0.5).astype(np.uint8), low.tolist())
+        view = View(centre_mm)
+        crop = read_field(stage, self.image, view)
+        found = crop_probabilities(self.model.segment, stage, torch.from_numpy(crop.array).to(self.device))
+        box, start = covered_part([stage], self.image.geometry, view)
+        shares = crop.with_array(found[self.target].cpu().numpy()).resample(box).array
+        empty = self.image.with_array(np.zeros(self.image.geometry.shape, dtype=np.uint8))
+        return empty.paste((shares > 0.5).astype(np.uint8), start)
 
     def slide_fine(self, inferer: Inferer) -> Volume:
         """Run stage 2 by a sliding window over every slice of the whole scan, at its own spacing."""
         stage = self.model.card.segment
-        fine = self.image.resample(self.image.geometry.with_spacing(stage.spacing_mm), fill=AIR_HU)
+        fine = read_hu(self.image, self.image.geometry.with_spacing(stage.spacing_mm))
         hu = normalise_hu(torch.from_numpy(fine.array).to(self.device), stage.hu_window)
         stacks = neighbouring_slices(hu, _slices(stage))
         shares = np.empty(fine.array.shape, dtype=np.float32)
@@ -112,7 +104,6 @@ class Stages:
     def bare_segment(self) -> Callable[[], Tensor]:
         """Return stage 2's network alone, on fixed stacks of slices of the crop."""
         stage = self.model.card.segment
-        assert stage.crop_voxels is not None
         depth, *sides = stage.crop_voxels
         stacks = torch.randn(depth, _slices(stage), *sides, device=self.device)
         return self._bare(self.model.segment, torch.split(stacks, STACKS_AT_ONCE[self.device.type]))
@@ -156,5 +147,5 @@ def monai_slider(roi: tuple[int, ...], at_once: int) -> Inferer | None:
     return run
 
 
-def _slices(stage: StageCard) -> int:
+def _slices(stage: SegmentSpec) -> int:
     return int(stage.network["in_channels"])

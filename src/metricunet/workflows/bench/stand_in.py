@@ -21,8 +21,10 @@ from torch import Tensor
 from metricunet.cohort.layout import DatasetInfo
 from metricunet.files.model import write_model
 from metricunet.networks import UNet, build_network
-from metricunet.networks.feeding import normalise_hu
-from metricunet.training.card import locate_network, model_card, segment_network
+from metricunet.stages.locate import locate_spec
+from metricunet.stages.network_input import normalise_hu
+from metricunet.stages.segment import segment_spec
+from metricunet.training.card import model_card
 from metricunet.training.config import TrainConfig
 
 STRUCTURE = "prostate"
@@ -40,8 +42,8 @@ STEEPNESS = 10.0
 def fresh_networks(config: TrainConfig) -> tuple[UNet, UNet]:
     """Build both stages with fresh weights, always the same, in evaluation mode."""
     torch.manual_seed(0)
-    locate = build_network(**locate_network(config, CLASSES))
-    segment = build_network(**segment_network(config, CLASSES))
+    locate = build_network(**locate_spec(config.locate, CLASSES).network)
+    segment = build_network(**segment_spec(config.segment, CLASSES).network)
     assert isinstance(locate, UNet)
     assert isinstance(segment, UNet)
     return locate.eval(), segment.eval()
@@ -57,7 +59,6 @@ def write_stand_in(path: Path, config: TrainConfig) -> None:
     info = DatasetInfo({STRUCTURE: 1}, trained_on="synthetic")
     card = model_card(config.model_copy(update={"target": STRUCTURE}), info, [], [], "", None, np.zeros((0, 3)))
     locate, segment = fresh_networks(config)
-    assert card.segment.crop_voxels is not None
     with torch.no_grad():
         wire_locate(locate, card.locate.hu_window)
         wire_segment(segment, card.segment.crop_voxels[1:], card.segment.spacing_mm[1:])

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.networks.device import keep_freed_memory
-from metricunet.networks.feeding import pick_precision
 from metricunet.phantom import make_cohort
+from metricunet.stages.network_input import pick_precision
 from metricunet.training.batches import Batch, SegmentBatches, update_generator
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.modules import SEGMENT_STAGE, SegmentModule

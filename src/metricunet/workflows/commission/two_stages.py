@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metricunet import __version__
-from metricunet.files.model import ModelCard, StageCard, write_model
+from metricunet.files.model import ModelCard, write_model
 from metricunet.files.nifti import read_labels
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.seg.read import read_seg
 from metricunet.inference.predict import predict
 from metricunet.networks import build_network
+from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.volume import FloatArray, Volume
 from metricunet.workflows.commission.checks import Check, Finding
 from metricunet.workflows.commission.scans import oriented_files
@@ -55,8 +56,8 @@ def write_known_model(path: Path) -> None:
         _wire(network)
         weights |= {f"{stage}.{name}": value for name, value in network.state_dict().items()}
     card = ModelCard(
-        locate=StageCard(arguments["locate"], COARSE_MM, None, WINDOW_HU),
-        segment=StageCard(arguments["segment"], FINE_MM, CROP_VOXELS, WINDOW_HU),
+        locate=LocateSpec(arguments["locate"], COARSE_MM, WINDOW_HU),
+        segment=SegmentSpec(arguments["segment"], FINE_MM, CROP_VOXELS, WINDOW_HU),
         labels={STRUCTURE: 1},
         tg263={STRUCTURE: "Prostate"},
         target=STRUCTURE,

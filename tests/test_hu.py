@@ -1,11 +1,11 @@
-"""Level and noise of a crop, on drawn tissue whose numbers are known."""
+"""What is HU, and level and noise of a crop, on drawn tissue whose numbers are known."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from metricunet.inference.hu import level_hu, noise_hu
+from metricunet.hu import level_hu, noise_hu, why_not_hu
 
 
 def tissue(noise: float) -> np.ndarray:
@@ -34,3 +34,10 @@ def test_air_says_nothing() -> None:
     air = np.full((4, 20, 20), -1000.0)
     assert level_hu(air) is None
     assert noise_hu(air) is None
+
+
+def test_what_cannot_be_hounsfield_units() -> None:
+    assert why_not_hu(-1000, 3071) is None
+    assert why_not_hu(-1000) is None
+    assert "lowest value is 0, so these are no Hounsfield units" in str(why_not_hu(0, 4095))
+    assert "highest value is 65535, so these are no Hounsfield units" in str(why_not_hu(-1000, 65535))

@@ -1,11 +1,16 @@
-"""Localisation: status, centre and reason on drawn probability maps."""
+"""Stage 1: status, centre and reason on drawn probability maps, and classes read on a scan's grid."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from metricunet.inference.locate import localise
+from metricunet.networks import UNet
+from metricunet.specs import LocateSpec
+from metricunet.stages.classes import likeliest
+from metricunet.stages.locate import classes_on, coarse_probabilities, localise, locate_spec
+from metricunet.training.config import load_config
 from metricunet.volume import Geometry, Volume
 
 GEOMETRY = Geometry.from_parts((30, 40, 40), (4, 4, 4), (-80, -80, 100))
@@ -66,3 +71,41 @@ def test_the_candidate_is_kept_where_it_lies() -> None:
     assert found.candidate.array.all()
     np.testing.assert_allclose(found.candidate.geometry.origin_mm, GEOMETRY.to_world([15, 20, 22]))
     assert localise(blob()).candidate is None
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.3, 0.9, 0.9), (5.0, 1.1, 2.9)])
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_interpolating_a_part_is_interpolating_all(spacing_mm: tuple[float, float, float], n_classes: int) -> None:
+    draw = np.random.default_rng(n_classes)
+    coarse = Geometry.from_parts((20, 24, 22), (2, 2, 2), (3, -5, 8))
+    logits = np.full((n_classes + 1, *coarse.shape), -3.0)
+    logits[0] = 0
+    logits[:, 6:14, 9:17, 4:12] = draw.normal(0, 2, (n_classes + 1, 8, 8, 8))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=0)
+    volumes = [Volume(share.astype(np.float32), coarse) for share in shares[1:]]
+    grid = coarse.with_spacing(spacing_mm)
+    image = Volume(np.zeros(grid.shape, dtype=np.int16), grid)
+    whole = likeliest(np.stack([volume.resample(image.geometry).array for volume in volumes]))
+    assert whole.any()
+    assert np.array_equal(classes_on(image, volumes), whole)
+    nothing = [volume.with_array(np.zeros_like(volume.array)) for volume in volumes]
+    assert not classes_on(image, nothing).any()
+
+
+def test_what_a_training_chooses_of_stage_one() -> None:
+    spec = locate_spec(load_config().locate, 3)
+    assert (spec.network["spatial_dims"], spec.network["classes"], spec.network["norm"]) == (3, 3, "batch")
+    assert (spec.spacing_mm, spec.hu_window) == ((4.0, 4.0, 4.0), (-250.0, 450.0))
+
+
+def test_stage_one_sees_the_whole_scan_whatever_its_sides() -> None:
+    """Sides that no network can halve are filled up with air, and the answer has the grid's own sides."""
+    torch.manual_seed(0)
+    network = UNet(1, 2, 2, levels=3, spatial_dims=3).eval()
+    spec = LocateSpec({}, (4.0, 4.0, 4.0), (-100.0, 100.0))
+    scan = Volume(np.zeros((13, 21, 30), dtype=np.int16), Geometry.from_parts((13, 21, 30), (3.0, 2.0, 2.0)))
+    background, target = coarse_probabilities(network, spec, scan, "fp32")
+    assert target.array.shape == (10, 11, 15)
+    assert target.spacing_mm == pytest.approx((4.0, 4.0, 4.0))
+    np.testing.assert_allclose(target.geometry.centre_mm, scan.geometry.centre_mm)
+    np.testing.assert_allclose(background.array + target.array, 1, atol=1e-6)

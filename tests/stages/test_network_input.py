@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from metricunet.networks.device import pick_device
-from metricunet.networks.feeding import neighbouring_slices, normalise_hu, pick_precision
+from metricunet.stages.network_input import neighbouring_slices, normalise_hu, pick_precision
 
 
 def test_the_window_maps_to_minus_one_and_one() -> None:
@@ -22,11 +20,7 @@ def test_neighbours_of_each_slice() -> None:
     assert torch.equal(neighbouring_slices(volume, 1)[:, 0], volume)
 
 
-def test_precision_and_device() -> None:
+def test_precision() -> None:
     assert pick_precision("fp32", torch.device("cpu")) == "fp32"
     assert pick_precision("bf16", torch.device("cpu")) == "bf16"
     assert pick_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
-    assert pick_device("cpu").type == "cpu"
-    for name in ("gpu", "meta", "mps", "cuda:99"):
-        with pytest.raises(ValueError, match="--device"):
-            pick_device(name)

@@ -1,19 +1,23 @@
-"""Stage 1: where the target lies, and how sure that is."""
+"""Stage 1: a 3D network on a coarse grid of the whole scan finds where the target lies, and how sure that is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor, nn
+from torch import Tensor
 
-from metricunet.networks.feeding import Precision, autocast, normalise_hu, pick_precision
-from metricunet.volume import FloatArray, Volume
+from metricunet.networks import Network
+from metricunet.specs import LocateSpec
+from metricunet.stages.classes import box_of, likeliest
+from metricunet.stages.network_input import Precision, autocast, normalise_hu, pick_precision, read_hu
+from metricunet.volume import FloatArray, Geometry, Volume
 
 Status = Literal["found", "uncertain", "absent"]
 
@@ -51,21 +55,85 @@ class Localisation:
     candidate: Volume | None = None
 
 
+class LocateSettings(Protocol):
+    """What a training chooses of stage 1."""
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel spacing of the coarse grid: slice, row, column."""
+
+    @property
+    def hu_window(self) -> tuple[float, float]:
+        """HU that map to -1 and 1."""
+
+    @property
+    def base_channels(self) -> int:
+        """Width of the finest level."""
+
+    @property
+    def levels(self) -> int:
+        """Resolutions of the U-Net."""
+
+
+def locate_spec(settings: LocateSettings, classes: int) -> LocateSpec:
+    """Return stage 1 as a training has chosen it: a 3D U-Net with batch normalisation.
+
+    Args:
+        settings: of the training.
+        classes: background included.
+    """
+    network = {
+        "architecture": "unet",
+        "in_channels": 1,
+        "classes": classes,
+        "base_channels": settings.base_channels,
+        "levels": settings.levels,
+        "spatial_dims": 3,
+        "norm": "batch",
+    }
+    return LocateSpec(network, settings.spacing_mm, settings.hu_window)
+
+
+def coarse_grid(geometry: Geometry, spacing_mm: Sequence[float]) -> Geometry:
+    """Return stage 1's grid: it covers the whole field of a scan.
+
+    Args:
+        geometry: of the scan; axes to the head, the back and the left.
+        spacing_mm: of stage 1: slice, row, column.
+    """
+    return geometry.with_spacing(spacing_mm)
+
+
+def coarse_probabilities(
+    network: Network, spec: LocateSpec, image: Volume, precision: Precision = "auto"
+) -> list[Volume]:
+    """Run stage 1 over a scan.
+
+    Args:
+        network: of stage 1, in evaluation mode.
+        spec: of stage 1.
+        image: HU; axes to the head, the back and the left.
+        precision: to compute in.
+
+    Returns:
+        Probability of each class on the coarse grid, the background first.
+    """
+    coarse = read_hu(image, coarse_grid(image.geometry, spec.spacing_mm))
+    voxels = torch.from_numpy(coarse.array).to(next(network.parameters()).device)
+    probabilities = class_probabilities(network, voxels, spec.hu_window, precision)
+    return [coarse.with_array(share) for share in probabilities.cpu().numpy()]
+
+
 @torch.inference_mode()
 def class_probabilities(
-    network: nn.Module,
-    coarse: Tensor,
-    hu_window: tuple[float, float],
-    divisor: int,
-    precision: Precision = "auto",
+    network: Network, coarse: Tensor, hu_window: tuple[float, float], precision: Precision = "auto"
 ) -> Tensor:
-    """Run stage 1 over a whole coarse scan.
+    """Run stage 1 over a scan that is on the coarse grid already. Air is added until the network can halve it.
 
     Args:
         network: in evaluation mode, on the device of `coarse`.
         coarse: HU [slice, row, column].
         hu_window: of stage 1.
-        divisor: the sides are padded with air to multiples of this.
         precision: to compute in.
 
     Returns:
@@ -74,13 +142,39 @@ def class_probabilities(
     x = normalise_hu(coarse, hu_window)
     padding: list[int] = []
     for side in reversed(x.shape):
-        padding += [0, -side % divisor]
+        padding += [0, -side % network.divisor]
     x = F.pad(x, padding, value=-1.0)[None, None]
     with autocast(pick_precision(precision, coarse.device), coarse.device):
         logits: Tensor = network(x)
     probabilities = logits.float().softmax(dim=1)[0]
     slices, rows, columns = coarse.shape
     return probabilities[:, :slices, :rows, :columns].clone()
+
+
+def classes_on(image: Volume, shares: Sequence[Volume]) -> NDArray[np.uint8]:
+    """Interpolate probabilities onto a scan's grid, and return the likeliest class of each of its voxels.
+
+    Args:
+        image: of the grid, whose axes are the shares'.
+        shares: probability of each class but the background, on a grid of their own.
+    """
+    classes = np.zeros(image.geometry.shape, dtype=np.uint8)
+    coarse = shares[0].geometry
+    box = box_of(likeliest(np.stack([share.array for share in shares])) > 0)
+    if box is None:
+        return classes
+    # Interpolation is linear, so a class wins near where it wins on the shares' grid and nowhere else; two voxels
+    # are room enough, for voxels of a scan that are thicker than those.
+    corners = coarse.to_world(np.array([[s.start - 2 for s in box], [s.stop + 1 for s in box]], dtype=np.float64))
+    low, high = image.geometry.to_index(corners)
+    first = np.clip(np.floor(low), 0, np.array(image.geometry.shape) - 1).astype(int)
+    last = np.clip(np.ceil(high), first, np.array(image.geometry.shape) - 1).astype(int)
+    part = image.geometry.crop(first.tolist(), (last - first + 1).tolist())
+    fine = np.empty((len(shares), *part.shape), dtype=np.float32)
+    for k, share in enumerate(shares):
+        fine[k] = share.resample(part).array
+    classes[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))] = likeliest(fine)
+    return classes
 
 
 def localise(probability: Volume, volume_range_ml: tuple[float, float] | None = None) -> Localisation:
@@ -105,14 +199,10 @@ def localise(probability: Volume, volume_range_ml: tuple[float, float] | None = 
     doubts = _doubts(best, mean, share, volume_ml, volume_range_ml, weak)
     status: Status = "uncertain" if doubts else "found"
     reason = "; ".join(doubts) if doubts else f"one candidate of {volume_ml:.0f} mL, mean probability {mean:.2f}"
-    candidate = probability.with_array(best).crop(*_box(best))
+    box = box_of(best)
+    assert box is not None
+    candidate = probability.with_array(best).crop([p.start for p in box], [p.stop - p.start for p in box])
     return Localisation(status, round(mean * share, 4), reason, centre, volume_ml, candidate)
-
-
-def _box(mask: NDArray[np.bool_]) -> tuple[list[int], list[int]]:
-    """Return first voxel and sides of the smallest box around a mask that is not empty."""
-    (box,) = ndimage.find_objects(mask.view(np.uint8))
-    return [part.start for part in box], [part.stop - part.start for part in box]
 
 
 def _best_candidate(

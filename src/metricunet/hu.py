@@ -1,6 +1,7 @@
-"""What the HU of a crop tell of its scan: level and noise, compared with what a model has seen in training.
+"""Hounsfield units: whether values are any, what lies beyond a scan, and what the HU of a crop tell of its scan.
 
-Both are measured on stage 2's own grid, in prediction as in training, so that they compare.
+Level and noise are compared with what a model has seen in training. Both are measured on stage 2's own grid, in
+prediction as in training, so that they compare.
 """
 
 from __future__ import annotations
@@ -10,6 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+#: HU of what lies outside a scan.
+AIR_HU = -1024
+#: HU that the padding within a scan (outside the scanner's circle) is read as.
+PADDING_HU = -1000.0
+#: A CT holds air, so its lowest value is no higher than this.
+HIGHEST_MINIMUM_HU = -500.0
+#: Values above this are no Hounsfield units (metal saturates well below).
+HIGHEST_HU = 32000.0
 #: What is lighter is air, gas or lung, and no part of the level.
 LIGHTEST_TISSUE_HU = -300.0
 #: Fat, muscle and fluids; beyond are gas, contrast medium, bone and metal.
@@ -20,6 +29,28 @@ NOISE_STEP = 3
 LEAST_VOXELS = 1000
 #: Standard deviation of a normal distribution over its median absolute value.
 NORMAL_SPREAD = 1.4826
+
+
+def why_not_hu(low: float, high: float | None = None) -> str | None:
+    """Say why values cannot be Hounsfield units, and what to do about it; None where they can be.
+
+    Args:
+        low: the lowest value of a scan.
+        high: the highest value; None leaves it unchecked.
+
+    Returns:
+        The rest of a sentence that begins with the file and a colon.
+    """
+    if low > HIGHEST_MINIMUM_HU:
+        found = f"the lowest value is {low:g}"
+    elif high is not None and high > HIGHEST_HU:
+        found = f"the highest value is {high:g}"
+    else:
+        return None
+    return (
+        f"{found}, so these are no Hounsfield units (air is -1000, every CT has some, and metal stays below "
+        f"{HIGHEST_HU:g}); expected a CT with its rescale slope and intercept applied, and not normalised"
+    )
 
 
 def level_hu(crop: NDArray[Any]) -> float | None:
