@@ -359,7 +359,7 @@ def bench(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Measure speed and memory of predicting, training and the metric branch on this machine: some ten minutes."""
+    """Measure speed and memory of predicting, training and the metric branch on this machine."""
     from metricunet.workflows.bench import bench as run
 
     found: dict[str, Any] = {}
