@@ -29,7 +29,12 @@ REACHED_BY = {
     "files/dicom/stack.py": ("check", "predict"),
 }
 #: Not advice: the command lines of other programs, of ours as it is started, and what is replaced in a message.
-OF_OTHERS = {"workflows/commission/other_programs.py", "workflows/bench/predict.py", "study/settings.py"}
+OF_OTHERS = {
+    "workflows/commission/other_programs.py",
+    "workflows/bench/predict.py",
+    "workflows/bench/train.py",
+    "study/settings.py",
+}
 #: Stands before any command.
 OF_ALL = "--debug"
 OPTION = re.compile(r"(?:\b([a-z]+) )?(--[a-z][a-z-]+)")

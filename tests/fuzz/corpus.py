@@ -173,8 +173,8 @@ def _sound_scan(corpus: Corpus) -> None:
 
 
 def _write_model(path: Path) -> None:
+    from benchmarks.stand_in import write_stand_in
     from metricunet.training.config import load_config
-    from metricunet.workflows.bench.stand_in import write_stand_in
 
     smaller = ("segment.crop_mm=[32, 64, 64]", "segment.box_mm=[48, 96, 96]", "segment.slices=3")
     write_stand_in(path, load_config("small", settings=(*TINY_SETTINGS, *smaller)))

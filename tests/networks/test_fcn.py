@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.network_cost import multiply_adds, parameters
 from metricunet.networks import FCN
-from metricunet.networks.cost import multiply_adds, parameters
 
 #: The 13 convolutions of side 3 of the 16-layer network: channels in and out, in its five stages.
 VGG_STAGES = (

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.network_cost import parameters
 from metricunet.networks import VNet
-from metricunet.networks.cost import parameters
 
 
 def shapes(network: nn.Module) -> list[tuple[int, ...]]:

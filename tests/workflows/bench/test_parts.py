@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,168 +11,167 @@ import pytest
 import torch
 
 from metricunet.errors import InputError
-from metricunet.inference.predictor import Predictor, load_model
+from metricunet.files.nifti import read_nifti, write_nifti
+from metricunet.inference.predictor import Predictor
 from metricunet.phantom.make import Phantom
-from metricunet.volume import Geometry, Volume
-from metricunet.workflows.bench import stages as stages_module
-from metricunet.workflows.bench import subject as subjects
-from metricunet.workflows.bench.files import bench_files, ellipsoid, read_series, read_slice_by_slice
-from metricunet.workflows.bench.locate import bench_locate
-from metricunet.workflows.bench.segment import bench_segment
-from metricunet.workflows.bench.stages import Stages, monai_slider
-from metricunet.workflows.bench.subject import Subject, phantom_scan, read_scan
-from metricunet.workflows.bench.timing import Ratio
+from metricunet.training.config import TrainConfig, load_config
+from metricunet.workflows.bench import metric, predict, train
+from metricunet.workflows.bench.metric import TrainingStep, bench_metric, ellipses
+from metricunet.workflows.bench.predict import bench_predict, read_scan
+from metricunet.workflows.bench.process import Ended, run_metricunet
+from metricunet.workflows.bench.train import bench_train
+from metricunet.workflows.bench.untrained import write_untrained
+from tests.support.cohorts import TINY_SETTINGS, make_scan, make_tiny_cohort
+from tests.support.command import Command
 
 CPU = torch.device("cpu")
+SOLID = ("segment.spatial_dims=3", "segment.block_slices=8", "segment.batch_size=2")
+
+
+def tiny(preset: str = "small", *settings: str) -> TrainConfig:
+    return load_config("small", settings=[*TINY_SETTINGS, *settings])
 
 
 @pytest.fixture
-def no_monai(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [m for m in sys.modules if m.split(".")[0] == "monai"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "monai", None)
+def calls(monkeypatch: pytest.MonkeyPatch, metricunet: Command) -> list[list[str]]:
+    """Run the command in this process instead of one of its own, with tiny networks; note its words."""
+    seen: list[list[str]] = []
+
+    def run(words: Sequence[object]) -> Ended:
+        seen.append([str(word) for word in words])
+        ended = metricunet(*words)
+        assert ended.status in (0, 1), ended.err
+        return Ended(ended.status, 100.0, 512.0 + len(seen), ended.err)
+
+    for part in (predict, train):
+        monkeypatch.setattr(part, "run_metricunet", run)
+    monkeypatch.setattr(predict, "load_config", tiny)
+    return seen
 
 
-def test_locate(subject: Subject) -> None:
+@pytest.fixture
+def scan(tiny_cohort: Path) -> Path:
+    return tiny_cohort / "imagesTr" / "case_00_0000.nii.gz"
+
+
+def test_predict_a_phantom(calls: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "make_phantom", lambda seed, difficulty: Phantom(*make_scan(0), {}))
     ticks: list[tuple[int, int]] = []
-    found = bench_locate(subject, CPU, repeats=2, progress=lambda *tick: ticks.append(tick))
-    assert ticks[-1] == (8, 8)
-    content = json.loads(json.dumps(found.to_json()))
-    assert set(content) == {
-        "facts", "subject", "ours", "resample", "bare", "slide", "over_bare", "slide_over_ours", "window", "work",
-    }  # fmt: skip
-    assert content["ours"]["n"] == content["slide"]["n"] == 2
-    assert content["facts"]["device"] == "cpu"
-    assert content["work"]["multiply_adds"] > 1e6
-    text = found.text()
-    for words in ("locate:", "stage 1 over the scan", "slid by MONAI, window 16 x 16 x 16", "CUDA: not run"):
-        assert words in text
+    found = bench_predict(None, None, "small", CPU, repeats=2, progress=lambda *tick: ticks.append(tick))
+    assert ticks[-1] == (6, 6)
+    assert len(calls) == 2
+    assert "nifti,rtstruct" in calls[0]
+    assert calls[0][-2:] == ["--reruns", "0"]
+    assert found.about["scan"] == "a phantom of difficulty real, 56 x 48 x 30 voxels of 3 x 3 x 4 mm"
+    assert "untrained" in found.about["model"]
+    rows = json.loads(json.dumps(found.to_json()))["rows"]
+    assert rows["whole"]["found"]["median_s"] == 100
+    assert 0 < rows["startup"]["found"]["median_s"] < 100
+    assert rows["peak"]["found"] == 514 / 1024
+    assert rows["locate"]["found"]["n"] == rows["segment"]["found"]["n"] == 2
+    assert "on two cores of an AMD EPYC" in found.text()
 
 
-def test_segment(subject: Subject) -> None:
-    found = bench_segment(subject, CPU, repeats=2)
-    content = json.loads(json.dumps(found.to_json()))
-    assert content["target_times_faster"] == 10
-    assert content["slide_over_whole"]["median"] > 0
-    assert content["whole"]["n"] == content["slide"]["n"] == content["stage2"]["n"] == 2
+def test_predict_with_a_users_scan_and_model(calls: list[list[str]], scan: Path, tiny_model: Path) -> None:
+    found = bench_predict(scan, tiny_model, "small", CPU, repeats=1)
+    assert "nifti" in calls[0]
+    assert calls[0][-2:] == ["--reruns", "3"]
+    assert found.about["model"] == str(tiny_model)
 
 
-def test_a_verdict_follows_its_target(subject: Subject) -> None:
-    found = bench_segment(subject, CPU, repeats=1)
-    fast = replace(found, slide_over_whole=Ratio(10.0, (9.0, 11.0)))
-    slow = replace(found, slide_over_whole=Ratio(9.99, (9.0, 11.0)))
-    assert "target at least 10 met" in fast.text()
-    assert "target at least 10 MISSED" in slow.text()
+def test_predict_with_a_3d_model(calls: list[list[str]], scan: Path, tmp_path: Path) -> None:
+    model = tmp_path / "solid.safetensors"
+    write_untrained(model, tiny("small", *SOLID))
+    found = bench_predict(scan, model, "small", CPU, repeats=1)
+    assert found.to_json()["rows"]["segment"]["found"]["median_s"] > 0
 
 
-def test_without_monai_the_rest_is_measured(subject: Subject, no_monai: None) -> None:
-    for found in (bench_locate(subject, CPU, repeats=1), bench_segment(subject, CPU, repeats=1)):
-        assert found.slide is None
-        assert found.to_json()["slide"] is None
-        assert 'MONAI: not installed, so no baseline (pip install "monai>=1.5")' in found.text()
-
-
-def test_stage_2_alone_is_what_the_predictor_does(subject: Subject) -> None:
-    whole = Predictor([subject.model], "cpu", reruns=0).predict(subject.scan)
-    centre = whole.localisation.centre_mm
-    assert centre is not None
-    assert whole.labels is not None
-    stages = Stages(load_model(subject.model, CPU), subject.scan.canonical(), CPU)
-    assert np.allclose(stages.locate().centre_mm, centre)
-    alone = stages.segment(centre).reordered_like(whole.labels.geometry)
-    # The predictor leaves small pieces out.
-    outside = alone.array.astype(bool) & (whole.labels.array == 0)
-    assert not ((whole.labels.array > 0) & (alone.array == 0)).any()
-    assert outside.sum() * alone.geometry.voxel_volume_ml == pytest.approx(whole.removed_ml, abs=0.01)
-
-
-def test_one_window_over_all_is_no_slide_at_all(subject: Subject) -> None:
-    """A window as large as the grid gives what one pass gives: the same network on the same voxels."""
-    stages = Stages(load_model(subject.model, CPU), subject.scan.canonical(), CPU)
-    coarse = stages.coarse().array.shape
-    divisor = stages.model.locate.divisor
-    slider = monai_slider(tuple(n + -n % divisor for n in coarse), 1)
-    assert slider is not None
-    one, other = stages.locate(), stages.slide_coarse(slider)
-    assert other.volume_ml == pytest.approx(one.volume_ml, rel=0.2)
-    assert np.abs(other.centre_mm - one.centre_mm).max() < 6
-
-
-def test_the_slide_covers_the_whole_scan(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a network that says yes everywhere, every voxel of the scan is in the mask."""
-    model = load_model(subject.model, CPU)
-    with torch.no_grad():
-        answer = model.segment.classify
-        answer.weight.zero_()
-        answer.bias.copy_(torch.tensor([0.0, 5.0]))
-    slider = monai_slider((32, 32), 4)
-    assert slider is not None
-    stages = Stages(model, subject.scan.canonical(), CPU)
-    mask = stages.slide_fine(slider)
-    assert mask.geometry.same_grid(stages.image.geometry)
-    assert mask.array.all()
-    assert stages_module.OVERLAP == 0.5
-
-
-def test_files(phantom: Subject) -> None:
-    found = bench_files(phantom, CPU, repeats=1)
-    names = [row.name for row in found.rows]
-    assert names == [
-        "DICOM read, uncompressed",
-        "NIfTI write, scan .nii.gz", "NIfTI read, scan .nii.gz",
-        "NIfTI write, mask .nii.gz", "NIfTI read, mask .nii.gz",
-        "RTSTRUCT write", "RTSTRUCT read to a mask",
-    ]  # fmt: skip
-    assert [row.baseline_name for row in found.rows[:3]] == ["pydicom slice by slice", "nibabel", "nibabel"]
-    assert found.rows[0].megabytes == pytest.approx(phantom.scan.array.size * 2 / 1e6)
-    assert json.loads(json.dumps(found.to_json()))["rows"][-1]["baseline"] is None
-    assert "pydicom slice by slice / ours" in found.text()
-
-
-def test_both_readers_read_the_same(phantom: Subject) -> None:
-    ours, theirs = read_series(phantom.path), read_slice_by_slice(phantom.path)
-    assert np.array_equal(ours.array, theirs)
-    assert np.array_equal(ours.array, np.maximum(phantom.scan.array, -1024))  # no CT stores less than that
-    assert ours.geometry.same_grid(phantom.scan.geometry)
-
-
-def test_a_transfer_syntax_is_named(shared_data: Path) -> None:
-    from metricunet.files.dicom.series import find_series
-    from metricunet.workflows.bench.files import syntax
-
-    series = find_series(shared_data / "pelvis_ct_dicom").series[0]
-    assert syntax(series) == "JPEG2000Lossless"
-
-
-def test_the_ellipsoid_has_a_glands_volume(phantom: Subject) -> None:
-    mask = ellipsoid(phantom.scan)
-    volume_ml = mask.array.sum() * mask.geometry.voxel_volume_ml
-    assert volume_ml == pytest.approx(4 / 3 * np.pi * 2.0 * 2.2 * 2.5, rel=0.03)
-
-
-def test_a_phantom_with_any_number_of_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ramp along the slices stays that ramp, and a mask keeps its volume."""
-    geometry = Geometry.from_parts((10, 4, 6), (5, 2, 1), (3, 4, -50))
-    ramp = np.broadcast_to(np.arange(10, dtype=np.int16)[:, None, None] * 100, geometry.shape).copy()
-    labels = np.zeros(geometry.shape, dtype=np.uint8)
-    labels[4:6], labels[8:] = 1, 2
-    phantom = Phantom(Volume(ramp, geometry), Volume(labels, geometry), {})
-    monkeypatch.setattr(subjects, "make_phantom", lambda seed, difficulty: phantom)
-    scan, truth = phantom_scan(40)
-    assert scan.array.dtype == np.int16
-    assert scan.array.shape == truth.array.shape == (40, 4, 6)
-    assert scan.geometry.same_grid(truth.geometry)
-    assert scan.geometry.extent_mm == pytest.approx(geometry.extent_mm)
-    assert np.allclose(scan.geometry.centre_mm, geometry.centre_mm)
-    heights = scan.geometry.to_world([[k, 0, 0] for k in range(40)])[:, 2]
-    wanted = np.clip((heights + 50) / 5 * 100, 0, 900)
-    assert np.abs(scan.array[:, 0, 0] - wanted).max() <= 0.5
-    assert truth.array.sum() * truth.geometry.voxel_volume_ml == pytest.approx(2 * 4 * 6 * 10 / 1000)
-    assert phantom_scan(5)[0].array[:, 0, 0].tolist() == [50, 250, 450, 650, 850]
-    with pytest.raises(InputError, match="--slices must be 2 or more; got 1"):
-        phantom_scan(1)
+def test_a_model_that_finds_nothing_is_named(
+    calls: list[list[str]], scan: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    image = read_nifti(scan)
+    air = image.with_array(np.full_like(image.array, -1000))
+    air.array[0, 0, 0] = -990  # a scan of one value alone is refused
+    write_nifti(tmp_path / "air.nii.gz", air)
+    with pytest.raises(InputError, match=r"finds nothing in .*choose another --scan or --model"):
+        bench_predict(tmp_path / "air.nii.gz", tiny_model, "small", CPU)
 
 
 def test_a_folder_with_several_scans_is_refused(tiny_cohort: Path) -> None:
     with pytest.raises(InputError, match="imagesTr: holds 6 scans; expected one to measure on"):
         read_scan(tiny_cohort / "imagesTr")
+
+
+def test_an_untrained_model_says_yes_everywhere_and_is_the_same_every_time(scan: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    for path in (one, two):
+        write_untrained(path, tiny())
+    assert one.read_bytes() == two.read_bytes()
+    predictor = Predictor([one], "cpu", reruns=0)
+    assert predictor.card.synthetic
+    found = predictor.predict(read_nifti(scan))
+    assert found.region is not None
+    assert found.region.array.all()
+
+
+@pytest.mark.parametrize("settings", [(), SOLID])
+def test_train(calls: list[list[str]], monkeypatch: pytest.MonkeyPatch, settings: Sequence[str]) -> None:
+    monkeypatch.setattr(train, "make_cohort", lambda folder, n, **rest: make_tiny_cohort(folder, n))
+    monkeypatch.setattr(train, "BLOCK", 2)
+    ticks: list[tuple[int, int]] = []
+    whole = ("locate.epochs=36", "segment.epochs=72", "locate.updates_per_epoch=100")
+    found = bench_train(
+        "small", CPU, repeats=2, settings=[*TINY_SETTINGS, *whole, *settings],
+        progress=lambda *tick: ticks.append(tick),
+    )  # fmt: skip
+    assert ticks[-1] == (2, 2)
+    assert calls[0][0] == "train"
+    rows = found.to_json()["rows"]
+    assert rows["locate"]["found"]["n"] == rows["segment"]["found"]["n"] == 2
+    # 3600 updates of stage 1 and 1440 of stage 2.
+    hours = rows["locate"]["found"]["median_s"] + 0.4 * rows["segment"]["found"]["median_s"]
+    assert rows["whole"]["found"] == pytest.approx(hours)
+    assert rows["peak"]["found"] == 513 / 1024
+    assert "0.33 s on two cores of an AMD EPYC" in found.text()
+
+
+def test_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks: list[tuple[int, int]] = []
+    found = bench_metric("small", CPU, pairs=2, settings=TINY_SETTINGS, progress=lambda *tick: ticks.append(tick))
+    assert ticks[-1] == (8, 8)
+    rows = json.loads(json.dumps(found.to_json()))["rows"]
+    assert list(rows) == [f"{k}_{p}" for p in ("bf16", "fp32") for k in ("without", "with", "ratio")]
+    assert all(row["found"].get("n", 2) == 2 for row in rows.values())
+    monkeypatch.setitem(metric.TARGETS, "small", 0.0)
+    assert "target at most 0.00 MISSED" in bench_metric("small", CPU, pairs=1, settings=TINY_SETTINGS).text()
+
+
+def test_a_step_with_the_loss_trains_its_head_and_one_without_does_not() -> None:
+    step = TrainingStep(tiny(), "fp32", CPU)
+    before = [p.detach().clone() for p in step.metric.parameters()]
+    step(False)
+    assert all(torch.equal(a, b) for a, b in zip(before, step.metric.parameters(), strict=True))
+    step(True)
+    assert not any(torch.equal(a, b) for a, b in zip(before, step.metric.parameters(), strict=True))
+
+
+def test_ellipses_hold_both_classes() -> None:
+    labels = ellipses(4, [32, 24])
+    assert labels.shape == (4, 32, 24)
+    shares = labels.float().mean(dim=(1, 2))
+    assert ((shares > 0.05) & (shares < 0.2)).all()
+
+
+def test_the_childs_peak_is_not_this_processs() -> None:
+    """A forked child inherits its parent's peak; the command must be measured without it."""
+    held = np.ones(400 << 17)
+    ended = run_metricunet(["--version"])
+    assert ended.status == 0
+    assert ended.seconds > 0
+    assert ended.peak_mib is not None
+    assert 5 < ended.peak_mib < held.nbytes / 2**20 / 2
+
+
+def test_a_childs_error_is_passed_on(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"metricunet info ended with status 2: error: .*none.safetensors"):
+        run_metricunet(["info", tmp_path / "none.safetensors"])

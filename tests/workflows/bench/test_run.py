@@ -8,67 +8,81 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from metricunet.errors import InputError
-from metricunet.workflows.bench import PARTS
-from metricunet.workflows.bench import run as run_module
-from metricunet.workflows.bench.run import bench
+from metricunet.workflows.bench import PARTS, bench, metric, predict, train
+from metricunet.workflows.bench.result import Facts, Result, Row
+from metricunet.workflows.bench.timing import Ratio, Times
 from tests.support.command import Command
 
 
-class Result:
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def to_json(self) -> dict[str, object]:
-        return {"measured": self.name}
-
-    def text(self) -> str:
-        return f"{self.name}: 1 s"
+def result(name: str) -> Result:
+    rows = {
+        "step": Row("a step", Times.of([1.0, 2.0, 3.0]), against="2 s elsewhere"),
+        "ratio": Row("with / without", Ratio.of([2.0], [1.0])),
+        "peak": Row("memory", 1.5, "GiB"),
+    }
+    return Result(name, Facts.of(torch.device("cpu")), {"scan": "none"}, rows)
 
 
 @pytest.fixture
-def instant(monkeypatch: pytest.MonkeyPatch, tiny_presets: None, tiny_cohort: Path) -> Path:
-    monkeypatch.setattr(run_module, "_on_subject", lambda name, *rest: Result(name))
-    monkeypatch.setattr(run_module, "_on_training", lambda name, *rest: Result(name))
-    return tiny_cohort / "imagesTr" / "case_00_0000.nii.gz"
+def instant(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
+    """Parts that note the device they are to run on and are done."""
+    seen: list[tuple[str, object]] = []
+
+    def done(name: str, device: object) -> Result:
+        seen.append((name, device))
+        return result(name)
+
+    monkeypatch.setattr(
+        predict, "bench_predict", lambda scan, model, preset, where, **rest: done("predict", where)
+    )
+    monkeypatch.setattr(train, "bench_train", lambda preset, where, **rest: done("train", where))
+    monkeypatch.setattr(metric, "bench_metric", lambda preset, where, **rest: done("metric", where))
+    return seen
 
 
-def test_all_parts_in_their_order(instant: Path, metricunet: Command) -> None:
-    ended = metricunet("bench", "--scan", instant, "--device", "cpu", "--json")
+def test_all_parts_in_their_order(instant: list[tuple[str, object]], metricunet: Command) -> None:
+    ended = metricunet("bench", "--device", "cpu", "--json")
     assert ended.status == 0
-    assert json.loads(ended.out) == {name: {"measured": name} for name in PARTS}
-    printed = metricunet("bench", "all", "--scan", instant, "--device", "cpu")
-    assert [line for line in printed.out.splitlines() if line] == [f"{name}: 1 s" for name in PARTS]
+    assert list(json.loads(ended.out)) == list(PARTS) == ["predict", "train", "metric"]
+    assert instant == [(name, torch.device("cpu")) for name in PARTS]
 
 
-def test_one_part_is_its_own_object(instant: Path, metricunet: Command) -> None:
-    ended = metricunet("bench", "train", "--device", "cpu", "--json")
-    assert json.loads(ended.out) == {"measured": "train"}
+def test_one_part_is_its_own_object(instant: list[tuple[str, object]], metricunet: Command) -> None:
+    found = json.loads(metricunet("bench", "train", "--device", "cpu", "--json").out)
+    assert found["part"] == "train"
+    assert found["rows"]["step"]["found"]["median_s"] == 2
+    assert found["rows"]["peak"]["found"] == 1.5
 
 
-def test_a_part_on_a_scan(tiny_presets: None, small_peak: None, tiny_cohort: Path, metricunet: Command) -> None:
-    scan = tiny_cohort / "imagesTr" / "case_01_0000.nii.gz"
-    ended = metricunet("bench", "locate", "--scan", scan, "--repeats", 1, "--device", "cpu", "--json")
-    assert ended.status == 0, ended.err
-    assert json.loads(ended.out)["ours"]["n"] == 1
+def test_what_people_read(instant: list[tuple[str, object]], metricunet: Command) -> None:
+    printed = metricunet("bench", "metric", "--device", "cpu").out.splitlines()
+    assert printed[0].startswith("metric: ")
+    assert [" ".join(line.split()) for line in printed[1:] if line] == [
+        "scan: none",
+        "a step 2.00 s (1.50 s to 2.50 s, n 3); 2 s elsewhere",
+        "with / without 2.00 (2.00 to 2.00)",
+        "memory 1.5 GiB",
+    ]
 
 
 def test_wrong_arguments_are_named_before_any_work(metricunet: Command, tmp_path: Path) -> None:
-    parts = "locate, segment, predict, train, metric, io, all"
+    parts = "predict, train, metric, all"
     ended = metricunet("bench", "speed")
     assert (ended.status, ended.err.strip()) == (2, f"error: bench must be one of {parts}; got 'speed'")
-    with pytest.raises(InputError, match=f"bench must be one of {parts}; got 'speed'"):
-        bench("speed")
+    with pytest.raises(InputError, match=f"bench must be one of {parts}; got 'locate'"):
+        bench("locate")
     with pytest.raises(InputError, match="--preset must be one of default, small; got 'huge'"):
         bench("metric", preset="huge")
     with pytest.raises(InputError, match="--device cuda:99"):
-        bench("locate", device="cuda:99")
+        bench("train", device="cuda:99")
     with pytest.raises(InputError, match="--repeats must be 1 or more; got 0"):
-        bench("locate", repeats=0)
-    missing = metricunet("bench", "locate", "--scan", tmp_path / "none.nii.gz")
+        bench("train", repeats=0)
+    missing = metricunet("bench", "predict", "--scan", tmp_path / "none.nii.gz")
     assert (missing.status, missing.err.strip()) == (2, f"error: {tmp_path}/none.nii.gz: no such file or folder")
-    model = metricunet("bench", "segment", "--model", tmp_path / "none.safetensors")
+    model = metricunet("bench", "predict", "--model", tmp_path / "none.safetensors")
     assert model.status == 2
     assert "no such model file" in model.err
 

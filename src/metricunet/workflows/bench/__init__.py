@@ -1,9 +1,77 @@
-"""`metricunet bench`: speed and memory on this machine, each part against a stated baseline."""
+"""`metricunet bench`: how fast predicting, training and the metric branch are on this machine.
+
+What the maintainers measure beside that (each network alone, other libraries, growth, files) is `python -m
+benchmarks` in the repository.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
-Part = Literal["locate", "segment", "predict", "train", "metric", "io"]
+from metricunet.errors import InputError
+
+if TYPE_CHECKING:
+    from metricunet.workflows.bench.result import Result
+
+Part = Literal["predict", "train", "metric"]
 PARTS: tuple[Part, ...] = get_args(Part)
 ALL = "all"
+Progress = Callable[[int, int], None]
+
+
+def bench(
+    part: str = ALL,
+    *,
+    scan: Path | None = None,
+    model: Path | None = None,
+    preset: str = "default",
+    repeats: int | None = None,
+    device: str = "auto",
+    bar: Callable[[str], Progress] = lambda name: lambda done, total: None,
+) -> Iterator[tuple[Part, Result]]:
+    """Measure speed and memory on this machine, part by part. Nothing but temporary files is written.
+
+    Args:
+        part: one of `PARTS`, or `all`.
+        scan: DICOM folder or file to predict; None makes a phantom.
+        model: model file to predict with; None makes an untrained one.
+        preset: of the networks and the training.
+        repeats: of each measurement; None leaves it to each part.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        bar: opens a progress bar by its name.
+
+    Yields:
+        The name of each part and what it measured, as soon as it is done.
+
+    Raises:
+        InputError: a part, preset or device that does not exist, or no repeats: before anything is measured. A
+            scan or model that cannot be read, a model that finds nothing in the scan: when that part begins.
+    """
+    if part not in (*PARTS, ALL):
+        raise InputError(f"bench must be one of {', '.join(PARTS)}, {ALL}; got {part!r}")
+    if repeats is not None and repeats < 1:
+        raise InputError(f"--repeats must be 1 or more; got {repeats}")
+    # Heavy imports wait until the arguments are known to be right.
+    from metricunet.training.config import PRESETS
+    from metricunet.workflows.bench import metric, predict, train
+    from metricunet.workflows.bench.timing import device_named
+
+    if preset not in PRESETS:
+        raise InputError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+    where = device_named(device)
+    runs: dict[Part, Callable[[Progress], Result]] = {
+        "predict": lambda told: predict.bench_predict(scan, model, preset, where, repeats=repeats, progress=told),
+        "train": lambda told: train.bench_train(preset, where, repeats=repeats, progress=told),
+        "metric": lambda told: metric.bench_metric(preset, where, pairs=repeats, progress=told),
+    }
+
+    def results() -> Iterator[tuple[Part, Result]]:
+        for name in PARTS:
+            if part in (ALL, name):
+                progress = bar(name)
+                progress(0, 1)  # shows the bar at once; a part may take a while to its first measurement
+                yield name, runs[name](progress)
+
+    return results()

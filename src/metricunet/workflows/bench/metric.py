@@ -1,156 +1,110 @@
-"""What the metric branch costs on this machine: time of a training step, memory, and how both grow."""
+"""Part `metric`: a training step of a plain U-Net with the voxel-metric loss and without it, in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Literal
 
 import torch
+from torch import Tensor
 
-from metricunet.errors import InputError
-from metricunet.files.record import machine
+from metricunet.metric import GraphedBranch, VoxelMetricLoss
+from metricunet.networks import UNet
 from metricunet.networks.device import keep_freed_memory
-from metricunet.training.config import PRESETS
-from metricunet.workflows.bench.metric_cost import (
-    MEMORY_SIDE,
-    MEMORY_TARGET_MIB,
-    MEMORY_VOXELS,
-    SIDES,
-    VOXELS,
-    BranchAlone,
-    Growth,
-    Precision,
-    StepCost,
-    beside,
-    captures_cuda_graph,
-    growth,
-    memory_mib,
-    step_cost,
-)
-from metricunet.workflows.bench.report import head, verdict
-from metricunet.workflows.bench.timing import Facts, counter, device_named
+from metricunet.stages.network_input import autocast
+from metricunet.training.branch import build_metric
+from metricunet.training.config import TrainConfig, load_config
+from metricunet.training.objectives import segmentation_loss
+from metricunet.workflows.bench.result import Facts, Result, Row
+from metricunet.workflows.bench.timing import Ratio, Times, alternate, counter
 
-
-@dataclass(frozen=True)
-class MetricBench:
-    """All that `bench_metric` measured.
-
-    Attributes:
-        machine: processor, cores, versions.
-        device, threads: where it ran.
-        steps: one for each preset and precision.
-        memory_mib: peak beyond the features and their gradient (see `MEMORY_TARGET_MIB`).
-        image: growth with the number of places in the image.
-        voxels: growth with the number of sampled voxels.
-        ours_s, theirs_s: mining, losses and gradient on the same voxels, here and in pytorch-metric-learning;
-            `theirs_s` is empty where that is not installed.
-        cuda_graph: whether one CUDA graph captured the loss; None where there is no CUDA GPU.
-    """
-
-    machine: dict[str, Any]
-    device: str
-    threads: int
-    steps: tuple[StepCost, ...]
-    memory_mib: float
-    image: Growth
-    voxels: Growth
-    ours_s: float
-    theirs_s: dict[str, float]
-    cuda_graph: bool | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain dictionaries and lists."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """Write it for people to read."""
-        return format_bench(self)
+PAIRS = 20
+CLASSES = 2
+#: Highest ratio of a step with the loss to one without it, by preset.
+TARGETS = {"default": 1.05, "small": 1.15}
+Precision = Literal["bf16", "fp32"]
+PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
 
 
 def bench_metric(
+    preset: str,
+    device: torch.device,
     *,
-    pairs: int = 20,
-    presets: Sequence[str] = ("small", "default"),
-    precisions: Sequence[Precision] = ("bf16", "fp32"),
-    device: str = "auto",
+    pairs: int | None = None,
+    settings: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
-) -> MetricBench:
-    """Measure what the metric branch costs.
+) -> Result:
+    """Measure what the voxel-metric loss adds to a training step.
 
     Args:
-        pairs: of steps with and without the branch, for each preset and precision.
-        presets: of the training.
-        precisions: to compute in.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        preset: of the training.
+        device: to compute on.
+        pairs: of steps without and with it, in each precision.
+        settings: of the training, over the preset, as `section.key=value`.
         progress: called with (done, all).
 
     Raises:
-        InputError: a device that is not there, an unknown preset.
+        InputError: an unknown preset or setting.
     """
-    where = device_named(device)
-    for preset in presets:
-        if preset not in PRESETS:
-            raise InputError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+    config = load_config(preset, settings=list(settings))
     keep_freed_memory()
-    advance = counter(2 * len(presets) * len(precisions) * pairs + 4, progress)
-    steps = [step_cost(preset, p, pairs, where, advance) for preset in presets for p in precisions]
-    memory = memory_mib(where)
-    advance()
-    image = growth(SIDES, lambda side: BranchAlone.of(where, side, MEMORY_VOXELS).forward_and_backward, power=3)
-    advance()
-    voxels = growth(VOXELS, lambda n: BranchAlone.of(where, 64, n).forward_and_backward)
-    advance()
-    ours, theirs = beside(where)
-    graph = captures_cuda_graph(where) if where.type == "cuda" else None
-    advance()
-    return MetricBench(
-        machine(), str(where), torch.get_num_threads(), tuple(steps), memory, image, voxels, ours, theirs, graph
-    )
+    pairs = pairs or PAIRS
+    advance = counter(2 * len(PRECISIONS) * pairs, progress)
+    rows = {}
+    for precision in PRECISIONS:
+        step = TrainingStep(config, precision, device)
+        runs = {"without": lambda step=step: step(False), "with": lambda step=step: step(True)}
+        seconds = alternate(runs, pairs, device, advance=advance)
+        ratio = Ratio.of(seconds["with"], seconds["without"])
+        verdict = "met" if ratio.median <= TARGETS[preset] else "MISSED"
+        for name, found in seconds.items():
+            rows[f"{name}_{precision}"] = Row(f"training step {name} the loss, {precision}", Times.of(found))
+        target = f"target at most {TARGETS[preset]:.2f} {verdict}"
+        rows[f"ratio_{precision}"] = Row(f"with / without, {precision}", ratio, against=target)
+    return Result("metric", Facts.of(device), {"preset": preset}, rows)
 
 
-def format_bench(result: MetricBench) -> str:
-    """Write the result for people to read."""
-    facts = result.machine
-    lines = [
-        head("metric", Facts(facts, result.device, result.threads)),
-        "",
-    ]
-    lines.append(f"{'one training step':<18}{'without':>10}{'with':>10}{'ratio':>8}  {'(quartiles)':<18}target")
-    for s in result.steps:
-        spread = f"({s.quartiles[0]:.3f} to {s.quartiles[1]:.3f})"
-        step = f"{s.preset}, {s.precision}"
-        lines.append(
-            f"{step:<18}{s.without_s:>8.3f} s{s.with_s:>8.3f} s{s.ratio:>8.3f}  {spread:<18}"
-            f"{s.target:.2f} {verdict(s.ratio <= s.target)}"
-        )
-    memory = verdict(result.memory_mib <= MEMORY_TARGET_MIB)
-    grid = " x ".join([str(MEMORY_SIDE)] * 3)
-    lines += [
-        "",
-        f"memory beyond the features and their gradient, {MEMORY_VOXELS} voxels of {grid}:"
-        f" {result.memory_mib:.1f} MiB, target {MEMORY_TARGET_MIB:g} {memory}",
-        "",
-        *_growth_lines("places in the image", result.image, 1),
-        *_growth_lines("sampled voxels", result.voxels, 2),
-        f"mining, losses and gradient of 8 x {MEMORY_VOXELS} voxels: {result.ours_s * 1e3:.1f} ms",
-    ]
-    if not result.theirs_s:
-        lines.append('pytorch-metric-learning: not installed (pip install "metricunet[metric-learning]")')
-    for name, seconds in result.theirs_s.items():
-        lines.append(f"pytorch-metric-learning, {name}: {seconds * 1e3:.1f} ms")
-    if result.cuda_graph is None:
-        lines.append("CUDA: not run, no CUDA GPU was used")
-    else:
-        state = "captures the whole loss" if result.cuda_graph else "does NOT capture the loss"
-        lines.append(f"CUDA: one graph {state}, synchronisations refused")
-    return "\n".join(lines)
+class TrainingStep:
+    """A training step of a U-Net as wide as stage 2's on a fixed batch, with the loss or without it.
+
+    Args:
+        config: of the training.
+        precision: to compute in.
+        device: to compute on.
+    """
+
+    def __init__(self, config: TrainConfig, precision: Precision, device: torch.device) -> None:
+        torch.manual_seed(0)
+        stage = config.segment
+        side = [round(mm / step) for mm, step in zip(stage.crop_mm[1:], stage.spacing_mm[1:], strict=True)]
+        self.config, self.precision, self.device = config, precision, device
+        self.network = UNet(stage.slices, CLASSES, stage.base_channels, stage.levels).to(device)
+        metric = build_metric(self.network, config, CLASSES)
+        assert isinstance(metric, VoxelMetricLoss)
+        self.metric = metric.to(device)
+        self.graphed = GraphedBranch(self.metric)
+        parameters = [*self.network.parameters(), *self.metric.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, stage.learning_rate, fused=True)
+        self.images = torch.randn(stage.batch_size, stage.slices, *side, device=device)
+        self.labels = ellipses(stage.batch_size, side).to(device)
+
+    def __call__(self, with_loss: bool) -> None:
+        """Take one step."""
+        with autocast(self.precision, self.device):
+            logits, maps, _ = self.network.forward_with_maps(self.images)
+        loss = segmentation_loss(logits, self.labels, 1.0, 1.0)
+        if with_loss:
+            with autocast(self.precision, self.device):
+                taps = [maps[tap] for tap in self.config.metric.taps]
+                out = self.graphed(taps, self.labels, logits, self.config.segment.spacing_mm[1:])
+            loss = loss + self.config.metric.weight * out.loss
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self.optimizer.step()
 
 
-def _growth_lines(name: str, growth: Growth, bound: int) -> list[str]:
-    points = [
-        f"{size:>12,d} {seconds * 1e3:>9.1f} ms"
-        for size, seconds in zip(growth.sizes, growth.seconds, strict=True)
-    ]
-    end = f"the last step grows with power {growth.exponent:.2f}, bound {bound}"
-    return [f"the branch alone, by {name} ({end}):", *points, ""]
+def ellipses(batch: int, sides: Sequence[int]) -> Tensor:
+    """Return labels [batch, *sides] with an ellipse a third as wide as the image in its middle."""
+    axes = [((torch.arange(n) - (n - 1) / 2) / (n / 6)).square() for n in sides]
+    inside = torch.stack(torch.meshgrid(*axes, indexing="ij")).sum(dim=0) < 1
+    return inside.to(torch.uint8).repeat(batch, *[1] * len(sides))

@@ -8,39 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
 from metricunet.errors import InputError
-from metricunet.files.record import machine
 from metricunet.networks.device import pick_device
 
 Run = Callable[[], object]
 Advance = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Where something was measured.
-
-    Attributes:
-        machine: processor, cores, system and versions.
-        device: `cpu`, `cuda` or `cuda:N`.
-        threads: of torch on the CPU.
-    """
-
-    machine: dict[str, Any]
-    device: str
-    threads: int
-
-    @staticmethod
-    def of(device: torch.device) -> Facts:
-        """Describe this machine; a GPU by its name."""
-        described = machine()
-        if device.type == "cuda":
-            described["gpu"] = torch.cuda.get_device_name(device)
-        return Facts(described, str(device), torch.get_num_threads())
 
 
 @dataclass(frozen=True)
@@ -104,19 +79,7 @@ def alternate(
     budget_s: float = math.inf,
     advance: Advance | None = None,
 ) -> dict[str, list[float]]:
-    """Time several things in turn.
-
-    Args:
-        runs: what to time, by name.
-        repeats: how often each is timed.
-        device: waited for before and after each call.
-        warm: rounds before, that do not count.
-        budget_s: as `take_turns`.
-        advance: as `take_turns`.
-
-    Returns:
-        The seconds of each, one of each round.
-    """
+    """Time several things in turn, after `warm` rounds that do not count; see `take_turns`."""
     for _ in range(warm):
         for run in runs.values():
             seconds(run, device)
@@ -140,6 +103,9 @@ def take_turns(
         repeats: how often each is called.
         budget_s: no further round begins after this many seconds; there is always one.
         advance: called after each call, and for those that the budget leaves out.
+
+    Returns:
+        The seconds of each, one of each round.
     """
     found: dict[str, list[float]] = {name: [] for name in clocks}
     began = time.perf_counter()
@@ -167,11 +133,7 @@ def counter(total: int, progress: Callable[[int, int], None] | None) -> Advance:
 
 
 def device_named(name: str) -> torch.device:
-    """Resolve a device as the user names it.
-
-    Raises:
-        InputError: unknown, or not there.
-    """
+    """Resolve a device as the user names it; an InputError names one that is unknown or not there."""
     try:
         return pick_device(name)
     except ValueError as error:

@@ -1,315 +1,78 @@
-"""Part `train`: a training step of stage 2 with its data, against the bare step and against MONAI's data path."""
+"""Part `train`: `metricunet train` as a user runs it, on a few phantoms: seconds of an update, and memory."""
 
 from __future__ import annotations
 
-import logging
-import statistics
+import csv
 import tempfile
-import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
-from torch.utils.data import DataLoader
 
-from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
-from metricunet.networks.device import keep_freed_memory
 from metricunet.phantom import make_cohort
-from metricunet.stages.network_input import pick_precision
-from metricunet.training.batches import Batch, SegmentBatches, update_generator
-from metricunet.training.config import TrainConfig, load_config
-from metricunet.training.modules import SEGMENT_STAGE, SegmentModule
-from metricunet.workflows.bench.cost import Work, multiply_adds
-from metricunet.workflows.bench.monai_training import AHEAD, WORKERS, MonaiBatches
-from metricunet.workflows.bench.peak import measure_peak
-from metricunet.workflows.bench.report import (
-    cuda_line,
-    duration,
-    head,
-    missing,
-    ratio_line,
-    times_line,
-    value_line,
-    verdict,
-    work_lines,
-)
-from metricunet.workflows.bench.stages import MONAI
-from metricunet.workflows.bench.stand_in import CLASSES, STRUCTURE, fresh_networks
-from metricunet.workflows.bench.timing import Facts, Ratio, Times, counter, take_turns, wait
+from metricunet.training.config import LocateConfig, SegmentConfig, load_config
+from metricunet.workflows.bench.process import run_metricunet
+from metricunet.workflows.bench.result import Facts, Result, Row
+from metricunet.workflows.bench.timing import Times, counter
+from metricunet.workflows.bench.untrained import write_untrained
 
-ROUNDS = 5
-#: Steps of one block: what is compared takes turns block by block, for a loader needs steps to be itself.
-BLOCK = 6
-#: Steps before a block of MONAI's loader counts, and batches after it, so that its workers are busy all the while.
-LEAD = WORKERS * AHEAD
-CASES = 4
-#: A step with the real data path may take this much of the bare step; its overhead this share of MONAI's.
-MOST_RATIO = 1.10
-MOST_SHARE = 1 / 3
-
-
-@dataclass(frozen=True)
-class TrainBench:
-    """What feeding a training step costs. Times are of one step.
-
-    Attributes:
-        facts: where it was measured.
-        preset: of the training; its metric branch is counted in everywhere.
-        block: steps of a block; `n` of the times counts blocks.
-        bare: the step on one fixed batch: the floor.
-        ours: drawing the batch counted in.
-        lightning: the same through Lightning's trainer, as `metricunet train` runs it.
-        monai: the same step fed by MONAI; None where that is not installed.
-        ours_over_bare, lightning_over_bare, monai_over_bare: ratios, block by block.
-        ours_overhead_s, monai_overhead_s: median of the differences to the bare step.
-        overhead_share: ours of MONAI's; None without MONAI, or where that costs nothing.
-        work: of the bare step.
-    """
-
-    facts: Facts
-    preset: str
-    block: int
-    bare: Times
-    ours: Times
-    lightning: Times
-    monai: Times | None
-    ours_over_bare: Ratio
-    lightning_over_bare: Ratio
-    monai_over_bare: Ratio | None
-    ours_overhead_s: float
-    monai_overhead_s: float | None
-    overhead_share: float | None
-    work: Work
-    target_ratio: float = MOST_RATIO
-    target_overhead_share: float = MOST_SHARE
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain dictionaries and lists."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """Write it for people to read."""
-        target = self.target_ratio
-        met = self.ours_over_bare.median <= target
-        lines = [
-            head("train", self.facts),
-            f"  a training step of stage 2, preset {self.preset}; n counts blocks of {self.block} steps in turn",
-            times_line("bare step on a fixed batch (floor)", self.bare),
-            times_line("step with its data", self.ours),
-            times_line("step with its data, Lightning's trainer", self.lightning),
-        ]
-        if self.monai is None:
-            lines.append(missing("MONAI", MONAI))
-        else:
-            lines.append(times_line(f"step fed by MONAI, cached, {WORKERS} workers", self.monai))
-        lines.append(ratio_line("step with its data / bare", self.ours_over_bare, f"at most {target:.2f}", met))
-        lines.append(ratio_line("Lightning's trainer / bare (end to end)", self.lightning_over_bare))
-        if self.monai_over_bare is not None and self.monai_overhead_s is not None:
-            lines.append(ratio_line("fed by MONAI / bare", self.monai_over_bare))
-            lines.append(self._overheads(self.monai_overhead_s))
-        return "\n".join([*lines, *work_lines(self.work), *cuda_line(self.facts)])
-
-    def _overheads(self, monai_s: float) -> str:
-        both = f"{duration(self.ours_overhead_s)} of {duration(monai_s)}"
-        if self.overhead_share is None:
-            return value_line("overhead, ours of MONAI's", both) + "; MONAI's is too small to compare"
-        met = verdict(self.overhead_share <= self.target_overhead_share)
-        return (
-            value_line("overhead, ours of MONAI's", f"{self.overhead_share:.2f}")
-            + f"  ({both}); target at most "
-            + (f"{self.target_overhead_share:.2f} {met}")
-        )
+REPEATS = 3
+#: Updates that are timed together: log.csv writes hundredths of a second.
+BLOCK = 20
+CASES = 2
+#: Nothing is learned, so that stage 1 goes on finding the target and stage 2 follows.
+RATE = 1e-12
+#: Seconds of an update of stage 2 (docs/performance.md), by preset.
+BASELINE_S = {"small": 0.33, "default": 1.27}
 
 
 def bench_train(
+    preset: str,
     device: torch.device,
     *,
-    preset: str = "default",
     repeats: int | None = None,
     settings: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
-) -> TrainBench:
-    """Measure a training step.
+) -> Result:
+    """Measure an update of each stage, its data and the metric branch counted in, and the memory of a training.
 
     Args:
-        device: to compute on.
         preset: of the training.
-        repeats: rounds of blocks.
-        settings: of the training, over the preset.
+        device: to compute on.
+        repeats: blocks of `BLOCK` updates that count; one more comes before them.
+        settings: of the training, over the preset, as `section.key=value`.
         progress: called with (done, all).
 
     Raises:
         InputError: an unknown preset or setting.
     """
     config = load_config(preset, settings=list(settings))
-    keep_freed_memory()
-    with tempfile.TemporaryDirectory(prefix="metricunet-bench-") as folder:
-        steps = TrainingSteps(config, phantom_cases(Path(folder), config), device)
-        try:
-            return _measure(steps, preset, repeats or ROUNDS, progress)
-        finally:
-            steps.close()
-
-
-def phantom_cases(folder: Path, config: TrainConfig) -> list[PreparedCase]:
-    """Make a few easy phantoms and prepare them for training."""
-    make_cohort(folder / "cohort", CASES, seed=0, difficulty="easy")
-    cohort = read_cohort(folder / "cohort")
-    stages = PrepareSettings(STRUCTURE, config.locate.spacing_mm, config.segment.spacing_mm, config.segment.box_mm)
-    return prepare(cohort.training, cohort.info, stages, folder / "prepared")
-
-
-class TrainingSteps:
-    """One network and the ways to feed it; each method takes a block of steps and returns the seconds of one step.
-
-    Args:
-        config: of the training.
-        cases: prepared cases with a fine box.
-        device: to compute on.
-    """
-
-    def __init__(self, config: TrainConfig, cases: Sequence[PreparedCase], device: torch.device) -> None:
-        self.config, self.device = config, device
-        jitter = config.segment.smallest_jitter_mm
-        self.batches = SegmentBatches(
-            cases, config.segment, config.augment, CLASSES, True, (jitter, jitter, jitter), device
-        )
-        self.module = SegmentModule(fresh_networks(config)[1].to(device), config, [], CLASSES).to(device).train()
-        self.module.batches = self.batches
-        self.optimizer = self.module.configure_optimizers()["optimizer"]
-        self.fixed = self._draw(0)
-        self.update = 0
-        try:
-            self.monai: MonaiBatches | None = MonaiBatches(
-                cases, config, (jitter, jitter), LEAD + BLOCK + LEAD, device
-            )
-        except ImportError:
-            self.monai = None
-
-    def step(self, batch: Batch) -> None:
-        """Take one step, the metric branch at its full weight."""
-        loss, _ = self.module.loss(batch, self.config.metric.warm_up_updates)
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self.optimizer.step()
-
-    def bare(self) -> float:
-        """Take steps on one fixed batch."""
-        return self._block(lambda: self.fixed)
-
-    def ours(self) -> float:
-        """Take steps, each on a fresh batch."""
-
-        def draw() -> Batch:
-            self.update += 1
-            return self._draw(self.update)
-
-        return self._block(draw)
-
-    def through_lightning(self) -> float:
-        """Take steps in Lightning's trainer; the first one does not count."""
-        clock = _Clock(self.device)
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on loaders without workers, and Lightning's own
-            trainer = lightning.Trainer(
-                accelerator="gpu" if self.device.type == "cuda" else "cpu",
-                devices=[self.device.index or 0] if self.device.type == "cuda" else 1,
-                max_epochs=1,
-                logger=False,
-                callbacks=[clock],
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-            )
-            trainer.fit(self.module, DataLoader(range(1 + BLOCK), batch_size=None))  # type: ignore[arg-type]
-        # The trainer takes the network off the GPU when it ends.
-        self.module.to(self.device).train()
-        return (clock.ends[-1] - clock.ends[0]) / BLOCK
-
-    def fed_by_monai(self) -> float:
-        """Take steps on MONAI's batches, counted while its workers are as busy as in the middle of an epoch."""
-        assert self.monai is not None
-        batches = iter(self.monai)
-        for _ in range(LEAD):
-            self.step(next(batches))
-        found = self._block(lambda: next(batches))
-        for _ in batches:  # so that the workers are idle when others are timed
-            pass
-        return found
-
-    def close(self) -> None:
-        """Let the loader's workers go."""
-        if self.monai is not None:
-            self.monai.close()
-
-    def _block(self, batch: Callable[[], Batch]) -> float:
-        wait(self.device)
-        began = time.perf_counter()
-        for _ in range(BLOCK):
-            self.step(batch())
-        wait(self.device)
-        return (time.perf_counter() - began) / BLOCK
-
-    def _draw(self, update: int) -> Batch:
-        torch.manual_seed(update)
-        return self.batches.draw(update_generator(self.config.seed, SEGMENT_STAGE, update, self.device))
-
-
-class _Clock(Callback):
-    """Notes when each step has ended."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.ends: list[float] = []
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, index: int
-    ) -> None:
-        if index in (0, BLOCK):
-            wait(self.device)
-            self.ends.append(time.perf_counter())
-
-
-def _measure(
-    steps: TrainingSteps, preset: str, rounds: int, progress: Callable[[int, int], None] | None
-) -> TrainBench:
-    device = steps.device
-    clocks = {"bare": steps.bare, "ours": steps.ours, "lightning": steps.through_lightning}
-    if steps.monai is not None:
-        clocks["monai"] = steps.fed_by_monai
-    steps.step(steps.fixed)
-    cost = multiply_adds(lambda: steps.step(steps.fixed))
-    found = take_turns(clocks, rounds, advance=counter(len(clocks) * rounds, progress))
-    bare, ours, monai = found["bare"], found["ours"], found.get("monai")
-    ours_s = overhead_s(ours, bare)
-    monai_s = None if monai is None else overhead_s(monai, bare)
-    precision = pick_precision(steps.config.precision, device)
-    return TrainBench(
-        facts=Facts.of(device),
-        preset=preset,
-        block=BLOCK,
-        bare=Times.of(bare),
-        ours=Times.of(ours),
-        lightning=Times.of(found["lightning"]),
-        monai=None if monai is None else Times.of(monai),
-        ours_over_bare=Ratio.of(ours, bare),
-        lightning_over_bare=Ratio.of(found["lightning"], bare),
-        monai_over_bare=None if monai is None else Ratio.of(monai, bare),
-        ours_overhead_s=ours_s,
-        monai_overhead_s=monai_s,
-        overhead_share=ours_s / monai_s if monai_s is not None and monai_s > 0 else None,
-        work=Work.of(cost, statistics.median(bare), measure_peak(device, precision)),
-    )
-
-
-def overhead_s(times: Sequence[float], bare: Sequence[float]) -> float:
-    """Return the median of the differences, round by round."""
-    return statistics.median(a - b for a, b in zip(times, bare, strict=True))
+    stages: dict[str, LocateConfig | SegmentConfig] = {"locate": config.locate, "segment": config.segment}
+    changed = ["metric.warm_up_updates=0"]
+    for stage in stages:
+        changed += [f"{stage}.epochs={1 + (repeats or REPEATS)}", f"{stage}.updates_per_epoch={BLOCK}"]
+        changed.append(f"{stage}.learning_rate={RATE}")
+    advance = counter(2, progress)
+    with tempfile.TemporaryDirectory(prefix="metricunet-bench-") as name:
+        cohort, run, model = (Path(name) / part for part in ("cohort", "run", "untrained.safetensors"))
+        make_cohort(cohort, CASES, seed=0, difficulty="easy")
+        write_untrained(model, config)
+        advance()
+        words = [word for setting in (*settings, *changed) for word in ("--set", setting)]
+        words += ["--preset", preset, "--fold", "all", "--init", str(model), "--device", str(device)]
+        ended = run_metricunet(["train", cohort, "-o", run, *words])
+        with (run / "log.csv").open(encoding="utf-8", newline="") as handle:
+            log = list(csv.DictReader(handle))
+        advance()
+    # The first block warms up: memory is taken, kernels are chosen, the branch's graphs captured.
+    times = {s: Times.of([float(r["seconds"]) / BLOCK for r in log if r["stage"] == s][1:]) for s in stages}
+    whole_s = sum(times[name].median_s * s.epochs * s.updates_per_epoch for name, s in stages.items())
+    baseline = f"{BASELINE_S[preset]:g} s on two cores of an AMD EPYC"
+    rows = {
+        "locate": Row("an update of stage 1", times["locate"]),
+        "segment": Row("an update of stage 2", times["segment"], against=baseline),
+        "whole": Row("all updates of a training, no validation", whole_s / 3600, "h"),
+    }
+    if ended.peak_mib is not None:
+        rows["peak"] = Row("peak memory of the process", ended.peak_mib / 1024, "GiB")
+    return Result("train", Facts.of(device), {"preset": f"{preset}; n counts blocks of {BLOCK} updates"}, rows)

@@ -1,4 +1,4 @@
-"""A model that has learned nothing, but finds something: for timing where the user brings no model.
+"""A model that has learned nothing, but whose mask looks like one: for benchmarks without a trained model.
 
 How fast a network is does not depend on what it has learned, but whether stage 2 runs at all depends on stage 1
 finding something. So all weights are fresh, apart from one channel of each layer, wired by hand. In stage 1 that
@@ -14,21 +14,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from metricunet.cohort.layout import DatasetInfo
-from metricunet.files.model import write_model
-from metricunet.networks import UNet, build_network
-from metricunet.stages.locate import locate_spec
+from metricunet.networks import UNet
 from metricunet.stages.network_input import normalise_hu
-from metricunet.stages.segment import segment_spec
-from metricunet.training.card import model_card
 from metricunet.training.config import TrainConfig
+from metricunet.workflows.bench.untrained import fresh_model, write_networks
 
-STRUCTURE = "prostate"
-CLASSES = 2
 #: What is denser than this is body to stage 1.
 BODY_HU = -150.0
 #: Radius of the region that stage 2 answers with.
@@ -39,16 +32,6 @@ UNREST = 0.05
 STEEPNESS = 10.0
 
 
-def fresh_networks(config: TrainConfig) -> tuple[UNet, UNet]:
-    """Build both stages with fresh weights, always the same, in evaluation mode."""
-    torch.manual_seed(0)
-    locate = build_network(**locate_spec(config.locate, CLASSES).network)
-    segment = build_network(**segment_spec(config.segment, CLASSES).network)
-    assert isinstance(locate, UNet)
-    assert isinstance(segment, UNet)
-    return locate.eval(), segment.eval()
-
-
 def write_stand_in(path: Path, config: TrainConfig) -> None:
     """Write a model file whose stage 1 finds the body and whose stage 2 a region in the middle of the crop.
 
@@ -56,14 +39,14 @@ def write_stand_in(path: Path, config: TrainConfig) -> None:
         path: of the model file.
         config: of the networks.
     """
-    info = DatasetInfo({STRUCTURE: 1}, trained_on="synthetic")
-    card = model_card(config.model_copy(update={"target": STRUCTURE}), info, [], [], "", None, np.zeros((0, 3)))
-    locate, segment = fresh_networks(config)
+    card, locate, segment = fresh_model(config)
+    assert isinstance(locate, UNet)
+    assert isinstance(segment, UNet)
+    crop = [round(mm / step) for mm, step in zip(config.segment.crop_mm, config.segment.spacing_mm, strict=True)]
     with torch.no_grad():
-        wire_locate(locate, card.locate.hu_window)
-        wire_segment(segment, card.segment.crop_voxels[1:], card.segment.spacing_mm[1:])
-    weights = {f"locate.{k}": v for k, v in locate.state_dict().items()}
-    write_model(path, card, weights | {f"segment.{k}": v for k, v in segment.state_dict().items()})
+        wire_locate(locate, config.locate.hu_window)
+        wire_segment(segment, (crop[1], crop[2]), config.segment.spacing_mm[1:])
+    write_networks(path, card, locate, segment)
 
 
 def wire_locate(network: UNet, window: tuple[float, float]) -> None:

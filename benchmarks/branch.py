@@ -1,7 +1,4 @@
-"""Measuring the metric branch: a training step with it and without, and the branch alone.
-
-Steps with and without the branch alternate in one process, so that both see the same machine.
-"""
+"""Part `branch`: memory and time of the metric branch alone, and pytorch-metric-learning beside it."""
 
 from __future__ import annotations
 
@@ -10,58 +7,29 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity
 
-from metricunet.metric import GraphedBranch, HardEasySampler, PatchMetricLoss, Sample, VoxelMetricLoss
+from benchmarks.report import missing, value_target
+from metricunet.metric import HardEasySampler, Sample, VoxelMetricLoss
 from metricunet.metric.voxel_metric import TupleObjective
-from metricunet.networks import build_network
-from metricunet.stages.network_input import autocast
-from metricunet.stages.segment import segment_spec
-from metricunet.training.branch import build_metric
-from metricunet.training.config import TrainConfig, load_config
-from metricunet.training.objectives import segmentation_loss
-from metricunet.workflows.bench.timing import Ratio, Times, alternate, seconds
+from metricunet.networks.device import keep_freed_memory
+from metricunet.workflows.bench.metric import CLASSES, ellipses
+from metricunet.workflows.bench.result import Facts, duration, head, value_line
+from metricunet.workflows.bench.timing import counter, seconds
 
-#: Highest ratio of a step with the branch to one without it, by preset.
-RATIO_TARGETS = {"default": 1.05, "small": 1.15}
 #: Memory beyond the features and their gradient, at `MEMORY_VOXELS` voxels of an image of `MEMORY_SIDE` cubed.
 MEMORY_TARGET_MIB = 64.0
 MEMORY_SIDE, MEMORY_VOXELS, MEMORY_CHANNELS = 128, 512, 16
 #: Sides of cubes, and numbers of voxels, over which growth is measured.
 SIDES = (32, 64, 128)
 VOXELS = (256, 512, 1024, 2048)
-CLASSES = 2
 #: What is run of pytorch-metric-learning, and whether with all pairs.
 REFERENCES = {"triplets": False, "triplets and all pairs": True}
-Precision = Literal["bf16", "fp32"]
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """One preset in one precision.
-
-    Attributes:
-        preset, precision: of the training.
-        pairs: how many pairs of steps.
-        without_s, with_s: median time of a step.
-        ratio: median of the pairs' ratios.
-        quartiles: first and third quartile of the ratios.
-        target: what the ratio should not exceed.
-    """
-
-    preset: str
-    precision: Precision
-    pairs: int
-    without_s: float
-    with_s: float
-    ratio: float
-    quartiles: tuple[float, float]
-    target: float
 
 
 @dataclass(frozen=True)
@@ -73,77 +41,73 @@ class Growth:
     exponent: float
 
 
-class TrainingStep:
-    """A training step of stage 2 on a fixed batch, with the branch or without it.
+@dataclass(frozen=True)
+class BranchBench:
+    """What the branch costs without a network.
 
-    Args:
-        config: of the training.
-        precision: to compute in.
-        device: to compute on.
+    Attributes:
+        facts: where it was measured.
+        memory_mib: peak beyond the features and their gradient (see `MEMORY_TARGET_MIB`).
+        image: growth with the number of voxels in the image.
+        voxels: growth with the number of sampled voxels.
+        ours_s, theirs_s: mining, losses and gradient on the same voxels, here and in pytorch-metric-learning;
+            `theirs_s` is empty where that is not installed.
+        cuda_graph: whether one CUDA graph captured the loss; None where there is no CUDA GPU.
     """
 
-    def __init__(self, config: TrainConfig, precision: Precision, device: torch.device) -> None:
-        torch.manual_seed(0)
-        stage = config.segment
-        side = stage.crop_voxels[1:]
-        self.config, self.precision, self.device = config, precision, device
-        self.network = build_network(**segment_spec(stage, CLASSES).network).to(device)
-        branch = build_metric(self.network, config, CLASSES)
-        assert branch is not None
-        assert not isinstance(branch, PatchMetricLoss)
-        self.branch = branch.to(device)
-        self.on_voxels = GraphedBranch(self.branch)  # as training calls it
-        parameters = [*self.network.parameters(), *self.branch.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, stage.learning_rate, fused=True)
-        self.images = torch.randn(stage.batch_size, stage.slices, *side, device=device)
-        self.labels = ellipses(stage.batch_size, side).to(device)
+    facts: Facts
+    memory_mib: float
+    image: Growth
+    voxels: Growth
+    ours_s: float
+    theirs_s: dict[str, float]
+    cuda_graph: bool | None
 
-    def __call__(self, with_branch: bool) -> None:
-        """Take one step."""
-        with autocast(self.precision, self.device):
-            logits, maps, _ = self.network.forward_with_maps(self.images)
-        loss = segmentation_loss(logits, self.labels, 1.0, 1.0)
-        if with_branch:
-            with autocast(self.precision, self.device):
-                taps = [maps[tap] for tap in self.config.metric.taps]
-                out = self.on_voxels(taps, self.labels, logits, self.config.segment.spacing_mm[1:])
-            loss = loss + self.config.metric.weight * out.loss
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self.optimizer.step()
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain dictionaries and lists."""
+        return asdict(self)
 
-
-def step_cost(
-    preset: str, precision: Precision, pairs: int, device: torch.device, advance: Callable[[], None]
-) -> StepCost:
-    """Time training steps with and without the branch, in turn; `advance` is called after each step."""
-    step = TrainingStep(load_config(preset), precision, device)
-    runs = {"without": lambda: step(False), "with": lambda: step(True)}
-    times = alternate(runs, pairs, device, advance=advance)
-    ratio = Ratio.of(times["with"], times["without"])
-    return StepCost(
-        preset,
-        precision,
-        pairs,
-        Times.of(times["without"]).median_s,
-        Times.of(times["with"]).median_s,
-        ratio.median,
-        ratio.quartiles,
-        RATIO_TARGETS.get(preset, RATIO_TARGETS["default"]),
-    )
+    def text(self) -> str:
+        """Write it for people to read."""
+        met = self.memory_mib <= MEMORY_TARGET_MIB
+        name = f"memory, {MEMORY_VOXELS} voxels of {MEMORY_SIDE} cubed"
+        memory = value_target(name, f"{self.memory_mib:.1f} MiB", f"at most {MEMORY_TARGET_MIB:g} MiB", met)
+        lines = [head("branch", self.facts), memory + ", beyond the features and their gradient"]
+        for what, growth, bound in (("voxels of the image", self.image, 1), ("sampled voxels", self.voxels, 2)):
+            for size, taken in zip(growth.sizes, growth.seconds, strict=True):
+                lines.append(value_line(f"{size:,d} {what}", duration(taken)))
+            lines.append(f"  the last step grows with power {growth.exponent:.2f}; bound {bound}")
+        lines.append(value_line(f"mining, losses and gradient, 8 x {MEMORY_VOXELS}", duration(self.ours_s)))
+        lines += [value_line(f"  pytorch-metric-learning, {k}", duration(v)) for k, v in self.theirs_s.items()]
+        if not self.theirs_s:
+            lines.append(missing("pytorch-metric-learning", "metricunet[metric-learning]"))
+        state = {
+            None: "not run, no CUDA GPU was used",
+            True: "one graph captures the whole loss, synchronisations refused",
+            False: "one graph does NOT capture the loss",
+        }
+        return "\n".join([*lines, f"  CUDA: {state[self.cuda_graph]}"])
 
 
-def ellipses(batch: int, sides: Sequence[int]) -> Tensor:
-    """Return labels [batch, *sides] with an ellipse a third as wide as the image, a little elsewhere in each."""
-    axes = [torch.arange(n, dtype=torch.float32) for n in sides]
-    labels = torch.zeros(batch, *sides, dtype=torch.uint8)
-    for k in range(batch):
-        squared = torch.zeros(*sides)
-        for axis, n in enumerate(sides):
-            place = (axes[axis] - n * (0.45 + 0.1 * ((k + axis) % 3) / 2)) / (n / 6)
-            squared = squared + place.square().reshape([-1 if a == axis else 1 for a in range(len(sides))])
-        labels[k] = squared < 1
-    return labels
+def bench_branch(device: torch.device, *, progress: Callable[[int, int], None] | None = None) -> BranchBench:
+    """Measure the branch alone.
+
+    Args:
+        device: to compute on.
+        progress: called with (done, all).
+    """
+    keep_freed_memory()
+    advance = counter(4, progress)
+    memory = memory_mib(device)
+    advance()
+    image = growth(SIDES, lambda side: BranchAlone.of(device, side, MEMORY_VOXELS).forward_and_backward, power=3)
+    advance()
+    voxels = growth(VOXELS, lambda n: BranchAlone.of(device, 64, n).forward_and_backward)
+    advance()
+    ours, theirs = beside(device)
+    graph = captures_cuda_graph(device) if device.type == "cuda" else None
+    advance()
+    return BranchBench(Facts.of(device), memory, image, voxels, ours, theirs, graph)
 
 
 @dataclass(frozen=True)

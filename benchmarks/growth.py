@@ -1,14 +1,11 @@
-"""Measure how the time of a prediction grows with the scan's slices, its matrix, and stage 2's crop.
+"""How the time of a prediction grows with the scan's slices, its matrix, and stage 2's crop.
 
-    python docs/measure_growth.py MODEL
-
-The scans are noise around soft tissue, already in memory: reading and writing are for `metricunet bench io`.
-Each line is the least of three runs.
+The scans are noise around soft tissue, already in memory: reading and writing are for part `io`. Each line is the
+least of three runs.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.alone import with_crop
 from metricunet.inference.predictor import Predictor
 from metricunet.networks.device import keep_freed_memory
 from metricunet.stages.locate import Localisation
@@ -42,11 +40,10 @@ def least_seconds(run: Callable[[], object]) -> float:
     return min(seconds[1:])
 
 
-def main() -> None:
+def print_growth(model: Path, device: str = "auto") -> None:
     """Print one table for each thing that grows."""
     keep_freed_memory()
-    predictor = Predictor([Path(sys.argv[1])])
-    (model,) = predictor.models
+    predictor = Predictor([model], device)
     print("| slices of 512 x 512 | stage 1 | stage 2 |\n| --- | --- | --- |")
     for slices in (100, 200, 400, 800):
         report(str(slices), predictor, scan(slices, 512))
@@ -55,9 +52,8 @@ def main() -> None:
         report(f"{matrix} x {matrix}", predictor, scan(200, matrix))
     print("\n| crop in mm, 200 slices of 512 x 512 | stage 1 | stage 2 |\n| --- | --- | --- |")
     for side in (96, 128, 160):
-        voxels = (48, side, side)
-        card = replace(model.card, segment=replace(model.card.segment, crop_voxels=voxels))
-        predictor.models = [replace(model, card=card)]
+        millimetres = zip((96, side, side), predictor.card.segment.spacing_mm, strict=True)
+        with_crop(predictor, [round(mm / step) for mm, step in millimetres])
         report(f"96 x {side} x {side}", predictor, scan(200, 512))
 
 
@@ -72,7 +68,3 @@ def report(name: str, predictor: Predictor, image: Volume) -> None:
 def found_in_the_middle(predictor: Predictor, image: Volume) -> Localisation:
     """Return what stage 1 would say of a gland in the middle of the scan."""
     return replace(predictor.locate(image), status="found", centre_mm=image.geometry.centre_mm)
-
-
-if __name__ == "__main__":
-    main()

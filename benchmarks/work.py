@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from metricunet.workflows.bench.peak import Peak
+from benchmarks.peak import Peak
 from metricunet.workflows.bench.timing import Run
 
 

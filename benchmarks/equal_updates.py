@@ -1,7 +1,5 @@
 """Train stage 2 for equal updates on this package's batches and on MONAI's, and compare the validation Dice.
 
-    python docs/compare_training.py COHORT [UPDATES] [SEEDS]
-
 Preset `small`, without the metric branch. The same network, weights, loss, optimiser and schedule; only the way
 from the cached boxes to the batches differs. Four fifths of the cohort train, one fifth validates.
 """
@@ -9,13 +7,13 @@ from the cached boxes to the batches differs. Four fifths of the cohort train, o
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from benchmarks.monai_batches import MonaiBatches
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import split_for
@@ -25,7 +23,6 @@ from metricunet.stages.segment import segment_spec
 from metricunet.training.batches import Batch, SegmentBatches, update_generator
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.modules import SegmentModule
-from metricunet.workflows.bench.monai_training import MonaiBatches
 
 CPU = torch.device("cpu")
 STAGE = 1
@@ -66,21 +63,16 @@ def validation_dice(
     return statistics.mean(module._scores)
 
 
-def main() -> None:
+def print_equal_updates(folder: Path, updates: int = 300, seeds: int = 2) -> None:
     """Print the Dice of each seed, and the means."""
-    cohort = read_cohort(Path(sys.argv[1]))
-    updates, seeds = (int(v) for v in (sys.argv[2:] + ["300", "2"][len(sys.argv) - 2 :]))
+    cohort = read_cohort(folder)
     keep_freed_memory()
     config = load_config("small")
     grids = PrepareSettings("prostate", config.locate.spacing_mm, config.segment.spacing_mm, config.segment.box_mm)
-    with tempfile.TemporaryDirectory() as folder:
-        cases = {c.name: c for c in prepare(cohort.training, cohort.info, grids, Path(folder))}
+    with tempfile.TemporaryDirectory() as prepared:
+        cases = {c.name: c for c in prepare(cohort.training, cohort.info, grids, Path(prepared))}
     split = split_for(cohort, 0)
     train, val = ([cases[name] for name in names] for names in (split.train, split.val))
     for way in ("metricunet", "MONAI"):
         scores = [validation_dice(way, train, val, seed, updates) for seed in range(seeds)]
         print(f"{way}: {', '.join(f'{s:.4f}' for s in scores)}; mean {statistics.mean(scores):.4f}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import peak
+from benchmarks import subject as subjects
+from benchmarks.subject import Subject, prepared_subject
 from metricunet.training.config import TrainConfig, load_config
-from metricunet.workflows.bench import peak
-from metricunet.workflows.bench import subject as subjects
-from metricunet.workflows.bench.subject import Subject, prepared_subject
 from tests.support.cohorts import TINY_SETTINGS
 
 

@@ -1,14 +1,11 @@
 """Segment a cohort's scans in fp32 and in bf16, and with one thread and two, and compare the masks.
 
-    python docs/compare_precision.py MODEL COHORT [CASES]
-
 Prints the Dice with the reference in fp32, what bf16 changes of it, and the share of each scan's voxels that
 differ between one thread and two. The scans are the test cases where there are any, else the last training cases.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,9 @@ from metricunet.inference.predictor import Predictor
 from metricunet.stages.network_input import Precision
 from metricunet.volume import Volume
 
+#: Precision and threads.
+RUNS: tuple[tuple[Precision, int], ...] = (("fp32", 2), ("bf16", 2), ("bf16", 1))
+
 
 def mask(model: Path, scan: Volume, precision: Precision, threads: int) -> Volume:
     """Segment the target."""
@@ -31,15 +31,14 @@ def mask(model: Path, scan: Volume, precision: Precision, threads: int) -> Volum
     return scan.with_array(np.zeros(scan.geometry.shape, bool) if labels is None else labels.array == value)
 
 
-def main() -> None:
+def print_precisions(model: Path, folder: Path, count: int = 20) -> None:
     """Print a line for each case, and the extremes."""
-    model, cohort = Path(sys.argv[1]), read_cohort(Path(sys.argv[2]))
-    count = int(sys.argv[3]) if len(sys.argv) > 3 else 20
+    cohort = read_cohort(folder)
     changes, differing = [], []
     for case in (cohort.test or cohort.training)[-count:]:
         read = read_case(case, cohort.info)
         reference = read.labels.with_array(read.labels.array > 0)
-        full, half, one = (mask(model, read.image, p, n) for p, n in (("fp32", 2), ("bf16", 2), ("bf16", 1)))
+        full, half, one = (mask(model, read.image, p, n) for p, n in RUNS)
         dice, half_dice = (measure(found, reference).dice for found in (full, half))
         if dice is None or half_dice is None:
             continue
@@ -51,7 +50,3 @@ def main() -> None:
     span = f"{min(changes):+.5f} to {max(changes):+.5f}, mean {np.mean(changes):+.5f}"
     print(f"bf16 less fp32: {span}, n {len(changes)}")
     print(f"one thread against two: at most {max(differing):.1e} of the voxels differ")
-
-
-if __name__ == "__main__":
-    main()

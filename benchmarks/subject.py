@@ -1,4 +1,4 @@
-"""What is measured on: a scan and a model, the user's own or made here."""
+"""What is measured on: a scan and a model, given or made here."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.stand_in import write_stand_in
 from metricunet.errors import InputError
 from metricunet.files.model import read_card
-from metricunet.inference.inputs import find_inputs
 from metricunet.phantom import make_phantom
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.volume import Geometry, Volume
-from metricunet.workflows.bench.stand_in import write_stand_in
+from metricunet.workflows.bench.predict import described, read_scan
 from metricunet.workflows.ct_writer import CtGrid, write_ct_series
 
-#: As many slices as the phantom gets unless the user says otherwise.
+#: As many slices as the phantom gets unless it is said otherwise.
 SLICES = 235
 PHANTOM_SEED = 0
 PROSTATE = 1
+
+
+class Options(TypedDict, total=False):
+    """Arguments of a predictor."""
+
+    reruns: int
 
 
 @dataclass(eq=False)
@@ -34,12 +41,14 @@ class Subject:
     Attributes:
         scan: in HU; a phantom's axes run to the head, the back and the left.
         scan_name: what it is, in words.
-        truth: mask of the phantom's prostate; None for the user's scan.
+        truth: mask of the phantom's prostate; None for a scan that was given.
         model: the model file.
         model_name: what it is, in words.
-        trained: whether the model is the user's, so that its masks have a meaning.
+        trained: whether the model was given, so that its masks have a meaning.
         config: of the preset.
         folder: for temporary files.
+        given: the scan's path; None for a phantom.
+        is_dicom: whether `path` is a DICOM series.
     """
 
     scan: Volume
@@ -51,10 +60,11 @@ class Subject:
     config: TrainConfig
     folder: Path
     given: Path | None
+    is_dicom: bool
 
     @cached_property
     def path(self) -> Path:
-        """The scan on disk: the user's, or the phantom as an uncompressed DICOM series."""
+        """The scan on disk: the given one, or the phantom as an uncompressed DICOM series."""
         return self.uncompressed if self.given is None else self.given
 
     @cached_property
@@ -65,10 +75,10 @@ class Subject:
         write_ct_series(folder, scan.array, CtGrid.of(scan.geometry))
         return folder
 
-    @cached_property
-    def is_dicom(self) -> bool:
-        """Whether `path` is a DICOM series."""
-        return self.given is None or find_inputs([self.given])[0][0].series is not None
+    @property
+    def options(self) -> Options:
+        """Of a predictor: the stand-in's region reaches the crop's ends wherever it is, so it is not run again."""
+        return {} if self.trained else {"reruns": 0}
 
     def describe(self) -> list[str]:
         """Say in two lines what is measured on."""
@@ -80,7 +90,7 @@ def prepared_subject(scan: Path | None, model: Path | None, preset: str, slices:
     """Read or make the scan, and make a model where none is given; temporary files go at the end.
 
     Args:
-        scan: DICOM folder or NIfTI file; None makes a phantom of difficulty `real`.
+        scan: DICOM folder or file; None makes a phantom of difficulty `real`.
         model: model file; None makes one of fresh weights that finds something (see `stand_in`).
         preset: of the networks that are made.
         slices: of the phantom, over the same length of the patient.
@@ -91,47 +101,30 @@ def prepared_subject(scan: Path | None, model: Path | None, preset: str, slices:
     config = load_config(preset)
     if model is not None:
         read_card(model)
+    truth: Volume | None = None
     if scan is None:
-        volume, truth = phantom_scan(slices)
-        name = "a phantom of difficulty real"
+        (volume, truth), is_dicom = phantom_scan(slices), True
     else:
-        volume, truth = read_scan(scan), None
-        name = str(scan)
-    columns, rows = volume.array.shape[2], volume.array.shape[1]
-    spacing = " x ".join(f"{s:.3g}" for s in reversed(volume.spacing_mm))
-    name += f", {columns} x {rows} x {volume.array.shape[0]} voxels of {spacing} mm"
-    with tempfile.TemporaryDirectory(prefix="metricunet-bench-") as folder:
-        made = Path(folder) / "model.safetensors"
+        volume, is_dicom = read_scan(scan)
+    with tempfile.TemporaryDirectory(prefix="metricunet-benchmarks-") as name:
+        folder = Path(name)
+        used = folder / "model.safetensors" if model is None else model
         if model is None:
-            write_stand_in(made, config)
-        words = (
-            f"fresh weights of preset {preset}, wired to find the middle of the scan"
-            if model is None
-            else str(model)
-        )
+            write_stand_in(used, config)
         yield Subject(
             scan=volume,
-            scan_name=name,
+            scan_name=described("a phantom of difficulty real" if scan is None else str(scan), volume),
             truth=truth,
-            model=made if model is None else model,
-            model_name=words,
+            model=used,
+            model_name=f"fresh weights of preset {preset}, wired to find the middle"
+            if model is None
+            else str(model),
             trained=model is not None,
             config=config,
-            folder=Path(folder),
+            folder=folder,
             given=scan,
+            is_dicom=is_dicom,
         )
-
-
-def read_scan(path: Path) -> Volume:
-    """Read the one scan at a path.
-
-    Raises:
-        InputError: none, several, or one that cannot be read.
-    """
-    inputs, refused = find_inputs([path])
-    if len(inputs) + len(refused) != 1:
-        raise InputError(f"{path}: holds {len(inputs) + len(refused)} scans; expected one to measure on")
-    return inputs[0].read()
 
 
 def phantom_scan(slices: int) -> tuple[Volume, Volume]:
@@ -155,8 +148,8 @@ def phantom_scan(slices: int) -> tuple[Volume, Volume]:
 def _in_slices(array: NDArray[np.int16] | NDArray[np.uint8], grid: Geometry) -> Volume:
     """Read whole numbers linearly between slices, one slice at a time; no float copy of the scan."""
     result = np.empty(grid.shape, dtype=array.dtype)
-    place = (np.arange(grid.shape[0]) + 0.5) * len(array) / grid.shape[0] - 0.5
-    for k, at in enumerate(np.clip(place, 0, len(array) - 1)):
+    between = (np.arange(grid.shape[0]) + 0.5) * len(array) / grid.shape[0] - 0.5
+    for k, at in enumerate(np.clip(between, 0, len(array) - 1)):
         low = min(int(at), len(array) - 2) if len(array) > 1 else 0
         high = min(low + 1, len(array) - 1)
         share = np.float32(at - low)

@@ -14,15 +14,16 @@ import pydicom
 import torch
 from pydicom.pixels.processing import apply_rescale
 
+from benchmarks.report import rate_line
+from benchmarks.subject import Subject
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.nifti import read_nifti, write_nifti
 from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.volume import Volume
-from metricunet.workflows.bench.report import head, ratio_line, times_line
-from metricunet.workflows.bench.subject import Subject
-from metricunet.workflows.bench.timing import Facts, Ratio, Run, Times, alternate, counter
+from metricunet.workflows.bench.result import Facts, head, ratio_line
+from metricunet.workflows.bench.timing import Ratio, Run, Times, alternate, counter
 
 REPEATS = 3
 #: No further round of one row begins after this many seconds.
@@ -75,10 +76,10 @@ class FilesBench:
         """Write it for people to read."""
         lines = [head("io", self.facts) + ", files cached by the system", *self.subject]
         for row in self.rows:
-            lines.append(times_line(row.name, row.ours, _rate(row.megabytes, row.ours)))
+            lines.append(rate_line(row.name, row.ours, _rate(row.megabytes, row.ours)))
             if row.baseline is not None and row.ratio is not None:
                 name = f"  {row.baseline_name}"
-                lines.append(times_line(name, row.baseline, _rate(row.megabytes, row.baseline)))
+                lines.append(rate_line(name, row.baseline, _rate(row.megabytes, row.baseline)))
                 lines.append(ratio_line(f"  {row.baseline_name} / ours", row.ratio))
         return "\n".join(lines)
 
@@ -165,7 +166,7 @@ class _Work:
         structures = [Structure(NAME, Volume(self.mask.array, self.series.geometry))]
 
         def write() -> None:
-            write_rtstruct(rtstruct, self.series, structures, description="Made by metricunet bench")
+            write_rtstruct(rtstruct, self.series, structures, description="Made by a benchmark")
 
         def read() -> Volume:
             return read_rtstruct(rtstruct, self.series).mask(NAME, self.series.geometry)

@@ -1,4 +1,4 @@
-"""Part `predict`: the processes that it starts, and what it makes of their outputs."""
+"""Part `calls`: the processes that it starts, and what it makes of their outputs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import calls as part
+from benchmarks.calls import bench_calls, mask_sha256, target_of
+from benchmarks.subject import Subject
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, write_nifti
 from metricunet.inference.predict import predict as run_predict
-from metricunet.workflows.bench import predict as part
-from metricunet.workflows.bench.predict import bench_predict, mask_sha256, target_of
-from metricunet.workflows.bench.process import Ended, run_metricunet
-from metricunet.workflows.bench.subject import Subject
+from metricunet.workflows.bench.process import Ended
 
 CPU = torch.device("cpu")
 Call = tuple[int, str, Mapping[str, str] | None]
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
 def test_a_dicom_scan(phantom: Subject, calls: list[Call]) -> None:
     ticks: list[tuple[int, int]] = []
-    found = bench_predict(phantom, CPU, repeats=2, cases=4, progress=lambda *tick: ticks.append(tick))
+    found = bench_calls(phantom, CPU, repeats=2, cases=4, progress=lambda *tick: ticks.append(tick))
     assert ticks[-1] == (8, 8)
     assert [c[:2] for c in calls] == [
         *[(1, "nifti,rtstruct")] * 2, *[(1, "nifti")] * 2, (4, "nifti"), *[(1, "nifti")] * 2,
@@ -63,7 +63,7 @@ def test_a_dicom_scan(phantom: Subject, calls: list[Call]) -> None:
 
 def test_a_users_model_is_compared_between_precisions(phantom: Subject, calls: list[Call]) -> None:
     phantom.trained = True
-    found = bench_predict(phantom, CPU, cases=2)
+    found = bench_calls(phantom, CPU, cases=2)
     assert found.precisions_dice == pytest.approx(1, abs=0.1)
     assert found.dice_difference == pytest.approx(0, abs=0.1)
     assert "Dice in bf16 less Dice in fp32" in found.text()
@@ -72,7 +72,7 @@ def test_a_users_model_is_compared_between_precisions(phantom: Subject, calls: l
 
 
 def test_a_nifti_scan_gets_no_structure_set(subject: Subject, calls: list[Call]) -> None:
-    found = bench_predict(subject, CPU, repeats=1, cases=2)
+    found = bench_calls(subject, CPU, repeats=1, cases=2)
     assert found.formats == ("nifti",)
     assert found.same_contours is None
     assert found.whole.n == 2  # two at least, to compare them
@@ -84,7 +84,7 @@ def test_a_model_that_finds_nothing_is_named(subject: Subject, calls: list[Call]
     subject.given = subject.folder / "air.nii.gz"
     write_nifti(subject.given, air)
     with pytest.raises(InputError, match=r"finds nothing in .*choose another --scan or --model"):
-        bench_predict(subject, CPU)
+        bench_calls(subject, CPU)
 
 
 def test_equal_masks_have_equal_hashes(tmp_path: Path, tiny_cohort: Path) -> None:
@@ -103,18 +103,3 @@ def test_targets_go_by_the_scans_size() -> None:
     assert target_of((236, 512, 512)) == (30.0, 2048.0)
     assert target_of((651, 512, 512)) == (None, None)
     assert target_of((100, 256, 256)) == (None, None)
-
-
-def test_the_childs_peak_is_not_this_processs() -> None:
-    """A forked child inherits its parent's peak; the command must be measured without it."""
-    held = np.ones(400 << 17)
-    ended = run_metricunet(["--version"])
-    assert ended.status == 0
-    assert ended.seconds > 0
-    assert ended.peak_mib is not None
-    assert 5 < ended.peak_mib < held.nbytes / 2**20 / 2
-
-
-def test_a_childs_error_is_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"metricunet info ended with status 2: error: .*none.safetensors"):
-        run_metricunet(["info", tmp_path / "none.safetensors"])

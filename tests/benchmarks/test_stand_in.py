@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.stand_in import write_stand_in
+from benchmarks.subject import Subject
 from metricunet.files.model import read_card
 from metricunet.inference.predictor import Predictor, load_model
 from metricunet.training.config import load_config
 from metricunet.volume import Geometry, Volume
-from metricunet.workflows.bench.stand_in import write_stand_in
-from metricunet.workflows.bench.subject import Subject
 
 #: The preset's crop and levels with fewer channels.
 NARROW = load_config("small", settings=["locate.base_channels=4", "segment.base_channels=6"])
@@ -83,4 +83,4 @@ def test_only_one_channel_is_wired(model: Path) -> None:
 def test_a_subject_keeps_nothing(subject: Subject) -> None:
     assert subject.model.is_file()
     assert not subject.trained
-    assert subject.describe()[1].endswith("fresh weights of preset small, wired to find the middle of the scan")
+    assert subject.describe()[1].endswith("fresh weights of preset small, wired to find the middle")

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from metricunet.inference.predictor import load_model
+from benchmarks.alone import MONAI, Bare, monai_slider, slid
+from benchmarks.peak import measure_peak
+from benchmarks.report import cuda_line, missing, work_lines
+from benchmarks.subject import Subject
+from benchmarks.work import Work, multiply_adds
+from metricunet.inference.predictor import Predictor
 from metricunet.networks.device import keep_freed_memory
-from metricunet.workflows.bench.cost import Work, multiply_adds
-from metricunet.workflows.bench.peak import measure_peak
-from metricunet.workflows.bench.report import cuda_line, head, missing, ratio_line, times_line, work_lines
-from metricunet.workflows.bench.stages import MONAI, Stages, monai_slider
-from metricunet.workflows.bench.subject import Subject
-from metricunet.workflows.bench.timing import Facts, Ratio, Run, Times, alternate, counter
+from metricunet.workflows.bench.result import Facts, head, ratio_line, times_line
+from metricunet.workflows.bench.timing import Ratio, Run, Times, alternate, counter
 
 REPEATS = 7
 WINDOWS_AT_ONCE = 4
@@ -29,9 +30,8 @@ class LocateBench:
         facts: where it was measured.
         subject: scan and model, in words.
         ours: resampling, network and the best candidate.
-        resample: of that, reading the scan on the coarse grid.
-        bare: the network alone, on a fixed tensor of the coarse grid: the floor.
-        slide: the same, but the network is slid over the coarse grid; None without MONAI.
+        bare: the network alone, on the tensor that it was given: the floor.
+        slide: stage 1 whose network is slid over the coarse grid; None without MONAI.
         over_bare: ours over bare.
         slide_over_ours: how many times faster one pass is; None without MONAI.
         window: sides of the sliding window.
@@ -41,7 +41,6 @@ class LocateBench:
     facts: Facts
     subject: tuple[str, ...]
     ours: Times
-    resample: Times
     bare: Times
     slide: Times | None
     over_bare: Ratio
@@ -57,14 +56,13 @@ class LocateBench:
         """Write it for people to read."""
         lines = [head("locate", self.facts), *self.subject]
         lines.append(times_line("stage 1 over the scan", self.ours))
-        lines.append(times_line("  of that, resampling to the coarse grid", self.resample))
-        lines.append(times_line("bare network on a fixed tensor (floor)", self.bare))
+        lines.append(times_line("bare network on the same tensor (floor)", self.bare))
         lines.append(ratio_line("stage 1 / bare network", self.over_bare))
         if self.slide is None or self.slide_over_ours is None:
             lines.append(missing("MONAI", MONAI))
         else:
             window = " x ".join(map(str, self.window))
-            lines.append(times_line(f"slid by MONAI, window {window}", self.slide))
+            lines.append(times_line(f"stage 1 slid by MONAI, window {window}", self.slide))
             lines.append(ratio_line("slid by MONAI / stage 1", self.slide_over_ours))
         return "\n".join([*lines, *work_lines(self.work), *cuda_line(self.facts)])
 
@@ -85,14 +83,14 @@ def bench_locate(
         progress: called with (done, all).
     """
     keep_freed_memory()
-    stages = Stages(load_model(subject.model, device), subject.scan.canonical(), device)
+    predictor = Predictor([subject.model], str(device))
     window = subject.config.locate.patch_voxels
-    slider = monai_slider(window, WINDOWS_AT_ONCE)
-    bare = stages.bare_locate()
-    runs: dict[str, Run] = {"ours": stages.locate, "resample": stages.coarse, "bare": bare}
-    if slider is not None:
-        inferer = slider
-        runs["slide"] = lambda: stages.slide_coarse(inferer)
+    inferer = monai_slider(window, WINDOWS_AT_ONCE)
+    bare = Bare(predictor.models[0].locate, lambda: predictor.locate(subject.scan))
+    runs: dict[str, Run] = {"ours": lambda: predictor.locate(subject.scan), "bare": bare}
+    if inferer is not None:
+        sliding = slid(Predictor([subject.model], str(device)), "locate", inferer)
+        runs["slide"] = lambda: sliding.locate(subject.scan)
     repeats = repeats or REPEATS
     cost = multiply_adds(bare)
     found = alternate(runs, repeats, device, advance=counter(len(runs) * repeats, progress))
@@ -101,11 +99,10 @@ def bench_locate(
         facts=Facts.of(device),
         subject=tuple(subject.describe()),
         ours=times["ours"],
-        resample=times["resample"],
         bare=times["bare"],
         slide=times.get("slide"),
         over_bare=Ratio.of(found["ours"], found["bare"]),
         slide_over_ours=Ratio.of(found["slide"], found["ours"]) if "slide" in found else None,
         window=window,
-        work=Work.of(cost, times["bare"].median_s, measure_peak(device, stages.precision)),
+        work=Work.of(cost, times["bare"].median_s, measure_peak(device, bare.precision)),
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from benchmarks.peak import Peak, measure_peak
+from benchmarks.work import Work, multiply_adds
 from metricunet.networks import UNet
-from metricunet.workflows.bench.cost import Work, multiply_adds
-from metricunet.workflows.bench.peak import Peak, measure_peak
 
 
 def test_a_convolution_and_a_product_by_hand() -> None:

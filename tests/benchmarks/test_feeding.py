@@ -1,4 +1,4 @@
-"""Part `train`: four ways to feed one step, on a tiny cohort."""
+"""Part `feeding`: one step fed in turn by a fixed batch, by ours and by MONAI, on a tiny cohort."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import feeding as part
+from benchmarks import monai_batches
+from benchmarks.feeding import TrainingSteps, bench_feeding, overhead_s
+from benchmarks.monai_batches import MonaiBatches
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
-from metricunet.workflows.bench import monai_training
-from metricunet.workflows.bench import train as part
-from metricunet.workflows.bench.monai_training import MonaiBatches
-from metricunet.workflows.bench.train import TrainingSteps, bench_train, overhead_s
+from tests.benchmarks.conftest import tiny_config
 from tests.support.cohorts import TINY_SETTINGS
-from tests.workflows.bench.conftest import tiny_config
 
 CPU = torch.device("cpu")
 
@@ -52,7 +52,6 @@ def test_each_way_trains_and_counts_one_block(steps: TrainingSteps, monkeypatch:
     for way, wanted in (
         (steps.bare, part.BLOCK),
         (steps.ours, part.BLOCK),
-        (steps.through_lightning, part.BLOCK + 1),
         (steps.fed_by_monai, part.BLOCK + part.LEAD),
     ):
         before = [p.detach().clone() for p in steps.module.parameters()]
@@ -96,8 +95,8 @@ def test_each_of_monais_transforms_runs(cases: list[PreparedCase]) -> None:
     fine, labels = cases[0].fine, cases[0].fine_labels
     assert fine is not None
     assert labels is not None
-    with monai_training._plain_tensors():
-        transforms = monai_training._transforms(config, (3.0, 3.0))
+    with monai_batches._plain_tensors():
+        transforms = monai_batches._transforms(config, (3.0, 3.0))
         for _ in range(5):
             drawn = {
                 "image": torch.from_numpy(fine.array)[None].float(),
@@ -121,15 +120,15 @@ def small(cases: list[PreparedCase], small_peak: None, monkeypatch: pytest.Monke
 
 def test_the_part(small: None) -> None:
     ticks: list[tuple[int, int]] = []
-    found = bench_train(
+    found = bench_feeding(
         CPU, preset="small", repeats=2, settings=TINY_SETTINGS, progress=lambda *t: ticks.append(t)
     )
-    assert ticks[-1] == (8, 8)
+    assert ticks[-1] == (6, 6)
     content = json.loads(json.dumps(found.to_json()))
     assert (content["target_ratio"], content["block"], content["preset"]) == (1.1, 2, "small")
-    assert content["bare"]["n"] == content["lightning"]["n"] == content["monai"]["n"] == 2
+    assert content["bare"]["n"] == content["ours"]["n"] == content["monai"]["n"] == 2
     assert content["work"]["multiply_adds"] > 1e6
-    for words in ("bare step", "Lightning's trainer / bare", "overhead, ours of MONAI's", "CUDA: not run"):
+    for words in ("bare step", "fed by MONAI / bare", "overhead, ours of MONAI's", "CUDA: not run"):
         assert words in found.text()
 
 
@@ -137,7 +136,7 @@ def test_without_monai(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [m for m in sys.modules if m.split(".")[0] == "monai"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "monai", None)
-    found = bench_train(CPU, preset="small", repeats=1, settings=TINY_SETTINGS)
+    found = bench_feeding(CPU, preset="small", repeats=1, settings=TINY_SETTINGS)
     assert found.monai is found.overhead_share is None
     assert 'MONAI: not installed, so no baseline (pip install "monai>=1.5")' in found.text()
 

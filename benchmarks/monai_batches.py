@@ -1,4 +1,4 @@
-"""The baseline of part `train`: the same crops through MONAI's dictionary transforms, cache and data loader."""
+"""What `feeding` and `updates` are held against: the same crops by MONAI's transforms, cache and data loader."""
 
 from __future__ import annotations
 

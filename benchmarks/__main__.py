@@ -1,0 +1,152 @@
+"""The command line of the benchmarks."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metricunet.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Scan = Annotated[Path | None, typer.Option(help="DICOM folder or file. Default: a phantom.")]
+Model = Annotated[Path | None, typer.Option("-m", "--model", help="Model file. Default: one that is made here.")]
+Preset = Annotated[str, typer.Option(help="Of networks and training: default or small.")]
+Slices = Annotated[int, typer.Option(min=2, help="Slices of the phantom.")]
+Repeats = Annotated[int | None, typer.Option(min=1, help="Of each measurement. Default: enough for the part.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def _on_subject(
+    part: str, scan: Path | None, model: Path | None, preset: str, slices: int, repeats: int | None, device: str
+) -> Any:
+    from benchmarks.calls import bench_calls
+    from benchmarks.files import bench_files
+    from benchmarks.locate import bench_locate
+    from benchmarks.segment import bench_segment
+    from benchmarks.subject import prepared_subject
+    from metricunet.workflows.bench.timing import device_named
+
+    run: Any = {"locate": bench_locate, "segment": bench_segment, "calls": bench_calls, "io": bench_files}[part]
+    where = device_named(device)
+    with prepared_subject(scan, model, preset, slices) as subject:
+        return run(subject, where, repeats=repeats)
+
+
+def _show(result: Any, json: bool) -> None:
+    typer.echo(json_format.dumps(result.to_json(), indent=1) if json else result.text())
+
+
+@app.command()
+def locate(
+    scan: Scan = None,
+    model: Model = None,
+    preset: Preset = "default",
+    slices: Slices = 235,
+    repeats: Repeats = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Stage 1 against its bare network, and against the same network slid by MONAI."""
+    _show(_on_subject("locate", scan, model, preset, slices, repeats, device), json)
+
+
+@app.command()
+def segment(
+    scan: Scan = None,
+    model: Model = None,
+    preset: Preset = "default",
+    slices: Slices = 235,
+    repeats: Repeats = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Stage 2 against its bare network, and both stages against stage 2 slid over the scan by MONAI."""
+    _show(_on_subject("segment", scan, model, preset, slices, repeats, device), json)
+
+
+@app.command()
+def calls(
+    scan: Scan = None,
+    model: Model = None,
+    preset: Preset = "default",
+    slices: Slices = 235,
+    repeats: Repeats = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Calls of `metricunet predict`: ten cases in one, equal runs, one thread against two, bf16 against fp32."""
+    _show(_on_subject("calls", scan, model, preset, slices, repeats, device), json)
+
+
+@app.command()
+def io(
+    scan: Scan = None,
+    slices: Slices = 235,
+    repeats: Repeats = None,
+    json: Json = False,
+) -> None:
+    """Reading and writing, against pydicom and nibabel by hand."""
+    _show(_on_subject("io", scan, None, "small", slices, repeats, "cpu"), json)
+
+
+@app.command()
+def feeding(
+    preset: Preset = "default", repeats: Repeats = None, device: Device = "auto", json: Json = False
+) -> None:
+    """A training step with its data, against one on a fixed batch and one that MONAI feeds."""
+    from benchmarks.feeding import bench_feeding
+    from metricunet.workflows.bench.timing import device_named
+
+    _show(bench_feeding(device_named(device), preset=preset, repeats=repeats), json)
+
+
+@app.command()
+def branch(device: Device = "auto", json: Json = False) -> None:
+    """The metric branch alone: memory, growth, pytorch-metric-learning beside it, one CUDA graph."""
+    from benchmarks.branch import bench_branch
+    from metricunet.workflows.bench.timing import device_named
+
+    _show(bench_branch(device_named(device)), json)
+
+
+@app.command()
+def growth(model: Path, device: Device = "auto") -> None:
+    """How the time of each stage grows with the slices, the matrix and the crop."""
+    from benchmarks.growth import print_growth
+
+    print_growth(model, device)
+
+
+@app.command()
+def precision(model: Path, cohort: Path, cases: int = 20) -> None:
+    """Masks in bf16 against fp32, and of one thread against two."""
+    from benchmarks.precision import print_precisions
+
+    print_precisions(model, cohort, cases)
+
+
+@app.command()
+def updates(cohort: Path, count: int = 300, seeds: int = 2) -> None:
+    """Validation Dice after equal updates on our batches and on MONAI's."""
+    from benchmarks.equal_updates import print_equal_updates
+
+    print_equal_updates(cohort, count, seeds)
+
+
+def main() -> None:
+    """Run a part; a user's error is one line."""
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
