@@ -92,7 +92,7 @@ class SegmentConfig(_Section):
 class MetricConfig(_Section):
     """The branch of stage 2 that shapes its features beside the segmentation; it is absent at inference.
 
-    The settings from `triplets` to `temperature` are the options of `metricunet.metric.TupleOptions`, by its names.
+    The settings from `triplets` to `temperature` are those of `metricunet.metric.TupleOptions`, by its names.
 
     Attributes:
         mode: `online` samples voxels of the decoder's maps anew in each update (metric learning); `offline` draws
@@ -119,7 +119,8 @@ class MetricConfig(_Section):
         pair_weight: weight of the contrastive loss; 0 leaves it out.
         supcon_weight: weight of the supervised contrastive loss; 0 leaves it out (`online`).
         temperature: temperature of the supervised contrastive loss.
-        patch_voxels: side of a patch in the slice, a multiple of what the network halves, twice over (`offline`).
+        patch_voxels: side of a patch in the slice; a multiple of what the network divides its input by, and at
+            least twice that (`offline`).
         patch_tuples: number of tuples drawn before training (`offline`).
         patch_tuples_per_update: number of these that an update looks at, with three patches each (`offline`).
     """
