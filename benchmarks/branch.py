@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity
 
 from benchmarks.report import missing, value_target
-from metricunet.metric import HardEasySampler, Sample, VoxelMetricLoss
-from metricunet.metric.voxel_metric import TupleObjective
+from metricunet.metric import HardEasySampler, Sample, TupleOptions, VoxelMetricLoss, tuple_losses
 from metricunet.networks.device import keep_freed_memory
 from metricunet.workflows.bench.metric import CLASSES, ellipses
 from metricunet.workflows.bench.result import Facts, duration, head, value_line
@@ -214,11 +213,11 @@ def beside(device: torch.device) -> tuple[float, dict[str, float]]:
     sample: Sample = HardEasySampler(MEMORY_VOXELS)(labels, None, (1.0, 1.0))
     raw = torch.randn(batch, MEMORY_VOXELS, dimensions, device=device)
     embeddings = torch.nn.functional.normalize(raw, dim=-1).requires_grad_()
-    objective = TupleObjective(CLASSES)
+    options = TupleOptions()
 
     def ours() -> Tensor:
         embeddings.grad = None
-        torch.autograd.backward(objective(embeddings, sample.classes, sample.valid).loss)
+        torch.autograd.backward(tuple_losses(embeddings, sample.classes, sample.valid, CLASSES, options).loss)
         return embeddings
 
     found = min(_seconds(ours, 7))
@@ -227,8 +226,8 @@ def beside(device: torch.device) -> tuple[float, dict[str, float]]:
     except ImportError:
         return found, {}
     miner = miners.BatchEasyHardMiner(pos_strategy="easy", neg_strategy="semihard")
-    triplet = losses.TripletMarginLoss(margin=objective.margin)
-    pair = losses.ContrastiveLoss(pos_margin=objective.positive_margin, neg_margin=objective.negative_margin)
+    triplet = losses.TripletMarginLoss(margin=options.margin)
+    pair = losses.ContrastiveLoss(pos_margin=options.positive_margin, neg_margin=options.negative_margin)
 
     def theirs(with_pairs: bool) -> Callable[[], Tensor]:
         def run() -> Tensor:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from metricunet.metric import SAMPLERS
+from metricunet.metric import SAMPLERS, VoxelMetricLoss
 from metricunet.metric.tuples import TRIPLETS
+from metricunet.training.config import load_config
 
 GUIDE = Path(__file__).parents[2] / "docs" / "metric-learning.md"
 TEXT = GUIDE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-NAMES = ("torch", "monai", "lightning", "pytorch-metric-learning")
+NAMES = ("torch", "monai", "lightning", "options and samplers", "pytorch-metric-learning")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=NAMES)
@@ -45,3 +46,23 @@ def test_the_guide_names_every_option_and_its_picture_exists() -> None:
         assert f"`triplets: {name}`" in TEXT
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
         assert (GUIDE.parent / picture).is_file()
+
+
+def test_every_setting_that_the_guide_names_is_one() -> None:
+    pairs = re.findall(r"`([a-z_]+): ([a-z_0-9.]+)`", TEXT)
+    assert len(pairs) > 8
+    for name, value in pairs:
+        load_config(settings=[f"metric.{name}={value}"])
+    for setting in re.findall(r"--set ([\w.]+=\w+)", TEXT):
+        load_config(settings=[setting])
+    for mode in ("online", "control", "offline", "none"):
+        assert re.search(rf"^\| `{mode}`", TEXT, re.MULTILINE)
+        load_config(settings=[f"metric.mode={mode}"])
+
+
+def test_the_guide_explains_every_statistic() -> None:
+    labels = torch.zeros(1, 8, 8, dtype=torch.long)
+    labels[:, 2:5, 2:5] = 1
+    statistics = VoxelMetricLoss()(torch.randn(1, 4, 8, 8), labels).statistics
+    table = TEXT[TEXT.index("| statistic |") :].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(statistics)

@@ -22,7 +22,7 @@ from metricunet.evaluation.features import (
     principal_axes,
     standardised,
 )
-from metricunet.metric.hardness import boundary_band
+from metricunet.metric.sampling import boundary_band
 from metricunet.networks import UNet
 
 

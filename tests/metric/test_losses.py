@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pytorch_metric_learning.losses import ContrastiveLoss, SupConLoss, TripletM
 from torch import Tensor
 
 from metricunet.metric.losses import (
+    TupleOptions,
     all_distances,
     contrastive_loss,
     distances,
@@ -182,3 +184,20 @@ def test_supervised_contrastive_loss_bears_what_is_absent(valid: list[bool]) -> 
     loss.backward()
     assert e.grad is not None
     assert (e.grad == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"triplets": "easy"},
+            "triplets must be one of semi_hard, random, hardest, distance_weighted; got 'easy'",
+        ),
+        ({"pairs": "some"}, "pairs must be one of random, hard, all"),
+        ({"triplet_form": "flat"}, "triplet_form must be one of hinge, soft"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+    ],
+)
+def test_impossible_options_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TupleOptions(**settings)

@@ -1,25 +1,33 @@
-"""Sampling: drawn pictures whose hard voxels are known by hand, brute-force bands, shares and edge cases."""
+"""Sampling and reading: drawn pictures whose hard voxels are known by hand, brute-force bands, shares, edge cases.
+
+Features are read as exact gathers and linear ramps, with torch's own interpolation as the oracle.
+"""
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metricunet.metric.hardness import boundary_band, certainty, misclassified
 from metricunet.metric.sampling import (
     SAMPLERS,
-    BoundarySampler,
-    ClassBalancedSampler,
+    BalancedSampler,
     HardEasySampler,
-    MisclassifiedSampler,
+    NearSurface,
     Sampler,
-    UncertainSampler,
     UniformSampler,
+    boundary_band,
     build_sampler,
+    doubt,
     draw,
+    misclassified,
+    read_features,
     sampler_settings,
 )
 
@@ -269,7 +277,7 @@ def test_uniform_draws_each_voxel_with_the_same_chance() -> None:
 def test_balanced_draws_each_class_as_often_and_its_voxels_alike() -> None:
     torch.manual_seed(0)
     labels = square(8, 4)[:1].expand(4000, -1, -1)
-    sample = ClassBalancedSampler(voxels=10)(labels, None, None)
+    sample = build_sampler("balanced", voxels=10)(labels, None, None, IGNORE)
     assert (sample.classes.sum(dim=1) == 5).all()
     for c, members in ((0, 48), (1, 16)):
         counts = torch.bincount(sample.index[sample.classes == c], minlength=64)
@@ -280,12 +288,12 @@ def test_balanced_draws_each_class_as_often_and_its_voxels_alike() -> None:
 def test_boundary_draws_the_band_of_a_drawn_picture() -> None:
     """At 1 x 3 mm a band of 2 mm reaches rows only; a class has 5 voxels a row."""
     labels = picture(".....", ".....", "#####", "#####", "#####", "#####")
-    near = BoundarySampler(voxels=20, band_mm=1.0)(labels, None, (1.0, 3.0))
+    near = build_sampler("boundary", voxels=20, band_mm=1.0)(labels, None, (1.0, 3.0), IGNORE)
     assert sorted(near.index[0, :10][near.hard[0, :10]].tolist()) == [5, 6, 7, 8, 9]
     assert sorted(near.index[0, 10:][near.hard[0, 10:]].tolist()) == [10, 11, 12, 13, 14]
     # Ten slots for five voxels of the band: the rest of the class tops them up.
     assert near.valid.all()
-    all_of_it = BoundarySampler(voxels=20, band_mm=2.0)(labels, None, (1.0, 3.0))
+    all_of_it = build_sampler("boundary", voxels=20, band_mm=2.0)(labels, None, (1.0, 3.0), IGNORE)
     assert all_of_it.hard.all()
 
 
@@ -293,8 +301,8 @@ def test_boundary_draws_in_millimetres_at_thick_slices() -> None:
     """1 x 1 x 3 mm: of a half-space along the thick axis 2.9 mm reach nothing, 3 mm one layer on each side."""
     labels = torch.zeros(1, 5, 5, 4, dtype=torch.uint8)
     labels[..., 2:] = 1
-    assert not BoundarySampler(voxels=20, band_mm=2.9)(labels, None, (1.0, 1.0, 3.0)).hard.any()
-    sample = BoundarySampler(voxels=20, band_mm=3.0)(labels, None, (1.0, 1.0, 3.0))
+    assert not build_sampler("boundary", voxels=20, band_mm=2.9)(labels, None, (1.0, 1.0, 3.0), IGNORE).hard.any()
+    sample = build_sampler("boundary", voxels=20, band_mm=3.0)(labels, None, (1.0, 1.0, 3.0), IGNORE)
     assert sample.hard.all()
     assert set((sample.index % 4).flatten().tolist()) == {1, 2}
 
@@ -303,7 +311,7 @@ def test_misclassified_draws_the_wrong_voxels_of_a_drawn_picture() -> None:
     labels = picture("....", ".##.", ".##.", "....")
     called = picture("....", "##..", ".##.", "...#")
     logits = torch.nn.functional.one_hot(called.long(), 2).permute(0, 3, 1, 2).float()
-    sample = MisclassifiedSampler(voxels=4)(labels, logits, None)
+    sample = build_sampler("misclassified", voxels=4)(labels, logits, None, IGNORE)
     # Of the background (1, 0) and (3, 3) are wrong, of the square (1, 2); one right voxel tops the square up.
     assert sorted(sample.index[0, :2].tolist()) == [4, 15]
     assert 6 in sample.index[0, 2:].tolist()
@@ -314,17 +322,17 @@ def test_uncertain_draws_the_smallest_margins_of_a_drawn_picture() -> None:
     labels = picture("....####")
     margin = torch.tensor([[[[5.0, -0.1, 3, 0.2, 4, 0.3, -6, 0.05]]]])
     logits = torch.cat([margin, torch.zeros_like(margin)], dim=1)
-    sample = UncertainSampler(voxels=4)(labels, logits, None)
+    sample = build_sampler("uncertain", voxels=4)(labels, logits, None, IGNORE)
     assert sample.index.tolist() == [[1, 3, 7, 5]]
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_certainty_is_the_gap_of_the_two_best_probabilities(classes: int) -> None:
+def test_doubt_is_the_gap_of_the_two_best_probabilities(classes: int) -> None:
     torch.manual_seed(0)
     logits = 3 * torch.randn(2, classes, 5, 6)
     best = logits.softmax(dim=1).sort(dim=1, descending=True).values
-    found = certainty(torch.zeros(2, 5, 6), logits)
-    torch.testing.assert_close(found, best[:, 0] - best[:, 1], atol=1e-6, rtol=0)
+    found = doubt(torch.zeros(2, 5, 6), logits)
+    torch.testing.assert_close(found, best[:, 1] - best[:, 0], atol=1e-6, rtol=0)
 
 
 @settings(max_examples=50, deadline=None)
@@ -344,7 +352,7 @@ def test_draw_takes_distinct_members_and_as_many_as_asked(seed: int, places: int
 
 def test_samplers_that_look_at_logits_ask_for_them() -> None:
     for name in ("misclassified", "uncertain"):
-        with pytest.raises(ValueError, match=f"{name} needs logits"):
+        with pytest.raises(ValueError, match="needs logits"):
             build_sampler(name)(square(), None, None, -100)
 
 
@@ -364,3 +372,65 @@ def test_the_same_seed_gives_the_same_sample_in_every_sampler() -> None:
             torch.manual_seed(3)
             drawn.append(sampler(square(), logits, (1.0, 3.0), -100).index)
         assert torch.equal(*drawn)
+
+
+def brightest(labels: Tensor, logits: Tensor | None, *_: object) -> Tensor:
+    """Call voxels with a logit of class 1 above 2 hard."""
+    assert logits is not None
+    return logits[:, 1] > 2
+
+
+def test_a_hardness_of_ones_own() -> None:
+    """A function of the user's marks voxels, or ranks them."""
+    labels, logits = square(), torch.zeros(2, 2, 32, 32)
+    logits[:, 1, 3, 5:9], logits[:, 1, 20, 5:9] = 3, 3
+    sample = BalancedSampler(16, 2, brightest, 0.5)(labels, logits)
+    for row, hard in zip(sample.index, sample.hard, strict=True):
+        assert sorted(row[hard].tolist()) == [3 * 32 + x for x in range(5, 9)] + [20 * 32 + x for x in range(5, 9)]
+    ranked = BalancedSampler(4, 2, lambda labels, logits, *_: torch.arange(1024.0).reshape(1, 32, 32))
+    assert ranked(labels[:1]).index.tolist() == [[1023, 1022, 15 * 32 + 15, 15 * 32 + 14]]
+
+
+def test_samplers_are_copied_and_pickled() -> None:
+    logits = torch.randn(2, 2, 32, 32)
+    for sampler in [*every_sampler(), BalancedSampler(20, 2, NearSurface(2.0, or_misclassified=True), 0.3)]:
+        drawn = []
+        for one in (sampler, copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+            torch.manual_seed(3)
+            drawn.append(one(square(), logits, None, IGNORE).index)
+        assert torch.equal(drawn[0], drawn[1])
+        assert torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (4, 3, 5)])
+def test_reading_on_one_grid_is_an_exact_gather(shape: tuple[int, ...]) -> None:
+    features = torch.randn(2, 3, *shape)
+    index = torch.randint(torch.Size(shape).numel(), (2, 9))
+    read = read_features(features, index, shape)
+    assert read.shape == (2, 9, 3)
+    for b in range(2):
+        for n in range(9):
+            assert torch.equal(read[b, n], features[b].flatten(1)[:, index[b, n]])
+
+
+@pytest.mark.parametrize(
+    ("coarse", "fine", "mode"),
+    [((4, 6), (8, 12), "bilinear"), ((3, 4, 5), (6, 8, 10), "trilinear"), ((5, 4), (10, 16), "bilinear")],
+)
+def test_a_coarser_map_is_read_as_torch_would_upsample_it(
+    coarse: tuple[int, ...], fine: tuple[int, ...], mode: str
+) -> None:
+    features = torch.randn(2, 3, *coarse, dtype=torch.float64, requires_grad=True)
+    index = torch.arange(torch.Size(fine).numel()).expand(2, -1)
+    read = read_features(features, index, fine)
+    expected = F.interpolate(features, fine, mode=mode, align_corners=False).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(read, expected, atol=1e-6, rtol=0)
+    weights = torch.randn_like(read)
+    (ours,) = torch.autograd.grad((read * weights).sum(), features, retain_graph=True)
+    (theirs,) = torch.autograd.grad((expected * weights).sum(), features)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_reading_of_other_dimensions_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 spatial axes, labels 3"):
+        read_features(torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, dtype=torch.long), (4, 4, 4))

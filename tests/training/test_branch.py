@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ import torch
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.errors import InputError
-from metricunet.metric import PatchMetricLoss, VoxelClassLoss, VoxelMetricLoss
-from metricunet.metric.sampling import SAMPLERS, BoundarySampler
+from metricunet.metric import SAMPLERS, PatchMetricLoss, TupleOptions, VoxelClassLoss, VoxelMetricLoss
+from metricunet.metric.losses import PairKind, TripletForm
+from metricunet.metric.sampling import BalancedSampler, NearSurface
 from metricunet.metric.tuples import TRIPLETS
 from metricunet.networks import UNet
 from metricunet.training.batches import SegmentBatches, update_generator
-from metricunet.training.branch import PatchBatches, build_metric
+from metricunet.training.branch import PatchBatches, build_metric, tuple_options
 from metricunet.training.config import MetricConfig, load_config
 from metricunet.training.modules import SegmentModule
 from tests.support.cohorts import TINY_SETTINGS
@@ -107,14 +109,29 @@ def test_settings_reach_the_sampler() -> None:
     settings = ["metric.sampler=boundary", "metric.band_mm=5", "metric.voxels=99"]
     built = build_metric(UNet(5, 3, 4, levels=3), load_config(settings=settings), 3)
     assert isinstance(built, VoxelMetricLoss)
-    assert isinstance(built.sampler, BoundarySampler)
-    assert (built.sampler.voxels, built.sampler.classes, built.sampler.band_mm) == (99, 3, 5)
+    assert isinstance(built.sampler, BalancedSampler)
+    assert (built.sampler.voxels, built.sampler.classes, built.sampler.hardness) == (99, 3, NearSurface(5))
+
+
+def test_settings_reach_the_options_of_online_and_offline_tuples() -> None:
+    settings = ["metric.margin=0.3", "metric.triplet_form=soft", "metric.pairs=all", "metric.across=true"]
+    options = TupleOptions(margin=0.3, triplet_form="soft", pairs="all", across=True)
+    for mode in ("online", "offline"):
+        built = build_metric(UNet(5, 3, 4, levels=3), load_config(settings=[*settings, f"metric.mode={mode}"]), 3)
+        assert isinstance(built, VoxelMetricLoss | PatchMetricLoss)
+        assert built.options == options
 
 
 def test_the_names_in_the_configuration_are_those_of_the_package() -> None:
     fields = MetricConfig.model_json_schema()["properties"]
     assert fields["sampler"]["enum"] == list(SAMPLERS)
     assert fields["triplets"]["enum"] == list(TRIPLETS)
+    assert fields["pairs"]["enum"] == list(get_args(PairKind))
+    assert fields["triplet_form"]["enum"] == list(get_args(TripletForm))
+
+
+def test_the_defaults_of_the_configuration_are_those_of_the_package() -> None:
+    assert tuple_options(MetricConfig()) == TupleOptions()
 
 
 def test_patches_are_the_same_in_every_run_and_differ_between_updates(cases: list[PreparedCase]) -> None:

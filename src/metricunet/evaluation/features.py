@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from metricunet.evaluation.measures import Definition
-from metricunet.metric.reading import read_features
-from metricunet.metric.sampling import BoundarySampler
+from metricunet.metric import build_sampler, read_features
 from metricunet.networks import Network
 from metricunet.stages.network_input import neighbouring_slices, normalise_hu
 from metricunet.volume import FloatArray
@@ -136,7 +135,8 @@ def band_features(
     """
     with torch.random.fork_rng([hu.device] if hu.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        sample = BoundarySampler(voxels, classes, band_mm)(labels[None], None, spacing_mm, ignore_index)
+        sampler = build_sampler("boundary", voxels=voxels, classes=classes, band_mm=band_mm)
+        sample = sampler(labels[None], None, spacing_mm, ignore_index)
     index = sample.index[sample.hard]
     in_plane = labels.shape[1] * labels.shape[2]
     plane, place = index // in_plane, index % in_plane

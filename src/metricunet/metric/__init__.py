@@ -1,4 +1,4 @@
-"""The heart: voxel-wise metric learning with online sampling. It imports torch alone and is usable alone.
+"""Voxel-wise metric learning with online sampling. This package imports torch alone and can be used alone.
 
 from metricunet.metric import VoxelMetricLoss
 
@@ -7,25 +7,38 @@ out = metric(features, labels, logits=logits, spacing_mm=(1.0, 1.0))
 loss = segmentation_loss + 0.1 * out.loss
 """
 
-from metricunet.metric.control import VoxelClassLoss, VoxelClassOutput
+from metricunet.metric.branches import AdaptedMetricLoss, VoxelBranch, VoxelClassLoss, VoxelMetricLoss
 from metricunet.metric.graphed import GraphedBranch
+from metricunet.metric.losses import MetricOutput, TupleOptions, tuple_losses
 from metricunet.metric.offline import PatchMetricLoss, PatchTuples, draw_patch_tuples, read_patches
-from metricunet.metric.sampling import SAMPLERS, HardEasySampler, Sample, Sampler, build_sampler
-from metricunet.metric.voxel_metric import VoxelMetricLoss, VoxelMetricOutput
+from metricunet.metric.sampling import (
+    SAMPLERS,
+    BalancedSampler,
+    HardEasySampler,
+    Sample,
+    Sampler,
+    build_sampler,
+    read_features,
+)
 
 __all__ = [
     "SAMPLERS",
+    "AdaptedMetricLoss",
+    "BalancedSampler",
     "GraphedBranch",
     "HardEasySampler",
+    "MetricOutput",
     "PatchMetricLoss",
     "PatchTuples",
     "Sample",
     "Sampler",
+    "TupleOptions",
+    "VoxelBranch",
     "VoxelClassLoss",
-    "VoxelClassOutput",
     "VoxelMetricLoss",
-    "VoxelMetricOutput",
     "build_sampler",
     "draw_patch_tuples",
+    "read_features",
     "read_patches",
+    "tuple_losses",
 ]

@@ -1,4 +1,4 @@
-"""A branch as CUDA graphs: on a GPU its hundreds of small kernels take longer to launch than to run."""
+"""Branches replayed as CUDA graphs: on a GPU their many small kernels take longer to launch than to run."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from metricunet.metric.control import VoxelClassLoss, VoxelClassOutput
+from metricunet.metric.branches import VoxelClassLoss, VoxelMetricLoss
+from metricunet.metric.losses import MetricOutput
 from metricunet.metric.sampling import Sample
-from metricunet.metric.voxel_metric import VoxelMetricLoss, VoxelMetricOutput
-
-VoxelOutput = VoxelMetricOutput | VoxelClassOutput
 
 
 class GraphedBranch:
-    """Calls a branch; on a CUDA GPU its forward and its backward pass are the replay of one graph each.
+    """A callable branch, whose forward and backward pass are the replay of one graph each on a CUDA GPU.
 
     The first call captures the graphs for tensors of its layout (shapes, strides, types), its autocast, and the
-    branch's settings as they are then; so does the first one after the branch's parameters have moved. A call with
-    another layout goes to the branch itself, and so does every call on another device than the current GPU,
-    without gradients, or without logits. Either way the same seed of torch's generator draws the same voxels.
+    branch's settings as they are then; so does the first call after the branch's parameters have moved. A call
+    with another layout goes to the branch itself, and so does every call on another device than the current GPU,
+    without gradients, or without logits. Either way a seed of torch's generator draws the voxels that the branch
+    itself would draw.
 
     What a replay returns is valid until the next one. The gradients of the branch's parameters are those of the
     last replay alone: set them to None before each backward pass, as `zero_grad()` does by default, and do not
@@ -30,13 +29,13 @@ class GraphedBranch:
     It is no module, so that a module that has it as an attribute does not list the branch's parameters twice.
 
     Args:
-        branch: on the device that it is called on.
+        branch: the branch, on the device that it is called on.
     """
 
     def __init__(self, branch: VoxelMetricLoss | VoxelClassLoss) -> None:
         self.branch = branch
         self._layout: Any = None
-        self._places: list[int] = []
+        self._addresses: list[int] = []
         self._replay: Callable[..., Any] | None = None
 
     def __call__(
@@ -45,10 +44,10 @@ class GraphedBranch:
         labels: Tensor,
         logits: Tensor | None = None,
         spacing_mm: Sequence[float] | None = None,
-    ) -> VoxelOutput:
-        """Sample voxels and compute the loss. Arguments and result as of `VoxelMetricLoss.forward`."""
+    ) -> MetricOutput:
+        """Sample voxels and compute the loss; arguments and result are those of `VoxelBranch.forward`."""
         if logits is None or not torch.is_grad_enabled() or not _on_current_gpu(labels):
-            return cast(VoxelOutput, self.branch(features, labels, logits, spacing_mm))
+            return cast(MetricOutput, self.branch(features, labels, logits, spacing_mm))
         tensors = (labels, logits.detach(), *self.branch.maps_of(features))
         parameters = list(self.branch.parameters())
         layout = (
@@ -58,17 +57,22 @@ class GraphedBranch:
             _autocast(),
             [parameter.requires_grad for parameter in parameters],
         )
-        places = [parameter.data_ptr() for parameter in parameters]
-        if self._replay is None or places != self._places:
-            self._layout, self._places = layout, places
+        addresses = [parameter.data_ptr() for parameter in parameters]
+        if self._replay is None or addresses != self._addresses:
+            self._layout, self._addresses = layout, addresses
             self._replay = _captured(GraphStep(self.branch, spacing_mm), tensors)
         if layout != self._layout:
-            return cast(VoxelOutput, self.branch(features, labels, logits, spacing_mm))
+            return cast(MetricOutput, self.branch(features, labels, logits, spacing_mm))
         return unpacked(self._replay(*tensors))
 
 
 class GraphStep(nn.Module):
-    """A branch whose arguments and results are tensors alone, as a graph wants them; see `unpacked`."""
+    """A branch whose arguments and results are tensors alone, as a graph wants them; `unpacked` undoes it.
+
+    Args:
+        branch: the branch to call.
+        spacing_mm: voxel spacing along each axis of the label grid, which the graph holds.
+    """
 
     def __init__(self, branch: VoxelMetricLoss | VoxelClassLoss, spacing_mm: Sequence[float] | None) -> None:
         super().__init__()
@@ -76,16 +80,22 @@ class GraphStep(nn.Module):
         self.training = branch.training  # and not of the branch's parts, which may differ
 
     def forward(self, labels: Tensor, logits: Tensor, *maps: Tensor) -> Any:
-        """Call the branch, and return its result with the sample as a tuple."""
+        """Call the branch, and return its result with the sample as a tuple.
+
+        Args:
+            labels: [batch, *space], integers.
+            logits: [batch, classes, *space].
+            *maps: feature maps [batch, channels, *coarse].
+        """
         out = self.branch(maps, labels, logits, self.spacing_mm)
         sample = out.sample
         return out._replace(sample=(sample.index, sample.classes, sample.valid, sample.hard))
 
 
-def unpacked(out: Any) -> VoxelOutput:
-    """Return the result of a branch from that of its step."""
+def unpacked(out: Any) -> MetricOutput:
+    """Return the result of a branch, given that of its `GraphStep`."""
     statistics = {name: value.detach() for name, value in out.statistics.items()}
-    return cast(VoxelOutput, out._replace(sample=Sample(*out.sample), statistics=statistics))
+    return cast(MetricOutput, out._replace(sample=Sample(*out.sample), statistics=statistics))
 
 
 def _captured(step: GraphStep, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
@@ -102,7 +112,7 @@ def _captured(step: GraphStep, tensors: tuple[Tensor, ...]) -> Callable[..., Any
 
 
 def _on_current_gpu(tensor: Tensor) -> bool:
-    """Graphs are captured on a stream of the current GPU."""
+    """Tell whether a tensor lies on the current GPU, on a stream of which graphs are captured."""
     return tensor.device.type == "cuda" and tensor.device.index == torch.cuda.current_device()
 
 

@@ -1,26 +1,168 @@
-"""The losses on tuples of embeddings. Empty sets of tuples give zero, with a gradient of zero."""
+"""The losses on tuples of embeddings, and their options. No tuples at all give zero, with a gradient of zero."""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metricunet.metric.sampling import Sample
+from metricunet.metric.tuples import TRIPLETS, Pairs, dealt_out, hard_pairs, pick, random_pairs
+
 #: Squared distances below this count as this, where the root's gradient would be infinite.
 SQUARED_DISTANCE_FLOOR = 1e-8
 
+TripletKind = Literal["semi_hard", "random", "hardest", "distance_weighted"]
 TripletForm = Literal["hinge", "soft"]
+PairKind = Literal["random", "hard", "all"]
+
+
+@dataclass(frozen=True)
+class TupleOptions:
+    """Which tuples are formed, and what their losses ask of them.
+
+    Attributes:
+        triplets: `semi_hard` (a random positive, and the nearest negative that is farther away), `random`,
+            `hardest`, or `distance_weighted`.
+        triplet_form: `hinge` or `soft` (softplus).
+        pairs: `random` (one of each kind for each voxel, an unbiased sample of all pairs), `hard` (the farthest
+            voxel of its class and the nearest of another; embeddings collapse easily under it), or `all`.
+        across: form tuples across the batch instead of within one image. Voxels are dealt out anew to as many rows
+            of as many voxels, so memory and time stay those of tuples within an image.
+        margin: the gap between the two distances that a triplet is asked to keep.
+        positive_margin: distance up to which a pair of one class is left alone.
+        negative_margin: distance from which on a pair of two classes is left alone.
+        triplet_weight: weight of the triplet loss in the sum; 0 leaves it out.
+        pair_weight: weight of the contrastive loss in the sum; 0 leaves it out.
+        supcon_weight: weight of the supervised contrastive loss in the sum; 0 leaves it out.
+        temperature: temperature of the supervised contrastive loss.
+
+    Raises:
+        ValueError: a name is unknown, or the temperature is not above 0.
+    """
+
+    triplets: TripletKind = "semi_hard"
+    triplet_form: TripletForm = "hinge"
+    pairs: PairKind = "random"
+    across: bool = False
+    margin: float = 0.2
+    positive_margin: float = 0.2
+    negative_margin: float = 1.0
+    triplet_weight: float = 1.0
+    pair_weight: float = 1.0
+    supcon_weight: float = 0.0
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("triplets", TripletKind), ("pairs", PairKind), ("triplet_form", TripletForm)):
+            known, value = get_args(kinds), getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0; got {self.temperature}")
+
+
+class MetricOutput(NamedTuple):
+    """What every branch returns; all losses and statistics are scalars.
+
+    Attributes:
+        loss: what to train on: the weighted sum of the parts.
+        parts: the losses in the sum by their names, unweighted, with gradient: `triplet`, `pair`, and `supcon`
+            where it has a weight; `voxel_entropy` of the control. A triplet or pair loss that is left out is zero.
+        statistics: values for the log, without gradient: `active_triplets` (share of the anchors whose triplet is
+            inside the margin), `positive_distance` and `negative_distance` (means over the positives and negatives
+            of the triplets), `spread` (1 minus the length of the mean embedding of an image; 0 is collapse),
+            `hard_voxels` and `valid_voxels` (shares of the slots); `voxel_accuracy` of the control.
+        sample: the voxels that were drawn; None where there are none to draw.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+    sample: Sample | None = None
+
+
+def tuple_losses(
+    embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: int, options: TupleOptions
+) -> MetricOutput:
+    """Form tuples of embeddings and add up the losses on them.
+
+    Args:
+        embeddings: [batch, voxels, dimensions], of unit length.
+        classes: [batch, voxels], integers from 0 to n_classes - 1 where valid.
+        valid: [batch, voxels], bool.
+        n_classes: how many classes there are.
+        options: which tuples and losses.
+    """
+    if options.across:
+        embeddings, classes, valid = dealt_out(embeddings, classes, valid)
+    drawn = random_pairs(classes, valid)
+    mined = TRIPLETS[options.triplets](embeddings, classes, valid, n_classes, drawn)
+    near = distances(embeddings, pick(embeddings, mined.positive))
+    far = distances(embeddings, pick(embeddings, mined.negative))
+    zero = embeddings.sum() * 0
+    parts = {"triplet": zero, "pair": zero}
+    if options.triplet_weight:
+        parts["triplet"] = triplet_margin_loss(near, far, mined.valid, options.margin, options.triplet_form)
+    if options.pair_weight:
+        parts["pair"] = _pair_loss(embeddings, classes, valid, n_classes, drawn, options)
+    loss = options.triplet_weight * parts["triplet"] + options.pair_weight * parts["pair"]
+    if options.supcon_weight:
+        parts["supcon"] = supervised_contrastive_loss(embeddings, classes, valid, n_classes, options.temperature)
+        loss = loss + options.supcon_weight * parts["supcon"]
+    return MetricOutput(loss, parts, triplet_statistics(near, far, mined.valid, valid.sum(), options.margin))
+
+
+def _pair_loss(
+    embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: int, drawn: Pairs, options: TupleOptions
+) -> Tensor:
+    if options.pairs == "all":
+        same = classes[:, :, None] == classes[:, None, :]
+        itself = torch.eye(classes.shape[1], dtype=torch.bool, device=classes.device)
+        exist = valid[:, :, None] & valid[:, None, :] & ~itself
+        distance = all_distances(embeddings)
+    else:
+        pairs = drawn if options.pairs == "random" else hard_pairs(embeddings, classes, valid, n_classes)
+        near, far = pick(embeddings, pairs.positive), pick(embeddings, pairs.negative)
+        distance = distances(embeddings, torch.stack([near, far]))
+        exist = torch.stack([pairs.positive_valid, pairs.negative_valid])
+        same = torch.zeros_like(exist)
+        same[0] = True
+    return contrastive_loss(distance, same, exist, options.positive_margin, options.negative_margin)
+
+
+@torch.no_grad()
+def triplet_statistics(
+    near: Tensor, far: Tensor, exists: Tensor, anchors: Tensor, margin: float
+) -> dict[str, Tensor]:
+    """Summarise triplets for the log (see `MetricOutput`).
+
+    Args:
+        near: distances of anchor and positive, any shape.
+        far: distances of anchor and negative, shaped alike.
+        exists: bool, shaped alike: which triplets exist.
+        anchors: scalar: how many voxels could have had one.
+        margin: the gap that a triplet is asked to keep.
+    """
+    count = exists.sum().clamp(min=1)
+    active = exists & (near - far + margin > 0)
+    return {
+        "active_triplets": active.sum() / anchors.clamp(min=1),
+        "positive_distance": (near * exists).sum() / count,
+        "negative_distance": (far * exists).sum() / count,
+    }
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances of rows [..., dimensions]; the gradient of two equal rows is zero."""
+    """Return the Euclidean distances [...] of rows [..., dimensions]; the gradient of two equal rows is zero."""
     return (a - b).square().sum(dim=-1).clamp(min=SQUARED_DISTANCE_FLOOR).sqrt()
 
 
 def all_distances(embeddings: Tensor) -> Tensor:
-    """Euclidean distances [batch, voxels, voxels] of embeddings [batch, voxels, dimensions] of unit length."""
+    """Return distances [batch, voxels, voxels] of embeddings [batch, voxels, dimensions] of unit length."""
     squared = 2 - 2 * torch.bmm(embeddings, embeddings.transpose(1, 2))
     return squared.clamp(min=SQUARED_DISTANCE_FLOOR).sqrt()
 
@@ -28,7 +170,7 @@ def all_distances(embeddings: Tensor) -> Tensor:
 def triplet_margin_loss(
     positive: Tensor, negative: Tensor, valid: Tensor, margin: float, form: TripletForm = "hinge"
 ) -> Tensor:
-    """Mean over the triplets of a hinge or a soft hinge on the violation v of the margin.
+    """Take the mean over the triplets of a hinge or a soft hinge on the violation v of the margin.
 
     v = d(anchor, positive) - d(anchor, negative) + margin; the hinge is max(0, v), the soft one log(1 + exp(v)).
     Hinge: Schroff et al. (CVPR 2015), on distances instead of squared distances, the mean over the triplets with
@@ -36,8 +178,8 @@ def triplet_margin_loss(
 
     Args:
         positive: distances of anchor and positive, any shape.
-        negative: distances of anchor and negative, the same shape.
-        valid: bool, the same shape: which triplets exist.
+        negative: distances of anchor and negative, shaped alike.
+        valid: bool, shaped alike: which triplets exist.
         margin: the gap that a triplet is asked to keep.
         form: `hinge` or `soft`.
     """
@@ -56,8 +198,8 @@ def contrastive_loss(
 
     Args:
         distance: distances of the pairs, any shape.
-        same: bool, the same shape: both voxels are of one class.
-        valid: bool, the same shape: which pairs exist.
+        same: bool, shaped alike: both voxels are of one class.
+        valid: bool, shaped alike: which pairs exist.
         positive_margin: distance up to which a pair of one class is left alone.
         negative_margin: distance from which on a pair of two classes is left alone.
     """
@@ -98,6 +240,11 @@ def supervised_contrastive_loss(
 
 
 def mean_of_positive(terms: Tensor, valid: Tensor) -> Tensor:
-    """Mean of those terms that are valid and above zero; zero, still with a gradient, where there is none."""
+    """Return the mean of the terms that are valid and above zero; without any it is zero, with a gradient.
+
+    Args:
+        terms: any shape.
+        valid: bool, shaped alike.
+    """
     kept = torch.where(valid, terms, 0.0)
     return kept.sum() / (kept > 0).sum().clamp(min=1)

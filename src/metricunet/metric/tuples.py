@@ -1,8 +1,8 @@
-"""Tuples of sampled voxels: triplets (anchor, positive, negative) and pairs. Mined without gradient.
+"""Tuples of sampled voxels: triplets (anchor, positive, negative) and pairs, mined without gradient.
 
-Embeddings are [batch, voxels, dimensions], of unit length; tuples stay within one row of the batch. Memory and
-time are at most quadratic in the voxels of a row, never cubic. `mixed_rows` deals the voxels of a batch out anew,
-so that tuples reach across images at the price of tuples within them.
+Embeddings are [batch, voxels, dimensions] and have unit length; tuples stay within one row of the batch. Memory
+and time are at most quadratic in the voxels of a row, never cubic. `dealt_out` deals the voxels of a batch out
+anew, so that tuples reach across images at the price of tuples within them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ RESOLUTION = 1e-6
 
 
 class Triplets(NamedTuple):
-    """One triplet for each anchor, all [batch, voxels]: indices into the voxels, and which triplets exist."""
+    """One triplet for each anchor; a voxel is the anchor of the triplet at its own index.
+
+    Attributes:
+        positive: [batch, voxels], int64: index of another voxel of the anchor's class.
+        negative: [batch, voxels], int64: index of a voxel of another class.
+        valid: [batch, voxels], bool: which triplets exist.
+    """
 
     positive: Tensor
     negative: Tensor
@@ -28,7 +34,14 @@ class Triplets(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """One pair of each kind for each anchor, all [batch, voxels]: indices, and which pairs exist."""
+    """One pair of each kind for each anchor; a voxel is the anchor of the pairs at its own index.
+
+    Attributes:
+        positive: [batch, voxels], int64: index of another voxel of the anchor's class.
+        positive_valid: [batch, voxels], bool: which of these pairs exist.
+        negative: [batch, voxels], int64: index of a voxel of another class.
+        negative_valid: [batch, voxels], bool: which of these pairs exist.
+    """
 
     positive: Tensor
     positive_valid: Tensor
@@ -54,8 +67,8 @@ def random_pairs(classes: Tensor, valid: Tensor) -> Pairs:
     count = torch.searchsorted(ordered, ordered, right=True) - first
     others = valid.sum(dim=1, keepdim=True) - count
     chance = torch.rand((2, *classes.shape), device=classes.device)
-    place = torch.arange(classes.shape[1], device=classes.device) - first
-    positive = first + (place + _draw(chance[0], count - 1) + 1) % count
+    in_run = torch.arange(classes.shape[1], device=classes.device) - first
+    positive = first + (in_run + _draw(chance[0], count - 1) + 1) % count
     step = _draw(chance[1], others)
     negative = (step + count * (step >= first)).clamp(max=classes.shape[1] - 1)
 
@@ -71,14 +84,14 @@ def random_pairs(classes: Tensor, valid: Tensor) -> Pairs:
 
 
 def _draw(chance: Tensor, below: Tensor) -> Tensor:
-    """Whole numbers from 0 to below - 1; 0 where there is none."""
+    """Turn numbers of 0 to 1 into whole numbers from 0 to below - 1, and into 0 where there is none."""
     highest = (below - 1).clamp(min=0)
     return torch.minimum((chance * below).long().clamp(min=0), highest)
 
 
 @torch.no_grad()
 def hard_pairs(embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: int) -> Pairs:
-    """For each voxel the farthest one of its own class and the nearest one of another class.
+    """Find for each voxel the farthest one of its own class and the nearest one of another class.
 
     Args:
         embeddings: [batch, voxels, dimensions], of unit length.
@@ -100,7 +113,10 @@ def hard_pairs(embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: in
 
 @torch.no_grad()
 def random_triplets(embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: int, drawn: Pairs) -> Triplets:
-    """For each anchor one random positive and one random negative: no mining, O(N log N)."""
+    """Give each anchor one random positive and one random negative, without mining: O(N log N).
+
+    Arguments as `semi_hard_triplets`; only `drawn` is used.
+    """
     return Triplets(drawn.positive, drawn.negative, drawn.positive_valid & drawn.negative_valid)
 
 
@@ -108,7 +124,7 @@ def random_triplets(embeddings: Tensor, classes: Tensor, valid: Tensor, n_classe
 def semi_hard_triplets(
     embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: int, drawn: Pairs
 ) -> Triplets:
-    """For each anchor its random positive, and the nearest negative that is farther away than it.
+    """Give each anchor its random positive, and the nearest negative that is farther away than it.
 
     Schroff, Kalenichenko, Philbin: FaceNet (CVPR 2015), section 3.2, with one random positive for each anchor.
     Anchors for which no negative is farther than the positive have no triplet.
@@ -120,8 +136,8 @@ def semi_hard_triplets(
         n_classes: how many classes there are.
         drawn: from `random_pairs`.
     """
-    e = _plain(embeddings)
-    bound = (e - _pick(e, drawn.positive)).square().sum(dim=-1, keepdim=True) + RESOLUTION
+    e = at_least_float32(embeddings.detach())
+    bound = (e - pick(e, drawn.positive)).square().sum(dim=-1, keepdim=True) + RESOLUTION
     gap = _squared(e, classes, valid, n_classes, same=FAR, invalid=FAR, less=bound)
     # The largest reciprocal is that of the smallest gap above zero: one pass instead of a mask and two.
     best = gap.reciprocal_().max(dim=2)
@@ -130,7 +146,7 @@ def semi_hard_triplets(
 
 @torch.no_grad()
 def hardest_triplets(embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: int, drawn: Pairs) -> Triplets:
-    """For each anchor the farthest positive and the nearest negative.
+    """Give each anchor the farthest positive and the nearest negative.
 
     Hermans, Beyer, Leibe: In defense of the triplet loss (arXiv 1703.07737), "batch hard". Arguments as
     `semi_hard_triplets`; `drawn` is not used.
@@ -139,8 +155,8 @@ def hardest_triplets(embeddings: Tensor, classes: Tensor, valid: Tensor, n_class
     return Triplets(pairs.positive, pairs.negative, pairs.positive_valid & pairs.negative_valid)
 
 
-#: Distance-weighted sampling treats negatives nearer than the first as if they lay there, and leaves out those
-#: beyond the second, whose triplets would hardly ever violate a margin.
+#: Distance-weighted sampling treats negatives nearer than the first as if they were that far away, and leaves out
+#: those farther than the second, whose triplets would hardly ever violate a margin.
 NEAREST_WEIGHTED, FARTHEST_WEIGHTED = 0.5, 1.4
 
 
@@ -148,7 +164,7 @@ NEAREST_WEIGHTED, FARTHEST_WEIGHTED = 0.5, 1.4
 def distance_weighted_triplets(
     embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: int, drawn: Pairs
 ) -> Triplets:
-    """For each anchor a random positive, and a negative drawn so that all distances are equally likely.
+    """Give each anchor a random positive, and a negative drawn so that all distances are equally likely.
 
     Wu, Manmatha, Smola, Kraehenbuehl: Sampling matters (ICCV 2017), section 4.2: a negative at distance d has the
     weight 1 / q(d), where q(d) ~ d^(n-2) (1 - d^2/4)^((n-3)/2) is how distances of random points on the unit
@@ -168,7 +184,12 @@ def distance_weighted_triplets(
 
 
 def negative_log_density(squared: Tensor, dimensions: int) -> Tensor:
-    """Log of 1 / q(d), up to a constant, for squared distances d^2 of random points on the unit sphere."""
+    """Return the log of 1 / q(d), up to a constant, where q is the density of `distance_weighted_triplets`.
+
+    Args:
+        squared: squared distances d^2, any shape.
+        dimensions: n, the dimensions of the space around the unit sphere.
+    """
     return (2 - dimensions) / 2 * squared.log() - (dimensions - 3) / 2 * torch.log1p(-squared / 4)
 
 
@@ -183,6 +204,22 @@ def mixed_rows(batch: int, voxels: int, device: torch.device) -> Tensor:
     return (torch.arange(batch, device=device)[:, None] + turn) % batch
 
 
+def dealt_out(embeddings: Tensor, classes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Deal embeddings [batch, voxels, dimensions], classes and validity [batch, voxels] out by `mixed_rows`."""
+    row = mixed_rows(len(classes), classes.shape[1], classes.device)
+    return embeddings.gather(0, row[..., None].expand_as(embeddings)), classes.gather(0, row), valid.gather(0, row)
+
+
+def pick(embeddings: Tensor, index: Tensor) -> Tensor:
+    """Return the embeddings [batch, voxels, dimensions] of the voxels `index` [batch, voxels] of each row."""
+    return embeddings.gather(1, index[..., None].expand(-1, -1, embeddings.shape[2]))
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return float64 as it is and all else as float32, in which bf16 features are compared."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def _squared(
     embeddings: Tensor,
     classes: Tensor,
@@ -192,12 +229,12 @@ def _squared(
     invalid: float,
     less: Tensor | None = None,
 ) -> Tensor:
-    """Squared distances [batch, voxels, voxels], with `same` added for two of one class, `invalid` for no voxel.
+    """Return squared distances [batch, voxels, voxels], with `same` added where two voxels are of one class.
 
-    All of it is one matrix product, so no mask of that size is ever made. `less` [batch, voxels, 1] is subtracted
-    from each anchor's row.
+    `invalid` is added in the columns of slots without a voxel, and `less` [batch, voxels, 1] is subtracted from
+    each anchor's row. All of it is one matrix product, so no mask of that size is ever made.
     """
-    e = _plain(embeddings)
+    e = at_least_float32(embeddings.detach())
     own = (classes[..., None] == torch.arange(n_classes, device=classes.device)).to(e.dtype)
     one = torch.ones_like(e[..., :1])
     left = torch.cat([-2 * e, same * own, one, (0 * one if less is None else -less)], dim=-1)
@@ -205,16 +242,7 @@ def _squared(
     return torch.bmm(left, right.transpose(1, 2))
 
 
-def _plain(embeddings: Tensor) -> Tensor:
-    e = embeddings.detach()
-    return e if e.dtype == torch.float64 else e.float()
-
-
-def _pick(embeddings: Tensor, index: Tensor) -> Tensor:
-    return embeddings.gather(1, index[..., None].expand(-1, -1, embeddings.shape[2]))
-
-
-#: Ways to form triplets, by the names that a configuration uses.
+#: What forms triplets, by the names that a configuration uses.
 TRIPLETS = {
     "semi_hard": semi_hard_triplets,
     "random": random_triplets,

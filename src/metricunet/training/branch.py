@@ -1,6 +1,8 @@
-"""The branch beside the segmentation: the objective that the configuration asks for, and the offline patches."""
+"""The branch beside the segmentation: the loss that the configuration asks for, and the offline patches."""
 
 from __future__ import annotations
+
+from dataclasses import fields
 
 import torch
 from torch import Generator, Tensor
@@ -11,6 +13,7 @@ from metricunet.metric import (
     HardEasySampler,
     PatchMetricLoss,
     Sampler,
+    TupleOptions,
     VoxelClassLoss,
     VoxelMetricLoss,
     build_sampler,
@@ -21,33 +24,29 @@ from metricunet.metric.sampling import sampler_settings
 from metricunet.networks import Network
 from metricunet.training.augment import augmented_input
 from metricunet.training.batches import SegmentBatches
-from metricunet.training.config import TrainConfig
+from metricunet.training.config import MetricConfig, TrainConfig
 from metricunet.training.partial_labels import certain_labels
 
 Branch = VoxelMetricLoss | VoxelClassLoss | PatchMetricLoss
 
 
 def build_metric(network: Network, config: TrainConfig, classes: int) -> Branch | None:
-    """Build the branch that the configuration asks for; None where there is none or its weight is 0.
+    """Build the branch that the configuration asks for; None where it asks for none or its weight is 0.
+
+    Args:
+        network: the network of stage 2.
+        config: the configuration of the training.
+        classes: number of classes, background included.
 
     Raises:
-        InputError: a tap that the network does not have, or a patch that it cannot halve often enough.
+        InputError: the network lacks a tap, or cannot halve a patch often enough.
     """
     metric = config.metric
     if metric.weight == 0 or metric.mode == "none":
         return None
     if metric.mode == "offline":
         _check_patch(network, metric.patch_voxels, config)
-        return PatchMetricLoss(
-            network.bottleneck_channels,
-            metric.embedding,
-            metric.margin,
-            metric.positive_margin,
-            metric.negative_margin,
-            metric.triplet_weight,
-            metric.pair_weight,
-            metric.triplet_form,
-        )
+        return PatchMetricLoss(network.bottleneck_channels, metric.embedding, tuple_options(metric))
     if max(metric.taps) >= len(network.decoder_channels):
         raise InputError(
             f"setting metric.taps is {list(metric.taps)}, but this network has decoder maps 0 to "
@@ -57,35 +56,18 @@ def build_metric(network: Network, config: TrainConfig, classes: int) -> Branch 
     channels = [network.decoder_channels[tap] for tap in metric.taps]
     if metric.mode == "control":
         return VoxelClassLoss(sampler, metric.embedding, channels, IGNORE_CLASS)
-    return VoxelMetricLoss(
-        sampler,
-        head=metric.embedding,
-        channels=channels,
-        pairs=metric.pairs,
-        margin=metric.margin,
-        positive_margin=metric.positive_margin,
-        negative_margin=metric.negative_margin,
-        triplet_weight=metric.triplet_weight,
-        pair_weight=metric.pair_weight,
-        ignore_index=IGNORE_CLASS,
-        triplets=metric.triplets,
-        triplet_form=metric.triplet_form,
-        supcon_weight=metric.supcon_weight,
-        temperature=metric.temperature,
-        across=metric.across,
-    )
+    return VoxelMetricLoss(sampler, metric.embedding, channels, tuple_options(metric), IGNORE_CLASS)
+
+
+def tuple_options(metric: MetricConfig) -> TupleOptions:
+    """Return the options of the tuples and their losses, each of which is a setting of that name."""
+    return TupleOptions(**{field.name: getattr(metric, field.name) for field in fields(TupleOptions)})
 
 
 def _sampler(config: TrainConfig, classes: int) -> Sampler:
     metric = config.metric
-    settings = {
-        "voxels": metric.voxels,
-        "classes": classes,
-        "hard_share": metric.hard_share,
-        "band_mm": metric.band_mm,
-    }
-    known = sampler_settings(metric.sampler)
-    return build_sampler(metric.sampler, **{k: v for k, v in settings.items() if k in known})
+    settings = metric.model_dump() | {"classes": classes}
+    return build_sampler(metric.sampler, **{name: settings[name] for name in sampler_settings(metric.sampler)})
 
 
 def _check_patch(network: Network, side: int, config: TrainConfig) -> None:
@@ -103,8 +85,11 @@ class PatchBatches:
     """The patches of the offline baseline, cut from the fine boxes that training batches are cut from.
 
     Args:
-        boxes: of stage 2.
-        config: of the training; its seed decides the tuples.
+        boxes: the batches of stage 2, which hold the boxes.
+        config: the configuration of the training; its seed decides the tuples.
+
+    Raises:
+        InputError: the boxes hold fewer than two classes, or a single voxel of one.
     """
 
     def __init__(self, boxes: SegmentBatches, config: TrainConfig) -> None:
@@ -124,9 +109,14 @@ class PatchBatches:
             raise InputError(f"metric.mode offline: {error}; use metric.mode=online") from error
 
     def draw(self, update: int, generator: Generator) -> Tensor:
-        """Return the patches of an update, with random changes of HU: [3 tuples, slices, side, side] in -1..1.
+        """Cut the patches of an update and change their HU at random.
 
-        In 3D a patch has a block's slices: [3 tuples, 1, slices, side, side].
+        Args:
+            update: number of the update.
+            generator: draws the changes.
+
+        Returns:
+            [3 tuples, slices, side, side], -1 to 1; in 3D [3 tuples, 1, slices, side, side] with a block's slices.
         """
         part = self.tuples.of_update(update, self.config.metric.patch_tuples_per_update)
         hu = read_patches(self.boxes.hu, part.centres.flatten(0, 1), self.shape).to(torch.float32)

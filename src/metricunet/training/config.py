@@ -101,36 +101,39 @@ class SegmentConfig(_Section):
 
 
 class MetricConfig(_Section):
-    """The branch of stage 2 that shapes its features beside the segmentation. It is absent at inference.
+    """The branch of stage 2 that shapes its features beside the segmentation; it is absent at inference.
+
+    The settings from `triplets` to `temperature` are those of `metricunet.metric.TupleOptions`, by its names.
 
     Attributes:
         mode: `online` samples voxels of the decoder's maps anew in each update (metric learning); `offline` draws
             tuples of image patches once and embeds them by the pooled bottleneck (the conventional baseline);
             `control` puts cross-entropy in place of the metric losses, on the voxels and heads of `online`; `none`
             trains without the branch.
-        weight: of the branch's loss; 0 trains without it.
-        warm_up_updates: updates over which the weight rises from 0.
+        weight: weight of the branch's loss in the sum; 0 trains without the branch.
+        warm_up_updates: number of updates over which the weight rises from 0.
         taps: decoder maps that feed the branch, 0 the finest, each with a head of its own (`online`, `control`).
-        embedding: dimensions of the embeddings.
+        embedding: number of dimensions of the embeddings.
         sampler: `mixture` (hard and easy voxels), `uniform`, `balanced` (the classes), `boundary`,
             `misclassified` or `uncertain` (`online`, `control`).
-        voxels: drawn in each image. Time and memory of mining grow with their square.
-        hard_share: of hard voxels in a class (`mixture`, and the patches of `offline`).
+        voxels: number of voxels drawn in each image; time and memory of mining grow with its square.
+        hard_share: share of hard voxels in a class (`mixture`, and the patches of `offline`).
         band_mm: half width of the band around the surface that counts as hard (`mixture`, `boundary`, `offline`).
         triplets: `semi_hard`, `random`, `hardest` or `distance_weighted` (`online`).
         triplet_form: `hinge` or `soft`.
         pairs: `random`, `hard` or `all` (`online`).
-        across: tuples across the batch instead of within an image (`online`).
-        margin: of the triplets.
+        across: whether tuples reach across the batch instead of staying within an image (`online`).
+        margin: gap between the two distances that a triplet is asked to keep.
         positive_margin: distance up to which a pair of one class is left alone.
         negative_margin: distance from which on a pair of two classes is left alone.
-        triplet_weight: of the triplet loss; 0 leaves it out.
-        pair_weight: of the contrastive loss; 0 leaves it out.
-        supcon_weight: of the supervised contrastive loss; 0 leaves it out (`online`).
-        temperature: of the supervised contrastive loss.
-        patch_voxels: side of a patch in the slice, a multiple of what the network halves, twice over (`offline`).
-        patch_tuples: drawn before training (`offline`).
-        patch_tuples_per_update: of these, how many an update looks at; three patches each (`offline`).
+        triplet_weight: weight of the triplet loss; 0 leaves it out.
+        pair_weight: weight of the contrastive loss; 0 leaves it out.
+        supcon_weight: weight of the supervised contrastive loss; 0 leaves it out (`online`).
+        temperature: temperature of the supervised contrastive loss.
+        patch_voxels: side of a patch in the slice; a multiple of what the network divides its input by, and at
+            least twice that (`offline`).
+        patch_tuples: number of tuples drawn before training (`offline`).
+        patch_tuples_per_update: number of these that an update looks at, with three patches each (`offline`).
     """
 
     mode: Literal["online", "offline", "control", "none"] = "online"

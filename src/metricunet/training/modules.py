@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
-from metricunet.metric import GraphedBranch, PatchMetricLoss, VoxelClassOutput
+from metricunet.metric import GraphedBranch, PatchMetricLoss
 from metricunet.networks import Network
 from metricunet.stages.locate import class_probabilities
 from metricunet.stages.network_input import autocast, pick_precision
@@ -197,12 +197,7 @@ class SegmentModule(StageModule):
                 taps = [maps[tap] for tap in settings.metric.taps]
                 spacing_mm = settings.segment.spacing_mm[-self.network.spatial_dims :]
                 out = self._on_voxels(taps, labels, logits, spacing_mm)
-        if isinstance(out, VoxelClassOutput):
-            return out.loss, {"voxel_entropy": out.loss.detach(), **out.statistics}
-        facts = {"triplet": out.triplet.detach(), "pair": out.pair.detach()}
-        if settings.metric.mode == "online" and settings.metric.supcon_weight:
-            facts["supcon"] = out.supcon.detach()
-        return out.loss, {**facts, **out.statistics}
+        return out.loss, {**{name: part.detach() for name, part in out.parts.items()}, **out.statistics}
 
     def validation_step(self, batch: Any, index: int) -> None:
         """Score every structure that was contoured, in the crop around one case's true centre."""

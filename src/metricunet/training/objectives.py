@@ -1,4 +1,4 @@
-"""What the segmentation branches are trained for: soft Dice and cross-entropy."""
+"""The losses that segmentation is trained for: soft Dice and cross-entropy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from metricunet.training.partial_labels import merge_unknown
 
-#: Keeps the soft Dice of an absent class defined; in voxels.
+#: This many voxels keep the soft Dice of an absent class defined.
 SMOOTH = 1.0
 
 
 def soft_dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """One minus the soft Dice, the mean over the classes but the background; sums run over the whole batch.
+    """Return 1 minus the soft Dice, the mean over the classes but the background; sums run over the whole batch.
 
     Dice = (2 sum p t + s) / (sum p + sum t + s), Milletari, Navab, Ahmadi: V-Net (3DV 2016), unsquared.
 
@@ -39,13 +39,13 @@ def segmentation_loss(
     ignore_index: int = 255,
     unknown: Tensor | None = None,
 ) -> Tensor:
-    """Weighted sum of soft Dice loss and mean cross-entropy; a weight of 0 leaves the part out.
+    """Return the weighted sum of soft Dice loss and mean cross-entropy; a weight of 0 leaves a loss out.
 
     Args:
         logits: [batch, classes, *space].
         labels: [batch, *space], integers.
-        dice_weight: of the soft Dice loss.
-        cross_entropy_weight: of the mean cross-entropy.
+        dice_weight: weight of the soft Dice loss.
+        cross_entropy_weight: weight of the mean cross-entropy.
         ignore_index: label of voxels that do not count.
         unknown: [batch, classes], bool: classes that were not contoured in an image. There they count as part of
             the background, and the image does not count for their Dice.

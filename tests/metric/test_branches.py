@@ -1,14 +1,32 @@
-"""VoxelMetricLoss as a whole: gradients, empty batches, heads, several maps, precision, and that it learns."""
+"""The branches: gradients, empty batches, heads, several maps, precision, and that they learn.
+
+First comes VoxelMetricLoss; then the control, which is cross-entropy on its very voxels, heads and features; then
+the adapter, which runs any miner and loss of pytorch-metric-learning on its voxels.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
-from metricunet.metric import SAMPLERS, HardEasySampler, VoxelMetricLoss, build_sampler
+from metricunet.metric import (
+    SAMPLERS,
+    AdaptedMetricLoss,
+    HardEasySampler,
+    MetricOutput,
+    Sample,
+    TupleOptions,
+    VoxelBranch,
+    VoxelClassLoss,
+    VoxelMetricLoss,
+    build_sampler,
+)
 
 
 def blob(batch: int = 2, side: int = 16) -> Tensor:
@@ -21,7 +39,7 @@ def test_the_five_lines_of_the_readme() -> None:
     metric = VoxelMetricLoss()
     features = torch.randn(2, 8, 16, 16, requires_grad=True)
     out = metric(features, blob(), logits=torch.randn(2, 2, 16, 16), spacing_mm=(1.0, 1.0))
-    assert out.loss.item() == pytest.approx(out.triplet.item() + out.pair.item())
+    assert out.loss.item() == pytest.approx(out.parts["triplet"].item() + out.parts["pair"].item())
     out.loss.backward()
     assert features.grad is not None
     assert features.grad.abs().sum() > 0
@@ -36,7 +54,7 @@ def test_a_batch_of_one_class_or_none_gives_a_finite_loss_with_a_gradient(labels
     features = torch.randn(2, 6, 8, 8, requires_grad=True)
     out = metric(features, labels.to(torch.uint8))
     assert torch.isfinite(out.loss)
-    assert out.triplet.item() == 0
+    assert out.parts["triplet"].item() == 0
     out.loss.backward()
     for gradient in [features.grad, *[p.grad for p in metric.parameters()]]:
         assert gradient is not None
@@ -89,28 +107,28 @@ def test_several_maps_are_averaged() -> None:
     torch.manual_seed(1)
     # Unit length is the loss's business, so a scaled map is the same map: its mined pairs are, too.
     both = metric([features, features * 3], blob())
-    assert both.pair.item() == pytest.approx(one.pair.item(), abs=1e-5)
+    assert both.parts["pair"].item() == pytest.approx(one.parts["pair"].item(), abs=1e-5)
 
 
 def test_the_weights_and_kinds_of_pairs() -> None:
     features = torch.randn(1, 8, 16, 16)
     torch.manual_seed(1)
     out = VoxelMetricLoss(triplet_weight=0.5, pair_weight=2.0)(features, blob(1))
-    assert out.loss.item() == pytest.approx(0.5 * out.triplet.item() + 2 * out.pair.item())
+    assert out.loss.item() == pytest.approx(0.5 * out.parts["triplet"].item() + 2 * out.parts["pair"].item())
     torch.manual_seed(1)
-    assert VoxelMetricLoss(pairs="hard")(features, blob(1)).pair > out.pair
+    assert VoxelMetricLoss(pairs="hard")(features, blob(1)).parts["pair"] > out.parts["pair"]
     with pytest.raises(ValueError, match="random, hard"):
         VoxelMetricLoss(pairs="some")  # type: ignore[arg-type]
 
 
 def test_bf16_features_are_close_to_float32() -> None:
     features = torch.randn(2, 16, 16, 16)
-    losses = []
+    found = []
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(2)
-        losses.append(VoxelMetricLoss()(features.to(dtype), blob()).loss)
-    assert losses[1].dtype == torch.float32
-    assert losses[0].item() == pytest.approx(losses[1].item(), rel=0.02)
+        found.append(VoxelMetricLoss()(features.to(dtype), blob()).loss)
+    assert found[1].dtype == torch.float32
+    assert found[0].item() == pytest.approx(found[1].item(), rel=0.02)
 
 
 def test_training_on_the_loss_separates_the_classes() -> None:
@@ -201,7 +219,7 @@ def test_every_objective_learns(settings: dict[str, Any]) -> None:
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()
-        e = torch.nn.functional.normalize(features.detach(), dim=1)
+        e = F.normalize(features.detach(), dim=1)
         inside, outside = (e.permute(0, 2, 3, 1)[labels == c].mean(dim=0) for c in (1, 0))
         gaps.append((inside - outside).norm().item())
     assert gaps[-1] > gaps[0] + 0.3
@@ -213,43 +231,51 @@ def test_tuples_across_the_batch_reach_images_that_lack_a_class() -> None:
     labels[0] = 0
     labels[1] = 1
     features = torch.randn(2, 6, 16, 16)
-    assert VoxelMetricLoss()(features, labels).triplet.item() == 0
-    assert VoxelMetricLoss(across=True)(features, labels).triplet.item() > 0
+    assert VoxelMetricLoss()(features, labels).parts["triplet"].item() == 0
+    assert VoxelMetricLoss(across=True)(features, labels).parts["triplet"].item() > 0
 
 
 def test_losses_that_are_left_out_are_zero() -> None:
     out = VoxelMetricLoss(triplet_weight=0.0, pair_weight=0.0, supcon_weight=2.0)(
         torch.randn(1, 8, 16, 16), blob(1)
     )
-    assert (out.triplet.item(), out.pair.item()) == (0, 0)
-    assert out.loss.item() == pytest.approx(2 * out.supcon.item())
-    assert out.supcon.item() > 0
+    assert (out.parts["triplet"].item(), out.parts["pair"].item()) == (0, 0)
+    assert out.loss.item() == pytest.approx(2 * out.parts["supcon"].item())
+    assert out.parts["supcon"].item() > 0
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (
-            {"triplets": "easy"},
-            "triplets must be one of semi_hard, random, hardest, distance_weighted; got 'easy'",
-        ),
-        ({"triplet_form": "flat"}, "triplet_form must be one of hinge, soft"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-    ],
-)
-def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        VoxelMetricLoss(**settings)
+def test_options_are_one_object_and_single_settings_go_over_it() -> None:
+    options = TupleOptions(pairs="hard", margin=0.3)
+    assert VoxelMetricLoss(options=options).options == options
+    assert VoxelMetricLoss(options=options, margin=0.4).options == TupleOptions(pairs="hard", margin=0.4)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'margn'"):
+        VoxelMetricLoss(margn=0.4)
+
+
+def test_a_loss_of_ones_own() -> None:
+    """A branch that defines its objective alone: here the variance of the embeddings."""
+
+    class Variance(VoxelBranch):
+        def objective(self, projected: Tensor, embeddings: Tensor, sample: Sample, tap: int) -> MetricOutput:
+            loss = embeddings.var()
+            return MetricOutput(loss, {"variance": loss}, {"longest": projected.detach().norm(dim=-1).max()})
+
+    maps = [torch.randn(2, 6, 16, 16, requires_grad=True), torch.randn(2, 3, 8, 8, requires_grad=True)]
+    out = Variance(head=4, channels=[6, 3])(maps, blob())
+    assert set(out.statistics) == {"longest", "spread", "hard_voxels", "valid_voxels"}
+    assert out.loss.item() == out.parts["variance"].item() > 0
+    out.loss.backward()
+    assert all(m.grad is not None and m.grad.abs().sum() > 0 for m in maps)
 
 
 def test_distances_keep_their_precision_under_autocast() -> None:
     features, metric = torch.randn(2, 8, 16, 16), VoxelMetricLoss(supcon_weight=1.0, pairs="all")
-    losses = []
+    found = []
     for enabled in (False, True):
         torch.manual_seed(1)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            losses.append(metric(features, blob()).loss)
-    assert torch.equal(*losses)
+            found.append(metric(features, blob()).loss)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("settings", OBJECTIVES)
@@ -259,12 +285,12 @@ def test_the_whole_loss_is_one_graph(settings: dict[str, Any]) -> None:
     metric = VoxelMetricLoss(head=4, channels=[6], ignore_index=255, **settings)
     compiled = torch.compile(metric, backend="eager", fullgraph=True)
     features, logits = torch.randn(2, 6, 16, 16, requires_grad=True), torch.randn(2, 2, 16, 16)
-    losses = []
+    found = []
     for run in (metric, compiled):
         torch.manual_seed(2)
-        losses.append(run(features, blob(), logits, (1.0, 3.0)).loss)
-    torch.testing.assert_close(losses[1], losses[0])
-    losses[1].backward()
+        found.append(run(features, blob(), logits, (1.0, 3.0)).loss)
+    torch.testing.assert_close(found[1], found[0])
+    found[1].backward()
     assert features.grad is not None
 
 
@@ -311,3 +337,127 @@ def test_one_cuda_graph_captures_the_whole_loss(settings: dict[str, Any]) -> Non
         values.append(loss.item())
     assert all(value > 0 for value in values)
     assert len(set(values)) == 3
+
+
+def framed() -> Tensor:
+    """Labels whose first row nobody knows."""
+    labels = blob()
+    labels[:, 0] = 255
+    return labels
+
+
+def test_the_control_is_the_cross_entropy_of_the_valid_voxels() -> None:
+    torch.manual_seed(0)
+    control = VoxelClassLoss(HardEasySampler(400), head=8, channels=[6], ignore_index=255).double()
+    features = torch.randn(2, 6, 16, 16, dtype=torch.float64, requires_grad=True)
+    out = control(features, framed())
+    assert control.heads is not None
+    found, right = [], 0
+    for b in range(2):
+        for n in range(400):
+            if out.sample.valid[b, n]:
+                voxel = features[b].flatten(1)[:, out.sample.index[b, n]]
+                scores = control.classifiers[0](control.heads[0](voxel))
+                label = out.sample.classes[b, n]
+                found.append(F.cross_entropy(scores, label))
+                right += int(scores.argmax() == label)
+    torch.testing.assert_close(out.loss, torch.stack(found).mean())
+    assert out.statistics["voxel_accuracy"].item() == pytest.approx(right / len(found))
+    out.loss.backward()
+    assert features.grad is not None
+    assert features.grad.abs().sum() > 0
+
+
+def test_the_control_draws_the_voxels_that_the_metric_branch_draws() -> None:
+    features, labels, logits = torch.randn(2, 6, 16, 16), framed(), torch.randn(2, 2, 16, 16)
+    torch.manual_seed(4)
+    one = VoxelMetricLoss(ignore_index=255)(features, labels, logits, (1.0, 3.0)).sample
+    control = VoxelClassLoss(channels=[6], ignore_index=255)
+    torch.manual_seed(4)
+    two = control(features, labels, logits, (1.0, 3.0)).sample
+    assert torch.equal(one.index, two.index)
+    assert torch.equal(one.valid, two.valid)
+
+
+def test_the_control_without_a_voxel_gives_zero_with_a_gradient() -> None:
+    control = VoxelClassLoss(head=4, channels=[6, 6], ignore_index=255)
+    features = torch.randn(1, 6, 8, 8, requires_grad=True)
+    out = control([features, features], torch.full((1, 8, 8), 255, dtype=torch.uint8))
+    assert out.loss.item() == 0
+    out.loss.backward()
+    for gradient in [features.grad, *[p.grad for p in control.parameters()]]:
+        assert gradient is not None
+        assert (gradient == 0).all()
+
+
+def test_wrong_maps_of_the_control_are_refused() -> None:
+    with pytest.raises(ValueError, match="channels="):
+        VoxelClassLoss()
+    with pytest.raises(ValueError, match="2 feature maps for 1 classifiers"):
+        VoxelClassLoss(channels=[3])([torch.zeros(1, 3, 8, 8)] * 2, torch.zeros(1, 8, 8, dtype=torch.uint8))
+
+
+def two_of_three() -> Tensor:
+    """Three images, the last of which holds one class alone."""
+    labels = blob(3)
+    labels[2] = 0
+    return labels
+
+
+def test_the_adapter_is_the_mean_of_the_library_over_the_images() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(3, 6, 16, 16, requires_grad=True)
+    loss, miner = (
+        losses.TripletMarginLoss(margin=0.1),
+        miners.TripletMarginMiner(margin=0.2, type_of_triplets="all"),
+    )
+    out = AdaptedMetricLoss(loss, miner, HardEasySampler(40))(features, two_of_three())
+    expected = torch.zeros(())
+    for b in range(2):  # the third image holds one class, so it adds nothing
+        e = features[b].flatten(1).T[out.sample.index[b]]
+        c = out.sample.classes[b]
+        expected = expected + loss(e, c, miner(F.normalize(e, dim=-1), c)) / 3
+    torch.testing.assert_close(out.loss, expected)
+    out.loss.backward()
+    assert features.grad is not None
+    assert features.grad[:2].abs().sum() > 0
+    assert features.grad[2].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "miner"),
+    [
+        ("SupConLoss", None),
+        ("ContrastiveLoss", "PairMarginMiner"),
+        ("TripletMarginLoss", "DistanceWeightedMiner"),
+        ("MultiSimilarityLoss", "MultiSimilarityMiner"),
+        ("CircleLoss", "BatchHardMiner"),
+        (losses.ProxyAnchorLoss(num_classes=2, embedding_size=4), None),
+    ],
+)
+@pytest.mark.parametrize("across", [False, True])
+def test_many_losses_and_miners_run(loss: torch.nn.Module | str, miner: str | None, across: bool) -> None:
+    torch.manual_seed(0)
+    metric = AdaptedMetricLoss(loss, miner, HardEasySampler(32), head=4, channels=[6], across=across)
+    features = torch.randn(3, 6, 16, 16, requires_grad=True)
+    out = metric(features, two_of_three())
+    assert torch.isfinite(out.loss)
+    out.loss.backward()
+    assert features.grad is not None
+    assert features.grad.abs().sum() > 0
+
+
+def test_the_adapter_on_one_class_alone_gives_zero_with_a_gradient() -> None:
+    features = torch.randn(1, 6, 8, 8, requires_grad=True)
+    out = AdaptedMetricLoss("SupConLoss")(features, torch.zeros(1, 8, 8, dtype=torch.uint8))
+    assert out.loss.item() == 0
+    out.loss.backward()
+    assert features.grad is not None
+
+
+def test_unknown_names_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="has no 'BestLoss'"):
+        AdaptedMetricLoss("BestLoss")
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
+    with pytest.raises(ImportError, match=r'pip install "metricunet\[metric-learning\]"$'):
+        AdaptedMetricLoss("SupConLoss")
