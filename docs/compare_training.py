@@ -24,7 +24,8 @@ from metricunet.networks.device import keep_freed_memory
 from metricunet.training.batches import Batch, SegmentBatches, update_generator
 from metricunet.training.card import segment_network
 from metricunet.training.config import TrainConfig, load_config
-from metricunet.training.modules import SegmentModule
+from metricunet.training.loop import set_up, train_updates, validate
+from metricunet.training.objectives import SegmentModule
 from metricunet.workflows.bench.monai_training import MonaiBatches
 
 CPU = torch.device("cpu")
@@ -44,6 +45,19 @@ def batches_of(way: str, cases: list[PreparedCase], config: TrainConfig, updates
         yield ours.draw(update_generator(config.seed, STAGE, update, CPU))
 
 
+class Given:
+    """Batches that come in an order of their own, for a loop that asks for that of an update."""
+
+    device = CPU
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.batches = batches
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """Return the next one."""
+        return next(self.batches)
+
+
 def validation_dice(
     way: str, train: list[PreparedCase], val: list[PreparedCase], seed: int, updates: int
 ) -> float:
@@ -52,18 +66,12 @@ def validation_dice(
     config = load_config("small", settings=settings)
     torch.manual_seed(seed)
     module = SegmentModule(build_network(**segment_network(config, 2)), config, val, 2)
-    parts = module.configure_optimizers()
-    optimizer, schedule = parts["optimizer"], parts["lr_scheduler"]["scheduler"]
-    for update, batch in enumerate(batches_of(way, train, config, updates)):
-        loss, _ = module.loss(batch, update)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
-    module.eval()
-    for k in range(len(module.validation_cases)):
-        module.validation_step(None, k)
-    return statistics.mean(module._scores)
+    given = Given(batches_of(way, train, config, updates))
+    train_updates(set_up(module, given, CPU), range(updates), lambda done: None)
+    assert next(given.batches, None) is None  # a loader lets its workers go when it has given its last batch
+    score = validate(module)
+    assert score is not None
+    return score
 
 
 def main() -> None:

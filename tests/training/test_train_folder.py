@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from metricunet.errors import InputError
 from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed
 from metricunet.training.config import load_config
 from metricunet.training.fit import train
-from metricunet.training.interrupt import interruptible
 from tests.support.cohorts import TINY_SETTINGS
 
 CONFIG = load_config("small", settings=TINY_SETTINGS)
@@ -24,9 +22,9 @@ CONFIG = load_config("small", settings=TINY_SETTINGS)
 INTERRUPTED = """
 import os, signal, sys
 from metricunet.cli import main
-from metricunet.training.callbacks import EpochLog
+from metricunet.training.log import StageProgress
 
-EpochLog.on_train_batch_end = lambda *facts: os.kill(os.getpid(), signal.SIGINT)
+StageProgress.show = lambda *facts: os.kill(os.getpid(), signal.SIGINT)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 main()
 """
@@ -88,16 +86,3 @@ def test_an_interrupt_in_the_background_ends_a_training(tiny_cohort: Path, tmp_p
     assert ended.returncode == 130, ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "run" / CLAIM_NAME).exists()
-
-
-def test_only_an_interrupt_is_taken_for_one() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit), interruptible():
-        sys.exit(1)
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            sys.exit(1)
-    assert signal.getsignal(signal.SIGINT) is before

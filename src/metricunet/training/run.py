@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from lightning.fabric.loggers.logger import Logger
 from torch import Tensor
 
 from metricunet.cohort.case import HIGHEST_MINIMUM_HU
@@ -20,8 +21,8 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
 from metricunet.files.own import STAGING, OwnFiles
-from metricunet.training.callbacks import Watch, check_log
 from metricunet.training.config import TrainConfig, differences, dump_config
+from metricunet.training.log import Watch, check_log
 
 Progress = Callable[[int, int], None]
 #: A target seen in fewer scans than this cannot be learned.
@@ -44,6 +45,7 @@ class Run:
         resume: whether the folder holds a run that was stopped.
         watch: told how far a stage is, in place of a progress bar.
         start: weights to begin from, by their names in a model file; None for random ones.
+        loggers: told the numbers of each epoch, beside log.csv; they stay open.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Run:
     resume: bool
     watch: Watch | None = None
     start: dict[str, Tensor] | None = None
+    loggers: tuple[Logger, ...] = ()
 
     @property
     def labels(self) -> dict[str, int]:

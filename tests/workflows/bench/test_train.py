@@ -52,7 +52,7 @@ def test_each_way_trains_and_counts_one_block(steps: TrainingSteps, monkeypatch:
     for way, wanted in (
         (steps.bare, part.BLOCK),
         (steps.ours, part.BLOCK),
-        (steps.through_lightning, part.BLOCK + 1),
+        (steps.in_the_loop, part.BLOCK + 1),
         (steps.fed_by_monai, part.BLOCK + part.LEAD),
     ):
         before = [p.detach().clone() for p in steps.module.parameters()]
@@ -127,9 +127,9 @@ def test_the_part(small: None) -> None:
     assert ticks[-1] == (8, 8)
     content = json.loads(json.dumps(found.to_json()))
     assert (content["target_ratio"], content["block"], content["preset"]) == (1.1, 2, "small")
-    assert content["bare"]["n"] == content["lightning"]["n"] == content["monai"]["n"] == 2
+    assert content["bare"]["n"] == content["loop"]["n"] == content["monai"]["n"] == 2
     assert content["work"]["multiply_adds"] > 1e6
-    for words in ("bare step", "Lightning's trainer / bare", "overhead, ours of MONAI's", "CUDA: not run"):
+    for words in ("bare step", "training's loop / bare", "overhead, ours of MONAI's", "CUDA: not run"):
         assert words in found.text()
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
-from torch.utils.data import DataLoader
 
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
@@ -24,7 +19,8 @@ from metricunet.networks.feeding import pick_precision
 from metricunet.phantom import make_cohort
 from metricunet.training.batches import Batch, SegmentBatches, update_generator
 from metricunet.training.config import TrainConfig, load_config
-from metricunet.training.modules import SEGMENT_STAGE, SegmentModule
+from metricunet.training.loop import set_up, train_updates
+from metricunet.training.objectives import SEGMENT_STAGE, SegmentModule
 from metricunet.workflows.bench.cost import Work, multiply_adds
 from metricunet.workflows.bench.monai_training import AHEAD, WORKERS, MonaiBatches
 from metricunet.workflows.bench.peak import measure_peak
@@ -64,9 +60,9 @@ class TrainBench:
         block: steps of a block; `n` of the times counts blocks.
         bare: the step on one fixed batch: the floor.
         ours: drawing the batch counted in.
-        lightning: the same through Lightning's trainer, as `metricunet train` runs it.
+        loop: the same in the training's own loop.
         monai: the same step fed by MONAI; None where that is not installed.
-        ours_over_bare, lightning_over_bare, monai_over_bare: ratios, block by block.
+        ours_over_bare, loop_over_bare, monai_over_bare: ratios, block by block.
         ours_overhead_s, monai_overhead_s: median of the differences to the bare step.
         overhead_share: ours of MONAI's; None without MONAI, or where that costs nothing.
         work: of the bare step.
@@ -77,10 +73,10 @@ class TrainBench:
     block: int
     bare: Times
     ours: Times
-    lightning: Times
+    loop: Times
     monai: Times | None
     ours_over_bare: Ratio
-    lightning_over_bare: Ratio
+    loop_over_bare: Ratio
     monai_over_bare: Ratio | None
     ours_overhead_s: float
     monai_overhead_s: float | None
@@ -102,14 +98,14 @@ class TrainBench:
             f"  a training step of stage 2, preset {self.preset}; n counts blocks of {self.block} steps in turn",
             times_line("bare step on a fixed batch (floor)", self.bare),
             times_line("step with its data", self.ours),
-            times_line("step with its data, Lightning's trainer", self.lightning),
+            times_line("step with its data, in the training's loop", self.loop),
         ]
         if self.monai is None:
             lines.append(missing("MONAI", MONAI))
         else:
             lines.append(times_line(f"step fed by MONAI, cached, {WORKERS} workers", self.monai))
         lines.append(ratio_line("step with its data / bare", self.ours_over_bare, f"at most {target:.2f}", met))
-        lines.append(ratio_line("Lightning's trainer / bare (end to end)", self.lightning_over_bare))
+        lines.append(ratio_line("training's loop / bare (end to end)", self.loop_over_bare))
         if self.monai_over_bare is not None and self.monai_overhead_s is not None:
             lines.append(ratio_line("fed by MONAI / bare", self.monai_over_bare))
             lines.append(self._overheads(self.monai_overhead_s))
@@ -180,9 +176,8 @@ class TrainingSteps:
         self.batches = SegmentBatches(
             cases, config.segment, config.augment, CLASSES, True, (jitter, jitter, jitter), device
         )
-        self.module = SegmentModule(fresh_networks(config)[1].to(device), config, [], CLASSES).to(device).train()
-        self.module.batches = self.batches
-        self.optimizer = self.module.configure_optimizers()["optimizer"]
+        self.module = SegmentModule(fresh_networks(config)[1], config, [], CLASSES).train()
+        self.state = set_up(self.module, self.batches, device)
         self.fixed = self._draw(0)
         self.update = 0
         try:
@@ -195,9 +190,9 @@ class TrainingSteps:
     def step(self, batch: Batch) -> None:
         """Take one step, the metric branch at its full weight."""
         loss, _ = self.module.loss(batch, self.config.metric.warm_up_updates)
-        self.optimizer.zero_grad()
+        self.state.optimizer.zero_grad()
         torch.autograd.backward(loss)
-        self.optimizer.step()
+        self.state.optimizer.step()
 
     def bare(self) -> float:
         """Take steps on one fixed batch."""
@@ -212,27 +207,17 @@ class TrainingSteps:
 
         return self._block(draw)
 
-    def through_lightning(self) -> float:
-        """Take steps in Lightning's trainer; the first one does not count."""
-        clock = _Clock(self.device)
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on loaders without workers, and Lightning's own
-            trainer = lightning.Trainer(
-                accelerator="gpu" if self.device.type == "cuda" else "cpu",
-                devices=[self.device.index or 0] if self.device.type == "cuda" else 1,
-                max_epochs=1,
-                logger=False,
-                callbacks=[clock],
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-            )
-            trainer.fit(self.module, DataLoader(range(1 + BLOCK), batch_size=None))  # type: ignore[arg-type]
-        # The trainer takes the network off the GPU when it ends.
-        self.module.to(self.device).train()
-        return (clock.ends[-1] - clock.ends[0]) / BLOCK
+    def in_the_loop(self) -> float:
+        """Take steps as a training does; the first one does not count."""
+        ends: list[float] = []
+
+        def clock(done: int) -> None:
+            if done in (1, 1 + BLOCK):
+                wait(self.device)
+                ends.append(time.perf_counter())
+
+        train_updates(self.state, range(1 + BLOCK), clock)
+        return (ends[1] - ends[0]) / BLOCK
 
     def fed_by_monai(self) -> float:
         """Take steps on MONAI's batches, counted while its workers are as busy as in the middle of an epoch."""
@@ -263,26 +248,11 @@ class TrainingSteps:
         return self.batches.draw(update_generator(self.config.seed, SEGMENT_STAGE, update, self.device))
 
 
-class _Clock(Callback):
-    """Notes when each step has ended."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.ends: list[float] = []
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, index: int
-    ) -> None:
-        if index in (0, BLOCK):
-            wait(self.device)
-            self.ends.append(time.perf_counter())
-
-
 def _measure(
     steps: TrainingSteps, preset: str, rounds: int, progress: Callable[[int, int], None] | None
 ) -> TrainBench:
     device = steps.device
-    clocks = {"bare": steps.bare, "ours": steps.ours, "lightning": steps.through_lightning}
+    clocks = {"bare": steps.bare, "ours": steps.ours, "loop": steps.in_the_loop}
     if steps.monai is not None:
         clocks["monai"] = steps.fed_by_monai
     steps.step(steps.fixed)
@@ -298,10 +268,10 @@ def _measure(
         block=BLOCK,
         bare=Times.of(bare),
         ours=Times.of(ours),
-        lightning=Times.of(found["lightning"]),
+        loop=Times.of(found["loop"]),
         monai=None if monai is None else Times.of(monai),
         ours_over_bare=Ratio.of(ours, bare),
-        lightning_over_bare=Ratio.of(found["lightning"], bare),
+        loop_over_bare=Ratio.of(found["loop"], bare),
         monai_over_bare=None if monai is None else Ratio.of(monai, bare),
         ours_overhead_s=ours_s,
         monai_overhead_s=monai_s,
