@@ -13,9 +13,13 @@ from __future__ import annotations
 import io
 import logging
 import math
+import signal
+import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -83,6 +87,7 @@ def fit(run: Run, module: StageModule, batches: Batches) -> float | None:
     for left in run.checkpoints.glob(f"{UNFINISHED}.ckpt"):  # by a process that was killed
         left.unlink()
     with (
+        ended_by_sigterm(),
         stage_loggers(run.folder, stage, run.loggers) as loggers,
         StageProgress(stage, module.updates, run.watch) as progress,
         warnings.catch_warnings(),
@@ -126,6 +131,23 @@ def fit(run: Run, module: StageModule, batches: Batches) -> float | None:
         module.load_state_dict(read_checkpoint(best)["module"])
     module.eval()
     return state.best_dice
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let a SIGTERM end the block as Ctrl-C does, with status 143, so that claims are given back.
+
+    A cluster that wants its machine back sends one, and the run may go on at another.
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def set_up(
