@@ -22,7 +22,8 @@ from metricunet.networks.device import keep_freed_memory
 from metricunet.stages.segment import segment_spec
 from metricunet.training.batches import Batch, SegmentBatches, update_generator
 from metricunet.training.config import TrainConfig, load_config
-from metricunet.training.modules import SegmentModule
+from metricunet.training.loop import set_up, train_updates, validate
+from metricunet.training.objectives import SegmentModule
 
 CPU = torch.device("cpu")
 STAGE = 1
@@ -41,6 +42,17 @@ def batches_of(way: str, cases: list[PreparedCase], config: TrainConfig, updates
         yield ours.draw(update_generator(config.seed, STAGE, update, CPU))
 
 
+class Given:
+    """Batches that come in an order of their own, for a loop that asks for that of an update."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.batches = batches
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """Return the next one."""
+        return next(self.batches)
+
+
 def validation_dice(
     way: str, train: list[PreparedCase], val: list[PreparedCase], seed: int, updates: int
 ) -> float:
@@ -49,18 +61,12 @@ def validation_dice(
     config = load_config("small", settings=settings)
     torch.manual_seed(seed)
     module = SegmentModule(build_network(**segment_spec(config.segment, 2).network), config, val, 2)
-    parts = module.configure_optimizers()
-    optimizer, schedule = parts["optimizer"], parts["lr_scheduler"]["scheduler"]
-    for update, batch in enumerate(batches_of(way, train, config, updates)):
-        loss, _ = module.loss(batch, update)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
-    module.eval()
-    for k in range(len(module.validation_cases)):
-        module.validation_step(None, k)
-    return statistics.mean(module._scores)
+    given = Given(batches_of(way, train, config, updates))
+    train_updates(set_up(module, given, CPU), range(updates), lambda done: None)
+    assert next(given.batches, None) is None  # a loader lets its workers go when it has given its last batch
+    score = validate(module)
+    assert score is not None
+    return score
 
 
 def print_equal_updates(folder: Path, updates: int = 300, seeds: int = 2) -> None:

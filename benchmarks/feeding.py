@@ -24,7 +24,8 @@ from metricunet.phantom import make_cohort
 from metricunet.stages.network_input import pick_precision
 from metricunet.training.batches import Batch, SegmentBatches, update_generator
 from metricunet.training.config import TrainConfig, load_config
-from metricunet.training.modules import SEGMENT_STAGE, SegmentModule
+from metricunet.training.loop import set_up
+from metricunet.training.objectives import SEGMENT_STAGE, SegmentModule
 from metricunet.workflows.bench.result import Facts, duration, head, ratio_line, times_line, value_line
 from metricunet.workflows.bench.timing import Ratio, Times, counter, take_turns, wait
 from metricunet.workflows.bench.untrained import CLASSES, STRUCTURE, fresh_model
@@ -162,8 +163,7 @@ class TrainingSteps:
             cases, config.segment, config.augment, CLASSES, True, (jitter, jitter, jitter), device
         )
         self.module = SegmentModule(fresh_model(config)[2].to(device), config, [], CLASSES).to(device).train()
-        self.module.batches = self.batches
-        self.optimizer = self.module.configure_optimizers()["optimizer"]
+        self.optimizer = set_up(self.module, self.batches, device).optimizer
         self.fixed = self._draw(0)
         self.update = 0
         try:

@@ -105,20 +105,21 @@ KILLED_STUDY = """
 import os, signal, sys
 from pathlib import Path
 from metricunet.study import run, runs
-from metricunet.training.callbacks import EpochLog
+from metricunet.training.log import StageProgress
+from tests.study.conftest import TINY_BASE
 
 where, seen = sys.argv[3], []
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def in_an_epoch(log, trainer, module, outputs, batch, index):
-    if (log.stage, trainer.current_epoch, index) == (where, 1, 5):
-        seen.append(log.stage)
+def in_an_epoch(progress, done, val_dice=None):
+    if progress.stage == where and done == TINY_BASE[where]["updates_per_epoch"] + 6:
+        seen.append(where)
         if len(seen) == (1 if where == "locate" else 2):
             die()
 
-EpochLog.on_train_batch_end = in_an_epoch
+StageProgress.show = in_an_epoch
 if where == "rows":
     runs.write_rows = lambda *row: die()
 run.study(Path(sys.argv[1]), Path(sys.argv[2]), device="cpu")

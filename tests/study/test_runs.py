@@ -18,7 +18,7 @@ from metricunet.study import runs
 from metricunet.study.job import RunJob
 from metricunet.study.run import study
 from metricunet.study.runs import RunDone, carry_out, finished, hand_out
-from metricunet.training.modules import SegmentModule
+from metricunet.training.objectives import SegmentModule
 from tests.study.conftest import SHORT, TINY_BASE, write_study
 from tests.support.cohorts import edit_json
 

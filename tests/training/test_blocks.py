@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
-from metricunet.training.batches import SegmentBatches, update_generator
-from metricunet.training.blocks import BlockBatches
+from metricunet.training.batches import BlockBatches, SegmentBatches, update_generator
 from metricunet.training.config import AugmentConfig, SegmentConfig, load_config
 from metricunet.volume import Geometry, Volume
 

@@ -16,10 +16,10 @@ from metricunet.metric.losses import PairKind, TripletForm
 from metricunet.metric.sampling import BalancedSampler, NearSurface
 from metricunet.metric.tuples import TRIPLETS
 from metricunet.networks import UNet
-from metricunet.training.batches import SegmentBatches, update_generator
+from metricunet.training.batches import Batch, SegmentBatches, update_generator
 from metricunet.training.branch import PatchBatches, build_metric, tuple_options
 from metricunet.training.config import MetricConfig, load_config
-from metricunet.training.modules import SegmentModule
+from metricunet.training.objectives import SegmentModule
 from tests.support.cohorts import TINY_SETTINGS
 
 CPU = torch.device("cpu")
@@ -33,15 +33,15 @@ def cases(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
     return prepare(cohort.training[:3], cohort.info, settings, tmp_path_factory.mktemp("prepared"))
 
 
-def module(cases: list[PreparedCase], *settings: str) -> SegmentModule:
+def module(cases: list[PreparedCase], *settings: str) -> tuple[SegmentModule, Batch]:
+    """Build stage 2 as a training does, and draw a batch."""
     tiny = [*TINY_SETTINGS, "metric.patch_voxels=16", "metric.patch_tuples=50", "metric.patch_tuples_per_update=4"]
     config = load_config("small", settings=[*tiny, *settings])
+    batches = SegmentBatches(cases, config.segment, config.augment, 2, True, (0, 0, 0), CPU)
+    patches = PatchBatches(batches, config) if config.metric.mode == "offline" else None
     torch.manual_seed(0)
-    built = SegmentModule(UNet(5, 2, 4, levels=3), config, [], 2)
-    built.batches = SegmentBatches(cases, config.segment, config.augment, 2, True, (0, 0, 0), CPU)
-    if isinstance(built.metric, PatchMetricLoss):
-        built.patches = PatchBatches(built.batches, config)
-    return built
+    built = SegmentModule(UNet(5, 2, 4, levels=3), config, [], 2, patches)
+    return built, batches.draw(update_generator(0, 1, 3, CPU))
 
 
 COMMON = {"segmentation", "spread"}
@@ -59,10 +59,8 @@ TUPLES = {"triplet", "pair", "active_triplets", "positive_distance", "negative_d
     ],
 )
 def test_each_mode_trains_and_logs(cases: list[PreparedCase], mode: str, kind: type, names: set[str]) -> None:
-    built = module(cases, f"metric.mode={mode}")
+    built, batch = module(cases, f"metric.mode={mode}")
     assert isinstance(built.metric, kind)
-    assert built.batches is not None
-    batch = built.batches.draw(update_generator(0, 1, 3, CPU))
     loss, facts = built.loss(batch, 100)
     assert set(facts) == names
     assert all(torch.isfinite(value) and not value.requires_grad for value in facts.values())
@@ -74,9 +72,7 @@ def test_each_mode_trains_and_logs(cases: list[PreparedCase], mode: str, kind: t
 
 
 def test_the_weight_rises_over_the_warm_up(cases: list[PreparedCase]) -> None:
-    built = module(cases, "metric.mode=control", "metric.weight=0.5", "metric.warm_up_updates=10")
-    assert built.batches is not None
-    batch = built.batches.draw(update_generator(0, 1, 3, CPU))
+    built, batch = module(cases, "metric.mode=control", "metric.weight=0.5", "metric.warm_up_updates=10")
     parts = []
     for update in (0, 5, 10, 20):
         torch.manual_seed(1)
@@ -98,9 +94,8 @@ def test_the_weight_rises_over_the_warm_up(cases: list[PreparedCase]) -> None:
 def test_every_setting_builds_and_gives_a_finite_loss(
     cases: list[PreparedCase], settings: tuple[str, ...]
 ) -> None:
-    built = module(cases, *settings)
-    assert built.batches is not None
-    loss, facts = built.loss(built.batches.draw(update_generator(0, 1, 3, CPU)), 100)
+    built, batch = module(cases, *settings)
+    loss, facts = built.loss(batch, 100)
     assert torch.isfinite(loss)
     assert ("supcon" in facts) == (settings[0] == "metric.supcon_weight=1")
 
@@ -135,7 +130,7 @@ def test_the_defaults_of_the_configuration_are_those_of_the_package() -> None:
 
 
 def test_patches_are_the_same_in_every_run_and_differ_between_updates(cases: list[PreparedCase]) -> None:
-    one, two = (module(cases, "metric.mode=offline").patches for _ in range(2))
+    one, two = (module(cases, "metric.mode=offline")[0].patches for _ in range(2))
     assert one is not None
     assert two is not None
     drawn = [p.draw(k, update_generator(0, 9, k, CPU)) for p, k in ((one, 1), (two, 1), (one, 2))]

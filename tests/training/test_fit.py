@@ -75,17 +75,18 @@ def test_the_same_seed_gives_the_same_weights(tiny_cohort: Path, tiny_model: Pat
 KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
-from metricunet.training.callbacks import EpochLog
 from metricunet.training.config import load_config
 from metricunet.training.fit import train
+from metricunet.training.log import StageProgress
 from tests.support.cohorts import TINY_SETTINGS
 
-def die(log, trainer, module, outputs, batch, index):
-    if (log.stage, trainer.current_epoch, index) == (sys.argv[3], 1, 5):
+config = load_config("small", settings=TINY_SETTINGS)
+
+def die(progress, done, val_dice=None):
+    if (progress.stage, done) == (sys.argv[3], getattr(config, sys.argv[3]).updates_per_epoch + 6):
         os.kill(os.getpid(), signal.SIGKILL)
 
-EpochLog.on_train_batch_end = die
-config = load_config("small", settings=TINY_SETTINGS)
+StageProgress.show = die
 train(Path(sys.argv[1]), Path(sys.argv[2]), config=config, device="cpu")
 """
 

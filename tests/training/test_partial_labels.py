@@ -14,12 +14,10 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSettings, prepare
 from metricunet.metric import HardEasySampler
 from metricunet.networks import UNet
-from metricunet.training.batches import Batch, LocateBatches, SegmentBatches, update_generator
-from metricunet.training.blocks import BlockBatches
+from metricunet.training.batches import Batch, BlockBatches, LocateBatches, SegmentBatches, update_generator
 from metricunet.training.branch import PatchBatches
 from metricunet.training.config import AugmentConfig, load_config
-from metricunet.training.modules import LocateModule, SegmentModule, dice
-from metricunet.training.objectives import segmentation_loss, soft_dice_loss
+from metricunet.training.objectives import LocateModule, SegmentModule, dice, segmentation_loss, soft_dice_loss
 from metricunet.training.partial_labels import certain_labels, merge_unknown, unknown_classes
 from tests.support.cohorts import TINY_SETTINGS
 from tests.support.waits import Waits
@@ -197,16 +195,17 @@ def test_both_stages_take_a_step_and_stay_finite(cases: list[PreparedCase], mode
     patches = {"mode": mode, "patch_voxels": 16, "patch_tuples": 40, "patch_tuples_per_update": 2}
     config = base.model_copy(update={"metric": base.metric.model_copy(update=patches)})
     partial = [replace(cases[0], unknown=(2,)), replace(cases[1], unknown=(2,)), cases[2]]
+    kind = BlockBatches if dims == 3 else SegmentBatches
+    boxes = kind(partial, config.segment, config.augment, 3, True, (0, 0, 0), CPU)
+    drawn_once = None
+    if mode == "offline":
+        drawn_once = PatchBatches(boxes, config)
+        images = drawn_once.tuples.centres[..., 0][drawn_once.tuples.classes == 0]
+        assert set(images.flatten().tolist()) == {2}  # background patches come from the full case alone
     torch.manual_seed(0)
     network = UNet(5 if dims == 2 else 1, 3, 4, levels=3, spatial_dims=dims)
-    segment = SegmentModule(network, config, [], 3)
-    kind = BlockBatches if dims == 3 else SegmentBatches
-    segment.batches = kind(partial, config.segment, config.augment, 3, True, (0, 0, 0), CPU)
-    if mode == "offline":
-        segment.patches = PatchBatches(segment.batches, config)
-        images = segment.patches.tuples.centres[..., 0][segment.patches.tuples.classes == 0]
-        assert set(images.flatten().tolist()) == {2}  # background patches come from the full case alone
-    batch = segment.batches.draw(update_generator(0, 1, 0, CPU))
+    segment = SegmentModule(network, config, [], 3, drawn_once)
+    batch = boxes.draw(update_generator(0, 1, 0, CPU))
     loss, _ = segment.loss(batch, 100)
     loss.backward()
     assert torch.isfinite(loss)
@@ -288,8 +287,6 @@ def test_validation_leaves_out_what_was_not_contoured(cases: list[PreparedCase])
     for unknown, counted in (((), 1), ((2,), 1), ((1, 2), 0)):
         case = replace(cases[0], unknown=unknown)
         module = SegmentModule(UNet(5, 3, 4, levels=3).eval(), CONFIG, [case], 3)
-        module.validation_step(None, 0)
-        assert len(module._scores) == counted
+        assert (module.score(case) is not None) == counted
     locate = LocateModule(UNet(1, 2, 4, levels=3, spatial_dims=3, norm="batch").eval(), CONFIG, [case], 1)
-    locate.validation_step(None, 0)
-    assert locate._scores == []
+    assert locate.score(case) is None

@@ -16,7 +16,6 @@ from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed
 from metricunet.training.checkpoints import check_checkpoints, written_checkpoint
 from metricunet.training.config import load_config
 from metricunet.training.fit import train
-from metricunet.training.interrupt import interruptible
 from tests.support.cohorts import TINY_SETTINGS
 
 CONFIG = load_config("small", settings=TINY_SETTINGS)
@@ -25,9 +24,9 @@ CONFIG = load_config("small", settings=TINY_SETTINGS)
 INTERRUPTED = """
 import os, signal, sys
 from metricunet.cli import main
-from metricunet.training.callbacks import EpochLog
+from metricunet.training.log import StageProgress
 
-EpochLog.on_train_batch_end = lambda *facts: os.kill(os.getpid(), signal.SIGINT)
+StageProgress.show = lambda *facts: os.kill(os.getpid(), int(os.environ["SIGNAL"]))
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 main()
 """
@@ -125,26 +124,17 @@ def test_a_training_into_its_cohort_or_above_it_is_refused(tiny_cohort: Path, tm
     assert contents(tmp_path) == before
 
 
-def test_an_interrupt_in_the_background_ends_a_training(tiny_cohort: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_background_ends_a_training(
+    tiny_cohort: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
     settings = [word for setting in TINY_SETTINGS for word in ("--set", setting)]
     command = [sys.executable, "-c", INTERRUPTED, "train", str(tiny_cohort), "-o", str(tmp_path / "run")]
     command += ["--preset", "small", "--device", "cpu", *settings]
+    environment["SIGNAL"] = str(int(number))
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 130, ended.stderr
+    assert ended.returncode == status, ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "run" / CLAIM_NAME).exists()
-
-
-def test_only_an_interrupt_is_taken_for_one() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit), interruptible():
-        sys.exit(1)
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            sys.exit(1)
-    assert signal.getsignal(signal.SIGINT) is before

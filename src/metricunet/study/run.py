@@ -35,7 +35,7 @@ from metricunet.study.runs import RunDone, check_settings_of, finished, hand_out
 from metricunet.study.settings import Labels, Study, load_study
 from metricunet.study.sharing import in_turn, taken_up
 from metricunet.study.stage_one import FoldJob, FoldReady, prepare_fold, reach_mm
-from metricunet.training.fit import check_settings
+from metricunet.training.checks import check_settings
 from metricunet.training.run import is_scratch
 
 Progress = Callable[[int, int], None]

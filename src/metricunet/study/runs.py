@@ -27,9 +27,9 @@ from metricunet.study.job import RunJob
 from metricunet.study.score import cases_name, write_rows
 from metricunet.study.sharing import Say, refuse_others, silent, taken_up
 from metricunet.study.ways import way_of
-from metricunet.training.callbacks import Watch
 from metricunet.training.config import TrainConfig, differences
 from metricunet.training.fit import run_facts
+from metricunet.training.log import Watch
 
 KEY_NAME = "key.json"
 #: Files of a run beside its rows.

@@ -13,8 +13,8 @@ from metricunet.study.job import RunJob
 from metricunet.study.one_stage import score_whole_scans, train_one_stage
 from metricunet.study.score import ScoredCut, cut_predictor, score_cases
 from metricunet.study.stage_one import LOCATE_NAME, read_located
-from metricunet.training.callbacks import Watch
 from metricunet.training.fit import MODEL_NAME, open_run, train_segment
+from metricunet.training.log import Watch
 from metricunet.training.run import Run, state_file
 
 

@@ -34,9 +34,14 @@ class Batch:
     unknown: Tensor | None = None
 
 
+def update_seed(seed: int, stage: int, update: int) -> int:
+    """Return the seed of one update's random numbers."""
+    return (seed * 2 + stage) * 1_000_003 + update
+
+
 def update_generator(seed: int, stage: int, update: int, device: torch.device) -> Generator:
     """Return the generator of one update's random numbers."""
-    return torch.Generator(device=device).manual_seed((seed * 2 + stage) * 1_000_003 + update)
+    return torch.Generator(device=device).manual_seed(update_seed(seed, stage, update))
 
 
 class SegmentBatches:
@@ -122,6 +127,37 @@ class SegmentBatches:
         """Draw the voxel (column, row) of the box that each crop's middle reads."""
         jitter = torch.randn((size, 2), generator=generator, device=self.device) * self._jitter
         return (self._size - 1) / 2 + torch.minimum(torch.maximum(jitter, -self._room), self._room)
+
+
+class BlockBatches(SegmentBatches):
+    """Batches of stage 2 in 3D: `batch_size` blocks of `block_slices` slices, every slice labelled.
+
+    Jitter, choice of slices and random changes are those of `SegmentBatches`; the slices of a block are turned,
+    scaled, mirrored and changed in HU together. A block lies anywhere around the slice that was chosen, and wholly
+    within the slices that a crop could hold. Arguments as `SegmentBatches`.
+    """
+
+    def draw(self, generator: Generator) -> Batch:
+        """Draw one batch: images [batch, 1, slices, rows, columns], labels [batch, slices, rows, columns]."""
+        config = self.config
+        size, block = config.batch_size, config.block_slices
+        case = torch.randint(self.hu.shape[0], (size,), generator=generator, device=self.device)
+        first = self._first_slices(self._slices(case, generator), generator)
+        stack = first[:, None] + torch.arange(block, device=self.device)
+        centre = self._centres(size, generator)
+        grid = self._warp.grid(self._warp.draw(size, generator), centre, self._size)
+        # The slices are channels here, so that each of them is turned alike.
+        images = read(self.hu[case[:, None], stack].float(), grid)[:, None]
+        images = augmented_input(images, config.spacing_mm, config.hu_window, self.augment, generator)
+        labels = self.labels[case[:, None], stack].flatten(0, 1)
+        planes = read_classes(labels, grid.repeat_interleave(block, dim=0), self._values)
+        return Batch(images, planes.view(size, block, *planes.shape[1:]), self._unknown_of(case))
+
+    def _first_slices(self, chosen: Tensor, generator: Generator) -> Tensor:
+        """Choose each block's first slice, so that the block holds the chosen slice, wherever that lies in it."""
+        depth, block = self.hu.shape[1], self.config.block_slices
+        offset = torch.randint(block, chosen.shape, generator=generator, device=self.device)
+        return (chosen - offset).clamp(self._lowest, depth - self._lowest - block)
 
 
 class LocateBatches:

@@ -1,14 +1,57 @@
-"""Settings of stage 2 that do not fit each other, found before any work."""
+"""Settings that do not fit each other, found before any work."""
 
 from __future__ import annotations
 
+import torch
+
 from metricunet.errors import InputError
-from metricunet.networks import Network
-from metricunet.training.config import SegmentConfig
+from metricunet.networks import Network, build_network
+from metricunet.stages.segment import segment_spec
+from metricunet.training.branch import build_metric
+from metricunet.training.config import SegmentConfig, TrainConfig
 
 #: The dimensions a network comes in, and the fewest levels it can have.
 DIMS: dict[str, tuple[int, ...]] = {"unet": (2, 3), "fcn": (2,), "vnet": (3,)}
 FEWEST_LEVELS = {"unet": 2, "fcn": 3, "vnet": 2}
+
+
+def check_settings(config: TrainConfig, classes: int) -> None:
+    """Check that settings fit each other.
+
+    Args:
+        config: every setting.
+        classes: of the networks, background included.
+
+    Raises:
+        InputError: the first that does not, named.
+    """
+    segment, locate = config.segment, config.locate
+    check_network(segment)
+    with torch.device("meta"):
+        network = build_network(**segment_spec(config.segment, classes).network)
+        build_metric(network, config, classes)
+    if segment.slices % 2 == 0:
+        raise InputError(f"setting segment.slices is {segment.slices}; expected an odd number: one middle slice")
+    for crop, box, step in zip(segment.crop_mm, segment.box_mm, segment.spacing_mm, strict=True):
+        if crop > box:
+            raise InputError(
+                f"setting segment.crop_mm is {crop:g} where segment.box_mm is {box:g}; enlarge the box"
+            )
+        if step > crop:
+            raise InputError(f"setting segment.spacing_mm is {step:g} where segment.crop_mm is {crop:g}")
+    for side in segment.crop_voxels[1:]:
+        if side % network.divisor:
+            raise InputError(
+                f"setting segment.crop_mm gives {side} voxels in the slice; with segment.levels "
+                f"{segment.levels} it must be a multiple of {network.divisor}"
+            )
+    check_field(segment, network)
+    divisor = 2 ** (locate.levels - 1)
+    if any(side % divisor for side in locate.patch_voxels):
+        raise InputError(
+            f"setting locate.patch_voxels is {list(locate.patch_voxels)}; with locate.levels {locate.levels} each "
+            f"side must be a multiple of {divisor}"
+        )
 
 
 def check_network(stage: SegmentConfig) -> None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.fabric.loggers.logger import Logger
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.names import has_sides
@@ -30,16 +25,15 @@ from metricunet.networks import Network, build_network
 from metricunet.networks.device import keep_freed_memory, pick_device
 from metricunet.stages.locate import class_probabilities, localise, locate_spec
 from metricunet.stages.segment import segment_spec
-from metricunet.training.batches import LocateBatches, SegmentBatches
-from metricunet.training.blocks import BlockBatches
-from metricunet.training.branch import PatchBatches, build_metric
+from metricunet.training.batches import BlockBatches, LocateBatches, SegmentBatches
+from metricunet.training.branch import PatchBatches
 from metricunet.training.calibrate import calibration
-from metricunet.training.callbacks import LOG_NAME, EpochLog, MovableCheckpoint, ProgressBar, Watch, Watched
 from metricunet.training.card import model_card
-from metricunet.training.checks import check_field, check_network
+from metricunet.training.checks import check_settings
 from metricunet.training.config import TrainConfig, load_config
-from metricunet.training.interrupt import interruptible
-from metricunet.training.modules import LocateModule, SegmentModule, StageModule
+from metricunet.training.log import Watch
+from metricunet.training.loop import fit
+from metricunet.training.objectives import LocateModule, SegmentModule
 from metricunet.training.run import (
     Progress,
     Run,
@@ -131,6 +125,7 @@ def open_run(
     spare: Path | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> Run:
     """Read and check everything that a run needs, and mark the folder as its own.
 
@@ -145,6 +140,7 @@ def open_run(
         spare: folder for the prepared cases where the cohort is read-only; default: the run folder.
         progress: called with (done, all) while the cohort is prepared.
         watch: told how far a stage is, in place of a progress bar.
+        loggers: Lightning's, of Fabric or of its trainer (MLflow, W&B), told the numbers of each epoch.
 
     Raises:
         InputError: a cohort, configuration or folder that cannot work, or a run of other settings, named.
@@ -157,7 +153,10 @@ def open_run(
     check_settings(config, len(content.info.labels) + 1)
     split = split_for(content, fold)
     cases, val = prepared_cases(content, split, config, spare or output, progress)
-    run = Run(output, config, content.info, split, cases, val, cohort_sha256([*cases, *val]), where, resume, watch)
+    data_sha256 = cohort_sha256([*cases, *val])
+    run = Run(
+        output, config, content.info, split, cases, val, data_sha256, where, resume, watch, loggers=tuple(loggers)
+    )
     check_cases(run, cohort)
     if init is not None:
         run = replace(run, start=_initial_weights(init, run))
@@ -234,54 +233,25 @@ def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def check_settings(config: TrainConfig, classes: int) -> None:
-    """Fail before any work on settings that do not fit each other."""
-    segment, locate = config.segment, config.locate
-    check_network(segment)
-    with torch.device("meta"):
-        network = build_network(**segment_spec(segment, classes).network)
-        build_metric(network, config, classes)
-    if segment.slices % 2 == 0:
-        raise InputError(f"setting segment.slices is {segment.slices}; expected an odd number: one middle slice")
-    for crop, box, step in zip(segment.crop_mm, segment.box_mm, segment.spacing_mm, strict=True):
-        if crop > box:
-            raise InputError(
-                f"setting segment.crop_mm is {crop:g} where segment.box_mm is {box:g}; enlarge the box"
-            )
-        if step > crop:
-            raise InputError(f"setting segment.spacing_mm is {step:g} where segment.crop_mm is {crop:g}")
-    for side in segment.crop_voxels[1:]:
-        if side % network.divisor:
-            raise InputError(
-                f"setting segment.crop_mm gives {side} voxels in the slice; with segment.levels "
-                f"{segment.levels} it must be a multiple of {network.divisor}"
-            )
-    check_field(segment, network)
-    divisor = 2 ** (locate.levels - 1)
-    if any(side % divisor for side in locate.patch_voxels):
-        raise InputError(
-            f"setting locate.patch_voxels is {list(locate.patch_voxels)}; with locate.levels {locate.levels} each "
-            f"side must be a multiple of {divisor}"
-        )
-
-
 def _fit_locate(run: Run, start: dict[str, Tensor] | None) -> Network:
-    stage = run.config.locate
-    network = _build(locate_spec(run.config.locate, run.classes).network, run.config.seed, "locate.", start)
-    module = LocateModule(network, run.config, run.val, run.target)
-    module.batches = LocateBatches(
-        run.train, stage, run.config.augment, run.classes, run.target, not has_sides(run.labels), run.device
+    batches = LocateBatches(
+        run.train,
+        run.config.locate,
+        run.config.augment,
+        run.classes,
+        run.target,
+        not has_sides(run.labels),
+        run.device,
     )
-    _fit(run, module, "locate", stage.epochs, stage.updates_per_epoch, len(run.val))
+    network = _build(locate_spec(run.config.locate, run.classes).network, run.config.seed, "locate.", start)
+    fit(run, LocateModule(network, run.config, run.val, run.target), batches)
     return network
 
 
 def _fit_segment(run: Run, start: dict[str, Tensor] | None, errors_mm: np.ndarray) -> tuple[Network, float | None]:
-    stage = run.config.segment
-    network = _build(segment_spec(run.config.segment, run.classes).network, run.config.seed, "segment.", start)
-    module = SegmentModule(network, run.config, run.val, run.classes)
+    stage, metric = run.config.segment, run.config.metric
     kind = BlockBatches if stage.spatial_dims == 3 else SegmentBatches
-    module.batches = kind(
+    batches = kind(
         run.train,
         stage,
         run.config.augment,
@@ -290,9 +260,10 @@ def _fit_segment(run: Run, start: dict[str, Tensor] | None, errors_mm: np.ndarra
         jitter_mm(errors_mm, stage.smallest_jitter_mm),
         run.device,
     )
-    if run.config.metric.mode == "offline" and module.metric is not None:
-        module.patches = PatchBatches(module.batches, run.config)
-    score = _fit(run, module, "segment", stage.epochs, stage.updates_per_epoch, len(module.validation_cases))
+    patches = PatchBatches(batches, run.config) if metric.mode == "offline" and metric.weight else None
+    # The last before the module: the seed that is set here is that of the branch's first weights, too.
+    network = _build(segment_spec(run.config.segment, run.classes).network, run.config.seed, "segment.", start)
+    score = fit(run, SegmentModule(network, run.config, run.val, run.classes, patches), batches)
     return network, score
 
 
@@ -320,61 +291,6 @@ def _initial_weights(init: Path, run: Run) -> dict[str, Tensor]:
                     "preset, settings and number of structures that the model was trained with"
                 )
     return weights
-
-
-def _fit(run: Run, module: StageModule, name: str, epochs: int, updates: int, validated: int) -> float | None:
-    """Train one stage, and leave the best weights (the last ones without validation) in the module."""
-    checkpoint = MovableCheckpoint(
-        run.checkpoints,
-        filename=f"{name}-best",
-        monitor="val_dice" if validated else None,
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    checkpoint.CHECKPOINT_NAME_LAST = f"{name}-last"
-    last = run.checkpoints / f"{name}-last.ckpt"
-    shown = ProgressBar(name) if run.watch is None else Watched(name, run.watch)
-    loggers = []
-    if find_spec("tensorboard") is not None:
-        loggers.append(TensorBoardLogger(run.folder, name="tensorboard", version=name))
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        # The loader only counts updates: the data is on the device already, so it wants no workers.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
-        # Lightning's own use of a torch name that is on its way out.
-        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
-        # The metric branch's CUDA graphs were captured on a stream of their own (GraphedBranch).
-        warnings.filterwarnings("ignore", message=".*AccumulateGrad node's stream does not match.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-        trainer = lightning.Trainer(
-            accelerator="gpu" if run.device.type == "cuda" else "cpu",
-            devices=[run.device.index or 0] if run.device.type == "cuda" else 1,
-            max_epochs=epochs,
-            logger=loggers,
-            callbacks=[EpochLog(run.folder / LOG_NAME, name), shown, checkpoint],
-            log_every_n_steps=updates,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            default_root_dir=run.folder,
-        )
-        with interruptible():
-            trainer.fit(
-                module,
-                DataLoader(range(updates), batch_size=None),  # type: ignore[arg-type]
-                DataLoader(range(validated), batch_size=None) if validated else None,  # type: ignore[arg-type]
-                ckpt_path=str(last) if run.resume and last.is_file() else None,
-                weights_only=True,
-            )
-    best = Path(checkpoint.best_model_path) if checkpoint.best_model_path else last
-    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(state)
-    module.eval().to(run.device)
-    score = checkpoint.best_model_score if validated else None
-    return None if score is None else float(score)
 
 
 def localisation_errors_mm(

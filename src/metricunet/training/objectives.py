@@ -1,13 +1,31 @@
-"""The losses that segmentation is trained for: soft Dice and cross-entropy."""
+"""What each stage is trained for: the loss of a batch, and the score of a validation case.
+
+The losses of a segmentation come first, then the two stages, which put them on what their networks say.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from metricunet.training.partial_labels import merge_unknown
+from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
+from metricunet.metric import GraphedBranch, PatchMetricLoss
+from metricunet.networks import Network
+from metricunet.stages.locate import class_probabilities
+from metricunet.stages.network_input import autocast, pick_precision
+from metricunet.stages.segment import crop_probabilities, segment_spec
+from metricunet.training.batches import Batch, update_generator
+from metricunet.training.branch import PatchBatches, build_metric
+from metricunet.training.config import LocateConfig, SegmentConfig, TrainConfig
+from metricunet.training.partial_labels import certain_labels, merge_unknown
 
+LOCATE_STAGE, SEGMENT_STAGE = 0, 1
+#: The patches of the offline baseline draw from a stream of their own, so that the crops stay those of other arms.
+PATCH_STREAM = 1 << 20
 #: This many voxels keep the soft Dice of an absent class defined.
 SMOOTH = 1.0
 
@@ -58,3 +76,175 @@ def segmentation_loss(
         entropy = F.cross_entropy(logits.float(), labels.long(), ignore_index=ignore_index, reduction="sum")
         loss = loss + cross_entropy_weight * entropy / (labels != ignore_index).sum().clamp(min=1)
     return loss
+
+
+class StageModule(nn.Module):
+    """What both stages share.
+
+    Args:
+        network: the network to train.
+        config: of the training.
+        cases: validation cases.
+
+    Attributes:
+        stage: its name.
+        stream: of the random numbers of its updates.
+        settings: its section of the configuration.
+    """
+
+    stage: str
+    stream: int
+    settings: LocateConfig | SegmentConfig
+
+    def __init__(self, network: Network, config: TrainConfig, cases: Sequence[PreparedCase]) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.validation_cases = list(cases)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
+
+    @property
+    def updates(self) -> int:
+        """How many there are in all."""
+        return self.settings.epochs * self.settings.updates_per_epoch
+
+    def forward(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what `loss` does."""
+        return self.loss(batch, update)
+
+    def loss(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch and the scalars for the log."""
+        raise NotImplementedError
+
+    def score(self, case: PreparedCase) -> float | None:
+        """Return the Dice of a validation case; None where there is nothing to find and nothing found."""
+        raise NotImplementedError
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return autocast(pick_precision(self.config.precision, self.device), self.device)
+
+
+class LocateModule(StageModule):
+    """Stage 1: Dice and cross-entropy on coarse patches.
+
+    Args:
+        network: the 3D U-Net.
+        config: of the training.
+        cases: validation cases.
+        target: class of the target.
+    """
+
+    stage, stream = "locate", LOCATE_STAGE
+
+    def __init__(self, network: Network, config: TrainConfig, cases: Sequence[PreparedCase], target: int) -> None:
+        super().__init__(network, config, cases)
+        self.settings = config.locate
+        self.target = target
+
+    def loss(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch and the scalars for the log."""
+        with self._autocast():
+            logits = self.network(batch.images)
+        return segmentation_loss(logits, batch.labels, 1.0, 1.0, IGNORE_CLASS, batch.unknown), {}
+
+    def score(self, case: PreparedCase) -> float | None:
+        """Return the target's Dice on the whole coarse scan; None where it was not contoured."""
+        if self.target in case.unknown:
+            return None
+        coarse = torch.from_numpy(case.coarse.array).to(self.device)
+        labels = torch.from_numpy(case.coarse_labels.array).to(self.device)
+        probabilities = class_probabilities(
+            self.network, coarse, self.config.locate.hu_window, self.config.precision
+        )
+        return dice(probabilities.argmax(dim=0) == self.target, labels == self.target)
+
+
+class SegmentModule(StageModule):
+    """Stage 2: Dice and cross-entropy, and the voxel-metric branch on the decoder's maps.
+
+    Args:
+        network: of stage 2.
+        config: of the training.
+        cases: validation cases; those without a fine box are passed over.
+        classes: background included.
+        patches: of the offline baseline, where the configuration asks for it.
+    """
+
+    stage, stream = "segment", SEGMENT_STAGE
+    settings: SegmentConfig
+
+    def __init__(
+        self,
+        network: Network,
+        config: TrainConfig,
+        cases: Sequence[PreparedCase],
+        classes: int,
+        patches: PatchBatches | None = None,
+    ) -> None:
+        super().__init__(network, config, [case for case in cases if case.fine is not None])
+        self.settings = config.segment
+        self.classes = classes
+        self.metric = build_metric(network, config, classes)
+        self._on_voxels: GraphedBranch | None = None
+        if self.metric is not None and not isinstance(self.metric, PatchMetricLoss):
+            self._on_voxels = GraphedBranch(self.metric)
+        self.patches = patches
+
+    def loss(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch and the scalars for the log."""
+        settings = self.config
+        with self._autocast():
+            logits, maps, _ = self.network.forward_with_maps(batch.images)
+        loss = segmentation_loss(
+            logits,
+            batch.labels,
+            settings.segment.dice_weight,
+            settings.segment.cross_entropy_weight,
+            IGNORE_CLASS,
+            batch.unknown,
+        )
+        if self.metric is None:
+            return loss, {}
+        branch, facts = self._branch_loss(maps, logits, certain_labels(batch.labels, batch.unknown), update)
+        rise = min(1.0, update / settings.metric.warm_up_updates) if settings.metric.warm_up_updates else 1.0
+        return loss + settings.metric.weight * rise * branch, {"segmentation": loss.detach(), **facts}
+
+    def _branch_loss(
+        self, maps: Sequence[Tensor], logits: Tensor, labels: Tensor, update: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the branch's unweighted loss and its scalars for the log."""
+        settings = self.config
+        with self._autocast():
+            if isinstance(self.metric, PatchMetricLoss):
+                assert self.patches is not None
+                generator = update_generator(settings.seed, PATCH_STREAM, update, self.device)
+                patches = self.patches.draw(update, generator)
+                out = self.metric(self.network.encode(patches)[-1])
+            else:
+                assert self._on_voxels is not None
+                taps = [maps[tap] for tap in settings.metric.taps]
+                spacing_mm = settings.segment.spacing_mm[-self.network.spatial_dims :]
+                out = self._on_voxels(taps, labels, logits, spacing_mm)
+        return out.loss, {**{name: part.detach() for name, part in out.parts.items()}, **out.statistics}
+
+    def score(self, case: PreparedCase) -> float | None:
+        """Return the mean Dice of the structures that were contoured, in the crop around the true centre."""
+        spec = segment_spec(self.settings, self.classes)
+        crop = case.central_crop(spec.crop_voxels)
+        assert crop is not None
+        hu, labels = (torch.from_numpy(v.array).to(self.device) for v in crop)
+        found = crop_probabilities(self.network, spec, hu, self.config.precision).argmax(dim=0)
+        known = (k for k in range(1, self.classes) if k not in case.unknown)
+        scores = [dice(found == k, labels == k) for k in known]
+        present = [s for s in scores if s is not None]
+        return sum(present) / len(present) if present else None
+
+
+def dice(found: Tensor, wanted: Tensor) -> float | None:
+    """Return the Dice of two masks; None where both are empty."""
+    total = int(found.sum()) + int(wanted.sum())
+    return 2 * int((found & wanted).sum()) / total if total else None

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from lightning.fabric.loggers.logger import Logger
 from torch import Tensor
 
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo
@@ -21,9 +22,9 @@ from metricunet.files.claim import CLAIM_NAME
 from metricunet.files.own import STAGING, OwnFiles
 from metricunet.hu import why_not_hu
 from metricunet.structures import class_of
-from metricunet.training.callbacks import Watch, check_log
 from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config
+from metricunet.training.log import Watch, check_log
 
 Progress = Callable[[int, int], None]
 #: A target seen in fewer scans than this cannot be learned.
@@ -46,6 +47,7 @@ class Run:
         resume: whether the folder holds a run that was stopped.
         watch: told how far a stage is, in place of a progress bar.
         start: weights to begin from, by their names in a model file; None for random ones.
+        loggers: told the numbers of each epoch, beside log.csv; they stay open.
     """
 
     folder: Path
@@ -59,6 +61,7 @@ class Run:
     resume: bool
     watch: Watch | None = None
     start: dict[str, Tensor] | None = None
+    loggers: tuple[Logger, ...] = ()
 
     @property
     def labels(self) -> dict[str, int]:
