@@ -28,7 +28,7 @@ REACHED_BY = {
     "files/dicom/stack.py": ("check", "predict"),
 }
 #: Not advice: the command lines of other programs, of ours as it is started, and what is replaced in a message.
-OF_OTHERS = {"workflows/validate/others.py", "workflows/bench/predict.py", "study/settings.py"}
+OF_OTHERS = {"workflows/validate/others.py", "workflows/bench/predict.py"}
 #: Stands before any command.
 OF_ALL = "--debug"
 OPTION = re.compile(r"(?:\b([a-z]+) )?(--[a-z][a-z-]+)")

@@ -12,7 +12,7 @@ from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
 from metricunet.phantom import displace_cohort, make_cohort, reader_path
-from metricunet.study.settings import Labels, PhantomRecipe, Study
+from metricunet.study.design import Labels, PhantomRecipe, Study
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")

@@ -14,9 +14,9 @@ from metricunet.evaluation.summary import CaseRow, cases_csv
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.inference.predictor import Predictor
 from metricunet.study.data import ScoredCase
+from metricunet.study.folds import make_cut, reach_mm, read_cut, read_located
 from metricunet.study.run import StudyResult
-from metricunet.study.score import segment_cut
-from metricunet.study.stage_one import make_cut, reach_mm, read_cut, read_located
+from metricunet.study.scoring import segment_cut
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.fit import Located, open_run
 from metricunet.training.run import Run
