@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from metricunet.cohort.layout import read_cohort
 from metricunet.errors import InputError
 from metricunet.evaluation.features import VoxelFeatures, measure_features
-from metricunet.evaluation.measures import measure
+from metricunet.evaluation.measures import Measures, measure
 from metricunet.evaluation.smoothness import measure_smoothness
 from metricunet.evaluation.summary import CaseRow, cases_csv
 from metricunet.files.nifti import read_labels, read_nifti
@@ -129,19 +129,19 @@ def test_what_was_not_contoured_is_not_measured() -> None:
     found[2:4, 6:9, 6:9] = 2
     predictor: Any = SimpleNamespace(segment=lambda image, located: SimpleNamespace(labels=Volume(found, GRID)))
     where = Localisation("found", 1.0, "", np.zeros(3), 1.0)
-    outcomes, smoothness = [], []
+    dice = []
     for unknown in ((), ("bladder",)):
         cut = Cut("a", Volume(labels, GRID), {"truth": Volume(labels, GRID)}, where, "", unknown)
         scored = segment_cut(predictor, cut, {"prostate": 1, "bladder": 2}, None)
-        prostate, bladder = scored.rows("truth")
-        overlap = {one.structure: one.values["dice"] for one in scored.overlap("truth")}
-        assert overlap == {"prostate": 1.0, "bladder": bladder.measures.dice}
-        assert prostate.measures.dice == 1
-        outcomes.append(bladder.outcome)
-        lines = {structure: values for _, structure, values in scored.smoothness()}
-        smoothness.append(any(value is not None for value in lines["bladder"].values()))
-    assert outcomes == ["false_positive", "not_contoured"]
-    assert smoothness[1] is False
+        prostate, bladder = scored.overlap("truth")
+        assert (prostate.case, prostate.structure, bladder.structure) == ("a", "prostate", "bladder")
+        assert prostate.values["dice"] == 1
+        dice.append(bladder.values["dice"])
+    assert dice == [0.0, None]
+    prostate, bladder = scored.smoothness()
+    assert (prostate.structure, bladder.structure) == ("prostate", "bladder")
+    assert prostate.values["contour_length_excess_percent"] == 0
+    assert set(bladder.values.values()) == {None}
 
 
 def test_rows_of_one_stage_are_those_of_whole_scans(one_stage_study: Whole, study_cohort: Path) -> None:
@@ -187,10 +187,10 @@ def test_a_mask_far_from_the_target_counts(one_stage_study: Whole, study_cohort:
     case = read_cohort(study_cohort).test[0]
     assert case.label is not None
     scored = segment_whole_scan(run, located, ScoredCase(case.name, case.image, {"truth": case.label}))
-    (row,) = scored.rows("truth")
-    assert row.measures.dice == 0
-    assert row.measures.sensitivity == 0
-    assert (row.measures.hd95_mm or 0) > 40
+    (measured,) = scored.overlap("truth")
+    assert measured.values["dice"] == 0
+    assert measured.values["sensitivity"] == 0
+    assert (measured.values["hd95_mm"] or 0) > 40
     assert 8**3 * 0.8 < scored.values.sum() * 4 * 3 * 3 / 4**3 < 8**3 * 1.2
 
 
@@ -214,8 +214,8 @@ def test_a_network_that_finds_nothing_misses_every_target(
     assert case.label is not None
     silent = replace(located, network=Silent())  # type: ignore[arg-type]
     scored = segment_whole_scan(run, silent, ScoredCase(case.name, case.image, {"truth": case.label}))
-    (row,) = scored.rows("truth")
-    assert row.measures.outcome == "missed"
+    (measured,) = scored.overlap("truth")
+    assert Measures(**measured.values).outcome == "missed"
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.3, 0.9, 0.9), (5.0, 1.1, 2.9)])

@@ -12,7 +12,7 @@ scored on the whole scan, for it may lie anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from metricunet.cohort.prepare import AIR_HU, IGNORE_CLASS
 from metricunet.evaluation.features import FEATURE_NAMES, VoxelFeatures, band_features, fit_probes
-from metricunet.evaluation.measures import MEASURE_NAMES, NOTHING, measure
-from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES, measure_smoothness
-from metricunet.evaluation.summary import CaseRow
+from metricunet.evaluation.measures import MEASURE_NAMES, Measures, measure
+from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES, Smoothness, measure_smoothness
 from metricunet.files.record import sha256
 from metricunet.inference.locate import localise
 from metricunet.inference.masks import box_of, keep_largest_piece, likeliest
@@ -86,24 +85,21 @@ class ScoredCut:
             mask = reference.with_array((self.values == value) & known)
             yield structure, mask, reference.with_array(reference.array == value)
 
-    def rows(self, whose: str) -> list[CaseRow]:
-        """Evaluate every structure against a reference; what was not contoured has no measures."""
-        measured = {s: measure(mask, reference) for s, mask, reference in self.pairs(whose)}
-        return [CaseRow(self.cut.name, s, measured.get(s, NOTHING), s in measured) for s in self.labels]
-
     def overlap(self, whose: str) -> list[Measured]:
-        """Measure overlap and surfaces of every structure against a reference."""
-        return [
-            Measured(row.case, row.structure, {name: row.measures.value(name) for name in MEASURE_NAMES})
-            for row in self.rows(whose)
-        ]
+        """Measure overlap and surfaces of every structure against a reference; no values if not contoured."""
+        return self._measured(whose, measure, MEASURE_NAMES)
 
     def smoothness(self) -> list[Measured]:
-        """Measure the smoothness of every structure against the true shape; none where it is not known."""
-        values: dict[str, Mapping[str, float | None]] = {s: dict.fromkeys(SMOOTHNESS_NAMES) for s in self.labels}
-        for structure, mask, reference in self.pairs(TRUTH):
-            found = measure_smoothness(mask, reference)
-            values[structure] = {name: found.value(name) for name in SMOOTHNESS_NAMES}
+        """Measure the smoothness of every structure against the true shape; no values if not contoured."""
+        return self._measured(TRUTH, measure_smoothness, SMOOTHNESS_NAMES)
+
+    def _measured(
+        self, whose: str, measured: Callable[[Volume, Volume], Measures | Smoothness], names: Sequence[str]
+    ) -> list[Measured]:
+        values: dict[str, Mapping[str, float | None]] = {s: dict.fromkeys(names) for s in self.labels}
+        for structure, mask, reference in self.pairs(whose):
+            found = measured(mask, reference)
+            values[structure] = {name: found.value(name) for name in names}
         return [Measured(self.cut.name, structure, of_structure) for structure, of_structure in values.items()]
 
 
