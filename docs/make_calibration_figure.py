@@ -32,7 +32,7 @@ from metricunet.files.nifti import read_labels
 from metricunet.inference.boundary import boundary_error
 from metricunet.inference.predictor import Prediction, Predictor
 from metricunet.inference.temperature import tempered
-from metricunet.study.stage_one import Cut, read_cut
+from metricunet.study.folds import Cut, read_cut
 from metricunet.training.calibrate import calibrate
 from metricunet.volume import Volume, resample_labels
 

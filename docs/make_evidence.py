@@ -20,11 +20,11 @@ from statistics import median
 from typing import Any
 
 from metricunet.files.atomic import write_json, write_text
-from metricunet.study.board import duration
-from metricunet.study.conclusions import Conclusions, conclude, write_conclusions
-from metricunet.study.examples import EXAMPLES, FEATURE_AXES, FEATURE_MAPS
+from metricunet.study.examples import EXAMPLE_PICTURES
 from metricunet.study.figures import draw_figures
-from metricunet.study.sections import sections
+from metricunet.study.progress import duration
+from metricunet.study.report import sections
+from metricunet.study.verdicts import Conclusions, conclude, write_conclusions
 
 DOCS = Path(__file__).parent
 TABLES = ("study.yaml", "cases.csv", "cases-reader.csv", "smoothness.csv", "features.csv")
@@ -64,7 +64,7 @@ def copy_tables(study: Path, folder: Path) -> None:
 
 def copy_pictures(study: Path, docs: Path) -> None:
     """Copy a study's pictures of cases."""
-    for name in (EXAMPLES, FEATURE_AXES, FEATURE_MAPS):
+    for name in EXAMPLE_PICTURES:
         if (study / "figures" / name).is_file():
             shutil.copyfile(study / "figures" / name, docs / "images" / f"evidence-{name}")
 

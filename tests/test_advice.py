@@ -33,7 +33,6 @@ OF_OTHERS = {
     "workflows/commission/other_programs.py",
     "workflows/bench/predict.py",
     "workflows/bench/train.py",
-    "study/settings.py",
 }
 #: Stands before any command.
 OF_ALL = "--debug"

@@ -311,7 +311,7 @@ def study(
     typer.echo(result.text)
     typer.echo(f"tables: {result.tables}")
     for failed in result.failed:
-        _say_failed(f"{failed.job.title}: {failed.error}", failed.cause)
+        _say_failed(f"{failed.spec.title}: {failed.error}", failed.cause)
     raise typer.Exit(SOME_FAILED if result.failed else DONE)
 
 

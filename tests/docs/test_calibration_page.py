@@ -13,7 +13,7 @@ import pytest
 
 from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.inference.predictor import Predictor
-from metricunet.study.stage_one import Cut
+from metricunet.study.folds import Cut
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "calibration.md").read_text(encoding="utf-8")

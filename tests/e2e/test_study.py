@@ -20,10 +20,10 @@ from metricunet.study import runs
 
 carry_out = runs.carry_out
 
-def two(job, watch):
-    if job.arm == "control":
+def two(spec, watch):
+    if spec.arm == "control":
         os.kill(os.getpid(), signal.SIGKILL)
-    return carry_out(job, watch)
+    return carry_out(spec, watch)
 
 runs.carry_out = two
 main()

@@ -355,7 +355,7 @@ def info_json(trial: Trial) -> None:
 
 def configuration(trial: Trial) -> None:
     if trial.victim.name == "study.yaml":
-        from metricunet.study.settings import load_study
+        from metricunet.study.design import load_study
 
         load_study(trial.victim)
     else:

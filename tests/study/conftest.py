@@ -83,3 +83,14 @@ def copied_study(whole_study: tuple[Path, Path, StudyResult], tmp_path: Path) ->
     file, output, _ = whole_study
     shutil.copytree(output, tmp_path / "out")
     return Path(shutil.copy(file, tmp_path / "study.yaml")), tmp_path / "out"
+
+
+@pytest.fixture(scope="session")
+def one_stage_study(
+    study_cohort: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, StudyResult]:
+    """A study of an arm of one stage beside one of two: its file, its folder and its result. Not to be changed."""
+    folder = tmp_path_factory.mktemp("one-stage")
+    arms = {"whole": {"stages": 1, "settings": {"locate": {"spacing_mm": [4, 4, 4], "epochs": 3}}}, "cropped": {}}
+    file = write_study(folder / "study.yaml", study_cohort, arms=arms, seeds=[0])
+    return file, folder / "out", study(file, folder / "out", device="cpu")

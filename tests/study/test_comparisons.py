@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 from metricunet.study.comparisons import COLUMNS, Compared, Contrast, comparisons_csv, contrasts
-from metricunet.study.conclusions import Conclusions, conclude, write_conclusions
-from metricunet.study.settings import load_study
+from metricunet.study.design import load_study
+from metricunet.study.verdicts import Conclusions, conclude, write_conclusions
 from tests.support.tables import PAIR, make_tables
 
 SEEDS, CASES = (0, 1, 2), 12
@@ -150,7 +150,7 @@ def test_which_arms_are_compared(tmp_path: Path) -> None:
     }  # fmt: skip
     assert concluded.comparisons.left_out[0] == "method − offline: offline has no finished run with all cases"
     assert len(concluded.comparisons.left_out) == 5
-    assert {one.place for one in concluded.judged} == {"primary"}
+    assert {one.role for one in concluded.judged} == {"primary"}
 
 
 def test_arms_that_cannot_be_paired_are_named(tmp_path: Path) -> None:

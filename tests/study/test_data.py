@@ -10,8 +10,8 @@ import pytest
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import split_for
 from metricunet.errors import InputError
-from metricunet.study.data import scored_cases, study_data
-from metricunet.study.settings import load_study
+from metricunet.study.data import scored_cases, spread, study_data
+from metricunet.study.design import load_study
 from tests.study.conftest import write_study
 from tests.support.cohorts import make_tiny_cohort
 
@@ -98,3 +98,9 @@ def test_a_test_case_without_contours_is_refused(tmp_path: Path) -> None:
     (cohort / "labelsTs" / "case_04.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case_04_0000.*no contours.*add labelsTs/case_04"):
         study_data(load_study(write_study(tmp_path / "s.yaml", cohort)), tmp_path / "out")
+
+
+def test_a_sample_is_spread_over_all() -> None:
+    assert spread(range(10), 3) == [0, 3, 6]
+    assert spread(range(2), 3) == [0, 1]
+    assert spread([], 3) == []

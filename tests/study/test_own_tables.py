@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,10 @@ from metricunet.errors import InputError
 from metricunet.files.own import read_sealed
 from metricunet.study import run as run_module
 from metricunet.study import runs
-from metricunet.study.job import RunJob
-from metricunet.study.outcome import STUDY_RECORD
-from metricunet.study.run import study
-from metricunet.study.stage_one import FoldJob, FoldReady
+from metricunet.study.folds import FoldSpec, PreparedFold
+from metricunet.study.run import STUDY_RECORD, study
+from metricunet.study.runs import Pipeline, TwoStages
+from metricunet.study.scoring import ScoredCut
 from tests.study.conftest import SHORT, write_study
 from tests.study.test_run import RESULTS
 from tests.support.cohorts import make_tiny_cohort
@@ -93,9 +94,18 @@ def test_a_study_into_its_cohort_or_above_it_is_refused(study_cohort: Path, tmp_
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("step", ["way_of", "write_rows", "smoothness_lines", "write_beyond", "run_facts"])
+@pytest.mark.parametrize(
+    ("where", "step"),
+    [
+        (TwoStages, "train"),
+        (ScoredCut, "overlap"),
+        (ScoredCut, "smoothness"),
+        (runs, "write_table"),
+        (runs, "run_facts"),
+    ],
+)
 def test_a_fault_of_any_kind_in_one_run_leaves_the_others_their_results(
-    copied_study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, step: str
+    copied_study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, where: Any, step: str
 ) -> None:
     file, output = copied_study
     whole = contents(output)
@@ -103,22 +113,22 @@ def test_a_fault_of_any_kind_in_one_run_leaves_the_others_their_results(
     for name in ("cases.csv", "smoothness.csv", "features.csv"):
         (broken / name).unlink()
         (output / "runs" / "metric" / "fold-0" / "seed-0" / name).unlink()
-    carry_out, sound = runs._train_and_score, getattr(runs, step)
+    train_and_score, sound = runs._train_and_score, getattr(where, step)
 
     def raising(*words: object, **named: object) -> None:
         raise KeyError("two\nlines")
 
-    def faulty(job: RunJob, watch: object) -> None:
-        if job.folder == broken:
-            monkeypatch.setattr(runs, step, raising)
+    def faulty(pipeline: Pipeline) -> None:
+        if pipeline.spec.folder == broken:
+            monkeypatch.setattr(where, step, raising)
         try:
-            carry_out(job, watch)  # type: ignore[arg-type]
+            train_and_score(pipeline)
         finally:
-            monkeypatch.setattr(runs, step, sound)
+            monkeypatch.setattr(where, step, sound)
 
     monkeypatch.setattr(runs, "_train_and_score", faulty)
     result = study(file, output, device="cpu")
-    assert [(run.job.folder, run.error) for run in result.failed] == [
+    assert [(run.spec.folder, run.error) for run in result.failed] == [
         (broken, "an unexpected KeyError stopped it: 'two\\nlines'")
     ]
     assert "Failed, and not in the tables: plain, fold 0, seed 1: an unexpected KeyError" in result.text
@@ -140,17 +150,17 @@ def test_a_fault_in_one_stage_1_leaves_the_runs_of_other_folds(
     file = write_study(tmp_path / "s.yaml", cohort, folds=[0, 1], seeds=[0], arms=arms)
     prepare = run_module.prepare_fold
 
-    def faulty(job: FoldJob, bar: object) -> FoldReady:
-        if job.fold == 0:
+    def faulty(spec: FoldSpec, bar: object) -> PreparedFold:
+        if spec.fold == 0:
             raise ZeroDivisionError("by chance")
-        return prepare(job, bar)  # type: ignore[arg-type]
+        return prepare(spec, bar)  # type: ignore[arg-type]
 
     monkeypatch.setattr(run_module, "prepare_fold", faulty)
     result = study(file, tmp_path / "out", device="cpu")
-    assert [(run.job.fold, run.error) for run in result.failed] == [
+    assert [(run.spec.fold, run.error) for run in result.failed] == [
         (0, "stage 1: an unexpected ZeroDivisionError stopped it: by chance")
     ]
     assert "| plain | 0 | " in result.text
-    monkeypatch.setattr(run_module, "prepare_fold", lambda job, bar: faulty(replace(job, fold=0), bar))
+    monkeypatch.setattr(run_module, "prepare_fold", lambda spec, bar: faulty(replace(spec, fold=0), bar))
     with pytest.raises(InputError, match="stage 1: an unexpected ZeroDivisionError stopped it: by chance"):
         study(file, tmp_path / "other", device="cpu")

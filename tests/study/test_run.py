@@ -16,7 +16,9 @@ import yaml
 
 from metricunet.errors import InputError
 from metricunet.evaluation.summary import CSV_COLUMNS
+from metricunet.study.report import describe
 from metricunet.study.run import StudyResult, study
+from metricunet.study.verdicts import conclude
 from tests.study.conftest import SHORT, write_study
 from tests.support.cohorts import make_tiny_cohort
 
@@ -121,7 +123,7 @@ def in_an_epoch(progress, done, val_dice=None):
 
 StageProgress.show = in_an_epoch
 if where == "rows":
-    runs.write_rows = lambda *row: die()
+    runs.write_table = lambda *table: die()
 run.study(Path(sys.argv[1]), Path(sys.argv[2]), device="cpu")
 """
 
@@ -200,3 +202,26 @@ def test_a_changed_scan_is_noticed(copied_study: tuple[Path, Path], study_cohort
         shutil.copy(cohort / f"{one}Ts/case_05{other}.nii.gz", cohort / f"{one}Ts/case_06{other}.nii.gz")
     with pytest.raises(InputError, match=r"begun with other settings or cases.*other scored cases"):
         study(write_study(file, cohort), output, device="cpu")
+
+
+def test_what_a_study_says_of_an_arm_of_one_stage(one_stage_study: Whole) -> None:
+    file, output, result = one_stage_study
+    assert not result.failed
+    plan = conclude(output).plan
+    assert describe(plan.arms["whole"], plan.stages("whole"))[0] == "U-Net, 3D, one stage at 4 mm"
+    smoothness = (output / "smoothness.csv").read_text().splitlines()
+    assert sum(line.startswith("whole,") for line in smoothness) == 4
+    features = [line for line in (output / "features.csv").read_text().splitlines() if line.startswith("whole,")]
+    assert len(features) == 4
+    assert all(line.endswith(",,,") for line in features)
+    again = study(file, output, device="cpu", engine=lambda specs: pytest.fail(str(specs)) if specs else [])
+    assert again.text == result.text
+
+
+def test_a_run_of_two_stages_is_not_taken_for_one(one_stage_study: Whole, tmp_path: Path) -> None:
+    file, output, _ = one_stage_study
+    content = yaml.safe_load(file.read_text())
+    content["arms"] = {"cropped": {"stages": 1}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="stages was 2, is 1"):
+        study(tmp_path / "study.yaml", output, device="cpu")

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from metricunet.errors import InputError
 from metricunet.files.model import read_model
+from metricunet.inference.predictor import Predictor
 from metricunet.study import runs
-from metricunet.study.job import RunJob
+from metricunet.study.folds import shared_stage_one
 from metricunet.study.run import study
-from metricunet.study.runs import RunDone, carry_out, finished, hand_out
+from metricunet.study.runs import RunResult, RunSpec, carry_out, finished, hand_out
+from metricunet.study.scoring import cut_predictor
 from metricunet.training.objectives import SegmentModule
 from tests.study.conftest import SHORT, TINY_BASE, write_study
 from tests.support.cohorts import edit_json
@@ -70,49 +72,51 @@ def test_all_runs_of_a_fold_share_stage_one(whole_study: tuple[Path, Path, Any])
         assert any(not torch.equal(other[k], v) for k, v in first.items() if k.startswith("segment."))
 
 
-def jobs_of(file: Path, output: Path) -> list[RunJob]:
-    """The jobs that a study hands out or finds finished."""
-    return [run.job for run in study(file, output, device="cpu").runs]
+def specs_of(file: Path, output: Path) -> list[RunSpec]:
+    """The runs that a study hands out or finds finished."""
+    return [run.spec for run in study(file, output, device="cpu").runs]
 
 
 def test_an_engine_can_carry_out_runs_elsewhere_and_in_any_order(
     copied_study: tuple[Path, Path],
 ) -> None:
-    handed: list[RunJob] = []
+    handed: list[RunSpec] = []
 
-    def backwards(jobs: Sequence[RunJob]) -> Iterator[RunDone]:
-        handed.extend(jobs)
+    def backwards(specs: Sequence[RunSpec]) -> Iterator[RunResult]:
+        handed.extend(specs)
         work = pickle.loads(pickle.dumps(carry_out))
-        for job in reversed(jobs):
-            yield pickle.loads(pickle.dumps(work(pickle.loads(pickle.dumps(job)))))
+        for spec in reversed(specs):
+            yield pickle.loads(pickle.dumps(work(pickle.loads(pickle.dumps(spec)))))
 
     file, output = copied_study
     before = {name: (output / name).read_bytes() for name in ("cases.csv", "tables.md", "tables.csv")}
     shutil.rmtree(output / "runs")
     study(file, output, device="cpu", engine=backwards)
-    assert [(job.arm, job.seed) for job in handed] == [("plain", 0), ("plain", 1), ("metric", 0), ("metric", 1)]
+    assert [(spec.arm, spec.seed) for spec in handed] == [("plain", 0), ("plain", 1), ("metric", 0), ("metric", 1)]
     assert {name: (output / name).read_bytes() for name in before} == before
 
 
 def test_runs_that_an_engine_leaves_out_are_not_in_the_tables(copied_study: tuple[Path, Path]) -> None:
     file, output = copied_study
     shutil.rmtree(output / "runs" / "metric" / "fold-0" / "seed-1")
-    result = study(file, output, device="cpu", engine=lambda jobs: ())
-    assert [(run.job.arm, run.job.seed, run.error) for run in result.failed] == [("metric", 1, "not carried out")]
+    result = study(file, output, device="cpu", engine=lambda specs: ())
+    assert [(run.spec.arm, run.spec.seed, run.error) for run in result.failed] == [
+        ("metric", 1, "not carried out")
+    ]
     assert "Failed, and not in the tables: metric, fold 0, seed 1: not carried out" in result.text
     assert (output / "smoothness.csv").read_text().count("\nmetric,") == 4
 
 
 def test_a_finished_run_is_one_with_all_its_rows_and_the_same_key(copied_study: tuple[Path, Path]) -> None:
     file, output = copied_study
-    job = jobs_of(file, output)[0]
-    done = finished(job)
+    spec = specs_of(file, output)[0]
+    done = finished(spec)
     assert done is not None
     assert done.error is None
     assert done.val_dice is not None
     assert done.seconds > 0
-    (job.folder / "cases.csv").unlink()
-    assert finished(job) is None
+    (spec.folder / "cases.csv").unlink()
+    assert finished(spec) is None
 
 
 @pytest.mark.parametrize(
@@ -157,7 +161,7 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_others(
     said: list[str] = []
     write_study(file, study_cohort, arms={"wild": wild, "plain": {"seeds": [0]}})
     result = study(file, output, device="cpu", say=said.append)
-    assert [run.job.arm for run in result.failed] == ["wild"]
+    assert [run.spec.arm for run in result.failed] == ["wild"]
     assert "Failed, and not in the tables: wild, fold 0, seed 0: stage segment diverged" in result.text
     assert "| plain | 0 |" in result.text
     assert "| wild |" not in result.text
@@ -172,11 +176,11 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_others(
 def test_handing_out_here_is_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
-    def pretend(job: Any, watch: Any = None) -> Any:
-        order.append(f"did {job}")
+    def pretend(spec: Any, watch: Any = None) -> Any:
+        order.append(f"did {spec}")
         if watch is not None:
             watch("segment", 1, 2, None)
-        return job
+        return spec
 
     monkeypatch.setattr(runs, "carry_out", pretend)
     told: list[Any] = []
@@ -184,3 +188,54 @@ def test_handing_out_here_is_one_after_the_other(monkeypatch: pytest.MonkeyPatch
         order.append(f"got {done}")
     assert order == ["did a", "got a", "did b", "got b"]
     assert told == [("a", "segment", 1, 2, None), ("b", "segment", 1, 2, None)]
+
+
+def test_finished_runs_get_what_they_lack_without_training(
+    copied_study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a version left them that knew neither file."""
+    file, output = copied_study
+    names = ["smoothness.csv", "features.csv"]
+    paths = [p for name in names for p in [output / name, *output.glob(f"runs/*/*/*/{name}")]]
+    before = {p: p.read_bytes() for p in paths}
+    shutil.rmtree(output / "stage-one" / "fold-0" / "fitting")
+    for path in paths:
+        path.unlink()
+    kept = {p: p.stat().st_mtime_ns for p in output.rglob("runs/*/*/*/*") if p.is_file()}
+    monkeypatch.setattr("metricunet.study.runs._train_and_score", lambda *_: pytest.fail("trained again"))
+    study(file, output, device="cpu")
+    assert {p: p.read_bytes() for p in paths} == before
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+def test_a_run_lacks_nothing_but_what_is_missing(copied_study: tuple[Path, Path]) -> None:
+    file, output = copied_study
+    spec = specs_of(file, output)[0]
+    (spec.folder / "features.csv").unlink()
+    assert finished(spec) is None
+    smoothness = (spec.folder / "smoothness.csv").stat().st_mtime_ns
+    assert carry_out(spec).error is None
+    assert finished(spec) is not None
+    assert (spec.folder / "smoothness.csv").stat().st_mtime_ns == smoothness
+
+
+def test_a_run_reads_its_model_once_and_the_runs_of_a_fold_their_stage_1(
+    copied_study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, output = copied_study
+    specs = specs_of(file, output)
+    read: list[Path] = []
+
+    def counted(model: Path, device: str) -> Predictor:
+        read.append(model)
+        return cut_predictor(model, device)
+
+    monkeypatch.setattr(runs, "cut_predictor", counted)
+    shared_stage_one.cache_clear()
+    for spec in specs[:2]:
+        before = {table.name: (spec.folder / table.name).read_bytes() for table in spec.tables}
+        shutil.rmtree(spec.folder)
+        assert carry_out(spec).error is None
+        assert {name: (spec.folder / name).read_bytes() for name in before} == before
+    assert read == [spec.folder / "model.safetensors" for spec in specs[:2]]
+    assert (shared_stage_one.cache_info().misses, shared_stage_one.cache_info().hits) == (1, 1)

@@ -26,21 +26,21 @@ Whole = tuple[Path, Path, StudyResult]
 PARTNER = """
 import sys
 from pathlib import Path
-from metricunet.study import run, runs, stage_one
+from metricunet.study import run, runs
 
 train, fold = runs._train_and_score, run.prepare_fold
 
-def carry_out(job, watch):
-    print(f"run {job.arm} {job.seed}", flush=True)
+def train_and_score(pipeline):
+    print(f"run {pipeline.spec.arm} {pipeline.spec.seed}", flush=True)
     sys.stdin.readline()
-    train(job, watch)
+    train(pipeline)
 
-def prepare(job, bar):
+def prepare(spec, bar):
     print("stage 1", flush=True)
     sys.stdin.readline()
-    return fold(job, bar)
+    return fold(spec, bar)
 
-runs._train_and_score, run.prepare_fold = carry_out, prepare
+runs._train_and_score, run.prepare_fold = train_and_score, prepare
 run.study(Path(sys.argv[1]), Path(sys.argv[2]), device="cpu", say=lambda line: print(line, flush=True))
 print("done", flush=True)
 """

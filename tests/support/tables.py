@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import numpy as np
 import yaml
 
 from metricunet.evaluation.measures import Measures
-from metricunet.evaluation.summary import CaseRow
-from metricunet.study.beyond import COLUMNS, FEATURES_FILE, SMOOTHNESS_FILE, Line, write_beyond
-from metricunet.study.score import join_rows, write_rows
+from metricunet.study.results import FEATURES, SMOOTHNESS, Row, cases_table, join_tables, write_table
+from metricunet.study.scoring import Measured
 
 #: Arm to how much better it is than the first, in standard deviations of a case's noise.
 ARMS = {"base": 0.0, "method": 1.0, "control": 0.2}
@@ -57,34 +57,36 @@ def make_tables(
     (folder / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     generator = np.random.default_rng(7)
     hard = generator.normal(size=cases)
-    files: dict[str, list[Path]] = {}
+    tables = (cases_table("truth"), cases_table("reader"), SMOOTHNESS, FEATURES)
+    runs: list[Path] = []
     for arm, better in arms.items():
         for seed in seeds:
-            run = folder / "runs" / f"{arm}-{seed}"
+            runs.append(folder / "runs" / f"{arm}-{seed}")
             lost = {k for s, k in (missed or {}).get(arm, ()) if s == seed}
             quality = hard + better + 0.7 * generator.normal(size=cases) + 0.2 * generator.normal()
             names = [f"case_{k:03d}" for k in range(cases)]
-            for name, shift in (("cases.csv", 0.0), ("cases-reader.csv", -1.0)):
-                rows = [
-                    CaseRow(
-                        n, "prostate", Measures(0, None, 0, 0, None, 0, -30) if k in lost else measures(q + shift)
-                    )
-                    for k, (n, q) in enumerate(zip(names, quality, strict=True))
-                ]
-                write_rows(run / name, arm, seed, 0, rows)
-            write_beyond(run / SMOOTHNESS_FILE, arm, seed, 0, list(_smooth(names, quality, lost)))
-            write_beyond(run / FEATURES_FILE, arm, seed, 0, list(_features(names, quality)))
-            for path in run.iterdir():
-                files.setdefault(path.name, []).append(path)
-    for name, paths in files.items():
-        text = join_rows(paths, COLUMNS[name]) if name in COLUMNS else join_rows(paths)
-        (folder / name).write_text(text)
+            found = (
+                _overlap(names, quality, lost),
+                _overlap(names, quality - 1.0, lost),
+                _smooth(names, quality, lost),
+                _features(names, quality),
+            )
+            for table, measured in zip(tables, found, strict=True):
+                write_table(runs[-1], table, [Row(arm, seed, 0, *one) for one in measured])
+    for table in tables:
+        (folder / table.name).write_text(join_tables(runs, table))
     return folder
 
 
-def _smooth(names: Sequence[str], quality: np.ndarray, lost: set[int]) -> list[Line]:
+def _overlap(names: Sequence[str], quality: np.ndarray, lost: set[int]) -> list[Measured]:
+    nothing = Measures(0, None, 0, 0, None, 0, -30)
+    found = [nothing if k in lost else measures(q) for k, q in enumerate(quality)]
+    return [Measured(name, "prostate", asdict(of_case)) for name, of_case in zip(names, found, strict=True)]
+
+
+def _smooth(names: Sequence[str], quality: np.ndarray, lost: set[int]) -> list[Measured]:
     return [
-        (
+        Measured(
             name,
             "prostate",
             {
@@ -97,9 +99,9 @@ def _smooth(names: Sequence[str], quality: np.ndarray, lost: set[int]) -> list[L
     ]
 
 
-def _features(names: Sequence[str], quality: np.ndarray) -> list[Line]:
+def _features(names: Sequence[str], quality: np.ndarray) -> list[Measured]:
     return [
-        (
+        Measured(
             name,
             None,
             {

@@ -53,6 +53,11 @@ class Definition:
     text: str
 
     @property
+    def heading(self) -> str:
+        """Title with the unit in brackets, as over a column."""
+        return f"{self.title} [{self.unit}]" if self.unit else self.title
+
+    @property
     def is_ratio(self) -> bool:
         """Tell whether the measure runs from 0 to 1 (best)."""
         return not self.unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -169,13 +169,32 @@ def _statistics(definition: Definition, measured: list[Measures]) -> Statistics:
 
 def cases_csv(rows: Iterable[CaseRow]) -> str:
     """Return cases.csv: a line for each row, blank where a measure has no value."""
+    return table_csv(
+        CSV_COLUMNS,
+        (
+            [row.case, row.structure, *(csv_number(row.measures.value(name)) for name in MEASURE_NAMES)]
+            for row in rows
+        ),
+    )
+
+
+def table_csv(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """Return a table as CSV.
+
+    Args:
+        columns: the heading.
+        lines: values in the order of the columns; None is blank.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for row in rows:
-        values = [row.measures.value(name) for name in MEASURE_NAMES]
-        writer.writerow([row.case, row.structure, *("" if v is None else f"{v:.6f}" for v in values)])
+    writer.writerow(columns)
+    writer.writerows(lines)
     return text.getvalue()
+
+
+def csv_number(value: float | None) -> str:
+    """Write a value for programs, with six decimals; blank where there is none, or none that is finite."""
+    return "" if value is None or not math.isfinite(value) else f"{value:.6f}"
 
 
 def number(value: float | None, definition: Definition, *, signed: bool = False) -> str:
@@ -237,8 +256,7 @@ def format_summary(evaluation: Evaluation) -> str:
         table = [("", "mean ± std", "median", "cases")]
         for d in DEFINITIONS:
             s = summary.measures[d.name]
-            title = f"{d.title} [{d.unit}]" if d.unit else d.title
-            table.append((title, mean_and_std(s, d), number(s.median, d, signed=True), counted(s, d)))
+            table.append((d.heading, mean_and_std(s, d), number(s.median, d, signed=True), counted(s, d)))
         widths = [max(len(line[column]) for line in table) for column in range(4)]
         for line in table:
             cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]

@@ -8,23 +8,23 @@ pair in the primary measures, on the target, against the truth. The volume diffe
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metricunet.evaluation.bootstrap import Interval
 from metricunet.evaluation.features import FEATURE_NAMES
 from metricunet.evaluation.measures import SIGNED
 from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
+from metricunet.evaluation.summary import table_csv
 from metricunet.study.data import TRUTH
-from metricunet.study.intervals import Interval
+from metricunet.study.design import Study
 from metricunet.study.results import DEFINITIONS, Results, better_of
-from metricunet.study.settings import Study
 from metricunet.study.statistics import Comparison, Scores, compare, primary_family
 
 #: Roles of the arms that are in no pair, and of a pair's comparison with the control.
 ARM, CONTROL = "arm", "control"
+COMPARISONS_CSV, COMPARISONS_JSON = "comparisons.csv", "comparisons.json"
 COLUMNS = (
     "role", "reference", "structure", "measure", "unit", "better", "arm_a", "arm_b", "family", "seeds", "cases",
     "missed_a", "missed_b", "no_value_a", "no_value_b", "mean_a", "mean_b", "difference", "low", "high",
@@ -94,8 +94,8 @@ class Comparisons:
     def find(self, role: str, measure: str, structure: str, reference: str = TRUTH) -> Compared | None:
         """Return a pair's comparison in a measure; None where there is none."""
         for one in self.compared:
-            same = (one.contrast.role, one.measure, one.reference) == (role, measure, reference)
-            if same and one.structure in (structure, None):
+            asked = (one.contrast.role, one.measure, one.reference) == (role, measure, reference)
+            if asked and one.structure in (structure, None):
                 return one
         return None
 
@@ -104,10 +104,10 @@ def contrasts(plan: Study) -> list[Contrast]:
     """List the arms to compare, those of pairs first; none without a primary pair."""
     pairs = plan.content.pairs
     found: list[Contrast] = []
-    for place, pair in pairs.items():
-        found.append(Contrast(place, pair.baseline, pair.method))
+    for role, pair in pairs.items():
+        found.append(Contrast(role, pair.baseline, pair.method))
         if pair.control is not None:
-            found.append(Contrast(f"{place} {CONTROL}", pair.control, pair.method))
+            found.append(Contrast(f"{role} {CONTROL}", pair.control, pair.method))
     told = {(c.arm_a, c.arm_b) for c in found}
     for arm in plan.arms if pairs else ():
         alike = [p.baseline for p in pairs.values() if plan.labels(p.baseline) == plan.labels(arm)]
@@ -151,14 +151,14 @@ def _why_not(results: Results, contrast: Contrast) -> str | None:
 
 def _compared(plan: Study, results: Results, contrast: Contrast) -> Iterator[Compared]:
     overlap = [m for m in plan.content.measures.all if m not in SIGNED]
-    places: list[tuple[str, str | None, str]] = [
+    compared_in: list[tuple[str, str | None, str]] = [
         (reference, structure, measure)
-        for reference in results.rows
+        for reference in results.cases
         for structure in results.structures
         for measure in (*overlap, *(SMOOTHNESS_NAMES if reference == TRUTH else ()))
     ]
-    places += [(TRUTH, None, measure) for measure in FEATURE_NAMES]
-    for reference, structure, measure in places:
+    compared_in += [(TRUTH, None, measure) for measure in FEATURE_NAMES]
+    for reference, structure, measure in compared_in:
         a, b = (
             results.scores(arm, measure, structure or "", reference) for arm in (contrast.arm_a, contrast.arm_b)
         )
@@ -171,8 +171,8 @@ def _corrected(plan: Study, compared: Sequence[Compared]) -> Iterator[Compared]:
     """Correct the primary family for the number of its tests."""
 
     def primary(one: Compared) -> bool:
-        place = (one.contrast.role, one.reference, one.structure) == ("primary", TRUTH, plan.base.target)
-        return place and one.measure in plan.content.measures.primary
+        on_target = (one.reference, one.structure) == (TRUTH, plan.base.target)
+        return on_target and one.contrast.role == "primary" and one.measure in plan.content.measures.primary
 
     family = iter(primary_family([one.comparison for one in compared if primary(one)]))
     for one in compared:
@@ -184,30 +184,30 @@ def _corrected(plan: Study, compared: Sequence[Compared]) -> Iterator[Compared]:
 
 def comparisons_csv(compared: Iterable[Compared]) -> str:
     """Return the table of comparisons; blank where a number does not exist, lists parted by spaces."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for one in compared:
-        c = one.comparison
-        low, high = _ends(c.interval)
-        relative_low, relative_high = _ends(c.relative_interval_percent)
-        own: dict[str, Any] = {
-            "role": one.contrast.role,
-            "reference": one.reference,
-            "structure": one.structure,
-            "low": low,
-            "high": high,
-            "relative_low": relative_low,
-            "relative_high": relative_high,
-        }
-        writer.writerow({name: _cell(own[name] if name in own else getattr(c, name)) for name in COLUMNS})
-    return text.getvalue()
+    return table_csv(COLUMNS, ([_cell(value) for value in _values(one)] for one in compared))
+
+
+def _values(one: Compared) -> list[Any]:
+    """Return a comparison's values in the order of `COLUMNS`."""
+    c = one.comparison
+    low, high = _ends(c.interval)
+    relative_low, relative_high = _ends(c.relative_interval_percent)
+    own: dict[str, Any] = {
+        "role": one.contrast.role,
+        "reference": one.reference,
+        "structure": one.structure,
+        "low": low,
+        "high": high,
+        "relative_low": relative_low,
+        "relative_high": relative_high,
+    }
+    return [own[name] if name in own else getattr(c, name) for name in COLUMNS]
 
 
 def comparison_json(one: Compared) -> dict[str, Any]:
     """Return everything about a comparison; nothing in it is infinite or NaN."""
-    place = {"role": one.contrast.role, "reference": one.reference, "structure": one.structure}
-    return place | one.comparison.to_json()
+    of_what = {"role": one.contrast.role, "reference": one.reference, "structure": one.structure}
+    return of_what | one.comparison.to_json()
 
 
 def _ends(interval: Interval | None) -> tuple[float | None, float | None]:

@@ -16,7 +16,7 @@ from metricunet.files.own import OwnFiles
 from metricunet.phantom import displace_cohort, make_cohort, reader_path
 from metricunet.phantom.cohort import CohortPlan, case_name
 from metricunet.phantom.displaced import check_displaced
-from metricunet.study.settings import Labels, PhantomRecipe, Study
+from metricunet.study.design import Labels, PhantomRecipe, Study
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")

@@ -18,18 +18,17 @@ from metricunet.files.atomic import written_whole
 from metricunet.inference.predictor import Predictor
 from metricunet.stages.network_input import neighbouring_slices, normalise_hu
 from metricunet.stages.segment import View, read_field
-from metricunet.study.beyond import FEATURE_CASES, case_features
 from metricunet.study.comparisons import Compared
 from metricunet.study.data import TRUTH, spread
-from metricunet.study.score import cut_predictor, segment_cut
-from metricunet.study.stage_one import FITTING, Cut, read_cut
+from metricunet.study.folds import FITTING, Cut, read_cut
+from metricunet.study.scoring import FEATURE_CASES, case_features, cut_predictor, segment_cut
 from metricunet.volume import FloatArray, resample_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-EXAMPLES, FEATURE_AXES, FEATURE_MAPS = "examples.png", "feature-axes.png", "feature-maps.png"
+EXAMPLE_PICTURES = EXAMPLES, FEATURE_AXES, FEATURE_MAPS = "examples.png", "feature-axes.png", "feature-maps.png"
 #: Half the side of what a picture shows.
 HALF_MM = 45.0
 #: Training cases whose features the axes are fitted on, and others whose features are shown.
@@ -93,8 +92,8 @@ def _chosen(what: Pictured, dice: Compared | None) -> dict[str, str]:
         return {name: name for name in (held or list(what.cases))[:3]}
     gain = {case: _value(dice.b, what.seed, case) - _value(dice.a, what.seed, case) for case in held}
     order = sorted(held, key=lambda case: (gain[case], case))
-    places = {"most gained": order[-1], "median": order[len(order) // 2], "least gained": order[0]}
-    titles = {f"{title}: {gain[case]:+.3f}".replace("-", "−"): case for title, case in places.items()}
+    kinds = {"most gained": order[-1], "median": order[len(order) // 2], "least gained": order[0]}
+    titles = {f"{title}: {gain[case]:+.3f}".replace("-", "−"): case for title, case in kinds.items()}
     kept: dict[str, str] = {}
     for title, case in titles.items():
         if case not in kept.values():
@@ -128,9 +127,9 @@ def _contours(
         masks = {"true shape": cut.references[TRUTH].array == value}
         for arm, predictor in predictors.items():
             masks[arm] = segment_cut(predictor, cut, what.labels, what.ignore).values == value
-        for column, (axis, place, centre) in enumerate(_planes(masks["true shape"], cut)):
+        for column, (axis, index, centre) in enumerate(_planes(masks["true shape"], cut)):
             panel = panels[row, column]
-            _plane(panel, cut, masks, colours, axis, place, centre)
+            _plane(panel, cut, masks, colours, axis, index, centre)
             if row == 0:
                 panel.set_title(titles[column], color="white", fontsize=9, pad=3)
         panels[row, 0].text(
@@ -147,7 +146,7 @@ def _contours(
 
 
 def _planes(truth: NDArray[np.bool_], cut: Cut) -> list[tuple[int, int, FloatArray]]:
-    """Return axis, place along it, and the centre [slice, row, column] of four planes through the true shape."""
+    """Return axis, index along it, and the centre [slice, row, column] of four planes through the true shape."""
     inside = np.argwhere(truth)
     if not len(inside):
         middle = np.array(truth.shape) / 2
@@ -164,7 +163,7 @@ def _plane(
     masks: Mapping[str, NDArray[np.bool_]],
     colours: Mapping[str, str],
     axis: int,
-    place: int,
+    index: int,
     centre: FloatArray,
 ) -> None:
     """Draw one plane in millimetres around a centre; head up where it is sagittal."""
@@ -175,7 +174,7 @@ def _plane(
     edges_mm = [(-0.5 - centre[a]) * step[a] for a in (rows, columns)]
     ends_mm = [(shape[a] - 0.5 - centre[a]) * step[a] for a in (rows, columns)]
     panel.imshow(
-        cut.image.array.take(place, axis=axis),
+        cut.image.array.take(index, axis=axis),
         cmap="gray",
         vmin=WINDOW_HU[0],
         vmax=WINDOW_HU[1],
@@ -184,7 +183,7 @@ def _plane(
     )
     x, y = ((np.arange(shape[a]) - centre[a]) * step[a] for a in (columns, rows))
     for name, mask in masks.items():
-        flat = mask.take(place, axis=axis)
+        flat = mask.take(index, axis=axis)
         if flat.any() and not flat.all():
             panel.contour(x, y, flat.astype(float), [0.5], colors=colours[name], linewidths=1.1)
     panel.set_xlim(-HALF_MM, HALF_MM)

@@ -13,16 +13,16 @@ from metricunet.evaluation.features import FEATURE_NAMES
 from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
 from metricunet.files.atomic import written_whole
 from metricunet.study.comparisons import ARM, CONTROL, Compared
-from metricunet.study.conclusions import Conclusions
 from metricunet.study.data import TRUTH
 from metricunet.study.results import DEFINITIONS, better_of
+from metricunet.study.verdicts import Conclusions
 from metricunet.volume import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DIFFERENCES, ARMS, SMOOTHNESS, FEATURES = "differences.png", "arms.png", "smoothness.png", "features.png"
+FIGURES = DIFFERENCES, ARMS, SMOOTHNESS, FEATURES = "differences.png", "arms.png", "smoothness.png", "features.png"
 #: Told apart by people with any colour vision (Okabe and Ito's palette).
 BETTER, WORSE, NEUTRAL, SEED, PAIR = "#009e73", "#d55e00", "#7f7f7f", "#56b4e9", "#0072b2"
 DPI = 110
@@ -60,7 +60,7 @@ def _differences(conclusions: Conclusions, measures: Sequence[str], path: Path) 
     """Draw each pair's differences, a bar a case and a point a seed, from the worst case to the best."""
     target = conclusions.plan.base.target
     pairs = conclusions.plan.content.pairs
-    roles = [role for place in pairs for role in (place, f"{place} {CONTROL}")]
+    roles = [role for pair in pairs for role in (pair, f"{pair} {CONTROL}")]
     rows: list[list[Compared]] = []
     told: set[tuple[str, str]] = set()
     for role in roles:
@@ -87,11 +87,11 @@ def _sorted_cases(panel: Axes, one: Compared) -> None:
     mean = np.where(counts > 0, np.nansum(difference, axis=0) / np.maximum(counts, 1), np.nan)
     order = np.argsort(c.sign * np.where(counts > 0, mean, 0.0), kind="stable")
     order = order[counts[order] > 0]
-    place = np.arange(len(order))
+    ranks = np.arange(len(order))
     colours = [BETTER if c.sign * v > 0 else WORSE if c.sign * v < 0 else NEUTRAL for v in mean[order]]
-    panel.bar(place, mean[order], width=1.0, color=colours, alpha=0.55, linewidth=0)
+    panel.bar(ranks, mean[order], width=1.0, color=colours, alpha=0.55, linewidth=0)
     for row in difference:
-        panel.plot(place, row[order], ".", markersize=2.5, color="black", alpha=0.35, markeredgewidth=0)
+        panel.plot(ranks, row[order], ".", markersize=2.5, color="black", alpha=0.35, markeredgewidth=0)
     panel.axhline(0, color="black", linewidth=0.8)
     if c.difference is not None:
         panel.axhline(c.difference, color=PAIR, linewidth=1.4)
@@ -122,16 +122,16 @@ def _cut_off(panel: Axes, mean: FloatArray, difference: FloatArray) -> None:
     if reach <= 0 or np.nanmax(np.abs(difference)) <= reach:
         return
     panel.set_ylim(-reach, reach)
-    for place, value in enumerate(mean):
+    for rank, value in enumerate(mean):
         if abs(value) > reach:
             above = 1 if value > 0 else -1
-            panel.plot([place], [0.94 * above * reach], "^" if above > 0 else "v", color="black", markersize=5)
+            panel.plot([rank], [0.94 * above * reach], "^" if above > 0 else "v", color="black", markersize=5)
             panel.annotate(
                 f"{value:+.2f}",
-                (place, 0.94 * above * reach),
-                xytext=(6 if place < len(mean) / 2 else -6, 0),
+                (rank, 0.94 * above * reach),
+                xytext=(6 if rank < len(mean) / 2 else -6, 0),
                 textcoords="offset points",
-                ha="left" if place < len(mean) / 2 else "right",
+                ha="left" if rank < len(mean) / 2 else "right",
                 va="center",
                 fontsize=7,
             )
@@ -197,7 +197,7 @@ def _arms(conclusions: Conclusions, measures: Sequence[str], path: Path) -> Path
         _cut_sideways(panel, means, np.array([*bounds, *means.values()]), USUAL_ARMS)
         d = DEFINITIONS[measure]
         better = "right" if better_of(measure) == "higher" else "left"
-        panel.set_xlabel(f"{d.title}{f' [{d.unit}]' if d.unit else ''}, better to the {better}", fontsize=8)
+        panel.set_xlabel(f"{d.heading}, better to the {better}", fontsize=8)
         panel.locator_params(axis="x", nbins=5)
         _bare(panel)
         panel.tick_params(axis="y", length=0)
@@ -249,8 +249,7 @@ def _spread(conclusions: Conclusions, measures: Sequence[str], path: Path, zero:
         of_measure = {y: own[measure] for y, own in enumerate(values.values()) if measure in own}
         means = {y: float(v.mean()) for y, v in of_measure.items()}
         _cut_sideways(panel, means, np.concatenate([*of_measure.values()]), USUAL_CASES)
-        d = DEFINITIONS[measure]
-        panel.set_xlabel(f"{d.title}{f' [{d.unit}]' if d.unit else ''}", fontsize=8)
+        panel.set_xlabel(DEFINITIONS[measure].heading, fontsize=8)
         _bare(panel)
         panel.tick_params(axis="y", length=0)
     panels[0].set_yticks(range(len(values)), list(values))

@@ -1,26 +1,37 @@
-"""What the runs of a study came to, read back from its tables; all that is concluded is computed from these."""
+"""The tables of a study's runs: how their rows are written and read, and what they hold by arm, seed and case.
+
+Every run writes a table for each reference (cases.csv against the truth, cases-WHOSE.csv else), smoothness.csv and
+features.csv. A study joins those of its runs; all that it concludes is computed from these, so that one that was
+stopped and went on ends with the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from metricunet.cohort.splits import Fold
+from metricunet.errors import InputError
 from metricunet.evaluation.features import DEFINITIONS as FEATURE_DEFINITIONS
 from metricunet.evaluation.features import FEATURE_NAMES
 from metricunet.evaluation.measures import DEFINITIONS as OVERLAP_DEFINITIONS
-from metricunet.evaluation.measures import MEASURE_NAMES, Definition
+from metricunet.evaluation.measures import MEASURE_NAMES, Definition, Measures
 from metricunet.evaluation.smoothness import DEFINITIONS as SMOOTHNESS_DEFINITIONS
 from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
-from metricunet.study.beyond import FEATURES_FILE, SMOOTHNESS_FILE, BeyondRow, read_beyond
+from metricunet.evaluation.summary import CaseRow, StructureSummary, csv_number, summarise, table_csv
+from metricunet.files.atomic import write_text
 from metricunet.study.data import TRUTH
-from metricunet.study.score import StudyRow, cases_name, read_rows
 from metricunet.study.statistics import Better, Scores
-from metricunet.study.tables import paired_values
 
 DEFINITIONS: dict[str, Definition] = {
     d.name: d for d in (*OVERLAP_DEFINITIONS, *SMOOTHNESS_DEFINITIONS, *FEATURE_DEFINITIONS)
 }
+#: A seed and a case.
+SeedCase = tuple[int, str]
 
 
 def better_of(measure: str) -> Better:
@@ -29,32 +40,156 @@ def better_of(measure: str) -> Better:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A kind of table that every run writes.
+
+    Attributes:
+        name: of the file.
+        measures: names of its measures.
+        of_structures: whether each structure has a row of its own.
+    """
+
+    name: str
+    measures: tuple[str, ...]
+    of_structures: bool = True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The heading."""
+        return ("arm", "seed", "fold", "case", *(("structure",) if self.of_structures else ()), *self.measures)
+
+
+SMOOTHNESS = Table("smoothness.csv", SMOOTHNESS_NAMES)
+#: Features tell all classes apart, so a case has one row.
+FEATURES = Table("features.csv", FEATURE_NAMES, of_structures=False)
+
+
+def cases_table(reference: str) -> Table:
+    """Return the table of measures against a reference: cases.csv against the truth, else cases-WHOSE.csv."""
+    return Table("cases.csv" if reference == TRUTH else f"cases-{reference}.csv", MEASURE_NAMES)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The measures of one case, as one run sees it.
+
+    Attributes:
+        arm, seed, fold: of the run.
+        case: name.
+        structure: name; None in a table without structures.
+        values: measure to value; None where it has none.
+        contoured: whether the references say anything of the structure.
+    """
+
+    arm: str
+    seed: int
+    fold: Fold
+    case: str
+    structure: str | None
+    values: Mapping[str, float | None]
+    contoured: bool = True
+
+    @property
+    def evaluated(self) -> CaseRow:
+        """The row as an evaluation has it; only those of `cases_table` can be."""
+        return CaseRow(self.case, self.structure or "", Measures(**self.values), self.contoured)
+
+    @property
+    def missed(self) -> bool:
+        """Whether the structure was missed; never said by rows of other tables than `cases_table`."""
+        return "dice" in self.values and Measures(**self.values).outcome == "missed"
+
+
+def write_table(folder: Path, table: Table, rows: Iterable[Row]) -> None:
+    """Write the rows of a run; a value that is not finite is left blank."""
+    lines = []
+    for row in rows:
+        head = [row.arm, row.seed, row.fold, row.case, *([row.structure] if table.of_structures else ())]
+        lines.append([*head, *(csv_number(row.values[name]) for name in table.measures)])
+    write_text(folder / table.name, table_csv(table.columns, lines))
+
+
+def read_table(
+    folder: Path, table: Table, not_contoured: Mapping[str, Collection[str]] | None = None
+) -> list[Row]:
+    """Read the rows of a run, or of a whole study.
+
+    Args:
+        folder: with the table.
+        table: which.
+        not_contoured: case to structures that its references say nothing of; a row's blanks do not tell.
+
+    Raises:
+        InputError: not such a file.
+    """
+    path = folder / table.name
+    unknown = not_contoured or {}
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            content = list(csv.DictReader(handle))
+        return [
+            Row(
+                line["arm"],
+                int(line["seed"]),
+                "all" if line["fold"] == "all" else int(line["fold"]),
+                line["case"],
+                line["structure"] if table.of_structures else None,
+                {name: float(line[name]) if line[name] else None for name in table.measures},
+                not table.of_structures or line["structure"] not in unknown.get(line["case"], ()),
+            )
+            for line in content
+        ]
+    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: not readable as a study's table ({error}); expected the columns {', '.join(table.columns)}"
+        ) from error
+
+
+def join_tables(folders: Iterable[Path], table: Table) -> str:
+    """Return the rows of several runs under one heading.
+
+    Args:
+        folders: of the runs.
+        table: which of their tables.
+
+    Raises:
+        InputError: one has other columns.
+    """
+    heading = ",".join(table.columns)
+    bodies = []
+    for folder in folders:
+        head, _, body = (folder / table.name).read_text(encoding="utf-8").partition("\n")
+        if head != heading:
+            raise InputError(
+                f"{folder / table.name}: has other columns than this version writes; delete it and run again"
+            )
+        bodies.append(body)
+    return "".join([heading, "\n", *bodies])
+
+
+@dataclass(frozen=True)
 class Results:
     """The rows of all runs.
 
     Attributes:
-        rows: whose contours to the rows against them, `truth` first.
+        cases: whose contours to the rows against them, `truth` first.
         smoothness: of the masks, against the truth.
         features: of a sample of the cases.
     """
 
-    rows: dict[str, list[StudyRow]]
-    smoothness: list[BeyondRow]
-    features: list[BeyondRow]
+    cases: dict[str, list[Row]]
+    smoothness: list[Row]
+    features: list[Row]
 
     @property
     def arms(self) -> tuple[str, ...]:
         """Names of the arms that have rows, in their order."""
-        return tuple(dict.fromkeys(row.arm for row in self.rows[TRUTH]))
+        return tuple(dict.fromkeys(row.arm for row in self.cases[TRUTH]))
 
     @property
     def structures(self) -> tuple[str, ...]:
         """Names of the structures, in their order."""
-        return tuple(dict.fromkeys(row.row.structure for row in self.rows[TRUTH]))
-
-    def seeds(self, arm: str) -> tuple[int, ...]:
-        """Return the seeds of an arm that have rows."""
-        return tuple(dict.fromkeys(row.seed for row in self.rows[TRUTH] if row.arm == arm))
+        return tuple(dict.fromkeys(row.structure for row in self.cases[TRUTH] if row.structure is not None))
 
     def scores(self, arm: str, measure: str, structure: str, reference: str = TRUTH) -> Scores | None:
         """Arrange an arm's values of a measure by seed and case.
@@ -73,48 +208,113 @@ class Results:
             None where there are no rows, or, of features, none with a value.
         """
         if measure in MEASURE_NAMES:
-            values, missed = paired_values(self.rows[reference], arm, structure, measure)
+            values, missed = paired_values(self.cases[reference], arm, structure, measure)
         elif measure in SMOOTHNESS_NAMES:
-            values = _values((row for row in self.smoothness if row.structure == structure), arm, measure)
-            missed = frozenset(paired_values(self.rows[TRUTH], arm, structure, "dice")[1] & values.keys())
+            values, _ = paired_values(self.smoothness, arm, structure, measure)
+            missed = frozenset(paired_values(self.cases[TRUTH], arm, structure, "dice")[1] & values.keys())
         else:
-            values, missed = _values(self.features, arm, measure), frozenset()
+            values, missed = paired_values(self.features, arm, None, measure)
         whole = _whole_seeds(values)
-        values = {place: value for place, value in values.items() if place[0] in whole}
+        values = {key: value for key, value in values.items() if key[0] in whole}
         if not values or (measure in FEATURE_NAMES and all(v is None for v in values.values())):
             return None
-        return Scores.from_table(arm, values, frozenset(place for place in missed if place[0] in whole))
+        return Scores.from_table(arm, values, frozenset(key for key in missed if key[0] in whole))
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, not_contoured: Mapping[str, Collection[str]] | None = None) -> Results:
     """Read the tables of a study: cases.csv, cases-WHOSE.csv, smoothness.csv and features.csv, if they are there.
+
+    Args:
+        folder: with the tables.
+        not_contoured: case to structures that its references say nothing of.
 
     Raises:
         InputError: a file that cannot be read.
     """
-    others = sorted(p.stem.removeprefix("cases-") for p in folder.glob("cases-*.csv"))
-    rows = {whose: read_rows(folder / cases_name(whose)) for whose in (TRUTH, *others)}
+    others = sorted(path.stem.removeprefix("cases-") for path in folder.glob("cases-*.csv"))
+    cases = {whose: read_table(folder, cases_table(whose), not_contoured) for whose in (TRUTH, *others)}
     smoothness, features = (
-        read_beyond(folder / name) if (folder / name).is_file() else []
-        for name in (SMOOTHNESS_FILE, FEATURES_FILE)
+        read_table(folder, table) if (folder / table.name).is_file() else [] for table in (SMOOTHNESS, FEATURES)
     )
-    return Results(rows, smoothness, features)
+    return Results(cases, smoothness, features)
 
 
-def _values(rows: Iterable[BeyondRow], arm: str, measure: str) -> dict[tuple[int, str], float | None]:
-    found: dict[tuple[int, str], list[float]] = {}
+def paired_values(
+    rows: Iterable[Row], arm: str, structure: str | None, measure: str
+) -> tuple[dict[SeedCase, float | None], frozenset[SeedCase]]:
+    """Return an arm's values of a measure by seed and case, and where the structure was missed.
+
+    Cases in which the structure is neither there nor predicted, or was not contoured, have no value in any measure
+    and are missed by nobody. Where several folds score one case, its value is the mean over those that have one,
+    and it counts as missed if any of them missed it.
+
+    Args:
+        rows: of the whole study, in one table.
+        arm: whose.
+        structure: which; None in a table without structures.
+        measure: of the table.
+    """
+    found: dict[SeedCase, list[float]] = {}
+    missed: set[SeedCase] = set()
     for row in rows:
-        if row.arm == arm:
-            values = found.setdefault((row.seed, row.case), [])
-            if (value := row.values[measure]) is not None:
-                values.append(value)
-    return {place: sum(values) / len(values) if values else None for place, values in found.items()}
+        if row.arm != arm or row.structure != structure:
+            continue
+        key = row.seed, row.case
+        values = found.setdefault(key, [])
+        if (value := row.values[measure]) is not None:
+            values.append(value)
+        if row.missed:
+            missed.add(key)
+    return {key: float(np.mean(v)) if v else None for key, v in found.items()}, frozenset(missed)
 
 
-def _whole_seeds(places: Iterable[tuple[int, str]]) -> Sequence[int]:
+def _whole_seeds(keys: Iterable[SeedCase]) -> Sequence[int]:
     """Return the seeds that have every case that any seed has."""
     cases: dict[int, set[str]] = {}
-    for seed, case in places:
+    for seed, case in keys:
         cases.setdefault(seed, set()).add(case)
     every = set().union(*cases.values())
     return [seed for seed, own in cases.items() if own == every]
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One structure of one arm against one reference.
+
+    Attributes:
+        arm: name.
+        structure: name.
+        of_seed: seed to its summary over the cases.
+    """
+
+    arm: str
+    structure: str
+    of_seed: dict[int, StructureSummary]
+
+    def between_seeds(self, measure: str) -> tuple[float | None, float | None]:
+        """Return mean and standard deviation (n - 1) of the seeds' means; None where there is none."""
+        found = [s.measures[measure].mean for s in self.of_seed.values()]
+        means = np.array([m for m in found if m is not None])
+        if not means.size:
+            return None, None
+        return float(means.mean()), float(means.std(ddof=1)) if means.size > 1 else None
+
+
+def summarise_arms(rows: Iterable[Row]) -> list[ArmSummary]:
+    """Summarise every arm and structure, in the order in which they first appear; folds are taken together.
+
+    Args:
+        rows: of one `cases_table`.
+    """
+    grouped: dict[str, dict[int, list[Row]]] = {}
+    for row in rows:
+        grouped.setdefault(row.arm, {}).setdefault(row.seed, []).append(row)
+    found = []
+    for arm, by_seed in grouped.items():
+        summaries = {seed: summarise(row.evaluated for row in of_seed) for seed, of_seed in by_seed.items()}
+        structures = dict.fromkeys(name for summary in summaries.values() for name in summary)
+        found += [
+            ArmSummary(arm, name, {seed: s[name] for seed, s in summaries.items() if name in s})
+            for name in structures
+        ]
+    return found

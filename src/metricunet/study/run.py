@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -14,38 +17,53 @@ from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
 from metricunet.files.claim import CLAIM_NAME, claimed
-from metricunet.files.own import OwnFiles
+from metricunet.files.own import FILES, OwnFiles, write_sealed
 from metricunet.files.record import RunRecord, sha256
 from metricunet.networks.device import pick_device
-from metricunet.study.beyond import FITTING_CASES
-from metricunet.study.board import Board
-from metricunet.study.conclusions import STUDY_NAME
-from metricunet.study.data import StudyData, fitting_cases, scored_cases, study_data
-from metricunet.study.job import RunJob
-from metricunet.study.outcome import (
-    OUTPUTS,
-    STUDY_RECORD,
-    TABLES_TEXT,
-    Ready,
-    refuse_foreign,
-    stage_title,
-    write_outcome,
+from metricunet.study.comparisons import COMPARISONS_CSV, COMPARISONS_JSON
+from metricunet.study.data import READER, TRUTH, StudyData, fitting_cases, scored_cases, study_data
+from metricunet.study.design import STUDY_NAME, Labels, Study, load_study
+from metricunet.study.examples import EXAMPLE_PICTURES, Pictured, draw_examples
+from metricunet.study.figures import FIGURES, draw_figures
+from metricunet.study.folds import FoldSpec, PreparedFold, prepare_fold, reach_mm
+from metricunet.study.progress import RunProgress
+from metricunet.study.report import PreparedFolds, conclusions_text, notes_of, stage_title, tables_csv, tables_text
+from metricunet.study.results import FEATURES, SMOOTHNESS, cases_table, join_tables
+from metricunet.study.runs import (
+    RunResult,
+    RunSpec,
+    check_settings_of,
+    finished,
+    hand_out,
+    in_one_line,
+    run_folder,
 )
-from metricunet.study.runs import RunDone, check_settings_of, finished, hand_out, in_one_line, run_folder
-from metricunet.study.settings import Labels, Study, load_study
+from metricunet.study.scoring import FITTING_CASES
 from metricunet.study.sharing import in_turn, taken_up
-from metricunet.study.stage_one import FoldJob, FoldReady, prepare_fold, reach_mm
+from metricunet.study.verdicts import conclude, write_conclusions
 from metricunet.training.checks import check_settings
+from metricunet.training.fit import MODEL_NAME
 from metricunet.training.run import is_scratch
 
 Progress = Callable[[int, int], None]
-Engine = Callable[[Sequence[RunJob]], Iterable[RunDone]]
-Place = tuple[Labels | None, Fold]
+Engine = Callable[[Sequence[RunSpec]], Iterable[RunResult]]
+#: What a stage 1 is trained on, and the fold.
+FoldKey = tuple[Labels | None, Fold]
 
+STUDY_RECORD, TABLES_TEXT, TABLES_CSV, PICTURES = "study.json", "tables.md", "tables.csv", "figures"
 #: Record of the copy of the study file, which is there from the beginning.
 MARK_RECORD = ".study-file.json"
 #: In place of a stage 1 that failed.
-NOT_READY = FoldReady(0, "", "", "", {}, None, ())
+NOT_PREPARED = PreparedFold(0, "", "", "", {}, None, ())
+#: All that a study may leave beside its record: the joined tables of its runs, and what follows from them.
+OUTPUTS = (
+    *(table.name for table in (cases_table(TRUTH), cases_table(READER), SMOOTHNESS, FEATURES)),
+    COMPARISONS_CSV,
+    COMPARISONS_JSON,
+    *(f"{PICTURES}/{name}" for name in (*FIGURES, *EXAMPLE_PICTURES)),
+    TABLES_CSV,
+    TABLES_TEXT,
+)
 
 
 @dataclass(frozen=True)
@@ -60,10 +78,10 @@ class StudyResult:
 
     tables: Path
     text: str
-    runs: tuple[RunDone, ...]
+    runs: tuple[RunResult, ...]
 
     @property
-    def failed(self) -> tuple[RunDone, ...]:
+    def failed(self) -> tuple[RunResult, ...]:
         """Runs that did not come to an end."""
         return tuple(run for run in self.runs if run.error is not None)
 
@@ -104,38 +122,37 @@ def study(
     own = OwnFiles(output, STUDY_RECORD, record.command, inputs=[file])
     with in_turn(output / CLAIM_NAME, "the beginning or the end of a study", say):
         _check_folder(output, device)  # a rival may have begun between the two
-        refuse_foreign(own, OUTPUTS)
+        _refuse_foreign(own, OUTPUTS)
         _mark(plan, file, output)
         data = study_data(plan, output, bar("phantoms"))
     _check(plan, data, output)
-    jobs_of = {
-        (labels, fold): _fold_job(plan, data, labels, fold, output, device)
+    fold_specs = {
+        (labels, fold): _fold_spec(plan, data, labels, fold, output, device)
         for labels in data.cohorts
         for fold in plan.folds
     }
-    ready, faults = _prepared(jobs_of, data, say, bar)
-    jobs, without = [], []
+    folds, faults = _prepared(fold_specs, data, say, bar)
+    specs, without = [], []
     for arm in plan.arms:
         for fold in plan.folds:
-            place = plan.labels(arm), fold
+            key = plan.labels(arm), fold
             for seed in plan.seeds(arm):
-                job = _run_job(plan, jobs_of[place], ready.get(place, NOT_READY), arm, seed, output)
-                jobs.append(job)
-                if place in faults:
-                    without.append(
-                        RunDone(job, None, 0.0, f"stage 1: {in_one_line(faults[place])}", faults[place])
-                    )
-    runs = _carried_out(jobs, without, engine, say)
+                spec = _run_spec(plan, fold_specs[key], folds.get(key, NOT_PREPARED), arm, seed, output)
+                specs.append(spec)
+                if key in faults:
+                    reason = f"stage 1: {in_one_line(faults[key])}"
+                    without.append(RunResult(spec, None, 0.0, reason, faults[key]))
+    runs = _carried_out(specs, without, engine, say)
     record.facts = {
         "study": plan.content.model_dump(mode="json"),
         "study_sha256": sha256([file]),
         "runs": [
-            {"arm": r.job.arm, "fold": r.job.fold, "seed": r.job.seed, "seconds": r.seconds, "error": r.error}
+            {"arm": r.spec.arm, "fold": r.spec.fold, "seed": r.spec.seed, "seconds": r.seconds, "error": r.error}
             for r in runs
         ],
     }
     with in_turn(output / CLAIM_NAME, "the beginning or the end of a study", say):
-        text = write_outcome(plan, data, ready, runs, own, record.content())
+        text = _write_outputs(plan, data, folds, runs, own, record.content())
     return StudyResult(output / TABLES_TEXT, text, tuple(runs))
 
 
@@ -165,38 +182,47 @@ def _mark(plan: Study, file: Path, output: Path) -> None:
     if copy.is_file() and (copy.samefile(file) or copy.read_bytes() == text.encode("utf-8")):
         return
     own = OwnFiles(output, MARK_RECORD, "study", inputs=[file])
-    refuse_foreign(own, [STUDY_NAME])
+    _refuse_foreign(own, [STUDY_NAME])
     write_text(own.stage(STUDY_NAME), text)
     own.commit({})
 
 
-def _prepared(
-    jobs: dict[Place, FoldJob], data: StudyData, say: Callable[[str], None], bar: Callable[[str], Progress]
-) -> tuple[Ready, dict[Place, Exception]]:
-    """Prepare the folds; return those that are ready, and what went wrong in the others.
+def _refuse_foreign(own: OwnFiles, names: Sequence[str]) -> None:
+    """Refuse to go on where a file of somebody else would be replaced.
 
     Raises:
-        InputError: none is ready; of the first.
+        InputError: the first such file, named.
+    """
+    own.check(names, advice="move it elsewhere and run again, or choose another folder with -o")
+
+
+def _prepared(
+    specs: dict[FoldKey, FoldSpec], data: StudyData, say: Callable[[str], None], bar: Callable[[str], Progress]
+) -> tuple[PreparedFolds, dict[FoldKey, Exception]]:
+    """Prepare the folds; return those that could be, and what went wrong in the others.
+
+    Raises:
+        InputError: none could be; of the first.
     """
 
-    faults: dict[Place, Exception] = {}
+    faults: dict[FoldKey, Exception] = {}
 
-    def prepare(place: Place) -> tuple[Place, FoldReady | None]:
-        job = jobs[place]
-        with claimed(job.folder / CLAIM_NAME, "stage 1 of a study"):
-            say(stage_title(*place, data))
+    def prepare(key: FoldKey) -> tuple[FoldKey, PreparedFold | None]:
+        spec = specs[key]
+        with claimed(spec.folder / CLAIM_NAME, "stage 1 of a study"):
+            say(stage_title(*key, data))
             try:
-                return place, prepare_fold(job, bar)
+                return key, prepare_fold(spec, bar)
             except Exception as error:  # one fold must not cost the others their results
-                faults[place] = error
-                return place, None
+                faults[key] = error
+                return key, None
 
-    found = dict(taken_up(list(jobs), prepare, say))
-    ready = {place: fold for place in jobs if (fold := found[place]) is not None}
-    if not ready:
+    found = dict(taken_up(list(specs), prepare, say))
+    folds = {key: fold for key in specs if (fold := found[key]) is not None}
+    if not folds:
         first = next(iter(faults.values()))
         raise first if isinstance(first, InputError) else InputError(f"stage 1: {in_one_line(first)}") from first
-    return ready, faults
+    return folds, faults
 
 
 def _check(plan: Study, data: StudyData, output: Path) -> None:
@@ -221,10 +247,10 @@ def _check(plan: Study, data: StudyData, output: Path) -> None:
                 )
 
 
-def _fold_job(
+def _fold_spec(
     plan: Study, data: StudyData, labels: Labels | None, fold: Fold, output: Path, device: str
-) -> FoldJob:
-    return FoldJob(
+) -> FoldSpec:
+    return FoldSpec(
         folder=output / "stage-one" / (labels or "") / f"fold-{fold}",
         cohort=data.cohorts[labels],
         config=plan.base,
@@ -237,8 +263,8 @@ def _fold_job(
     )
 
 
-def _run_job(plan: Study, fold: FoldJob, ready: FoldReady, arm: str, seed: int, output: Path) -> RunJob:
-    return RunJob(
+def _run_spec(plan: Study, fold: FoldSpec, prepared: PreparedFold, arm: str, seed: int, output: Path) -> RunSpec:
+    return RunSpec(
         folder=run_folder(output, arm, fold.fold, seed),
         arm=arm,
         fold=fold.fold,
@@ -249,7 +275,7 @@ def _run_job(plan: Study, fold: FoldJob, ready: FoldReady, arm: str, seed: int, 
         cases=fold.cases,
         fitting=tuple(case.name for case in fold.fitting),
         references=tuple(fold.cases[0].references),
-        ready=ready,
+        prepared=prepared,
         spare=fold.spare,
         device=fold.device,
         stages=plan.stages(arm),
@@ -257,18 +283,95 @@ def _run_job(plan: Study, fold: FoldJob, ready: FoldReady, arm: str, seed: int, 
 
 
 def _carried_out(
-    jobs: list[RunJob], without: list[RunDone], engine: Engine | None, say: Callable[[str], None]
-) -> list[RunDone]:
-    """Return what became of each run, in the order of the jobs; those without a stage 1 have failed before."""
-    results = {run.job.folder: run for run in without}
-    before = [done for job in jobs if job.folder not in results and (done := finished(job)) is not None]
-    results |= {run.job.folder: run for run in before}
-    with Board(jobs, say, Console(stderr=True)) as board:
-        board.before(before)
+    specs: list[RunSpec], without: list[RunResult], engine: Engine | None, say: Callable[[str], None]
+) -> list[RunResult]:
+    """Return what became of each run, in their order; those without a stage 1 have failed before."""
+    results = {run.spec.folder: run for run in without}
+    before = [done for spec in specs if spec.folder not in results and (done := finished(spec)) is not None]
+    results |= {run.spec.folder: run for run in before}
+    with RunProgress(specs, say, Console(stderr=True)) as progress:
+        progress.before(before)
         for run in without:
-            board.finish(run)
-        missing = [job for job in jobs if job.folder not in results]
-        for done in hand_out(missing, board.watch, say) if engine is None else engine(missing):
-            results[done.job.folder] = done
-            board.finish(done)
-    return [results.get(job.folder) or RunDone(job, None, 0.0, "not carried out") for job in jobs]
+            progress.finish(run)
+        missing = [spec for spec in specs if spec.folder not in results]
+        for done in hand_out(missing, progress.watch, say) if engine is None else engine(missing):
+            results[done.spec.folder] = done
+            progress.finish(done)
+    return [results.get(spec.folder) or RunResult(spec, None, 0.0, "not carried out") for spec in specs]
+
+
+def _write_outputs(
+    plan: Study,
+    data: StudyData,
+    folds: PreparedFolds,
+    runs: Sequence[RunResult],
+    own: OwnFiles,
+    record: Mapping[str, Any],
+) -> str:
+    """Write the tables of all runs, what follows from them, and the record, all of one moment; return the text.
+
+    Raises:
+        InputError: no run came to an end, which the record says all the same.
+    """
+    whole = [run.spec for run in runs if run.error is None]
+    if not whole:
+        before = own.content()
+        if before is not None or not os.path.lexists(own.path):
+            write_sealed(own.path, {**record, "command": own.command}, {} if before is None else before[FILES])
+        raise InputError(f"all {len(runs)} runs failed; the first, {runs[0].spec.title}: {runs[0].error}")
+    tables = own.stage(TABLES_TEXT)
+    drafts = tables.parent / "drafts"  # figures and verdicts are made from the tables under their names
+    shutil.rmtree(drafts, ignore_errors=True)  # of a process that was killed
+    try:
+        text = _draft(plan, data, notes_of(plan, data, folds, runs), whole, drafts)
+        write_text(tables, text)
+        for path in sorted(path for path in drafts.rglob("*") if path.is_file()):
+            os.replace(path, own.stage(path.relative_to(drafts).as_posix()))
+        shutil.rmtree(drafts)
+        own.commit(record)
+    finally:
+        shutil.rmtree(drafts, ignore_errors=True)
+        own.discard()
+    return text
+
+
+def _draft(plan: Study, data: StudyData, notes: Sequence[str], whole: Sequence[RunSpec], output: Path) -> str:
+    """Write everything but the tables for people, which are returned."""
+    for table in whole[0].tables:
+        write_text(output / table.name, join_tables((spec.folder for spec in whole), table))
+    cohort = read_cohort(data.cohort)
+    not_contoured = {case.name: case.not_contoured for case in (*cohort.training, *cohort.test)}
+    conclusions = conclude(output, plan, not_contoured)
+    write_conclusions(conclusions, output)
+    draw_figures(conclusions, output / PICTURES)
+    if (pictured := _pictured(plan, whole)) is not None:
+        dice = conclusions.comparisons.find("primary", "dice", plan.base.target)
+        draw_examples(pictured, dice, output / PICTURES)
+    cases = conclusions.results.cases
+    write_text(output / TABLES_CSV, tables_csv(cases))
+    text = tables_text(plan.content.name, cases, plan.content.measures.all, notes)
+    return f"{text}\n{conclusions_text(conclusions)}".rstrip() + "\n"
+
+
+def _pictured(plan: Study, whole: Sequence[RunSpec]) -> Pictured | None:
+    """Return what to draw examples of: the main pair in the first fold and seed in which all its arms are done."""
+    if (main := plan.content.primary) is None or any(plan.stages(arm) == 1 for arm in main.arms):
+        return None
+    done: dict[tuple[Fold, int], dict[str, RunSpec]] = {}
+    for spec in whole:
+        done.setdefault((spec.fold, spec.seed), {})[spec.arm] = spec
+    for (_, seed), of_arm in done.items():
+        if set(main.arms) <= of_arm.keys():
+            one = of_arm[main.method]
+            return Pictured(
+                models={arm: of_arm[arm].folder / MODEL_NAME for arm in main.arms},
+                seed=seed,
+                folder=one.stage_one,
+                cases=one.case_names,
+                fitting=one.fitting,
+                labels=one.prepared.labels,
+                ignore=one.prepared.ignore,
+                target=plan.base.target,
+                device=one.device,
+            )
+    return None

@@ -1,13 +1,18 @@
-"""The runs of a study: where each lies, whether it is finished, and how its results come about."""
+"""The runs of a study: what each is, whether it is finished, and how its tables come about.
+
+A run is one arm, fold and seed. Its pipeline trains the arm's networks, in two stages or in one, and puts them to
+use; what it measures is written alike whatever the pipeline.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,62 +21,259 @@ import torch
 
 from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError, told
-from metricunet.evaluation.summary import CaseRow
 from metricunet.files.atomic import write_json
 from metricunet.files.claim import CLAIM_NAME, claimed
+from metricunet.files.model import read_card
 from metricunet.files.own import read_sealed, write_sealed
-from metricunet.files.record import RECORD_NAME, RunRecord
-from metricunet.study.beyond import FEATURES_FILE, SMOOTHNESS_FILE, Line, smoothness_lines, write_beyond
-from metricunet.study.data import TRUTH
-from metricunet.study.job import RunJob
-from metricunet.study.score import cases_name, write_rows
+from metricunet.files.record import RECORD_NAME, RunRecord, sha256
+from metricunet.inference.predictor import Predictor
+from metricunet.study.data import TRUTH, ScoredCase
+from metricunet.study.folds import LOCATE_NAME, PreparedFold, read_cut, shared_stage_one, trained_in
+from metricunet.study.results import FEATURES, SMOOTHNESS, Row, Table, cases_table, write_table
+from metricunet.study.scoring import (
+    Measured,
+    ScoredCut,
+    cut_predictor,
+    no_features,
+    score_features,
+    segment_cut,
+    segment_whole_scan,
+)
 from metricunet.study.sharing import Say, refuse_others, silent, taken_up
-from metricunet.study.ways import way_of
 from metricunet.training.config import TrainConfig, differences
-from metricunet.training.fit import run_facts
+from metricunet.training.fit import MODEL_NAME, Located, open_run, run_facts, train_segment
 from metricunet.training.log import Watch
+from metricunet.training.run import Run, state_file
 
 KEY_NAME = "key.json"
-#: Files of a run beside its rows.
-BEYOND = (SMOOTHNESS_FILE, FEATURES_FILE)
-
-#: Told the run and what a `Watch` is told.
-RunWatch = Callable[[RunJob, str, int, int, float | None], None]
 
 
 @dataclass(frozen=True)
-class RunDone:
+class RunSpec:
+    """One arm, fold and seed. It holds all that a process needs to carry it out.
+
+    Attributes:
+        folder: of the run.
+        arm: name.
+        fold: that stage 1 was trained on.
+        seed: of the training.
+        config: every setting, the seed included.
+        cohort: that training reads.
+        stage_one: folder of stage 1 and the cuts.
+        cases: to score.
+        fitting: training cases that probes of features are fitted on.
+        references: whose contours they are scored against.
+        prepared: hashes and labels of the fold.
+        spare: folder for prepared cases where the cohort is read-only.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        stages: 2, or 1 where the arm segments whole scans.
+    """
+
+    folder: Path
+    arm: str
+    fold: Fold
+    seed: int
+    config: TrainConfig
+    cohort: Path
+    stage_one: Path
+    cases: tuple[ScoredCase, ...]
+    fitting: tuple[str, ...]
+    references: tuple[str, ...]
+    prepared: PreparedFold
+    spare: Path
+    device: str
+    stages: int = 2
+
+    @property
+    def title(self) -> str:
+        """Name for people."""
+        return f"{self.arm}, fold {self.fold}, seed {self.seed}"
+
+    @property
+    def case_names(self) -> tuple[str, ...]:
+        """Names of the cases to score."""
+        return tuple(case.name for case in self.cases)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The tables that the run writes."""
+        return (*(cases_table(whose) for whose in self.references), SMOOTHNESS, FEATURES)
+
+    def key(self) -> dict[str, Any]:
+        """Return what the results depend on; the shared stage 1 is no part of that where there is one stage."""
+        own = {"locate_sha256": self.prepared.locate_sha256} if self.stages == 2 else {"stages": 1}
+        return own | {
+            "config": self.config.model_dump(mode="json"),
+            "version": version("metricunet"),
+            "data_sha256": self.prepared.data_sha256,
+            "scored_sha256": self.prepared.scored_sha256,
+        }
+
+
+@dataclass(frozen=True)
+class RunResult:
     """What became of a run.
 
     Attributes:
-        job: the run.
+        spec: the run.
         val_dice: best mean Dice of the validation cases in their crops; None without any.
         seconds: that it took, since it was last begun or gone on with.
         error: why it failed; None where it is finished.
         cause: what was raised then, where it was in this process.
     """
 
-    job: RunJob
+    spec: RunSpec
     val_dice: float | None
     seconds: float
     error: str | None = None
     cause: Exception | None = None
 
 
-def hand_out(jobs: Sequence[RunJob], watch: RunWatch | None = None, say: Say = silent) -> Iterator[RunDone]:
+#: Told the run and what a `Watch` is told.
+RunWatch = Callable[[RunSpec, str, int, int, float | None], None]
+
+
+class Pipeline(ABC):
+    """How the networks of a run are trained and put to use. Each is loaded once, when it is first asked for.
+
+    Args:
+        spec: the run.
+        watch: told how far a training is; None where nobody looks.
+    """
+
+    def __init__(self, spec: RunSpec, watch: Watch | None = None) -> None:
+        self.spec, self.watch = spec, watch
+
+    @cached_property
+    def training(self) -> Run:
+        """The training, begun or gone on with; its cases are read when it is first asked for."""
+        spec = self.spec
+        return open_run(
+            spec.cohort,
+            spec.folder,
+            spec.config,
+            spec.fold,
+            resume=state_file(spec.folder).is_file(),
+            device=spec.device,
+            spare=spec.spare,
+            watch=self.watch or _unwatched,
+        )
+
+    @abstractmethod
+    def train(self) -> None:
+        """Train what is not trained yet."""
+
+    @abstractmethod
+    def segmented(self) -> Iterator[ScoredCut]:
+        """Segment the cases to score, one after the other."""
+
+    @abstractmethod
+    def features(self) -> list[Measured]:
+        """Measure the features of the trained network."""
+
+    @property
+    @abstractmethod
+    def validation(self) -> Mapping[str, float]:
+        """Scores of the validation cases, as a model's card has them."""
+
+    @property
+    @abstractmethod
+    def locate_sha256(self) -> str:
+        """Hash of the stage 1 that was used."""
+
+
+class TwoStages(Pipeline):
+    """Stage 2 is trained; stage 1 is the fold's, and what it found has been cut out of the scans."""
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The trained model."""
+        return cut_predictor(self.spec.folder / MODEL_NAME, self.spec.device)
+
+    def train(self) -> None:
+        """Train stage 2."""
+        if not (self.spec.folder / MODEL_NAME).is_file():  # it is written when the training is done
+            train_segment(self.training, shared_stage_one(self.spec.stage_one, self.locate_sha256))
+
+    def segmented(self) -> Iterator[ScoredCut]:
+        """Segment the cuts."""
+        spec = self.spec
+        for name in spec.case_names:
+            cut = read_cut(spec.stage_one, name)
+            yield segment_cut(self.predictor, cut, spec.prepared.labels, spec.prepared.ignore)
+
+    def features(self) -> list[Measured]:
+        """Measure the features of stage 2."""
+        spec, fold = self.spec, self.spec.prepared
+        return score_features(
+            self.predictor, spec.stage_one, spec.fitting, spec.case_names, fold.labels, fold.ignore
+        )
+
+    @property
+    def validation(self) -> Mapping[str, float]:
+        """Scores in the crops."""
+        return read_card(self.spec.folder / MODEL_NAME).validation
+
+    @property
+    def locate_sha256(self) -> str:
+        """Hash of the fold's stage 1."""
+        return self.spec.prepared.locate_sha256
+
+
+class OneStage(Pipeline):
+    """A network like stage 1's is trained, at settings of the arm's own, and segments whole scans.
+
+    One that finds nothing is a result like any other: its masks are empty, and count as missed.
+    """
+
+    @cached_property
+    def trained(self) -> Located:
+        """The network; it is trained if it is not there yet."""
+        return trained_in(self.spec.folder, self.training, may_find_nothing=True)
+
+    def train(self) -> None:
+        """Train the one stage."""
+        _ = self.trained
+
+    def segmented(self) -> Iterator[ScoredCut]:
+        """Segment the scans."""
+        for case in self.spec.cases:
+            yield segment_whole_scan(self.training, self.trained, case)
+
+    def features(self) -> list[Measured]:
+        """Measure nothing: features of three dimensions depend on the window."""
+        return no_features(self.spec.case_names)
+
+    @property
+    def validation(self) -> Mapping[str, float]:
+        """Nothing: a Dice of whole scans is not to be set beside one of crops."""
+        return {}
+
+    @property
+    def locate_sha256(self) -> str:
+        """Hash of the run's own network."""
+        return sha256([self.spec.folder / LOCATE_NAME])
+
+
+def pipeline_of(spec: RunSpec, watch: Watch | None = None) -> Pipeline:
+    """Return how a run is carried out; `watch` is told how far its training is."""
+    return TwoStages(spec, watch) if spec.stages == 2 else OneStage(spec, watch)
+
+
+def hand_out(specs: Sequence[RunSpec], watch: RunWatch | None = None, say: Say = silent) -> Iterator[RunResult]:
     """Carry out runs and yield each as it is done; here one after the other, in this process.
 
     A run that another process is at comes last, when that process is done with it or dead.
 
-    This is the seam for an engine that has many machines: `carry_out` and the jobs can be pickled, the order in
+    This is the seam for an engine that has many machines: `carry_out` and the runs can be pickled, the order in
     which runs are done does not matter, and all that they share is the study's folder and the cohort's.
 
     Args:
-        jobs: the runs.
+        specs: the runs.
         watch: told the run, the stage, the updates done and in all, and the latest validation Dice.
         say: told what is waited for.
     """
-    return taken_up(jobs, lambda job: carry_out(job, None if watch is None else partial(watch, job)), say)
+    return taken_up(specs, lambda spec: carry_out(spec, None if watch is None else partial(watch, spec)), say)
 
 
 def run_folder(output: Path, arm: str, fold: Fold, seed: int) -> Path:
@@ -100,34 +302,32 @@ def check_settings_of(folder: Path, config: TrainConfig, stages: int) -> None:
         raise _other(folder, changes)
 
 
-def finished(job: RunJob) -> RunDone | None:
+def finished(spec: RunSpec) -> RunResult | None:
     """Return the result of a run that is finished; None of one that is not.
 
     Raises:
         InputError: it was begun with other settings, cases, stage 1 or version.
     """
-    before = _read_key(job.folder)
+    before = _read_key(spec.folder)
     if before is None:
         return None
-    check_settings_of(job.folder, job.config, job.stages)
+    check_settings_of(spec.folder, spec.config, spec.stages)
     names = {
         "data_sha256": "training cases",
         "locate_sha256": "stage 1",
         "scored_sha256": "scored cases",
     }
-    after = job.key()
+    after = spec.key()
     if changes := [f"other {what}" for k, what in names.items() if before.get(k) != after.get(k)]:
-        raise _other(job.folder, changes)
-    if _missing(job):
-        return None
-    return RunDone(job, _val_dice(job), _seconds(job.folder))
+        raise _other(spec.folder, changes)
+    return None if _missing(spec) else _result(pipeline_of(spec))
 
 
-def carry_out(job: RunJob, watch: Watch | None = None) -> RunDone:
+def carry_out(spec: RunSpec, watch: Watch | None = None) -> RunResult:
     """Train the networks of a run, or go on with that, and score them. What is there already is kept.
 
     Args:
-        job: the run.
+        spec: the run.
         watch: told how far it is.
 
     Returns:
@@ -136,17 +336,18 @@ def carry_out(job: RunJob, watch: Watch | None = None) -> RunDone:
     Raises:
         AlreadyClaimed: another process is at it.
     """
-    with claimed(job.folder / CLAIM_NAME, "a run of a study"):
+    with claimed(spec.folder / CLAIM_NAME, "a run of a study"):
         began = time.perf_counter()
         try:
-            if (done := finished(job)) is not None:
+            if (done := finished(spec)) is not None:
                 return done  # by another process, since it was handed out
-            if set(_missing(job)) - set(BEYOND):
-                _train_and_score(job, watch)
-            _look_beyond(job, watch)
-            return RunDone(job, _val_dice(job), _seconds(job.folder))
+            pipeline = pipeline_of(spec, watch)
+            if set(_missing(spec)) - {SMOOTHNESS, FEATURES}:
+                _train_and_score(pipeline)
+            _measure_further(pipeline)
+            return _result(pipeline)
         except Exception as error:  # a run must not cost the others theirs, foreseen or not
-            return RunDone(job, None, time.perf_counter() - began, in_one_line(error), error)
+            return RunResult(spec, None, time.perf_counter() - began, in_one_line(error), error)
 
 
 def in_one_line(error: Exception) -> str:
@@ -157,58 +358,72 @@ def in_one_line(error: Exception) -> str:
     return told(error)
 
 
-def _missing(job: RunJob) -> list[str]:
-    """Return the files with results that a run has yet to write; with none of them it is finished."""
-    names = [*(cases_name(whose) for whose in job.references), *BEYOND]
-    return [name for name in names if not (job.folder / name).is_file()]
+def _missing(spec: RunSpec) -> list[Table]:
+    """Return the tables that a run has yet to write; with none of them it is finished."""
+    return [table for table in spec.tables if not (spec.folder / table.name).is_file()]
 
 
-def _train_and_score(job: RunJob, watch: Watch | None) -> None:
-    record = RunRecord("study", {"arm": job.arm, "fold": job.fold, "seed": job.seed, "device": job.device})
-    refuse_others(job.folder, job.folder / KEY_NAME, "a run of a study")
-    if not (job.folder / KEY_NAME).is_file():
-        write_json(job.folder / KEY_NAME, job.key())
-    way = way_of(job, watch)
-    way.train()
-    _tell_scoring(job, watch)
-    rows: dict[str, list[CaseRow]] = {whose: [] for whose in job.references}
-    lines: list[Line] = []
-    for scored in way.scored():
-        for whose, of_reference in rows.items():
-            of_reference += scored.rows(whose)
-        lines += smoothness_lines(scored)
-    facts = {"locate_sha256": way.locate_sha256, "cases": list(job.case_names)}
-    record.facts = run_facts(way.run, way.validation) | facts
-    if not os.path.lexists(job.folder / RECORD_NAME) or read_sealed(job.folder / RECORD_NAME) is not None:
-        write_sealed(job.folder / RECORD_NAME, record.content(), {})
-    missing = _missing(job)  # what a kill left of them is the same, and what somebody put there is theirs
-    for whose in sorted(job.references, key=lambda name: name == TRUTH):
-        if cases_name(whose) in missing:
-            write_rows(job.folder / cases_name(whose), job.arm, job.seed, job.fold, rows[whose])
-    if SMOOTHNESS_FILE in missing:
-        _write(job, SMOOTHNESS_FILE, lines)
+def _train_and_score(pipeline: Pipeline) -> None:
+    spec = pipeline.spec
+    record = RunRecord("study", {"arm": spec.arm, "fold": spec.fold, "seed": spec.seed, "device": spec.device})
+    refuse_others(spec.folder, spec.folder / KEY_NAME, "a run of a study")
+    if not (spec.folder / KEY_NAME).is_file():
+        write_json(spec.folder / KEY_NAME, spec.key())
+    pipeline.train()
+    _tell_scoring(pipeline)
+    # Against the truth last: a run that has this table has the others.
+    references = sorted(spec.references, key=lambda whose: whose == TRUTH)
+    overlap: dict[str, list[Measured]] = {whose: [] for whose in references}
+    smoothness: list[Measured] = []
+    for scored in pipeline.segmented():
+        for whose, measured in overlap.items():
+            measured += scored.overlap(whose)
+        smoothness += scored.smoothness()
+    facts = {"locate_sha256": pipeline.locate_sha256, "cases": list(spec.case_names)}
+    record.facts = run_facts(pipeline.training, pipeline.validation) | facts
+    if not os.path.lexists(spec.folder / RECORD_NAME) or read_sealed(spec.folder / RECORD_NAME) is not None:
+        write_sealed(spec.folder / RECORD_NAME, record.content(), {})
+    found = {cases_table(whose): measured for whose, measured in overlap.items()} | {SMOOTHNESS: smoothness}
+    missing = _missing(spec)  # what a kill left of them is the same, and what somebody put there is theirs
+    for table, measured in found.items():
+        if table in missing:
+            _write(spec, table, measured)
 
 
-def _look_beyond(job: RunJob, watch: Watch | None) -> None:
-    """Write what a trained and scored run lacks of `BEYOND`: an older version, or a kill, left it without."""
-    missing = _missing(job)
+def _measure_further(pipeline: Pipeline) -> None:
+    """Write what a trained and scored run lacks beside its cases: an older version, or a kill, left it without."""
+    missing = _missing(pipeline.spec)
     if not missing:
         return
-    _tell_scoring(job, watch)
-    way = way_of(job, watch)
-    if SMOOTHNESS_FILE in missing:
-        _write(job, SMOOTHNESS_FILE, [line for scored in way.scored() for line in smoothness_lines(scored)])
-    if FEATURES_FILE in missing:
-        _write(job, FEATURES_FILE, way.features())
+    _tell_scoring(pipeline)
+    if SMOOTHNESS in missing:
+        _write(pipeline.spec, SMOOTHNESS, (row for scored in pipeline.segmented() for row in scored.smoothness()))
+    if FEATURES in missing:
+        _write(pipeline.spec, FEATURES, pipeline.features())
 
 
-def _write(job: RunJob, name: str, lines: Iterable[Line]) -> None:
-    write_beyond(job.folder / name, job.arm, job.seed, job.fold, lines)
+def _write(spec: RunSpec, table: Table, measured: Iterable[Measured]) -> None:
+    write_table(spec.folder, table, (Row(spec.arm, spec.seed, spec.fold, *row) for row in measured))
 
 
-def _tell_scoring(job: RunJob, watch: Watch | None) -> None:
-    if watch is not None:
-        watch("scoring", 0, len(job.cases), None)
+def _tell_scoring(pipeline: Pipeline) -> None:
+    if pipeline.watch is not None:
+        pipeline.watch("scoring", 0, len(pipeline.spec.cases), None)
+
+
+def _unwatched(stage: str, done: int, total: int, val_dice: float | None) -> None:
+    """Show nothing: a run of a study has no progress bar of its own."""
+
+
+def _result(pipeline: Pipeline) -> RunResult:
+    """Return the result of a run that is finished; it took no time where its record is gone."""
+    spec = pipeline.spec
+    try:
+        content = json.loads((spec.folder / RECORD_NAME).read_text(encoding="utf-8"))
+        seconds = float(content["timings_s"]["total"])
+    except (OSError, ValueError, KeyError, TypeError):
+        seconds = 0.0
+    return RunResult(spec, pipeline.validation.get("crop_dice"), seconds)
 
 
 def _read_key(folder: Path) -> dict[str, Any] | None:
@@ -230,16 +445,3 @@ def _other(folder: Path, changes: list[str]) -> InputError:
         f"{folder}: this run was begun with other settings or cases ({'; '.join(changes[:3])}{more}); results "
         "must not be mixed: put them back, delete that folder, or choose another study folder with -o"
     )
-
-
-def _val_dice(job: RunJob) -> float | None:
-    return way_of(job).validation.get("crop_dice")
-
-
-def _seconds(folder: Path) -> float:
-    """Return how long a finished run took; 0 where its record is gone."""
-    try:
-        content = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
-        return float(content["timings_s"]["total"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0

@@ -22,9 +22,9 @@ from typing import Any, Literal
 import numpy as np
 
 from metricunet.errors import InputError
+from metricunet.evaluation.bootstrap import DRAWS, Interval, Resampling, crossed_bootstrap
 from metricunet.evaluation.measures import BoolArray, Definition
-from metricunet.study.intervals import DRAWS, Interval, Resampling, crossed_bootstrap
-from metricunet.study.ranks import TIE_DECIMALS, holm, signed_rank, superiority
+from metricunet.evaluation.ranks import TIE_DECIMALS, holm, signed_rank, superiority
 from metricunet.volume import FloatArray
 
 Better = Literal["higher", "lower"]
@@ -287,9 +287,9 @@ def _paired(a: Scores, b: Scores) -> tuple[Scores, Scores]:
 
 
 def _chosen(scores: Scores, seeds: tuple[int, ...], cases: tuple[str, ...]) -> Scores:
-    place = np.ix_([scores.seeds.index(s) for s in seeds], [scores.cases.index(c) for c in cases])
-    missed = None if scores.missed is None else scores.missed[place]
-    return Scores(scores.arm, seeds, cases, scores.values[place], missed)
+    chosen = np.ix_([scores.seeds.index(s) for s in seeds], [scores.cases.index(c) for c in cases])
+    missed = None if scores.missed is None else scores.missed[chosen]
+    return Scores(scores.arm, seeds, cases, scores.values[chosen], missed)
 
 
 def _rankable(a: FloatArray, b: FloatArray, sign: int) -> FloatArray:
@@ -302,8 +302,8 @@ def _rankable(a: FloatArray, b: FloatArray, sign: int) -> FloatArray:
     both = ~np.isnan(benefit)
     mean = np.where(both, benefit, 0.0).sum(axis=0) / np.maximum(both.sum(axis=0), 1)
     lost = np.isnan(a).sum(axis=0) - np.isnan(b).sum(axis=0)
-    beyond = 1 + 2 * float(np.abs(mean).max())
-    return np.asarray(np.where(lost != 0, lost * beyond, mean), dtype=np.float64)
+    outranking = 1 + 2 * float(np.abs(mean).max())
+    return np.asarray(np.where(lost != 0, lost * outranking, mean), dtype=np.float64)
 
 
 def _d_z(benefit: FloatArray) -> float | None:

@@ -5,6 +5,7 @@ None of the defaults is known to be the paper's. They are choices of this packag
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -229,7 +230,6 @@ def load_config(
     preset: str = "default",
     file: Path | None = None,
     settings: tuple[str, ...] | list[str] = (),
-    source: str | None = None,
 ) -> TrainConfig:
     """Resolve a configuration: the preset, over it the file, over it the single settings.
 
@@ -237,16 +237,13 @@ def load_config(
         preset: a key of `PRESETS`.
         file: YAML with any part of `TrainConfig`.
         settings: `section.key=value`, the value in YAML.
-        source: where the settings come from, for errors; default: the file and --set.
 
     Raises:
         InputError: unknown preset, key or section, or a value of the wrong kind, each named.
     """
     if preset not in PRESETS:
         raise InputError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-    content: dict[str, Any] = _merge({}, PRESETS[preset])
-    if file is not None:
-        content = _merge(content, _yaml(file))
+    layers: list[Mapping[str, Any]] = [] if file is None else [_yaml(file)]
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign or not key:
@@ -257,12 +254,28 @@ def load_config(
             raise InputError(f"--set {setting}: the value is not valid YAML") from error
         for part in reversed(key.split(".")):
             value = {part: value}
-        content = _merge(content, value)
+        layers.append(value)
+    return merged_config(preset, layers, f"{file} or --set" if file else "--set")
+
+
+def merged_config(preset: str, layers: Sequence[Mapping[str, Any]], source: str) -> TrainConfig:
+    """Merge nested settings over a preset, the later ones over the earlier ones.
+
+    Args:
+        preset: a key of `PRESETS`.
+        layers: each any part of `TrainConfig`.
+        source: where the settings come from, for errors.
+
+    Raises:
+        InputError: unknown key or section, or a value of the wrong kind, each named.
+    """
+    content: dict[str, Any] = PRESETS[preset]
+    for layer in layers:
+        content = merge_settings(content, layer)
     try:
         return TrainConfig.model_validate(content)
     except ValidationError as error:
-        named = source or (f"{file} or --set" if file else "--set")
-        raise InputError(_explain(error, named)) from error
+        raise InputError(_explain(error, source)) from error
 
 
 def dump_config(config: TrainConfig) -> str:
@@ -283,11 +296,12 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge_settings(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with others over them; neither is changed."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge_settings(merged[key], value) if both else value
     return merged
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -46,6 +46,17 @@ from metricunet.training.run import (
 
 MODEL_NAME = "model.safetensors"
 A_TRAINING = "a training"
+
+
+class StageOne(Protocol):
+    """What stage 2 takes from a trained stage 1."""
+
+    @property
+    def errors_mm(self) -> np.ndarray:
+        """Localisation errors [cases, 3]; see `Located`."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights by their names in a model file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +211,7 @@ def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) 
     return Located(network.eval().to(run.device), errors_mm)
 
 
-def train_segment(run: Run, located: Located, model: Path | None = None) -> Path:
+def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Path:
     """Train stage 2 of a run, or go on with it, and write the model file with both stages.
 
     Args:

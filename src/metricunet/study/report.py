@@ -1,29 +1,48 @@
-"""What a study came to as tables in Markdown, one for each subject."""
+"""What a study came to in text: tables.md for people, tables.csv for programs, and a table for each subject."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 
 import numpy as np
 
+from metricunet.cohort.splits import Fold
 from metricunet.evaluation.features import FEATURE_NAMES
-from metricunet.evaluation.measures import MEASURE_NAMES, SIGNED
+from metricunet.evaluation.measures import MEASURE_NAMES, SIGNED, Definition
 from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
-from metricunet.evaluation.summary import number
-from metricunet.study.claims import Judged
+from metricunet.evaluation.summary import Statistics, counted, csv_number, mean_and_std, number, table_csv
 from metricunet.study.comparisons import ARM, CONTROL, Compared
-from metricunet.study.conclusions import Conclusions
-from metricunet.study.data import READER, TRUTH
-from metricunet.study.results import DEFINITIONS
+from metricunet.study.data import READER, TRUTH, StudyData
+from metricunet.study.design import Labels, Study
+from metricunet.study.folds import PreparedFold
+from metricunet.study.results import DEFINITIONS, ArmSummary, Row, summarise_arms
+from metricunet.study.runs import RunResult
 from metricunet.study.statistics import Comparison
-from metricunet.study.verdict import signed
+from metricunet.study.verdicts import Conclusions, Judged, signed
 from metricunet.training.config import TrainConfig
 from metricunet.volume import FloatArray
 
+#: What the folds were trained on, and which, to what was prepared for their runs.
+PreparedFolds = dict[tuple[Labels | None, Fold], PreparedFold]
+
+TABLE_COLUMNS = (
+    *("reference", "structure", "arm", "seed", "measure", "n", "missed", "mean", "std", "median"),
+    "not_contoured",
+)
+#: What stands for the seed in the line over all of them.
+ALL_SEEDS = "all"
 NETWORKS = {"unet": "U-Net", "fcn": "FCN", "vnet": "V-Net"}
 #: Columns of the tables of arms.
 SHOWN = tuple(name for name in MEASURE_NAMES if name not in SIGNED)
 READER_SHOWN = ("dice", "asd_mm", "surface_dice_2mm")
+#: How to read the tables of runs.
+READING = (
+    "Seeds are kept apart: each line is one training, mean ± standard deviation over its cases. *All* is the "
+    "mean of the seeds' means ± their standard deviation.",
+    "A missed organ counts as 0 in ratios. It has no distances, whose means are over the rest; where any was "
+    "missed, the number of cases stands in brackets.",
+)
 #: Of the sections that follow a study's tables.
 HEADINGS = {
     "smoothness": "Smoothness: excess over the true shape",
@@ -33,6 +52,127 @@ HEADINGS = {
     "verdicts": "Verdicts",
     "reasons": "Reasons",
 }
+
+
+def tables_csv(rows: Mapping[str, Sequence[Row]]) -> str:
+    """Return every number of the tables, a line each; blank where a number does not exist.
+
+    Args:
+        rows: whose contours to the rows against them.
+    """
+    lines: list[list[object]] = []
+    for reference, scored in rows.items():
+        for arm in summarise_arms(scored):
+            of_what = [reference, arm.structure, arm.arm]
+            for seed, summary in arm.of_seed.items():
+                for name, s in summary.measures.items():
+                    numbers = map(csv_number, (s.mean, s.std, s.median))
+                    lines.append([*of_what, seed, name, s.n, s.missed, *numbers, summary.not_contoured])
+            unknown = sum(s.not_contoured for s in arm.of_seed.values())
+            for name in MEASURE_NAMES:
+                of_seeds = [s.measures[name] for s in arm.of_seed.values()]
+                n, missed = sum(s.n for s in of_seeds), sum(s.missed for s in of_seeds)
+                mean, std = map(csv_number, arm.between_seeds(name))
+                lines.append([*of_what, ALL_SEEDS, name, n, missed, mean, std, "", unknown])
+    return table_csv(TABLE_COLUMNS, lines)
+
+
+def tables_text(
+    name: str, rows: Mapping[str, Sequence[Row]], measures: Sequence[str], notes: Sequence[str]
+) -> str:
+    """Return the tables in Markdown.
+
+    Args:
+        name: of the study.
+        rows: whose contours to the rows against them.
+        measures: the columns, names of `MEASURE_NAMES`.
+        notes: what a reader of the tables has to know.
+    """
+    columns = [DEFINITIONS[measure] for measure in measures]
+    lines = [f"# {name}", ""]
+    lines += [f"- {note}" for note in [*notes, *READING]] + [""]
+    for reference, scored in rows.items():
+        arms = summarise_arms(scored)
+        for structure in dict.fromkeys(arm.structure for arm in arms):
+            own = [arm for arm in arms if arm.structure == structure]
+            lines += [f"## {structure}, against the {reference}", ""]
+            if unknown := max(s.not_contoured for arm in own for s in arm.of_seed.values()):
+                lines += [f"Not contoured, and so not scored, in {unknown} of the cases.", ""]
+            lines += [_runs_table(own, columns), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _runs_table(arms: Sequence[ArmSummary], columns: Sequence[Definition]) -> str:
+    """Return a line for each run, and one over the seeds of an arm that has several."""
+    lines = []
+    for arm in arms:
+        for seed, summary in arm.of_seed.items():
+            cells = [_mean_over_cases(summary.measures[d.name], d) for d in columns]
+            lines.append([arm.arm, str(seed), str(summary.n), str(summary.missed), *cells])
+        if len(arm.of_seed) > 1:
+            cells = [_mean_over_seeds(arm, d) for d in columns]
+            n, missed = (sum(getattr(s, kind) for s in arm.of_seed.values()) for kind in ("n", "missed"))
+            lines.append([f"**{arm.arm}**", "**all**", str(n), str(missed), *(f"**{c}**" for c in cells)])
+    return _markdown(["arm", "seed", "cases", "missed", *(d.heading for d in columns)], lines, left=2)
+
+
+def _mean_over_cases(statistics: Statistics, definition: Definition) -> str:
+    text = mean_and_std(statistics, definition)
+    return f"{text} ({counted(statistics, definition)})" if definition.is_distance and statistics.missed else text
+
+
+def _mean_over_seeds(arm: ArmSummary, definition: Definition) -> str:
+    mean, std = arm.between_seeds(definition.name)
+    text = number(mean, definition, signed=True)
+    return text if std is None else f"{text} ± {number(std, definition)}"
+
+
+def notes_of(plan: Study, data: StudyData, folds: PreparedFolds, runs: Sequence[RunResult]) -> list[str]:
+    """Return what a reader of a study's tables has to know.
+
+    Args:
+        plan: the study file.
+        data: where the cases lie.
+        folds: that were prepared.
+        runs: all of them.
+    """
+    notes = []
+    if (main := plan.content.primary) is not None:
+        control = f"; control: {main.control}" if main.control else ""
+        notes.append(f"Main comparison: {main.method} against {main.baseline}{control}.")
+    if len(data.cohorts) > 1:
+        for labels in data.cohorts:
+            arms = [arm for arm in plan.arms if plan.labels(arm) == labels]
+            notes.append(f"Trained on {labels} labels: {', '.join(arms)}.")
+    if data.has_test:
+        notes.append(f"{len(runs[0].spec.cases)} test cases, which no training has seen.")
+    else:
+        notes.append(
+            "Scored on the validation cases of each fold. They also chose each training's best epoch, so the "
+            "scores are somewhat too good, in every arm alike."
+        )
+    if len(plan.folds) > 1:
+        notes.append(f"The {len(plan.folds)} folds are taken together.")
+    shared = "all arms" if all(plan.stages(arm) == 2 for arm in plan.arms) else "all arms of two stages"
+    for (labels, fold), prepared in folds.items():
+        stage = stage_title(labels, fold, data).capitalize()
+        notes.append(f"{stage}, shared by {shared}, {_located(prepared.off_mm, plan.base.target)}.")
+    notes += [f"Failed, and not in the tables: {r.spec.title}: {r.error}" for r in runs if r.error is not None]
+    return notes
+
+
+def stage_title(labels: Labels | None, fold: Fold, data: StudyData) -> str:
+    """Name a stage 1."""
+    return f"stage 1, fold {fold}" + (f", {labels} labels" if len(data.cohorts) > 1 else "")
+
+
+def _located(off_mm: Sequence[float | None], target: str) -> str:
+    """Say how well stage 1 does on the scored cases."""
+    found = [mm for mm in off_mm if mm is not None]
+    said = f"finds the {target} in {len(found)} of the {len(off_mm)} scored cases that hold it"
+    if not found:
+        return said
+    return f"{said}, its centre {median(found):.1f} mm off (median; most {max(found):.1f} mm)"
 
 
 def sections(conclusions: Conclusions) -> dict[str, str]:
@@ -49,7 +189,7 @@ def sections(conclusions: Conclusions) -> dict[str, str]:
     found = {
         "ablation": arms_table(conclusions, SHOWN, arms=_ablated(conclusions), described=True),
         "comparison": arms_table(conclusions, SHOWN, arms=_usual(conclusions), described=True),
-        "reader": arms_table(conclusions, READER_SHOWN, READER) if READER in conclusions.results.rows else "",
+        "reader": arms_table(conclusions, READER_SHOWN, READER) if READER in conclusions.results.cases else "",
         "smoothness": arms_table(conclusions, SMOOTHNESS_NAMES),
         "features": arms_table(conclusions, FEATURE_NAMES),
         "comparisons": _pairs_tables(conclusions, list(pairs)),
@@ -64,13 +204,13 @@ def sections(conclusions: Conclusions) -> dict[str, str]:
         ),
         "verdicts": verdicts_table(conclusions.judged),
         "reasons": reasons_text(conclusions.judged),
-        "why": reasons_text([one for one in conclusions.judged if one.place == "primary"]),
+        "why": reasons_text([one for one in conclusions.judged if one.role == "primary"]),
     }
     return {name: text for name, text in found.items() if text}
 
 
-def report_text(conclusions: Conclusions) -> str:
-    """Return what follows the tables of a study: measures beyond overlap, comparisons and verdicts."""
+def conclusions_text(conclusions: Conclusions) -> str:
+    """Return what follows the measures of all runs: smoothness, features, comparisons and verdicts."""
     found = sections(conclusions)
     lines: list[str] = []
     for name, heading in HEADINGS.items():
@@ -99,7 +239,7 @@ def arms_table(
         described: say of every arm what it is.
     """
     plan, results = conclusions.plan, conclusions.results
-    titles = [_title(name) for name in measures]
+    titles = [DEFINITIONS[name].heading for name in measures]
     described_as = ["network", "loss", "metric learning", "labels"] if described else []
     lines = []
     for arm in results.arms if arms is None else arms:
@@ -114,7 +254,7 @@ def arms_table(
         counts = [str(len(counted.seeds)), str(len(counted.cases)), f"{counted.n_missed} of {counted.values.size}"]
         lines.append([arm, *words, *counts, *cells])
     head = ["arm", *described_as, "seeds", "cases", "missed", *titles]
-    return _table(head, lines, left=1 + len(described_as)) if lines else ""
+    return _markdown(head, lines, left=1 + len(described_as)) if lines else ""
 
 
 def _ablated(conclusions: Conclusions) -> list[str]:
@@ -178,7 +318,7 @@ def contrasts_table(compared: Iterable[Compared]) -> str:
         lines.append(
             [
                 one.contrast.title,
-                _title(c.measure),
+                DEFINITIONS[c.measure].heading,
                 "↑" if c.better == "higher" else "↓",
                 _number(c.mean_a, c.measure),
                 _number(c.mean_b, c.measure),
@@ -193,16 +333,16 @@ def contrasts_table(compared: Iterable[Compared]) -> str:
         )
     head = ["B − A", "measure", "better", "A", "B", "difference (95 % interval)", "p", "p, Holm"]
     head += ["d_z", "superiority", "difference of each seed", "missed A, B"]
-    return _table(head, lines, left=3) if lines else ""
+    return _markdown(head, lines, left=3) if lines else ""
 
 
 def verdicts_table(judged: Sequence[Judged]) -> str:
     """Return what is concluded of every claim about every pair."""
     lines = []
     for one in judged:
-        parts = "; ".join(f"{_title(name)}: {verdict.heading}" for name, verdict in one.parts)
+        parts = "; ".join(f"{DEFINITIONS[name].heading}: {verdict.heading}" for name, verdict in one.parts)
         lines.append([f"({one.claim.letter}) {one.claim.text}", f"**{one.verdict.heading}**", parts])
-    return _table(["claim", "verdict", "by measure"], lines, left=3) if lines else ""
+    return _markdown(["claim", "verdict", "by measure"], lines, left=3) if lines else ""
 
 
 def reasons_text(judged: Sequence[Judged]) -> str:
@@ -230,14 +370,14 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _pairs_tables(conclusions: Conclusions, places: Sequence[str]) -> str:
+def _pairs_tables(conclusions: Conclusions, pairs: Sequence[str]) -> str:
     """Return a table for each of the pairs: its method against its baseline and its control, in every measure."""
     target = conclusions.plan.base.target
     parts = []
-    for place in places:
-        pair = conclusions.plan.content.pairs[place]
-        roles = (place, f"{place} {CONTROL}")
-        for reference in conclusions.results.rows:
+    for role in pairs:
+        pair = conclusions.plan.content.pairs[role]
+        roles = (role, f"{role} {CONTROL}")
+        for reference in conclusions.results.cases:
             own = [
                 c
                 for c in conclusions.comparisons.compared
@@ -271,11 +411,6 @@ def _mean_of_seeds(values: FloatArray, measure: str) -> str:
     return f"{text} ± {_number(float(means.std(ddof=1)), measure)}" if means.size > 1 else text
 
 
-def _title(measure: str) -> str:
-    definition = DEFINITIONS[measure]
-    return f"{definition.title} [{definition.unit}]" if definition.unit else definition.title
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]], left: int) -> str:
+def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]], left: int) -> str:
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))

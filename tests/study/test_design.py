@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metricunet.errors import InputError
-from metricunet.study.settings import load_study
+from metricunet.study.design import load_study
 from metricunet.training.config import load_config
 from tests.study.conftest import write_study
 

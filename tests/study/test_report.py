@@ -1,50 +1,52 @@
-"""What is concluded of tables whose differences are known, and that all is drawn again from the tables alone."""
+"""What a study says in text, and that all is written and drawn again from its tables alone."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from metricunet.errors import InputError
-from metricunet.study.claims import worthwhile
-from metricunet.study.conclusions import Conclusions, conclude, write_conclusions
 from metricunet.study.figures import draw_figures
+from metricunet.study.report import conclusions_text, p_value, sections, tables_csv, tables_text
 from metricunet.study.run import StudyResult
-from metricunet.study.sections import p_value, report_text, sections
-from metricunet.study.verdict import Worthwhile
+from metricunet.study.verdicts import conclude, write_conclusions
+from tests.study.test_results import ABSENT, ROWS, row
 from tests.support.tables import make_tables
 
-AMOUNTS = {"measures": {"worthwhile": {"dice": 0.005, "asd_mm": 0.05, "fisher_ratio": "10 %"}}}
+
+def test_the_text_for_people() -> None:
+    text = tables_text("trial", {"truth": ROWS, "reader": ROWS[:3]}, ["asd_mm", "dice"], ["A note."])
+    assert text.startswith("# trial\n\n- A note.\n")
+    assert text.count("## prostate, against the ") == 2
+    lines = text.splitlines()
+    assert "| arm | seed | cases | missed | ASD [mm] | Dice |" in lines
+    assert "| a | 0 | 2 | 0 | 1.50 ± 0.71 | 0.850 ± 0.071 |" in lines
+    assert "| a | 5 | 2 | 1 | 3.00 (1 of 2) | 0.350 ± 0.495 |" in lines
+    assert "| **a** | **all** | 4 | 1 | **2.25 ± 1.06** | **0.600 ± 0.354** |" in lines
+    assert "| b | 0 | 2 | 0 | 1.00 ± 0.00 | 0.600 ± 0.000 |" in lines
+    assert not any("**b**" in line for line in lines)
 
 
-def findings(concluded: Conclusions) -> dict[str, str]:
-    return {one.claim.letter: one.verdict.finding for one in concluded.judged}
+def test_every_number_for_programs() -> None:
+    lines = list(csv.DictReader(io.StringIO(tables_csv({"truth": ROWS}))))
+    found = {(line["arm"], line["seed"], line["measure"]): line for line in lines}
+    assert found["a", "5", "asd_mm"] == {
+        "reference": "truth", "structure": "prostate", "arm": "a", "seed": "5", "measure": "asd_mm",
+        "n": "2", "missed": "1", "mean": "3.000000", "std": "", "median": "3.000000",
+        "not_contoured": "0",
+    }  # fmt: skip
+    assert (found["a", "all", "dice"]["mean"], found["a", "all", "dice"]["n"]) == ("0.600000", "4")
+    assert len(lines) == 7 * (2 + 1 + 1 + 1)
 
 
-def test_a_benefit_over_baseline_and_control_is_supported(tmp_path: Path) -> None:
-    arms = {"base": 0.0, "method": 1.5, "control": 0.1}
-    concluded = conclude(make_tables(tmp_path, arms, cases=40, seeds=(0, 1, 2, 3, 4), changes=AMOUNTS))
-    assert findings(concluded) == {"a": "supported", "b": "supported", "c": "supported"}
-    found = sections(concluded)
-    line = "| (c) method segments the prostate better than base | **supported on the phantom** |"
-    assert line in found["verdicts"]
-    assert "method is better in 5 of 5 seeds." in found["reasons"]
-
-
-def test_what_the_control_does_as_well_is_not_supported(tmp_path: Path) -> None:
-    arms = {"base": 0.0, "method": 1.5, "control": 2.5}
-    concluded = conclude(make_tables(tmp_path, arms, cases=40, seeds=(0, 1, 2, 3, 4), changes=AMOUNTS))
-    assert findings(concluded)["c"] == "not supported"
-
-
-def test_a_small_study_without_a_control_decides_nothing(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"primary": {"baseline": "base", "method": "method"}}
-    concluded = conclude(make_tables(tmp_path, cases=4, seeds=(0,), changes=changes))
-    assert set(findings(concluded).values()) == {"not decided"}
-    assert "No comparison with a control" in report_text(concluded)
+def test_what_was_not_contoured_is_said() -> None:
+    rows = [ROWS[0], row("a", 0, "five", ABSENT), replace(row("a", 0, "six", ABSENT), contoured=False)]
+    assert {line["not_contoured"] for line in csv.DictReader(io.StringIO(tables_csv({"truth": rows})))} == {"1"}
+    text = tables_text("study", {"truth": rows}, ["dice"], [])
+    assert "Not contoured, and so not scored, in 1 of the cases." in text
+    assert "Not contoured" not in tables_text("study", {"truth": rows[:2]}, ["dice"], [])
 
 
 def test_the_tables_of_arms(tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_the_tables_of_arms(tmp_path: Path) -> None:
     # By hand: the mean of the seeds' means.
     means = []
     for seed in (0, 1, 2):
-        own = [r.row.measures.dice for r in concluded.results.rows["truth"] if (r.arm, r.seed) == ("method", seed)]
+        own = [r.values["dice"] for r in concluded.results.cases["truth"] if (r.arm, r.seed) == ("method", seed)]
         means.append(sum(v or 0 for v in own) / 6)
     assert f"| {sum(means) / 3:.3f} ± " in ablation[3]
     assert set(found) == {
@@ -91,7 +93,7 @@ def test_drawn_again_from_the_tables_all_is_the_same(tmp_path: Path) -> None:
         concluded = conclude(folder)
         write_conclusions(concluded, tmp_path / place)
         drawn = draw_figures(concluded, tmp_path / place)
-        (tmp_path / place / "text.md").write_text(report_text(concluded))
+        (tmp_path / place / "text.md").write_text(conclusions_text(concluded))
         assert [p.name for p in drawn] == ["differences.png", "arms.png", "smoothness.png", "features.png"]
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert len(files) == 7
@@ -108,23 +110,10 @@ def test_a_study_drew_what_its_tables_give(whole_study: tuple[Path, Path, StudyR
     for path in draw_figures(concluded, tmp_path):
         assert path.read_bytes() == (output / "figures" / path.name).read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {p.name for p in (output / "figures").iterdir()}
-    assert report_text(concluded).rstrip() in (output / "tables.md").read_text()
+    assert conclusions_text(concluded).rstrip() in (output / "tables.md").read_text()
     assert "## Smoothness" in (output / "tables.md").read_text()
     assert json.loads((output / "comparisons.json").read_text())["verdicts"] == []
 
 
-def test_tables_of_another_study_are_refused(tmp_path: Path) -> None:
-    folder = make_tables(tmp_path, cases=4)
-    cases = folder / "cases.csv"
-    cases.write_text(cases.read_text().replace("control,", "stranger,"))
-    with pytest.raises(InputError, match=r"the tables have arm 'stranger', which .* does not name"):
-        conclude(folder)
-    cases.unlink()
-    with pytest.raises(InputError, match=r"cases\.csv: not readable"):
-        conclude(folder)
-
-
-def test_small_words() -> None:
-    assert worthwhile("10 %") == worthwhile("10%") == Worthwhile(10, percent=True)
-    assert worthwhile(0.05) == Worthwhile(0.05)
+def test_p_values_for_people() -> None:
     assert [p_value(p) for p in (0.0004, 0.0321, 1.0)] == ["< 0.001", "0.032", "1.000"]

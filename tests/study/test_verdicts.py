@@ -1,15 +1,22 @@
+"""Verdicts: on comparisons whose intervals are known, and on tables whose differences are."""
+
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from metricunet.errors import InputError
+from metricunet.evaluation.bootstrap import Interval, Resampling
 from metricunet.evaluation.measures import DEFINITIONS
-from metricunet.study.intervals import Interval, Resampling
+from metricunet.study.report import conclusions_text, sections
 from metricunet.study.statistics import Better, Comparison, Scores, compare
-from metricunet.study.verdict import Verdict, Worthwhile, join, judge
+from metricunet.study.verdicts import Conclusions, Verdict, Worthwhile, conclude, join, judge
+from tests.support.tables import make_tables
 
 HUNDREDTH = Worthwhile(0.01)
 TENTH = Worthwhile(10, percent=True)
@@ -229,3 +236,49 @@ def test_what_does_not_belong_together_is_refused() -> None:
     for amount in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="worthwhile benefit"):
             Worthwhile(amount)
+
+
+def test_worthwhile_benefits_as_a_study_file_has_them() -> None:
+    assert Worthwhile.read("10 %") == Worthwhile.read("10%") == Worthwhile(10, percent=True)
+    assert Worthwhile.read(0.05) == Worthwhile(0.05)
+
+
+AMOUNTS = {"measures": {"worthwhile": {"dice": 0.005, "asd_mm": 0.05, "fisher_ratio": "10 %"}}}
+
+
+def findings(concluded: Conclusions) -> dict[str, str]:
+    return {one.claim.letter: one.verdict.finding for one in concluded.judged}
+
+
+def test_a_benefit_over_baseline_and_control_is_supported(tmp_path: Path) -> None:
+    arms = {"base": 0.0, "method": 1.5, "control": 0.1}
+    concluded = conclude(make_tables(tmp_path, arms, cases=40, seeds=(0, 1, 2, 3, 4), changes=AMOUNTS))
+    assert findings(concluded) == {"a": "supported", "b": "supported", "c": "supported"}
+    found = sections(concluded)
+    line = "| (c) method segments the prostate better than base | **supported on the phantom** |"
+    assert line in found["verdicts"]
+    assert "method is better in 5 of 5 seeds." in found["reasons"]
+
+
+def test_what_the_control_does_as_well_is_not_supported(tmp_path: Path) -> None:
+    arms = {"base": 0.0, "method": 1.5, "control": 2.5}
+    concluded = conclude(make_tables(tmp_path, arms, cases=40, seeds=(0, 1, 2, 3, 4), changes=AMOUNTS))
+    assert findings(concluded)["c"] == "not supported"
+
+
+def test_a_small_study_without_a_control_decides_nothing(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"primary": {"baseline": "base", "method": "method"}}
+    concluded = conclude(make_tables(tmp_path, cases=4, seeds=(0,), changes=changes))
+    assert set(findings(concluded).values()) == {"not decided"}
+    assert "No comparison with a control" in conclusions_text(concluded)
+
+
+def test_tables_of_another_study_are_refused(tmp_path: Path) -> None:
+    folder = make_tables(tmp_path, cases=4)
+    cases = folder / "cases.csv"
+    cases.write_text(cases.read_text().replace("control,", "stranger,"))
+    with pytest.raises(InputError, match=r"the tables have arm 'stranger', which .* does not name"):
+        conclude(folder)
+    cases.unlink()
+    with pytest.raises(InputError, match=r"cases\.csv: not readable"):
+        conclude(folder)

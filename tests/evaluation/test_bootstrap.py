@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from metricunet.errors import InputError
-from metricunet.study.intervals import Interval, Resampling, crossed_bootstrap, draw_ratios
+from metricunet.evaluation.bootstrap import Interval, Resampling, crossed_bootstrap, draw_ratios
 from metricunet.volume import FloatArray
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +18,10 @@ from metricunet.evaluation.measures import MEASURE_NAMES, SIGNED
 from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
 from metricunet.files.yaml_file import read_yaml
 from metricunet.phantom.scanner import Difficulty
-from metricunet.training.config import TrainConfig, load_config
+from metricunet.training.config import PRESETS, TrainConfig, merge_settings, merged_config
 
+#: The copy of the study file in the study's folder.
+STUDY_NAME = "study.yaml"
 #: What training reads: the true shapes, or the contours of one reader.
 Labels = Literal["clean", "displaced"]
 Seed = Annotated[int, Field(ge=0)]
@@ -213,7 +215,7 @@ class StudyFile(_Section):
 
     @property
     def pairs(self) -> dict[str, Pair]:
-        """Where each pair stands in the file to the pair, the primary one first."""
+        """Role to pair, the primary one first: `primary`, `secondary.0` and so on, as they stand in the file."""
         first = {} if self.primary is None else {"primary": self.primary}
         return first | {f"secondary.{k}": pair for k, pair in enumerate(self.secondary)}
 
@@ -236,16 +238,16 @@ class StudyFile(_Section):
             raise ValueError("labels is for phantoms; a cohort is trained on the contours that it has")
         if self.secondary and self.primary is None:
             raise ValueError("secondary has pairs, but there is no primary one")
-        for place, pair in self.pairs.items():
-            _different(pair.arms, f"arm of {place}")
+        for role, pair in self.pairs.items():
+            _different(pair.arms, f"arm of {role}")
             for arm in pair.arms:
                 if arm not in self.arms:
-                    raise ValueError(f"{place} names arm {arm!r}; expected one of {', '.join(self.arms)}")
+                    raise ValueError(f"{role} names arm {arm!r}; expected one of {', '.join(self.arms)}")
             if phantom is not None:
                 kinds = {name: self.arms[name].labels or phantom.labels for name in pair.arms}
                 if len(set(kinds.values())) > 1:
                     told = ", ".join(f"{name} on {kind}" for name, kind in kinds.items())
-                    raise ValueError(f"the arms of {place} train on different labels ({told}); expected the same")
+                    raise ValueError(f"the arms of {role} train on different labels ({told}); expected the same")
         if phantom is not None and tuple(self.folds) != (0,):
             raise ValueError("folds is for cohorts; phantoms have one split, so leave it out")
         return self
@@ -299,7 +301,10 @@ def load_study(path: Path) -> Study:
         InputError: not readable, an unknown key or a value of the wrong kind, each named with its place.
     """
     content = _validated(path)
-    base = _resolved(path, "base", content.base.preset, [content.base.settings])
+    preset, shared = content.base.preset, _nested(content.base.settings)
+    if preset not in PRESETS:
+        raise InputError(f"{path}: base.preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+    base = _resolved(path, "base", preset, [shared])
     arms: dict[str, TrainConfig] = {}
     for name, arm in content.arms.items():
         for key in arm.settings:
@@ -313,8 +318,7 @@ def load_study(path: Path) -> Study:
                 raise InputError(
                     f"{path}: arms.{name}.settings sets {key}, but {SHARED[section]}; set it in base.settings"
                 )
-        layers = [content.base.settings, arm.settings]
-        arms[name] = _resolved(path, f"arms.{name}", content.base.preset, layers)
+        arms[name] = _resolved(path, f"arms.{name}", preset, [shared, _nested(arm.settings)])
     return Study(path, content, base, arms)
 
 
@@ -328,25 +332,22 @@ def _validated(path: Path) -> StudyFile:
         raise InputError(f"{path}: {_explain(error)}") from error
 
 
-def _resolved(path: Path, place: str, preset: str, layers: list[dict[str, Any]]) -> TrainConfig:
-    settings = [line for layer in layers for line in _lines(layer)]
+def _resolved(path: Path, section: str, preset: str, layers: Sequence[dict[str, Any]]) -> TrainConfig:
     try:
-        return load_config(preset, settings=settings, source=f"{place}.settings")
+        return merged_config(preset, layers, f"{section}.settings")
     except InputError as error:
-        reason = str(error).replace("--preset must", f"{place}.preset must")
-        raise InputError(f"{path}: {reason}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
-def _lines(content: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Write nested settings as `section.key=value`, the value in YAML."""
-    lines: list[str] = []
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value:
-            lines += _lines(value, f"{prefix}{key}.")
-        else:
-            text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
-            lines.append(f"{prefix}{key}={text}")
-    return lines
+def _nested(settings: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return settings as nested sections: a key such as `metric.mode` stands for one in another."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = _nested(value) if isinstance(value, Mapping) else value
+        for part in reversed(str(key).split(".")):
+            inner = {part: inner}
+        nested = merge_settings(nested, inner)
+    return nested
 
 
 def _explain(error: ValidationError) -> str:
@@ -363,11 +364,11 @@ def _explain(error: ValidationError) -> str:
     return f"{key} is {repr(first['input'])[:200]}: {message}"
 
 
-def _keys_at(place: tuple[int | str, ...]) -> tuple[str, ...]:
+def _keys_at(location: tuple[int | str, ...]) -> tuple[str, ...]:
     """Return the keys that a section of the study file knows."""
-    if place[:1] == ("arms",):
+    if location[:1] == ("arms",):
         return tuple(Arm.model_fields)
-    if place[:1] == ("secondary",):
+    if location[:1] == ("secondary",):
         return tuple(Pair.model_fields)
     sections: dict[tuple[int | str, ...], type[BaseModel]] = {
         (): StudyFile,
@@ -377,7 +378,7 @@ def _keys_at(place: tuple[int | str, ...]) -> tuple[str, ...]:
         ("primary",): Pair,
         ("measures",): MeasureFamilies,
     }
-    return tuple(sections[place].model_fields) if place in sections else ()
+    return tuple(sections[location].model_fields) if location in sections else ()
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -1,4 +1,6 @@
-"""Verdicts: what a comparison says of a claim that arm B is better than arm A, and why.
+"""Verdicts: what a study's comparisons say of the three claims about a method, and why. No model is needed for it.
+
+A verdict judges the claim that arm B is better than arm A.
 
 The claim is about B's own idea (here: tuples of voxels). B can also win because of what comes with the idea (more
 weight on hard voxels, say); a control arm has that and not the idea. So two comparisons are judged together: B
@@ -32,11 +34,27 @@ said in the reasons. A claim with several measures needs all of them (`join`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from metricunet.study.intervals import CONFIDENCE, Interval
+from metricunet.errors import InputError
+from metricunet.evaluation.bootstrap import CONFIDENCE, Interval
+from metricunet.evaluation.features import FEATURE_NAMES
+from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
+from metricunet.files.atomic import write_json, write_text
+from metricunet.study.comparisons import (
+    COMPARISONS_CSV,
+    COMPARISONS_JSON,
+    CONTROL,
+    Comparisons,
+    compare_all,
+    comparison_json,
+    comparisons_csv,
+)
+from metricunet.study.design import STUDY_NAME, Amount, Pair, Study, load_study
+from metricunet.study.results import Results, read_results
 from metricunet.study.statistics import Comparison
 
 Finding = Literal["supported", "not supported", "not decided"]
@@ -58,6 +76,13 @@ class Worthwhile:
 
     amount: float
     percent: bool = False
+
+    @classmethod
+    def read(cls, amount: Amount) -> Worthwhile:
+        """Read the smallest benefit that matters, as a study file has it."""
+        if isinstance(amount, str):
+            return cls(float(amount.removesuffix("%")), percent=True)
+        return cls(amount)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.amount) or self.amount < 0:
@@ -192,6 +217,141 @@ def join(claim: str, verdicts: Sequence[Verdict]) -> Verdict:
     elif "not supported" in findings:
         finding = "not supported"
     return Verdict(claim, finding, verdicts[0].data, tuple(verdict.text for verdict in verdicts))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim about a pair of arms.
+
+    Attributes:
+        letter: a, b or c, as the design names them.
+        text: in words.
+        measures: all of which have to speak for it.
+    """
+
+    letter: str
+    text: str
+    measures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a study says of a claim.
+
+    Attributes:
+        role: of the pair: `primary`, `secondary.0` and so on.
+        pair: the arms.
+        claim: about them.
+        verdict: of all measures together.
+        parts: of each measure.
+    """
+
+    role: str
+    pair: Pair
+    claim: Claim
+    verdict: Verdict
+    parts: tuple[tuple[str, Verdict], ...]
+
+
+def claims_of(pair: Pair, target: str, primary: Sequence[str]) -> tuple[Claim, ...]:
+    """Return the claims about a pair, those of the method's paper."""
+    b, a = pair.method, pair.baseline
+    return (
+        Claim("a", f"Voxel features of {b} are more representative than those of {a}", FEATURE_NAMES),
+        Claim("b", f"Neighbourhoods are smoother in the masks of {b} than in those of {a}", SMOOTHNESS_NAMES),
+        Claim("c", f"{b} segments the {target} better than {a}", tuple(primary)),
+    )
+
+
+def judge_all(plan: Study, comparisons: Comparisons) -> list[Judged]:
+    """Judge every claim about every pair; one of whose measures there is no comparison is left out."""
+    phantom = plan.content.data.phantom is not None
+    judged: list[Judged] = []
+    for role, pair in plan.content.pairs.items():
+        for claim in claims_of(pair, plan.base.target, plan.content.measures.primary):
+            parts: list[tuple[str, Verdict]] = []
+            for measure in claim.measures:
+                main = comparisons.find(role, measure, plan.base.target)
+                control = comparisons.find(f"{role} {CONTROL}", measure, plan.base.target)
+                if main is None:
+                    continue
+                verdict = judge(
+                    claim.text,
+                    main.comparison,
+                    None if control is None else control.comparison,
+                    Worthwhile.read(plan.content.measures.worthwhile.get(measure, 0.0)),
+                    data="the phantom" if phantom else "this cohort",
+                )
+                parts.append((measure, verdict))
+            if len(parts) == len(claim.measures):
+                whole = join(claim.text, [verdict for _, verdict in parts])
+                judged.append(Judged(role, pair, claim, whole, tuple(parts)))
+    return judged
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """What a study came to.
+
+    Attributes:
+        plan: the study file.
+        results: the rows of its runs.
+        comparisons: of its arms.
+        judged: its claims.
+    """
+
+    plan: Study
+    results: Results
+    comparisons: Comparisons
+    judged: tuple[Judged, ...]
+
+
+def conclude(
+    folder: Path, plan: Study | None = None, not_contoured: Mapping[str, Collection[str]] | None = None
+) -> Conclusions:
+    """Read a study's tables, compare its arms and judge its claims.
+
+    Args:
+        folder: with cases.csv, cases-WHOSE.csv, smoothness.csv and features.csv.
+        plan: the study file; default: the folder's study.yaml.
+        not_contoured: case to structures that its references say nothing of.
+
+    Raises:
+        InputError: a file that cannot be read, or a table of another study.
+    """
+    plan = load_study(folder / STUDY_NAME) if plan is None else plan
+    results = read_results(folder, not_contoured)
+    if strange := [arm for arm in results.arms if arm not in plan.arms]:
+        raise InputError(
+            f"{folder}: the tables have arm {strange[0]!r}, which {plan.path} does not name; put the study file "
+            f"that led to them there as {STUDY_NAME}"
+        )
+    comparisons = compare_all(plan, results)
+    return Conclusions(plan, results, comparisons, tuple(judge_all(plan, comparisons)))
+
+
+def write_conclusions(conclusions: Conclusions, folder: Path) -> None:
+    """Write comparisons.csv and comparisons.json, the latter with the verdicts."""
+    write_text(folder / COMPARISONS_CSV, comparisons_csv(conclusions.comparisons.compared))
+    write_json(
+        folder / COMPARISONS_JSON,
+        {
+            "comparisons": [comparison_json(one) for one in conclusions.comparisons.compared],
+            "left_out": list(conclusions.comparisons.left_out),
+            "verdicts": [
+                {
+                    "pair": one.role,
+                    "baseline": one.pair.baseline,
+                    "method": one.pair.method,
+                    "control": one.pair.control,
+                    "letter": one.claim.letter,
+                    **one.verdict.to_json(),
+                    "measures": {name: verdict.to_json() for name, verdict in one.parts},
+                }
+                for one in conclusions.judged
+            ],
+        },
+    )
 
 
 def _read(comparison: Comparison, worthwhile: Worthwhile) -> _Reading:

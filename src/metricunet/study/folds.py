@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from metricunet.cohort.case import read_case
 from metricunet.cohort.layout import Case, DatasetInfo
@@ -46,8 +48,8 @@ CUT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class FoldJob:
-    """Stage 1 of a fold, to be trained and put to use.
+class FoldSpec:
+    """What it takes to prepare a fold: to train its stage 1, and to locate and cut its cases.
 
     Attributes:
         folder: for stage 1 and the cuts.
@@ -73,8 +75,8 @@ class FoldJob:
 
 
 @dataclass(frozen=True)
-class FoldReady:
-    """A fold whose runs can begin.
+class PreparedFold:
+    """What a fold that was prepared came to.
 
     Attributes:
         fold: which.
@@ -124,50 +126,69 @@ class Cut:
         """Return how far a structure's centroid, in the first reference, is from what stage 1 found, if it did."""
         if self.found.centre_mm is None:
             return None
-        places = np.argwhere(next(iter(self.references.values())).array == value)
-        return float(np.linalg.norm(self.image.geometry.to_world(places.mean(axis=0)) - self.found.centre_mm))
+        voxels = np.argwhere(next(iter(self.references.values())).array == value)
+        return float(np.linalg.norm(self.image.geometry.to_world(voxels.mean(axis=0)) - self.found.centre_mm))
+
+
+@dataclass(frozen=True, eq=False)
+class StoredStageOne:
+    """A trained stage 1 as it is kept: what goes into the models of all runs, without a network built of it.
+
+    Attributes:
+        tensors: weights by their names in a model file.
+        errors_mm: localisation errors [cases, 3]; see `metricunet.training.fit.Located`.
+    """
+
+    tensors: dict[str, Tensor]
+    errors_mm: NDArray[np.float64]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights by their names in a model file."""
+        return self.tensors
 
 
 def prepare_fold(
-    job: FoldJob, bar: Callable[[str], Progress] = lambda name: lambda done, total: None
-) -> FoldReady:
+    spec: FoldSpec, bar: Callable[[str], Progress] = lambda name: lambda done, total: None
+) -> PreparedFold:
     """Train stage 1 of a fold, or go on with it, and cut the cases to score. What is done already is kept.
 
     Args:
-        job: the fold.
+        spec: of the fold.
         bar: opens a progress bar by its name.
 
     Raises:
         InputError: cases that cannot be used, or a folder with a stage 1 of other settings, cases or version.
     """
-    refuse_others(job.folder, state_file(job.folder), "stage 1 of a study")
+    refuse_others(spec.folder, state_file(spec.folder), "stage 1 of a study")
     run = open_run(
-        job.cohort,
-        job.folder,
-        job.config,
-        job.fold,
-        resume=state_file(job.folder).is_file(),
-        device=job.device,
-        spare=job.spare,
+        spec.cohort,
+        spec.folder,
+        spec.config,
+        spec.fold,
+        resume=state_file(spec.folder).is_file(),
+        device=spec.device,
+        spare=spec.spare,
         progress=bar("preparing"),
     )
-    located = trained_in(job.folder, run)
-    locate_sha256 = sha256([job.folder / LOCATE_NAME])
+    located = trained_in(spec.folder, run)
+    locate_sha256 = sha256([spec.folder / LOCATE_NAME])
     hashes, off_mm, progress = [], [], bar("locating")
-    target = run.labels[job.config.target]
-    steps = len(job.cases) + len(job.fitting)
-    for done, case in enumerate(job.cases, start=1):
-        cut = _cut(job, SCORED, case, run, located, locate_sha256)
+    target = run.labels[spec.config.target]
+    steps = len(spec.cases) + len(spec.fitting)
+    for done, case in enumerate(spec.cases, start=1):
+        cut = _cut(spec, SCORED, case, run, located, locate_sha256)
         unknown = f":{','.join(cut.not_contoured)}" if cut.not_contoured else ""
         hashes.append(f"{cut.name}:{cut.source_sha256}{unknown}")
         if cut.holds(target):
             off_mm.append(cut.off_mm(target))
         progress(done, steps)
-    for done, case in enumerate(job.fitting, start=len(job.cases) + 1):
-        _cut(job, FITTING, case, run, located, locate_sha256)
+    for done, case in enumerate(spec.fitting, start=len(spec.cases) + 1):
+        _cut(spec, FITTING, case, run, located, locate_sha256)
         progress(done, steps)
     scored = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
-    return FoldReady(job.fold, run.data_sha256, locate_sha256, scored, run.labels, run.info.ignore, tuple(off_mm))
+    return PreparedFold(
+        spec.fold, run.data_sha256, locate_sha256, scored, run.labels, run.info.ignore, tuple(off_mm)
+    )
 
 
 def trained_in(folder: Path, run: Run, *, may_find_nothing: bool = False) -> Located:
@@ -183,7 +204,31 @@ def trained_in(folder: Path, run: Run, *, may_find_nothing: bool = False) -> Loc
 
 
 def read_located(folder: Path, run: Run) -> Located:
-    """Read the stage 1 that a fold's runs share.
+    """Read the stage 1 of a folder, ready to locate with.
+
+    Raises:
+        InputError: as `read_stage_one`.
+    """
+    stored = read_stage_one(folder)
+    return trained_locate(run, stored.tensors, stored.errors_mm)
+
+
+@lru_cache(maxsize=1)
+def shared_stage_one(folder: Path, locate_sha256: str) -> StoredStageOne:
+    """Return the stage 1 that the runs of a fold share; runs that follow each other read its file once.
+
+    Args:
+        folder: of the fold.
+        locate_sha256: of the file: another file is another stage 1.
+
+    Raises:
+        InputError: as `read_stage_one`.
+    """
+    return read_stage_one(folder)
+
+
+def read_stage_one(folder: Path) -> StoredStageOne:
+    """Read what is kept of a stage 1 in a folder.
 
     Raises:
         InputError: a damaged file, or one that another version wrote.
@@ -200,7 +245,7 @@ def read_located(folder: Path, run: Run) -> Located:
             f"{path}: trained by metricunet {facts['version']}, this is {version('metricunet')}; go on with the "
             "version that the study was begun with, or start anew in another folder"
         )
-    return trained_locate(run, weights, np.array(facts["errors_mm"], dtype=np.float64).reshape(-1, 3))
+    return StoredStageOne(weights, np.array(facts["errors_mm"], dtype=np.float64).reshape(-1, 3))
 
 
 def read_cut(folder: Path, case: str, kind: str = SCORED) -> Cut:
@@ -232,22 +277,22 @@ def _cut_path(folder: Path, case: str, kind: str) -> Path:
     return folder / kind / f"{case}.npz"
 
 
-def _cut(job: FoldJob, kind: str, case: ScoredCase, run: Run, located: Located, locate_sha256: str) -> Cut:
+def _cut(spec: FoldSpec, kind: str, case: ScoredCase, run: Run, located: Located, locate_sha256: str) -> Cut:
     """Cut a case, if its cut is not there already."""
     files = [case.image, *case.references.values()]
     key = {
         "cut_version": CUT_VERSION,
         "locate_sha256": locate_sha256,
-        "half_mm": list(job.half_mm),
+        "half_mm": list(spec.half_mm),
         "references": list(case.references),
         "not_contoured": list(case.not_contoured),
         "stamps": [[p.stat().st_size, p.stat().st_mtime_ns] for p in files],
     }
-    path = _cut_path(job.folder, case.name, kind)
+    path = _cut_path(spec.folder, case.name, kind)
     stored = _load(path)
     if stored is not None and stored[1] == key:
         return stored[0]
-    cut = make_cut(case, run, located, job.half_mm)
+    cut = make_cut(case, run, located, spec.half_mm)
     _store(path, cut, key)
     return cut
 

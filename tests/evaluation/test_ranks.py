@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from metricunet.study.ranks import EXACT_UP_TO, holm, signed_rank, superiority
+from metricunet.evaluation.ranks import EXACT_UP_TO, holm, signed_rank, superiority
 
 #: Whole numbers, so that ties and zeros are frequent.
 FEW = st.lists(st.integers(-4, 4), min_size=1, max_size=9)

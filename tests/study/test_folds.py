@@ -14,9 +14,9 @@ from metricunet.evaluation.summary import CaseRow, cases_csv
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.inference.predictor import Predictor
 from metricunet.study.data import ScoredCase
+from metricunet.study.folds import make_cut, reach_mm, read_cut, read_located
 from metricunet.study.run import StudyResult
-from metricunet.study.score import segment_cut
-from metricunet.study.stage_one import make_cut, reach_mm, read_cut, read_located
+from metricunet.study.scoring import segment_cut
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.fit import Located, open_run
 from metricunet.training.run import Run
@@ -94,9 +94,9 @@ def test_masks_are_equal_voxel_by_voxel_on_a_finer_scan_stored_otherwise(
         np.sort(whole.labels.geometry.to_world(found), axis=0),
         atol=1e-3,
     )
-    measured = segment_cut(predictor, cut, {"prostate": 1}, None).rows("truth")[0].measures
+    measured = segment_cut(predictor, cut, {"prostate": 1}, None).overlap("truth")[0].values
     for name in ("dice", "asd_mm", "hd95_mm"):
-        assert measured.value(name) == pytest.approx(measure(whole.labels, mask).value(name), abs=1e-4)
+        assert measured[name] == pytest.approx(measure(whole.labels, mask).value(name), abs=1e-4)
 
 
 def test_what_the_reference_holds_beyond_the_crop_counts(
@@ -120,7 +120,7 @@ def test_what_the_reference_holds_beyond_the_crop_counts(
     assert cut.holds(1)
     assert not cut.holds(2)
     assert cut.off_mm(1) == pytest.approx(np.linalg.norm(middle - cut.found.centre_mm))
-    near, beyond = (segmented.rows(who)[0].measures.sensitivity for who in ("truth", "reader"))
+    near, beyond = (segmented.overlap(who)[0].values["sensitivity"] for who in ("truth", "reader"))
     assert near is not None
     assert beyond is not None
     assert beyond < near
@@ -134,8 +134,8 @@ def test_ignored_voxels_count_as_background_in_both(whole_study: Whole, study_co
     reference = cut.references["truth"]
     ignored = reference.with_array(np.where(reference.array == 1, 1, 9).astype(np.uint8))
     cut.references["truth"] = ignored
-    measured = segment_cut(predictor, cut, {"prostate": 1}, 9).rows("truth")[0].measures
-    assert measured.ppv == 1.0
+    measured = segment_cut(predictor, cut, {"prostate": 1}, 9).overlap("truth")[0].values
+    assert measured["ppv"] == 1.0
 
 
 def test_cuts_are_kept_until_their_files_change(copied_study: tuple[Path, Path], study_cohort: Path) -> None:

@@ -9,13 +9,12 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from metricunet.study.board import Board, duration
-from metricunet.study.job import RunJob
-from metricunet.study.runs import RunDone
+from metricunet.study.progress import RunProgress, duration
+from metricunet.study.runs import RunResult, RunSpec
 
 
 @dataclass(frozen=True)
-class Job:
+class Shown:
     """As much of a run as is shown."""
 
     arm: str
@@ -27,28 +26,28 @@ class Job:
         return f"{self.arm}, fold {self.fold}, seed {self.seed}"
 
 
-def job(arm: str, seed: int, fold: int = 0) -> RunJob:
-    return cast(RunJob, Job(arm, seed, fold))
+def spec(arm: str, seed: int, fold: int = 0) -> RunSpec:
+    return cast(RunSpec, Shown(arm, seed, fold))
 
 
-JOBS = [job("unet", 0), job("unet", 1), job("metricunet", 0)]
+SPECS = [spec("unet", 0), spec("unet", 1), spec("metricunet", 0)]
 
 
-def shown(board: Board) -> str:
+def shown(progress: RunProgress) -> str:
     """What the terminal shows at this moment."""
     console = Console(file=io.StringIO(), width=100)
-    console.print(board._table())
+    console.print(progress._table())
     return cast(Any, console.file).getvalue()
 
 
 def test_lines_where_there_is_no_terminal() -> None:
     said: list[str] = []
     stream = io.StringIO()
-    with Board(JOBS, said.append, Console(file=stream, force_terminal=False)) as board:
-        board.before([RunDone(JOBS[0], 0.8, 61)])
-        board.watch(JOBS[1], "segment", 5, 10, 0.7)
-        board.finish(RunDone(JOBS[1], 0.853, 151))
-        board.finish(RunDone(JOBS[2], None, 3, "stage segment diverged"))
+    with RunProgress(SPECS, said.append, Console(file=stream, force_terminal=False)) as progress:
+        progress.before([RunResult(SPECS[0], 0.8, 61)])
+        progress.watch(SPECS[1], "segment", 5, 10, 0.7)
+        progress.finish(RunResult(SPECS[1], 0.853, 151))
+        progress.finish(RunResult(SPECS[2], None, 3, "stage segment diverged"))
     assert said == [
         "1 of 3 runs were finished before",
         "unet, fold 0, seed 1: finished, validation Dice 0.853, 3 min (2 of 3)",
@@ -60,20 +59,20 @@ def test_lines_where_there_is_no_terminal() -> None:
 def test_a_table_on_a_terminal() -> None:
     said: list[str] = []
     stream = io.StringIO()
-    with Board(JOBS, said.append, Console(file=stream, force_terminal=True, width=100)) as board:
-        assert shown(board).count("·") == 3
-        board.before([RunDone(JOBS[0], 0.8, 61)])
-        board.watch(JOBS[1], "segment", 41, 100, 0.7)
-        table = shown(board)
+    with RunProgress(SPECS, said.append, Console(file=stream, force_terminal=True, width=100)) as progress:
+        assert shown(progress).count("·") == 3
+        progress.before([RunResult(SPECS[0], 0.8, 61)])
+        progress.watch(SPECS[1], "segment", 41, 100, 0.7)
+        table = shown(progress)
         assert "0.800, 1 min" in table
         assert "41 %  0.700" in table
         assert "1 of 3 runs done" in table
-        board.watch(JOBS[1], "scoring", 0, 20, None)
-        assert "scoring" in shown(board)
-        board.finish(RunDone(JOBS[1], None, 7))
-        board.finish(RunDone(JOBS[2], None, 3, "it broke"))
+        progress.watch(SPECS[1], "scoring", 0, 20, None)
+        assert "scoring" in shown(progress)
+        progress.finish(RunResult(SPECS[1], None, 7))
+        progress.finish(RunResult(SPECS[2], None, 3, "it broke"))
     assert said == []
-    table = shown(board)
+    table = shown(progress)
     assert "failed" in table
     assert "7 s" in table
     assert "seed 0" in table
@@ -82,9 +81,9 @@ def test_a_table_on_a_terminal() -> None:
 
 
 def test_folds_have_rows_of_their_own() -> None:
-    board = Board([job("unet", 0, 0), job("unet", 0, 1)], print, Console(file=io.StringIO()))
-    board.finish(RunDone(job("unet", 0, 1), 0.9, 5))
-    lines = [line for line in shown(board).splitlines() if "unet" in line]
+    progress = RunProgress([spec("unet", 0, 0), spec("unet", 0, 1)], print, Console(file=io.StringIO()))
+    progress.finish(RunResult(spec("unet", 0, 1), 0.9, 5))
+    lines = [line for line in shown(progress).splitlines() if "unet" in line]
     assert len(lines) == 2
     assert "0.900" in lines[1]
 

@@ -1,0 +1,129 @@
+"""Rows of a study's runs: written and read, and what they hold by arm, seed and case, worked out by hand."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from metricunet.cohort.splits import Fold
+from metricunet.errors import InputError
+from metricunet.evaluation.measures import Measures
+from metricunet.study.results import (
+    FEATURES,
+    Row,
+    cases_table,
+    join_tables,
+    paired_values,
+    read_table,
+    summarise_arms,
+    write_table,
+)  # fmt: skip
+
+MISSED = Measures(0.0, None, 0.0, 0.0, None, 0.0, -30.0)
+ABSENT = Measures(None, None, None, None, None, None, None)
+
+
+def measured(dice: float, asd_mm: float) -> Measures:
+    return Measures(dice, asd_mm, dice, dice, 3 * asd_mm, dice, 0.5)
+
+
+def row(arm: str, seed: int, case: str, measures: Measures, fold: Fold = 0, structure: str = "prostate") -> Row:
+    return Row(arm, seed, fold, case, structure, asdict(measures))
+
+
+CASES = cases_table("truth")
+ROWS = [
+    row("a", 0, "one", measured(0.8, 2.0)), row("a", 0, "two", measured(0.9, 1.0)), row("a", 0, "six", ABSENT),
+    row("a", 5, "one", measured(0.7, 3.0)), row("a", 5, "two", MISSED), row("a", 5, "six", ABSENT),
+    row("b", 0, "one", measured(0.6, 1.0)), row("b", 0, "two", measured(0.6, 1.0)), row("b", 0, "six", ABSENT),
+]  # fmt: skip
+
+
+def test_seeds_are_kept_apart_and_a_missed_organ_counts() -> None:
+    a, b = summarise_arms(ROWS)
+    assert (a.arm, b.arm, list(a.of_seed), list(b.of_seed)) == ("a", "b", [0, 5], [0])
+    assert [s.measures["dice"].mean for s in a.of_seed.values()] == [pytest.approx(0.85), pytest.approx(0.35)]
+    assert [s.measures["asd_mm"].mean for s in a.of_seed.values()] == [1.5, 3.0]
+    assert [(s.n, s.missed, s.true_absent) for s in a.of_seed.values()] == [(2, 0, 1), (2, 1, 1)]
+    mean, std = a.between_seeds("dice")
+    assert mean == pytest.approx(0.6)
+    assert std == pytest.approx(statistics.stdev([0.85, 0.35]))
+    assert b.between_seeds("dice") == (pytest.approx(0.6), None)
+
+
+def test_values_by_seed_and_case_for_paired_statistics() -> None:
+    values, missed = paired_values(ROWS, "a", "prostate", "asd_mm")
+    assert values == {
+        (0, "one"): 2.0, (0, "two"): 1.0, (0, "six"): None,
+        (5, "one"): 3.0, (5, "two"): None, (5, "six"): None,
+    }  # fmt: skip
+    assert missed == {(5, "two")}
+    assert paired_values(ROWS, "a", "prostate", "dice")[0][5, "two"] == 0.0
+    assert paired_values(ROWS, "c", "prostate", "dice") == ({}, frozenset())
+
+
+def test_several_folds_that_score_one_case_are_averaged() -> None:
+    rows = [
+        row("a", 0, "one", measured(0.8, 2.0), 0),
+        row("a", 0, "one", MISSED, 1),
+        row("a", 0, "one", measured(0.7, 4.0), 2),
+        row("a", 0, "one", measured(0.1, 9.0), 0, "bladder"),
+    ]
+    assert paired_values(rows, "a", "prostate", "dice") == ({(0, "one"): pytest.approx(0.5)}, {(0, "one")})
+    assert paired_values(rows, "a", "prostate", "asd_mm")[0] == {(0, "one"): 3.0}
+
+
+def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    rows = [row("a", 3, "one", measured(0.8, 2.0), "all"), row("a", 3, "odd, name", MISSED, "all")]
+    write_table(one, CASES, rows)
+    write_table(two, CASES, [row("b", 4, "six", ABSENT, 1)])
+    assert (one / "cases.csv").read_text().splitlines()[1] == (
+        "a,3,all,one,prostate,0.800000,2.000000,0.800000,0.800000,6.000000,0.800000,0.500000"
+    )
+    (tmp_path / "cases.csv").write_text(join_tables([one, two], CASES))
+    found = read_table(tmp_path, CASES)
+    assert found == [*rows, row("b", 4, "six", ABSENT, 1)]
+    assert [r.evaluated.measures.outcome for r in found] == ["measured", "missed", "true_absent"]
+    assert [r.missed for r in found] == [False, True, False]
+
+
+def test_rows_without_structures_come_back_and_values_that_are_not_finite_do_not(tmp_path: Path) -> None:
+    values = {"fisher_ratio": float("inf"), "knn_accuracy": 0.5, "probe_accuracy": None}
+    write_table(tmp_path, FEATURES, [Row("a", 1, "all", "odd, name", None, values)])
+    expected = Row("a", 1, "all", "odd, name", None, values | {"fisher_ratio": None})
+    assert read_table(tmp_path, FEATURES) == [expected]
+    assert not expected.missed
+
+
+def test_rows_of_what_was_not_contoured_are_told_from_those_of_what_is_absent(tmp_path: Path) -> None:
+    write_table(
+        tmp_path,
+        CASES,
+        [row("a", 3, "one", measured(0.8, 2.0)), *(row("a", 3, c, ABSENT) for c in ("five", "six"))],
+    )
+    found = read_table(tmp_path, CASES, {"six": ("prostate",), "five": ("bladder",)})
+    assert [r.evaluated.outcome for r in found] == ["measured", "true_absent", "not_contoured"]
+    (summary,) = summarise_arms(found)[0].of_seed.values()
+    assert (summary.n, summary.missed, summary.true_absent, summary.not_contoured) == (1, 0, 1, 1)
+    assert paired_values(found, "a", "prostate", "dice") == paired_values(
+        [replace(r, contoured=True) for r in found], "a", "prostate", "dice"
+    )
+
+
+def test_files_that_are_no_rows_of_a_study(tmp_path: Path) -> None:
+    for table in (CASES, FEATURES):
+        with pytest.raises(InputError, match=rf"{table.name}: not readable"):
+            read_table(tmp_path, table)
+        (tmp_path / table.name).write_text("case,dice\none,0.9\n")
+        with pytest.raises(InputError, match=rf"{table.name}: not readable"):
+            read_table(tmp_path, table)
+        with pytest.raises(InputError, match=rf"{table.name}: has other columns"):
+            join_tables([tmp_path], table)
+
+
+def test_the_main_reference_has_the_plain_name() -> None:
+    assert [cases_table(whose).name for whose in ("truth", "reader")] == ["cases.csv", "cases-reader.csv"]
