@@ -16,7 +16,7 @@ from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, JOURNAL, STAGING, OwnFiles, read_sealed
 from metricunet.phantom import Phantom
 from metricunet.workflows import demo
-from metricunet.workflows.validate import run as validate
+from metricunet.workflows.commission import run as commission
 from tests.support.command import Command
 from tests.support.patients import Patient, write_ct, write_set
 from tests.support.threshold_model import GLAND_HU, ball, bands_known, drawn_scan, write_bands_model
@@ -27,7 +27,7 @@ NAMES = "prostate: [Prostate]\nignore: ['*']\n"
 TAKEN = (
     *("a.nii.gz", "b.nii.gz", "a.quality.json", "a.rtstruct.dcm", "run.json", "cases.csv", "summary.json"),
     *("report.html", "evaluate.json", "import.json", "dataset.json", "phantoms.json", "study.json", "tables.md"),
-    *("model.safetensors", "config.yaml", "log.csv", "validate.json", "demo.json", "notes.txt", "patients.json"),
+    *("model.safetensors", "config.yaml", "log.csv", "commission.json", "demo.json", "notes.txt", "patients.json"),
     *("imagesTr/phantom_0000_0000.nii.gz", "labelsTr/phantom_0000.nii.gz", "checkpoints/state.json"),
     *("reader1Tr/phantom_0001.nii.gz", "cohort/phantoms.json", "cohort/imagesTs/phantom_ts0000_0000.nii.gz"),
     *("run/model.safetensors", "prediction/phantom_ts0000_0000.nii.gz", "evaluation/cases.csv", "files/a.txt"),
@@ -58,7 +58,7 @@ def provably_ours(folder: Path) -> set[Path]:
                 found.add(path)
     records = [p for p in folder.rglob("*.json") if p.is_file()]
     for record in records:
-        for command in ("predict", "evaluate", "import", "train", "study", "validate", "demo", "phantom"):
+        for command in ("predict", "evaluate", "import", "train", "study", "commission", "demo", "phantom"):
             own = OwnFiles(record.parent, record.name, command)
             if own.content() is not None:
                 found.add(record)
@@ -102,7 +102,7 @@ def a_call(draw: random.Random, folder: Path, out: Path) -> list[object]:
             *("-o", draw.choice([out, folder / "clean"])),
         ],
         "demo": ["demo", "-o", out],
-        "validate": ["validate", "-o", out],
+        "commission": ["commission", "-o", out],
     }
     words = calls[draw.choice([*calls, "predict", "predict", "import", "evaluate", "phantom"])]
     if words[0] in ("predict", "evaluate", "import", "phantom") and draw.random() < 0.5:
@@ -180,8 +180,8 @@ def quick(
     monkeypatch.setattr("metricunet.phantom.cohort.make_phantom", phantom)
     monkeypatch.setattr(demo, "train", trained)
     monkeypatch.setattr(demo, "demo", partial(demo.demo, training_cases=1, unseen_cases=1))
-    monkeypatch.setattr(validate, "_sites", sites)
-    monkeypatch.setattr(validate, "GROUPS", {"None": lambda sites: []})
+    monkeypatch.setattr(commission, "_sites", sites)
+    monkeypatch.setattr(commission, "GROUPS", {"None": lambda sites: []})
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what a kill left open
@@ -222,7 +222,7 @@ def test_no_file_of_others_is_changed_where_a_command_fills_a_folder(
     words: list[object] = [
         ["phantom", "-n", 2, "--readers", 1, "-o", out, "--displaced", folder / "displaced"],
         ["demo", "-o", out],
-        ["validate", "-o", out],
+        ["commission", "-o", out],
     ][seed % 3]
     more: list[object] = ["--overwrite"] if words[0] == "phantom" and draw.random() < 0.5 else []
 

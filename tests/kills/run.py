@@ -1,7 +1,7 @@
 """Kill commands at random moments: `python tests/kills/run.py COMMAND --count 50 --seed 0`.
 
 `predict` brings three DICOM series to NIfTI, RTSTRUCT and SEG, `import` three patients into a cohort, `phantom`
-makes a cohort of four scans, `demo` is the demo with hardly any training, `validate` the whole validation, and
+makes a cohort of four scans, `demo` is the demo with hardly any training, `commission` all of commissioning, and
 `study` shares a tiny study among two processes, of which one is killed. After each kill -9 nothing visible may be
 half written: where a record is, its files are those that it states. A rerun must end with the files of an unbroken
 run, and no others: byte for byte where nothing in them is of the moment. The status is 1 otherwise.
@@ -47,7 +47,7 @@ VARIES = ("files", "seal", "seconds", "started", "timings_s", "arguments", "fini
 ALIKE = {
     "study": (".csv", ".md"),
     "demo": (".nii.gz", "cases.csv", "summary.json", "phantoms.json"),
-    "validate": (".nii.gz", ".nrrd", ".mha"),
+    "commission": (".nii.gz", ".nrrd", ".mha"),
 }
 #: The command, with the network of thresholds that the model of the tests names.
 COMMAND = """
@@ -125,9 +125,9 @@ def of_demo(folder: Path) -> list[object]:
     return ["demo"]
 
 
-def of_validate(folder: Path) -> list[object]:
-    """All of the validation."""
-    return ["validate"]
+def of_commission(folder: Path) -> list[object]:
+    """All of the commissioning."""
+    return ["commission"]
 
 
 TARGETS = {
@@ -136,7 +136,7 @@ TARGETS = {
     "study": Target(of_study, "study.json", processes=2),
     "phantom": Target(of_phantom, "phantoms.json"),
     "demo": Target(of_demo, "demo.json", setup=SHORT_DEMO),
-    "validate": Target(of_validate, "validate.json"),
+    "commission": Target(of_commission, "commission.json"),
 }
 
 
