@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from metricunet.files.own import FILES, JOURNAL, STAGING, OwnFiles, read_sealed
 from metricunet.phantom import Phantom
 from metricunet.workflows import demo
 from metricunet.workflows.commission import run as commission
+from tests.support.cohorts import TINY_SETTINGS
 from tests.support.command import Command
 from tests.support.patients import Patient, write_ct, write_set
 from tests.support.threshold_model import GLAND_HU, ball, bands_known, drawn_scan, write_bands_model
@@ -231,6 +234,47 @@ def test_no_file_of_others_is_changed_where_a_command_fills_a_folder(
             strew(draw, folder, draw.choice([out, folder / "displaced"]))
 
     watch(draw, folder, [words, words, [*words, *more]], metricunet, monkeypatch, between)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_file_of_others_is_changed_by_a_training(
+    tiny_cohort: Path, metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """A training that is killed and gone on with, where somebody puts files in between."""
+    draw = random.Random(seed)
+    cohort, out = Path(shutil.copytree(tiny_cohort, tmp_path / "cohort")), tmp_path / "run"
+    shutil.rmtree(cohort / "prepared", ignore_errors=True)
+    stages = [
+        f"{stage}.{setting}" for stage in ("locate", "segment") for setting in ("epochs=1", "updates_per_epoch=2")
+    ]
+    settings = [word for setting in (*TINY_SETTINGS, *stages) for word in ("--set", setting)]
+    words: list[object] = ["train", cohort, "-o", out, "--preset", "small", "--device", "cpu", *settings]
+    names = (
+        "checkpoints/locate-last.ckpt",
+        "checkpoints/segment-best.ckpt",
+        "model.safetensors",
+        "log.csv",
+        "run.json",
+    )
+    for call in (words, [*words, "--resume"], [*words, "--resume"]):
+        somebodys = draw.sample([out / name for name in names], draw.randint(0, 1))
+        if draw.random() < 0.5:
+            somebodys += list(cohort.glob("prepared/*/case_01.npz"))
+        for path in somebodys:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"somebody's")
+        before = listing(tmp_path)
+        with monkeypatch.context() as patch:
+            kill_at(patch, draw.randint(5, 60))
+            with suppress(Stopped):
+                assert "Traceback" not in metricunet(*call).err
+        after = listing(tmp_path)
+        kept = {path for path in before if path in somebodys or path.suffix == ".gz"}
+        assert {path: after.get(path) for path in kept} == {path: before[path] for path in kept}
+        for path in somebodys:
+            path.unlink()
+        for claim in (*out.glob("**/*.claim"), *out.glob("**/.claim.json")):
+            claim.unlink()  # of a process that would be dead
 
 
 def watch(
