@@ -1,9 +1,10 @@
-"""Kill commands at random moments: `python tests/kills/run.py predict|import|study --count 50 --seed 0`.
+"""Kill commands at random moments: `python tests/kills/run.py COMMAND --count 50 --seed 0`.
 
-`predict` brings three DICOM series to NIfTI, RTSTRUCT and SEG, `import` three patients into a cohort, and `study`
-shares a tiny study among two processes, of which one is killed. After each kill -9 nothing visible may be half
-written: where a record is, its files are those that it states. A rerun must end with the files of an unbroken run,
-and no others: byte for byte where nothing in them is of the moment. The status is 1 otherwise.
+`predict` brings three DICOM series to NIfTI, RTSTRUCT and SEG, `import` three patients into a cohort, `phantom`
+makes a cohort of four scans, `demo` is the demo with hardly any training, `commission` all of commissioning, and
+`study` shares a tiny study among two processes, of which one is killed. After each kill -9 nothing visible may be
+half written: where a record is, its files are those that it states. A rerun must end with the files of an unbroken
+run, and no others: byte for byte where nothing in them is of the moment. The status is 1 otherwise.
 """
 
 from __future__ import annotations
@@ -41,13 +42,30 @@ from tests.support.threshold_model import (  # noqa: E402
 )
 
 #: Fields of a record that differ between two runs that are alike: times, and hashes of what holds times and UIDs.
-VARIES = ("files", "seal", "seconds", "started", "timings_s", "arguments")
+VARIES = ("files", "seal", "seconds", "started", "timings_s", "arguments", "finished")
+#: Of the files of these commands only those with such endings are alike in two runs. The rest must be there.
+ALIKE = {
+    "study": (".csv", ".md"),
+    "demo": (".nii.gz", "cases.csv", "summary.json", "phantoms.json"),
+    "commission": (".nii.gz", ".nrrd", ".mha"),
+}
 #: The command, with the network of thresholds that the model of the tests names.
 COMMAND = """
 from metricunet.cli import main
 from tests.support.threshold_model import bands_known
+{setup}
 with bands_known():
     main()
+"""
+
+
+#: Makes the demo short.
+SHORT_DEMO = """
+from functools import partial
+from metricunet.workflows import demo
+settings = ("base_channels=4", "epochs=2", "updates_per_epoch=2")
+tiny = [f"{stage}.{setting}" for stage in ("locate", "segment") for setting in settings]
+demo.demo = partial(demo.demo, training_cases=3, unseen_cases=1, settings=(*demo.SETTINGS, *tiny))
 """
 
 
@@ -59,11 +77,13 @@ class Target:
         words: of its command line, given the folder of its inputs; the output is added.
         records: pattern of its records in the output.
         processes: that work on one output at once; the first is killed.
+        setup: lines of Python that come before the command.
     """
 
     words: Callable[[Path], list[object]]
     records: str
     processes: int = 1
+    setup: str = ""
 
 
 def of_predict(folder: Path) -> list[object]:
@@ -95,10 +115,28 @@ def of_study(folder: Path) -> list[object]:
     return ["study", ROOT / "studies" / "smoke.yaml", "--device", "cpu"]
 
 
+def of_phantom(folder: Path) -> list[object]:
+    """Four scans with a reader."""
+    return ["phantom", "-n", "3", "--test", "1", "--difficulty", "easy", "--readers", "1"]
+
+
+def of_demo(folder: Path) -> list[object]:
+    """The demo."""
+    return ["demo"]
+
+
+def of_commission(folder: Path) -> list[object]:
+    """All of the commissioning."""
+    return ["commission"]
+
+
 TARGETS = {
     "predict": Target(of_predict, "*.quality.json"),
     "import": Target(of_import, "import.json"),
     "study": Target(of_study, "study.json", processes=2),
+    "phantom": Target(of_phantom, "phantoms.json"),
+    "demo": Target(of_demo, "demo.json", setup=SHORT_DEMO),
+    "commission": Target(of_commission, "commission.json"),
 }
 
 
@@ -114,13 +152,13 @@ def main() -> int:
         folder = Path(name)
         words = target.words(folder)
         began = time.monotonic()
-        assert start(words, folder / "whole").wait() == 0
+        assert start(words, folder / "whole", target).wait() == 0
         whole_s = time.monotonic() - began
         expected = contents(folder / "whole", options.target)
         faults, unfinished = [], 0
         for number in range(options.count):
             out = folder / f"out{number}"
-            first, *others = [start(words, out) for _ in range(target.processes)]
+            first, *others = [start(words, out, target) for _ in range(target.processes)]
             try:
                 first.wait(draw.uniform(0.2, 1.05) * whole_s)
             except subprocess.TimeoutExpired:
@@ -129,7 +167,7 @@ def main() -> int:
                 unfinished += 1
             faults += [f"{number}: {path}: not whole" for path in half_written(out, target, options.target)]
             faults += [f"{number}: a process that shares the work ended badly" for p in others if p.wait() != 0]
-            if start(words, out).wait() != 0:
+            if start(words, out, target).wait() != 0:
                 faults.append(f"{number}: the rerun did not end well")
             elif (found := contents(out, options.target)) != expected:
                 names = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
@@ -139,10 +177,10 @@ def main() -> int:
     return bool(faults)
 
 
-def start(words: list[object], out: Path) -> subprocess.Popen[bytes]:
+def start(words: list[object], out: Path, target: Target) -> subprocess.Popen[bytes]:
     """Start the command in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *map(str, words), "-o", str(out)],
+        [sys.executable, "-c", COMMAND.format(setup=target.setup), *map(str, words), "-o", str(out)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -180,12 +218,11 @@ def contents(out: Path, command: str) -> dict[str, Any]:
             found[name] = [list(c.ContourData) for roi in rois for c in roi.ContourSequence]
         elif path.name.endswith(".seg.dcm"):
             found[name] = np.asarray(pydicom.dcmread(path).pixel_array).tobytes()
-        elif command == "study":
-            same = path.suffix in (".csv", ".md") and path.name != "log.csv"
-            found[name] = path.read_bytes() if same else None  # of the rest, that it is there
         elif (record := OwnFiles(path.parent, path.name, command).content()) is not None:
             kept = {key: value for key, value in record.items() if key not in VARIES}
-            found[name] = None if path.name == "run.json" else kept
+            found[name] = None if path.name == "run.json" or command in ("study", "demo") else kept
+        elif command in ALIKE and (path.name == "log.csv" or not path.name.endswith(ALIKE[command])):
+            found[name] = None
         else:
             found[name] = path.read_bytes()
     return found

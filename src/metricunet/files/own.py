@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from metricunet.errors import InputError
-from metricunet.files.atomic import explained, write_json, written_whole
+from metricunet.files.atomic import UNFINISHED, explained, write_json, written_whole
 from metricunet.files.record import hash_if_readable, sha256
 
 #: Field of a record: name of each output, relative to the record's folder, to the SHA-256 of its bytes.
@@ -239,9 +239,13 @@ class OwnFiles:
     def is_new(self) -> bool:
         """Whether the folder is missing, or holds nothing but a claim and what a killed process left."""
         return not self.folder.exists() or not any(
-            path != self.claim and (path != self._staging or not self._staging_is_ours())
+            not self._is_claim(path) and (path != self._staging or not self._staging_is_ours())
             for path in self.folder.iterdir()
         )
+
+    def _is_claim(self, path: Path) -> bool:
+        """Whether a path is the claim, or what a process that was killed left of making it."""
+        return path == self.claim or path.match(f"{UNFINISHED}{self.claim.name}")
 
     def work(self) -> Path:
         """Return a hidden folder to write a tree into, which `stage_tree` takes as it is then."""

@@ -16,6 +16,7 @@ from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
 from metricunet.training.config import load_config
 from metricunet.training.fit import MODEL_NAME, train
+from metricunet.training.run import check_folder
 
 DEMO_RECORD = "demo.json"
 OUTPUTS = (MODEL_NAME, "summary.json", "report.html")
@@ -79,14 +80,16 @@ def demo(
     own.check(OUTPUTS)
     record = RunRecord("demo", {"output": output})
     cohort, run, prediction, evaluation = (output / n for n in ("cohort", "run", "prediction", "evaluation"))
+    model, begun = run / MODEL_NAME, (run / STATE).is_file()
+    trained = model.is_file() and (run / RECORD_NAME).is_file()
+    if not trained:
+        check_folder(run, begun)  # before any work
     say(f"1/4 making {training_cases + unseen_cases} synthetic pelvic CT scans")
     make_cohort(
         cohort, training_cases, seed=SEED, difficulty="easy", n_test=unseen_cases, progress=bar("phantoms")
     )
     say("2/4 training both stages")
-    model = run / MODEL_NAME
-    begun = (run / STATE).is_file()
-    if not (model.is_file() and (run / RECORD_NAME).is_file()):
+    if not trained:
         config = load_config("small", settings=settings)
         model = train(cohort, run, config=config, resume=begun, progress=bar("preparing"))
     say(f"3/4 segmenting {unseen_cases} unseen scans")
