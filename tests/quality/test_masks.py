@@ -1,4 +1,4 @@
-"""Masks: pieces, holes and gaps, on arrays whose answer is counted by hand."""
+"""Masks: pieces, holes, gaps and faces, on arrays whose answer is counted by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from metricunet.inference.masks import Holes, gaps_of, holes_of, pieces_of
+from metricunet.quality.masks import (
+    Holes,
+    face_names,
+    gaps_of,
+    holes_of,
+    inner_faces,
+    outer_faces,
+    pieces_of,
+    reached_faces,
+)
 from metricunet.stages.classes import Pieces
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, max_side=7))
@@ -46,3 +55,14 @@ def test_gaps_between_the_first_and_the_last_slice() -> None:
     assert gaps_of(mask) == 0
     mask[[1, 2, 5, 7], 0, 0] = True
     assert gaps_of(mask) == 3
+
+
+def test_faces_of_a_mask_in_its_box() -> None:
+    mask = np.zeros((4, 5, 6), dtype=bool)
+    mask[0, 2, 3] = mask[2, 4, 3] = mask[2, 2, 5] = True
+    reached = reached_faces(mask)
+    assert face_names(reached) == ("feet", "back", "left")
+    # The box begins at the scan's first slice and ends at its last column: those are no inner faces.
+    assert face_names(inner_faces(reached, (0, 3, 10), mask.shape, (9, 20, 16))) == ("back",)
+    assert face_names(outer_faces(reached, (0, 3, 10), mask.shape, (9, 20, 16))) == ("feet", "left")
+    assert face_names(reached_faces(mask[1:3, 1:4, 1:5])) == ()
