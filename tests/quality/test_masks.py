@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from metricunet.quality.masks import (
-    Holes,
+    HoleCount,
     face_names,
     gaps_of,
     holes_of,
@@ -35,11 +35,11 @@ def test_holes_are_what_a_slice_encloses() -> None:
     ring = np.zeros((3, 7, 7), dtype=bool)
     ring[:, 1:6, 1:6] = True
     ring[:, 2:4, 2:4] = False  # a tunnel along the slices: 4 voxels in each
-    assert holes_of(ring) == Holes(3, 12)
+    assert holes_of(ring) == HoleCount(3, 12)
     ring[1, 3, 3:] = False  # open to the side on one slice
-    assert holes_of(ring) == Holes(2, 8)
-    assert holes_of(np.ones((2, 3, 3), dtype=bool)) == Holes(0, 0)
-    assert holes_of(np.zeros((2, 3, 3), dtype=bool)) == Holes(0, 0)
+    assert holes_of(ring) == HoleCount(2, 8)
+    assert holes_of(np.ones((2, 3, 3), dtype=bool)) == HoleCount(0, 0)
+    assert holes_of(np.zeros((2, 3, 3), dtype=bool)) == HoleCount(0, 0)
 
 
 @given(MASKS)

@@ -14,7 +14,8 @@ from metricunet.cohort.names import standard_name
 from metricunet.errors import beyond
 from metricunet.quality.findings import Findings, Range
 
-Verdict = Literal["pass", "review", "fail"]
+#: How a case is judged.
+Grade = Literal["pass", "review", "fail"]
 Find = Callable[[Findings], Iterator[str]]
 
 #: Stage 1's centre and stage 2's centroid: a quarter of a gland's width apart, and the two saw different things.
@@ -62,12 +63,12 @@ class QualityCheck:
     """
 
     code: str
-    verdict: Verdict
+    verdict: Grade
     find: Find
     of_mask: bool = True
 
 
-def flags_of(findings: Findings) -> tuple[Verdict, tuple[Flag, ...]]:
+def flags_of(findings: Findings) -> tuple[Grade, tuple[Flag, ...]]:
     """Run all checks, and return the verdict and the flags in the table's order."""
     failed = any(True for check in CHECKS if check.verdict == "fail" for _ in check.find(findings))
     checks = [check for check in CHECKS if check.verdict == "fail" or not (failed and check.of_mask)]

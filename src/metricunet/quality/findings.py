@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from metricunet.stages.locate import Localisation  # imports torch
 
 Range = tuple[float, float]
-Point = tuple[float, float, float]
+#: Along three axes.
+Millimetres = tuple[float, float, float]
 
 #: From here on it is metal: the hardest bone ends near 2000, and scanners of 12 bits end at 3071.
 METAL_HU = 2500.0
@@ -46,8 +47,8 @@ class StructureFindings:
     """
 
     volume_ml: float
-    centre_mm: Point
-    extent_mm: Point
+    centre_mm: Millimetres
+    extent_mm: Millimetres
     pieces: int
     loose_ml: float
     holes: int
@@ -128,7 +129,7 @@ class Findings:
     structures: Mapping[str, StructureFindings] = field(default_factory=dict)
     standard_names: Mapping[str, str] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    spacing_mm: Point = (1.0, 1.0, 1.0)
+    spacing_mm: Millimetres = (1.0, 1.0, 1.0)
     stage_distance_mm: float | None = None
     stage_overlap: float | None = None
     touched: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ Touched = tuple[tuple[bool, bool], ...]
 
 
 @dataclass(frozen=True)
-class Holes:
+class HoleCount:
     """Parts of slices that a mask encloses: their count and voxels."""
 
     count: int
@@ -35,7 +35,7 @@ def pieces_of(mask: Mask) -> Pieces:
     return Pieces(int(count), int(sizes.sum() - sizes.max()) if count else 0)
 
 
-def holes_of(mask: Mask) -> Holes:
+def holes_of(mask: Mask) -> HoleCount:
     """Count the holes of a mask, slice by slice: what its contours would enclose as holes.
 
     Background that reaches the slice's edge, or touches such background by a face, is no hole.
@@ -48,7 +48,7 @@ def holes_of(mask: Mask) -> Holes:
     sizes[0] = 0
     # The padding is one part of each slice, together with all that touches it.
     sizes[np.unique(parts[:, 0, 0])] = 0
-    return Holes(int(np.count_nonzero(sizes)), int(sizes.sum()))
+    return HoleCount(int(np.count_nonzero(sizes)), int(sizes.sum()))
 
 
 def gaps_of(mask: Mask) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from metricunet.quality.checks import Flag, Verdict, flags_of
+from metricunet.quality.checks import Flag, Grade, flags_of
 from metricunet.quality.findings import findings_of
 from metricunet.quality.prediction import Prediction
 from metricunet.volume import Volume
@@ -30,7 +30,7 @@ class QualityReport:
 
     case: str
     localisation: dict[str, Any]
-    verdict: Verdict
+    verdict: Grade
     flags: tuple[Flag, ...]
     structures: dict[str, dict[str, Any]]
     agreement: dict[str, float | None] = field(default_factory=dict)
