@@ -204,20 +204,6 @@ def fit_probes(training: VoxelFeatures, neighbours: int = 15) -> FittedProbes:
     return FittedProbes(training, scaled, linear_probe(scaled, training.classes), neighbours)
 
 
-def measure_features(training: VoxelFeatures, held_out: VoxelFeatures, neighbours: int = 15) -> FeatureMeasures:
-    """Fit scaling and probes on training voxels and score held-out ones.
-
-    Args:
-        training: voxels of training cases.
-        held_out: voxels of other cases.
-        neighbours: k of the nearest-neighbour classifier.
-
-    Raises:
-        ValueError: fewer than two classes in either.
-    """
-    return fit_probes(training, neighbours).measure(held_out)
-
-
 def _check_classes(part: VoxelFeatures, name: str) -> None:
     if len(np.unique(part.classes)) < 2:
         raise ValueError(f"the {name} voxels are of one class; choose cases that hold the structure")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 #: Raised when a file written before could no longer be read right.
 FORMAT_VERSION = 1
 CARD_KEY = "metricunet"
-MODEL_SUFFIX = ".safetensors"
 #: No card and table of tensors is longer than this many bytes. As objects they take a hundred times as many.
 LONGEST_HEADER = 1 << 22
 #: What a card may say. Wider than any network that was ever trained here; beyond are sizes that no machine bears.

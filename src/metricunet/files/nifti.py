@@ -63,11 +63,6 @@ def read_labels(path: Path) -> Volume:
     return label_volume(path, read_nifti(path))
 
 
-def read_geometry(path: Path) -> Geometry:
-    """Read a NIfTI file's grid from its header alone, without its voxels. Errors as `read_nifti`."""
-    return _grid(path, _open(path))[1]
-
-
 def write_nifti(path: Path, volume: Volume, like: Path | None = None) -> None:
     """Write a volume as NIfTI, whole or not at all.
 

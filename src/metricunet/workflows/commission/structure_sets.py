@@ -17,7 +17,6 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from metricunet.files.dicom.patient import patient_and_study
 from metricunet.files.rtstruct.add import add_to_rtstruct
-from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.rtstruct.registration import SPATIAL_REGISTRATION
 from metricunet.files.rtstruct.write import write_rtstruct
@@ -246,12 +245,6 @@ def _apart_mm(contour: FloatArray, other: FloatArray) -> float:
     edge = np.roll(other, -1, axis=0)[None, :, :2] - begin
     share = np.clip(((points - begin) * edge).sum(axis=-1) / np.maximum((edge**2).sum(axis=-1), 1e-30), 0, 1)
     return float(np.linalg.norm(points - begin - share[..., None] * edge, axis=-1).min(axis=1).max())
-
-
-def structures_named(site: Site, *names: str) -> list[Structure]:
-    """The site's structures of these names, in this order."""
-    found = {structure.name: structure for structure in site.structures}
-    return [found[name] for name in names]
 
 
 ADDED, SEGMENTATION, REGISTRATION = "added.rtstruct.dcm", "masks.seg.dcm", "registration.reg.dcm"
