@@ -65,7 +65,8 @@ def provably_ours(folder: Path) -> set[Path]:
             own = OwnFiles(record.parent, record.name, command)
             if own.content() is not None:
                 found.add(record)
-                found |= {record.parent / name for name in own.stated() if own.is_ours(name)}
+                stated = own.stated().items()
+                found |= {record.parent / n for n, hashes in stated if any(own.holds(n, h) for h in hashes)}
     return found
 
 

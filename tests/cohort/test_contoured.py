@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from metricunet.cohort.case import read_case
 from metricunet.cohort.check import check_cohort
-from metricunet.cohort.contoured import read_not_contoured, write_contoured
+from metricunet.cohort.contoured import CONTOURED_NAME, contoured_content, read_not_contoured
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import PrepareSettings, cohort_sha256, prepare
 from metricunet.errors import InputError
@@ -28,6 +29,10 @@ def cohort(tiny_cohort: Path, tmp_path: Path) -> Path:
     shutil.copyfile(tiny_cohort / "dataset.json", folder / "dataset.json")
     edit_json(folder / "dataset.json", labels={"background": 0, "prostate": 1, "bladder": 2})
     return folder
+
+
+def write_contoured(folder: Path, contoured: Mapping[str, Sequence[str]]) -> None:
+    (folder / CONTOURED_NAME).write_text(json.dumps(contoured_content(contoured)))
 
 
 def test_without_the_file_all_was_contoured(cohort: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.support.scripts import docs_script
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "phantom.md").read_text(encoding="utf-8")
@@ -15,12 +16,7 @@ PAGE = (DOCS / "phantom.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_phantom_table", DOCS / "make_phantom_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return docs_script("make_phantom_table")
 
 
 def test_the_page_holds_the_rows_that_the_command_prints(table: ModuleType) -> None:

@@ -16,8 +16,8 @@ from metricunet.evaluation.features import (
     balanced_accuracy,
     band_features,
     fisher_ratio,
+    fit_probes,
     linear_probe,
-    measure_features,
     nearest_classes,
     principal_axes,
     standardised,
@@ -73,13 +73,12 @@ def test_the_linear_probe_is_the_minimum() -> None:
 
 def test_the_measures_of_normal_clouds() -> None:
     """Two unit clouds 3 apart: the best classifier is right with probability Phi(1.5) = 0.933."""
-    found = measure_features(clouds(3.0, 0, 4000), clouds(3.0, 1, 4000))
+    found = fit_probes(clouds(3.0, 0, 4000)).measure(clouds(3.0, 1, 4000))
     assert found.probe_accuracy == pytest.approx(0.933, abs=0.012)
     assert found.knn_accuracy == pytest.approx(0.92, abs=0.025)
-    assert (found.training_voxels, found.held_out_voxels) == (4000, 4000)
     # The gap of 3 makes the first channel's variance 1 + 1.5^2; scaled by it: 2.25 / 3.25 over 4 + 1 / 3.25.
     assert found.fisher_ratio == pytest.approx((2.25 / 3.25) / (4 + 1 / 3.25), rel=0.08)
-    none = measure_features(clouds(0.0, 0, 4000), clouds(0.0, 1, 4000))
+    none = fit_probes(clouds(0.0, 0, 4000)).measure(clouds(0.0, 1, 4000))
     assert none.probe_accuracy == pytest.approx(0.5, abs=0.04)
     assert none.knn_accuracy == pytest.approx(0.5, abs=0.04)
     assert none.fisher_ratio < 0.005
@@ -87,13 +86,13 @@ def test_the_measures_of_normal_clouds() -> None:
 
 def test_the_measures_know_no_scale_and_no_silent_channel() -> None:
     training, held_out = clouds(2.0, 0), clouds(2.0, 1)
-    one = measure_features(training, held_out)
+    one = fit_probes(training).measure(held_out)
     factor = np.array([1e-3, 1, 5, 100, 1])
 
     def changed(part: VoxelFeatures) -> VoxelFeatures:
         return VoxelFeatures(np.column_stack([part.values * factor + 7, np.full(400, 3.0)]), part.classes)
 
-    two = measure_features(changed(training), changed(held_out))
+    two = fit_probes(changed(training)).measure(changed(held_out))
     assert two.fisher_ratio == pytest.approx(one.fisher_ratio, rel=1e-6)
     assert two.knn_accuracy == pytest.approx(one.knn_accuracy, abs=0.01)
     assert two.probe_accuracy == pytest.approx(one.probe_accuracy, abs=0.01)
@@ -105,7 +104,7 @@ def test_three_classes_and_balance() -> None:
     classes = np.repeat([0, 1, 2], [300, 60, 60])
     values = draw.normal(size=(420, 3)) + 8 * np.eye(3)[classes]
     part = VoxelFeatures(values, classes)
-    found = measure_features(part, part)
+    found = fit_probes(part).measure(part)
     assert (found.knn_accuracy, found.probe_accuracy) == (1, 1)
     assert balanced_accuracy(np.zeros(420, dtype=np.int64), classes) == pytest.approx(1 / 3)
 
@@ -113,7 +112,7 @@ def test_three_classes_and_balance() -> None:
 def test_one_class_alone_is_refused() -> None:
     alone = VoxelFeatures(np.zeros((4, 2)), np.zeros(4, dtype=np.int64))
     with pytest.raises(ValueError, match="held-out voxels are of one class"):
-        measure_features(clouds(1), alone)
+        fit_probes(clouds(1)).measure(alone)
     with pytest.raises(ValueError, match="do not belong"):
         VoxelFeatures(np.zeros((4, 2)), np.zeros(3, dtype=np.int64))
 

@@ -180,13 +180,34 @@ def test_what_is_no_model(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_card(tmp_path: Path, change: dict[str, object]) -> None:
-    path = write(tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match=r"card"):
+        read_card(with_card(tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"segment": None}, "segment: expected a dictionary .*, found None"),
+        ({"locate": {}}, r"locate\.network is missing"),
+        ({"ranges": {"volume_ml": [1]}}, r"ranges\.volume_ml\.1 is missing"),
+        ({"validation": {"crop_dice": [1]}}, r"validation\.crop_dice: expected a valid number, found \[1\]"),
+        ({"labels": {"prostate": "x"}}, r"labels\.prostate: expected a valid integer, .* found 'x'"),
+        ({"seed": "a" * 1000}, r"seed: expected a valid integer, .* found 'a{63}\); copy the file again"),
+    ],
+)
+def test_a_damaged_card_says_which_field_is_wrong(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        read_card(with_card(tmp_path, change))
+
+
+def with_card(folder: Path, change: dict[str, object]) -> Path:
+    """Write a model file whose card has other fields."""
+    path = write(folder / "m.safetensors")
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"][CARD_KEY] = json.dumps(json.loads(header["__metadata__"][CARD_KEY]) | change)
-    with pytest.raises(InputError, match=r"card"):
-        read_card(raw(path, header))
+    return raw(path, header)
 
 
 def test_truncated_weights(tmp_path: Path) -> None:

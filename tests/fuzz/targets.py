@@ -25,12 +25,12 @@ from metricunet.errors import InputError
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.itk import itk_files, read_itk, read_itk_labels
 from metricunet.files.model import read_card, read_model
-from metricunet.files.nifti import read_geometry, read_labels, read_nifti
+from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.files.rtstruct.add import add_to_rtstruct
 from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.rtstruct.registration import read_registration
-from metricunet.files.seg.read import read_seg, segment_names
+from metricunet.files.seg.read import read_seg
 from metricunet.volume import Volume
 from tests.fuzz import dicom_tree, mutators
 from tests.fuzz.corpus import Corpus, Seed
@@ -285,7 +285,6 @@ def names_of_sets(trial: Trial) -> None:
 
 
 def segments(trial: Trial) -> None:
-    segment_names(trial.victim)
     read_seg(trial.victim, _series(trial.corpus.series))
 
 
@@ -303,7 +302,6 @@ def nifti_scan(trial: Trial) -> None:
 
 
 def nifti_labels(trial: Trial) -> None:
-    read_geometry(trial.victim)
     read_labels(trial.victim)
 
 

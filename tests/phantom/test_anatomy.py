@@ -12,9 +12,9 @@ from scipy.spatial import cKDTree
 
 from metricunet.phantom import anatomy, organs
 from metricunet.phantom.anatomy import Anatomy
-from metricunet.phantom.make import structure_fields
 from metricunet.phantom.patient import GLAND_MEDIAN_ML, GLAND_RANGE_ML, Patient, draw_patient
 from metricunet.phantom.shapes import Lattice
+from tests.support.phantoms import structure_fields
 
 SEEDS = range(12)
 SPACING_MM = 4.0

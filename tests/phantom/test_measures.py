@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from metricunet.phantom.measures import measure_scan
 from metricunet.volume import Geometry, Volume
+from tests.support.scripts import docs_script
+
+measure_scan = docs_script("make_phantom_table").measure_scan
 
 VALUES = {"prostate": 7, "bladder": 2, "rectum": 3}
 SHAPE = (44, 120, 120)

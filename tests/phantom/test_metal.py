@@ -9,9 +9,9 @@ import pytest
 
 from metricunet.phantom import STRUCTURES, Phantom, anatomy, make_phantom, metal
 from metricunet.phantom.implants import BILATERAL_SHARE, IMPLANT_SHARE, Implant, draw_implants, implant_parts
-from metricunet.phantom.make import structure_fields
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.shapes import Lattice
+from tests.support.phantoms import structure_fields
 
 #: Real patients with two artificial hips, and with one on the left.
 BOTH, LEFT = 21, 68

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from metricunet.cohort.layout import read_cohort
 from metricunet.errors import InputError
-from metricunet.evaluation.features import VoxelFeatures, measure_features
+from metricunet.evaluation.features import VoxelFeatures, fit_probes
 from metricunet.evaluation.measures import Measures, measure
 from metricunet.evaluation.smoothness import measure_smoothness
 from metricunet.evaluation.summary import CaseRow, cases_csv
@@ -83,7 +83,7 @@ def test_features_are_fitted_on_training_cases_and_scored_on_others(whole_study:
         if own is None:
             assert set(row.values.values()) == {None}
             continue
-        found = measure_features(training, own)
+        found = fit_probes(training).measure(own)
         for name, value in row.values.items():
             assert value == pytest.approx(found.value(name), abs=1e-5)
     assert rows[0].values["probe_accuracy"] is not None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from metricunet.cohort.layout import image_path, label_path, write_dataset_json
+from metricunet.cohort.layout import dataset_content, image_path, label_path
+from metricunet.files.atomic import write_json
 from metricunet.files.nifti import write_nifti
 from metricunet.volume import Geometry, Volume
 
@@ -60,6 +61,13 @@ def make_tiny_cohort(folder: Path, n: int, n_test: int = 0, absent: Sequence[int
         write_nifti(label_path(folder, f"case_{k:02d}", split), labels)
     write_dataset_json(folder, {"prostate": 1}, n, "bright ellipsoids", "synthetic")
     return folder
+
+
+def write_dataset_json(
+    folder: Path, labels: Mapping[str, int], num_training: int, description: str, trained_on: str
+) -> None:
+    """Write `dataset.json` as nnU-Net v2 reads it, with `trained_on` as one more field."""
+    write_json(folder / "dataset.json", dataset_content(labels, num_training, description, trained_on))
 
 
 def edit_json(path: Path, **changes: object) -> None:

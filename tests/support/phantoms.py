@@ -1,10 +1,13 @@
-"""Phantoms that take no time: what is tested is where they go, not what they show."""
+"""Phantoms that take no time, to test where they go and not what they show; and shapes without a scanner."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from metricunet.phantom import Phantom
+from metricunet.phantom import Phantom, anatomy
+from metricunet.phantom.make import LATTICE_HIGH_MM, LATTICE_LOW_MM
+from metricunet.phantom.patient import Patient
+from metricunet.phantom.shapes import Lattice
 from metricunet.volume import Geometry, Volume
 
 
@@ -23,3 +26,10 @@ def quick_phantom(
         {"seed": seed, "reaches_prostate": reaches_prostate},
         tuple(Volume(reading, geometry) for reading in readings),
     )
+
+
+def structure_fields(patient: Patient, spacing_mm: float = 3.0) -> anatomy.Anatomy:
+    """Evaluate a whole patient on a lattice of its own, without a scanner."""
+    low, high = anatomy.Z_RANGE_MM
+    lattice = Lattice.spanning((*LATTICE_LOW_MM, low), (*LATTICE_HIGH_MM, high), spacing_mm)
+    return anatomy.build(patient, lattice)

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from metricunet.errors import InputError
-from metricunet.files.atomic import write_json
 from metricunet.files.json_file import read_json
 
 CONTOURED_NAME = "contoured.json"
@@ -50,11 +49,6 @@ def read_not_contoured(folder: Path, labels: Iterable[str]) -> dict[str, tuple[s
         if rest := tuple(name for name in known if name not in structures):
             missing[case] = rest
     return missing
-
-
-def write_contoured(folder: Path, contoured: Mapping[str, Iterable[str]]) -> None:
-    """Write `contoured.json`: case to the structures of which its labels speak."""
-    write_json(folder / CONTOURED_NAME, contoured_content(contoured))
 
 
 def contoured_content(contoured: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:

@@ -15,7 +15,6 @@ from typing import Any
 
 from metricunet.cohort.contoured import CONTOURED_NAME, read_not_contoured
 from metricunet.errors import InputError
-from metricunet.files.atomic import write_json
 from metricunet.files.json_file import read_json
 from metricunet.files.scan import case_name, is_scan
 
@@ -175,13 +174,6 @@ def _labels(path: Path, found: Any) -> dict[str, int]:
     if len(set(labels.values())) != len(labels):
         raise InputError(f"{path}: two labels share one value: {_shown(labels)}")
     return labels
-
-
-def write_dataset_json(
-    folder: Path, labels: Mapping[str, int], num_training: int, description: str, trained_on: str
-) -> None:
-    """Write `dataset.json` as nnU-Net v2 reads it, with `trained_on` as one more field."""
-    write_json(folder / "dataset.json", dataset_content(labels, num_training, description, trained_on))
 
 
 def dataset_content(

@@ -86,14 +86,11 @@ class FeatureMeasures:
         fisher_ratio: see `fisher_ratio`, of the held-out voxels.
         knn_accuracy: share of held-out voxels whose class the nearest training voxels tell, mean over the classes.
         probe_accuracy: the same for a linear classifier fitted on training voxels.
-        training_voxels, held_out_voxels: how many there were.
     """
 
     fisher_ratio: float
     knn_accuracy: float
     probe_accuracy: float
-    training_voxels: int
-    held_out_voxels: int
 
     def value(self, name: str) -> float:
         """Return the measure with a name of `FEATURE_NAMES`."""
@@ -184,8 +181,6 @@ class FittedProbes:
             fisher_ratio(scored, held_out.classes),
             balanced_accuracy(nearest, held_out.classes),
             balanced_accuracy(self.linear.predict(scored), held_out.classes),
-            len(self.scaled),
-            len(scored),
         )
 
 
@@ -202,20 +197,6 @@ def fit_probes(training: VoxelFeatures, neighbours: int = 15) -> FittedProbes:
     _check_classes(training, "training")
     scaled = standardised(training.values, training.values)
     return FittedProbes(training, scaled, linear_probe(scaled, training.classes), neighbours)
-
-
-def measure_features(training: VoxelFeatures, held_out: VoxelFeatures, neighbours: int = 15) -> FeatureMeasures:
-    """Fit scaling and probes on training voxels and score held-out ones.
-
-    Args:
-        training: voxels of training cases.
-        held_out: voxels of other cases.
-        neighbours: k of the nearest-neighbour classifier.
-
-    Raises:
-        ValueError: fewer than two classes in either.
-    """
-    return fit_probes(training, neighbours).measure(held_out)
 
 
 def _check_classes(part: VoxelFeatures, name: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metricunet import __version__
 from metricunet.evaluation.cases import DEFAULT_LABELS, Quality
@@ -20,6 +21,9 @@ from metricunet.evaluation.summary import (
     number,
     what_failed,
 )
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 #: Cases shown in pictures, the worst ones.
 MAX_OVERLAYS = 12
@@ -75,20 +79,9 @@ def render_report(
         predictions: where the predictions came from; its name heads the report.
         references: likewise.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("metricunet.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["mean_and_std"] = mean_and_std
-    environment.filters["counted"] = counted
-    environment.filters["number"] = number
+    template = report_template("metricunet.evaluation", mean_and_std=mean_and_std, counted=counted, number=number)
     plots = [distribution(evaluation, definition) for definition in DEFINITIONS]
-    return environment.get_template("report.html.j2").render(
+    return template.render(
         version=__version__,
         predictions=predictions.resolve().name,
         references=references.resolve().name,
@@ -112,6 +105,26 @@ def render_report(
         reference_colour=REFERENCE_COLOUR,
         prediction_colour=PREDICTION_COLOUR,
     )
+
+
+def report_template(package: str, **filters: Callable[..., str]) -> Template:
+    """Return the template of a package's report.html. What it does not know is an error, all text is escaped.
+
+    Args:
+        package: with a folder `templates` that holds report.html.j2.
+        filters: by the names that the template gives them.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(package),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return environment.get_template("report.html.j2")
 
 
 def _rank(row: CaseRow) -> float:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from metricunet.errors import InputError
 from metricunet.files.itk_header import ItkHeader, read_meta_header, read_nrrd_header
-from metricunet.files.voxels import PIECE_BYTES, check_field, check_size, gather, label_volume, scan_volume
-from metricunet.volume import CANONICAL_DIRECTIONS, Geometry, Volume, match_axes
+from metricunet.files.voxels import PIECE_BYTES, axes_and_grid, check_size, gather, label_volume, scan_volume
+from metricunet.volume import Volume
 
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 META_SUFFIXES = (".mha", ".mhd")
@@ -43,7 +43,7 @@ def read_itk(path: Path) -> Volume:
             damaged or of another length than the header says, NaN or infinite values.
     """
     header = _header(path)
-    axes, geometry = _grid(path, header)
+    axes, geometry = axes_and_grid(path, header.shape, header.affine)
     return scan_volume(path, _values(path, header).transpose(axes), geometry)
 
 
@@ -64,17 +64,6 @@ def itk_files(path: Path) -> tuple[Path, ...]:
 
 def _header(path: Path) -> ItkHeader:
     return read_nrrd_header(path) if path.name.lower().endswith(NRRD_SUFFIXES) else read_meta_header(path)
-
-
-def _grid(path: Path, header: ItkHeader) -> tuple[tuple[int, int, int], Geometry]:
-    """Return the permutation of the file's axes to [slice, row, column], and the grid after it."""
-    try:
-        geometry = Geometry(header.shape, header.affine)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    check_field(path, geometry)
-    axes, _ = match_axes(geometry.directions, CANONICAL_DIRECTIONS)
-    return axes, geometry.reordered(axes, (False, False, False))
 
 
 def _values(path: Path, header: ItkHeader) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,12 @@ from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.structures import class_of
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
     from torch import Tensor
 
 #: Raised when a file written before could no longer be read right.
 FORMAT_VERSION = 1
 CARD_KEY = "metricunet"
-MODEL_SUFFIX = ".safetensors"
 #: No card and table of tensors is longer than this many bytes. As objects they take a hundred times as many.
 LONGEST_HEADER = 1 << 22
 #: What a card may say. Wider than any network that was ever trained here; beyond are sizes that no machine bears.
@@ -203,40 +203,31 @@ def _card(path: Path, content: dict[str, Any]) -> ModelCard:
             f"{path}: model format {found} is newer than this metricunet reads ({FORMAT_VERSION}); "
             "upgrade with `pip install --upgrade metricunet`"
         )
+    from pydantic import TypeAdapter, ValidationError  # not needed to write a card
+
     try:
-        known = {f.name for f in fields(ModelCard)}
-        values = {name: value for name, value in content.items() if name in known}
-        values["locate"] = _locate(content["locate"])
-        values["segment"] = _segment(content["segment"])
-        values["ranges"] = {k: (float(v[0]), float(v[1])) for k, v in content["ranges"].items()}
-        values["calibration"] = _calibration(content.get("calibration"))
-        values["validation"] = {k: float(v) for k, v in content["validation"].items()}
-        values["labels"] = {str(k): int(v) for k, v in content["labels"].items()}
-        card = ModelCard(**values)
+        card = TypeAdapter(ModelCard).validate_python(content)
+        for stage in (card.locate, card.segment):
+            # Files from before there was a choice name no architecture.
+            stage.network.setdefault("architecture", "unet")
         _check(card)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: the model's card is damaged ({reason}); copy the file again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ValidationError):
+            reason = _first(error)
+        else:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise InputError(f"{path}: the model's card is damaged ({reason[:200]}); copy the file again") from error
     return card
 
 
-def _calibration(content: dict[str, Any] | None) -> Calibration | None:
-    if content is None:
-        return None
-    low, high = content["boundary_error_mm"]
-    found = Calibration(
-        float(content["temperature"]),
-        float(content["mm_scale"]),
-        (float(low), float(high)),
-        int(content["cases"]),
-        {str(k): float(v) for k, v in content["fit"].items()},
-    )
-    for name in ("temperature", "mm_scale"):
-        _expect(0 < getattr(found, name) < math.inf, f"calibration.{name}", "a number above 0")
-    _expect(
-        0 <= found.boundary_error_mm[0] <= found.boundary_error_mm[1] < math.inf, "calibration", "low and high"
-    )
-    return found
+def _first(error: ValidationError) -> str:
+    """Say what is wrong with the first field that is."""
+    found = error.errors(include_url=False)[0]
+    field = ".".join(map(str, found["loc"]))
+    if found["type"] == "missing":
+        return f"{field} is missing"
+    expected = found["msg"].replace("Input should be", "expected", 1)
+    return " ".join(f"{field}: {expected}, found {repr(found['input'])[:LONGEST_NAME]}".split())
 
 
 def _check(card: ModelCard) -> None:
@@ -246,18 +237,22 @@ def _check(card: ModelCard) -> None:
         ValueError: the field, what it holds, and what was expected.
     """
     for name in ("target", "trained_on", "data_sha256", "version", "license", "intended_use"):
-        _expect(isinstance(getattr(card, name), str) and len(getattr(card, name)) <= LONGEST_TEXT, name, "a text")
-    _expect(isinstance(card.seed, int), "seed", "a whole number")
+        _expect(len(getattr(card, name)) <= LONGEST_TEXT, name, f"a text of at most {LONGEST_TEXT} characters")
     labels = list(card.labels.items())
     own = len(set(card.labels.values())) == len(labels) > 0
     named = all(_is_name(name) and 1 <= value <= 65535 for name, value in labels)
     _expect(own and named, "labels", "structures with values of their own from 1 to 65535")
-    standard = isinstance(card.tg263, dict) and all(_is_name(name) for name in card.tg263.values())
-    _expect(standard, "tg263", "a standard name for each structure")
+    _expect(all(map(_is_name, card.tg263.values())), "tg263", "a standard name for each structure")
     if card.target not in card.labels or not set(card.labels) <= set(card.tg263):
         raise ValueError(f"target {card.target[:LONGEST_NAME]!r} or its standard name is missing from the labels")
     _expect(all(math.isfinite(a) and a <= b < math.inf for a, b in card.ranges.values()), "ranges", "low and high")
     _expect(all(math.isfinite(v) for v in card.validation.values()), "validation", "finite numbers")
+    if card.calibration is not None:
+        for name in ("temperature", "mm_scale"):
+            value = getattr(card.calibration, name)
+            _expect(0 < value < math.inf, f"calibration.{name}", "a number above 0")
+        low, high = card.calibration.boundary_error_mm
+        _expect(0 <= low <= high < math.inf, "calibration.boundary_error_mm", "low and high")
     _check_stage("locate", card.locate, len(labels) + 1)
     _check_stage("segment", card.segment, len(labels) + 1)
     crop = card.segment.crop_voxels
@@ -282,8 +277,8 @@ def _check_stage(name: str, stage: LocateSpec | SegmentSpec, classes: int) -> No
     _expect(stage.network.get("levels", 1) <= MOST_LEVELS, f"{name}.network.levels", f"at most {MOST_LEVELS}")
 
 
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
+def _is_name(value: str) -> bool:
+    return 0 < len(value) <= LONGEST_NAME and value.isprintable()
 
 
 def _is_small(value: Any) -> bool:
@@ -300,36 +295,3 @@ def _is_small(value: Any) -> bool:
 def _expect(holds: bool, field: str, expected: str) -> None:
     if not holds:
         raise ValueError(f"{field}: expected {expected}")
-
-
-def _locate(content: dict[str, Any]) -> LocateSpec:
-    return LocateSpec(_network(content), _spacing_mm(content), _hu_window(content))
-
-
-def _segment(content: dict[str, Any]) -> SegmentSpec:
-    crop = content["crop_voxels"]
-    _expect(isinstance(crop, list) and len(crop) == 3, "segment.crop_voxels", "three sides")
-    slices, rows, columns = crop
-    block = content.get("block_slices")
-    return SegmentSpec(
-        _network(content),
-        _spacing_mm(content),
-        (int(slices), int(rows), int(columns)),
-        _hu_window(content),
-        None if block is None else int(block),
-    )
-
-
-def _network(content: dict[str, Any]) -> dict[str, Any]:
-    # Files from before there was a choice name no architecture.
-    return {"architecture": "unet", **content["network"]}
-
-
-def _spacing_mm(content: dict[str, Any]) -> tuple[float, float, float]:
-    slices, rows, columns = content["spacing_mm"]
-    return float(slices), float(rows), float(columns)
-
-
-def _hu_window(content: dict[str, Any]) -> tuple[float, float]:
-    low, high = content["hu_window"]
-    return float(low), float(high)

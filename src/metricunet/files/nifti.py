@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from metricunet.errors import InputError, beyond
 from metricunet.files.atomic import written_whole
-from metricunet.files.voxels import PIECE_BYTES, check_field, check_size, gather, label_volume, scan_volume
-from metricunet.volume import CANONICAL_DIRECTIONS, FloatArray, Geometry, Volume, match_axes
+from metricunet.files.voxels import PIECE_BYTES, axes_and_grid, check_size, gather, label_volume, scan_volume
+from metricunet.volume import FloatArray, Geometry, Volume
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -61,11 +61,6 @@ def read_labels(path: Path) -> Volume:
         InputError: as `read_nifti`, and for negative or fractional values.
     """
     return label_volume(path, read_nifti(path))
-
-
-def read_geometry(path: Path) -> Geometry:
-    """Read a NIfTI file's grid from its header alone, without its voxels. Errors as `read_nifti`."""
-    return _grid(path, _open(path))[1]
 
 
 def write_nifti(path: Path, volume: Volume, like: Path | None = None) -> None:
@@ -205,19 +200,13 @@ def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int], Geometry]:
     stated = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(stated).all():
         raise InputError(f"{path}: its orientation is not finite; convert it again from DICOM")
-    affine = RAS_TO_LPS @ stated
-    try:
-        geometry = Geometry((int(shape[0]), int(shape[1]), int(shape[2])), affine)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    check_field(path, geometry)
+    placed = axes_and_grid(path, (int(shape[0]), int(shape[1]), int(shape[2])), RAS_TO_LPS @ stated)
     if sform > 0 and qform > 0:
-        _check_forms_agree(path, image, geometry)
-    axes, _ = match_axes(geometry.directions, CANONICAL_DIRECTIONS)
-    return axes, geometry.reordered(axes, (False, False, False))
+        _check_forms_agree(path, image)
+    return placed
 
 
-def _check_forms_agree(path: Path, image: Any, geometry: Geometry) -> None:
+def _check_forms_agree(path: Path, image: Any) -> None:
     try:
         with _silent():
             qform: FloatArray = np.asarray(image.get_qform(), dtype=np.float64)
@@ -227,7 +216,7 @@ def _check_forms_agree(path: Path, image: Any, geometry: Geometry) -> None:
         raise InputError(f"{path}: its qform is not finite; set the qform from the sform")
     corners: NDArray[np.float64] = np.array(
         [[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)]
-    ) * np.array([*(np.asarray(geometry.shape) - 1), 1])
+    ) * np.array([*(np.asarray(image.shape[:3]) - 1), 1])
     gap = float(np.abs(corners @ (image.affine - qform).T).max())
     if not gap <= FORM_TOLERANCE_MM:
         raise InputError(

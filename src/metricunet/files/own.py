@@ -181,10 +181,6 @@ class OwnFiles:
         content = self.content()
         return content is not None and all(self._is(name, {value}) for name, value in content[FILES].items())
 
-    def is_ours(self, name: str) -> bool:
-        """Whether a file is there and has bytes that we state of it."""
-        return self._is(name, self.stated().get(name, ()))
-
     def holds(self, name: str, value: str) -> bool:
         """Whether a file is there, no link, with this SHA-256."""
         return self._is(name, {value})

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError, beyond
-from metricunet.volume import Geometry, Shape, Volume
+from metricunet.volume import CANONICAL_DIRECTIONS, FloatArray, Geometry, Shape, Volume, match_axes
 
 #: A scan may take this much memory: 1024 slices of 512 x 512 in float32, twice as many in int16. A header may
 #: announce any size, and a packed file of a few MB may hold it.
@@ -66,6 +66,26 @@ def check_field(path: Path, geometry: Geometry) -> None:
             f"{path}: its field is {size} mm, at most {LONGEST_FIELD_MM:g} mm each way is expected; "
             "correct the spacing in its header (it is in millimetres)"
         )
+
+
+def axes_and_grid(path: Path, shape: Shape, affine: FloatArray) -> tuple[tuple[int, int, int], Geometry]:
+    """Return the permutation of a file's axes to [slice, row, column], and its grid after it.
+
+    Args:
+        path: for the message.
+        shape: voxels along the file's axes.
+        affine: from an index in their order to LPS millimetres.
+
+    Raises:
+        InputError: no grid of right angles, or one of a size that no scanner has.
+    """
+    try:
+        geometry = Geometry(shape, affine)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    check_field(path, geometry)
+    axes, _ = match_axes(geometry.directions, CANONICAL_DIRECTIONS)
+    return axes, geometry.reordered(axes, (False, False, False))
 
 
 def held_type(stored: np.dtype[Any], scaled: bool = False) -> np.dtype[Any]:

@@ -64,14 +64,16 @@ class VNet(Network):
         self.bottleneck_channels = widths[-1]
         self.base_channels = base_channels
         self.first = _ResidualStage(in_channels, widths[0], down[0], norm)
-        self.down = nn.ModuleList(_down(fine, coarse, norm) for fine, coarse in pairwise(widths))
+        self.down = nn.ModuleList(_resized(CONV[3], fine, coarse, norm) for fine, coarse in pairwise(widths))
         self.encoder = nn.ModuleList(
             _ResidualStage(w, w, count, norm) for w, count in zip(widths[1:], down[1:], strict=True)
         )
         coarse_to_fine = list(reversed(range(levels - 1)))
         # A decoder's stage is twice as wide as the encoder's at its level; the first reads the bottleneck.
         below = [widths[-1], *(2 * widths[k] for k in coarse_to_fine[:-1])]
-        self.up = nn.ModuleList(_up(b, widths[k], norm) for b, k in zip(below, coarse_to_fine, strict=True))
+        self.up = nn.ModuleList(
+            _resized(UP[3], b, widths[k], norm) for b, k in zip(below, coarse_to_fine, strict=True)
+        )
         self.decoder = nn.ModuleList(
             _ResidualStage(2 * widths[k], 2 * widths[k], up[k], norm) for k in coarse_to_fine
         )
@@ -122,15 +124,10 @@ class _ResidualStage(nn.Module):
         return out
 
 
-def _down(before: int, after: int, norm: Norm) -> nn.Sequential:
+def _resized(layer: type[nn.Module], before: int, after: int, norm: Norm) -> nn.Sequential:
+    """Halve or double the sides by a convolution of stride 2, normalised and activated."""
     return nn.Sequential(
-        CONV[3](before, after, kernel_size=2, stride=2, bias=False), norm_layer(after, 3, norm), nn.PReLU(after)
-    )
-
-
-def _up(before: int, after: int, norm: Norm) -> nn.Sequential:
-    return nn.Sequential(
-        UP[3](before, after, kernel_size=2, stride=2, bias=False), norm_layer(after, 3, norm), nn.PReLU(after)
+        layer(before, after, kernel_size=2, stride=2, bias=False), norm_layer(after, 3, norm), nn.PReLU(after)
     )
 
 

@@ -61,6 +61,8 @@ PENIS: tuple[Ball, ...] = (
     (5, -106, -54, 7.5),
     (5, -112, -76, 8),
 )
+#: Both sides, and whether the tables of the left one are mirrored there.
+SIDES = (("left", False), ("right", True))
 #: One number for each height of a lattice, or one for all.
 Column = Values | float
 #: One thigh: centre x, y and half axes.
@@ -152,10 +154,6 @@ def _prostate(patient: Patient, lattice: Lattice, bones: dict[str, Field]) -> Fi
     return without(organs.prostate(patient, lattice), hips, 2.5, 3.0)
 
 
-def _sides() -> tuple[tuple[str, bool], tuple[str, bool]]:
-    return ("left", False), ("right", True)
-
-
 def _placed(patient: Patient, balls: tuple[Ball, ...], mirror: bool) -> list[Ball]:
     """One side's tube."""
     return patient.place_tube(tuple((-x, y, z, r) for x, y, z, r in balls) if mirror else balls)
@@ -165,7 +163,7 @@ def _bones(patient: Patient, lattice: Lattice, rough: organs.Roughness) -> dict[
     grain = rough.fine * np.float32(0.4) + rough.coarse * np.float32(0.5)
     fields: dict[str, Field] = {}
     joints = lattice.empty()
-    for side, mirror in _sides():
+    for side, mirror in SIDES:
         sign = -1.0 if mirror else 1.0
         hx, hy, hz = skeleton.FEMORAL_HEAD
         head = patient.place_point((sign * hx, hy, hz))
@@ -194,7 +192,7 @@ def _bones(patient: Patient, lattice: Lattice, rough: organs.Roughness) -> dict[
     ):
         field = lattice.empty()
         for strand in tables.values():
-            for _, mirror in _sides():
+            for _, mirror in SIDES:
                 add_strand(field, lattice, patient.place_strand(strand, mirror), blend_mm=3.0)
         fields[name] = field
     # Cartilage and capsule fill the hip joint.
@@ -225,7 +223,7 @@ def _muscles(patient: Patient, lattice: Lattice, rough: organs.Roughness, trunk:
     nearest, second = lattice.empty(), lattice.empty()
     for name, strand in skeleton.MUSCLE_STRANDS.items():
         swell = skeleton.MUSCLE_SWELL_MM.get(name, skeleton.USUAL_SWELL_MM) * patient.muscle_bulk**4
-        for _, mirror in _sides():
+        for _, mirror in SIDES:
             box, one = loft(lattice, patient.place_strand(strand, mirror, patient.muscle_bulk))
             if one.size == 0:
                 continue
@@ -258,7 +256,7 @@ def _step(t: Values) -> Field:
 def _genitals(patient: Patient, lattice: Lattice) -> Field:
     """Erectile bodies and testes."""
     field = lattice.empty()
-    for sign, (_, mirror) in zip((1.0, -1.0), _sides(), strict=True):
+    for sign, (_, mirror) in zip((1.0, -1.0), SIDES, strict=True):
         add_tube(field, lattice, _placed(patient, PENIS, mirror), blend_mm=3.0)
         testis = patient.place_point((17 * sign, -88.0, -84.0))
         field = np.minimum(field, ellipsoid(lattice, testis, (12, 14, 20)))
@@ -268,7 +266,7 @@ def _genitals(patient: Patient, lattice: Lattice) -> Field:
 def _soft(patient: Patient, lattice: Lattice) -> Field:
     field = lattice.empty()
     for balls in skeleton.SOFT_TUBES.values():
-        for _, mirror in _sides():
+        for _, mirror in SIDES:
             add_tube(field, lattice, _placed(patient, balls, mirror), blend_mm=2.0)
     for balls in patient.vessels:
         add_tube(field, lattice, patient.place_tube(balls))

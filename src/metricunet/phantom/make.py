@@ -115,13 +115,6 @@ def make_phantom(
     return Phantom(Volume(image, geometry), truth, description, readings)
 
 
-def structure_fields(patient: Patient, spacing_mm: float = 3.0) -> anatomy.Anatomy:
-    """Evaluate a whole patient on a lattice of its own, without a scanner; for measuring shapes."""
-    low, high = anatomy.Z_RANGE_MM
-    lattice = Lattice.spanning((*LATTICE_LOW_MM, low), (*LATTICE_HIGH_MM, high), spacing_mm)
-    return anatomy.build(patient, lattice)
-
-
 def _reread(
     labels: NDArray[np.uint8],
     shapes: anatomy.Anatomy,

@@ -71,13 +71,9 @@ class Bowel:
     content_hu: Field
 
 
+@lru_cache(maxsize=8)
 def gland(patient: Patient) -> Gland:
     """Size and place the prostate so that its volume is the patient's `gland_volume_ml`."""
-    return _sized_gland(patient)
-
-
-@lru_cache(maxsize=8)
-def _sized_gland(patient: Patient) -> Gland:
     wanted = patient.gland_volume_ml
     width = (wanted * 1000 / (0.56 * patient.gland_ratio[0] * patient.gland_ratio[1])) ** (1 / 3)
     for _ in range(3):

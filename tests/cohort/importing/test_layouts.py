@@ -13,10 +13,11 @@ import pytest
 from metricunet.cohort.importing import import_cohort, list_names
 from metricunet.cohort.importing.layouts import detect
 from metricunet.cohort.importing.privacy import hashed
-from metricunet.cohort.layout import Cohort, image_path, label_path, read_cohort, write_dataset_json
+from metricunet.cohort.layout import Cohort, image_path, label_path, read_cohort
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.volume import Geometry, Volume
+from tests.support.cohorts import write_dataset_json
 from tests.support.patients import SHAPE, mask, scan, write_labels
 from tests.support.slicer import write_nrrd
 

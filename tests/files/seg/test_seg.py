@@ -27,7 +27,7 @@ from metricunet.errors import InputError
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.write import write_rtstruct
-from metricunet.files.seg.read import read_seg, segment_names
+from metricunet.files.seg.read import read_seg
 from metricunet.files.seg.write import write_seg
 from metricunet.volume import Geometry, Volume
 from tests.support.dicom_series import ORIENTATIONS, write_series
@@ -121,7 +121,7 @@ class TestWriting:
         series, path = make_series(tmp_path / "ct", position), tmp_path / "seg.dcm"
         assert write_seg(path, series, structures(series, masks()), description="test") == ()
         read = read_seg(path, series)
-        assert tuple(read) == segment_names(path) == tuple(masks())
+        assert tuple(read) == tuple(masks())
         for name, mask in masks().items():
             assert read[name].array.dtype == np.uint8
             assert read[name].geometry is series.geometry
@@ -239,11 +239,11 @@ class TestWriting:
         chosen = {"empty": np.zeros(SHAPE, bool), **masks(), "also": np.zeros(SHAPE, bool)}
         left_out = write_seg(tmp_path / "seg.dcm", series, structures(series, chosen), description="")
         assert left_out == ("empty", "also")
-        assert segment_names(tmp_path / "seg.dcm") == tuple(masks())
+        assert tuple(read_seg(tmp_path / "seg.dcm", series)) == tuple(masks())
 
     def test_names_beyond_ascii(self, series: CtSeries, tmp_path: Path) -> None:
         write_seg(tmp_path / "a.dcm", series, structures(series, {"前立腺": np.ones(SHAPE, bool)}), description="")
-        assert segment_names(tmp_path / "a.dcm") == ("前立腺",)
+        assert tuple(read_seg(tmp_path / "a.dcm", series)) == ("前立腺",)
         assert str(pydicom.dcmread(tmp_path / "a.dcm").PatientName) == "Müller^Max"
 
     @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ class TestReading:
             read_seg(tmp_path / "none.dcm", series)
         (tmp_path / "text.dcm").write_text("no DICOM")
         with pytest.raises(InputError, match="not a DICOM file"):
-            segment_names(tmp_path / "text.dcm")
+            read_seg(tmp_path / "text.dcm", series)
         with pytest.raises(InputError, match="of modality CT, expected a segmentation"):
             read_seg(series.files[0], series)
 

@@ -142,7 +142,7 @@ class TestCommand:
 
 class TestChecks:
     def check(self, *values: float, tolerance: float = 0.5) -> Check:
-        return Check("g", "n", "m", "%", tolerance, tuple(Finding(f"{v}", v) for v in values))
+        return Check("g", "n", "m", tuple(Finding(f"{v}", v) for v in values), tolerance, "%")
 
     def test_verdicts(self) -> None:
         assert self.check(0.1, -0.5).status == "pass"

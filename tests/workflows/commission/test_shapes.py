@@ -28,6 +28,11 @@ def counted(shape: Shape, x: Field, y: Field, z: Field) -> Field:
     return np.asarray(sum(part.sign * inside(part, x, y, z).astype(float) for part in shape.parts))
 
 
+def centroid_z_mm(shape: Shape) -> float:
+    moments = [part.sign * part.volume_ml * part.centre_mm[2] for part in shape.parts]
+    return sum(moments) / shape.volume_ml
+
+
 def finer(centres: Field, n: int) -> Field:
     step = centres[1] - centres[0]
     return np.asarray((centres[:, None] + step * ((np.arange(n) + 0.5) / n - 0.5)).ravel())
@@ -57,7 +62,7 @@ def test_volume_and_centroid_of_the_solid_by_thin_slices(n_shape: int) -> None:
     z = low + (np.arange(20_000) + 0.5) * (high - low) / 20_000
     assert shape.sections_ml(z, (high - low) / 20_000) == pytest.approx(shape.volume_ml, rel=1e-6)
     areas = np.array([shape.area_mm2(height) for height in z[::10]])
-    assert np.average(z[::10], weights=areas) == pytest.approx(shape.centroid_mm[2], abs=0.01)
+    assert np.average(z[::10], weights=areas) == pytest.approx(centroid_z_mm(shape), abs=0.01)
 
 
 def test_volumes_by_hand() -> None:
@@ -103,7 +108,7 @@ def test_shapes_are_what_they_are_called() -> None:
         assert left.centre_mm[1:] == right.centre_mm[1:]
         share = plan.share(disc)
         assert np.flatnonzero(share.any(axis=(1, 2))).tolist() == [plan.grid.shape[0] // 2 + 1]
-        assert disc.volume_ml * 1000 / disc.area_mm2(disc.centroid_mm[2]) == pytest.approx(1.1 * plan.slice_mm)
+        assert disc.volume_ml * 1000 / disc.area_mm2(centroid_z_mm(disc)) == pytest.approx(1.1 * plan.slice_mm)
         assert np.count_nonzero(plan.share(island) > 1e-6) == 1
         assert plan.share(island).max() == pytest.approx(1)
 

@@ -14,7 +14,7 @@ import numpy as np
 from metricunet.cohort.contoured import read_not_contoured
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
 from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase, Split
-from metricunet.cohort.layout import CHANNEL_SUFFIX, DatasetInfo, read_dataset_json
+from metricunet.cohort.layout import CHANNEL_SUFFIX, read_dataset_json
 from metricunet.cohort.splits import patients_of
 from metricunet.errors import InputError, told
 from metricunet.files import slicer
@@ -152,7 +152,9 @@ def find_nnunet(root: Path, privacy: Privacy, bars: Bars) -> Found:
                 found.left_out.append(LeftOut(name, reason, refused=False))
             else:
                 try:
-                    case = _nnunet_case(root, images[name], labels[name], name, info, split, patients, unknown)
+                    patient = patients.get(name, name)
+                    given = split, unknown.get(name, ()), info.ignore
+                    case = LabelMapCase(images[name], labels[name], name, patient, info.labels, root, *given)
                 except Exception as error:  # whatever it is, it costs this case alone
                     found.left_out.append(LeftOut(name, f"{images[name]}: {told(error)}", error=error))
                 else:
@@ -163,20 +165,6 @@ def find_nnunet(root: Path, privacy: Privacy, bars: Bars) -> Found:
             "table beside dataset.json, or take the women out"
         )
     return found
-
-
-def _nnunet_case(
-    root: Path,
-    image: Path,
-    labels: Path,
-    name: str,
-    info: DatasetInfo,
-    split: Split,
-    patients: Mapping[str, str],
-    unknown: Mapping[str, tuple[str, ...]],
-) -> LabelMapCase:
-    patient = patients.get(name, name)
-    return LabelMapCase(image, labels, name, patient, info.labels, root, split, unknown.get(name, ()), info.ignore)
 
 
 def _image_name(path: Path) -> str:

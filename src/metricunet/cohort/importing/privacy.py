@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+
+from metricunet.errors import InputError
 
 Uids = Literal["keep", "hash"]
 
@@ -23,47 +26,18 @@ REDACTED = "REDACTED"
 #: imported, for its structures would all lose their name.
 NOT_A_NAME = frozenset(
     {
-        *("anon", "anonym", "anonymous", "anonymized", "anonymised", "case", "ct", "dicom", "export", "patient"),
-        *(
-            "phantom",
-            "pseudonym",
-            "study",
-            "subject",
-            "test",
-            "abdomen",
-            "bladder",
-            "body",
-            "bone",
-            "bowel",
-            "brain",
-        ),
-        *("colon", "femur", "gland", "head", "heart", "hip", "kidney", "large", "left", "liver", "lung", "neck"),
-        *("pelvis", "prostate", "rectum", "right", "sacrum", "seminal", "small", "spine", "spleen", "thorax"),
+        *("anon", "anonym", "anonymous", "anonymized", "anonymised", "case", "ct", "dicom", "export"),
+        *("patient", "phantom", "pseudonym", "study", "subject", "test", "abdomen", "bladder", "body", "bone"),
+        *("bowel", "brain", "colon", "femur", "gland", "head", "heart", "hip", "kidney", "large", "left"),
+        *("liver", "lung", "neck", "pelvis", "prostate", "rectum", "right", "sacrum", "seminal", "small"),
+        *("spine", "spleen", "thorax"),
     }
 )
 #: Words of our own messages that are names, too. They stay where they stand alone, in small letters.
 COMMON = frozenset(
     {
-        *(
-            "an",
-            "and",
-            "are",
-            "as",
-            "at",
-            "be",
-            "by",
-            "do",
-            "for",
-            "from",
-            "has",
-            "if",
-            "in",
-            "is",
-            "it",
-            "its",
-            "may",
-        ),
-        *("no", "not", "of", "on", "one", "or", "so", "the", "to", "two", "was", "will", "with"),
+        *("an", "and", "are", "as", "at", "be", "by", "do", "for", "from", "has", "if", "in", "is", "it"),
+        *("its", "may", "no", "not", "of", "on", "one", "or", "so", "the", "to", "two", "was", "will", "with"),
     }
 )
 SHORTEST_NAME = 2
@@ -142,6 +116,14 @@ class Privacy:
             return text
         text = _UID.sub(lambda match: hashed(match.group()), text)
         return re.sub(r"[^\s/:,;'\"]+", lambda match: self._without_identifiers(match.group()), text)
+
+    @contextmanager
+    def guarding_errors(self) -> Iterator[None]:
+        """Say what a user did wrong, within, as `spoken`; what it came from is not shown."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(self.spoken(str(error))) from None
 
     def _learn_name(self, name: str) -> None:
         for piece in re.split(r"[\^=\s,._]+", name):

@@ -65,13 +65,11 @@ def list_names(sources: Sequence[Path], *, layout: str = AUTO, bars: Bars = _no_
         InputError: a folder that holds nothing of its layout.
     """
     privacy = Privacy()
-    try:
+    with privacy.guarding_errors():
         found = [find_cases(source, layout, privacy, bars) for source in sources]
         text = skeleton(spellings(found), sum(len(one.cases) for one in found))
         left_out = [entry for one in found for entry in one.left_out]
         return Spellings(text, lines(left_out, True, privacy), lines(left_out, False, privacy))
-    except InputError as error:
-        raise InputError(privacy.spoken(str(error))) from None
 
 
 def import_cohort(
@@ -104,71 +102,58 @@ def import_cohort(
             written then. The disk is full: what was imported is kept.
     """
     privacy = Privacy(uids)
-    try:
-        result = _import(sources, output, names, layout, privacy, bars, overwrite)
-    except InputError as error:
-        raise InputError(privacy.spoken(str(error))) from None
-    return result
-
-
-def _import(
-    sources: Sequence[Path],
-    output: Path,
-    names: Path | None,
-    layout: str,
-    privacy: Privacy,
-    bars: Bars,
-    overwrite: bool,
-) -> Imported:
-    record = RunRecord(COMMAND, {})
-    _refuse_output_in_sources(sources, output)
-    earlier = _earlier(output, overwrite)
-    given = None if names is None else read_names(names)
-    found = [find_cases(source, layout, privacy, bars) for source in sources]
-    _drop_twins(found)
-    left_out = [entry for one in found for entry in one.left_out]
-    if not any(one.cases for one in found):
-        _refuse(sources, left_out)
-    layouts = [one.layout for one in found]
-    plan = make_plan(found, default_names(layouts) if given is None else given)
-    left_out += plan.left_out
-    if not plan.cases:
-        _refuse(sources, left_out)
-    stale = earlier.keys() - {case.source.name for case in plan.cases}
-    if stale:
-        raise InputError(
-            f"{output}: holds {len(stale)} cases ({listed(sorted(stale))}) that the sources do not; name all its "
-            "sources and the same structures again, or choose another folder with -o"
-        )
-    inputs = [file for one in found for case in one.cases for file in case.files]
-    inputs += [] if names is None else [names]
-    importer = _Importer(
-        OwnFiles(output, IMPORT_NAME, COMMAND, overwrite=overwrite, inputs=inputs), plan, privacy, earlier
-    )
-    try:
-        left_out += importer.run(bars("importing"))
-        if not importer.reports:
-            importer.own.clear()
+    with privacy.guarding_errors():
+        record = RunRecord(COMMAND, {})
+        _refuse_output_in_sources(sources, output)
+        earlier = _earlier(output, overwrite)
+        given = None if names is None else read_names(names)
+        found = [find_cases(source, layout, privacy, bars) for source in sources]
+        _drop_twins(found)
+        left_out = [entry for one in found for entry in one.left_out]
+        if not any(one.cases for one in found):
             _refuse(sources, left_out)
-        reports = {
-            c.source.name: importer.reports[c.source.name] for c in plan.cases if c.source.name in importer.reports
-        }
-        record.arguments = {
-            "sources": [privacy.written(str(source)) for source in sources],
-            "output": privacy.written(str(output)),
-            "names": None if names is None else privacy.written(str(names)),
-            "layout": layout,
-            "uids": privacy.uids,
-            "overwrite": overwrite,
-        }
-        record.facts = {"names_sha256": None if names is None else hash_if_readable(names)}
-        content = import_json(plan, found, reports, left_out, privacy, IMPORT_VERSION)
-        importer.finish(found, reports, record.content() | content)
-    except BaseException:
-        importer.own.discard()
-        raise
-    result = summarised(output, plan.names, reports, left_out, found, privacy, importer.done_before)
-    return replace(result, errors=tuple(entry.error for entry in left_out if entry.error is not None))
+        layouts = [one.layout for one in found]
+        plan = make_plan(found, default_names(layouts) if given is None else given)
+        left_out += plan.left_out
+        if not plan.cases:
+            _refuse(sources, left_out)
+        stale = earlier.keys() - {case.source.name for case in plan.cases}
+        if stale:
+            raise InputError(
+                f"{output}: holds {len(stale)} cases ({listed(sorted(stale))}) that the sources do not; name all "
+                "its sources and the same structures again, or choose another folder with -o"
+            )
+        inputs = [file for one in found for case in one.cases for file in case.files]
+        inputs += [] if names is None else [names]
+        importer = _Importer(
+            OwnFiles(output, IMPORT_NAME, COMMAND, overwrite=overwrite, inputs=inputs), plan, privacy, earlier
+        )
+        try:
+            left_out += importer.run(bars("importing"))
+            if not importer.reports:
+                importer.own.clear()
+                _refuse(sources, left_out)
+            reports = {
+                c.source.name: importer.reports[c.source.name]
+                for c in plan.cases
+                if c.source.name in importer.reports
+            }
+            record.arguments = {
+                "sources": [privacy.written(str(source)) for source in sources],
+                "output": privacy.written(str(output)),
+                "names": None if names is None else privacy.written(str(names)),
+                "layout": layout,
+                "uids": privacy.uids,
+                "overwrite": overwrite,
+            }
+            record.facts = {"names_sha256": None if names is None else hash_if_readable(names)}
+            content = import_json(plan, found, reports, left_out, privacy, IMPORT_VERSION)
+            importer.finish(found, reports, record.content() | content)
+        except BaseException:
+            importer.own.discard()
+            raise
+        result = summarised(output, plan.names, reports, left_out, found, privacy, importer.done_before)
+        return replace(result, errors=tuple(entry.error for entry in left_out if entry.error is not None))
 
 
 def _refuse_output_in_sources(sources: Sequence[Path], output: Path) -> None:

@@ -42,17 +42,6 @@ class _Frame:
     steps_mm: FloatArray
 
 
-def segment_names(path: Path) -> tuple[str, ...]:
-    """Return the labels of a segmentation's segments, in the file's order.
-
-    Raises:
-        InputError: not a DICOM segmentation, damaged, or two segments of one label.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tuple(_segments(path, _open(path, pixels=False)).values())
-
-
 def read_seg(path: Path, series: CtSeries, names: Collection[str] | None = None) -> dict[str, Volume]:
     """Read the masks of a segmentation, binary, fractional or label map, on a scan's own grid.
 
@@ -74,7 +63,7 @@ def read_seg(path: Path, series: CtSeries, names: Collection[str] | None = None)
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd but harmless values in others' files
-        dataset = _open(path, pixels=True)
+        dataset = _open(path)
         segments = _segments(path, dataset)
         for name in names or ():
             if name not in segments.values():
@@ -97,11 +86,11 @@ def _damaged(path: Path, error: BaseException) -> InputError:
     return InputError(f"{path}: the segmentation is damaged ({one_line(error)}); copy or export it again")
 
 
-def _open(path: Path, pixels: bool) -> Dataset:
+def _open(path: Path) -> Dataset:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        dataset = read_dataset(path, stop_before_pixels=not pixels)
+        dataset = read_dataset(path)
         kind = text_of(dataset, "SOPClassUID")
         modality = text_of(dataset, "Modality") or "unknown"
     except InvalidDicomError as error:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from metricunet.errors import InputError
 
 Status = Literal["pass", "fail", "not run"]
+#: The quantity of every check that compares two arrays.
+VOXELS = "voxels that differ"
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Check:
         group: the door.
         name: what went where.
         measured: the quantity.
-        unit: of it; empty for counts and shares.
-        tolerance: the largest deviation that passes, included.
         findings: all measurements; a check without any fails, unless it was not run.
+        tolerance: the largest deviation that passes, included.
+        unit: of the quantity; empty for counts and shares.
         reason: why it was not run, or what stopped it; one line.
         ran: whether it could be run here.
     """
@@ -45,9 +47,9 @@ class Check:
     group: str
     name: str
     measured: str
-    unit: str
-    tolerance: float
-    findings: tuple[Finding, ...] = ()
+    findings: Sequence[Finding] = ()
+    tolerance: float = 0
+    unit: str = ""
     reason: str = ""
     ran: bool = True
 
@@ -111,7 +113,7 @@ def checked(group: str, run: Callable[[], Iterable[Check]]) -> tuple[Check, ...]
     except Exception as error:  # whatever breaks a door must show up in the report, beside the doors that work
         line = " ".join(str(error).split()) or "no message"
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        done.append(Check(group, "Runs to its end", "errors", "", 0, reason=f"{kind}{line}"))
+        done.append(Check(group, "Runs to its end", "errors", reason=f"{kind}{line}"))
     return tuple(done)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from metricunet.evaluation.measures import measure
 from metricunet.volume import FloatArray, Geometry, Volume
-from metricunet.workflows.commission.checks import Check, Finding
+from metricunet.workflows.commission.checks import VOXELS, Check, Finding
 from metricunet.workflows.commission.subjects import Site
 
 #: Spheres of this radius, on voxels of this side, shifted along left-right by each of these.
@@ -44,10 +44,10 @@ def volumes(sites: Sequence[Site]) -> Iterator[Check]:
         before, after = (v.array.sum() * v.geometry.voxel_volume_ml for v in (share, read))
         amounts.append(Finding(site.plan.name, 100 * float(after / before - 1)))
         crops.append(Finding(site.plan.name, _crop_error(site.series.read())))
-    yield Check(group, "A linear ramp on other grids", "error", "mm", 0.001, tuple(ramps))
-    yield Check(group, "Centre of an ellipsoid at 1 x 1 x 2 mm", "moved by", "mm", 0.05, tuple(centres))
-    yield Check(group, "Its volume there", "change", "%", 0.5, tuple(amounts))
-    yield Check(group, "A crop pasted back where it was", "voxels that differ", "", 0, tuple(crops))
+    yield Check(group, "A linear ramp on other grids", "error", ramps, 0.001, "mm")
+    yield Check(group, "Centre of an ellipsoid at 1 x 1 x 2 mm", "moved by", centres, 0.05, "mm")
+    yield Check(group, "Its volume there", "change", amounts, 0.5, "%")
+    yield Check(group, "A crop pasted back where it was", VOXELS, crops)
 
 
 def spheres(sites: Sequence[Site]) -> Iterator[Check]:
@@ -66,9 +66,9 @@ def spheres(sites: Sequence[Site]) -> Iterator[Check]:
         ):
             off = float("nan") if value is None else value - known
             found[name].append(Finding(where, off, {"known": known}))
-    yield Check(group, "Dice of shifted spheres", "error", "", DICE_TOLERANCE, tuple(found["dice"]))
-    yield Check(group, "ASD of shifted spheres", "error", "mm", ASD_TOLERANCE_MM, tuple(found["asd"]))
-    yield Check(group, "HD95 of shifted spheres", "error", "mm", HD95_TOLERANCE_MM, tuple(found["hd95"]))
+    yield Check(group, "Dice of shifted spheres", "error", found["dice"], DICE_TOLERANCE)
+    yield Check(group, "ASD of shifted spheres", "error", found["asd"], ASD_TOLERANCE_MM, "mm")
+    yield Check(group, "HD95 of shifted spheres", "error", found["hd95"], HD95_TOLERANCE_MM, "mm")
 
 
 def known_answers(radius_mm: float, shift_mm: float) -> tuple[float, float, float]:

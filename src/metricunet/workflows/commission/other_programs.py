@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.files.nifti import read_nifti
-from metricunet.workflows.commission.checks import Check, Finding
-from metricunet.workflows.commission.structure_sets import BETWEEN, VOLUME_TOLERANCE_PERCENT, VOXEL_EDGES, VOXELS
+from metricunet.workflows.commission.checks import VOXELS, Check, Finding
+from metricunet.workflows.commission.structure_sets import BETWEEN, VOLUME_TOLERANCE_PERCENT, VOXEL_EDGES
 from metricunet.workflows.commission.subjects import Site
 
 PLASTIMATCH, DCIODVFY = "plastimatch", "dciodvfy"
@@ -45,12 +45,12 @@ def by_plastimatch(sites: Sequence[Site]) -> Iterator[Check]:
                 volume = mask.sum() * site.plan.slice_mm * site.plan.row_mm * site.plan.column_mm / 1000
                 exact = shape.sections_ml(z, site.plan.slice_mm)
                 volumes.append(Finding(site.at(shape), 100 * float(volume / exact - 1)))
-        yield Check(group, f"{name}: mask", VOXELS, "", 0, tuple(masks))
+        yield Check(group, f"{name}: mask", VOXELS, masks)
     what = "against sum of sections"
     if program is None:
         yield _not_run(group, "Volume of its masks", what, PLASTIMATCH)
     else:
-        yield Check(group, "Volume of its masks", what, "%", VOLUME_TOLERANCE_PERCENT, tuple(volumes))
+        yield Check(group, "Volume of its masks", what, volumes, VOLUME_TOLERANCE_PERCENT, "%")
 
 
 def by_dciodvfy(sites: Sequence[Site]) -> Iterator[Check]:
@@ -74,7 +74,7 @@ def by_dciodvfy(sites: Sequence[Site]) -> Iterator[Check]:
             errors = [len(_errors(program, path)) for path in files]
             found.append(Finding(site.plan.name, float(sum(errors)), {"files": float(len(files))}))
         count = round(sum((f.details or {})["files"] for f in found))
-        yield Check(group, f"{name}, {count} files", "errors", "", 0, tuple(found))
+        yield Check(group, f"{name}, {count} files", "errors", found)
 
 
 def version_of(program: str) -> str | None:
@@ -90,7 +90,7 @@ def version_of(program: str) -> str | None:
 
 def _not_run(group: str, name: str, measured: str, program: str) -> Check:
     reason = f"{program} is not installed (Debian: {PACKAGES[program]})"
-    return Check(group, name, measured, "", 0, reason=reason, ran=False)
+    return Check(group, name, measured, reason=reason, ran=False)
 
 
 def _filled(program: str, contours: Path, site: Site) -> dict[str, NDArray[np.bool_]]:

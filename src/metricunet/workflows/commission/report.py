@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from metricunet import __version__
+from metricunet.evaluation.report import report_template
 from metricunet.workflows.commission.subjects import ISLAND
 
 if TYPE_CHECKING:
@@ -30,18 +31,8 @@ class VolumeCell:
 
 def render_report(result: Commissioning) -> str:
     """Return the report's HTML, which needs no other file."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("metricunet.workflows.commission"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = _percent
-    environment.filters["short"] = _short
-    return environment.get_template("report.html.j2").render(
+    template = report_template("metricunet.workflows.commission", percent=_percent, short=_short)
+    return template.render(
         result=result,
         version=__version__,
         shapes=[shape.name for shape in result.plans[0].shapes],

@@ -16,13 +16,12 @@ from metricunet.files.dicom.series import find_series
 from metricunet.files.nifti import read_nifti, write_nifti
 from metricunet.files.scan import read_scan
 from metricunet.volume import FloatArray, Geometry, Volume
-from metricunet.workflows.commission.checks import Check, Finding
+from metricunet.workflows.commission.checks import VOXELS, Check, Finding
 from metricunet.workflows.commission.subjects import Plan, Site
 
 #: Coordinates are written with six decimals, and NIfTI holds its affine in float32.
 PLACE_TOLERANCE_MM = 0.001
 CENTRES = "voxel centres off"
-VOXELS = "voxels that differ"
 
 
 def dicom_in(sites: Sequence[Site]) -> Iterator[Check]:
@@ -33,8 +32,8 @@ def dicom_in(sites: Sequence[Site]) -> Iterator[Check]:
         scan = site.series.read()
         places.append(Finding(site.plan.name, _off_mm(scan.geometry, site.plan)))
         values.append(Finding(site.plan.name, _differing(scan.array, site.plan.hu)))
-    yield Check(group, "Grid against the header's equation", CENTRES, "mm", PLACE_TOLERANCE_MM, tuple(places))
-    yield Check(group, "HU against what was stored", VOXELS, "", 0, tuple(values))
+    yield Check(group, "Grid against the header's equation", CENTRES, places, PLACE_TOLERANCE_MM, "mm")
+    yield Check(group, "HU against what was stored", VOXELS, values)
     accepted = []
     for site in sites:
         folder = site.folder / "gap"
@@ -42,7 +41,7 @@ def dicom_in(sites: Sequence[Site]) -> Iterator[Check]:
         sorted(folder.iterdir())[len(site.series.files) // 2].unlink()
         accepted.append(Finding(site.plan.name, len(find_series(folder).series)))
         shutil.rmtree(folder)
-    yield Check(group, "Series that lacks a slice", "accepted", "", 0, tuple(accepted))
+    yield Check(group, "Series that lacks a slice", "accepted", accepted)
 
 
 def nifti(sites: Sequence[Site]) -> Iterator[Check]:
@@ -61,8 +60,8 @@ def nifti(sites: Sequence[Site]) -> Iterator[Check]:
         places.append(Finding(site.plan.name, off))
         differ = max(_differing(stored, site.plan.hu), _differing(back.array, site.plan.hu))
         values.append(Finding(site.plan.name, differ))
-    yield Check(group, "Grid, by nibabel and by ours", CENTRES, "mm", PLACE_TOLERANCE_MM, tuple(places))
-    yield Check(group, "HU, by nibabel and by ours", VOXELS, "", 0, tuple(values))
+    yield Check(group, "Grid, by nibabel and by ours", CENTRES, places, PLACE_TOLERANCE_MM, "mm")
+    yield Check(group, "HU, by nibabel and by ours", VOXELS, values)
     wrong, unlike = [], []
     site = sites[-1]
     scan = site.series.read().canonical()
@@ -79,8 +78,8 @@ def nifti(sites: Sequence[Site]) -> Iterator[Check]:
         path.unlink()
         out.unlink()
     (site.folder / "orders").rmdir()
-    yield Check(group, "Axes in all 48 orders and directions, in", VOXELS, "", 0, tuple(wrong))
-    yield Check(group, "The same, out as they came in", VOXELS, "", 0, tuple(unlike))
+    yield Check(group, "Axes in all 48 orders and directions, in", VOXELS, wrong)
+    yield Check(group, "The same, out as they came in", VOXELS, unlike)
 
 
 def itk(sites: Sequence[Site]) -> Iterator[Check]:
@@ -93,8 +92,8 @@ def itk(sites: Sequence[Site]) -> Iterator[Check]:
             back = read_scan(path)
             places.append(Finding(site.at(path.suffix), _off_mm(back.geometry, site.plan)))
             values.append(Finding(site.at(path.suffix), _differing(back.array, site.plan.hu)))
-    yield Check(group, "Grid against the header's numbers", CENTRES, "mm", PLACE_TOLERANCE_MM, tuple(places))
-    yield Check(group, "HU against what was stored", VOXELS, "", 0, tuple(values))
+    yield Check(group, "Grid against the header's numbers", CENTRES, places, PLACE_TOLERANCE_MM, "mm")
+    yield Check(group, "HU against what was stored", VOXELS, values)
 
 
 def oriented_files(scan: Volume, folder: Path) -> Iterator[tuple[Path, str]]:

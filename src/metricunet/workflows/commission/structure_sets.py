@@ -17,14 +17,13 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from metricunet.files.dicom.patient import patient_and_study
 from metricunet.files.rtstruct.add import add_to_rtstruct
-from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.rtstruct.registration import SPATIAL_REGISTRATION
 from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.files.seg.read import read_seg
 from metricunet.files.seg.write import write_seg
 from metricunet.volume import FloatArray
-from metricunet.workflows.commission.checks import Check, Finding
+from metricunet.workflows.commission.checks import VOXELS, Check, Finding
 from metricunet.workflows.commission.subjects import HALF, ISLAND, Shape, Site, the_series
 from metricunet.workflows.ct_writer import write_ct_series
 
@@ -37,7 +36,6 @@ SMOOTHING_MM = 0.5
 WRITTEN_TOLERANCE_MM = 0.001
 #: Contours are measured at points this far apart along them.
 STEP_MM = 0.2
-VOXELS = "voxels that differ"
 HOLED = "shell with a hole"
 
 
@@ -52,12 +50,10 @@ def voxel_edges(sites: Sequence[Site]) -> Iterator[Check]:
         areas += _volumes(path, site, site.plan.shapes)
         corners.append(Finding(site.plan.name, _off_corners_mm(path, site)))
         planes.append(Finding(site.plan.name, _misplaced(path, site)))
-    yield Check(group, "Mask out and in", VOXELS, "", 0, tuple(masks))
+    yield Check(group, "Mask out and in", VOXELS, masks)
     yield _volume_check(group, "Contours' volume", areas)
-    yield Check(
-        group, "Points on the corners of voxels", "off a corner", "mm", WRITTEN_TOLERANCE_MM, tuple(corners)
-    )
-    yield Check(group, "Plane and image that contours name", "contours elsewhere", "", 0, tuple(planes))
+    yield Check(group, "Points on the corners of voxels", "off a corner", corners, WRITTEN_TOLERANCE_MM, "mm")
+    yield Check(group, "Plane and image that contours name", "contours elsewhere", planes)
 
 
 def between_voxels(sites: Sequence[Site]) -> Iterator[Check]:
@@ -77,12 +73,10 @@ def between_voxels(sites: Sequence[Site]) -> Iterator[Check]:
             off /= site.plan.smaller_pixel_mm
             curves.append(Finding(site.at(shape), float(off.mean()), {"largest": float(off.max())}))
         planes.append(Finding(site.plan.name, _misplaced(path, site)))
-    yield Check(group, "Mask out and in", VOXELS, "", 0, tuple(masks))
+    yield Check(group, "Mask out and in", VOXELS, masks)
     yield _volume_check(group, "Contours' volume", volumes)
-    yield Check(
-        group, "Contours on the analytic curve", "mean distance", "pixel", CURVE_TOLERANCE_PIXELS, tuple(curves)
-    )
-    yield Check(group, "Plane and image that contours name", "contours elsewhere", "", 0, tuple(planes))
+    yield Check(group, "Contours on the analytic curve", "mean distance", curves, CURVE_TOLERANCE_PIXELS, "pixel")
+    yield Check(group, "Plane and image that contours name", "contours elsewhere", planes)
 
 
 def smoothing(sites: Sequence[Site]) -> Iterator[Check]:
@@ -106,15 +100,10 @@ def smoothing(sites: Sequence[Site]) -> Iterator[Check]:
             volumes.append(Finding(site.at(structure.name), 100 * (now / was - 1)))
             said.append(Finding(site.at(structure.name), 1000 * (told.smoothing_change_ml - (now - was))))
     yield Check(
-        group,
-        f"Smoothing of up to {SMOOTHING_MM:g} mm, largest move",
-        "distance",
-        "mm",
-        SMOOTHING_MM,
-        tuple(moves),
+        group, f"Smoothing of up to {SMOOTHING_MM:g} mm, largest move", "distance", moves, SMOOTHING_MM, "mm"
     )
-    yield Check(group, "Its change of volume", "change", "%", VOLUME_TOLERANCE_PERCENT, tuple(volumes))
-    yield Check(group, "The change that the program tells", "difference", "mm³", 1.0, tuple(said))
+    yield Check(group, "Its change of volume", "change", volumes, VOLUME_TOLERANCE_PERCENT, "%")
+    yield Check(group, "The change that the program tells", "difference", said, 1.0, "mm³")
 
 
 def holes(sites: Sequence[Site]) -> Iterator[Check]:
@@ -136,7 +125,7 @@ def holes(sites: Sequence[Site]) -> Iterator[Check]:
             if way == "close":
                 meant = site.plan.share(Shape("whole", shape.parts[:1])) > HALF
             found.append(Finding(site.plan.name, float(np.count_nonzero(back != meant))))
-        yield Check(group, name, VOXELS, "", 0, tuple(found))
+        yield Check(group, name, VOXELS, found)
 
 
 def contours_of(path: Path) -> dict[str, list[tuple[str, FloatArray]]]:
@@ -199,7 +188,7 @@ def _volumes(path: Path, site: Site, shapes: Sequence[Shape]) -> list[Finding]:
 
 
 def _volume_check(group: str, name: str, found: list[Finding]) -> Check:
-    return Check(group, name, "against sum of sections", "%", VOLUME_TOLERANCE_PERCENT, tuple(found))
+    return Check(group, name, "against sum of sections", found, VOLUME_TOLERANCE_PERCENT, "%")
 
 
 def _misplaced(path: Path, site: Site) -> float:
@@ -248,12 +237,6 @@ def _apart_mm(contour: FloatArray, other: FloatArray) -> float:
     return float(np.linalg.norm(points - begin - share[..., None] * edge, axis=-1).min(axis=1).max())
 
 
-def structures_named(site: Site, *names: str) -> list[Structure]:
-    """The site's structures of these names, in this order."""
-    found = {structure.name: structure for structure in site.structures}
-    return [found[name] for name in names]
-
-
 ADDED, SEGMENTATION, REGISTRATION = "added.rtstruct.dcm", "masks.seg.dcm", "registration.reg.dcm"
 #: Whole slices, rows and columns by which the second scan is shifted, and degrees by which it is turned.
 SHIFT_VOXELS, TURN_DEGREES = (-1, -3, 4), 17.0
@@ -270,8 +253,8 @@ def adding(sites: Sequence[Site]) -> Iterator[Check]:
         changed.append(Finding(site.plan.name, float(_changed(before, after))))
         back = masks_back(after, site)[new.name]
         masks.append(Finding(site.plan.name, float(np.count_nonzero(back != new.mask.array))))
-    yield Check(group, "Structures that were there", "changed", "", 0, tuple(changed))
-    yield Check(group, "Mask of the new one, out and in", VOXELS, "", 0, tuple(masks))
+    yield Check(group, "Structures that were there", "changed", changed)
+    yield Check(group, "Mask of the new one, out and in", VOXELS, masks)
 
 
 def registered(sites: Sequence[Site]) -> Iterator[Check]:
@@ -309,14 +292,9 @@ def registered(sites: Sequence[Site]) -> Iterator[Check]:
             differ = np.count_nonzero(back != np.roll(structure.mask.array, SHIFT_VOXELS, axis=(0, 1, 2)))
             masks.append(Finding(site.at(structure.name), float(differ)))
     yield Check(
-        group,
-        "Turned and shifted, against the matrix",
-        "points off their place",
-        "mm",
-        WRITTEN_TOLERANCE_MM,
-        tuple(off),
+        group, "Turned and shifted, against the matrix", "points off their place", off, WRITTEN_TOLERANCE_MM, "mm"
     )
-    yield Check(group, "Shifted by whole voxels: mask", VOXELS, "", 0, tuple(masks))
+    yield Check(group, "Shifted by whole voxels: mask", VOXELS, masks)
 
 
 def segmentations(sites: Sequence[Site]) -> Iterator[Check]:
@@ -331,8 +309,8 @@ def segmentations(sites: Sequence[Site]) -> Iterator[Check]:
             differ = np.count_nonzero((back[structure.name].array != 0) != structure.mask.array)
             masks.append(Finding(site.at(structure.name), float(differ)))
         places += _frames(path, site)
-    yield Check(group, "Mask out and in", VOXELS, "", 0, tuple(masks))
-    yield Check(group, "Frames at their positions, by pydicom", VOXELS, "", 0, tuple(places))
+    yield Check(group, "Mask out and in", VOXELS, masks)
+    yield Check(group, "Frames at their positions, by pydicom", VOXELS, places)
 
 
 def _changed(before: Path, after: Path) -> int:

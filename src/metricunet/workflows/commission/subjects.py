@@ -127,12 +127,6 @@ class Shape:
         """Exact volume of the solid."""
         return sum(part.sign * part.volume_ml for part in self.parts)
 
-    @property
-    def centroid_mm(self) -> FloatArray:
-        """Exact centre of mass: x, y, z."""
-        moments = [part.sign * part.volume_ml * np.array(part.centre_mm) for part in self.parts]
-        return np.asarray(np.sum(moments, axis=0) / self.volume_ml)
-
     def area_mm2(self, z: float) -> float:
         """Exact area of the cross-section at a height."""
         return sum(sign * section.area_mm2 for sign, section in self._sections(z))

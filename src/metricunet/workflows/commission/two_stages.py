@@ -26,7 +26,7 @@ from metricunet.inference.predict import predict
 from metricunet.networks import build_network
 from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.volume import FloatArray, Volume
-from metricunet.workflows.commission.checks import Check, Finding
+from metricunet.workflows.commission.checks import VOXELS, Check, Finding
 from metricunet.workflows.commission.scans import oriented_files
 from metricunet.workflows.commission.subjects import HALF, Site
 
@@ -102,7 +102,6 @@ def _pass_on(convolution: Any, channel: int) -> None:
 PREDICTED = "predicted"
 #: Of the mask that the networks' threshold stands for. Stage 2 sees the scan at 1 x 1 x 2 mm.
 CENTRE_TOLERANCE_MM, VOLUME_TOLERANCE_PERCENT, DICE_TOLERANCE = 0.2, 2.0, 0.02
-VOXELS = "voxels that differ"
 
 
 def two_stages(sites: Sequence[Site]) -> Iterator[Check]:
@@ -132,26 +131,14 @@ def two_stages(sites: Sequence[Site]) -> Iterator[Check]:
         overlaps.append(Finding(site.plan.name, 1 - 2 * float((mask & meant).sum() / (mask.sum() + meant.sum()))))
         formats.append(Finding(site.plan.name, float(_formats_differ(site, mask))))
     yield Check(
-        group,
-        "Centre of the target, DICOM",
-        "off the sections' centre",
-        "mm",
-        CENTRE_TOLERANCE_MM,
-        tuple(centres),
+        group, "Centre of the target, DICOM", "off the sections' centre", centres, CENTRE_TOLERANCE_MM, "mm"
     )
-    yield Check(
-        group,
-        "Its volume",
-        "against sum of sections",
-        "%",
-        VOLUME_TOLERANCE_PERCENT,
-        tuple(volumes),
-    )
-    yield Check(group, "Its voxels", "1 − Dice", "", DICE_TOLERANCE, tuple(overlaps))
-    yield Check(group, "RTSTRUCT and SEG against the NIfTI", VOXELS, "", 0, tuple(formats))
+    yield Check(group, "Its volume", "against sum of sections", volumes, VOLUME_TOLERANCE_PERCENT, "%")
+    yield Check(group, "Its voxels", "1 − Dice", overlaps, DICE_TOLERANCE)
+    yield Check(group, "RTSTRUCT and SEG against the NIfTI", VOXELS, formats)
     orders = tuple(_orders(sites[-1], model))
     shutil.rmtree(folder)
-    yield Check(group, "NIfTI in all 48 orders and directions of axes", VOXELS, "", 0, orders)
+    yield Check(group, "NIfTI in all 48 orders and directions of axes", VOXELS, orders)
 
 
 def _the_mask(site: Site) -> NDArray[np.bool_]:
