@@ -26,8 +26,8 @@ from metricunet.phantom import make_cohort
 
 make_cohort("cohort", 6, n_test=1, seed=3, difficulty="easy")"""
     ],
-    """A cohort is an nnU-Net raw data set, so your own works just as well. The settings below make everything tiny; without
-them `preset="small"` is what a CPU can train.""",
+    """A cohort is an nnU-Net raw data set, so your own works just as well. The settings below make everything
+tiny; without them `preset="small"` is what a CPU can train.""",
     [
         """tiny = {
     "locate.base_channels": 4,

@@ -17,7 +17,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
@@ -34,7 +33,6 @@ from metricunet.evaluation.figures import draw_overlay
 from metricunet.evaluation.measures import Measures, measure
 from metricunet.evaluation.picture import Drawn, Picture, draw_picture
 from metricunet.evaluation.summary import Evaluation
-from metricunet.files.claim import claimed
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.images import (
     is_nibabel,
@@ -43,32 +41,25 @@ from metricunet.files.images import (
     volume_of_nibabel,
     volume_of_simpleitk,
 )
-from metricunet.files.names import check_name_fits
-from metricunet.files.nifti import is_nifti, write_nifti
-from metricunet.files.own import Inputs, OwnFiles
-from metricunet.files.record import RECORD_NAME, RunRecord, sha256
+from metricunet.files.own import OwnFiles
+from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.files.scan import case_name, read_labels
-from metricunet.files.seg.write import write_seg
 from metricunet.files.voxels import label_volume
-from metricunet.inference.crops import MOST_RERUNS
-from metricunet.inference.inputs import QUALITY_SUFFIX, ScanInput, find_inputs
-from metricunet.inference.predict import FORMATS, SUFFIXES, PredictOutcome
+from metricunet.inference.case_files import provenance_of, write_case
+from metricunet.inference.inputs import ScanInput, find_inputs
+from metricunet.inference.predict import PredictOutcome
 from metricunet.inference.predict import predict as predict_files
-from metricunet.inference.structure_set import (
-    COLOURS,
-    ContourOptions,
-    description_of,
-    structures_of,
-    write_structure_set,
-)
+from metricunet.inference.reruns import MOST_RERUNS
+from metricunet.inference.structure_set import COLOURS, ContourOptions
+from metricunet.quality.prediction import Prediction
+from metricunet.quality.verdict import QualityReport, judge
 from metricunet.volume import Volume
 
 if TYPE_CHECKING:
     from metricunet.cohort.splits import Fold
     from metricunet.files.model import ModelCard
-    from metricunet.inference.predictor import Prediction, Predictor
-    from metricunet.inference.quality import Quality
+    from metricunet.inference.predictor import Predictor
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Progress = Callable[[int, int], None]
@@ -242,11 +233,12 @@ class Model:
     Attributes:
         paths: of the model files.
         predictor: that computes.
+        provenance: what its results depend on beside the scan: hash of the files, version, reruns.
     """
 
     def __init__(self, paths: tuple[Path, ...], predictor: Predictor) -> None:
         self.paths, self.predictor = paths, predictor
-        self._sha256 = sha256(paths)
+        self.provenance = provenance_of(paths, predictor.reruns, None)
 
     @property
     def card(self) -> ModelCard:
@@ -266,7 +258,7 @@ class Model:
     def __repr__(self) -> str:
         first = self.paths[0].name
         files = first if len(self.paths) == 1 else f"{first} and {len(self.paths) - 1} more"
-        trained = ", trained on synthetic scans" if self.predictor.synthetic else ""
+        trained = ", trained on synthetic scans" if self.predictor.ensemble.synthetic else ""
         return f"Model({files}: {', '.join(self.structures)}{trained}, on {self.predictor.device})"
 
     @_in_one_line
@@ -281,13 +273,7 @@ class Model:
         """
         loaded = load_scan(scan)
         prediction = self.predictor.predict(loaded.volume)
-        return Result(loaded, self, prediction, _judged(loaded, prediction, self.predictor))
-
-
-def _judged(scan: Scan, prediction: Prediction, predictor: Predictor) -> Quality:
-    from metricunet.inference.quality import judge
-
-    return judge(scan.name, scan.volume, prediction, predictor, scan.notes)
+        return Result(loaded, self, prediction, judge(loaded.name, loaded.volume, prediction, loaded.notes))
 
 
 @_in_one_line
@@ -327,7 +313,7 @@ class Result:
     scan: Scan
     model: Model
     prediction: Prediction = field(repr=False)
-    quality: Quality
+    quality: QualityReport
 
     @property
     def is_absent(self) -> bool:
@@ -374,8 +360,7 @@ class Result:
         whole = image.with_array(np.zeros(image.array.shape, dtype=np.float32))
         region, shares = self.prediction.region, self.prediction.shares
         if region is not None and shares is not None:
-            start = np.rint(image.geometry.to_index(region.geometry.origin_mm)).astype(int)
-            whole = whole.paste(shares[number], start.tolist())
+            whole = whole.paste(shares[number], self.prediction.region_start)
         return whole.reordered_like(self.scan.volume.geometry)
 
     def volume_ml(self, structure: str | None = None) -> float:
@@ -452,10 +437,8 @@ class Result:
                 or of somebody else's file. Nothing is written then.
         """
         wanted = [formats] if isinstance(formats, str) else list(formats)
-        for unknown in (name for name in wanted if name not in FORMATS):
-            raise InputError(f"formats must be of {', '.join(FORMATS)}; got {unknown!r}")
         options = ContourOptions(contours, holes, smooth, None if add_to is None else Path(add_to))
-        return _write_case(self, Path(folder), wanted, options, overwrite)
+        return _saved(self, Path(folder), wanted, options, overwrite)
 
     def _named(self, structure: str | None) -> str:
         name = self.model.target if structure is None else structure
@@ -477,86 +460,46 @@ def _colour(number: int) -> str:
     return "#" + "".join(f"{part:02x}" for part in COLOURS[number % len(COLOURS)])
 
 
-def _write_case(
+def _saved(
     result: Result, folder: Path, formats: Sequence[str], options: ContourOptions, overwrite: bool
 ) -> tuple[Path, ...]:
-    scan, model, prediction = result.scan, result.model, result.prediction
-    series = None if scan.source is None else scan.source.series
-    of_dicom = [name for name in ("rtstruct", "seg") if name in formats]
-    if of_dicom and series is None:
-        raise InputError(
-            f"{scan.name}: {of_dicom[0]} needs a DICOM series to refer to, and the scan is none; use nifti"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; expected a folder for the results")
-    if of_dicom and series is not None:
-        series.check_planes()
-    names = {name: f"{scan.name}{SUFFIXES[name]}" for name in FORMATS if name in formats}
-    options.check([series], folder / names["rtstruct"] if "rtstruct" in names else None)
-    key: dict[str, Any] = {"model_sha256": model._sha256, "version": version("metricunet")}
-    key |= {"reruns": model.predictor.reruns}
-    if "rtstruct" in names:
-        key["structure_set"] = options.key()
-    inputs = Inputs([*scan.files, *model.paths, *filter(None, [options.add_to])])
-    own = OwnFiles(folder, f"{scan.name}{QUALITY_SUFFIX}", "predict", inputs=inputs, overwrite=overwrite)
-    own_record = OwnFiles(folder, RECORD_NAME, "predict", inputs=inputs, overwrite=overwrite)
-    check_name_fits(folder / scan.name, *(SUFFIXES[name] for name in names), QUALITY_SUFFIX)
-    own_record.check([])
-    own.check(names.values())
-    arguments = {
-        "scans": [scan.source.path] if scan.source else [],
-        "models": model.paths,
-        "output": folder,
-        "formats": list(formats),
+    """Write the files of a result, and the record of a run beside them."""
+    scan, model = result.scan, result.model
+    provenance = {"input_sha256": scan.source_sha256, **model.provenance}
+    if "rtstruct" in formats:
+        provenance["structure_set"] = options.key()
+    arguments = {"scans": [scan.source.path] if scan.source else [], "models": model.paths, "output": folder}
+    record = RunRecord("predict", {**arguments, "formats": list(formats)})
+    own = OwnFiles(folder, RECORD_NAME, "predict", inputs=[*scan.files, *model.paths], overwrite=overwrite)
+    if folder.is_dir():
+        own.check([])
+    written = write_case(
+        folder,
+        result.prediction,
+        result.quality,
+        scan.source,
+        formats=formats,
+        options=options,
+        provenance=provenance,
+        inputs=model.paths,
+        overwrite=overwrite,
+    )
+    quality = result.quality
+    outcome = {
+        "verdict": quality.verdict,
+        "localisation": quality.localisation["status"],
+        "reasons": quality.reasons,
+        "flags": [flag.code for flag in quality.flags],
+        "skipped": False,
     }
-    record = RunRecord("predict", arguments)
-    with claimed(own.claim, f"a prediction of case {scan.name}"):
-        own.check(names.values())
-        try:
-            content = result.quality.to_json()
-            written = [own.path]
-            if prediction.labels is not None and result.quality.structures:
-                paths = {name: own.stage(file) for name, file in names.items()}
-                written = [folder / name for name in names.values()] + written
-                if "nifti" in paths:
-                    like = scan.source.path if scan.source is not None and series is None else None
-                    write_nifti(paths["nifti"], prediction.labels, like=like if like and is_nifti(like) else None)
-                if series is not None and of_dicom:
-                    description = description_of(model.predictor)
-                    surface = options.contours == "surface" and "rtstruct" in paths
-                    structures = structures_of(prediction, model.predictor, result.quality.structures, surface)
-                    if "rtstruct" in paths:
-                        drawn = write_structure_set(
-                            paths["rtstruct"],
-                            series,
-                            structures,
-                            options,
-                            description=description,
-                            synthetic=model.predictor.synthetic,
-                        )
-                        for name, facts in drawn.items():
-                            content["structures"][name]["contours"] = facts
-                    if "seg" in paths:
-                        write_seg(paths["seg"], series, list(structures.values()), description=description)
-            own.commit({**content, "input_sha256": scan.source_sha256, **key})
-        finally:
-            own.discard()
     record.facts = {
-        **key,
+        **provenance,
         "device": str(model.predictor.device),
-        "cases": {
-            scan.name: {
-                "verdict": content["verdict"],
-                "localisation": content["localisation"]["status"],
-                "reasons": content["reasons"],
-                "flags": [flag["code"] for flag in content["flags"]],
-                "skipped": False,
-            }
-        },
+        "cases": {scan.name: outcome},
         "refused": [],
     }
-    own_record.commit(record.content())
-    return (*written, own_record.path)
+    own.commit(record.content())
+    return (*written, own.path)
 
 
 @overload
