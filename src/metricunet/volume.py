@@ -160,6 +160,14 @@ class Geometry:
         index = np.linalg.solve(self.affine[:3, :3], shifted.reshape(-1, 3).T).T
         return np.asarray(index.reshape(shifted.shape), dtype=np.float64)
 
+    def __repr__(self) -> str:
+        x, y, z = (f"{v:.1f}" for v in self.origin_mm)
+        return f"Geometry({self._in_words()}, first at x {x}, y {y}, z {z} mm)"
+
+    def _in_words(self) -> str:
+        sizes = " x ".join(map(str, self.shape))
+        return f"{sizes} voxels (slice, row, column) of {' x '.join(f'{s:.3g}' for s in self.spacing_mm)} mm"
+
     def same_grid(self, other: Geometry, tolerance_mm: float = SAME_GRID_TOLERANCE_MM) -> bool:
         """Tell whether both have one shape and no voxel centre differs by more than `tolerance_mm`."""
         return self.gap_mm(other) <= tolerance_mm
@@ -242,6 +250,9 @@ class Volume:
     def __post_init__(self) -> None:
         if self.array.shape != self.geometry.shape:
             raise InputError(f"array of shape {self.array.shape} on a grid of shape {self.geometry.shape}")
+
+    def __repr__(self) -> str:
+        return f"Volume({self.geometry._in_words()}, {self.array.dtype})"
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -102,12 +102,12 @@ def check_scan(path: Path) -> list[Problem]:
     return [Problem(path.name, "error" if serious else "warning", message) for serious, message in found]
 
 
-def check_image(case: str, image: Volume, path: Path) -> list[Problem]:
+def check_image(case: str, image: Volume, path: Path | str) -> list[Problem]:
     """Return every problem of a scan that was read from `path`, without labels."""
     return [Problem(case, "error" if serious else "warning", message) for serious, message in _image(image, path)]
 
 
-def _image(image: Volume, path: Path) -> Iterator[tuple[bool, str]]:
+def _image(image: Volume, path: Path | str) -> Iterator[tuple[bool, str]]:
     low, high = float(image.array.min()), float(image.array.max())
     if low == high:
         yield True, f"{path}: every voxel is {low:g}; the scan is empty"

@@ -6,6 +6,7 @@ A case is the name of its reference file without suffix. Its prediction has the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def match_cases(predictions: Path, references: Path, images: Path | None = None)
     if images is not None and not any(pair.image for pair in pairs):
         found = "holds the image of none of the cases" if images.exists() else "no such file or folder"
         raise InputError(f"{images}: {found}; expected {pairs[0].case}{CHANNEL_SUFFIX}.nii.gz there")
-    labels, ignore, not_contoured = _labels_beside(folder)
+    labels, ignore, not_contoured = labels_beside(folder)
     described = _described(folder)
     files = () if described is None else (described / "dataset.json", described / CONTOURED_NAME)
     return Matching(
@@ -223,14 +224,22 @@ def _image_of(case: str, reference: Path, images: Path | None, alone: bool) -> P
     return None
 
 
-def _labels_beside(folder: Path) -> tuple[dict[str, int], int | None, dict[str, tuple[str, ...]]]:
+def labels_beside(
+    folder: Path, otherwise: Mapping[str, int] = DEFAULT_LABELS
+) -> tuple[dict[str, int], int | None, dict[str, tuple[str, ...]]]:
     """Return the structures that dataset.json names, in the references' folder or the one above.
 
-    With them the value of ignored voxels, and case to structures that were not contoured (contoured.json).
+    Args:
+        folder: of the references.
+        otherwise: the structures where there is no dataset.json.
+
+    Returns:
+        Structure to value, the value of ignored voxels, and case to structures that were not contoured
+        (contoured.json).
     """
     place = _described(folder)
     if place is None:
-        return dict(DEFAULT_LABELS), None, {}
+        return dict(otherwise), None, {}
     info = read_dataset_json(place)
     return dict(info.labels), info.ignore, read_not_contoured(place, info.labels)
 

@@ -156,25 +156,47 @@ def _pictured(pair: CasePair, matching: Matching, structure: str) -> Overlay:
 
 
 def _read(pair: CasePair, matching: Matching) -> tuple[Volume, Volume]:
-    """Read both label maps on the reference's grid, cut to what they hold; ignored voxels are background."""
+    """Read both label maps; see `comparable`."""
     reference = read_labels(pair.reference)
-    allowed = set(matching.labels.values())
-    _check_values(pair.reference, reference, allowed | ({matching.ignore} if matching.ignore else set()))
     if pair.prediction is None:
         prediction = reference.with_array(np.zeros_like(reference.array))
     else:
         prediction = read_labels(pair.prediction)
-        _check_values(pair.prediction, prediction, allowed)
-        prediction = align(prediction, reference, str(pair.prediction), str(pair.reference))
+    names = str(pair.prediction), str(pair.reference)
+    return comparable(prediction, reference, set(matching.labels.values()), matching.ignore, names)
+
+
+def comparable(
+    prediction: Volume,
+    reference: Volume,
+    allowed: set[int],
+    ignore: int | None = None,
+    names: tuple[str, str] = ("the prediction", "the reference"),
+) -> tuple[Volume, Volume]:
+    """Return both label maps on the reference's grid, cut to what they hold; ignored voxels are background.
+
+    Args:
+        prediction: label map.
+        reference: label map.
+        allowed: values that name a structure.
+        ignore: value of reference voxels that nobody contoured, or None.
+        names: what to call the two in messages.
+
+    Raises:
+        InputError: two different grids, or a value that names no structure.
+    """
+    _check_values(names[1], reference, allowed | ({ignore} if ignore else set()))
+    _check_values(names[0], prediction, allowed)
+    prediction = align(prediction, reference, *names)
     prediction, reference = crop_to_content(prediction, reference)
-    if matching.ignore is not None:
-        ignored = reference.array == matching.ignore
+    if ignore is not None:
+        ignored = reference.array == ignore
         prediction = prediction.with_array(np.where(ignored, 0, prediction.array))
         reference = reference.with_array(np.where(ignored, 0, reference.array))
     return prediction, reference
 
 
-def _check_values(path: Path, labels: Volume, allowed: set[int]) -> None:
+def _check_values(path: str, labels: Volume, allowed: set[int]) -> None:
     known = np.zeros(np.iinfo(labels.array.dtype).max + 1, dtype=bool)
     known[[0, *(v for v in allowed if v < len(known))]] = True
     strange = labels.array[~known[labels.array]]

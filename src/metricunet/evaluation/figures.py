@@ -1,4 +1,4 @@
-"""Pictures of one case: CT in three planes with the outlines of reference and prediction.
+"""Pictures of one case: CT in three planes with outlines of the prediction and, where there is one, the reference.
 
 A picture is a small grey PNG in the scan's own resolution and outlines as vectors in millimetres, so it is
 sharp at any size and light to carry. Display is radiological: the patient's right is on the viewer's left.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from metricunet.evaluation.measures import crop_to_content
 from metricunet.volume import FloatArray, Volume
@@ -32,7 +33,8 @@ class Plane:
         left, right, top, bottom: where in the patient each side lies, one letter each.
         image: the CT as a data URI, or None.
         box_mm: left, top, width and height of that image.
-        reference, prediction: outlines as SVG path data; empty where the plane cuts nothing.
+        reference: outlines as SVG path data; empty where the plane cuts nothing, or there is no reference.
+        outlines: the same of the prediction, by label value; only of structures that the plane cuts.
     """
 
     title: str
@@ -43,7 +45,12 @@ class Plane:
     image: str | None
     box_mm: tuple[float, float, float, float]
     reference: str
-    prediction: str
+    outlines: Mapping[int, str]
+
+    @property
+    def prediction(self) -> str:
+        """Outlines of all predicted structures together."""
+        return "".join(self.outlines.values())
 
 
 @dataclass(frozen=True)
@@ -68,23 +75,36 @@ class Overlay:
 
 
 def draw_overlay(
-    case: str, structure: str, value: int, prediction: Volume, reference: Volume, image: Volume | None
+    case: str,
+    structure: str,
+    value: int,
+    prediction: Volume,
+    reference: Volume | None,
+    image: Volume | None,
+    centre_mm: ArrayLike | None = None,
 ) -> Overlay:
     """Draw one case through the centre of one of its structures.
 
     Args:
         case: name of the case.
         structure: name of the structure.
-        value: of that structure in the label maps; it must be present in one of them.
+        value: of that structure in the label maps.
         prediction: label map.
-        reference: label map on the same grid.
+        reference: label map on the same grid; None draws the prediction alone.
         image: the scan in HU, on any grid; without it the pictures hold outlines alone.
+        centre_mm: LPS point that the planes go through where neither label map holds the structure.
+
+    Raises:
+        ValueError: neither holds it, and there is no such point.
     """
+    if reference is None:
+        reference = prediction.with_array(np.zeros_like(prediction.array))
     prediction, reference = crop_to_content(prediction, reference)
     prediction, reference = prediction.canonical(), reference.canonical()
     centre_of_prediction = _centre_mm(prediction, value)
     centre_of_reference = _centre_mm(reference, value)
-    centre_mm = centre_of_reference if centre_of_reference is not None else centre_of_prediction
+    for found in (centre_of_prediction, centre_of_reference):
+        centre_mm = centre_mm if found is None else found
     if centre_mm is None:
         raise ValueError(f"case {case}: neither label map holds {structure} ({value})")
     centre = np.rint(reference.geometry.to_index(centre_mm)).astype(int)
@@ -135,8 +155,8 @@ def _plane(axis: int, middle: list[int], prediction: Volume, reference: Volume, 
         bottom=bottom,
         image=None if ct is None else _grey_png(cut(ct)),
         box_mm=(corner_mm[1] - step_mm[1] / 2, corner_mm[0] - step_mm[0] / 2, width_mm, height_mm),
-        reference=_outlines(cut(reference), step_mm, corner_mm),
-        prediction=_outlines(cut(prediction), step_mm, corner_mm),
+        reference="".join(_outlines(cut(reference), step_mm, corner_mm).values()),
+        outlines=_outlines(cut(prediction), step_mm, corner_mm),
     )
 
 
@@ -155,20 +175,24 @@ def _grey_png(hu: NDArray[np.generic]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _outlines(labels: NDArray[np.generic], step_mm: tuple[float, float], corner_mm: tuple[float, float]) -> str:
+def _outlines(
+    labels: NDArray[np.generic], step_mm: tuple[float, float], corner_mm: tuple[float, float]
+) -> dict[int, str]:
     """Return the 0.5 level of each label in a plane [row, column] as SVG path data in mm."""
     from contourpy import contour_generator  # comes with matplotlib
 
-    parts: list[str] = []
+    found: dict[int, str] = {}
     for value in np.unique(labels):
         if value == 0:
             continue
+        parts: list[str] = []
         for line in contour_generator(z=(labels == value).astype(np.float32)).lines(0.5):
             points = _without_straight(np.asarray(line)) * step_mm[::-1] + corner_mm[::-1]
             closed = len(points) > 1 and np.allclose(points[0], points[-1])
             corners = points[:-1] if closed else points
             parts.append("M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in corners) + ("Z" if closed else ""))
-    return "".join(parts)
+        found[int(value)] = "".join(parts)
+    return found
 
 
 def _without_straight(points: FloatArray) -> FloatArray:

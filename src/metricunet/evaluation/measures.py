@@ -142,6 +142,11 @@ class Measures:
     surface_dice_2mm: float | None
     volume_difference_ml: float | None
 
+    def __repr__(self) -> str:
+        values = (f"{name}={value:.4g}" for name in MEASURE_NAMES if (value := self.value(name)) is not None)
+        words = [] if self.outcome == "measured" else [self.outcome]
+        return f"Measures({', '.join([*words, *values])})"
+
     @property
     def outcome(self) -> Outcome:
         """Return which row of the table above this is."""

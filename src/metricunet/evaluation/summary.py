@@ -124,6 +124,11 @@ class Evaluation:
     quality: dict[str, Quality]
     faults: tuple[CaseFault, ...] = ()
 
+    def __repr__(self) -> str:
+        means = ((name, entry.measures["dice"].mean) for name, entry in self.summary.items())
+        dice = (f"{name} {'none' if mean is None else f'{mean:.3f}'}" for name, mean in means)
+        return f"Evaluation({len(self.cases)} cases, mean Dice: {', '.join(dice)})"
+
     @property
     def cases(self) -> tuple[str, ...]:
         """The names of all cases that were scored."""

@@ -50,7 +50,7 @@ def read_nifti(path: Path) -> Volume:
             values, no or broken or sheared orientation, sform and qform that contradict each other.
     """
     image = _open(path)
-    axes, geometry = _grid(path, image)
+    axes, geometry = stated_grid(path, image)
     return scan_volume(path, _voxels(path, image).transpose(axes), geometry)
 
 
@@ -81,7 +81,7 @@ def write_nifti(path: Path, volume: Volume, like: Path | None = None) -> None:
         image.set_qform(affine, code=1)
     else:
         source = _open(like)
-        axes, geometry = _grid(like, source)
+        axes, geometry = stated_grid(like, source)
         stored = volume.with_array(array).reordered_like(geometry).array.transpose(np.argsort(axes))
         image = nib.Nifti1Image(np.ascontiguousarray(stored), source.affine)
         image.header.set_xyzt_units("mm")
@@ -182,8 +182,16 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int], Geometry]:
-    """Return the permutation of the file's axes to [slice, row, column], and the grid after it."""
+def stated_grid(path: Path | str, image: Any) -> tuple[tuple[int, int, int], Geometry]:
+    """Return the permutation of a NIfTI image's axes to [slice, row, column], and the grid after it.
+
+    Args:
+        path: of the file, or what to call the image in messages.
+        image: as nibabel holds it; its voxels are not read.
+
+    Raises:
+        InputError: as `read_nifti`, of all that a header states.
+    """
     shape = image.shape
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
         raise InputError(
@@ -206,7 +214,7 @@ def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int], Geometry]:
     return placed
 
 
-def _check_forms_agree(path: Path, image: Any) -> None:
+def _check_forms_agree(path: Path | str, image: Any) -> None:
     try:
         with _silent():
             qform: FloatArray = np.asarray(image.get_qform(), dtype=np.float64)

@@ -26,7 +26,7 @@ PIECE_BYTES = 1 << 20
 Scaling = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def check_size(path: Path, shape: Shape, stored: np.dtype[Any], scaled: bool = False) -> None:
+def check_size(path: Path | str, shape: Shape, stored: np.dtype[Any], scaled: bool = False) -> None:
     """Refuse, before any voxel is read, what is no scan by its header or would not fit in memory.
 
     Args:
@@ -48,7 +48,7 @@ def check_size(path: Path, shape: Shape, stored: np.dtype[Any], scaled: bool = F
         )
 
 
-def check_field(path: Path, geometry: Geometry) -> None:
+def check_field(path: Path | str, geometry: Geometry) -> None:
     """Refuse a grid that is far larger than any scanner's field, or smaller than anything that is scanned.
 
     Raises:
@@ -68,7 +68,7 @@ def check_field(path: Path, geometry: Geometry) -> None:
         )
 
 
-def axes_and_grid(path: Path, shape: Shape, affine: FloatArray) -> tuple[tuple[int, int, int], Geometry]:
+def axes_and_grid(path: Path | str, shape: Shape, affine: FloatArray) -> tuple[tuple[int, int, int], Geometry]:
     """Return the permutation of a file's axes to [slice, row, column], and its grid after it.
 
     Args:
@@ -126,11 +126,11 @@ def gather(
     return array, found
 
 
-def scan_volume(path: Path, values: NDArray[Any], geometry: Geometry) -> Volume:
+def scan_volume(path: Path | str, values: NDArray[Any], geometry: Geometry) -> Volume:
     """Return a scan: int16 where the file holds integers that always fit, float32 otherwise.
 
     Args:
-        path: the file that the voxels come from, for the message.
+        path: the file that the voxels come from, or what to call them, for the message.
         values: [slice, row, column], of a type of `held_type`.
         geometry: their grid.
 
@@ -144,7 +144,7 @@ def scan_volume(path: Path, values: NDArray[Any], geometry: Geometry) -> Volume:
     return Volume(values, geometry)
 
 
-def label_volume(path: Path, scan: Volume) -> Volume:
+def label_volume(path: Path | str, scan: Volume) -> Volume:
     """Return a label map, read as a scan, as uint8 (uint16 if a label is over 255).
 
     Raises:

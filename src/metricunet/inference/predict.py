@@ -52,6 +52,13 @@ class PredictOutcome:
     cases: tuple[CaseOutcome, ...]
     refused: tuple[Refused, ...]
 
+    def __repr__(self) -> str:
+        verdicts = [case.verdict for case in self.cases]
+        counts = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)]
+        return (
+            f"PredictOutcome({', '.join([*counts, *([f'{len(self.refused)} refused'] if self.refused else [])])})"
+        )
+
     def failed(self, strict: bool = False) -> bool:
         """Whether any case failed or any scan was refused; with `strict`, also whether any needs review."""
         bad = {"fail", "review"} if strict else {"fail"}

@@ -125,7 +125,7 @@ class Order:
 
 
 def make_cohort(
-    folder: Path,
+    folder: str | Path,
     n: int,
     seed: int = 0,
     difficulty: Difficulty = "real",

@@ -146,6 +146,13 @@ class Prediction:
     removed_ml: float = 0.0
     boundary: BoundaryConfidence | None = None
 
+    def __repr__(self) -> str:
+        found = self.localisation
+        return (
+            f"Prediction({self.card.target} {found.status}, confidence {found.confidence:.2f}, "
+            f"masks: {', '.join(self.masks) or 'none'})"
+        )
+
     @property
     def touches_crop(self) -> bool:
         """Whether the target reaches a face of the field that is not the edge of the scan."""

@@ -38,6 +38,9 @@ class QualityReport:
     crops: list[dict[str, Any]] = field(default_factory=list)
     boundary: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"QualityReport({self.case}: {'; '.join([self.verdict, *(flag.code for flag in self.flags)])})"
+
     @property
     def reasons(self) -> list[str]:
         """The sentences of the flags."""

@@ -58,13 +58,13 @@ class Validated:
 
 
 def calibrate(
-    model: Path,
-    cohort: Path,
-    output: Path,
+    model: str | Path,
+    cohort: str | Path,
+    output: str | Path,
     *,
     fold: Fold = 0,
     device: str = "auto",
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Calibrate a trained model on the validation cases of a cohort, as training does at its end.
@@ -81,6 +81,7 @@ def calibrate(
     Raises:
         InputError: a model or cohort that cannot be read, other structures, or no case that can be used.
     """
+    model, cohort, output = Path(model), Path(cohort), Path(output)
     try:
         loaded = load_model(model, pick_device(device))
     except ValueError as error:
@@ -96,7 +97,7 @@ def calibrate(
     settings = PrepareSettings(card.target, card.locate.spacing_mm, stage.spacing_mm, stage.crop_mm)
     files = [case for case in content.training if case.name in chosen]
     with TemporaryDirectory() as spare:
-        cases = prepare(files, content.info, settings, cache or Path(spare), progress)
+        cases = prepare(files, content.info, settings, Path(cache or spare), progress)
     found = calibration(loaded.segment, stage, cases, card.target_class)
     if found is None:
         raise InputError(

@@ -1,0 +1,769 @@
+"""The front door for Python: scans in, results out. It calls what the commands call, and adds nothing of its own.
+
+Example:
+    import metricunet as mu
+
+    scan = mu.load_scan("scan.nii.gz")  # or a folder of DICOM, an image of nibabel or SimpleITK, an array
+    result = mu.load_model("model.safetensors").predict(scan)
+    result.mask("prostate"), result.quality.verdict
+    result.save("out")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from metricunet.cohort.case import check_image
+from metricunet.cohort.layout import CHANNEL_SUFFIX
+from metricunet.errors import InputError
+from metricunet.evaluation.cases import DEFAULT_LABELS, labels_beside
+from metricunet.evaluation.compare import comparable
+from metricunet.evaluation.compare import evaluate as evaluate_files
+from metricunet.evaluation.figures import draw_overlay
+from metricunet.evaluation.measures import Measures, measure
+from metricunet.evaluation.picture import Drawn, Picture, draw_picture
+from metricunet.evaluation.summary import Evaluation
+from metricunet.files.dicom.stack import Allow
+from metricunet.files.images import (
+    is_nibabel,
+    is_simpleitk,
+    volume_of_array,
+    volume_of_nibabel,
+    volume_of_simpleitk,
+)
+from metricunet.files.own import OwnFiles
+from metricunet.files.record import RECORD_NAME, RunRecord
+from metricunet.files.rtstruct.outlines import Holes, Outline
+from metricunet.files.scan import case_name, read_labels
+from metricunet.files.voxels import label_volume
+from metricunet.inference.case_files import provenance_of, write_case
+from metricunet.inference.inputs import ScanInput, find_inputs
+from metricunet.inference.predict import PredictOutcome
+from metricunet.inference.predict import predict as predict_files
+from metricunet.inference.reruns import MOST_RERUNS
+from metricunet.inference.structure_set import COLOURS, ContourOptions
+from metricunet.quality.prediction import Prediction
+from metricunet.quality.verdict import QualityReport, judge
+from metricunet.volume import Volume
+
+if TYPE_CHECKING:
+    from metricunet.cohort.splits import Fold
+    from metricunet.files.model import ModelCard
+    from metricunet.inference.predictor import Predictor
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Progress = Callable[[int, int], None]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: What a scan is called that came from memory and was given no name.
+UNNAMED = "scan"
+IN_MEMORY = "the scan"
+
+
+def _in_one_line(function: Callable[P, R]) -> Callable[P, R]:
+    """Let an `InputError` stand alone: its sentence says all, and not the errors of libraries that led to it."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            raise error from None
+
+    return call
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scan:
+    """A CT scan in Hounsfield units, read and checked.
+
+    Attributes:
+        volume: its voxels, and where they lie in the patient.
+        name: of the case; the names of its outputs begin with it.
+        source: the file or DICOM series that it was read from; None for a scan that came from memory.
+        source_sha256: hash of the source's files, or of the voxels and the affine of a scan from memory.
+    """
+
+    volume: Volume
+    name: str
+    source: ScanInput | None = None
+    source_sha256: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it was read from; none for a scan that came from memory."""
+        return () if self.source is None else self.source.files
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each fault of the files that was repaired in reading them."""
+        return () if self.source is None else self.source.notes
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether it is a DICOM series, to which a structure set can refer."""
+        return self.source is not None and self.source.series is not None
+
+    def __repr__(self) -> str:
+        kind = "DICOM series" if self.is_dicom else "from memory" if self.source is None else self.source.path.name
+        return f"Scan({self.name}: {self.volume!r}, {kind})"
+
+
+@_in_one_line
+def load_scan(
+    source: object,
+    *,
+    affine: ArrayLike | None = None,
+    series: str | None = None,
+    name: str | None = None,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
+) -> Scan:
+    """Read a CT scan from wherever it is.
+
+    Values are Hounsfield units. A volume of this package is indexed [slice, row, column] and lies in DICOM's
+    patient coordinates (LPS: to the left, the back and the head), in millimetres. An array is taken as nibabel
+    gives it: indexed [x, y, z], with an affine to RAS (to the right, the front and the head), in millimetres.
+
+    Args:
+        source: one of these:
+            - a path, str or Path, of a file (NIfTI, NRRD, MetaImage) or of a folder that holds one scan, DICOM
+              files for example;
+            - an image of nibabel (NIfTI) or of SimpleITK;
+            - a numpy array [x, y, z], with `affine`;
+            - a `Volume`, or a `Scan`, which is returned as it is.
+        affine: of an array: 4 x 4, from the index of a voxel's centre to RAS millimetres.
+        series: SeriesInstanceUID of the series to take, where a folder holds several.
+        name: of the case. Default: the file's name, twelve digits of a series' hashed UID, or `scan`.
+        allow_gaps: resample a DICOM series whose slices are missing or uneven, rather than refuse it.
+        allow_tilt: resample a DICOM series of a tilted gantry, likewise.
+
+    Raises:
+        InputError: nothing that can be read, several scans, or values that are no Hounsfield units.
+
+    Example:
+        image = nibabel.load("scan.nii.gz")
+        scan = load_scan(image.get_fdata(), affine=image.affine, name="patient_1")
+    """
+    if name is not None:
+        _check_name(name)
+    if affine is not None and not isinstance(source, np.ndarray):
+        raise InputError(f"affine is for an array alone, and the scan is a {type(source).__name__}; leave it out")
+    if isinstance(source, Scan):
+        return source if name is None else Scan(source.volume, name, source.source, source.source_sha256)
+    if isinstance(source, str | os.PathLike):
+        entry = _only_scan(Path(source), series, Allow(allow_gaps, allow_tilt))
+        content_sha256 = entry.sha256()
+        return Scan(entry.read(), name or entry.case, entry, content_sha256)
+    volume, found_name = _from_memory(source, affine)
+    for problem in check_image(found_name, volume, IN_MEMORY):
+        if problem.severity == "error":
+            raise InputError(problem.message)
+    content = hashlib.sha256(volume.geometry.affine.tobytes() + np.ascontiguousarray(volume.array).tobytes())
+    return Scan(volume, name or found_name, None, content.hexdigest())
+
+
+def _from_memory(source: object, affine: ArrayLike | None) -> tuple[Volume, str]:
+    """Return a scan that is no file, and what to call it."""
+    if isinstance(source, Volume):
+        return source, UNNAMED
+    if isinstance(source, np.ndarray):
+        if affine is None:
+            raise InputError(
+                "an array does not say where its voxels lie in the patient; give affine=, 4 x 4, from the index "
+                "[x, y, z] to RAS millimetres, as in load_scan(image.get_fdata(), affine=image.affine)"
+            )
+        return volume_of_array(source, affine), UNNAMED
+    if is_nibabel(source):
+        path = getattr(source, "get_filename", lambda: None)()
+        return volume_of_nibabel(source), UNNAMED if path is None else _case_of(Path(path))
+    if is_simpleitk(source):
+        return volume_of_simpleitk(source), UNNAMED
+    raise InputError(
+        f"a scan cannot be a {type(source).__name__}; expected a path, an array with its affine, an image of "
+        "nibabel or SimpleITK, or a Volume"
+    )
+
+
+def _case_of(path: Path) -> str:
+    return case_name(path).removesuffix(CHANNEL_SUFFIX)
+
+
+def _check_name(name: str) -> None:
+    if not name or name != Path(name).name or name.startswith("."):
+        raise InputError(f"name must be that of a file, without folders; got {name!r}")
+
+
+def _only_scan(path: Path, series: str | None, allow: Allow) -> ScanInput:
+    """Return the one scan at a path.
+
+    Raises:
+        InputError: none, several, or another scan there that cannot be read, so that it is unclear which is meant.
+    """
+    inputs, refused = find_inputs([path], series, allow=allow)
+    if len(inputs) > 1:
+        names = [entry.path.name if entry.series is None else entry.series.series_uid for entry in inputs]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise InputError(
+            f"{path}: holds {len(inputs)} scans ({', '.join(names[:3])}{more}); give the path of one file, or "
+            "series= with the UID of one series"
+        )
+    damaged = [entry.reason for entry in refused if entry.is_scan]
+    if damaged:
+        raise InputError(
+            f"{damaged[0]}. Another scan there can be read, {inputs[0].case}; give its file, or its series="
+        )
+    return inputs[0]
+
+
+class Model:
+    """A model file, or several whose probabilities are averaged, ready to segment scans. See `load_model`.
+
+    Attributes:
+        paths: of the model files.
+        predictor: that computes.
+        provenance: what its results depend on beside the scan: hash of the files, version, reruns.
+    """
+
+    def __init__(self, paths: tuple[Path, ...], predictor: Predictor) -> None:
+        self.paths, self.predictor = paths, predictor
+        self.provenance = provenance_of(paths, predictor.reruns, None)
+
+    @property
+    def card(self) -> ModelCard:
+        """What the first model file says of itself."""
+        return self.predictor.card
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Names of the structures that it segments; `target` is one of them."""
+        return tuple(self.card.labels)
+
+    @property
+    def target(self) -> str:
+        """The structure that it looks for first, and that is never cut off."""
+        return self.card.target
+
+    def __repr__(self) -> str:
+        first = self.paths[0].name
+        files = first if len(self.paths) == 1 else f"{first} and {len(self.paths) - 1} more"
+        trained = ", trained on synthetic scans" if self.predictor.ensemble.synthetic else ""
+        return f"Model({files}: {', '.join(self.structures)}{trained}, on {self.predictor.device})"
+
+    @_in_one_line
+    def predict(self, scan: object) -> Result:
+        """Segment a scan, and judge the result.
+
+        Args:
+            scan: a `Scan`, or anything that `load_scan` takes without further arguments.
+
+        Raises:
+            InputError: as `load_scan`.
+        """
+        loaded = load_scan(scan)
+        prediction = self.predictor.predict(loaded.volume)
+        return Result(loaded, self, prediction, judge(loaded.name, loaded.volume, prediction, loaded.notes))
+
+
+@_in_one_line
+def load_model(models: Paths, *, device: str = "auto", reruns: int = MOST_RERUNS) -> Model:
+    """Load a model to segment scans with.
+
+    Args:
+        models: a model file, str or Path, or several whose probabilities are averaged.
+        device: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`.
+        reruns: how often a scan may be segmented again, elsewhere or farther, where the target reaches the edge of
+            what was looked at.
+
+    Raises:
+        InputError: not a model file, a damaged one, or models of different structures.
+    """
+    paths = _listed(models)
+    if not paths:
+        raise InputError("no model file is given; expected one path, or several to be averaged")
+    if reruns < 0:
+        raise InputError(f"reruns must be 0 or more; got {reruns}")
+    from metricunet.inference.predictor import Predictor
+
+    return Model(paths, Predictor(paths, device, reruns=reruns))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """A segmented scan: masks and probabilities on the scan's own grid, and a verdict.
+
+    Attributes:
+        scan: that was segmented.
+        model: that segmented it.
+        prediction: as it came out, with all that is known of how.
+        quality: the verdict (`pass`, `review` or `fail`), its `reasons`, and the numbers that it is made of.
+    """
+
+    scan: Scan
+    model: Model
+    prediction: Prediction = field(repr=False)
+    quality: QualityReport
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the target was not found in the scan, so that there is no mask."""
+        return self.prediction.labels is None
+
+    @cached_property
+    def labels(self) -> Volume:
+        """The label map: 0 for the background, each structure by its value in `model.card.labels`.
+
+        All is 0 where the target was not found.
+        """
+        found = self.prediction.labels
+        volume = self.scan.volume
+        return volume.with_array(np.zeros(volume.array.shape, dtype=np.uint8)) if found is None else found
+
+    def mask(self, structure: str | None = None) -> Volume:
+        """Return the mask of a structure: bool, on the scan's own grid. All is False where it was not found.
+
+        Args:
+            structure: its name; default: the model's target.
+
+        Raises:
+            InputError: the model has no such structure.
+        """
+        value = self.model.card.labels[self._named(structure)]
+        return self.labels.with_array(self.labels.array == value)
+
+    def probability(self, structure: str | None = None) -> Volume:
+        """Return the probability of a structure: float32, 0 to 1, on the scan's own grid.
+
+        It is what the networks say, averaged over the models. Stage 2 looks at a box around the target alone;
+        outside the box the probability is 0, and all is 0 where the target was not found. Separate pieces that
+        were left out of the target's mask still have theirs.
+
+        Args:
+            structure: its name; default: the model's target.
+
+        Raises:
+            InputError: the model has no such structure.
+        """
+        number = self.model.structures.index(self._named(structure))
+        image = self.scan.volume.canonical()
+        whole = image.with_array(np.zeros(image.array.shape, dtype=np.float32))
+        region, shares = self.prediction.region, self.prediction.shares
+        if region is not None and shares is not None:
+            whole = whole.paste(shares[number], self.prediction.region_start)
+        return whole.reordered_like(self.scan.volume.geometry)
+
+    def volume_ml(self, structure: str | None = None) -> float:
+        """Return the volume of a structure's mask in millilitres; 0 where it was not found.
+
+        Args:
+            structure: its name; default: the model's target.
+
+        Raises:
+            InputError: the model has no such structure.
+        """
+        mask = self.mask(structure)
+        return int(np.count_nonzero(mask.array)) * mask.geometry.voxel_volume_ml
+
+    def plot(self, structure: str | None = None) -> Picture:
+        """Draw the scan in three planes through a structure's centre, with the contours of all structures.
+
+        The picture shows itself at the end of a notebook's cell; `save("case.svg")` and `save("case.html")`
+        write it. Display is radiological: the patient's right is on the viewer's left. Where the target was not
+        found, the planes meet in the middle of the scan, and the picture says so.
+
+        Args:
+            structure: its name; default: the model's target.
+
+        Raises:
+            InputError: the model has no such structure.
+        """
+        name, card = self._named(structure), self.model.card
+        values = {label: Drawn(value, _colour(k)) for k, (label, value) in enumerate(card.labels.items())}
+        centre_mm = self.prediction.localisation.centre_mm
+        overlay = draw_overlay(
+            self.scan.name,
+            name,
+            card.labels[name],
+            self.labels,
+            None,
+            self.scan.volume,
+            self.scan.volume.geometry.centre_mm if centre_mm is None else centre_mm,
+        )
+        remark = f"{card.target.replace('_', ' ')} not found: no contour" if self.is_absent else ""
+        return draw_picture(overlay, self._in_words(name), values, self.quality.reasons, remark)
+
+    @_in_one_line
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        formats: str | Sequence[str] = ("nifti",),
+        *,
+        contours: Outline = "surface",
+        holes: Holes = "keep",
+        smooth: bool = False,
+        add_to: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+    ) -> tuple[Path, ...]:
+        """Write the files that `metricunet predict` writes, and return their paths.
+
+        These are NAME.nii.gz, NAME.rtstruct.dcm and NAME.seg.dcm, as asked for, NAME.quality.json with the
+        verdict, and run.json. Where the target was not found there is a verdict alone. The mask of a NIfTI file
+        has the very order and orientation of that file's axes. Files of an earlier prediction are replaced while
+        they are as they were written; a mask that somebody corrected is not.
+
+        Args:
+            folder: to write into; made where it is missing.
+            formats: of `nifti`, `rtstruct` and `seg`; the latter two need a DICOM series.
+            contours: of a structure set: `surface` runs where the probability is one half, `voxel` along voxels'
+                edges.
+            holes: of a structure set: `keep`, `close` or `keyhole`.
+            smooth: smooth the contours of a structure set, no point by more than 0.5 mm.
+            add_to: a structure set of the same scan, to which the new structures are added.
+            overwrite: replace files of others that have an output's name. Inputs are never replaced.
+
+        Raises:
+            InputError: a format that the scan cannot be written in, or an output that has the name of an input
+                or of somebody else's file. Nothing is written then.
+        """
+        wanted = [formats] if isinstance(formats, str) else list(formats)
+        options = ContourOptions(contours, holes, smooth, None if add_to is None else Path(add_to))
+        return _saved(self, Path(folder), wanted, options, overwrite)
+
+    def _named(self, structure: str | None) -> str:
+        name = self.model.target if structure is None else structure
+        if name not in self.model.structures:
+            raise InputError(f"the model has no structure {name!r}; it has {', '.join(self.model.structures)}")
+        return name
+
+    def _in_words(self, structure: str) -> str:
+        found = "not found" if self.is_absent else f"{self.volume_ml(structure):.1f} mL"
+        return f"{self.scan.name}: {structure.replace('_', ' ')} {found}, verdict {self.quality.verdict}"
+
+    def __repr__(self) -> str:
+        reasons = len(self.quality.reasons)
+        why = f" for {reasons} reason{'s' if reasons > 1 else ''}" if reasons else ""
+        return f"Result({self._in_words(self.model.target)}{why})"
+
+
+def _colour(number: int) -> str:
+    return "#" + "".join(f"{part:02x}" for part in COLOURS[number % len(COLOURS)])
+
+
+def _saved(
+    result: Result, folder: Path, formats: Sequence[str], options: ContourOptions, overwrite: bool
+) -> tuple[Path, ...]:
+    """Write the files of a result, and the record of a run beside them."""
+    scan, model = result.scan, result.model
+    provenance = {"input_sha256": scan.source_sha256, **model.provenance}
+    if "rtstruct" in formats:
+        provenance["structure_set"] = options.key()
+    arguments = {"scans": [scan.source.path] if scan.source else [], "models": model.paths, "output": folder}
+    record = RunRecord("predict", {**arguments, "formats": list(formats)})
+    own = OwnFiles(folder, RECORD_NAME, "predict", inputs=[*scan.files, *model.paths], overwrite=overwrite)
+    if folder.is_dir():
+        own.check([])
+    written = write_case(
+        folder,
+        result.prediction,
+        result.quality,
+        scan.source,
+        formats=formats,
+        options=options,
+        provenance=provenance,
+        inputs=model.paths,
+        overwrite=overwrite,
+    )
+    quality = result.quality
+    outcome = {
+        "verdict": quality.verdict,
+        "localisation": quality.localisation["status"],
+        "reasons": quality.reasons,
+        "flags": [flag.code for flag in quality.flags],
+        "skipped": False,
+    }
+    record.facts = {
+        **provenance,
+        "device": str(model.predictor.device),
+        "cases": {scan.name: outcome},
+        "refused": [],
+    }
+    own.commit(record.content())
+    return (*written, own.path)
+
+
+@overload
+def predict(
+    scans: object,
+    models: Paths | Model,
+    output: None = None,
+    *,
+    device: str = "auto",
+    reruns: int = MOST_RERUNS,
+    series: str | None = None,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
+) -> Result: ...
+
+
+@overload
+def predict(
+    scans: Paths,
+    models: Paths,
+    output: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    reruns: int = MOST_RERUNS,
+    series: str | None = None,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
+    formats: str | Sequence[str] = ("nifti",),
+    contours: Outline = "surface",
+    holes: Holes = "keep",
+    smooth: bool = False,
+    add_to: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PredictOutcome: ...
+
+
+@_in_one_line
+def predict(
+    scans: Any,
+    models: Any,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    reruns: int = MOST_RERUNS,
+    series: str | None = None,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
+    add_to: str | os.PathLike[str] | None = None,
+    **writing: Any,
+) -> Result | PredictOutcome:
+    """Segment one scan; or, with `output`, whole folders of scans, as `metricunet predict` does.
+
+    Without `output` nothing is written, and a `Result` comes back. For many scans in memory, load the model once
+    and call its `predict`.
+
+    Args:
+        scans: one scan, anything that `load_scan` takes. With `output`: paths of files, of folders of them, or of
+            folders of DICOM series.
+        models: a model file, or several to be averaged; without `output` also a `Model`, which has its own device
+            and reruns.
+        output: folder to write into.
+        device: as in `load_model`.
+        reruns: as in `load_model`.
+        series: SeriesInstanceUID to take alone.
+        allow_gaps: as in `load_scan`.
+        allow_tilt: as in `load_scan`.
+        add_to: as in `Result.save`, with `output`.
+        writing: with `output`: `formats`, `contours`, `holes`, `smooth` and `overwrite`, as in `Result.save`, and
+            `progress`, called with (done, all).
+
+    Returns:
+        The result; with `output` what became of each scan.
+
+    Raises:
+        InputError: nothing can be done with the input or the arguments.
+    """
+    if output is None:
+        if writing or add_to is not None:
+            names = ", ".join([*writing, *(["add_to"] if add_to is not None else [])])
+            raise InputError(f"{names}: these say how files are written; give output=, or call save on the result")
+        scan = load_scan(scans, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
+        model = models if isinstance(models, Model) else load_model(models, device=device, reruns=reruns)
+        return model.predict(scan)
+    if isinstance(models, Model):
+        raise InputError("with output=, models must be paths; for a loaded model, call its predict and save")
+    if isinstance(writing.get("formats"), str):
+        writing["formats"] = [writing["formats"]]
+    return predict_files(
+        _listed(scans),
+        _listed(models),
+        Path(output),
+        device=device,
+        reruns=reruns,
+        series=series,
+        allow_gaps=allow_gaps,
+        allow_tilt=allow_tilt,
+        add_to=None if add_to is None else Path(add_to),
+        **writing,
+    )
+
+
+@overload
+def evaluate(prediction: object, reference: object, output: None = None) -> dict[str, Measures]: ...
+
+
+@overload
+def evaluate(
+    prediction: str | os.PathLike[str],
+    reference: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation: ...
+
+
+@_in_one_line
+def evaluate(
+    prediction: Any,
+    reference: Any,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    images: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Measures] | Evaluation:
+    """Measure a prediction against its reference; or, with `output`, whole folders, as `metricunet evaluate` does.
+
+    Structures are those of the dataset.json beside the reference file or one folder above; without one, those of
+    the result, or label 1 is the prostate. A `Result` is compared by the names of structures, all else by label
+    values. A structure that was not contoured in the reference (contoured.json) is left out.
+
+    Args:
+        prediction: a `Result`, or a label map: a file, a `Volume`, or an image of nibabel or SimpleITK. With
+            `output`: a folder with CASE.nii.gz, or one such file.
+        reference: a label map on the same grid: a file, a `Volume`, or an image of nibabel or SimpleITK. With
+            `output`: a folder with CASE.nii.gz, one such file, or a cohort.
+        output: folder for cases.csv, summary.json and report.html.
+        images: with `output`: a folder with the scans, or one scan, for the report's pictures.
+        overwrite: with `output`: replace files of others that have an output's name.
+        progress: with `output`: called with the steps done and the steps in all.
+
+    Returns:
+        The measures of each structure; with `output` the rows and the summary of all cases.
+
+    Raises:
+        InputError: something that cannot be read, two different grids, or a voxel that names no structure.
+    """
+    if output is not None:
+        if not isinstance(prediction, str | os.PathLike) or not isinstance(reference, str | os.PathLike):
+            raise InputError("with output=, both must be paths; save the result, and evaluate its folder")
+        return evaluate_files(
+            Path(prediction),
+            Path(reference),
+            Path(output),
+            images=None if images is None else Path(images),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if images is not None or overwrite or progress is not None:
+        raise InputError("images, overwrite and progress are for the report of whole folders; give output=")
+    of_model = prediction.model.card.labels if isinstance(prediction, Result) else None
+    truth, reference_name = _label_map(reference, "the reference")
+    labels, ignore = dict(of_model or DEFAULT_LABELS), None
+    unknown: tuple[str, ...] = ()
+    if isinstance(reference, str | os.PathLike):
+        path = Path(reference)
+        labels, ignore, not_contoured = labels_beside(path.parent, labels)
+        unknown = not_contoured.get(case_name(path), ())
+    names = [name for name in labels if of_model is None or name in of_model]
+    if not names:
+        raise InputError(
+            f"{reference_name}: holds {', '.join(labels)}, and the model segments {', '.join(of_model or {})}; "
+            "nothing can be compared"
+        )
+    if isinstance(prediction, Result):
+        masks = {name: prediction.mask(name).array for name in names}
+        array = np.zeros(prediction.labels.array.shape, dtype=np.uint16)
+        for name in names:
+            array[masks[name]] = labels[name]
+        found, prediction_name = prediction.labels.with_array(array), f"the result of {prediction.scan.name}"
+    else:
+        found, prediction_name = _label_map(prediction, "the prediction")
+    found, truth = comparable(found, truth, set(labels.values()), ignore, (prediction_name, reference_name))
+    return {
+        name: measure(found.with_array(found.array == labels[name]), truth.with_array(truth.array == labels[name]))
+        for name in names
+        if name not in unknown
+    }
+
+
+def _label_map(source: object, name: str) -> tuple[Volume, str]:
+    """Return a label map, and what to call it in messages."""
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; give the file of one case, or output= to score all of them")
+        return read_labels(path), str(path)
+    if is_nibabel(source):
+        source = volume_of_nibabel(source)
+    elif is_simpleitk(source):
+        source = volume_of_simpleitk(source)
+    if not isinstance(source, Volume):
+        raise InputError(
+            f"{name}: cannot be a {type(source).__name__}; expected a file, a Volume, or an image of nibabel or "
+            "SimpleITK"
+        )
+    if source.array.dtype.kind == "b":
+        source = source.with_array(source.array.astype(np.uint8))
+    return label_volume(name, source), name
+
+
+@_in_one_line
+def train(
+    cohort: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    preset: str = "default",
+    config: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    fold: int | Literal["all"] = 0,
+    device: str = "auto",
+    init: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Train both stages on a cohort, as `metricunet train` does, and return the path of the model file.
+
+    Args:
+        cohort: nnU-Net raw data set: dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz.
+        output: run folder, new or empty: config.yaml, log.csv, checkpoints, model.safetensors, run.json.
+        preset: `default`, or `small` for a CPU.
+        config: YAML file with settings over the preset.
+        settings: single settings over both: `{"segment.epochs": 20}`, or `["segment.epochs=20"]` as on the command
+            line.
+        fold: which fold to validate on; `all` trains on every case.
+        device: as in `load_model`.
+        init: model file to begin from.
+        resume: go on with a run that was stopped.
+        progress: called with (done, all) while the cohort is prepared.
+
+    Raises:
+        InputError: a cohort, setting, model or folder that cannot work, named.
+    """
+    from metricunet.training.config import load_config
+    from metricunet.training.fit import train as train_model
+
+    lines = settings
+    if isinstance(settings, Mapping):
+        lines = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+    chosen: Fold = fold
+    return train_model(
+        Path(cohort),
+        Path(output),
+        config=load_config(preset, None if config is None else Path(config), list(lines)),
+        fold=chosen,
+        init=None if init is None else Path(init),
+        resume=resume,
+        device=device,
+        progress=progress,
+    )
+
+
+def _listed(paths: Any) -> tuple[Path, ...]:
+    return (Path(paths),) if isinstance(paths, str | os.PathLike) else tuple(Path(path) for path in paths)

@@ -1,0 +1,98 @@
+"""Scans that are in memory already: arrays with an affine, nibabel's and SimpleITK's images, as volumes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metricunet.errors import InputError
+from metricunet.files.nifti import RAS_TO_LPS, stated_grid
+from metricunet.files.voxels import check_field, check_size, held_type, scan_volume
+from metricunet.volume import CANONICAL_DIRECTIONS, Geometry, Volume, match_axes
+
+
+def is_nibabel(image: object) -> bool:
+    """Tell whether an object is an image of nibabel."""
+    return isinstance(image, nib.spatialimages.SpatialImage)
+
+
+def is_simpleitk(image: object) -> bool:
+    """Tell whether an object is an image of SimpleITK, which is imported by nobody but its owner."""
+    library = sys.modules.get("SimpleITK")
+    return library is not None and isinstance(image, library.Image)
+
+
+def volume_of_array(array: NDArray[Any], affine: ArrayLike, name: str = "the array") -> Volume:
+    """Return a scan given as nibabel gives it.
+
+    Args:
+        array: HU [x, y, z].
+        affine: 4 x 4, from the index of a voxel's centre to millimetres to the right, the front and the head
+            (RAS+).
+        name: what to call the scan in messages.
+
+    Raises:
+        InputError: not three-dimensional, no real numbers, NaN or infinite values, or an affine that is no grid's.
+    """
+    matrix = np.asarray(affine, dtype=np.float64)
+    if array.ndim != 3 or matrix.shape != (4, 4):
+        raise InputError(
+            f"{name}: has shape {array.shape}, its affine {matrix.shape}; expected three axes [x, y, z], and 4 x 4"
+        )
+    return _volume(array, RAS_TO_LPS @ matrix, name)
+
+
+def volume_of_nibabel(image: Any) -> Volume:
+    """Return a scan given as a NIfTI image of nibabel, its orientation checked as that of a file.
+
+    Raises:
+        InputError: another kind of image, and as `read_nifti`.
+    """
+    name = "the nibabel image"
+    if not isinstance(image, nib.Nifti1Image | nib.Nifti1Pair):
+        raise InputError(f"{name}: is {type(image).__name__}, expected NIfTI; give its array, with affine=")
+    axes, geometry = stated_grid(name, image)
+    values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
+    return scan_volume(name, _held(values, name).transpose(axes), geometry)
+
+
+def volume_of_simpleitk(image: Any) -> Volume:
+    """Return a scan given as an image of SimpleITK.
+
+    Raises:
+        InputError: not three-dimensional, several numbers in a voxel, NaN or infinite values, or a sheared grid.
+    """
+    name = "the SimpleITK image"
+    library = sys.modules["SimpleITK"]
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(
+            f"{name}: has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} numbers in a "
+            "voxel; expected three axes and one number"
+        )
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return _volume(library.GetArrayFromImage(image).transpose(2, 1, 0), affine, name)
+
+
+def _volume(array: NDArray[Any], affine: NDArray[np.float64], name: str) -> Volume:
+    """Return voxels [i, j, k] with the affine from that index to LPS, their axes ordered as the package's."""
+    try:
+        geometry = Geometry((array.shape[0], array.shape[1], array.shape[2]), affine)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    check_field(name, geometry)
+    axes, _ = match_axes(geometry.directions, CANONICAL_DIRECTIONS)
+    values = _held(array, name).transpose(axes)
+    return scan_volume(name, values, geometry.reordered(axes, (False, False, False)))
+
+
+def _held(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """Return a copy of the voxels in the type that a file's would have."""
+    check_size(name, (array.shape[0], array.shape[1], array.shape[2]), array.dtype)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused
+        return array.astype(held_type(array.dtype))
