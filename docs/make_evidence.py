@@ -5,8 +5,8 @@
     python docs/make_evidence.py --study FOLDER --part NAME   # of a study beside the main one: docs/evidence/NAME/
 
 All tables of a study stand in the README.md beside its rows. docs/evidence.md holds the few that a reader needs
-first, between markers; everything else on it is written by hand. The pictures of cases and of feature maps need the
-study's models, so they are copied from its folder alone.
+first, between markers; everything else on it is written by hand. The pictures of cases and of feature maps need
+the study's models, so they are copied from its folder alone.
 """
 
 from __future__ import annotations
