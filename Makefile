@@ -25,8 +25,9 @@ $(VENV)/development: $(VENV)/runtime
 demo: $(VENV)/runtime ## phantoms, training, prediction, evaluation and a report, in OUT (default: demo)
 	$(BIN)/metricunet demo --output $(OUT)
 
+# A test process for each core, each with one thread: threads that wait for one another would take twice as long.
 test: lint $(VENV)/development ## the checks and the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/development ## style, types, and the direction of imports
 	$(BIN)/ruff format --check .

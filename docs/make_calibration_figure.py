@@ -29,9 +29,10 @@ from scipy.stats import pearsonr, spearmanr
 from metricunet.evaluation.measures import measure
 from metricunet.files.model import Calibration, ModelCard, read_card
 from metricunet.files.nifti import read_labels
-from metricunet.inference.boundary import boundary_error
-from metricunet.inference.predictor import Prediction, Predictor
-from metricunet.inference.temperature import tempered
+from metricunet.inference.predictor import Predictor
+from metricunet.quality.boundary import boundary_error
+from metricunet.quality.prediction import Prediction
+from metricunet.quality.temperature import tempered
 from metricunet.study.folds import Cut, read_cut
 from metricunet.training.calibrate import calibrate
 from metricunet.volume import Volume, resample_labels

@@ -22,6 +22,7 @@ REACHED_BY = {
     "cohort/importing": ("import",),
     "inference/structure_set.py": ("predict",),
     "inference/predict.py": ("predict",),
+    "inference/case_files.py": ("predict",),
     "workflows/bench": ("bench",),
     "phantom/cohort.py": ("phantom",),
     "files/own.py": ("predict", "evaluate", "import", "phantom"),  # it is told by the others that they have none

@@ -16,6 +16,7 @@ from pydicom.tag import Tag
 
 from metricunet.files.claim import claimed
 from metricunet.files.nifti import read_labels, write_nifti
+from metricunet.inference import case_files
 from metricunet.inference import predict as module
 from tests.support.command import Command
 from tests.support.dicom_series import write_series
@@ -163,7 +164,7 @@ STEPS: dict[str, Callable[[], tuple[Any, str]]] = {
     "hash": lambda: (module.ScanInput, "sha256"),
     "read": lambda: (module.ScanInput, "read"),
     "compute": lambda: (module._Work, "compute"),
-    "masks": lambda: (module._Work, "_write_masks"),
+    "masks": lambda: (case_files, "_stage_masks"),
     "write": lambda: (module._Work, "write"),
     "commit": lambda: (module.OwnFiles, "commit"),
 }

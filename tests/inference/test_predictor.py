@@ -13,7 +13,7 @@ from metricunet.errors import InputError
 from metricunet.files.model import Calibration, read_model, write_model
 from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.inference.predictor import Predictor
-from metricunet.inference.quality import judge
+from metricunet.quality.verdict import judge
 from metricunet.volume import Geometry, Volume
 
 
@@ -65,7 +65,7 @@ def test_a_scan_without_the_target_is_absent(predictor: Predictor, tiny_cohort: 
     scan = read_nifti(tiny_cohort / "imagesTr" / "case_05_0000.nii.gz")
     found = predictor.predict(scan)
     assert (found.localisation.status, found.labels) == ("absent", None)
-    quality = judge("case_05", scan, found, predictor)
+    quality = judge("case_05", scan, found)
     assert quality.verdict == "fail"
     assert "not found" in quality.reasons[0]
     assert quality.structures == {}
@@ -92,7 +92,7 @@ def test_averaging_uses_every_model(
     write_model(tmp_path / "blind.safetensors", card, weights)
     blind = Predictor([tmp_path / "blind.safetensors"], "cpu", "fp32")
     found = blind.predict(unseen[0])
-    quality = judge("case_06", unseen[0], found, blind)
+    quality = judge("case_06", unseen[0], found)
     assert quality.verdict == "fail"
     assert "no voxel" in quality.reasons[0]
     one = predictor.predict(unseen[0]).labels
@@ -147,7 +147,7 @@ def test_a_model_without_calibration_says_so(
     card, weights = read_model(tiny_model)
     write_model(tmp_path / "old.safetensors", replace(card, calibration=None), weights)
     old = Predictor([tmp_path / "old.safetensors"], "cpu", "fp32")
-    quality = judge("c", unseen[0], old.predict(unseen[0]), old)
+    quality = judge("c", unseen[0], old.predict(unseen[0]))
     assert quality.boundary["calibrated"] is False
     assert quality.boundary["expected_error_mm"] > 0
 
@@ -156,7 +156,7 @@ def test_more_error_than_in_validation_is_a_reason(
     tiny_model: Path, unseen: tuple[Volume, Volume], tmp_path: Path
 ) -> None:
     doubtful = Predictor([recalibrated(tiny_model, tmp_path / "hot.safetensors", 8.0)], "cpu", "fp32")
-    quality = judge("c", unseen[0], doubtful.predict(unseen[0]), doubtful)
+    quality = judge("c", unseen[0], doubtful.predict(unseen[0]))
     assert any("0.1 to 0.2 mm were expected in the validation cases" in reason for reason in quality.reasons)
     assert quality.to_json()["boundary"]["validation_mm"] == [0.1, 0.2]
 
@@ -188,7 +188,7 @@ def test_bf16_agrees_with_fp32(tiny_model: Path, unseen: tuple[Volume, Volume]) 
 
 def test_reasons_of_the_verdict(predictor: Predictor, unseen: tuple[Volume, Volume]) -> None:
     scan = unseen[0]
-    quality = judge("c", scan, predictor.predict(scan), predictor)
+    quality = judge("c", scan, predictor.predict(scan))
     assert quality.verdict == "review"
     assert quality.reasons[0] == "the model was trained on synthetic scans only"
     volume = quality.structures["prostate"]["volume_ml"]
@@ -196,11 +196,11 @@ def test_reasons_of_the_verdict(predictor: Predictor, unseen: tuple[Volume, Volu
     # Cut the scan through the middle of the target: it touches the last slice.
     centre = scan.geometry.to_index(quality.structures["prostate"]["centre_mm"])
     cut = scan.crop((0, 0, 0), (round(float(centre[0])) + 1, *scan.array.shape[1:]))
-    reasons = judge("c", cut, predictor.predict(cut), predictor).reasons
+    reasons = judge("c", cut, predictor.predict(cut)).reasons
     assert any("first or last slice" in reason for reason in reasons)
     # The same voxels called twice as large: volume and spacing leave what was seen in training.
     large = Volume(scan.array, Geometry.from_parts(scan.array.shape, (4, 6, 6)))
-    reasons = judge("c", large, predictor.predict(large), predictor).reasons
+    reasons = judge("c", large, predictor.predict(large)).reasons
     assert any("pixel spacing of 6.00 mm" in reason for reason in reasons)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metricunet.cohort.prepare import PreparedCase
-from metricunet.inference.checks import EXTENTS
+from metricunet.quality.checks import EXTENTS
 from metricunet.training.card import training_ranges
 from metricunet.training.config import load_config
 from metricunet.volume import Geometry, Volume

@@ -17,6 +17,7 @@ from torch import nn
 from metricunet.errors import InputError
 from metricunet.networks import UNet
 from metricunet.training import loop
+from metricunet.training.checkpoints import written_checkpoint
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.fit import open_run, train, train_locate
 from metricunet.training.loop import learning_rate
@@ -152,12 +153,27 @@ def test_checkpoints_that_a_run_cannot_go_on_from(
     tiny_cohort: Path, tiny_model: Path, tmp_path: Path, name: str, spoil: Callable[[Path], None], words: str
 ) -> None:
     folder = Path(shutil.copytree(tiny_model.parent, tmp_path / "run"))
-    spoil(folder / "checkpoints" / name)
+    with written_checkpoint(folder / "checkpoints" / name) as temporary:  # as if the program had written it so
+        shutil.copyfile(folder / "checkpoints" / name, temporary)
+        spoil(temporary)
     with pytest.raises(InputError, match=words) as refused:
         train(tiny_cohort, folder, config=config(), device="cpu", resume=True)
     assert str(folder / "checkpoints" / name) in str(refused.value)
     assert "start anew in another folder" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("spoil", [of_the_future, cut_short, overwritten])
+def test_a_checkpoint_that_somebody_changed_is_theirs(
+    tiny_cohort: Path, tiny_model: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    folder = Path(shutil.copytree(tiny_model.parent, tmp_path / "run"))
+    path = folder / "checkpoints" / "segment-last.ckpt"
+    spoil(path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"segment-last\.ckpt: is there already, and it was not written by this"):
+        train(tiny_cohort, folder, config=config(), device="cpu", resume=True)
+    assert path.read_bytes() == before
 
 
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_as_it_was(
@@ -191,7 +207,7 @@ def test_what_a_killed_process_left_of_a_checkpoint_goes(
     scores(monkeypatch, None, None, None)
     train_locate(run, may_find_nothing=True)
     assert {path.name for path in run.checkpoints.iterdir()} == {
-        "state.json", "log-sha256.json", "locate-last.ckpt",
+        "state.json", "log-sha256.json", "sha256.json", "locate-last.ckpt",
     }  # fmt: skip
 
 

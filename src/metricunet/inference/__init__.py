@@ -1,1 +1,1 @@
-"""From a scan to a mask with a verdict: locate, crop, segment, paste back, judge."""
+"""From scans to files: locate, crop, segment, paste back, run again where the crop was too small, and write."""

@@ -6,40 +6,30 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from metricunet.errors import InputError, told
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.model import read_card
-from metricunet.files.names import check_name_fits
-from metricunet.files.nifti import is_nifti, write_nifti
 from metricunet.files.own import FILES, Inputs, OwnFiles
-from metricunet.files.record import RECORD_NAME, RunRecord, sha256
+from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.files.rtstruct.outlines import Holes, Outline
-from metricunet.files.seg.write import write_seg
-from metricunet.inference.crops import MOST_RERUNS
-from metricunet.inference.inputs import QUALITY_SUFFIX, Refused, ScanInput, find_inputs
-from metricunet.inference.overlapped import Finished, overlapped
-from metricunet.inference.structure_set import (
-    ContourOptions,
-    description_of,
-    structures_of,
-    write_structure_set,
-)
+from metricunet.inference.case_files import NEED_SERIES, CaseFiles, checked_formats, files_of, provenance_of
+from metricunet.inference.inputs import Refused, ScanInput, find_inputs
+from metricunet.inference.pipeline import Finished, run_pipeline
+from metricunet.inference.reruns import MOST_RERUNS
+from metricunet.inference.structure_set import ContourOptions
+from metricunet.quality.prediction import Prediction
+from metricunet.quality.verdict import QualityReport, judge
 from metricunet.volume import Volume
 
 if TYPE_CHECKING:
-    from metricunet.inference.predictor import Prediction, Predictor
-    from metricunet.inference.quality import Quality
+    from metricunet.inference.predictor import Predictor
 
-Format = Literal["nifti", "rtstruct", "seg"]
 Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
-FORMATS: tuple[Format, ...] = get_args(Format)
-SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", "seg": ".seg.dcm"}
 
 
 @dataclass(frozen=True)
@@ -112,9 +102,7 @@ def predict(
         InputError: nothing can be done with the input or the arguments, or an output has the name of an input
             or of somebody else's file.
     """
-    for name in formats:
-        if name not in FORMATS:
-            raise InputError(f"--format must be of {', '.join(FORMATS)}; got {name!r}")
+    known = checked_formats(formats)
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the predictions")
     if reruns < 0:
@@ -125,27 +113,25 @@ def predict(
     record = RunRecord("predict", arguments)
     for path in models:
         read_card(path)
-    of_dicom = [name for name in ("rtstruct", "seg") if name in formats]
+    of_dicom = [name for name in NEED_SERIES if name in known]
     inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=bool(of_dicom))
     if of_dicom and (plain := [entry for entry in inputs if entry.series is None]):
         raise InputError(
             f"{plain[0].path}: --format {of_dicom[0]} needs a DICOM series to refer to, and this is none; "
             "use --format nifti"
         )
-    single = output / f"{inputs[0].case}{SUFFIXES['rtstruct']}"
-    options.check([entry.series for entry in inputs], single if "rtstruct" in formats else None)
-    key = {"model_sha256": sha256(models), "version": version("metricunet"), "reruns": reruns}
-    if "rtstruct" in formats:
-        key["structure_set"] = options.key()
-    kept = Inputs([*(path for entry in inputs for path in _files_of(entry)), *models, *filter(None, [add_to])])
-    places = _Places(output, [f for f in FORMATS if f in formats], kept, overwrite)
-    own_record = OwnFiles(output, RECORD_NAME, "predict", inputs=places.inputs, overwrite=overwrite)
+    kept = Inputs([*(path for entry in inputs for path in files_of(entry)), *models, *filter(None, [add_to])])
+    files = CaseFiles(output, known, kept, overwrite)
+    single = files.path(inputs[0].case, "rtstruct") if "rtstruct" in known else None
+    options.check([entry.series for entry in inputs], single)
+    provenance = provenance_of(models, reruns, options if "rtstruct" in known else None)
+    own_record = OwnFiles(output, RECORD_NAME, "predict", inputs=kept, overwrite=overwrite)
     own_record.check([])
     for entry in inputs:
-        places.check(entry.case)
-    work = _Work(models, device, places, key, options, reruns)
+        files.check(entry.case)
+    work = _Work(models, device, files, provenance, options, reruns)
     outcomes: list[CaseOutcome] = []
-    stages = overlapped(inputs, work.read, work.compute, work.write, work.load)
+    stages = run_pipeline(inputs, work.read, work.compute, work.write, work.load)
     for done, (entry, result) in enumerate(work.released(stages), start=1):
         if isinstance(result, CaseOutcome):
             outcomes.append(result)
@@ -164,7 +150,7 @@ def predict(
         more = f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""
         raise InputError(f"{refused[0].reason}{more}") from refused[0].error
     record.facts = {
-        **key,
+        **provenance,
         "device": str(work.predictor.device),
         "cases": {
             o.case: {
@@ -183,36 +169,12 @@ def predict(
     return PredictOutcome(tuple(outcomes), tuple(refused))
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where the outputs of each case go, and what they must not replace."""
-
-    folder: Path
-    formats: list[Format]
-    inputs: Inputs
-    overwrite: bool
-
-    def own(self, case: str) -> OwnFiles:
-        """Return the files of a case, whose record is its verdict."""
-        record = f"{case}{QUALITY_SUFFIX}"
-        return OwnFiles(self.folder, record, "predict", inputs=self.inputs, overwrite=self.overwrite)
-
-    def names(self, case: str) -> dict[Format, str]:
-        """Return the names of the outputs that were asked for."""
-        return {name: f"{case}{SUFFIXES[name]}" for name in self.formats}
-
-    def check(self, case: str) -> None:
-        """Refuse a case whose outputs have too long a name, or would replace an input or somebody else's file."""
-        check_name_fits(self.folder / case, *(SUFFIXES[name] for name in self.formats), QUALITY_SUFFIX)
-        self.own(case).check(self.names(case).values())
-
-
 @dataclass(frozen=True, eq=False)
 class _Scan:
-    """A scan that was read, the hashes that its verdict will carry, and the seconds spent on it."""
+    """A scan that was read, what its files will depend on, and the seconds spent on it."""
 
     volume: Volume
-    key: dict[str, Any]
+    provenance: dict[str, Any]
     seconds: float
 
 
@@ -221,8 +183,8 @@ class _Segmented:
     """A scan that was segmented and judged, ready to be written."""
 
     prediction: Prediction
-    quality: Quality
-    key: dict[str, Any]
+    quality: QualityReport
+    provenance: dict[str, Any]
     seconds: float
 
 
@@ -238,12 +200,12 @@ class _Work:
         self,
         models: Sequence[Path],
         device: str,
-        places: _Places,
-        key: dict[str, Any],
+        files: CaseFiles,
+        provenance: dict[str, Any],
         options: ContourOptions,
         reruns: int,
     ) -> None:
-        self.models, self.device, self.places, self.key = models, device, places, key
+        self.models, self.device, self.files, self.provenance = models, device, files, provenance
         self.options, self.reruns = options, reruns
         self._claims: dict[str, ExitStack] = {}
 
@@ -264,83 +226,39 @@ class _Work:
 
     def read(self, entry: ScanInput) -> _Scan:
         began = time.perf_counter()
-        key = {"input_sha256": entry.sha256(), **self.key}
-        own = self.places.own(entry.case)
+        provenance = {"input_sha256": entry.sha256(), **self.provenance}
+        own = self.files.own(entry.case)
         with ExitStack() as claim:
             claim.enter_context(claimed(own.claim, f"a prediction of case {entry.case}"))
             self._claims[entry.case] = claim.pop_all()
-        done = _already_done(entry.case, own, self.places.names(entry.case).values(), key)
+        done = _already_done(entry.case, own, self.files.names(entry.case).values(), provenance)
         if done is not None:
             own.settle()  # an earlier run may have been killed when all was there
             raise Finished(done)
-        return _Scan(entry.read(), key, time.perf_counter() - began)
+        return _Scan(entry.read(), provenance, time.perf_counter() - began)
 
     def compute(self, entry: ScanInput, scan: _Scan) -> _Segmented:
-        from metricunet.inference.quality import judge
-
         began = time.perf_counter()
         prediction = self.predictor.predict(scan.volume)
-        quality = judge(entry.case, scan.volume, prediction, self.predictor, entry.notes)
-        return _Segmented(prediction, quality, scan.key, scan.seconds + time.perf_counter() - began)
+        quality = judge(entry.case, scan.volume, prediction, entry.notes)
+        return _Segmented(prediction, quality, scan.provenance, scan.seconds + time.perf_counter() - began)
 
     def write(self, entry: ScanInput, segmented: _Segmented) -> CaseOutcome:
         began = time.perf_counter()
-        quality, own = segmented.quality, self.places.own(entry.case)
-        try:
-            drawn = self._write_masks(entry, segmented, own)
-            content = quality.to_json()
-            for name, facts in drawn.items():
-                content["structures"][name]["contours"] = facts
-            # The verdict is written last: where it is, the case is whole.
-            own.commit({**content, **segmented.key})
-        finally:
-            own.discard()
+        quality = segmented.quality
+        self.files.write(segmented.prediction, quality, entry, self.options, segmented.provenance)
         seconds = round(segmented.seconds + time.perf_counter() - began, 2)
         codes = tuple(flag.code for flag in quality.flags)
         status = quality.localisation["status"]
         return CaseOutcome(entry.case, quality.verdict, status, tuple(quality.reasons), codes, seconds)
 
-    def _write_masks(self, entry: ScanInput, segmented: _Segmented, own: OwnFiles) -> dict[str, dict[str, Any]]:
-        """Stage what was asked for, if there is a mask; return what the structure set holds of each structure."""
-        prediction, present = segmented.prediction, segmented.quality.structures
-        if prediction.labels is None or not present:
-            return {}
-        paths = {name: own.stage(file) for name, file in self.places.names(entry.case).items()}
-        if "nifti" in paths:
-            like = entry.path if entry.series is None and is_nifti(entry.path) else None
-            write_nifti(paths["nifti"], prediction.labels, like=like)
-        drawn: dict[str, dict[str, Any]] = {}
-        if entry.series is None or not {"rtstruct", "seg"} & set(paths):
-            return drawn
-        description = description_of(self.predictor)
-        surface = self.options.contours == "surface" and "rtstruct" in paths
-        structures = structures_of(prediction, self.predictor, present, surface)
-        if "rtstruct" in paths:
-            drawn = write_structure_set(
-                paths["rtstruct"],
-                entry.series,
-                structures,
-                self.options,
-                description=description,
-                synthetic=self.predictor.synthetic,
-            )
-        if "seg" in paths:
-            write_seg(paths["seg"], entry.series, list(structures.values()), description=description)
-        return drawn
 
-
-def _files_of(entry: ScanInput) -> tuple[Path, ...]:
-    """Return the files of a scan; of one that will be refused, as far as they are known."""
-    try:
-        return entry.files
-    except Exception:  # whatever it is, the case itself will say so
-        return (entry.path,)
-
-
-def _already_done(case: str, own: OwnFiles, names: Iterable[str], key: dict[str, Any]) -> CaseOutcome | None:
+def _already_done(
+    case: str, own: OwnFiles, names: Iterable[str], provenance: dict[str, Any]
+) -> CaseOutcome | None:
     """Return the outcome of an earlier run of the same model on the same scan, if its outputs are as written."""
     quality = own.content()
-    if quality is None or any(quality.get(name) != value for name, value in key.items()):
+    if quality is None or any(quality.get(name) != value for name, value in provenance.items()):
         return None
     if quality["structures"] and not quality[FILES].keys() >= set(names):
         return None

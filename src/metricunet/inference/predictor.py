@@ -14,18 +14,12 @@ from torch import Tensor
 
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard, read_model
-from metricunet.inference.boundary import BoundaryConfidence, ClassField, boundary_confidence
-from metricunet.inference.crops import (
-    MOST_RERUNS,
-    Crop,
-    Touched,
-    face_names,
-    inner_faces,
-    next_view,
-    reached_faces,
-)
+from metricunet.inference.reruns import MOST_RERUNS, next_view
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import pick_device
+from metricunet.quality.boundary import ClassField, boundary_confidence
+from metricunet.quality.masks import Touched, face_names, inner_faces, reached_faces
+from metricunet.quality.prediction import Crop, EnsembleCard, Prediction, structure_masks
 from metricunet.stages.classes import Pieces, keep_largest_piece, likeliest
 from metricunet.stages.locate import Localisation, coarse_probabilities, localise
 from metricunet.stages.network_input import Precision
@@ -43,39 +37,7 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
-    """What the predictor makes of a scan. Apart from the labels, axes run to the head, the back and the left.
-
-    Attributes:
-        localisation: what stage 1 found.
-        labels: uint8 label values on the scan's own grid; None where the target is absent.
-        region: the part of the labels that stage 2 looked at, where alone they can differ from 0.
-        shares: probabilities [structures, *region] of all classes but the background, as they came out.
-        seen: HU of the field as the first model's stage 2 saw it, on its own grid.
-        crops: every look of stage 2, in order; one of them is the one that was used.
-        pieces: connected parts of the target, before all but the largest were left out of the labels.
-        removed_ml: volume of the parts that were left out.
-        boundary: how far the target's boundary is expected to be off; None where there is no target.
-    """
-
-    localisation: Localisation
-    labels: Volume | None
-    region: Volume | None = None
-    shares: NDArray[np.float32] | None = None
-    seen: Volume | None = None
-    crops: tuple[Crop, ...] = ()
-    pieces: int = 0
-    removed_ml: float = 0.0
-    boundary: BoundaryConfidence | None = None
-
-    @property
-    def touches_crop(self) -> bool:
-        """Whether the target reaches a face of the field that is not the edge of the scan."""
-        return any(crop.touched for crop in self.crops if crop.used)
-
-
-@dataclass(frozen=True, eq=False)
-class _Look:
+class _SegmentedField:
     """What stage 2 makes of one field: classes and probabilities on the scan's grid, the target in one piece.
 
     `fields` are the probabilities of each model on its own grid.
@@ -171,21 +133,12 @@ class Predictor:
                     f"{path}: segments {model.card.labels} around {model.card.target}, the first model "
                     f"{first.labels} around {first.target}; only models of the same structures can be averaged"
                 )
+        self.ensemble = EnsembleCard.of([model.card for model in self.models])
 
     @property
     def card(self) -> ModelCard:
         """The first model's card."""
         return self.models[0].card
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether any of the models has seen phantoms only."""
-        return any(model.card.synthetic for model in self.models)
-
-    def range_of(self, quantity: str) -> tuple[float, float] | None:
-        """Return the smallest and largest value that any of the models has seen in training."""
-        ranges = [m.card.ranges[quantity] for m in self.models if quantity in m.card.ranges]
-        return (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
 
     def predict(self, scan: Volume) -> Prediction:
         """Segment a scan in HU, on any grid."""
@@ -193,7 +146,7 @@ class Predictor:
 
     def locate(self, scan: Volume) -> Localisation:
         """Find the target in a scan in HU: stage 1."""
-        return localise(self._coarse_probability(scan.canonical()), self.range_of("volume_ml"))
+        return localise(self._coarse_probability(scan.canonical()), self.ensemble.ranges.get("volume_ml"))
 
     def segment(self, scan: Volume, found: Localisation) -> Prediction:
         """Segment a scan around what was found: stage 2.
@@ -202,29 +155,31 @@ class Predictor:
         """
         image = scan.canonical()
         if found.centre_mm is None:
-            return Prediction(found, None)
+            return Prediction(self.ensemble, found, None)
         view: View | None = View(found.centre_mm)
         crops: list[Crop] = []
-        kept: _Look | None = None
+        kept: _SegmentedField | None = None
         used = 0
         while view is not None:
-            look = self._look(image, view)
-            touched = inner_faces(reached_faces(look.target), look.start, look.box.shape, image.geometry.shape)
-            crops.append(_recorded(look, touched))
-            if kept is None or look.target.any():
-                kept, used = look, len(crops) - 1
-                view = self._next(image.geometry, look, touched, len(crops))
+            result = self._segment_field(image, view)
+            touched = inner_faces(
+                reached_faces(result.target), result.start, result.box.shape, image.geometry.shape
+            )
+            crops.append(_recorded(result, touched))
+            if kept is None or result.target.any():
+                kept, used = result, len(crops) - 1
+                view = self._next(image.geometry, result, touched, len(crops))
             else:
-                view = None  # from there the target is not seen at all: the look before stays
+                view = None  # from there the target is not seen at all: the crop before stays
         assert kept is not None
         crops[used] = replace(crops[used], used=True)
         return self._paste(scan, image, kept, tuple(crops), found)
 
-    def _next(self, geometry: Geometry, look: _Look, touched: Touched, looks: int) -> View | None:
+    def _next(self, geometry: Geometry, result: _SegmentedField, touched: Touched, looks: int) -> View | None:
         if looks > self.reruns or not face_names(touched):
             return None
-        centroid = np.argwhere(look.target).mean(axis=0) + look.start
-        return next_view(look.view, touched, centroid, geometry)
+        centroid = np.argwhere(result.target).mean(axis=0) + result.start
+        return next_view(result.view, touched, centroid, geometry)
 
     def _coarse_probability(self, image: Volume) -> Volume:
         """Mean probability of the target on the first model's coarse grid."""
@@ -237,7 +192,7 @@ class Predictor:
         assert mean is not None
         return mean
 
-    def _look(self, image: Volume, view: View) -> _Look:
+    def _segment_field(self, image: Volume, view: View) -> _SegmentedField:
         specs = [model.card.segment for model in self.models]
         box, start = covered_part(specs, image.geometry, view)
         seen = [read_field(spec, image, view) for spec in specs]
@@ -246,7 +201,7 @@ class Predictor:
         classes = likeliest(shares)
         target = self.card.target_class
         pieces = keep_largest_piece(classes, target)
-        return _Look(view, box, start, shares, classes, classes == target, pieces, seen[0], fields)
+        return _SegmentedField(view, box, start, shares, classes, classes == target, pieces, seen[0], fields)
 
     def _fine_field(self, model: LoadedModel, field: Volume) -> ClassField:
         """Return the probabilities of all classes on stage 2's own grid."""
@@ -255,33 +210,36 @@ class Predictor:
         return ClassField(probabilities.cpu().numpy(), field.geometry)
 
     def _paste(
-        self, scan: Volume, image: Volume, look: _Look, crops: tuple[Crop, ...], found: Localisation
+        self, scan: Volume, image: Volume, result: _SegmentedField, crops: tuple[Crop, ...], found: Localisation
     ) -> Prediction:
         values = self.card.labels.values()
         kind = np.uint8 if max(values) <= 255 else np.uint16
-        region = Volume(np.array([0, *values], dtype=kind)[look.classes], look.box)
+        region = Volume(np.array([0, *values], dtype=kind)[result.classes], result.box)
         labels = np.zeros(image.geometry.shape, dtype=kind)
-        inside = tuple(slice(first, first + n) for first, n in zip(look.start, look.box.shape, strict=True))
+        inside = tuple(slice(first, first + n) for first, n in zip(result.start, result.box.shape, strict=True))
         labels[inside] = region.array
         return Prediction(
-            found,
-            image.with_array(labels).reordered_like(scan.geometry),
-            region,
-            look.shares,
-            look.seen,
-            crops,
-            look.pieces.count,
-            look.pieces.loose_voxels * look.box.voxel_volume_ml,
-            boundary_confidence(
-                look.fields,
+            card=self.ensemble,
+            localisation=found,
+            labels=image.with_array(labels).reordered_like(scan.geometry),
+            region=region,
+            region_start=result.start,
+            masks=structure_masks(result.classes, list(self.ensemble.labels), result.start),
+            shares=result.shares,
+            seen=result.seen,
+            crops=crops,
+            pieces=result.pieces.count,
+            removed_ml=result.pieces.loose_voxels * result.box.voxel_volume_ml,
+            boundary=boundary_confidence(
+                result.fields,
                 [model.card.calibration for model in self.models],
-                self.card.target_class,
-                Volume(look.target, look.box),
+                self.ensemble.target_class,
+                Volume(result.target, result.box),
             ),
         )
 
 
-def _recorded(look: _Look, touched: Touched) -> Crop:
-    x, y, z = look.view.centre_mm.tolist()
-    volume_ml = int(look.target.sum()) * look.box.voxel_volume_ml
-    return Crop((x, y, z), look.box.extent_mm, face_names(touched), volume_ml)
+def _recorded(result: _SegmentedField, touched: Touched) -> Crop:
+    x, y, z = result.view.centre_mm.tolist()
+    volume_ml = int(result.target.sum()) * result.box.voxel_volume_ml
+    return Crop((x, y, z), result.box.extent_mm, face_names(touched), volume_ml)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +23,9 @@ from metricunet.files.rtstruct.outlines import (
     WrittenStructure,
 )
 from metricunet.files.rtstruct.write import write_rtstruct
-from metricunet.volume import Geometry, Volume
-
-if TYPE_CHECKING:
-    from metricunet.inference.predictor import Prediction, Predictor
+from metricunet.quality.prediction import Prediction
+from metricunet.stages.classes import border_probability
+from metricunet.volume import Volume
 
 #: Colours of structures in planning systems, in their order; told apart also by the colour-blind.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0))
@@ -104,35 +103,34 @@ class ContourOptions:
         check_addable(self.add_to, cases[0])
 
 
-def description_of(predictor: Predictor) -> str:
-    """Return what every DICOM object says of how its structures were made."""
+def description_of(synthetic: bool) -> str:
+    """Return what every DICOM object says of how its structures were made.
+
+    Args:
+        synthetic: whether a model was trained on synthetic scans only.
+    """
     words = f"Made by metricunet {version('metricunet')}, not reviewed. Research use only."
-    return f"{words} Model trained on synthetic scans only." if predictor.synthetic else words
+    return f"{words} Model trained on synthetic scans only." if synthetic else words
 
 
-def structures_of(
-    prediction: Prediction, predictor: Predictor, present: Mapping[str, object], surface: bool = True
-) -> dict[str, Structure]:
-    """Return the structures of a prediction by their names in the model.
+def structures_of(prediction: Prediction, surface: bool = True) -> dict[str, Structure]:
+    """Return the structures of a prediction that have a voxel, by their names in the model.
 
     Args:
         prediction: with a mask.
-        predictor: that made it.
-        present: names of the structures that have a voxel.
         surface: whether they shall have the probability that a sub-voxel outline needs.
     """
-    assert prediction.labels is not None
-    card, labels = predictor.card, prediction.labels
-    mark = SYNTHETIC_MARK if predictor.synthetic else MARK
+    card = prediction.card
+    mark = SYNTHETIC_MARK if card.synthetic else MARK
     return {
         name: Structure(
             name=f"{card.tg263[name]}{mark}",
-            mask=labels.with_array(labels.array == value),
+            mask=prediction.mask(name),
             colour=COLOURS[k % len(COLOURS)],
-            probability=_surface(prediction, k, value, labels.geometry) if surface else None,
+            probability=_surface(prediction, name, k) if surface else None,
         )
-        for k, (name, value) in enumerate(card.labels.items())
-        if name in present
+        for k, name in enumerate(card.labels)
+        if name in prediction.masks
     }
 
 
@@ -179,20 +177,17 @@ def _reported(written: WrittenStructure) -> dict[str, Any]:
     return content
 
 
-def _surface(prediction: Prediction, structure: int, value: int, grid: Geometry) -> Volume:
-    """Return the probability of a structure on the part of the scan's own grid that it lies on.
+def _surface(prediction: Prediction, name: str, k: int) -> Volume:
+    """Return the probability of structure `k` on the part of the scan's own grid that it lies on.
 
     The part has a voxel more on each side, as far as stage 2 looked: between those and the mask the surface runs.
     """
-    from metricunet.stages.classes import border_probability, box_of
-
-    region, shares = prediction.region, prediction.shares
+    labels, region, shares = prediction.labels, prediction.region, prediction.shares
+    assert labels is not None
     assert region is not None
     assert shares is not None
-    box = box_of(region.array == value)
-    assert box is not None
-    sides = zip(box, region.array.shape, strict=True)
-    wide = tuple(slice(max(0, part.start - 1), min(n, part.stop + 1)) for part, n in sides)
-    field = border_probability(shares[(slice(None), *wide)], structure)
+    sides = zip(prediction.masks[name].box, prediction.region_start, region.array.shape, strict=True)
+    wide = tuple(slice(max(0, part.start - first - 1), min(n, part.stop - first + 1)) for part, first, n in sides)
+    field = border_probability(shares[(slice(None), *wide)], k)
     part = Volume(np.ascontiguousarray(field), region.geometry.crop([w.start for w in wide], field.shape))
-    return part.reordered(*part.geometry.axes_to(grid))
+    return part.reordered(*part.geometry.axes_to(labels.geometry))

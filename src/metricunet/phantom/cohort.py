@@ -181,6 +181,20 @@ def make_cohort(
     return list(files)
 
 
+def check_cohort(folder: Path, plan: CohortPlan) -> None:
+    """Refuse, before any work, what `make_cohort` would refuse.
+
+    Args:
+        folder: where the cohort is to be made.
+        plan: of the cohort.
+
+    Raises:
+        InputError: the folder holds anything else, or a file that was not made here or was changed since.
+    """
+    files = {order.name: order.files for order in plan.orders()}
+    known_cases(OwnFiles(folder, RECIPE_FILE, COMMAND), plan.recipe, files)
+
+
 def _complete(
     own: OwnFiles,
     plan: CohortPlan,

@@ -28,11 +28,11 @@ from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSetting
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
 from metricunet.files.model import Calibration, read_model, write_model
-from metricunet.inference.boundary import boundary_error, near
 from metricunet.inference.predictor import load_model
-from metricunet.inference.temperature import fit_temperature, tempered
 from metricunet.networks import Network
 from metricunet.networks.device import pick_device
+from metricunet.quality.boundary import boundary_error, near
+from metricunet.quality.temperature import fit_temperature, tempered
 from metricunet.specs import SegmentSpec
 from metricunet.stages.classes import keep_largest_piece
 from metricunet.stages.network_input import Precision

@@ -12,7 +12,7 @@ from metricunet.cohort.names import standard_name
 from metricunet.cohort.prepare import PreparedCase
 from metricunet.files.model import ModelCard
 from metricunet.hu import level_hu, noise_hu
-from metricunet.inference.checks import EXTENTS
+from metricunet.quality.checks import EXTENTS
 from metricunet.stages.classes import box_of
 from metricunet.stages.locate import locate_spec
 from metricunet.stages.segment import segment_spec

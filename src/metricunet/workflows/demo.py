@@ -14,6 +14,7 @@ from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord, hash_if_readable
 from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
+from metricunet.phantom.cohort import CohortPlan, check_cohort
 from metricunet.training.config import load_config
 from metricunet.training.fit import MODEL_NAME, train
 from metricunet.training.run import check_folder
@@ -83,7 +84,8 @@ def demo(
     model, begun = run / MODEL_NAME, (run / STATE).is_file()
     trained = model.is_file() and (run / RECORD_NAME).is_file()
     if not trained:
-        check_folder(run, begun)  # before any work
+        check_folder(run, begun)  # before any work, as the next line
+    check_cohort(cohort, CohortPlan(training_cases, seed=SEED, difficulty="easy", n_test=unseen_cases))
     say(f"1/4 making {training_cases + unseen_cases} synthetic pelvic CT scans")
     make_cohort(
         cohort, training_cases, seed=SEED, difficulty="easy", n_test=unseen_cases, progress=bar("phantoms")

@@ -75,12 +75,15 @@ class TestPixels:
     def test_values_that_overflow_give_float(self, tmp_path: Path) -> None:
         def bright(k: int, ds: Dataset) -> None:
             if k == 5:
-                ds.PixelData = np.full((12, 10), 60000, "<u2").tobytes()
+                ds.PixelData = bright_slice.tobytes()
+
+        bright_slice = np.full((12, 10), 60000, "<u2")
+        bright_slice[0] = 50000
 
         write_series(tmp_path, edit=bright)
         array = only(find_series(tmp_path)).read().array
         assert array.dtype == np.float32
-        assert (array[5] == 60000 - 1024).all()
+        assert np.array_equal(array[5], bright_slice - 1024.0)
         assert np.array_equal(np.delete(array, 5, axis=0), np.delete(pattern((8, 12, 10)), 5, axis=0))
 
     def test_damage_that_only_decoding_shows_names_the_slice(self, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 
 from metricunet.errors import InputError
 from metricunet.files.model import read_card
-from metricunet.inference.crops import MOST_RERUNS
 from metricunet.inference.inputs import find_inputs
 from metricunet.inference.predictor import Predictor
+from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.networks.device import keep_freed_memory
 from metricunet.phantom import make_phantom
 from metricunet.training.config import load_config

@@ -1,4 +1,4 @@
-"""Masks: pieces, holes and gaps, on arrays whose answer is counted by hand."""
+"""Masks: pieces, holes, gaps and faces, on arrays whose answer is counted by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from metricunet.inference.masks import Holes, gaps_of, holes_of, pieces_of
+from metricunet.quality.masks import (
+    HoleCount,
+    face_names,
+    gaps_of,
+    holes_of,
+    inner_faces,
+    outer_faces,
+    pieces_of,
+    reached_faces,
+)
 from metricunet.stages.classes import Pieces
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, max_side=7))
@@ -26,11 +35,11 @@ def test_holes_are_what_a_slice_encloses() -> None:
     ring = np.zeros((3, 7, 7), dtype=bool)
     ring[:, 1:6, 1:6] = True
     ring[:, 2:4, 2:4] = False  # a tunnel along the slices: 4 voxels in each
-    assert holes_of(ring) == Holes(3, 12)
+    assert holes_of(ring) == HoleCount(3, 12)
     ring[1, 3, 3:] = False  # open to the side on one slice
-    assert holes_of(ring) == Holes(2, 8)
-    assert holes_of(np.ones((2, 3, 3), dtype=bool)) == Holes(0, 0)
-    assert holes_of(np.zeros((2, 3, 3), dtype=bool)) == Holes(0, 0)
+    assert holes_of(ring) == HoleCount(2, 8)
+    assert holes_of(np.ones((2, 3, 3), dtype=bool)) == HoleCount(0, 0)
+    assert holes_of(np.zeros((2, 3, 3), dtype=bool)) == HoleCount(0, 0)
 
 
 @given(MASKS)
@@ -46,3 +55,14 @@ def test_gaps_between_the_first_and_the_last_slice() -> None:
     assert gaps_of(mask) == 0
     mask[[1, 2, 5, 7], 0, 0] = True
     assert gaps_of(mask) == 3
+
+
+def test_faces_of_a_mask_in_its_box() -> None:
+    mask = np.zeros((4, 5, 6), dtype=bool)
+    mask[0, 2, 3] = mask[2, 4, 3] = mask[2, 2, 5] = True
+    reached = reached_faces(mask)
+    assert face_names(reached) == ("feet", "back", "left")
+    # The box begins at the scan's first slice and ends at its last column: those are no inner faces.
+    assert face_names(inner_faces(reached, (0, 3, 10), mask.shape, (9, 20, 16))) == ("back",)
+    assert face_names(outer_faces(reached, (0, 3, 10), mask.shape, (9, 20, 16))) == ("feet", "left")
+    assert face_names(reached_faces(mask[1:3, 1:4, 1:5])) == ()

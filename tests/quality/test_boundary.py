@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 
 from metricunet.files.model import Calibration
-from metricunet.inference.boundary import (
+from metricunet.quality.boundary import (
     NEAR_MM,
     BoundaryConfidence,
     ClassField,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metricunet.errors import InputError
-from metricunet.inference.overlapped import Finished, overlapped
+from metricunet.inference.pipeline import Finished, run_pipeline
 
 
 def nothing() -> None:
@@ -33,7 +33,7 @@ def test_outcomes_come_in_order_with_the_faults_of_every_stage() -> None:
             raise InputError("write 4")
         return f"{item}:{computed}"
 
-    results = [(item, str(result)) for item, result in overlapped(range(7), read, compute, write, nothing)]
+    results = [(item, str(result)) for item, result in run_pipeline(range(7), read, compute, write, nothing)]
     expected = ["0:1", "read 1", "done before", "compute 3", "write 4", "5:51", "6:61"]
     assert results == list(enumerate(expected))
 
@@ -57,7 +57,7 @@ def test_the_next_is_read_and_the_last_written_while_one_is_computed() -> None:
         wrote_last[item].set()
         return computed
 
-    assert [r for _, r in overlapped(range(3), read, compute, write, nothing)] == [0, 1, 2]
+    assert [r for _, r in run_pipeline(range(3), read, compute, write, nothing)] == [0, 1, 2]
 
 
 def test_models_are_loaded_while_the_first_is_read() -> None:
@@ -72,7 +72,7 @@ def test_models_are_loaded_while_the_first_is_read() -> None:
         assert reading.wait(30)
         loaded.set()
 
-    assert list(overlapped([5], read, lambda item, x: x, lambda item, x: x, load)) == [(5, 5)]
+    assert list(run_pipeline([5], read, lambda item, x: x, lambda item, x: x, load)) == [(5, 5)]
 
 
 def test_at_most_three_items_are_alive() -> None:
@@ -87,7 +87,9 @@ def test_at_most_three_items_are_alive() -> None:
         def __del__(self) -> None:
             Scan.alive -= 1
 
-    results = overlapped(range(12), lambda item: Scan(), lambda item, scan: scan, lambda item, scan: item, nothing)
+    results = run_pipeline(
+        range(12), lambda item: Scan(), lambda item, scan: scan, lambda item, scan: item, nothing
+    )
     assert [r for _, r in results] == list(range(12))
     assert Scan.most <= 3
 
@@ -103,7 +105,7 @@ def test_a_fault_of_one_item_is_its_own(stage: str, fault: type[Exception]) -> N
 
         return run
 
-    results = [r for _, r in overlapped(range(4), step("read"), step("compute"), step("write"), nothing)]
+    results = [r for _, r in run_pipeline(range(4), step("read"), step("compute"), step("write"), nothing)]
     assert isinstance(results.pop(2), fault)
     assert results == [0, 1, 3]
 
@@ -119,4 +121,4 @@ def test_a_stop_by_the_user_or_a_model_that_cannot_be_loaded_ends_all(stage: str
         return run
 
     with pytest.raises((ZeroDivisionError, KeyboardInterrupt)):
-        list(overlapped(range(4), *(fail(name) for name in ("read", "compute", "write", "load"))))
+        list(run_pipeline(range(4), *(fail(name) for name in ("read", "compute", "write", "load"))))

@@ -1,4 +1,4 @@
-"""Three stages of work on many items, side by side: the next is read and the last written as one is computed."""
+"""The pipeline of cases: while one is computed, the next is read and the one before it is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Finished(Exception):  # noqa: N818 - it is an outcome, not an error
         self.outcome = outcome
 
 
-def overlapped(
+def run_pipeline(
     items: Sequence[Item],
     read: Callable[[Item], Read],
     compute: Callable[[Item, Read], Computed],

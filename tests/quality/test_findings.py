@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metricunet.files.nifti import read_nifti
-from metricunet.inference.facts import metal_ml, repeated_slices, stage_overlap
+from metricunet.quality.findings import metal_ml, repeated_slices, stage_overlap
 from metricunet.stages.locate import Localisation
 from metricunet.volume import Geometry, Volume
 

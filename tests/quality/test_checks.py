@@ -1,4 +1,4 @@
-"""Each check alone: facts that raise its flag, and facts just within its threshold that do not."""
+"""Each check alone: findings that raise its flag, and findings just within its threshold that do not."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from metricunet.inference.checks import CHECKS, flags_of
-from metricunet.inference.facts import Facts, HuFacts, StructureFacts
+from metricunet.quality.checks import CHECKS, flags_of
+from metricunet.quality.findings import Findings, HuFindings, StructureFindings
 
-GLAND = StructureFacts(
+GLAND = StructureFindings(
     volume_ml=40.0,
     centre_mm=(0.0, 0.0, 0.0),
     extent_mm=(40.0, 40.0, 45.0),
@@ -22,8 +22,8 @@ GLAND = StructureFacts(
     scan_faces=(),
     cropped=False,
 )
-HU = HuFacts(target_hu=41.0, crop_hu=20.0, noise_hu=15.0, odd_share=0.01, metal_ml=0.0)
-SOUND = Facts(
+HU = HuFindings(target_hu=41.0, crop_hu=20.0, noise_hu=15.0, odd_share=0.01, metal_ml=0.0)
+SOUND = Findings(
     target="prostate",
     status="found",
     confidence=0.9,
@@ -48,25 +48,25 @@ SOUND = Facts(
 )
 
 
-def gland(**changes: object) -> Facts:
+def gland(**changes: object) -> Findings:
     return replace(SOUND, structures={"prostate": replace(GLAND, **changes)})  # type: ignore[arg-type]
 
 
-def hu(**changes: object) -> Facts:
+def hu(**changes: object) -> Findings:
     return replace(SOUND, hu=replace(HU, **changes))  # type: ignore[arg-type]
 
 
-def organs(**centres: tuple[float, float, float]) -> Facts:
+def organs(**centres: tuple[float, float, float]) -> Findings:
     others = {name: replace(GLAND, centre_mm=centre, cropped=True) for name, centre in centres.items()}
     return replace(SOUND, structures={"prostate": GLAND} | others)
 
 
-def changed(**changes: object) -> Facts:
+def changed(**changes: object) -> Findings:
     return replace(SOUND, **changes)  # type: ignore[arg-type]
 
 
-#: Code: facts that raise it, words of the sentence, and facts that do not.
-CASES: dict[str, tuple[list[tuple[Facts, str]], list[Facts]]] = {
+#: Code: findings that raise it, words of the sentence, and findings that do not.
+CASES: dict[str, tuple[list[tuple[Findings, str]], list[Findings]]] = {
     "absent": ([(changed(status="absent", structures={}, hu=None), "prostate not found: one candi")], [SOUND]),
     "empty": ([(changed(structures={}, hu=None), "segments no voxel")], [SOUND]),
     "synthetic_model": ([(changed(synthetic=True), "synthetic scans only")], [SOUND]),
@@ -152,17 +152,17 @@ def test_a_sound_case_passes() -> None:
 @pytest.mark.parametrize("code", CASES)
 def test_a_flag_is_raised_by_its_facts_and_by_nothing_less(code: str) -> None:
     raising, quiet = CASES[code]
-    for facts, words in raising:
-        verdict, flags = flags_of(facts)
+    for findings, words in raising:
+        verdict, flags = flags_of(findings)
         assert [flag.code for flag in flags] == [code]
         assert words in flags[0].text
         assert verdict == ("fail" if code in ("absent", "empty") else "review")
-    for facts in quiet:
-        assert flags_of(facts) == ("pass", ())
+    for findings in quiet:
+        assert flags_of(findings) == ("pass", ())
 
 
 @pytest.mark.parametrize(
-    ("facts", "words"),
+    ("findings", "words"),
     [
         (changed(boundary_mm=0.94, boundary_seen_mm=(0.8, 0.91)), "off by 0.94 mm; 0.80 to 0.91 mm were"),
         (changed(boundary_mm=1.2, boundary_seen_mm=(0.8, 0.91)), "off by 1.2 mm; 0.8 to 0.9 mm were"),
@@ -170,8 +170,8 @@ def test_a_flag_is_raised_by_its_facts_and_by_nothing_less(code: str) -> None:
         (changed(stage_distance_mm=10.04), "lie 10.04 mm apart, 10 mm are"),
     ],
 )
-def test_numbers_that_differ_never_look_alike(facts: Facts, words: str) -> None:
-    (flag,) = flags_of(facts)[1]
+def test_numbers_that_differ_never_look_alike(findings: Findings, words: str) -> None:
+    (flag,) = flags_of(findings)[1]
     assert words in flag.text
 
 
@@ -199,7 +199,7 @@ def test_a_failed_case_says_nothing_of_a_mask() -> None:
 
 
 def test_several_flags_come_in_the_tables_order() -> None:
-    facts = replace(gland(volume_ml=500.0), synthetic=True, notes=("one", "two"))
-    verdict, flags = flags_of(facts)
+    findings = replace(gland(volume_ml=500.0), synthetic=True, notes=("one", "two"))
+    verdict, flags = flags_of(findings)
     assert verdict == "review"
     assert [flag.code for flag in flags] == ["synthetic_model", "volume", "scan_notes", "scan_notes"]

@@ -10,7 +10,6 @@ probabilities as they come out of the network, averaged over the models, so no t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,20 +72,3 @@ def fit_temperature(probabilities: NDArray[np.float32], classes: NDArray[np.inte
     bounds = (math.log(LOWEST), math.log(HIGHEST))
     found = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": EXACTNESS})
     return TemperatureFit(math.exp(float(found.x)), nll(0.0), float(found.fun))
-
-
-def expected_calibration_error(
-    probability: Sequence[float] | NDArray[np.floating], outcome: NDArray[np.bool_], bins: int = 15
-) -> float:
-    """Return the mean gap between probability and frequency, over bins of equal width weighted by their voxels.
-
-    Args:
-        probability: of the target [voxels].
-        outcome: whether the voxel is of the target [voxels].
-        bins: how many, between 0 and 1.
-    """
-    values = np.asarray(probability, dtype=np.float64)
-    place = np.minimum((values * bins).astype(np.intp), bins - 1)
-    predicted = np.bincount(place, weights=values, minlength=bins)
-    happened = np.bincount(place, weights=outcome, minlength=bins)
-    return float(np.abs(predicted - happened).sum() / len(values))

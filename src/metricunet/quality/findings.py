@@ -1,29 +1,27 @@
-"""What is known of a case once it is segmented: the numbers that verdicts are made of, and nothing of the images.
+"""What is found in a case once it is segmented: the numbers that verdicts are made of, and nothing of the images.
 
 Whole scans are only ever looked at slice by slice, and only on the slices of the crop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from metricunet.hu import level_hu, noise_hu
-from metricunet.inference.crops import face_names, outer_faces, reached_faces
-from metricunet.inference.masks import gaps_of, holes_of, pieces_of
-from metricunet.stages.classes import Box, box_of
-from metricunet.stages.locate import Localisation
+from metricunet.quality.masks import face_names, gaps_of, holes_of, outer_faces, pieces_of, reached_faces
+from metricunet.quality.prediction import Prediction, StructureMask
 from metricunet.volume import Volume
 
 if TYPE_CHECKING:
-    from metricunet.inference.predictor import Prediction, Predictor
+    from metricunet.stages.locate import Localisation  # imports torch
 
 Range = tuple[float, float]
-Point = tuple[float, float, float]
+#: Along three axes.
+Millimetres = tuple[float, float, float]
 
 #: From here on it is metal: the hardest bone ends near 2000, and scanners of 12 bits end at 3071.
 METAL_HU = 2500.0
@@ -32,8 +30,8 @@ TISSUE_HU = (-100.0, 200.0)
 
 
 @dataclass(frozen=True)
-class StructureFacts:
-    """One structure's mask, on the scan's own grid.
+class StructureFindings:
+    """What the mask of one structure is like, on the scan's own grid.
 
     Attributes:
         volume_ml: of all its voxels.
@@ -49,8 +47,8 @@ class StructureFacts:
     """
 
     volume_ml: float
-    centre_mm: Point
-    extent_mm: Point
+    centre_mm: Millimetres
+    extent_mm: Millimetres
     pieces: int
     loose_ml: float
     holes: int
@@ -75,8 +73,8 @@ class StructureFacts:
 
 
 @dataclass(frozen=True)
-class HuFacts:
-    """HU in and around the target.
+class HuFindings:
+    """What the HU in and around the target are like.
 
     Attributes:
         target_hu: median in the target.
@@ -99,15 +97,15 @@ class HuFacts:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """All that the checks of a case look at. A new check's number is one more field with a default.
+class Findings:
+    """All that the checks of a case look at. The number that a new check needs is one more field with a default.
 
     Attributes:
         target: name of the structure that steers localisation and crop.
         status: of stage 1.
         confidence: of stage 1, 0 to 1.
         reason: of stage 1, in words.
-        synthetic: whether any model was trained on synthetic scans only.
+        synthetic: whether any of the models was trained on synthetic scans only.
         structures: of each structure that has a voxel, what its mask is like.
         standard_names: of all structures (TG-263).
         ranges: smallest and largest value seen in training, by quantity. What is not there is not checked.
@@ -128,66 +126,67 @@ class Facts:
     confidence: float
     reason: str
     synthetic: bool = False
-    structures: Mapping[str, StructureFacts] = field(default_factory=dict)
+    structures: Mapping[str, StructureFindings] = field(default_factory=dict)
     standard_names: Mapping[str, str] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    spacing_mm: Point = (1.0, 1.0, 1.0)
+    spacing_mm: Millimetres = (1.0, 1.0, 1.0)
     stage_distance_mm: float | None = None
     stage_overlap: float | None = None
     touched: tuple[str, ...] = ()
     looks: int = 1
-    hu: HuFacts | None = None
+    hu: HuFindings | None = None
     repeated_slices: int = 0
     notes: tuple[str, ...] = ()
     boundary_mm: float | None = None
     boundary_seen_mm: Range | None = None
 
 
-def facts_of(scan: Volume, prediction: Prediction, predictor: Predictor, notes: tuple[str, ...] = ()) -> Facts:
-    """Collect the facts of a prediction.
+def findings_of(scan: Volume, prediction: Prediction, notes: tuple[str, ...] = ()) -> Findings:
+    """Measure a prediction and its scan.
 
     Args:
-        scan: as it was predicted.
-        prediction: of it.
-        predictor: that made it.
-        notes: see `Facts`.
+        scan: HU, as it was predicted.
+        prediction: what the predictor made of it.
+        notes: what reading the scan has to say of it, a sentence each.
     """
-    card, found = predictor.card, prediction.localisation
-    ranges = {name: predictor.range_of(name) for model in predictor.models for name in model.card.ranges}
+    card, localisation = prediction.card, prediction.localisation
     image = scan.canonical()
     common: dict[str, Any] = {
         "target": card.target,
-        "status": found.status,
-        "confidence": found.confidence,
-        "reason": found.reason,
-        "synthetic": predictor.synthetic,
+        "status": localisation.status,
+        "confidence": localisation.confidence,
+        "reason": localisation.reason,
+        "synthetic": card.synthetic,
         "standard_names": card.tg263,
-        "ranges": {name: limits for name, limits in ranges.items() if limits is not None},
+        "ranges": card.ranges,
         # In the order of the canonical axes, as the training cases' are.
         "spacing_mm": image.spacing_mm,
         "looks": max(1, len(prediction.crops)),
         "notes": notes,
     }
     if prediction.region is None:
-        return Facts(**common)
-    structures = dict(_structures(prediction, predictor, image))
-    if card.target not in structures:
-        return Facts(**common, structures=structures)
-    mask = prediction.region.array == card.labels[card.target]
-    box = box_of(mask)
-    assert box is not None
-    target = Volume(mask[box], prediction.region.geometry.crop([s.start for s in box], mask[box].shape))
+        return Findings(**common)
+    region = prediction.region
+    structures = {
+        name: _structure(name, mask, region, prediction, image) for name, mask in prediction.masks.items()
+    }
+    mask = prediction.masks.get(card.target)
+    if mask is None:
+        return Findings(**common, structures=structures)
     distance = None
-    if found.centre_mm is not None:
-        distance = float(np.linalg.norm(found.centre_mm - np.asarray(structures[card.target].centre_mm)))
-    return Facts(
+    if localisation.centre_mm is not None:
+        distance = float(np.linalg.norm(localisation.centre_mm - np.asarray(structures[card.target].centre_mm)))
+    begin = _within(mask, prediction)
+    target = Volume(mask.array, region.geometry.crop(begin, mask.array.shape))
+    first, last = mask.box[0].start, mask.box[0].stop - 1
+    return Findings(
         **common,
         structures=structures,
         stage_distance_mm=distance,
-        stage_overlap=stage_overlap(found, target),
+        stage_overlap=stage_overlap(localisation, target),
         touched=next((crop.touched for crop in prediction.crops if crop.used), ()),
-        hu=_hu(image, prediction, target),
-        repeated_slices=repeated_slices(image, *_span(image, target, 1)),
+        hu=_hu(image, prediction, mask),
+        repeated_slices=repeated_slices(image, max(0, first - 1), min(image.geometry.shape[0] - 1, last + 1)),
         boundary_mm=None if prediction.boundary is None else prediction.boundary.case_mm,
         boundary_seen_mm=None if prediction.boundary is None else prediction.boundary.validation_mm,
     )
@@ -197,7 +196,7 @@ def stage_overlap(found: Localisation, target: Volume) -> float | None:
     """Return the Dice of stage 1's candidate and a mask on the scan's grid, which is read on the coarse one.
 
     Args:
-        found: by stage 1.
+        found: what stage 1 found.
         target: stage 2's mask, or a part of the grid that holds it.
     """
     if found.candidate is None:
@@ -226,80 +225,51 @@ def repeated_slices(image: Volume, first: int, last: int) -> int:
     return count
 
 
-def _structures(
-    prediction: Prediction, predictor: Predictor, image: Volume
-) -> Iterator[tuple[str, StructureFacts]]:
-    region = prediction.region
-    assert region is not None
-    start = _first_voxel(image, region)
+def _within(mask: StructureMask, prediction: Prediction) -> list[int]:
+    """Return where a mask's box begins in the region that stage 2 looked at."""
+    return [first - start for first, start in zip(mask.start, prediction.region_start, strict=True)]
+
+
+def _structure(
+    name: str, mask: StructureMask, region: Volume, prediction: Prediction, image: Volume
+) -> StructureFindings:
     voxel_ml, spacing = region.geometry.voxel_volume_ml, region.spacing_mm
-    for name, value in predictor.card.labels.items():
-        whole = region.array == value
-        box = box_of(whole)
-        if box is None:
-            continue
-        mask = whole[box]
-        begin = [part.start for part in box]
-        middle = np.array([float(axis.mean()) for axis in np.nonzero(mask)]) + begin
-        x, y, z = region.geometry.to_world(middle).tolist()
-        s, r, c = (n * step for n, step in zip(mask.shape, spacing, strict=True))
-        is_target = name == predictor.card.target
-        holes = holes_of(mask)
-        if is_target:
-            count, loose_ml = prediction.pieces, prediction.removed_ml
-        else:
-            pieces = pieces_of(mask)
-            count, loose_ml = pieces.count, pieces.loose_voxels * voxel_ml
-        first = [int(a) + int(b) for a, b in zip(start, begin, strict=True)]
-        edges = outer_faces(reached_faces(mask), first, mask.shape, image.geometry.shape)
-        yield (
-            name,
-            StructureFacts(
-                volume_ml=int(mask.sum()) * voxel_ml,
-                centre_mm=(x, y, z),
-                extent_mm=(s, r, c),
-                pieces=count,
-                loose_ml=loose_ml,
-                holes=holes.count,
-                holes_ml=holes.voxels * voxel_ml,
-                empty_slices=gaps_of(mask),
-                scan_faces=face_names(edges),
-                cropped=not is_target,
-            ),
-        )
+    middle = np.array([float(axis.mean()) for axis in np.nonzero(mask.array)]) + _within(mask, prediction)
+    x, y, z = region.geometry.to_world(middle).tolist()
+    s, r, c = (n * step for n, step in zip(mask.array.shape, spacing, strict=True))
+    is_target = name == prediction.card.target
+    holes = holes_of(mask.array)
+    if is_target:
+        count, loose_ml = prediction.pieces, prediction.removed_ml
+    else:
+        pieces = pieces_of(mask.array)
+        count, loose_ml = pieces.count, pieces.loose_voxels * voxel_ml
+    edges = outer_faces(reached_faces(mask.array), mask.start, mask.array.shape, image.geometry.shape)
+    return StructureFindings(
+        volume_ml=int(mask.array.sum()) * voxel_ml,
+        centre_mm=(x, y, z),
+        extent_mm=(s, r, c),
+        pieces=count,
+        loose_ml=loose_ml,
+        holes=holes.count,
+        holes_ml=holes.voxels * voxel_ml,
+        empty_slices=gaps_of(mask.array),
+        scan_faces=face_names(edges),
+        cropped=not is_target,
+    )
 
 
-def _hu(image: Volume, prediction: Prediction, target: Volume) -> HuFacts:
-    inside: Box = _box_in(image, target)
-    values: NDArray[Any] = image.array[inside][target.array]
+def _hu(image: Volume, prediction: Prediction, target: StructureMask) -> HuFindings:
+    values = image.array[target.box][target.array]
     low, high = TISSUE_HU
     odd = np.count_nonzero((values < low) | (values > high)) / values.size
     region, seen = prediction.region, prediction.seen
     assert region is not None
-    return HuFacts(
+    first = prediction.region_start[0]
+    return HuFindings(
         target_hu=float(np.median(values)),
         crop_hu=None if seen is None else level_hu(seen.array),
         noise_hu=None if seen is None else noise_hu(seen.array),
         odd_share=float(odd),
-        metal_ml=metal_ml(image, *_span(image, region, 0)),
+        metal_ml=metal_ml(image, first, first + region.geometry.shape[0] - 1),
     )
-
-
-def _span(image: Volume, part: Volume, more: int) -> tuple[int, int]:
-    """Return the first and the last slice of the image that a part of its grid takes, and some more."""
-    first = int(_first_voxel(image, part)[0])
-    last = first + part.geometry.shape[0] - 1
-    return max(0, first - more), min(image.geometry.shape[0] - 1, last + more)
-
-
-def _box_in(image: Volume, part: Volume) -> Box:
-    s, r, c = (
-        slice(int(first), int(first) + n)
-        for first, n in zip(_first_voxel(image, part), part.geometry.shape, strict=True)
-    )
-    return s, r, c
-
-
-def _first_voxel(image: Volume, part: Volume) -> NDArray[np.int64]:
-    """Return where a part of the image's grid begins."""
-    return np.rint(image.geometry.to_index(part.geometry.origin_mm)).astype(np.int64)

@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from metricunet.inference.crops import (
-    GROWTH,
-    face_names,
-    inner_faces,
-    next_view,
-    outer_faces,
-    reached_faces,
-)
-from metricunet.inference.predictor import Prediction, Predictor
-from metricunet.inference.quality import judge
+from metricunet.inference.predictor import Predictor
+from metricunet.inference.reruns import GROWTH, next_view
 from metricunet.networks import NetworkOutput
+from metricunet.quality.prediction import Prediction
+from metricunet.quality.verdict import judge
 from metricunet.stages.locate import Localisation
 from metricunet.stages.segment import View
 from metricunet.volume import Geometry, Volume
@@ -41,17 +35,6 @@ def dice_with_truth(found: Prediction, scan: Volume) -> float:
     assert found.labels is not None
     truth, mask = scan.array > -15, found.labels.array > 0
     return 2 * float((truth & mask).sum()) / float(truth.sum() + mask.sum())
-
-
-def test_faces_of_a_mask_in_its_box() -> None:
-    mask = np.zeros((4, 5, 6), dtype=bool)
-    mask[0, 2, 3] = mask[2, 4, 3] = mask[2, 2, 5] = True
-    reached = reached_faces(mask)
-    assert face_names(reached) == ("feet", "back", "left")
-    # The box begins at the scan's first slice and ends at its last column: those are no inner faces.
-    assert face_names(inner_faces(reached, (0, 3, 10), mask.shape, (9, 20, 16))) == ("back",)
-    assert face_names(outer_faces(reached, (0, 3, 10), mask.shape, (9, 20, 16))) == ("feet", "left")
-    assert face_names(reached_faces(mask[1:3, 1:4, 1:5])) == ()
 
 
 def test_one_face_moves_two_faces_grow_and_none_ends() -> None:
@@ -109,7 +92,7 @@ def test_what_is_larger_than_any_gland_is_flagged_after_a_bounded_number_of_look
     found = predictor.segment(scan, located(0, 0, 0))
     assert found.touches_crop
     assert 2 <= len(found.crops) <= 4
-    quality = judge("c", scan, found, predictor)
+    quality = judge("c", scan, found)
     (flag,) = [flag for flag in quality.flags if flag.code == "touches_crop"]
     assert "feet, head" in flag.text
     assert f"{len(found.crops)} looks" in flag.text

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from metricunet.evaluation.smoothness import contour_lengths_mm
 from metricunet.files.model import Calibration
-from metricunet.inference.temperature import tempered
+from metricunet.quality.temperature import tempered
 from metricunet.stages.classes import keep_largest_piece
 from metricunet.volume import ROUNDED_GRID_TOLERANCE_MM, FloatArray, Geometry, Volume
 

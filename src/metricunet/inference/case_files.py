@@ -1,0 +1,225 @@
+"""The files of a predicted case: their names, what they may replace, and how they come to be, the verdict last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from metricunet.errors import InputError
+from metricunet.files.claim import claimed
+from metricunet.files.names import check_name_fits
+from metricunet.files.nifti import is_nifti, write_nifti
+from metricunet.files.own import Inputs, OwnFiles
+from metricunet.files.record import sha256
+from metricunet.files.seg.write import write_seg
+from metricunet.inference.inputs import QUALITY_SUFFIX, ScanInput
+from metricunet.inference.structure_set import (
+    ContourOptions,
+    description_of,
+    structures_of,
+    write_structure_set,
+)
+from metricunet.quality.prediction import Prediction
+from metricunet.quality.verdict import QualityReport
+
+Format = Literal["nifti", "rtstruct", "seg"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", "seg": ".seg.dcm"}
+#: What refers to the files of a scan, and cannot be written without them.
+NEED_SERIES: tuple[Format, ...] = ("rtstruct", "seg")
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """Where the outputs of cases go, which of them are asked for, and what they must not replace.
+
+    Attributes:
+        folder: that the outputs are written into.
+        formats: of the masks.
+        inputs: files that are never replaced.
+        overwrite: whether files of others that have an output's name may be replaced.
+    """
+
+    folder: Path
+    formats: tuple[Format, ...]
+    inputs: Inputs
+    overwrite: bool = False
+
+    def own(self, case: str) -> OwnFiles:
+        """Return the files of a case, whose record is its verdict."""
+        record = f"{case}{QUALITY_SUFFIX}"
+        return OwnFiles(self.folder, record, "predict", inputs=self.inputs, overwrite=self.overwrite)
+
+    def names(self, case: str) -> dict[Format, str]:
+        """Return the names of the outputs that were asked for."""
+        return {name: f"{case}{SUFFIXES[name]}" for name in self.formats}
+
+    def path(self, case: str, format_: Format) -> Path:
+        """Return where an output of a case goes."""
+        return self.folder / f"{case}{SUFFIXES[format_]}"
+
+    def check(self, case: str) -> None:
+        """Refuse a case whose outputs have too long a name, or would replace an input or somebody else's file.
+
+        Raises:
+            InputError: it names the file, and says what to do.
+        """
+        check_name_fits(self.folder / case, *(SUFFIXES[name] for name in self.formats), QUALITY_SUFFIX)
+        self.own(case).check(self.names(case).values())
+
+    def write(
+        self,
+        prediction: Prediction,
+        quality: QualityReport,
+        source: ScanInput | None,
+        options: ContourOptions,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Write the files of a case, all or none of them. The caller holds the claim of the case.
+
+        Args:
+            prediction: of the scan.
+            quality: its verdict, which names the case.
+            source: the scan's files; None for a scan that has none.
+            options: how a structure set is drawn.
+            provenance: what the files depend on, as `provenance_of` gives it; it becomes part of the verdict.
+
+        Raises:
+            InputError: something cannot be written, or a file of somebody else is in its place.
+        """
+        own = self.own(quality.case)
+        try:
+            drawn = _stage_masks(own, self.names(quality.case), prediction, source, options)
+            # The verdict is written last: where it is, the case is whole.
+            own.commit({**quality.to_json(drawn), **provenance})
+        finally:
+            own.discard()
+
+
+def write_case(
+    folder: Path,
+    prediction: Prediction,
+    quality: QualityReport,
+    source: ScanInput | None = None,
+    *,
+    formats: Sequence[str] = ("nifti",),
+    options: ContourOptions | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    inputs: Iterable[Path] = (),
+    overwrite: bool = False,
+) -> tuple[Path, ...]:
+    """Write what was predicted of one scan, as `metricunet predict` writes it.
+
+    A file of an earlier prediction is replaced only while it is as it was written.
+
+    Args:
+        folder: of CASE.nii.gz, CASE.rtstruct.dcm, CASE.seg.dcm and CASE.quality.json; made where it is missing.
+        prediction: of the scan.
+        quality: its verdict, which names the case.
+        source: the scan's files, which are never replaced; None for a scan that has none. Without a DICOM series
+            `nifti` alone can be written.
+        formats: of `nifti`, `rtstruct` and `seg`.
+        options: how a structure set is drawn.
+        provenance: what the files depend on, see `provenance_of`. Only where it also holds `input_sha256`, and all
+            of it fits, does `metricunet predict` take the case for done.
+        inputs: more files that are never replaced, such as the models.
+        overwrite: replace files of others that have an output's name.
+
+    Returns:
+        The files that are there now, the verdict last.
+
+    Raises:
+        InputError: an unknown format, one that needs a DICOM series where there is none, options that cannot be
+            followed, a file of somebody else in the place of an output, or another process that works on the case.
+    """
+    options = options or ContourOptions()
+    known = checked_formats(formats)
+    series = None if source is None else source.series
+    if series is None and (of_dicom := [name for name in NEED_SERIES if name in known]):
+        where = quality.case if source is None else source.path
+        raise InputError(f"{where}: {of_dicom[0]} needs a DICOM series to refer to, and this is none; write nifti")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; expected a folder for the predictions")
+    kept = Inputs([*files_of(source), *inputs, *filter(None, [options.add_to])])
+    files = CaseFiles(folder, known, kept, overwrite)
+    options.check([series], files.path(quality.case, "rtstruct") if "rtstruct" in known else None)
+    files.check(quality.case)
+    own = files.own(quality.case)
+    with claimed(own.claim, f"a prediction of case {quality.case}"):
+        files.write(prediction, quality, source, options, provenance or {})
+    there = [folder / name for name in files.names(quality.case).values() if prediction.masks]
+    return (*there, own.path)
+
+
+def checked_formats(formats: Sequence[str]) -> tuple[Format, ...]:
+    """Return the formats in the order in which they are written.
+
+    Raises:
+        InputError: one of them is unknown.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(f"--format must be of {', '.join(FORMATS)}; got {name!r}")
+    return tuple(name for name in FORMATS if name in formats)
+
+
+def provenance_of(models: Sequence[Path], reruns: int, options: ContourOptions | None) -> dict[str, Any]:
+    """Return what the files of a case depend on beside its scan.
+
+    Args:
+        models: model files.
+        reruns: how often stage 2 may run again.
+        options: how structure sets are drawn; None where there are none.
+    """
+    found: dict[str, Any] = {
+        "model_sha256": sha256(models),
+        "version": version("metricunet"),
+        "reruns": reruns,
+    }
+    if options is not None:
+        found["structure_set"] = options.key()
+    return found
+
+
+def files_of(source: ScanInput | None) -> tuple[Path, ...]:
+    """Return the files of a scan; of one that cannot be read, as far as they are known."""
+    if source is None:
+        return ()
+    try:
+        return source.files
+    except Exception:  # whatever it is, reading the scan will say so
+        return (source.path,)
+
+
+def _stage_masks(
+    own: OwnFiles,
+    names: Mapping[Format, str],
+    prediction: Prediction,
+    source: ScanInput | None,
+    options: ContourOptions,
+) -> dict[str, dict[str, Any]]:
+    """Stage what was asked for, if there is a mask; return what the structure set holds of each structure."""
+    if prediction.labels is None or not prediction.masks:
+        return {}
+    paths = {name: own.stage(file) for name, file in names.items()}
+    series = None if source is None else source.series
+    if "nifti" in paths:
+        like = source.path if source is not None and series is None and is_nifti(source.path) else None
+        write_nifti(paths["nifti"], prediction.labels, like=like)
+    drawn: dict[str, dict[str, Any]] = {}
+    if series is None or not paths.keys() & set(NEED_SERIES):
+        return drawn
+    synthetic = prediction.card.synthetic
+    description = description_of(synthetic)
+    surface = options.contours == "surface" and "rtstruct" in paths
+    structures = structures_of(prediction, surface)
+    if "rtstruct" in paths:
+        drawn = write_structure_set(
+            paths["rtstruct"], series, structures, options, description=description, synthetic=synthetic
+        )
+    if "seg" in paths:
+        write_seg(paths["seg"], series, list(structures.values()), description=description)
+    return drawn

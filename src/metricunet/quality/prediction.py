@@ -1,0 +1,186 @@
+"""A prediction as a plain value: the masks of a scan, where they lie in it, and what the models say of themselves.
+
+The predictor makes it. Verdicts, files and the Python interface take it, and need no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from metricunet.errors import InputError
+from metricunet.files.model import ModelCard
+from metricunet.quality.boundary import BoundaryConfidence
+from metricunet.stages.classes import Box, Mask
+from metricunet.structures import class_of
+from metricunet.volume import Shape, Volume
+
+if TYPE_CHECKING:
+    from metricunet.stages.locate import Localisation  # imports torch
+
+
+@dataclass(frozen=True)
+class EnsembleCard:
+    """What the cards of the models that a prediction averages say together. A single model is an ensemble of one.
+
+    Attributes:
+        labels: structure name to its value in label files; the networks' class k is the k-th entry, from 1.
+        tg263: structure name to its standard name in structure sets (AAPM TG-263).
+        target: the structure that steers localisation and crop.
+        ranges: smallest and largest value that any of the models has seen in training, by quantity.
+        synthetic: whether any of the models has seen phantoms only.
+    """
+
+    labels: Mapping[str, int]
+    tg263: Mapping[str, str]
+    target: str
+    ranges: Mapping[str, tuple[float, float]]
+    synthetic: bool
+
+    @classmethod
+    def of(cls, cards: Sequence[ModelCard]) -> EnsembleCard:
+        """Put the cards of models together that have the same labels and target.
+
+        Args:
+            cards: at least one; names of structures are the first one's.
+        """
+        first = cards[0]
+        quantities = dict.fromkeys(quantity for card in cards for quantity in card.ranges)
+        seen = {q: [card.ranges[q] for card in cards if q in card.ranges] for q in quantities}
+        return cls(
+            labels=first.labels,
+            tg263=first.tg263,
+            target=first.target,
+            ranges={q: (min(r[0] for r in ranges), max(r[1] for r in ranges)) for q, ranges in seen.items()},
+            synthetic=any(card.synthetic for card in cards),
+        )
+
+    @property
+    def target_class(self) -> int:
+        """The networks' class of the target."""
+        return class_of(self.labels, self.target)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One field that stage 2 has segmented, as it is recorded.
+
+    Attributes:
+        centre_mm: LPS middle of the field.
+        sides_mm: of the field inside the scan: head-foot, front-back, left-right.
+        touched: the inner faces that the target reaches, by their names in `metricunet.quality.masks.FACES`.
+        volume_ml: of the target.
+        used: whether the mask is this one's.
+    """
+
+    centre_mm: tuple[float, float, float]
+    sides_mm: tuple[float, float, float]
+    touched: tuple[str, ...]
+    volume_ml: float
+    used: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dictionary, rounded."""
+        return {
+            "centre_mm": [round(v, 1) for v in self.centre_mm],
+            "sides_mm": [round(v, 1) for v in self.sides_mm],
+            "touched": list(self.touched),
+            "volume_ml": round(self.volume_ml, 2),
+            "used": self.used,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class StructureMask:
+    """The mask of one structure, on the smallest box of the scan that holds it. Axes are canonical.
+
+    Attributes:
+        array: bool [slice, row, column] of the box.
+        start: the box's first voxel in the scan.
+    """
+
+    array: Mask
+    start: Shape
+
+    @property
+    def box(self) -> Box:
+        """The box as slices of the scan."""
+        s, r, c = (slice(first, first + n) for first, n in zip(self.start, self.array.shape, strict=True))
+        return s, r, c
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the predictor makes of a scan. Apart from `labels`, axes run to the head, the back and the left.
+
+    Attributes:
+        card: of the models that made it.
+        localisation: what stage 1 found.
+        labels: label values on the scan's own grid, uint8 where they fit; None where the target is absent.
+        region: the part of the labels that stage 2 looked at, where alone they can differ from 0.
+        region_start: the region's first voxel in the scan.
+        masks: of each structure that has a voxel, in the order of the card's labels.
+        shares: probabilities [structures, *region] of all classes but the background, as they came out.
+        seen: HU of the field as the first model's stage 2 saw it, on its own grid.
+        crops: every field that stage 2 has segmented, in order; one of them is the one that was used.
+        pieces: connected parts of the target, before all but the largest were left out of the labels.
+        removed_ml: volume of the parts that were left out.
+        boundary: how far the target's boundary is expected to be off; None where there is no target.
+    """
+
+    card: EnsembleCard
+    localisation: Localisation
+    labels: Volume | None
+    region: Volume | None = None
+    region_start: Shape = (0, 0, 0)
+    masks: Mapping[str, StructureMask] = field(default_factory=dict)
+    shares: NDArray[np.float32] | None = None
+    seen: Volume | None = None
+    crops: tuple[Crop, ...] = ()
+    pieces: int = 0
+    removed_ml: float = 0.0
+    boundary: BoundaryConfidence | None = None
+
+    @property
+    def touches_crop(self) -> bool:
+        """Whether the target reaches a face of the field that is not the edge of the scan."""
+        return any(crop.touched for crop in self.crops if crop.used)
+
+    def mask(self, structure: str) -> Volume:
+        """Return the mask of a structure, bool, on the scan's own grid; empty where it has no voxel.
+
+        Raises:
+            InputError: the models segment no such structure, or no target was found to segment around.
+        """
+        if structure not in self.card.labels:
+            raise InputError(f"no structure {structure!r}; the model segments {', '.join(self.card.labels)}")
+        if self.labels is None:
+            raise InputError(f"no mask: {self.card.target} was not found ({self.localisation.reason})")
+        mask = self.labels.with_array(np.zeros(self.labels.geometry.shape, dtype=bool))
+        found = self.masks.get(structure)
+        if found is not None:
+            mask.canonical().array[found.box] = found.array  # a view
+        return mask
+
+
+def structure_masks(
+    classes: NDArray[np.uint8], names: Sequence[str], start: Sequence[int]
+) -> dict[str, StructureMask]:
+    """Return the mask of each structure that has a voxel.
+
+    Args:
+        classes: class of each voxel of a region [slice, row, column]; 0 is the background.
+        names: of the structures, whose classes are 1, 2, ...
+        start: the region's first voxel in the scan.
+    """
+    found = {}
+    for k, (name, box) in enumerate(zip(names, ndimage.find_objects(classes, len(names)), strict=True), start=1):
+        if box is not None:
+            s, r, c = (int(first) + part.start for first, part in zip(start, box, strict=True))
+            found[name] = StructureMask(classes[box] == k, (s, r, c))
+    return found
