@@ -1,8 +1,8 @@
 """What version 0.1.0 left on disk: models and predictions are read, anything else is refused and stays as it is.
 
-`data` holds what that version wrote before its records stated the hashes of their files: a cohort with its cache, a
-model, what it predicts for the two unseen scans, the scores of that, a training that was stopped in its first stage,
-and a study that was stopped in its second run.
+`data` holds what that version wrote before its records stated the hashes of their files: a cohort with its cache,
+a model, what it predicts for the two unseen scans, the scores of that, a training that was stopped in its first
+stage, and a study that was stopped in its second run.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ REFUSED = {
     ),
     "a training to go on with": (
         "train OLD/cohort -o OLD/run --resume --preset small --config OLD/run.yaml",
-        "OLD/run/log.csv: is not as this training wrote it, or an earlier version did, whose runs cannot be resumed",
+        "OLD/run/log.csv: is not as this training wrote it, or an earlier version did, whose runs",
     ),
     "a training elsewhere on the cache": (
         "train OLD/cohort -o OLD/new --preset small --config OLD/model.yaml",
