@@ -132,8 +132,8 @@ def check_log(folder: Path) -> None:
         ours = False
     if not ours:
         raise InputError(
-            f"{path}: was not written by this training, or was changed since, and going on would rewrite it; move "
-            "it elsewhere and run again"
+            f"{path}: is not as this training wrote it, or an earlier version did, whose runs cannot be resumed; "
+            "going on would rewrite it: move it elsewhere, or start anew in another folder"
         )
 
 
