@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity
 from benchmarks.report import missing, value_target
 from metricunet.metric import HardEasySampler, Sample, TupleOptions, VoxelMetricLoss, tuple_losses
 from metricunet.networks.device import keep_freed_memory
+from metricunet.progress import Progress
 from metricunet.workflows.bench.metric import CLASSES, ellipses
 from metricunet.workflows.bench.result import Facts, duration, head, value_line
 from metricunet.workflows.bench.timing import counter, seconds
@@ -88,7 +89,7 @@ class BranchBench:
         return "\n".join([*lines, f"  CUDA: {state[self.cuda_graph]}"])
 
 
-def bench_branch(device: torch.device, *, progress: Callable[[int, int], None] | None = None) -> BranchBench:
+def bench_branch(device: torch.device, *, progress: Progress | None = None) -> BranchBench:
     """Measure the branch alone.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from benchmarks.report import cuda_line, value_target, verdict
 from benchmarks.subject import Subject
 from metricunet.files.nifti import read_labels, write_nifti
 from metricunet.inference.predictor import Predictor
+from metricunet.progress import Progress
 from metricunet.workflows.bench.predict import nothing_found, seconds_of_cases
 from metricunet.workflows.bench.process import Ended, run_metricunet
 from metricunet.workflows.bench.result import Facts, duration, head, times_line, value_line
@@ -128,7 +129,7 @@ def bench_calls(
     *,
     repeats: int | None = None,
     cases: int = CASES,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CallsBench:
     """Measure `metricunet predict`.
 

@@ -21,6 +21,7 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.networks.device import keep_freed_memory
 from metricunet.phantom import make_cohort
+from metricunet.progress import Progress
 from metricunet.stages.network_input import pick_precision
 from metricunet.training.batches import Batch, SegmentBatches, update_generator
 from metricunet.training.config import TrainConfig, load_config
@@ -115,7 +116,7 @@ def bench_feeding(
     preset: str = "default",
     repeats: int | None = None,
     settings: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> FeedingBench:
     """Measure a training step.
 
@@ -222,9 +223,7 @@ class TrainingSteps:
         return self.batches.draw(update_generator(self.config.seed, SEGMENT_STAGE, update, self.device))
 
 
-def _measure(
-    steps: TrainingSteps, preset: str, rounds: int, progress: Callable[[int, int], None] | None
-) -> FeedingBench:
+def _measure(steps: TrainingSteps, preset: str, rounds: int, progress: Progress | None) -> FeedingBench:
     device = steps.device
     clocks = {"bare": steps.bare, "ours": steps.ours}
     if steps.monai is not None:

@@ -21,6 +21,7 @@ from metricunet.files.nifti import read_nifti, write_nifti
 from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.rtstruct.write import write_rtstruct
+from metricunet.progress import Progress
 from metricunet.volume import Volume
 from metricunet.workflows.bench.result import Facts, head, ratio_line
 from metricunet.workflows.bench.timing import Ratio, Run, Times, alternate, counter
@@ -89,7 +90,7 @@ def bench_files(
     device: torch.device,
     *,
     repeats: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> FilesBench:
     """Measure reading and writing.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from benchmarks.subject import Subject
 from benchmarks.work import Work, multiply_adds
 from metricunet.inference.predictor import Predictor
 from metricunet.networks.device import keep_freed_memory
+from metricunet.progress import Progress
 from metricunet.workflows.bench.result import Facts, head, ratio_line, times_line
 from metricunet.workflows.bench.timing import Ratio, Run, Times, alternate, counter
 
@@ -72,7 +72,7 @@ def bench_locate(
     device: torch.device,
     *,
     repeats: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> LocateBench:
     """Measure stage 1.
 

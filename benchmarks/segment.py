@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from benchmarks.subject import Subject
 from benchmarks.work import Work, multiply_adds
 from metricunet.inference.predictor import Predictor
 from metricunet.networks.device import keep_freed_memory
+from metricunet.progress import Progress
 from metricunet.workflows.bench.predict import nothing_found
 from metricunet.workflows.bench.result import Facts, head, ratio_line, times_line
 from metricunet.workflows.bench.timing import Ratio, Run, Times, alternate, counter
@@ -92,7 +93,7 @@ def bench_segment(
     device: torch.device,
     *,
     repeats: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SegmentBench:
     """Measure stage 2, and both stages beside the slide.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from metricunet.errors import InputError, told
+from metricunet.progress import Bars, Progress
 
 app = typer.Typer(
     name="metricunet",
@@ -381,16 +382,17 @@ def commission(output: Output, json: Json = False) -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+def progress_bars() -> Iterator[Bars]:
     """Yield a function that opens a named progress bar on standard error; silent without a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as LiveBars
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, disable=not console.is_terminal)
+    progress = LiveBars(*columns, console=console, disable=not console.is_terminal)
 
-    def bar(name: str) -> Callable[[int, int], None]:
+    def bar(name: str) -> Progress:
         task: Any = None
 
         def advance(done: int, total: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,12 @@ from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
 from metricunet.files.scan import scan_files
 from metricunet.hu import AIR_HU
+from metricunet.progress import Progress
 from metricunet.stages.locate import coarse_grid
 from metricunet.stages.network_input import read_hu
 from metricunet.stages.segment import central_crop
 from metricunet.structures import class_of
 from metricunet.volume import Geometry, Volume, resample_labels, voxels_of
-
-Progress = Callable[[int, int], None]
 
 #: Raised whenever the cached arrays would come out differently.
 CACHE_VERSION = 2

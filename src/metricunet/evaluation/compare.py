@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +18,13 @@ from metricunet.files.atomic import write_json, write_text
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, hash_if_readable
 from metricunet.files.scan import read_labels, read_scan
+from metricunet.progress import Progress
 from metricunet.volume import Volume
 
 COMMAND = "evaluate"
 #: Of its own name, for the results may lie beside those of a prediction.
 EVALUATION_RECORD = "evaluate.json"
 OUTPUTS = ("cases.csv", "summary.json", "report.html")
-
-Progress = Callable[[int, int], None]
 
 
 def evaluate(

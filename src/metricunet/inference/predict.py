@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from metricunet.inference.structure_set import (
     structures_of,
     write_structure_set,
 )
+from metricunet.progress import Progress
 from metricunet.volume import Volume
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from metricunet.inference.quality import Quality
 
 Format = Literal["nifti", "rtstruct", "seg"]
-Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", "seg": ".seg.dcm"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, SEAL, STAGING, OwnFiles
 from metricunet.phantom.make import STRUCTURES, make_phantom
 from metricunet.phantom.scanner import Difficulty
+from metricunet.progress import Progress, no_progress
 from metricunet.volume import Volume
 
 RECIPE_FILE, DATASET_FILE = "phantoms.json", "dataset.json"
@@ -132,7 +133,7 @@ def make_cohort(
     structures: Sequence[str] = ("prostate",),
     n_test: int = 0,
     absent_fraction: float = 0.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     workers: int = 1,
     n_readers: int = 0,
     overwrite: bool | None = None,
@@ -175,7 +176,7 @@ def make_cohort(
             cases = known_cases(own, plan.recipe, files)
             if cases is not None:
                 try:
-                    _complete(own, plan, orders, cases, workers, progress or (lambda done, total: None))
+                    _complete(own, plan, orders, cases, workers, progress or no_progress)
                 finally:
                     own.discard()
     return list(files)
@@ -187,7 +188,7 @@ def _complete(
     orders: Sequence[Order],
     cases: dict[str, Any],
     workers: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> None:
     """Make the cases that are not there, and dataset.json."""
 

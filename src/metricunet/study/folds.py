@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -30,6 +29,7 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
 from metricunet.hu import why_not_hu
+from metricunet.progress import Bars, no_bars
 from metricunet.stages.locate import Localisation, coarse_probabilities, localise, locate_spec
 from metricunet.study.data import ScoredCase
 from metricunet.study.sharing import refuse_others
@@ -37,8 +37,6 @@ from metricunet.training.config import TrainConfig
 from metricunet.training.fit import Located, open_run, train_locate, trained_locate
 from metricunet.training.run import Run, state_file
 from metricunet.volume import Geometry, Volume
-
-Progress = Callable[[int, int], None]
 
 LOCATE_NAME = "locate.safetensors"
 #: Folders of the cuts: of the cases to score, and of the training cases that probes are fitted on.
@@ -147,9 +145,7 @@ class StoredStageOne:
         return self.tensors
 
 
-def prepare_fold(
-    spec: FoldSpec, bar: Callable[[str], Progress] = lambda name: lambda done, total: None
-) -> PreparedFold:
+def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
     """Train stage 1 of a fold, or go on with it, and cut the cases to score. What is done already is kept.
 
     Args:

@@ -27,6 +27,7 @@ from metricunet.files.model import read_card
 from metricunet.files.own import read_sealed, write_sealed
 from metricunet.files.record import RECORD_NAME, RunRecord, sha256
 from metricunet.inference.predictor import Predictor
+from metricunet.progress import Say, silent
 from metricunet.study.data import TRUTH, ScoredCase
 from metricunet.study.folds import LOCATE_NAME, PreparedFold, read_cut, shared_stage_one, trained_in
 from metricunet.study.results import FEATURES, SMOOTHNESS, Row, Table, cases_table, write_table
@@ -39,7 +40,7 @@ from metricunet.study.scoring import (
     segment_cut,
     segment_whole_scan,
 )
-from metricunet.study.sharing import Say, refuse_others, silent, taken_up
+from metricunet.study.sharing import refuse_others, taken_up
 from metricunet.training.config import TrainConfig, differences
 from metricunet.training.fit import MODEL_NAME, Located, open_run, run_facts, train_segment
 from metricunet.training.log import Watch

@@ -10,18 +10,14 @@ from typing import TypeVar
 
 from metricunet.errors import InputError
 from metricunet.files.claim import AlreadyClaimed, claimed
+from metricunet.progress import Say, silent
 from metricunet.training.run import is_scratch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Say = Callable[[str], None]
 
 #: How often a process looks whether another one is done.
 POLL_S = 0.5
-
-
-def silent(message: str) -> None:
-    """Say nothing."""
 
 
 def taken_up(items: Sequence[Item], do: Callable[[Item], Result], say: Say = silent) -> Iterator[Result]:

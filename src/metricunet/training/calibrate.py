@@ -33,11 +33,11 @@ from metricunet.inference.predictor import load_model
 from metricunet.inference.temperature import fit_temperature, tempered
 from metricunet.networks import Network
 from metricunet.networks.device import pick_device
+from metricunet.progress import Progress
 from metricunet.specs import SegmentSpec
 from metricunet.stages.classes import keep_largest_piece
 from metricunet.stages.network_input import Precision
 from metricunet.stages.segment import crop_probabilities
-from metricunet.training.run import Progress
 
 
 @dataclass(frozen=True, eq=False)

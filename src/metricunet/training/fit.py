@@ -23,6 +23,7 @@ from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import keep_freed_memory, pick_device
+from metricunet.progress import Progress
 from metricunet.stages.locate import class_probabilities, localise, locate_spec
 from metricunet.stages.segment import segment_spec
 from metricunet.training.batches import BlockBatches, LocateBatches, SegmentBatches
@@ -35,7 +36,6 @@ from metricunet.training.log import Watch
 from metricunet.training.loop import fit
 from metricunet.training.objectives import LocateModule, SegmentModule
 from metricunet.training.run import (
-    Progress,
     Run,
     begin,
     check_cases,

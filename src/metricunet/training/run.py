@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,12 +20,12 @@ from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
 from metricunet.files.own import STAGING, OwnFiles
 from metricunet.hu import why_not_hu
+from metricunet.progress import Progress
 from metricunet.structures import class_of
 from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config
 from metricunet.training.log import Watch, check_log
 
-Progress = Callable[[int, int], None]
 #: A target seen in fewer scans than this cannot be learned.
 FEWEST_CASES = 2
 

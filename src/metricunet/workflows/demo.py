@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord, hash_if_readable
 from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
+from metricunet.progress import Bars, Say, no_bars, silent
 from metricunet.training.config import load_config
 from metricunet.training.fit import MODEL_NAME, train
 from metricunet.training.run import check_folder
@@ -56,8 +56,8 @@ def demo(
     training_cases: int = TRAINING_CASES,
     unseen_cases: int = UNSEEN_CASES,
     settings: tuple[str, ...] = SETTINGS,
-    say: Callable[[str], None] = lambda message: None,
-    bar: Callable[[str], Callable[[int, int], None]] = lambda name: lambda done, total: None,
+    say: Say = silent,
+    bar: Bars = no_bars,
 ) -> DemoResult:
     """Make phantoms, train, segment unseen ones, score them, and leave a report.
 

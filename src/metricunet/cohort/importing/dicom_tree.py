@@ -14,7 +14,7 @@ from pydicom.errors import InvalidDicomError
 
 from metricunet.cohort.importing.names_file import listed
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
-from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase, Status
+from metricunet.cohort.importing.source import Found, LeftOut, Named, Region, SourceCase, Status
 from metricunet.errors import InputError, told
 from metricunet.files.dicom.file import read_dataset
 from metricunet.files.dicom.header import DAMAGE, one_line
@@ -22,6 +22,7 @@ from metricunet.files.dicom.series import CtSeries, RefusedSeries, SeriesSearch,
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.rtstruct.model import RtStruct, RtStructure
 from metricunet.files.rtstruct.read import read_rtstruct
+from metricunet.progress import Bars
 from metricunet.volume import Volume
 
 LAYOUT = "dicom"

@@ -13,13 +13,14 @@ import numpy as np
 
 from metricunet.cohort.contoured import read_not_contoured
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
-from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase, Split
+from metricunet.cohort.importing.source import Found, LeftOut, Named, Region, SourceCase, Split
 from metricunet.cohort.layout import CHANNEL_SUFFIX, DatasetInfo, read_dataset_json
 from metricunet.cohort.splits import patients_of
 from metricunet.errors import InputError, told
 from metricunet.files import slicer
 from metricunet.files.grids import difference
 from metricunet.files.scan import case_name, is_scan, read_labels, read_scan, scan_files
+from metricunet.progress import Bars
 from metricunet.volume import Volume
 
 NNUNET, PAIRS = "nnunet", "pairs"

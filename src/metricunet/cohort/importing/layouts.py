@@ -7,9 +7,10 @@ from pathlib import Path
 
 from metricunet.cohort.importing import dicom_tree, label_maps, totalsegmentator
 from metricunet.cohort.importing.privacy import Privacy
-from metricunet.cohort.importing.source import Bars, Found
+from metricunet.cohort.importing.source import Found
 from metricunet.errors import InputError
 from metricunet.files.scan import is_scan
+from metricunet.progress import Bars
 
 Finder = Callable[[Path, Privacy, Bars], Found]
 

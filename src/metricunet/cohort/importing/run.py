@@ -27,7 +27,7 @@ from metricunet.cohort.importing.report import (
     lines,
     summarised,
 )
-from metricunet.cohort.importing.source import Bars, Found, LeftOut, Progress, SourceCase
+from metricunet.cohort.importing.source import Found, LeftOut, SourceCase
 from metricunet.cohort.layout import dataset_content, image_path, label_path
 from metricunet.cohort.splits import PATIENTS_NAME
 from metricunet.errors import InputError, told
@@ -37,6 +37,7 @@ from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, OwnFiles
 from metricunet.files.record import RunRecord, hash_if_readable, sha256
 from metricunet.hu import why_not_hu
+from metricunet.progress import Bars, Progress, no_bars
 from metricunet.volume import Volume
 
 COMMAND = "import"
@@ -49,11 +50,7 @@ DESCRIPTIONS = (PATIENTS_NAME, CONTOURED_NAME, "dataset.json")
 MOST_REASONS = 5
 
 
-def _no_bar(name: str) -> Progress:
-    return lambda done, total: None
-
-
-def list_names(sources: Sequence[Path], *, layout: str = AUTO, bars: Bars = _no_bar) -> Spellings:
+def list_names(sources: Sequence[Path], *, layout: str = AUTO, bars: Bars = no_bars) -> Spellings:
     """Count every spelling of every structure's name, as a names file to be completed.
 
     Args:
@@ -82,7 +79,7 @@ def import_cohort(
     layout: str = AUTO,
     uids: Uids = "hash",
     overwrite: bool = False,
-    bars: Bars = _no_bar,
+    bars: Bars = no_bars,
 ) -> Imported:
     """Make a cohort of scans with contours. Run again, it goes on where it was stopped and skips what is done.
 

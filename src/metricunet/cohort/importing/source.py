@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 
 from metricunet.cohort.importing.privacy import hashed
 from metricunet.volume import Volume
-
-Progress = Callable[[int, int], None]
-Bars = Callable[[str], Progress]
 
 #: What a source says of a structure in a case. `contoured`: there is a mask. `absent`: the source speaks of every
 #: voxel and none is of it. `not contoured`: nothing was drawn. `unusable`: something was, and cannot be used.

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from metricunet.cohort.importing.label_maps import on_grid
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
-from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase
+from metricunet.cohort.importing.source import Found, LeftOut, Named, Region, SourceCase
 from metricunet.errors import InputError, told
 from metricunet.files.scan import case_name, is_scan, read_scan
+from metricunet.progress import Bars
 from metricunet.volume import Volume
 
 LAYOUT = "totalsegmentator"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,8 @@ from metricunet.files.dicom.slice import (
     read_slice,
 )
 from metricunet.files.dicom.stack import LARGEST_TILT_DEGREES, Allow, stack_slices
+from metricunet.progress import Progress
 from metricunet.volume import FloatArray, Geometry, Volume
-
-Progress = Callable[[int, int], None]
 
 FEWEST_SLICES = 3
 #: What macOS puts into archives beside the files themselves.

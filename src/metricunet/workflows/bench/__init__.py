@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from metricunet.errors import InputError
+from metricunet.progress import Bars, Progress, no_bars
 
 if TYPE_CHECKING:
     from metricunet.workflows.bench.result import Result
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 Part = Literal["predict", "train", "metric"]
 PARTS: tuple[Part, ...] = get_args(Part)
 ALL = "all"
-Progress = Callable[[int, int], None]
 
 
 def bench(
@@ -29,7 +29,7 @@ def bench(
     preset: str = "default",
     repeats: int | None = None,
     device: str = "auto",
-    bar: Callable[[str], Progress] = lambda name: lambda done, total: None,
+    bar: Bars = no_bars,
 ) -> Iterator[tuple[Part, Result]]:
     """Measure speed and memory on this machine, part by part. Nothing but temporary files is written.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from metricunet.metric import GraphedBranch, VoxelMetricLoss
 from metricunet.networks import UNet
 from metricunet.networks.device import keep_freed_memory
+from metricunet.progress import Progress
 from metricunet.stages.network_input import autocast
 from metricunet.training.branch import build_metric
 from metricunet.training.config import TrainConfig, load_config
@@ -32,7 +33,7 @@ def bench_metric(
     *,
     pairs: int | None = None,
     settings: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Measure what the voxel-metric loss adds to a training step.
 

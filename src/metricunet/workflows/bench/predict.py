@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from metricunet.inference.inputs import find_inputs
 from metricunet.inference.predictor import Predictor
 from metricunet.networks.device import keep_freed_memory
 from metricunet.phantom import make_phantom
+from metricunet.progress import Progress
 from metricunet.training.config import load_config
 from metricunet.volume import Volume
 from metricunet.workflows.bench.process import run_metricunet
@@ -37,7 +37,7 @@ def bench_predict(
     device: torch.device,
     *,
     repeats: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Measure wall time and memory of `metricunet predict`, imports counted in, and the time of each stage.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from metricunet.phantom import make_cohort
+from metricunet.progress import Progress
 from metricunet.training.config import LocateConfig, SegmentConfig, load_config
 from metricunet.workflows.bench.process import run_metricunet
 from metricunet.workflows.bench.result import Facts, Result, Row
@@ -32,7 +33,7 @@ def bench_train(
     *,
     repeats: int | None = None,
     settings: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Measure an update of each stage, its data and the metric branch counted in, and the memory of a training.
 

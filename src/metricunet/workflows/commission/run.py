@@ -15,6 +15,7 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, machine
+from metricunet.progress import Progress, no_progress
 from metricunet.workflows.commission.checks import Check, checked
 from metricunet.workflows.commission.measures import spheres, volumes
 from metricunet.workflows.commission.other_programs import (
@@ -128,7 +129,7 @@ def commission(
     output: Path,
     *,
     plans: Sequence[Plan] = PLANS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Commissioning:
     """Send analytic shapes through every door and back, and report how they came through.
 
@@ -147,7 +148,7 @@ def commission(
     own = OwnFiles(output, RESULTS, "commission")
     own.check_alone()
     record = RunRecord("commission", {"output": output})
-    advance = progress or (lambda done, total: None)
+    advance = progress or no_progress
     advance(0, len(GROUPS))
     try:
         work = own.work()
