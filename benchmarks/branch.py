@@ -19,7 +19,7 @@ from metricunet.metric import HardEasySampler, Sample, TupleOptions, VoxelMetric
 from metricunet.networks.device import keep_freed_memory
 from metricunet.progress import Progress
 from metricunet.workflows.bench.metric import CLASSES, ellipses
-from metricunet.workflows.bench.result import Facts, duration, head, value_line
+from metricunet.workflows.bench.result import MeasuredOn, duration, head, value_line
 from metricunet.workflows.bench.timing import counter, seconds
 
 #: Memory beyond the features and their gradient, at `MEMORY_VOXELS` voxels of an image of `MEMORY_SIDE` cubed.
@@ -55,7 +55,7 @@ class BranchBench:
         cuda_graph: whether one CUDA graph captured the loss; None where there is no CUDA GPU.
     """
 
-    facts: Facts
+    facts: MeasuredOn
     memory_mib: float
     image: Growth
     voxels: Growth
@@ -107,7 +107,7 @@ def bench_branch(device: torch.device, *, progress: Progress | None = None) -> B
     ours, theirs = beside(device)
     graph = captures_cuda_graph(device) if device.type == "cuda" else None
     advance()
-    return BranchBench(Facts.of(device), memory, image, voxels, ours, theirs, graph)
+    return BranchBench(MeasuredOn.of(device), memory, image, voxels, ours, theirs, graph)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from metricunet.inference.predictor import Predictor
 from metricunet.progress import Progress
 from metricunet.workflows.bench.predict import nothing_found, seconds_of_cases
 from metricunet.workflows.bench.process import Ended, run_metricunet
-from metricunet.workflows.bench.result import Facts, duration, head, times_line, value_line
+from metricunet.workflows.bench.result import MeasuredOn, duration, head, times_line, value_line
 from metricunet.workflows.bench.timing import Advance, Times, counter
 
 REPEATS = 3
@@ -60,7 +60,7 @@ class CallsBench:
         dice_difference: of their Dice with the true shape; None without the user's model or without a phantom.
     """
 
-    facts: Facts
+    facts: MeasuredOn
     subject: tuple[str, ...]
     shape: tuple[int, ...]
     formats: tuple[str, ...]
@@ -159,7 +159,7 @@ def bench_calls(
     advance()
     peaks = [e.peak_mib for e in ended if e.peak_mib is not None]
     return CallsBench(
-        facts=Facts.of(device),
+        facts=MeasuredOn.of(device),
         subject=tuple(subject.describe()),
         shape=subject.scan.array.shape,
         formats=formats,

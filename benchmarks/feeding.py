@@ -27,7 +27,7 @@ from metricunet.training.batches import Batch, SegmentBatches, update_generator
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.loop import set_up
 from metricunet.training.objectives import SEGMENT_STAGE, SegmentModule
-from metricunet.workflows.bench.result import Facts, duration, head, ratio_line, times_line, value_line
+from metricunet.workflows.bench.result import MeasuredOn, duration, head, ratio_line, times_line, value_line
 from metricunet.workflows.bench.timing import Ratio, Times, counter, take_turns, wait
 from metricunet.workflows.bench.untrained import CLASSES, STRUCTURE, fresh_model
 
@@ -59,7 +59,7 @@ class FeedingBench:
         work: of the bare step.
     """
 
-    facts: Facts
+    facts: MeasuredOn
     preset: str
     block: int
     bare: Times
@@ -236,7 +236,7 @@ def _measure(steps: TrainingSteps, preset: str, rounds: int, progress: Progress 
     monai_s = None if monai is None else overhead_s(monai, bare)
     precision = pick_precision(steps.config.precision, device)
     return FeedingBench(
-        facts=Facts.of(device),
+        facts=MeasuredOn.of(device),
         preset=preset,
         block=BLOCK,
         bare=Times.of(bare),

@@ -17,7 +17,7 @@ from metricunet.inference.predictor import Predictor
 from metricunet.networks.device import keep_freed_memory
 from metricunet.progress import Progress
 from metricunet.workflows.bench.predict import nothing_found
-from metricunet.workflows.bench.result import Facts, head, ratio_line, times_line
+from metricunet.workflows.bench.result import MeasuredOn, head, ratio_line, times_line
 from metricunet.workflows.bench.timing import Ratio, Run, Times, alternate, counter
 
 REPEATS = 7
@@ -48,7 +48,7 @@ class SegmentBench:
         solid: whether the network is a 3D one.
     """
 
-    facts: Facts
+    facts: MeasuredOn
     subject: tuple[str, ...]
     stage2: Times
     bare: Times
@@ -127,7 +127,7 @@ def bench_segment(
     seconds |= alternate(wholes, repeats, device, warm=0, budget_s=SLIDE_BUDGET_S, advance=advance)
     times = {name: Times.of(taken) for name, taken in seconds.items()}
     return SegmentBench(
-        facts=Facts.of(device),
+        facts=MeasuredOn.of(device),
         subject=tuple(subject.describe()),
         stage2=times["stage2"],
         bare=times["bare"],

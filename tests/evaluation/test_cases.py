@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from metricunet.errors import InputError
-from metricunet.evaluation.cases import Quality, match_cases, read_quality
+from metricunet.evaluation.cases import RecordedQuality, match_cases, read_quality
 
 
 def touch(*paths: Path) -> None:
@@ -157,12 +157,12 @@ def test_quality_is_read(tmp_path: Path) -> None:
         ),
         encoding="utf-8",
     )
-    assert read_quality(path) == Quality(
+    assert read_quality(path) == RecordedQuality(
         "review", ("small gland", "cut by the scan"), "uncertain", 0.4, "two regions"
     )
-    assert read_quality(None) == Quality()
+    assert read_quality(None) == RecordedQuality()
     path.write_text("{}", encoding="utf-8")
-    assert read_quality(path) == Quality()
+    assert read_quality(path) == RecordedQuality()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from metricunet.errors import InputError, told
-from metricunet.evaluation.cases import CasePair, Matching, Quality, match_cases, read_quality
+from metricunet.evaluation.cases import CasePair, Matching, RecordedQuality, match_cases, read_quality
 from metricunet.evaluation.figures import Overlay, draw_overlay
 from metricunet.evaluation.measures import NOTHING, align, crop_to_content, measure
 from metricunet.evaluation.report import MAX_OVERLAYS, render_report, worst_first
@@ -60,7 +60,7 @@ def evaluate(
             or a file that is not an earlier evaluation's. Nothing is written then.
     """
     if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file, expected a folder for the results; choose another with -o")
+        raise InputError(f"{output}: is a file, expected a folder for the results; choose another folder")
     arguments = {
         "predictions": predictions,
         "references": references,
@@ -74,7 +74,7 @@ def evaluate(
     own.check(OUTPUTS)
     steps = len(matching.pairs) + min(MAX_OVERLAYS, len(matching.pairs)) + 1
     rows: list[CaseRow] = []
-    qualities: dict[str, Quality] = {}
+    qualities: dict[str, RecordedQuality] = {}
     faults: list[CaseFault] = []
     for done, pair in enumerate(matching.pairs, start=1):
         try:

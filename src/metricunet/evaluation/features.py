@@ -139,7 +139,7 @@ def band_features(
         sample = sampler(labels[None], None, spacing_mm, ignore_index)
     index = sample.index[sample.hard]
     in_plane = labels.shape[1] * labels.shape[2]
-    plane, place = index // in_plane, index % in_plane
+    plane, position = index // in_plane, index % in_plane
     stacks = neighbouring_slices(normalise_hu(hu, hu_window), slices)
     values = torch.zeros((len(index), network.decoder_channels[tap]), device=hu.device)
     # The other slices need not go through the network.
@@ -148,7 +148,7 @@ def band_features(
         here = ((plane >= first) & (plane < first + SLICES_AT_ONCE)).nonzero()[:, 0]
         stack = stacks[used[first : first + SLICES_AT_ONCE]]
         feature_map = network.forward_with_maps(stack).decoder_maps[tap].float()
-        chosen = feature_map.new_zeros((len(stack), len(here)), dtype=torch.int64) + place[here]
+        chosen = feature_map.new_zeros((len(stack), len(here)), dtype=torch.int64) + position[here]
         read = read_features(feature_map, chosen, labels.shape[1:])
         values[here] = read[plane[here] - first, torch.arange(len(here), device=hu.device)]
     kinds = sample.classes[sample.hard].cpu().numpy().astype(np.int64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metricunet import __version__
-from metricunet.evaluation.cases import DEFAULT_LABELS, Quality
+from metricunet.evaluation.cases import DEFAULT_LABELS, RecordedQuality
 from metricunet.evaluation.figures import VIEW_MM, WINDOW_HU, Overlay
 from metricunet.evaluation.measures import DEFINITIONS, Definition
 from metricunet.evaluation.plots import MARGIN, WIDTH, distribution
@@ -47,7 +47,7 @@ class CaseLine:
 
     case: str
     anchor: str | None
-    quality: Quality
+    quality: RecordedQuality
     has_mask: bool
     rows: tuple[CaseRow, ...]
 
@@ -100,7 +100,7 @@ def render_report(
         plot_width=WIDTH,
         plot_margin=MARGIN,
         lines=_lines(evaluation, overlays),
-        has_quality=any(quality != Quality() for quality in evaluation.quality.values()),
+        has_quality=any(quality != RecordedQuality() for quality in evaluation.quality.values()),
         overlays=overlays,
         row_of={(row.case, row.structure): row for row in evaluation.rows},
         failures={case: what_failed(evaluation, case) for case in evaluation.failed},

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from metricunet.evaluation.cases import Quality
+from metricunet.evaluation.cases import RecordedQuality
 from metricunet.evaluation.measures import DEFINITIONS, MEASURE_NAMES, Definition, Measures, RowOutcome
 
 CSV_COLUMNS: tuple[str, ...] = ("case", "structure", *MEASURE_NAMES)
@@ -121,7 +121,7 @@ class Evaluation:
     summary: dict[str, StructureSummary]
     unpredicted: tuple[str, ...]
     unmatched: tuple[str, ...]
-    quality: dict[str, Quality]
+    quality: dict[str, RecordedQuality]
     faults: tuple[CaseFault, ...] = ()
 
     @property

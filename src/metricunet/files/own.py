@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.atomic import UNFINISHED, explained, write_json, written_whole
 from metricunet.files.record import hash_if_readable, sha256
 
@@ -205,15 +205,15 @@ class OwnFiles:
             if not os.path.lexists(path):
                 continue
             if path in self._inputs:
-                raise InputError(f"{path}: is an input and would be overwritten; choose another folder with -o")
+                raise InputError(f"{path}: is an input and would be overwritten; choose another folder")
             if path.is_dir():
-                raise InputError(f"{path}: is a folder where a file is to be written; choose another one with -o")
+                raise InputError(f"{path}: is a folder where a file is to be written; choose another folder")
             own = self.content() is not None if name == self.record else self._is(name, stated.get(name, ()))
             if not own and not self.overwrite:
-                replace = "" if self.overwrite is None else ", or replace it with --overwrite"
+                replace = "" if self.overwrite is None else f", or replace it with {argument('overwrite', True)}"
                 raise InputError(
                     f"{path}: is there already, and it was not written by this program or was changed since; "
-                    + (advice or f"choose another folder with -o{replace}")
+                    + (advice or f"choose another folder{replace}")
                 )
         if os.path.lexists(self._staging) and not self._staging_is_ours():
             raise InputError(f"{self._staging}: holds files that are not this program's; move them elsewhere")
@@ -233,7 +233,7 @@ class OwnFiles:
             if not own:
                 raise InputError(
                     f"{path}: was not written by an earlier {self.command}, or was changed since; "
-                    "choose another folder with -o"
+                    "choose another folder"
                 )
 
     def is_new(self) -> bool:
@@ -289,7 +289,7 @@ class OwnFiles:
             for name in stated.keys() - new.keys():
                 self._remove(name, stated[name])
             for name in new:
-                self._place(self._staged[name], self.folder / name)
+                self._move_in(self._staged[name], self.folder / name)
             self._write_record(content, new)
 
     def add(self, content: Mapping[str, Any], *, drop: Iterable[str] = (), more: bool = False) -> None:
@@ -314,7 +314,7 @@ class OwnFiles:
             for name, value in gone.items():
                 self._remove(name, {value})
             for name in new:
-                self._place(self._staged[name], self.folder / name)
+                self._move_in(self._staged[name], self.folder / name)
             kept = {name: value for name, value in earlier.items() if name not in gone}
             self._write_record(content, kept | new)
 
@@ -411,7 +411,7 @@ class OwnFiles:
         if self._is(name, hashes) and path not in self._inputs:
             path.unlink()
 
-    def _place(self, staged: Path, target: Path) -> None:
+    def _move_in(self, staged: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(target):
             os.replace(staged, target)  # ours, or to be overwritten: it was checked

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from metricunet.cohort.names import standard_name
-from metricunet.errors import beyond
+from metricunet.errors import unlike_limits
 from metricunet.inference.facts import Facts, Range
 
 Verdict = Literal["pass", "review", "fail"]
@@ -98,7 +98,7 @@ def _localisation(facts: Facts) -> Iterator[str]:
 def _stage_distance(facts: Facts) -> Iterator[str]:
     distance = facts.stage_distance_mm
     if distance is not None and distance > FARTHEST_STAGES_MM:
-        apart = beyond(distance, FARTHEST_STAGES_MM, digits=2)
+        apart = unlike_limits(distance, FARTHEST_STAGES_MM, digits=2)
         yield (
             f"the two stages disagree: their centres of {facts.target} lie {apart} mm apart, "
             f"{FARTHEST_STAGES_MM:g} mm are expected at most"
@@ -110,7 +110,8 @@ def _stage_overlap(facts: Facts) -> Iterator[str]:
     if overlap is not None and overlap < LEAST_STAGE_OVERLAP:
         yield (
             f"the two stages disagree: their masks of {facts.target} have a Dice of "
-            f"{beyond(overlap, LEAST_STAGE_OVERLAP, digits=2)}, {LEAST_STAGE_OVERLAP:g} is expected at least"
+            f"{unlike_limits(overlap, LEAST_STAGE_OVERLAP, digits=2)}, "
+            f"{LEAST_STAGE_OVERLAP:g} is expected at least"
         )
 
 

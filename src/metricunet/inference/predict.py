@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, argument, told
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.model import read_card
@@ -114,11 +114,11 @@ def predict(
     """
     for name in formats:
         if name not in FORMATS:
-            raise InputError(f"--format must be of {', '.join(FORMATS)}; got {name!r}")
+            raise InputError(f"{argument('formats')} must be of {', '.join(FORMATS)}; got {name!r}")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the predictions")
     if reruns < 0:
-        raise InputError(f"--reruns must be 0 or more; got {reruns}")
+        raise InputError(f"{argument('reruns')} must be 0 or more; got {reruns}")
     options = ContourOptions(contours, holes, smooth, add_to)
     arguments = {"scans": scans, "models": models, "output": output, "formats": formats, "contours": contours}
     arguments |= {"holes": holes, "smooth": smooth, "add_to": add_to, "reruns": reruns}
@@ -129,8 +129,8 @@ def predict(
     inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=bool(of_dicom))
     if of_dicom and (plain := [entry for entry in inputs if entry.series is None]):
         raise InputError(
-            f"{plain[0].path}: --format {of_dicom[0]} needs a DICOM series to refer to, and this is none; "
-            "use --format nifti"
+            f"{plain[0].path}: {argument('formats', [of_dicom[0]])} needs a DICOM series to refer to, and this is "
+            f"none; use {argument('formats', ['nifti'])}"
         )
     single = output / f"{inputs[0].case}{SUFFIXES['rtstruct']}"
     options.check([entry.series for entry in inputs], single if "rtstruct" in formats else None)

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import numpy as np
 
 from metricunet.cohort.layout import dataset_content, image_path, label_path
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.atomic import write_json
 from metricunet.files.claim import claimed, refuse_claimed
 from metricunet.files.nifti import write_nifti
@@ -90,10 +90,10 @@ class CohortPlan:
             "labels": TRUTH,
         }
 
-    def orders(self) -> list[Order]:
+    def orders(self) -> list[PhantomOrder]:
         """Return the cases to make, training first."""
         return [
-            Order(
+            PhantomOrder(
                 name=case_name(split, k),
                 split=split,
                 seed=case_seed(self.seed, split, k),
@@ -108,7 +108,7 @@ class CohortPlan:
 
 
 @dataclass(frozen=True)
-class Order:
+class PhantomOrder:
     """One case to make."""
 
     name: str
@@ -185,7 +185,7 @@ def make_cohort(
 def _complete(
     own: OwnFiles,
     plan: CohortPlan,
-    orders: Sequence[Order],
+    orders: Sequence[PhantomOrder],
     cases: dict[str, Any],
     workers: int,
     progress: Progress,
@@ -282,7 +282,7 @@ def known_cases(
         if content["cases"].keys() >= files.keys() and all((own.folder / name).is_file() for name in names):
             return None
         if not own.overwrite:
-            anew = "" if own.overwrite is None else ", or make this one anew with --overwrite"
+            anew = "" if own.overwrite is None else f", or make this one anew with {argument('overwrite', True)}"
             raise InputError(
                 f"{own.path}: an earlier version wrote this cohort without the hashes of its files, so it cannot "
                 f"be continued; choose another folder{anew}"
@@ -362,8 +362,8 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _made(
-    tasks: Sequence[tuple[Order, Path, Sequence[str]]], workers: int
-) -> Iterator[tuple[Order, dict[str, Any]]]:
+    tasks: Sequence[tuple[PhantomOrder, Path, Sequence[str]]], workers: int
+) -> Iterator[tuple[PhantomOrder, dict[str, Any]]]:
     if workers == 1 or len(tasks) < 2:
         yield from map(_make, tasks)
         return
@@ -371,7 +371,7 @@ def _made(
         yield from pool.map(_make, tasks)
 
 
-def _make(task: tuple[Order, Path, Sequence[str]]) -> tuple[Order, dict[str, Any]]:
+def _make(task: tuple[PhantomOrder, Path, Sequence[str]]) -> tuple[PhantomOrder, dict[str, Any]]:
     """Make a case, and write those of its files that are named below a folder."""
     order, folder, names = task
     phantom = make_phantom(order.seed, order.difficulty, order.reaches_prostate, order.n_readers)

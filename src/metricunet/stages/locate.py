@@ -19,7 +19,7 @@ from metricunet.stages.classes import box_of, likeliest
 from metricunet.stages.network_input import Precision, autocast, normalise_hu, pick_precision, read_hu
 from metricunet.volume import FloatArray, Geometry, Volume
 
-Status = Literal["found", "uncertain", "absent"]
+LocateStatus = Literal["found", "uncertain", "absent"]
 
 #: A voxel belongs to a candidate from this probability on; weaker candidates are looked for at the second.
 CANDIDATE_PROBABILITY = 0.5
@@ -47,7 +47,7 @@ class Localisation:
             absent, or where it was not kept.
     """
 
-    status: Status
+    status: LocateStatus
     confidence: float
     reason: str
     centre_mm: FloatArray | None
@@ -197,7 +197,7 @@ def localise(probability: Volume, volume_range_ml: tuple[float, float] | None = 
     volume_ml = float(best.sum()) * probability.geometry.voxel_volume_ml
     centre = probability.geometry.to_world(np.array(ndimage.center_of_mass(inside)))
     doubts = _doubts(best, mean, share, volume_ml, volume_range_ml, weak)
-    status: Status = "uncertain" if doubts else "found"
+    status: LocateStatus = "uncertain" if doubts else "found"
     reason = "; ".join(doubts) if doubts else f"one candidate of {volume_ml:.0f} mL, mean probability {mean:.2f}"
     box = box_of(best)
     assert box is not None

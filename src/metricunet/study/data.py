@@ -135,9 +135,7 @@ class _Split:
     def check(self) -> None:
         """Refuse to replace a file that is not a study's, or was changed since."""
         if not self.is_there():
-            self.own.check(
-                [SPLIT_NAME], advice="move it elsewhere and run again, or choose another folder with -o"
-            )
+            self.own.check([SPLIT_NAME], advice="move it elsewhere and run again, or choose another folder")
 
     def write(self) -> None:
         """Write the file where it is missing or says something else."""

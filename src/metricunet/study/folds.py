@@ -57,7 +57,7 @@ class FoldSpec:
         cases: to locate and cut.
         fitting: training cases to locate and cut, too, for probes of features to be fitted on.
         half_mm: half the sides of what stage 2 may read: slice, row, column.
-        spare: folder for prepared cases where the cohort is read-only.
+        cache_fallback: folder for prepared cases where the cohort is read-only.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
     """
 
@@ -68,7 +68,7 @@ class FoldSpec:
     cases: tuple[ScoredCase, ...]
     fitting: tuple[ScoredCase, ...]
     half_mm: tuple[float, float, float]
-    spare: Path
+    cache_fallback: Path
     device: str
 
 
@@ -163,7 +163,7 @@ def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
         spec.fold,
         resume=state_file(spec.folder).is_file(),
         device=spec.device,
-        spare=spec.spare,
+        cache_fallback=spec.cache_fallback,
         progress=bar("preparing"),
     )
     located = trained_in(spec.folder, run)

@@ -166,7 +166,7 @@ def _check_folder(output: Path, device: str) -> None:
         raise InputError(f"{output}: is a file; expected a folder for the study")
     filled = output.is_dir() and not all(map(is_scratch, output.iterdir()))
     if filled and not (output / STUDY_NAME).is_file():
-        raise InputError(f"{output}: holds other files and no study; choose a new or empty folder with -o")
+        raise InputError(f"{output}: holds other files and no study; choose a new or empty folder")
 
 
 def _mark(plan: Study, file: Path, output: Path) -> None:
@@ -193,7 +193,7 @@ def _refuse_foreign(own: OwnFiles, names: Sequence[str]) -> None:
     Raises:
         InputError: the first such file, named.
     """
-    own.check(names, advice="move it elsewhere and run again, or choose another folder with -o")
+    own.check(names, advice="move it elsewhere and run again, or choose another folder")
 
 
 def _prepared(
@@ -258,7 +258,7 @@ def _fold_spec(
         cases=scored_cases(data, fold),
         fitting=fitting_cases(data, fold, FITTING_CASES),
         half_mm=reach_mm(list(plan.arms.values())),
-        spare=output,
+        cache_fallback=output,
         device=device,
     )
 
@@ -276,7 +276,7 @@ def _run_spec(plan: Study, fold: FoldSpec, prepared: PreparedFold, arm: str, see
         fitting=tuple(case.name for case in fold.fitting),
         references=tuple(fold.cases[0].references),
         prepared=prepared,
-        spare=fold.spare,
+        cache_fallback=fold.cache_fallback,
         device=fold.device,
         stages=plan.stages(arm),
     )

@@ -65,7 +65,7 @@ class RunSpec:
         fitting: training cases that probes of features are fitted on.
         references: whose contours they are scored against.
         prepared: hashes and labels of the fold.
-        spare: folder for prepared cases where the cohort is read-only.
+        cache_fallback: folder for prepared cases where the cohort is read-only.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         stages: 2, or 1 where the arm segments whole scans.
     """
@@ -81,7 +81,7 @@ class RunSpec:
     fitting: tuple[str, ...]
     references: tuple[str, ...]
     prepared: PreparedFold
-    spare: Path
+    cache_fallback: Path
     device: str
     stages: int = 2
 
@@ -156,7 +156,7 @@ class Pipeline(ABC):
             spec.fold,
             resume=state_file(spec.folder).is_file(),
             device=spec.device,
-            spare=spec.spare,
+            cache_fallback=spec.cache_fallback,
             watch=self.watch or _unwatched,
         )
 
@@ -444,5 +444,5 @@ def _other(folder: Path, changes: list[str]) -> InputError:
     more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
     return InputError(
         f"{folder}: this run was begun with other settings or cases ({'; '.join(changes[:3])}{more}); results "
-        "must not be mixed: put them back, delete that folder, or choose another study folder with -o"
+        "must not be mixed: put them back, delete that folder, or choose another study folder"
     )

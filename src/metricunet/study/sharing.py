@@ -87,5 +87,5 @@ def refuse_others(folder: Path, marker: Path, what: str) -> None:
     if (first := next(strange, None)) is not None:
         raise InputError(
             f"{folder}: holds {first.relative_to(folder)}, and nothing that says that it is {what}; move it "
-            "elsewhere, or choose another study folder with -o"
+            "elsewhere, or choose another study folder"
         )

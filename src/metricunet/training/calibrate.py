@@ -95,8 +95,8 @@ def calibrate(
     stage = card.segment
     settings = PrepareSettings(card.target, card.locate.spacing_mm, stage.spacing_mm, stage.crop_mm)
     files = [case for case in content.training if case.name in chosen]
-    with TemporaryDirectory() as spare:
-        cases = prepare(files, content.info, settings, cache or Path(spare), progress)
+    with TemporaryDirectory() as temporary:
+        cases = prepare(files, content.info, settings, cache or Path(temporary), progress)
     found = calibration(loaded.segment, stage, cases, card.target_class)
     if found is None:
         raise InputError(

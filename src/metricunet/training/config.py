@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.yaml_file import read_yaml
 from metricunet.volume import voxels_of
 
@@ -242,20 +242,22 @@ def load_config(
         InputError: unknown preset, key or section, or a value of the wrong kind, each named.
     """
     if preset not in PRESETS:
-        raise InputError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+        raise InputError(f"{argument('preset')} must be one of {', '.join(PRESETS)}; got {preset!r}")
     layers: list[Mapping[str, Any]] = [] if file is None else [_yaml(file)]
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign or not key:
-            raise InputError(f"--set {setting}: expected section.key=value, such as segment.epochs=20")
+            raise InputError(
+                f"{argument('settings')} {setting}: expected section.key=value, such as segment.epochs=20"
+            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise InputError(f"--set {setting}: the value is not valid YAML") from error
+            raise InputError(f"{argument('settings')} {setting}: the value is not valid YAML") from error
         for part in reversed(key.split(".")):
             value = {part: value}
         layers.append(value)
-    return merged_config(preset, layers, f"{file} or --set" if file else "--set")
+    return merged_config(preset, layers, f"{file} or {argument('settings')}" if file else argument("settings"))
 
 
 def merged_config(preset: str, layers: Sequence[Mapping[str, Any]], source: str) -> TrainConfig:

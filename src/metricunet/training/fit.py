@@ -133,7 +133,7 @@ def open_run(
     resume: bool,
     device: str = "auto",
     init: Path | None = None,
-    spare: Path | None = None,
+    cache_fallback: Path | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
     loggers: Sequence[Logger] = (),
@@ -148,7 +148,7 @@ def open_run(
         resume: whether the folder holds a run that was stopped, which is then gone on with.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         init: model file to begin from.
-        spare: folder for the prepared cases where the cohort is read-only; default: the run folder.
+        cache_fallback: folder for the prepared cases where the cohort is read-only; default: the run folder.
         progress: called with (done, all) while the cohort is prepared.
         watch: told how far a stage is, in place of a progress bar.
         loggers: Lightning's, of Fabric or of its trainer (MLflow, W&B), told the numbers of each epoch.
@@ -163,7 +163,7 @@ def open_run(
     content = read_cohort(cohort)
     check_settings(config, len(content.info.labels) + 1)
     split = split_for(content, fold)
-    cases, val = prepared_cases(content, split, config, spare or output, progress)
+    cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
     data_sha256 = cohort_sha256([*cases, *val])
     run = Run(
         output, config, content.info, split, cases, val, data_sha256, where, resume, watch, loggers=tuple(loggers)

@@ -15,7 +15,7 @@ from torch import Tensor
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
 from metricunet.files.own import STAGING, OwnFiles
@@ -95,7 +95,7 @@ def check_folder(output: Path, resume: bool) -> None:
     filled = output.is_dir() and not all(map(is_scratch, output.iterdir()))
     if filled and not resume:
         raise InputError(
-            f"{output}: is not empty; resume the run in it (train --resume), or choose another folder"
+            f"{output}: is not empty; resume the run in it ({argument('resume', True)}), or choose another folder"
         )
     if resume and not state_file(output).is_file():
         raise InputError(f"{output}: holds no run to resume; start one there first")
@@ -123,7 +123,7 @@ def is_scratch(path: Path) -> bool:
 
 
 def prepared_cases(
-    cohort: Cohort, split: Split, config: TrainConfig, spare: Path, progress: Progress | None
+    cohort: Cohort, split: Split, config: TrainConfig, cache_fallback: Path, progress: Progress | None
 ) -> tuple[list[PreparedCase], list[PreparedCase]]:
     """Return the training and the validation cases of a split; see `cache_folder` for where they are kept."""
     settings = PrepareSettings(
@@ -131,15 +131,23 @@ def prepared_cases(
     )
     wanted = {*split.train, *split.val}
     cases: list[Case] = [case for case in cohort.training if case.name in wanted]
-    prepared = prepare(cases, cohort.info, settings, cache_folder(cohort.folder, settings, spare), progress)
+    prepared = prepare(
+        cases, cohort.info, settings, cache_folder(cohort.folder, settings, cache_fallback), progress
+    )
     by_name = {case.name: case for case in prepared}
     return [by_name[n] for n in split.train], [by_name[n] for n in split.val]
 
 
-def cache_folder(cohort: Path, settings: PrepareSettings, spare: Path) -> Path:
-    """Where prepared cases lie: in the cohort, for every run to share, or in `spare` if that is read-only."""
+def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) -> Path:
+    """Return the folder of prepared cases: in the cohort, for every run to share, if that can be written.
+
+    Args:
+        cohort: the folder of the cohort.
+        settings: the settings that the cases are prepared with; each has a folder of its own.
+        cache_fallback: the folder that holds the cases where that of the cohort cannot be written.
+    """
     key = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:12]
-    home = cohort if os.access(cohort, os.W_OK) else spare
+    home = cohort if os.access(cohort, os.W_OK) else cache_fallback
     return home / "prepared" / key
 
 

@@ -1,4 +1,4 @@
-"""The whole job without any data of the user's, small enough for two cores and ten minutes."""
+"""Everything from phantoms to a report, without data of the user: small enough for two cores and ten minutes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def demo(
         InputError: a file that would be replaced is not an earlier demo's, or was changed since.
     """
     if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file, expected a folder for the demo; choose another with -o")
+        raise InputError(f"{output}: is a file, expected a folder for the demo; choose another folder")
     own = OwnFiles(output, DEMO_RECORD, "demo")
     own.check(OUTPUTS)
     record = RunRecord("demo", {"output": output})

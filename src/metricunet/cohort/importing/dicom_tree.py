@@ -14,7 +14,7 @@ from pydicom.errors import InvalidDicomError
 
 from metricunet.cohort.importing.names_file import listed
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
-from metricunet.cohort.importing.source import Found, LeftOut, Named, Region, SourceCase, Status
+from metricunet.cohort.importing.source import Found, LeftOut, Named, Region, RegionStatus, SourceCase
 from metricunet.errors import InputError, told
 from metricunet.files.dicom.file import read_dataset
 from metricunet.files.dicom.header import DAMAGE, one_line
@@ -71,7 +71,7 @@ class DicomCase(SourceCase):
         self.series = series
         self.identity = series.series_uid
         self.patient = patient
-        self.place = shown(series.folder, root)
+        self.location = shown(series.folder, root)
         self.structures, repeats = _without_repeats(sets)
         self.notes = tuple(repeats)
         self.files = (*series.files, *(found.path for found in sets))
@@ -97,7 +97,7 @@ class DicomCase(SourceCase):
             if mask.mask is not None:
                 yield Region(named, "contoured", mask.mask.array != 0, "", notes)
             else:
-                status: Status = "unusable" if mask.status == "unusable" else "not contoured"
+                status: RegionStatus = "unusable" if mask.status == "unusable" else "not contoured"
                 yield Region(named, status, None, mask.reason, notes)
 
 
@@ -207,7 +207,7 @@ def _opened(
         found.left_out.append(LeftOut(shown(path, root), reason, False))
         return []
     names = [
-        Named(privacy.spoken(s.name), _place(path, s), bool(s.contours or s.fault), (path, position), path)
+        Named(privacy.spoken(s.name), _location(path, s), bool(s.contours or s.fault), (path, position), path)
         for position, s in enumerate(read.structures)
     ]
     shared = _shared_out(read, header, search, series_of, root, found, names)
@@ -219,7 +219,7 @@ def _opened(
     ]
 
 
-def _place(path: Path, structure: RtStructure) -> str:
+def _location(path: Path, structure: RtStructure) -> str:
     number = "without a number" if structure.number is None else structure.number
     return f"{path}: ROI {number} '{structure.name}'"
 
@@ -304,7 +304,7 @@ def _without_repeats(sets: Sequence[StructureSet]) -> tuple[tuple[Named, ...], l
         for named, drawing in zip(one.structures, one.drawings, strict=True):
             before = first.get((named.spelling, drawing)) if drawing else None
             if before is not None and before[0] != n:
-                notes.append(f"{named.place} is drawn as in {before[1].place}; it counts once")
+                notes.append(f"{named.location} is drawn as in {before[1].location}; it counts once")
                 continue
             first.setdefault((named.spelling, drawing), (n, named))
             kept.append(named)

@@ -13,7 +13,7 @@ import numpy as np
 
 from metricunet.cohort.contoured import read_not_contoured
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
-from metricunet.cohort.importing.source import Found, LeftOut, Named, Region, SourceCase, Split
+from metricunet.cohort.importing.source import CohortPart, Found, LeftOut, Named, Region, SourceCase
 from metricunet.cohort.layout import CHANNEL_SUFFIX, DatasetInfo, read_dataset_json
 from metricunet.cohort.splits import patients_of
 from metricunet.errors import InputError, told
@@ -25,7 +25,7 @@ from metricunet.volume import Volume
 
 NNUNET, PAIRS = "nnunet", "pairs"
 #: Folders of nnU-Net's layout and AMOS22's, and what their cases are for.
-SPLITS: dict[str, Split] = {"Tr": "Tr", "Va": "Tr", "Ts": "Ts"}
+SPLITS: dict[str, CohortPart] = {"Tr": "Tr", "Va": "Tr", "Ts": "Ts"}
 #: AMOS22 gives the prostate of men and the uterus of women one label.
 BOTH_SEXES = "prostate/uterus"
 AMOS_SEXES = "labeled_data_meta_*.csv"
@@ -47,7 +47,7 @@ class LabelMapCase(SourceCase):
         patient: str,
         values: Mapping[str, int],
         root: Path,
-        split: Split = "Tr",
+        split: CohortPart = "Tr",
         not_contoured: Sequence[str] = (),
         ignore: int | None = None,
     ) -> None:
@@ -56,7 +56,7 @@ class LabelMapCase(SourceCase):
         self.not_contoured = frozenset(not_contoured)
         self.identity, self.origin, self.split = name, root.resolve().name, split
         self.patient = hashed("patient", self.origin, patient)
-        self.place = shown(image, root)
+        self.location = shown(image, root)
         self.structures = tuple(
             Named(spelling, f"{labels}: label {value}", spelling not in self.not_contoured, value)
             for spelling, value in values.items()
@@ -79,7 +79,7 @@ class LabelMapCase(SourceCase):
             )
         for named in wanted:
             if named.spelling in self.not_contoured:
-                yield Region(named, "not contoured", None, f"{named.place}: not contoured (contoured.json)")
+                yield Region(named, "not contoured", None, f"{named.location}: not contoured (contoured.json)")
                 continue
             mask = array == named.key
             yield Region(named, "contoured", mask) if mask.any() else Region(named, "absent")
@@ -172,7 +172,7 @@ def _nnunet_case(
     labels: Path,
     name: str,
     info: DatasetInfo,
-    split: Split,
+    split: CohortPart,
     patients: Mapping[str, str],
     unknown: Mapping[str, tuple[str, ...]],
 ) -> LabelMapCase:

@@ -82,10 +82,13 @@ def _put(
         entry |= {"volume_ml": round(kept * voxel_ml, 3), "drawn_ml": round(drawn * voxel_ml, 3)}
         within = f"within {', '.join(overlap['kept'] for overlap in shared)}, named before it"
         if not kept:
-            entry |= {"status": "unusable", "reason": f"{region.named.place} lies wholly {within}; name it first"}
+            entry |= {
+                "status": "unusable",
+                "reason": f"{region.named.location} lies wholly {within}; name it first",
+            }
         elif kept < LEAST_KEPT * drawn:
             lost = f"keeps {entry['volume_ml']:g} of {entry['drawn_ml']:g} mL"
-            notes.append(f"{region.named.place} {lost}; the rest lies {within}")
+            notes.append(f"{region.named.location} {lost}; the rest lies {within}")
     if notes:
         entry["notes"] = notes
     return entry, shared
@@ -99,6 +102,6 @@ def _without_mask(name: str, case: PlannedCase) -> dict[str, Any]:
         return {
             "status": "not contoured",
             "spelling": named.spelling,
-            "reason": f"{named.place}: nothing is drawn",
+            "reason": f"{named.location}: nothing is drawn",
         }
     return {"status": "not contoured"}

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.yaml_file import read_yaml
 
 RESERVED = ("ignore", "absent", "match_case", "undecided")
@@ -95,7 +95,8 @@ def read_names(path: Path) -> NamesFile:
     content = read_yaml(path, _StrictLoader)
     if not isinstance(content, dict):
         raise InputError(
-            f"{path}: expected lines such as 'prostate: [Prostate, PROSTATE]'; --list-names prints them"
+            f"{path}: expected lines such as 'prostate: [Prostate, PROSTATE]'; "
+            f"{argument('list_names')} prints them"
         )
     match_case = content.get("match_case", True)
     if not isinstance(match_case, bool):

@@ -10,7 +10,7 @@ from typing import Any
 
 from metricunet.cohort.importing.merge import OVERLAP_RULE
 from metricunet.cohort.importing.names_file import NamesFile, plural
-from metricunet.cohort.importing.plan import Plan
+from metricunet.cohort.importing.plan import ImportPlan
 from metricunet.cohort.importing.privacy import Privacy
 from metricunet.cohort.importing.source import Found, LeftOut
 
@@ -92,7 +92,7 @@ def known_structures(report: Report) -> list[str]:
 
 
 def import_json(
-    plan: Plan,
+    plan: ImportPlan,
     found: Sequence[Found],
     reports: dict[str, Report],
     left_out: Sequence[LeftOut],

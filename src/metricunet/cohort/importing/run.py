@@ -16,7 +16,7 @@ from metricunet.cohort.contoured import CONTOURED_NAME, contoured_content
 from metricunet.cohort.importing.layouts import AUTO, find_cases
 from metricunet.cohort.importing.merge import merge
 from metricunet.cohort.importing.names_file import listed, read_names, skeleton
-from metricunet.cohort.importing.plan import Plan, PlannedCase, default_names, make_plan, spellings
+from metricunet.cohort.importing.plan import ImportPlan, PlannedCase, default_names, plan_import, spellings
 from metricunet.cohort.importing.privacy import Privacy, Uids
 from metricunet.cohort.importing.report import (
     Imported,
@@ -127,7 +127,7 @@ def _import(
     if not any(one.cases for one in found):
         _refuse(sources, left_out)
     layouts = [one.layout for one in found]
-    plan = make_plan(found, default_names(layouts) if given is None else given)
+    plan = plan_import(found, default_names(layouts) if given is None else given)
     left_out += plan.left_out
     if not plan.cases:
         _refuse(sources, left_out)
@@ -135,7 +135,7 @@ def _import(
     if stale:
         raise InputError(
             f"{output}: holds {len(stale)} cases ({listed(sorted(stale))}) that the sources do not; name all its "
-            "sources and the same structures again, or choose another folder with -o"
+            "sources and the same structures again, or choose another folder"
         )
     inputs = [file for one in found for case in one.cases for file in case.files]
     inputs += [] if names is None else [names]
@@ -174,7 +174,7 @@ def _refuse_output_in_sources(sources: Sequence[Path], output: Path) -> None:
         if output.resolve().is_relative_to(source.resolve()):
             raise InputError(
                 f"{output}: lies in the source {source}, so the cohort's own scans would be found there again; "
-                "choose a folder outside with -o"
+                "choose a folder outside"
             )
 
 
@@ -208,13 +208,13 @@ def _drop_twins(found: Sequence[Found]) -> None:
                 file = case.files[0].resolve()
                 same, namesake = by_file.get(file), by_name.get(case.name)
             except Exception as error:  # whatever it is, it costs this case alone
-                reason = f"{case.place}: {told(error)}"
+                reason = f"{case.location}: {told(error)}"
                 one.left_out.append(LeftOut(case.identity, reason, True, len(case.files), error))
                 continue
             if same is None and namesake is not None and not case.origin:
                 same = namesake
             if same is not None:
-                reason = f"{case.place}: is the same scan as {same.place}; it counts once"
+                reason = f"{case.location}: is the same scan as {same.location}; it counts once"
                 one.left_out.append(LeftOut(case.identity, reason, False, len(case.files)))
             elif namesake is not None:
                 reason = f"{case.files[0]}: has the name of {namesake.files[0]}; rename the folder of one source"
@@ -241,7 +241,7 @@ class _Importer:
         before: what an earlier import reported of its cases.
     """
 
-    def __init__(self, own: OwnFiles, plan: Plan, privacy: Privacy, before: dict[str, Report]) -> None:
+    def __init__(self, own: OwnFiles, plan: ImportPlan, privacy: Privacy, before: dict[str, Report]) -> None:
         self.own, self.plan, self.privacy, self.before = own, plan, privacy, before
         self.reports: dict[str, Report] = {}
         self.done_before = 0
@@ -328,11 +328,11 @@ class _Importer:
         source = case.source
         image = source.read_image()
         if (reason := why_not_hu(float(image.array.min()))) is not None:
-            raise InputError(f"{source.place}: {reason}")
+            raise InputError(f"{source.location}: {reason}")
         merged = merge(case, image, list(self.plan.names.structures))
         if not merged.says_anything:
             reasons = "; ".join(entry["reason"] for entry in merged.structures.values() if "reason" in entry)
-            raise InputError(f"{source.place}: none of its structures can be used: {reasons}")
+            raise InputError(f"{source.location}: none of its structures can be used: {reasons}")
         report = {
             "key": self._key(case),
             "source": self.privacy.written(source.identity),
@@ -359,7 +359,7 @@ class _DiskError(Exception):
         self.told = told
 
 
-def _dataset(plan: Plan, found: Sequence[Found], reports: dict[str, Report]) -> dict[str, Any]:
+def _dataset(plan: ImportPlan, found: Sequence[Found], reports: dict[str, Report]) -> dict[str, Any]:
     said = [one.trained_on for one in found if one.trained_on is not None]
     return dataset_content(
         plan.names.labels,

@@ -16,8 +16,8 @@ from metricunet.volume import Volume
 
 #: What a source says of a structure in a case. `contoured`: there is a mask. `absent`: the source speaks of every
 #: voxel and none is of it. `not contoured`: nothing was drawn. `unusable`: something was, and cannot be used.
-Status = Literal["contoured", "absent", "not contoured", "unusable"]
-Split = Literal["Tr", "Ts"]
+RegionStatus = Literal["contoured", "absent", "not contoured", "unusable"]
+CohortPart = Literal["Tr", "Ts"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Named:
 
     Attributes:
         spelling: the name there.
-        place: where it is, for messages: the file, and the structure in it.
+        location: where it is, for messages: the file, and the structure in it.
         drawn: False where the source names it and holds nothing of it.
         key: what the source finds it by.
         file: that holds it; None where all structures of a case lie in one.
     """
 
     spelling: str
-    place: str
+    location: str
     drawn: bool = True
     key: Any = None
     file: Path | None = None
@@ -44,7 +44,7 @@ class Region:
     """A structure as read: its mask on the scan's grid, or the reason why there is none."""
 
     named: Named
-    status: Status
+    status: RegionStatus
     mask: NDArray[np.bool_] | None = None
     reason: str = ""
     notes: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class SourceCase(ABC):
         identity: what it is known by at its source.
         origin: what tells it from the like of other sources; empty where the identity is unique in the world.
         patient: a hash that tells patients apart.
-        place: file or folder, for messages.
+        location: file or folder, for messages.
         structures: as named at the source.
         files: all that it is read from.
         split: `Tr` to train on, `Ts` to keep for testing.
@@ -67,10 +67,10 @@ class SourceCase(ABC):
     identity: str
     origin: str = ""
     patient: str
-    place: str
+    location: str
     structures: tuple[Named, ...]
     files: tuple[Path, ...]
-    split: Split = "Tr"
+    split: CohortPart = "Tr"
     notes: tuple[str, ...] = ()
 
     @property

@@ -24,7 +24,7 @@ class SubjectCase(SourceCase):
         self.folder = folder
         self.identity, self.origin = folder.resolve().name, root.resolve().name
         self.patient = hashed("patient", self.origin, self.identity)
-        self.place = shown(folder, root)
+        self.location = shown(folder, root)
         masks = sorted(p for p in (folder / MASKS).iterdir() if is_scan(p) and not p.name.startswith("."))
         self.structures = tuple(Named(case_name(path), str(path), True, path, path) for path in masks)
         self.files = (folder / SCAN, *masks)

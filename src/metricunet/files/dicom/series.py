@@ -19,7 +19,8 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import UID
 
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, argument, told
+from metricunet.files.dicom.consistency import check_one_scan
 from metricunet.files.dicom.copies import once_each
 from metricunet.files.dicom.frames import split_frames
 from metricunet.files.dicom.header import (
@@ -31,7 +32,6 @@ from metricunet.files.dicom.header import (
 )
 from metricunet.files.dicom.pixels import read_hu
 from metricunet.files.dicom.resample import GapFilling, Untilting
-from metricunet.files.dicom.same import check_one_scan
 from metricunet.files.dicom.slice import (
     NotCtSliceError,
     SliceHeader,
@@ -124,7 +124,7 @@ class CtSeries:
         if isinstance(self.resampling, Untilting):
             raise InputError(
                 f"{self.folder}: the slices of series {self.series_uid} are tilted and were resampled, so a "
-                "structure set or segmentation has no images to refer to; use --format nifti"
+                f"structure set or segmentation has no images to refer to; use {argument('formats', ['nifti'])}"
             )
 
 
@@ -258,8 +258,8 @@ def _search_series(path: Path, allow: Allow, progress: Progress | None) -> Serie
         else:
             for file in overviews:
                 reason = (
-                    f"{file.place}: ImageType says LOCALIZER, and the image lies across the slices of its series: "
-                    "an overview image, which is left out"
+                    f"{file.location}: ImageType says LOCALIZER, and the image lies across the slices of its "
+                    "series: an overview image, which is left out"
                 )
                 refused.append(RefusedSeries(uid, description, file.path.parent, 1, reason, False, (file.path,)))
     for lost in damaged:

@@ -19,7 +19,7 @@ from metricunet.files.atomic import written_whole
 from metricunet.files.dicom.file import bare_syntax
 from metricunet.files.dicom.header import DAMAGE, one_line, text_of
 from metricunet.files.dicom.series import CtSeries
-from metricunet.files.rtstruct.items import (
+from metricunet.files.rtstruct.dicom_items import (
     LONG_STRING,
     check_structures,
     contour_item,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from metricunet.errors import InputError
-from metricunet.files.rtstruct.place import filled_contours
+from metricunet.files.rtstruct.rasterise import filled_contours
 from metricunet.volume import FloatArray, Geometry, Volume
 
-Status = Literal["contoured", "not contoured", "no area", "unusable"]
+MaskStatus = Literal["contoured", "not contoured", "no area", "unusable"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class RoiMask:
 
     number: int | None
     name: str
-    status: Status
+    status: MaskStatus
     mask: Volume | None
     reason: str
     notes: tuple[str, ...]
@@ -118,7 +118,7 @@ class RtStruct:
     def filled(self, structure: RtStructure, geometry: Geometry) -> RoiMask:
         """Fill one of the structures on a grid: a mask, or the reason why there is none."""
         at = f"{self.path}: ROI '{structure.name}'"
-        status: Status
+        status: MaskStatus
         if structure.fault:
             return RoiMask(structure.number, structure.name, "unusable", None, f"{at} {structure.fault}", ())
         if structure.contours:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.progress import Bars, Progress, no_bars
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ def bench(
     if part not in (*PARTS, ALL):
         raise InputError(f"bench must be one of {', '.join(PARTS)}, {ALL}; got {part!r}")
     if repeats is not None and repeats < 1:
-        raise InputError(f"--repeats must be 1 or more; got {repeats}")
+        raise InputError(f"{argument('repeats')} must be 1 or more; got {repeats}")
     # Heavy imports wait until the arguments are known to be right.
     from metricunet.training.config import PRESETS
     from metricunet.workflows.bench import metric, predict, train
     from metricunet.workflows.bench.timing import device_named
 
     if preset not in PRESETS:
-        raise InputError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+        raise InputError(f"{argument('preset')} must be one of {', '.join(PRESETS)}; got {preset!r}")
     where = device_named(device)
     runs: dict[Part, Callable[[Progress], Result]] = {
         "predict": lambda told: predict.bench_predict(scan, model, preset, where, repeats=repeats, progress=told),

@@ -16,7 +16,7 @@ from metricunet.stages.network_input import autocast
 from metricunet.training.branch import build_metric
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.objectives import segmentation_loss
-from metricunet.workflows.bench.result import Facts, Result, Row
+from metricunet.workflows.bench.result import MeasuredOn, Result, Row
 from metricunet.workflows.bench.timing import Ratio, Times, alternate, counter
 
 PAIRS = 20
@@ -62,7 +62,7 @@ def bench_metric(
             rows[f"{name}_{precision}"] = Row(f"training step {name} the loss, {precision}", Times.of(found))
         target = f"target at most {TARGETS[preset]:.2f} {verdict}"
         rows[f"ratio_{precision}"] = Row(f"with / without, {precision}", ratio, against=target)
-    return Result("metric", Facts.of(device), {"preset": preset}, rows)
+    return Result("metric", MeasuredOn.of(device), {"preset": preset}, rows)
 
 
 class TrainingStep:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.model import read_card
 from metricunet.inference.crops import MOST_RERUNS
 from metricunet.inference.inputs import find_inputs
@@ -19,7 +19,7 @@ from metricunet.progress import Progress
 from metricunet.training.config import load_config
 from metricunet.volume import Volume
 from metricunet.workflows.bench.process import run_metricunet
-from metricunet.workflows.bench.result import Facts, Result, Row
+from metricunet.workflows.bench.result import MeasuredOn, Result, Row
 from metricunet.workflows.bench.timing import Times, alternate, counter
 from metricunet.workflows.bench.untrained import write_untrained
 from metricunet.workflows.ct_writer import CtGrid, write_ct_series
@@ -93,7 +93,7 @@ def bench_predict(
         rows["peak"] = Row("peak memory of the process", max(peaks) / 1024, "GiB", BASELINE_MEMORY)
     made = f"untrained, preset {preset}: its mask is the whole crop"
     about = {"scan": described(words, image), "model": str(model or made)}
-    return Result("predict", Facts.of(device), about, rows)
+    return Result("predict", MeasuredOn.of(device), about, rows)
 
 
 def read_scan(path: Path) -> tuple[Volume, bool]:
@@ -131,5 +131,5 @@ def nothing_found(model: Path, scan: str) -> InputError:
     """The error where there is no stage 2 to time."""
     return InputError(
         f"{model}: finds nothing in {scan}, so stage 2 never runs and there is nothing to time; choose another "
-        "--scan or --model"
+        f"{argument('scan')} or {argument('model')}"
     )

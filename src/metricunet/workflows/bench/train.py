@@ -13,7 +13,7 @@ from metricunet.phantom import make_cohort
 from metricunet.progress import Progress
 from metricunet.training.config import LocateConfig, SegmentConfig, load_config
 from metricunet.workflows.bench.process import run_metricunet
-from metricunet.workflows.bench.result import Facts, Result, Row
+from metricunet.workflows.bench.result import MeasuredOn, Result, Row
 from metricunet.workflows.bench.timing import Times, counter
 from metricunet.workflows.bench.untrained import write_untrained
 
@@ -76,4 +76,6 @@ def bench_train(
     }
     if ended.peak_mib is not None:
         rows["peak"] = Row("peak memory of the process", ended.peak_mib / 1024, "GiB")
-    return Result("train", Facts.of(device), {"preset": f"{preset}; n counts blocks of {BLOCK} updates"}, rows)
+    return Result(
+        "train", MeasuredOn.of(device), {"preset": f"{preset}; n counts blocks of {BLOCK} updates"}, rows
+    )

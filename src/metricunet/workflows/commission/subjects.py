@@ -228,7 +228,7 @@ ISLAND = "island"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScanPlan:
     """One scan geometry.
 
     Attributes:
@@ -329,12 +329,12 @@ def _odd(count: float) -> int:
 
 
 #: Pixels of 0.8 to 1.4 mm, none square, slices of 1 to 5 mm, all in-plane signs, HU stored in several ways.
-PLANS: tuple[Plan, ...] = (
-    Plan("A", 1.0, 0.8, 1.1, "HFS", Storage()),
-    Plan("B", 2.0, 1.4, 0.9, "HFP", Storage(intercept=0.0, signed=True)),
-    Plan("C", 2.5, 0.9765625, 1.25, "FFS", Storage(slope=2.0, intercept=-1000.0)),
-    Plan("D", 3.0, 1.0, 1.3, "FFP", Storage(slope=0.5, intercept=-1024.0)),
-    Plan("E", 5.0, 1.2, 0.8, "HFS", Storage()),
+PLANS: tuple[ScanPlan, ...] = (
+    ScanPlan("A", 1.0, 0.8, 1.1, "HFS", Storage()),
+    ScanPlan("B", 2.0, 1.4, 0.9, "HFP", Storage(intercept=0.0, signed=True)),
+    ScanPlan("C", 2.5, 0.9765625, 1.25, "FFS", Storage(slope=2.0, intercept=-1000.0)),
+    ScanPlan("D", 3.0, 1.0, 1.3, "FFP", Storage(slope=0.5, intercept=-1024.0)),
+    ScanPlan("E", 5.0, 1.2, 0.8, "HFS", Storage()),
 )
 
 
@@ -348,7 +348,7 @@ class Site:
         series: what the package makes of the series in `folder`/ct.
     """
 
-    plan: Plan
+    plan: ScanPlan
     folder: Path
     series: CtSeries
 
@@ -377,7 +377,7 @@ class Site:
         return f"{self.plan.name}, {shape if isinstance(shape, str) else shape.name}"
 
 
-def make_site(plan: Plan, folder: Path) -> Site:
+def make_site(plan: ScanPlan, folder: Path) -> Site:
     """Write a geometry's series and read it back.
 
     Raises:
