@@ -57,7 +57,7 @@ class Case:
     """One scan and, for all but unseen scans, its contours.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         image: file of the scan.
         label: file of the labels, if there is one.
         not_contoured: structures of which the labels say nothing: their voxels are among the background's.

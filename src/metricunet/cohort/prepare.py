@@ -45,8 +45,8 @@ class PrepareSettings:
 
     Attributes:
         target: the structure the fine box is centred on.
-        coarse_spacing_mm: of stage 1: slice, row, column.
-        fine_spacing_mm: of stage 2: slice, row, column.
+        coarse_spacing_mm: voxel spacing of stage 1: slice, row, column.
+        fine_spacing_mm: voxel spacing of stage 2: slice, row, column.
         box_mm: sides of the fine box: slice, row, column.
     """
 
@@ -61,12 +61,13 @@ class PreparedCase:
     """A case as training reads it. Axes run to the head, the back and the left.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         coarse: int16 HU [slice, row, column] of the whole scan.
         coarse_labels: uint8 classes on the same grid.
         fine: int16 HU of the box around the target; None where the scan holds no target.
         fine_labels: uint8 classes on the same grid.
-        facts: `volume_ml`, `spacing_mm`, `extent_mm`, `target_hu`; the target's are absent with it.
+        facts: numbers that describe the case: `volume_ml`, `spacing_mm`, `extent_mm`, `target_hu`; the target's
+            are absent with it.
         source_sha256: hash of image and labels.
         unknown: classes that were not contoured, whose voxels are among the background's.
     """

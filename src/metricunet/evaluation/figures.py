@@ -75,7 +75,7 @@ def draw_overlay(
     Args:
         case: name of the case.
         structure: name of the structure.
-        value: of that structure in the label maps; it must be present in one of them.
+        value: value of that structure in the label maps; it must be present in one of them.
         prediction: label map.
         reference: label map on the same grid.
         image: the scan in HU, on any grid; without it the pictures hold outlines alone.

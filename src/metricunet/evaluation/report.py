@@ -72,8 +72,8 @@ def render_report(
     Args:
         evaluation: what to report.
         overlays: pictures of some cases, in the order to show them.
-        predictions: where the predictions came from; its name heads the report.
-        references: likewise.
+        predictions: folder or file of the predictions; its name heads the report.
+        references: folder or file of the references; the report names it, too.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

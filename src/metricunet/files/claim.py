@@ -88,8 +88,8 @@ class AlreadyClaimed(InputError):  # noqa: N818
 
     Attributes:
         path: the claim.
-        holder: of it; None where the file cannot be read.
-        what: is going on there.
+        holder: the process that holds it; None where the file cannot be read.
+        what: the work that is going on there.
     """
 
     def __init__(self, path: Path, holder: Holder | None, what: str) -> None:
@@ -124,8 +124,8 @@ def claimed(path: Path, what: str) -> Iterator[None]:
     """Hold a claim while the block runs. Folders that are missing are made; those left empty are removed again.
 
     Args:
-        path: of the claim, such as `folder / CLAIM_NAME`. Readers never see half of it.
-        what: is going on there, for people: `a training`.
+        path: the file of the claim, such as `folder / CLAIM_NAME`. Readers never see half of it.
+        what: the work that is going on there, for messages, such as `a training`.
 
     Raises:
         AlreadyClaimed: a live process, or one on another computer, holds it.

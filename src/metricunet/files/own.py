@@ -44,7 +44,7 @@ def write_sealed(path: Path, content: Mapping[str, Any], files: Mapping[str, Any
     """Write a record, whole or not at all: its content, the hashes of its files, and its seal.
 
     Args:
-        path: of the record.
+        path: path of the record.
         content: fields that JSON can hold.
         files: name of each output, relative to the record's folder, to its SHA-256.
     """
@@ -70,8 +70,8 @@ def rewritten(path: Path, record: Path) -> Iterator[Path]:
     leaves none that looks like somebody else's.
 
     Args:
-        path: of the file.
-        record: in the same folder as all files that it states.
+        path: path of the file.
+        record: path of the record, in the same folder as all files that it states.
 
     Raises:
         InputError: as `written_whole`.
@@ -87,8 +87,8 @@ def check_rewritten(paths: Iterable[Path], record: Path) -> None:
     """Refuse to rewrite files that somebody else put there, or changed since.
 
     Args:
-        paths: of the files, in the record's folder.
-        record: as in `rewritten`.
+        paths: paths of the files, in the record's folder.
+        record: path of the record, as in `rewritten`.
 
     Raises:
         InputError: it names the first such file.
@@ -108,7 +108,7 @@ class Inputs:
     """Files that are never replaced, by whatever name: through a link, a hard link, or in other capitals.
 
     Args:
-        paths: of the files.
+        paths: paths of the files.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -122,9 +122,10 @@ class OwnFiles:
     """The outputs of one record in a folder: checked before any work, staged beside, placed together.
 
     Args:
-        folder: that they are written into; made where it is missing.
+        folder: folder that they are written into; made where it is missing.
         record: name of the record in it.
-        command: that writes it. A record of another command under the same name is not ours to replace.
+        command: name of the command that writes it. A record of another command under the same name is not ours to
+            replace.
         overwrite: whether files of others may be replaced; None where the command has no such option. Inputs never
             are.
         inputs: files that the outputs are made from; an `Inputs` where many records share them.
@@ -193,7 +194,7 @@ class OwnFiles:
         """Refuse outputs that would replace an input, or a file that is not ours.
 
         Args:
-            names: of all outputs, relative to the folder. The record counts among them.
+            names: names of all outputs, relative to the folder. The record counts among them.
             advice: what to do about a file that is not ours; default: to choose another folder.
 
         Raises:

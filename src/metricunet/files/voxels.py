@@ -30,8 +30,8 @@ def check_size(path: Path, shape: Shape, stored: np.dtype[Any], scaled: bool = F
     """Refuse, before any voxel is read, what is no scan by its header or would not fit in memory.
 
     Args:
-        path: for the message.
-        shape: of the scan.
+        path: path of the file, for the message.
+        shape: number of voxels of the scan along each axis.
         stored: type of a voxel in the file.
         scaled: whether stored values are multiplied.
 

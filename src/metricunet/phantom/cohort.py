@@ -42,13 +42,13 @@ class CohortPlan:
     """What a cohort of phantoms is to hold.
 
     Attributes:
-        n: training cases.
-        seed: of the whole cohort.
-        difficulty: as in `make_phantom`.
+        n: number of training cases.
+        seed: seed of the whole cohort.
+        difficulty: difficulty of all cases, as in `make_phantom`.
         structures: names from `STRUCTURES`; they get the values 1, 2, ... in this order.
-        n_test: cases in `imagesTs` and `labelsTs`.
+        n_test: number of cases in `imagesTs` and `labelsTs`.
         absent_fraction: share of the cases whose scan does not reach the prostate.
-        n_readers: readers who contour every case's prostate.
+        n_readers: number of readers who contour every case's prostate.
 
     Raises:
         InputError: an argument is out of range.
@@ -146,15 +146,16 @@ def make_cohort(
 
     Args:
         folder: new or empty, or a phantom cohort of the same recipe.
-        n: training cases.
-        seed: of the whole cohort.
-        difficulty: as in `make_phantom`.
+        n: number of training cases.
+        seed: seed of the whole cohort.
+        difficulty: difficulty of all cases, as in `make_phantom`.
         structures: names from `STRUCTURES`; they get the values 1, 2, ... in this order.
-        n_test: cases in `imagesTs` and `labelsTs`.
+        n_test: number of cases in `imagesTs` and `labelsTs`.
         absent_fraction: share of the cases whose scan does not reach the prostate; their label has none.
         progress: called with (cases done, cases in all) after each case.
-        workers: processes to use.
-        n_readers: readers who contour every case's prostate, into `reader1Tr`, `reader1Ts`, `reader2Tr` and so on.
+        workers: number of processes to use.
+        n_readers: number of readers who contour every case's prostate, into `reader1Tr`, `reader1Ts`, `reader2Tr`
+            and so on.
         overwrite: whether files of others that have the name of one of the cohort's may be replaced; None for
             callers without such an option.
 
@@ -260,8 +261,8 @@ def known_cases(
 
     Args:
         own: the files of the cohort.
-        recipe: that is wanted.
-        files: of each case that is wanted, by its name, relative to the folder.
+        recipe: the recipe that is wanted.
+        files: the files of each case that is wanted, by its name, relative to the folder.
 
     Returns:
         The facts by the names of the cases; None where an earlier version, which recorded no hashes, made all that

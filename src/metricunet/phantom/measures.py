@@ -39,8 +39,8 @@ def measure_scan(image: Volume, labels: Volume, structures: Mapping[str, int] = 
     """Measure a labelled scan.
 
     Args:
-        image: HU.
-        labels: on the same grid.
+        image: the scan in HU.
+        labels: the label map on the same grid.
         structures: values of `prostate`, `bladder` (urine and wall) and `rectum` (wall and content) in `labels`.
 
     Returns:

@@ -117,11 +117,11 @@ def calibration(
     """Fit the calibration of stage 2.
 
     Args:
-        network: of stage 2, in evaluation mode.
-        stage: its spec.
+        network: network of stage 2, in evaluation mode.
+        stage: the spec of stage 2.
         cases: validation cases; those without the target, or where nothing is predicted, are passed over.
         target: class of the target.
-        precision: to compute in.
+        precision: precision to compute in.
 
     Returns:
         None where no case is left.

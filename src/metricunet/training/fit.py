@@ -64,7 +64,7 @@ class Located:
     """Stage 1 as trained, and how far from the true centres it puts the target.
 
     Attributes:
-        network: in evaluation mode.
+        network: the network of stage 1, in evaluation mode.
         errors_mm: localisation errors of the validation cases (the training cases where there are none) along
             slice, row and column [cases, 3].
     """
@@ -91,12 +91,12 @@ def train(
     """Train both stages on a cohort.
 
     Args:
-        cohort: nnU-Net raw data set.
+        cohort: folder of the cohort, in nnU-Net's raw data layout.
         output: run folder: config.yaml, log.csv, checkpoints, model.safetensors, run.json.
         config: every setting; default: the preset `default`.
-        fold: which fold to validate on; `all` trains on every case.
+        fold: number of the fold to validate on; `all` trains on every case.
         init: model file to begin from.
-        resume: go on with a run that was stopped.
+        resume: whether to continue a run that was stopped.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         progress: called with (done, all) while the cohort is prepared.
 
@@ -141,11 +141,11 @@ def open_run(
     """Read and check everything that a run needs, and mark the folder as its own.
 
     Args:
-        cohort: nnU-Net raw data set.
+        cohort: folder of the cohort, in nnU-Net's raw data layout.
         output: run folder.
         config: every setting.
-        fold: which fold to validate on; `all` trains on every case.
-        resume: whether the folder holds a run that was stopped, which is then gone on with.
+        fold: number of the fold to validate on; `all` trains on every case.
+        resume: whether to continue the run that was stopped in the output folder.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         init: model file to begin from.
         cache_fallback: folder for the prepared cases where the cohort is read-only; default: the run folder.
@@ -180,8 +180,8 @@ def train_locate(run: Run, *, may_find_nothing: bool = False) -> Located:
     """Train stage 1 of a run, or go on with it.
 
     Args:
-        run: as opened.
-        may_find_nothing: whether that is a result like any other; no stage 2 could follow.
+        run: the run, as `open_run` returned it.
+        may_find_nothing: whether a stage 1 that finds nothing is a valid result; no stage 2 could follow it.
 
     Raises:
         InputError: it finds the target in no case that it is validated on.
@@ -203,9 +203,9 @@ def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) 
     """Return a stage 1 that was trained before.
 
     Args:
-        run: on the same cases.
-        weights: by their names in a model file.
-        errors_mm: as in `Located`.
+        run: a run on the same cases.
+        weights: its weights, by their names in a model file.
+        errors_mm: its localisation errors, as in `Located`.
     """
     network = _build(locate_spec(run.config.locate, run.classes).network, run.config.seed, "locate.", weights)
     return Located(network.eval().to(run.device), errors_mm)
@@ -215,7 +215,7 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     """Train stage 2 of a run, or go on with it, and write the model file with both stages.
 
     Args:
-        run: as opened.
+        run: the run, as `open_run` returned it.
         located: stage 1, of this run or of another on the same cases.
         model: file to write; default: model.safetensors in the run folder.
 

@@ -35,14 +35,14 @@ class Run:
     """What both stages of a run share.
 
     Attributes:
-        folder: of the run.
+        folder: folder of the run.
         config: every setting.
         info: what the cohort's dataset.json says.
         split: names of the training and validation cases.
         train: training cases.
         val: validation cases; may be none.
         data_sha256: hash of all their files.
-        device: where to compute.
+        device: device to compute on.
         resume: whether the folder holds a run that was stopped.
         watch: told how far a stage is, in place of a progress bar.
         start: weights to begin from, by their names in a model file; None for random ones.

@@ -65,10 +65,10 @@ def demo(
 
     Args:
         output: folder of cohort/, run/, prediction/, evaluation/, model.safetensors, summary.json, report.html.
-        training_cases: phantoms to train and validate on.
-        unseen_cases: phantoms to segment and score.
-        settings: of the training, over the preset `small`.
-        say: told what comes next.
+        training_cases: number of phantoms to train and validate on.
+        unseen_cases: number of phantoms to segment and score.
+        settings: settings of the training over the preset `small`.
+        say: told in one line what comes next.
         bar: opens a progress bar by its name.
 
     Raises:

@@ -45,9 +45,9 @@ class StructureSet:
     """What of a structure set was drawn on one series. Its contours are not kept: its place, and the names in it.
 
     Attributes:
-        path: of the file.
-        structures: those drawn on that series.
-        drawings: for each a hash of its contours; empty where it has none.
+        path: path of the structure set's file.
+        structures: the structures that are drawn on that series.
+        drawings: a hash of each structure's contours, in the same order; empty where it has none.
     """
 
     path: Path

@@ -43,10 +43,10 @@ class NamesFile:
     """What a names file says.
 
     Attributes:
-        source: where it was read, for messages.
-        structures: structure to its spellings, in the order of their labels 1, 2, ...
+        source: the file it was read from, or what stands in for one, for messages.
+        structures: each structure with its spellings, in the order of their labels 1, 2, ...
         ignore: spellings that are not imported; `*` stands for anything.
-        absent: structure to cases, patients or series that hold none.
+        absent: each structure with the cases, patients or series that do not hold it.
         match_case: whether capital and small letters differ.
         undecided: spellings that are not sorted yet.
     """
@@ -163,10 +163,10 @@ class SpellingCount:
 
     Attributes:
         spelling: the name.
-        cases: in how many cases.
-        undrawn: in how many of these nothing is drawn.
-        loose: in how many structure sets without a scan, which are not among the cases.
-        loose_undrawn: in how many of these nothing is drawn.
+        cases: number of cases that have a structure of this name.
+        undrawn: number of these cases in which nothing is drawn for it.
+        loose: number of structure sets without a scan that have it; they are not among the cases.
+        loose_undrawn: number of these sets in which nothing is drawn for it.
     """
 
     spelling: str

@@ -27,9 +27,9 @@ class PlannedCase:
     """A case to be imported.
 
     Attributes:
-        source: where it is read.
-        structures: structure to where it is found; those that are not drawn are left out.
-        undrawn: structure to where it has a name and nothing was drawn.
+        source: the scan and where its structures are read.
+        structures: each structure that is drawn, with where it is found.
+        undrawn: each structure that is named but not drawn, with where it is named.
         absent: structures that the user says the case does not hold.
     """
 
@@ -52,10 +52,10 @@ class ImportPlan:
     """What is to be imported.
 
     Attributes:
-        names: as given, or those of the layout.
-        cases: with something to learn from or to score.
-        left_out: those without.
-        ignored: spelling to how often it is not imported.
+        names: the names file that was given, or the names that the layout has.
+        cases: the cases that hold something to learn from or to score.
+        left_out: the cases that hold nothing of that kind, with the reason.
+        ignored: each spelling that is not imported, with how often it occurs.
     """
 
     names: NamesFile

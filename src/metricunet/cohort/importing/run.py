@@ -54,8 +54,8 @@ def list_names(sources: Sequence[Path], *, layout: str = AUTO, bars: Bars = no_b
     """Count every spelling of every structure's name, as a names file to be completed.
 
     Args:
-        sources: folders.
-        layout: of all of them: dicom, totalsegmentator, nnunet, pairs, or auto.
+        sources: folders with scans and contours.
+        layout: layout of all these folders: dicom, totalsegmentator, nnunet, pairs, or auto.
         bars: opens a progress bar by its name.
 
     Raises:
@@ -87,7 +87,7 @@ def import_cohort(
         sources: folders of DICOM, TotalSegmentator's subjects, nnU-Net's or AMOS22's layout, or pairs of files.
         output: folder of the cohort: new, empty, or of an earlier import of the same sources.
         names: names file; may be left out for layouts with names of their own, which then give the prostate alone.
-        layout: of all sources: dicom, totalsegmentator, nnunet, pairs, or auto.
+        layout: layout of all sources: dicom, totalsegmentator, nnunet, pairs, or auto.
         uids: whether import.json holds the identifiers of the source, or their hashes.
         overwrite: whether files of others that have the outputs' names may be replaced; sources never are.
         bars: opens a progress bar by its name.
@@ -237,7 +237,7 @@ class _Importer:
     Args:
         own: the files of the cohort.
         plan: what is to become of the cases.
-        privacy: for all that is written.
+        privacy: keeps personal data out of all that is written.
         before: what an earlier import reported of its cases.
     """
 

@@ -94,9 +94,9 @@ class DicomFile:
     """A DICOM file as found: its elements, without pixels, and the fault of its pixel data if there is one.
 
     Attributes:
-        path: where it lies.
-        dataset: its elements; of a frame, those that a file of this frame alone would have.
-        transfer_syntax: its UID.
+        path: path of the file.
+        dataset: its elements; for a frame, those that a file of this frame alone would have.
+        transfer_syntax: UID of its transfer syntax.
         pixel_fault: what is wrong with the pixel data, if that shows without decoding.
         frame: number of the frame, from 1; None for a file as a whole.
     """

@@ -133,14 +133,14 @@ class RefusedSeries:
     """A series that is no scan to segment, and why: one line that names the file and the slice at fault.
 
     Attributes:
-        series_uid: empty where it is not known.
+        series_uid: SeriesInstanceUID; empty where it is not known.
         description: SeriesDescription.
-        folder: of its first file.
-        file_count: its files.
-        reason: what is wrong.
+        folder: folder of its first file.
+        file_count: number of its files.
+        reason: what is wrong with it, in one line.
         is_scan: False for what is not at fault, but no CT scan either: localizers, reports, another modality.
-        files: those of them that can be read.
-        error: what stopped the reading, where nobody foresaw it.
+        files: those of its files that can be read.
+        error: the exception that stopped the reading, where it was not an expected one.
     """
 
     series_uid: str

@@ -77,9 +77,9 @@ class Stack:
     """Slices in order, feet to head, and the grid that they are read on.
 
     Attributes:
-        slices: in order.
+        slices: the slices, from feet to head.
         geometry: the even grid.
-        resampling: how the slices come onto it; None where they are its slices.
+        resampling: how the slices are brought onto the grid; None where they are the grid's slices.
         notes: a sentence for each repair.
     """
 

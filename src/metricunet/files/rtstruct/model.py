@@ -23,9 +23,9 @@ class RtStructure:
         contours: each [points, 3] in LPS millimetres, not closed by a repeated point.
         colour: red, green, blue.
         interpreted_type: RTROIInterpretedType.
-        frame_of_reference_uid: that the contours are in.
-        image_uids: for each contour the SOPInstanceUID of the image that it names, if it does.
-        image_frames: for each contour the frame of that image, from 1, if it names one.
+        frame_of_reference_uid: UID of the frame of reference that the contours are in.
+        image_uids: the SOPInstanceUID, for each contour, of the image that it names, if it does.
+        image_frames: the frame of that image for each contour, counted from 1, if it names one.
         fault: why it cannot be used, as a sentence that "it" would begin; empty where nothing is wrong. Such a
             structure has no contours here.
         passed_over: what encloses no area: geometric types (POINT, OPEN_PLANAR) and how many contours of each.

@@ -42,7 +42,7 @@ def filled_contours(contours: Sequence[FloatArray], geometry: Geometry, at: str)
 
     Args:
         contours: [points, 3] in LPS millimetres.
-        geometry: of the scan.
+        geometry: grid of the scan.
         at: beginning of each message: the file and the structure.
 
     Returns:

@@ -27,8 +27,8 @@ class Registration:
 
     Attributes:
         path: the file.
-        frame_of_reference_uid: of the registered frame, into which all matrices lead.
-        matrices: for each frame the 4 x 4 matrix from its LPS millimetres to those of the registered frame.
+        frame_of_reference_uid: UID of the registered frame, into which all matrices lead.
+        matrices: the 4 x 4 matrix of each frame, from its LPS millimetres to those of the registered frame.
     """
 
     path: Path

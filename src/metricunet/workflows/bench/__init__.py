@@ -37,8 +37,8 @@ def bench(
         part: one of `PARTS`, or `all`.
         scan: DICOM folder or file to predict; None makes a phantom.
         model: model file to predict with; None makes an untrained one.
-        preset: of the networks and the training.
-        repeats: of each measurement; None leaves it to each part.
+        preset: preset of the networks and the training.
+        repeats: number of repeats of each measurement; None leaves it to each part.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bar: opens a progress bar by its name.
 

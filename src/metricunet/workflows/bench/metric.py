@@ -38,10 +38,10 @@ def bench_metric(
     """Measure what the voxel-metric loss adds to a training step.
 
     Args:
-        preset: of the training.
-        device: to compute on.
-        pairs: of steps without and with it, in each precision.
-        settings: of the training, over the preset, as `section.key=value`.
+        preset: preset of the training.
+        device: device to compute on.
+        pairs: number of pairs of a step without the loss and one with it, in each precision.
+        settings: settings of the training over the preset, as `section.key=value`.
         progress: called with (done, all).
 
     Raises:
@@ -69,9 +69,9 @@ class TrainingStep:
     """A training step of a U-Net as wide as stage 2's on a fixed batch, with the loss or without it.
 
     Args:
-        config: of the training.
-        precision: to compute in.
-        device: to compute on.
+        config: configuration of the training.
+        precision: precision to compute in.
+        device: device to compute on.
     """
 
     def __init__(self, config: TrainConfig, precision: Precision, device: torch.device) -> None:

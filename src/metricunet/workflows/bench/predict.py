@@ -44,9 +44,9 @@ def bench_predict(
     Args:
         scan: DICOM folder or file; None makes a phantom of difficulty `real`, as a DICOM series.
         model: model file; None makes an untrained one.
-        preset: of the networks of that.
-        device: to compute on.
-        repeats: of each measurement.
+        preset: preset of the untrained model's networks.
+        device: device to compute on.
+        repeats: number of repeats of each measurement.
         progress: called with (done, all).
 
     Raises:

@@ -38,10 +38,10 @@ def bench_train(
     """Measure an update of each stage, its data and the metric branch counted in, and the memory of a training.
 
     Args:
-        preset: of the training.
-        device: to compute on.
-        repeats: blocks of `BLOCK` updates that count; one more comes before them.
-        settings: of the training, over the preset, as `section.key=value`.
+        preset: preset of the training.
+        device: device to compute on.
+        repeats: number of blocks of `BLOCK` updates that count; one more comes before them.
+        settings: settings of the training over the preset, as `section.key=value`.
         progress: called with (done, all).
 
     Raises:

@@ -18,7 +18,7 @@ class Measurement:
 
     Attributes:
         where: the geometry, and the shape if there are several.
-        value: in the check's unit; 0 is perfect, and either sign counts.
+        value: the deviation in the check's unit; 0 is perfect, and either sign counts.
         details: other figures of the same measurement, which are not judged.
     """
 
@@ -32,10 +32,10 @@ class CommissionCheck:
     """One row of the report.
 
     Attributes:
-        group: the door.
-        name: what went where.
-        measured: the quantity.
-        unit: of it; empty for counts and shares.
+        group: the file format or computation that is checked.
+        name: what is checked.
+        measured: the quantity that is measured.
+        unit: unit of that quantity; empty for counts and shares.
         tolerance: the largest deviation that passes, included.
         findings: all measurements; a check without any fails, unless it was not run.
         reason: why it was not run, or what stopped it; one line.

@@ -68,12 +68,12 @@ class Commissioning:
     """What became of all checks.
 
     Attributes:
-        checks: in the order of the report.
+        checks: all checks, in the order of the report.
         plans: the scan geometries.
         environment: processor, system and versions.
-        judges: programs of others: what they say of their version, None where they are not installed.
-        finished: when, in local time.
-        report: the page.
+        judges: for each program of others the version that it states; None where it is not installed.
+        finished: the local time at which the last check ended.
+        report: path of the page.
     """
 
     checks: tuple[CommissionCheck, ...]

@@ -145,9 +145,9 @@ class Shape:
         """Exact share of each pixel that lies inside, in the plane of each slice.
 
         Args:
-            z: of the slices.
-            y: of the pixels' centres, evenly spaced, in either direction; two or more.
-            x: likewise.
+            z: heights of the slices.
+            y: coordinates of the pixels' centres, evenly spaced, in either direction; two or more.
+            x: coordinates of the pixels' centres along the other axis, in the same way.
 
         Returns:
             [z, y, x], from 0 to 1.
@@ -236,8 +236,8 @@ class ScanPlan:
         slice_mm: distance of slices.
         row_mm: distance of rows.
         column_mm: distance of columns.
-        position: of the patient; decides the directions of rows and columns.
-        storage: of HU.
+        position: position of the patient; it decides the directions of rows and columns.
+        storage: how HU are stored.
     """
 
     name: str
@@ -343,8 +343,8 @@ class Site:
     """A geometry on disk, read back by the package.
 
     Attributes:
-        plan: what was meant.
-        folder: for files of this geometry.
+        plan: the geometry that was to be written.
+        folder: folder for files of this geometry.
         series: what the package makes of the series in `folder`/ct.
     """
 
