@@ -126,7 +126,7 @@ def test_missing_paths(tmp_path: Path, predictions: str, references: str) -> Non
 
 def test_a_case_twice(tmp_path: Path) -> None:
     touch(tmp_path / "refs" / "a.nii.gz", tmp_path / "refs" / "a.nii", tmp_path / "preds" / "a.nii.gz")
-    with pytest.raises(InputError, match="case a is there twice"):
+    with pytest.raises(InputError, match="case a occurs twice"):
         match_cases(tmp_path / "preds", tmp_path / "refs")
 
 

@@ -256,7 +256,7 @@ def _cases(
             )
         name = name[: -len(CHANNEL_SUFFIX)]
         if name in images:
-            raise InputError(f"{path}: case {name} is there twice; see also {images[name].name}")
+            raise InputError(f"{path}: case {name} occurs twice; see also {images[name].name}")
         images[name] = path
     labels = {
         case_name(p): p

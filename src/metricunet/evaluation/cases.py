@@ -85,7 +85,7 @@ def match_cases(predictions: Path, references: Path, images: Path | None = None)
             case). Default: the imagesTr or imagesTs beside the reference's labelsTr or labelsTs, if there is.
 
     Raises:
-        InputError: if a path is missing, a case is there twice, or nothing matches.
+        InputError: if a path is missing, a case occurs twice, or nothing matches.
     """
     predicted = _files_by_case(predictions, "prediction")
     # A verdict without a mask is a prediction too: of an absent gland.
@@ -172,7 +172,7 @@ def _files_by_case(source: Path, what: str) -> dict[str, Path]:
             continue
         case = case_name(path)
         if case in found:
-            raise InputError(f"{path}: case {case} is there twice, see {found[case].name}; remove one of them")
+            raise InputError(f"{path}: case {case} occurs twice, see {found[case].name}; remove one of them")
         found[case] = path
     return found
 

@@ -68,7 +68,7 @@ MILLIMETRE = ("mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 @dataclass(frozen=True, eq=False)
 class ItkHeader:
-    """Where the voxels of a file are, how they are stored, and what place each has.
+    """Where the voxels of a file begin, how they are stored, and which position each has in the patient.
 
     Attributes:
         shape: voxels along the file's three axes, the fastest first.

@@ -106,7 +106,7 @@ class ModelCard:
 
     @property
     def temperature(self) -> float:
-        """Of stage 2's probabilities; 1 where they are not calibrated."""
+        """Temperature of stage 2's probabilities; 1 where they are not calibrated."""
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
@@ -149,7 +149,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def read_model(path: Path, device: str = "cpu") -> tuple[ModelCard, dict[str, Tensor]]:
-    """Read card and weights. Errors as `read_card`."""
+    """Read card and weights; raise the errors of `read_card`."""
     card = read_card(path)
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -64,7 +64,7 @@ def read_labels(path: Path) -> Volume:
 
 
 def read_geometry(path: Path) -> Geometry:
-    """Read a NIfTI file's grid from its header alone, without its voxels. Errors as `read_nifti`."""
+    """Read a NIfTI file's grid from its header alone, without its voxels; raise the errors of `read_nifti`."""
     return _grid(path, _open(path))[1]
 
 

@@ -154,12 +154,12 @@ class OwnFiles:
 
     @property
     def path(self) -> Path:
-        """Where the record is."""
+        """Path of the record."""
         return self.folder / self.record
 
     @property
     def claim(self) -> Path:
-        """Where a process claims the record while it works on it; see `metricunet.files.claim`."""
+        """Path of the claim that a process makes while it works on the record; see `metricunet.files.claim`."""
         return self._staging.with_name(f"{self._staging.name}.claim")
 
     def content(self) -> dict[str, Any] | None:

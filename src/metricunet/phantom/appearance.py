@@ -50,7 +50,7 @@ class Tissues:
 
 @dataclass(frozen=True, eq=False)
 class Appearance:
-    """What the image of one patient looks like beside its noise.
+    """What decides how the image of one patient looks, apart from its noise.
 
     Attributes:
         tissues: mean HU of each tissue.

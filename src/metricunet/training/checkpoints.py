@@ -22,7 +22,7 @@ def written_checkpoint(path: Path) -> AbstractContextManager[Path]:
 
 
 def check_checkpoints(folder: Path) -> None:
-    """Refuse to go on with a run whose checkpoints somebody put there or changed: going on replaces them.
+    """Refuse to resume a run whose checkpoints somebody put there or changed: resuming replaces them.
 
     Args:
         folder: folder of the checkpoints.

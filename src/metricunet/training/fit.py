@@ -177,7 +177,7 @@ def open_run(
 
 
 def train_locate(run: Run, *, may_find_nothing: bool = False) -> Located:
-    """Train stage 1 of a run, or go on with it.
+    """Train stage 1 of a run, or continue its training.
 
     Args:
         run: the run, as `open_run` returned it.
@@ -212,7 +212,7 @@ def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) 
 
 
 def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Path:
-    """Train stage 2 of a run, or go on with it, and write the model file with both stages.
+    """Train stage 2 of a run, or continue its training, and write the model file with both stages.
 
     Args:
         run: the run, as `open_run` returned it.

@@ -118,7 +118,7 @@ def _write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def check_log(folder: Path) -> None:
-    """Refuse to go on with a run whose log.csv somebody changed: going on rewrites it.
+    """Refuse to resume a run whose log.csv somebody changed: resuming rewrites it.
 
     Raises:
         InputError: it is not as the run left it.

@@ -76,7 +76,7 @@ class StageState:
 
 
 def fit(run: Run, module: StageModule, batches: Batches) -> float | None:
-    """Train a stage of a run, or go on with it, and leave its best weights in the module; unscored, the last ones.
+    """Train a stage of a run, or continue it, and leave its best weights in the module; unscored, the last ones.
 
     Args:
         run: the run, as `open_run` returned it; its folder is this process's own.

@@ -104,12 +104,12 @@ class StageModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device that the network is on."""
         return next(self.parameters()).device
 
     @property
     def updates(self) -> int:
-        """How many there are in all."""
+        """Number of updates in all."""
         return self.settings.epochs * self.settings.updates_per_epoch
 
     def forward(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -105,7 +105,7 @@ def check_folder(output: Path, resume: bool) -> None:
 
 
 def check_results(own: OwnFiles, model: str) -> None:
-    """Refuse to go on where the end would replace a model or a record that somebody else put there.
+    """Refuse a run whose end would replace a model or a record that somebody else put there.
 
     Args:
         own: the outputs of the run.
@@ -168,7 +168,7 @@ def check_cases(run: Run, cohort: Path) -> None:
 
 
 def begin(run: Run, fold: Fold, init: Path | None) -> None:
-    """Leave the run's identity in its folder; when resuming, refuse to go on with another one."""
+    """Leave the run's identity in its folder; when resuming, refuse to continue another run."""
     path = state_file(run.folder)
     state = {
         "fold": fold,

@@ -20,7 +20,7 @@ from metricunet.training.run import check_folder
 
 DEMO_RECORD = "demo.json"
 OUTPUTS = (MODEL_NAME, "summary.json", "report.html")
-#: Of a training run that can be gone on with.
+#: The file of a training run that marks it as one that can be resumed.
 STATE = "checkpoints/state.json"
 TRAINING_CASES = 24
 UNSEEN_CASES = 8

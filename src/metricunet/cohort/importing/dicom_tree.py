@@ -42,7 +42,7 @@ class NoDicomError(InputError):
 
 @dataclass(frozen=True, eq=False)
 class StructureSet:
-    """What of a structure set was drawn on one series. Its contours are not kept: its place, and the names in it.
+    """The part of a structure set that is drawn on one series: its file and the names in it, without the contours.
 
     Attributes:
         path: path of the structure set's file.

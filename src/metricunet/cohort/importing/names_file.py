@@ -90,7 +90,7 @@ def read_names(path: Path) -> NamesFile:
     """Read a names file.
 
     Raises:
-        InputError: not YAML, no structure, a field of another kind, or a spelling that is there twice.
+        InputError: not YAML, no structure, a field of another kind, or a spelling that occurs twice.
     """
     content = read_yaml(path, _StrictLoader)
     if not isinstance(content, dict):
@@ -218,14 +218,14 @@ def listed(names: Iterable[str], most: int = 3) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which no key may be there twice: the second would replace the first without a word."""
+    """YAML in which no key may occur twice: the second would replace the first without a word."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         keys: set[str] = set()
         for key, _ in node.value:
             if key.value in keys:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} is there twice; join the two", key.start_mark
+                    None, None, f"{key.value!r} occurs twice; join the two", key.start_mark
                 )
             keys.add(key.value)
         content: Mapping[Hashable, Any] = super().construct_mapping(node, deep)

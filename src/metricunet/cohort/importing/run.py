@@ -2,7 +2,7 @@
 
 `import.json` says what became of everything that was found: of each case its structures, what overlapped and what
 was odd, and of what was refused or left out the reason. It comes first, dataset.json last: an import that was
-stopped can be gone on with, but not be trained on.
+stopped can be continued, but not be trained on.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def import_cohort(
     overwrite: bool = False,
     bars: Bars = no_bars,
 ) -> Imported:
-    """Make a cohort of scans with contours. Run again, it goes on where it was stopped and skips what is done.
+    """Make a cohort of scans with contours. Run again, it continues where it was stopped.
 
     Args:
         sources: folders of DICOM, TotalSegmentator's subjects, nnU-Net's or AMOS22's layout, or pairs of files.

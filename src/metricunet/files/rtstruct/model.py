@@ -24,8 +24,8 @@ class RtStructure:
         colour: red, green, blue.
         interpreted_type: RTROIInterpretedType.
         frame_of_reference_uid: UID of the frame of reference that the contours are in.
-        image_uids: the SOPInstanceUID, for each contour, of the image that it names, if it does.
-        image_frames: the frame of that image for each contour, counted from 1, if it names one.
+        image_uids: SOPInstanceUID of the image that each contour names, if it names one.
+        image_frames: frame of that image, counted from 1, for each contour that names one.
         fault: why it cannot be used, as a sentence that "it" would begin; empty where nothing is wrong. Such a
             structure has no contours here.
         passed_over: what encloses no area: geometric types (POINT, OPEN_PLANAR) and how many contours of each.

@@ -23,7 +23,7 @@ ROTATION_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """Where frames of reference lie in each other.
+    """How frames of reference are placed in each other.
 
     Attributes:
         path: the file.

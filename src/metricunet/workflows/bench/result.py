@@ -16,7 +16,7 @@ NAME_WIDTH = 46
 
 @dataclass(frozen=True)
 class MeasuredOn:
-    """Where something was measured: processor, cores, system and versions; device; torch's threads on the CPU."""
+    """What was measured on: processor, cores, system and versions; device; torch's threads on the CPU."""
 
     machine: dict[str, Any]
     device: str
