@@ -160,7 +160,9 @@ def import_(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Write the cohort into this folder. Only --list-names goes without."),
+        typer.Option(
+            "-o", "--output", help="Write the cohort into this folder. It is not needed with --list-names."
+        ),
     ] = None,
     names: Annotated[
         Path | None,
@@ -346,7 +348,8 @@ def predict(
     allow_tilt: AllowTilt = False,
     device: Device = "auto",
     strict: Annotated[
-        bool, typer.Option("--strict", help="End with status 1 also where a case needs review, not only failures.")
+        bool,
+        typer.Option("--strict", help="End with status 1 also if a case needs review, not only if one fails."),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -471,7 +474,7 @@ def bench(
     repeats: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Repeat each measurement this often. Without it, each part repeats what it needs."
+            min=1, help="Repeat each measurement this many times. Without it, each part chooses its own number."
         ),
     ] = None,
     device: Device = "auto",
