@@ -17,8 +17,9 @@ from torch.profiler import ProfilerActivity
 from benchmarks.report import missing, value_target
 from metricunet.metric import HardEasySampler, Sample, TupleOptions, VoxelMetricLoss, tuple_losses
 from metricunet.networks.device import keep_freed_memory
+from metricunet.progress import Progress
 from metricunet.workflows.bench.metric import CLASSES, ellipses
-from metricunet.workflows.bench.result import Facts, duration, head, value_line
+from metricunet.workflows.bench.result import MeasuredOn, duration, head, value_line
 from metricunet.workflows.bench.timing import counter, seconds
 
 #: Memory beyond the features and their gradient, at `MEMORY_VOXELS` voxels of an image of `MEMORY_SIDE` cubed.
@@ -54,7 +55,7 @@ class BranchBench:
         cuda_graph: whether one CUDA graph captured the loss; None where there is no CUDA GPU.
     """
 
-    facts: Facts
+    facts: MeasuredOn
     memory_mib: float
     image: Growth
     voxels: Growth
@@ -88,7 +89,7 @@ class BranchBench:
         return "\n".join([*lines, f"  CUDA: {state[self.cuda_graph]}"])
 
 
-def bench_branch(device: torch.device, *, progress: Callable[[int, int], None] | None = None) -> BranchBench:
+def bench_branch(device: torch.device, *, progress: Progress | None = None) -> BranchBench:
     """Measure the branch alone.
 
     Args:
@@ -106,7 +107,7 @@ def bench_branch(device: torch.device, *, progress: Callable[[int, int], None] |
     ours, theirs = beside(device)
     graph = captures_cuda_graph(device) if device.type == "cuda" else None
     advance()
-    return BranchBench(Facts.of(device), memory, image, voxels, ours, theirs, graph)
+    return BranchBench(MeasuredOn.of(device), memory, image, voxels, ours, theirs, graph)
 
 
 @dataclass(frozen=True)

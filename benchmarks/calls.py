@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from benchmarks.report import cuda_line, value_target, verdict
 from benchmarks.subject import Subject
 from metricunet.files.nifti import read_labels, write_nifti
 from metricunet.inference.predictor import Predictor
+from metricunet.progress import Progress
 from metricunet.workflows.bench.predict import nothing_found, seconds_of_cases
 from metricunet.workflows.bench.process import Ended, run_metricunet
-from metricunet.workflows.bench.result import Facts, duration, head, times_line, value_line
+from metricunet.workflows.bench.result import MeasuredOn, duration, head, times_line, value_line
 from metricunet.workflows.bench.timing import Advance, Times, counter
 
 REPEATS = 3
@@ -59,7 +60,7 @@ class CallsBench:
         dice_difference: of their Dice with the true shape; None without the user's model or without a phantom.
     """
 
-    facts: Facts
+    facts: MeasuredOn
     subject: tuple[str, ...]
     shape: tuple[int, ...]
     formats: tuple[str, ...]
@@ -128,7 +129,7 @@ def bench_calls(
     *,
     repeats: int | None = None,
     cases: int = CASES,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CallsBench:
     """Measure `metricunet predict`.
 
@@ -158,7 +159,7 @@ def bench_calls(
     advance()
     peaks = [e.peak_mib for e in ended if e.peak_mib is not None]
     return CallsBench(
-        facts=Facts.of(device),
+        facts=MeasuredOn.of(device),
         subject=tuple(subject.describe()),
         shape=subject.scan.array.shape,
         formats=formats,

@@ -21,12 +21,13 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.networks.device import keep_freed_memory
 from metricunet.phantom import make_cohort
+from metricunet.progress import Progress
 from metricunet.stages.network_input import pick_precision
 from metricunet.training.batches import Batch, SegmentBatches, update_generator
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.loop import set_up
 from metricunet.training.objectives import SEGMENT_STAGE, SegmentModule
-from metricunet.workflows.bench.result import Facts, duration, head, ratio_line, times_line, value_line
+from metricunet.workflows.bench.result import MeasuredOn, duration, head, ratio_line, times_line, value_line
 from metricunet.workflows.bench.timing import Ratio, Times, counter, take_turns, wait
 from metricunet.workflows.bench.untrained import CLASSES, STRUCTURE, fresh_model
 
@@ -58,7 +59,7 @@ class FeedingBench:
         work: of the bare step.
     """
 
-    facts: Facts
+    facts: MeasuredOn
     preset: str
     block: int
     bare: Times
@@ -115,7 +116,7 @@ def bench_feeding(
     preset: str = "default",
     repeats: int | None = None,
     settings: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> FeedingBench:
     """Measure a training step.
 
@@ -222,9 +223,7 @@ class TrainingSteps:
         return self.batches.draw(update_generator(self.config.seed, SEGMENT_STAGE, update, self.device))
 
 
-def _measure(
-    steps: TrainingSteps, preset: str, rounds: int, progress: Callable[[int, int], None] | None
-) -> FeedingBench:
+def _measure(steps: TrainingSteps, preset: str, rounds: int, progress: Progress | None) -> FeedingBench:
     device = steps.device
     clocks = {"bare": steps.bare, "ours": steps.ours}
     if steps.monai is not None:
@@ -237,7 +236,7 @@ def _measure(
     monai_s = None if monai is None else overhead_s(monai, bare)
     precision = pick_precision(steps.config.precision, device)
     return FeedingBench(
-        facts=Facts.of(device),
+        facts=MeasuredOn.of(device),
         preset=preset,
         block=BLOCK,
         bare=Times.of(bare),

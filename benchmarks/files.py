@@ -21,8 +21,9 @@ from metricunet.files.nifti import read_nifti, write_nifti
 from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.rtstruct.write import write_rtstruct
+from metricunet.progress import Progress
 from metricunet.volume import Volume
-from metricunet.workflows.bench.result import Facts, head, ratio_line
+from metricunet.workflows.bench.result import MeasuredOn, head, ratio_line
 from metricunet.workflows.bench.timing import Ratio, Run, Times, alternate, counter
 
 REPEATS = 3
@@ -64,7 +65,7 @@ class FilesBench:
         rows: one for each thing read or written.
     """
 
-    facts: Facts
+    facts: MeasuredOn
     subject: tuple[str, ...]
     rows: tuple[FileRow, ...]
 
@@ -89,7 +90,7 @@ def bench_files(
     device: torch.device,
     *,
     repeats: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> FilesBench:
     """Measure reading and writing.
 
@@ -122,7 +123,7 @@ def bench_files(
                 None if theirs is None else Ratio.of(theirs, found["ours"]),
             )
         )
-    return FilesBench(Facts.of(device), tuple(subject.describe()[:1]), tuple(rows))
+    return FilesBench(MeasuredOn.of(device), tuple(subject.describe()[:1]), tuple(rows))
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +14,8 @@ from benchmarks.subject import Subject
 from benchmarks.work import Work, multiply_adds
 from metricunet.inference.predictor import Predictor
 from metricunet.networks.device import keep_freed_memory
-from metricunet.workflows.bench.result import Facts, head, ratio_line, times_line
+from metricunet.progress import Progress
+from metricunet.workflows.bench.result import MeasuredOn, head, ratio_line, times_line
 from metricunet.workflows.bench.timing import Ratio, Run, Times, alternate, counter
 
 REPEATS = 7
@@ -38,7 +38,7 @@ class LocateBench:
         work: of the bare network.
     """
 
-    facts: Facts
+    facts: MeasuredOn
     subject: tuple[str, ...]
     ours: Times
     bare: Times
@@ -72,7 +72,7 @@ def bench_locate(
     device: torch.device,
     *,
     repeats: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> LocateBench:
     """Measure stage 1.
 
@@ -96,7 +96,7 @@ def bench_locate(
     found = alternate(runs, repeats, device, advance=counter(len(runs) * repeats, progress))
     times = {name: Times.of(seconds) for name, seconds in found.items()}
     return LocateBench(
-        facts=Facts.of(device),
+        facts=MeasuredOn.of(device),
         subject=tuple(subject.describe()),
         ours=times["ours"],
         bare=times["bare"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.work import Work
-from metricunet.workflows.bench.result import Facts, ratio_line, times_line, value_line
+from metricunet.workflows.bench.result import MeasuredOn, ratio_line, times_line, value_line
 from metricunet.workflows.bench.timing import Ratio, Times
 
 
@@ -38,7 +38,7 @@ def work_lines(work: Work) -> list[str]:
     ]
 
 
-def cuda_line(facts: Facts) -> list[str]:
+def cuda_line(facts: MeasuredOn) -> list[str]:
     """Say so where no GPU was used."""
     return [] if facts.device.startswith("cuda") else ["  CUDA: not run, no CUDA GPU was used"]
 

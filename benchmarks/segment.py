@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,8 +15,9 @@ from benchmarks.subject import Subject
 from benchmarks.work import Work, multiply_adds
 from metricunet.inference.predictor import Predictor
 from metricunet.networks.device import keep_freed_memory
+from metricunet.progress import Progress
 from metricunet.workflows.bench.predict import nothing_found
-from metricunet.workflows.bench.result import Facts, head, ratio_line, times_line
+from metricunet.workflows.bench.result import MeasuredOn, head, ratio_line, times_line
 from metricunet.workflows.bench.timing import Ratio, Run, Times, alternate, counter
 
 REPEATS = 7
@@ -47,7 +48,7 @@ class SegmentBench:
         solid: whether the network is a 3D one.
     """
 
-    facts: Facts
+    facts: MeasuredOn
     subject: tuple[str, ...]
     stage2: Times
     bare: Times
@@ -92,7 +93,7 @@ def bench_segment(
     device: torch.device,
     *,
     repeats: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SegmentBench:
     """Measure stage 2, and both stages beside the slide.
 
@@ -126,7 +127,7 @@ def bench_segment(
     seconds |= alternate(wholes, repeats, device, warm=0, budget_s=SLIDE_BUDGET_S, advance=advance)
     times = {name: Times.of(taken) for name, taken in seconds.items()}
     return SegmentBench(
-        facts=Facts.of(device),
+        facts=MeasuredOn.of(device),
         subject=tuple(subject.describe()),
         stage2=times["stage2"],
         bare=times["bare"],

@@ -1,24 +1,34 @@
-"""Advice that names an option: every command that can print it has that option."""
+"""Messages name what their reader can change: an argument in Python, an option of the command at hand."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 import metricunet
-from metricunet.cli import app
+from metricunet.cli import app, flags_of
+from metricunet.cohort.importing import import_cohort, list_names
+from metricunet.errors import argument, arguments_named
+from metricunet.evaluation.compare import evaluate
+from metricunet.inference.predict import predict
+from metricunet.phantom import make_cohort
+from metricunet.training.config import load_config
+from metricunet.training.fit import train
+from metricunet.workflows.bench import bench
+from metricunet.workflows.check import check
+from tests.support.command import Command
 
 ROOT = Path(metricunet.__file__).parent
-#: Modules whose messages name options, and the commands that reach them. All others name none, unless they say
-#: which command it is of, as in "train --resume".
+#: Modules whose messages name arguments, and the commands that reach them.
 REACHED_BY = {
-    "networks/device.py": ("train", "predict", "study", "bench"),
-    "training/config.py": ("train",),
+    "training": ("train",),
     "cohort/importing": ("import",),
     "inference/structure_set.py": ("predict",),
     "inference/predict.py": ("predict",),
@@ -29,30 +39,66 @@ REACHED_BY = {
     "files/dicom/series.py": ("predict",),
     "files/dicom/stack.py": ("check", "predict"),
 }
-#: Not advice: the command lines of other programs, of ours as it is started, and what is replaced in a message.
+#: What a user of Python calls in place of each command.
+CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "train": (train, load_config),
+    "import": (import_cohort,),
+    "predict": (predict,),
+    "bench": (bench,),
+    "phantom": (make_cohort,),
+    "evaluate": (evaluate,),
+    "check": (check,),
+}
+#: A function of its own in Python, an option of a command.
+FUNCTIONS = {list_names.__name__}
+#: Not advice: the command lines of other programs, and of ours as it is started.
 OF_OTHERS = {
     "workflows/commission/other_programs.py",
     "workflows/bench/predict.py",
     "workflows/bench/train.py",
 }
-#: Stands before any command.
-OF_ALL = "--debug"
-OPTION = re.compile(r"(?:\b([a-z]+) )?(--[a-z][a-z-]+)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
-def options() -> dict[str, set[str]]:
-    group = typer.main.get_command(app)
-    commands = group.commands  # type: ignore[attr-defined]
-    return {name: {o for p in command.params for o in p.opts} for name, command in commands.items()}
-
-
-def named() -> Iterator[tuple[str, str, str]]:
-    """Every option in a text of the package: its module, the word before it, and the option."""
+def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(ROOT.rglob("*.py")):
         module = path.relative_to(ROOT).as_posix()
-        if module in OF_OTHERS or module == "cli.py":
+        if module != "cli.py":
+            yield module, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def named() -> Iterator[tuple[str, str]]:
+    """Every argument that a message of the package names: the module and the name."""
+    for module, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == argument.__name__:
+                assert isinstance(node.args[0], ast.Constant), (
+                    f"{module} names an argument that is not written there"
+                )
+                yield module, str(node.args[0].value)
+
+
+def reaching(module: str) -> tuple[str, ...]:
+    found = [commands for start, commands in REACHED_BY.items() if module.startswith(start)]
+    assert found, f"{module} names an argument; which commands reach it?"
+    return found[0]
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(set(named())))
+def test_what_a_message_names_is_there_for_its_reader(module: str, name: str) -> None:
+    for command in reaching(module):
+        taken = [parameter for call in CALLS[command] for parameter in inspect.signature(call).parameters]
+        assert name in taken or name in FUNCTIONS, f"no call of {command} has the argument {name}"
+        with arguments_named(flags_of(COMMANDS, command)):
+            flag = argument(name)
+        assert flag in {option for parameter in COMMANDS[command].params for option in parameter.opts}
+
+
+def test_no_other_text_names_an_option() -> None:
+    for module, tree in modules():
+        if module in OF_OTHERS:
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
         documentation = {
             id(node.body[0].value)
             for node in ast.walk(tree)
@@ -62,19 +108,26 @@ def named() -> Iterator[tuple[str, str, str]]:
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
-                for word, option in OPTION.findall(node.value):
-                    yield module, word, option
+                found = set(OPTION.findall(node.value)) - ({"--upgrade"} if "pip install" in node.value else set())
+                assert not found, f"{module}:{node.lineno} names {found}; use metricunet.errors.argument"
 
 
-@pytest.mark.parametrize(("module", "word", "option"), sorted(set(named())))
-def test_the_commands_have_the_option(module: str, word: str, option: str) -> None:
-    if (word, option) == ("install", "--upgrade") or option == OF_ALL:
-        return  # pip's, or that of every command
-    known = options()
-    if word in known:
-        assert option in known[word]
-        return
-    reaching = [commands for place, commands in REACHED_BY.items() if module.startswith(place)]
-    assert reaching, f"{module} names {option}, and does not say of which command"
-    for command in reaching[0]:
-        assert option in known[command], f"{command} has no {option}"
+def test_arguments_are_named_as_their_reader_gives_them() -> None:
+    assert argument("formats") == "formats"
+    assert argument("formats", ["nifti"]) == "formats=['nifti']"
+    assert argument("overwrite", True) == "overwrite=True"
+    with arguments_named(flags_of(COMMANDS, "predict")):
+        assert argument("formats", ["nifti", "seg"]) == "--format nifti,seg"
+        assert argument("models") == "-m"
+        assert argument("reruns", 2) == "--reruns 2"
+        assert argument("overwrite", True) == "--overwrite"
+        assert argument("resume", True) == "train --resume", "an option of another command"
+        assert argument("workers") == "workers", "an option of none"
+    assert argument("formats") == "formats"
+
+
+def test_one_message_for_both(metricunet: Command, tmp_path: Path) -> None:
+    wrong = metricunet("predict", tmp_path, "-m", tmp_path / "model", "-o", tmp_path / "out", "--format", "dcm")
+    assert wrong.err == "error: --format must be of nifti, rtstruct, seg; got 'dcm'\n"
+    with pytest.raises(ValueError, match=r"^formats must be of nifti, rtstruct, seg; got 'dcm'$"):
+        predict([tmp_path], [tmp_path / "model"], tmp_path / "out", formats=["dcm"])

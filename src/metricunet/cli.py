@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, Naming, arguments_named, as_python, told
+from metricunet.progress import Bars, Progress
 
 app = typer.Typer(
     name="metricunet",
-    help="Segment the prostate in CT: MetricUNet, with online voxel-wise metric learning.",
+    help="Segment the prostate in CT scans with MetricUNet, a network trained with voxel-wise metric learning.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,24 +25,55 @@ app = typer.Typer(
 
 DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
 
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-AllowGaps = Annotated[
-    bool, typer.Option("--allow-gaps", help="Resample DICOM series with missing or uneven slices.")
+#: Arguments of Python functions that are not called as the parameter of the command which they come from.
+PARAMETERS = {"formats": "format_", "models": "model", "settings": "set_"}
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="Write all results into this folder.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Compute on cpu, cuda (an NVIDIA GPU), cuda:N (GPU number N), or auto (a GPU if there is one)."
+    ),
 ]
-AllowTilt = Annotated[bool, typer.Option("--allow-tilt", help="Resample DICOM series of a tilted gantry.")]
+AllowGaps = Annotated[
+    bool,
+    typer.Option(
+        "--allow-gaps",
+        help="Accept DICOM series with missing or unevenly spaced slices, and interpolate between the slices.",
+    ),
+]
+AllowTilt = Annotated[
+    bool,
+    typer.Option(
+        "--allow-tilt", help="Accept DICOM series of a tilted gantry, and resample them to axial slices."
+    ),
+]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace files of others that have an output's name; never an input."),
+    typer.Option(
+        "--overwrite",
+        help="Replace files that have the name of an output but were not written by this program. "
+        "Inputs are never replaced.",
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for other programs to read.")]
+
+#: Whether `--debug` was given.
+_debug = False
 
 
 @app.callback(invoke_without_command=True)
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show with every error where in the program it was raised.")
+    ] = False,
 ) -> None:
+    global _debug
+    _debug = debug
+    commands: dict[str, Any] = getattr(context.command, "commands", {})
+    context.with_resource(arguments_named(flags_of(commands, context.invoked_subcommand)))
     if version:
         from metricunet import __version__
 
@@ -51,7 +83,7 @@ def _options(
 
 @app.command()
 def demo(output: Output = Path("demo")) -> None:
-    """Run the whole job without any data: phantoms, training, prediction, evaluation, report."""
+    """Try everything without data: make synthetic scans, train, predict, evaluate, and write a report."""
     from metricunet.workflows.demo import demo as run
 
     with progress_bars() as bar:
@@ -63,24 +95,40 @@ def demo(output: Output = Path("demo")) -> None:
 @app.command()
 def phantom(
     output: Output,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many training scans.")] = 10,
-    test: Annotated[int, typer.Option(min=0, help="How many more, for imagesTs.")] = 0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-    difficulty: Annotated[Literal["easy", "real"], typer.Option(help="Contrast, noise and size.")] = "real",
-    structures: Annotated[str, typer.Option(help="Structures to label, separated by commas.")] = "prostate",
+    n: Annotated[int, typer.Option("-n", min=1, help="Make this many scans for training.")] = 10,
+    test: Annotated[
+        int, typer.Option(min=0, help="Make this many more scans for testing, in the folder imagesTs.")
+    ] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Draw all that is random from this seed. The same seed gives the same files.")
+    ] = 0,
+    difficulty: Annotated[
+        Literal["easy", "real"],
+        typer.Option(help="Make coarse scans with little noise (easy), or scans like those of hospitals (real)."),
+    ] = "real",
+    structures: Annotated[
+        str, typer.Option(help="Label these structures, separated by commas, such as prostate,bladder,rectum.")
+    ] = "prostate",
     absent: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of scans that end before the prostate.")
+        float, typer.Option(min=0, max=1, help="Let this share of the scans end before they reach the prostate.")
     ] = 0.0,
     readers: Annotated[
-        int, typer.Option(min=0, help="Clinicians who contour each prostate: reader1Tr, reader1Ts, ...")
+        int,
+        typer.Option(
+            min=0,
+            help="Add labels by this many simulated clinicians, in the folders reader1Tr, reader1Ts and so on.",
+        ),
     ] = 0,
     displaced: Annotated[
         Path | None,
-        typer.Option(help="A second cohort here: the same scans, training labels by reader 1.", metavar="FOLDER"),
+        typer.Option(
+            help="Write a second cohort into this folder: the same scans, with the training labels of reader 1.",
+            metavar="FOLDER",
+        ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make synthetic pelvic CT scans with labels, in nnU-Net's raw layout."""
+    """Make synthetic CT scans of the pelvis with exact labels, in nnU-Net's raw data layout."""
     from metricunet.phantom import displace_cohort, make_cohort
     from metricunet.phantom.cohort import CohortPlan
     from metricunet.phantom.displaced import check_displaced
@@ -105,22 +153,44 @@ def phantom(
 def import_(
     sources: Annotated[
         list[Path],
-        typer.Argument(help="Folders: DICOM patients, TotalSegmentator, nnU-Net or AMOS22, pairs of NIfTI files."),
+        typer.Argument(
+            help="Folders to import: DICOM of patients, data sets of TotalSegmentator, nnU-Net or AMOS22, "
+            "or pairs of images and label maps in NIfTI."
+        ),
     ],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the cohort.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Write the cohort into this folder. It is not needed with --list-names."
+        ),
+    ] = None,
     names: Annotated[
-        Path | None, typer.Option(help="YAML: which spelling of a name means which structure.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Read from this YAML file which spellings of a name mean which structure.", metavar="FILE"
+        ),
     ] = None,
     list_names: Annotated[
-        bool, typer.Option("--list-names", help="Count every spelling, and print a names file to complete.")
+        bool,
+        typer.Option(
+            "--list-names",
+            help="Import nothing; count the spellings of structures' names, and print a file to complete "
+            "for --names.",
+        ),
     ] = False,
-    layout: Annotated[str, typer.Option(help="dicom, totalsegmentator, nnunet, pairs, or auto.")] = "auto",
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="Read the folders as dicom, totalsegmentator, nnunet or pairs, or recognise their layout (auto)."
+        ),
+    ] = "auto",
     uids: Annotated[
-        Literal["keep", "hash"], typer.Option(help="What import.json holds of the sources' identifiers.")
+        Literal["keep", "hash"],
+        typer.Option(help="Keep the identifiers of the sources in import.json, or write only hashes of them."),
     ] = "hash",
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a cohort of scans with contours: CT and RTSTRUCT in DICOM, or other layouts."""
+    """Make a cohort to train on from CT scans with contours: DICOM with structure sets, or other layouts."""
     from metricunet.cohort.importing import import_cohort
     from metricunet.cohort.importing import list_names as spellings
 
@@ -148,12 +218,12 @@ def import_(
 
 @app.command()
 def check(
-    path: Annotated[Path, typer.Argument(help="A cohort, a scan in one file, or a folder of DICOM.")],
+    path: Annotated[Path, typer.Argument(help="Cohort to check, or scan: one file, or a folder of DICOM.")],
     allow_gaps: AllowGaps = False,
     allow_tilt: AllowTilt = False,
     json: Json = False,
 ) -> None:
-    """Find every problem of a cohort or a scan, a line each."""
+    """Find the problems of a cohort or a scan, and print one line for each."""
     from metricunet.workflows.check import check as run
 
     with progress_bars() as bar:
@@ -170,19 +240,32 @@ def check(
 
 @app.command()
 def train(
-    cohort: Annotated[Path, typer.Argument(help="nnU-Net raw data set.")],
+    cohort: Annotated[Path, typer.Argument(help="Cohort to train on: a folder in nnU-Net's raw data layout.")],
     output: Output,
-    config: Annotated[Path | None, typer.Option(help="YAML with settings.")] = None,
-    preset: Annotated[str, typer.Option(help="default or small.")] = "default",
+    config: Annotated[Path | None, typer.Option(help="Read settings from this YAML file.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="Begin with the settings named default, or with small ones, which suit a CPU.")
+    ] = "default",
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, as section.key=value; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change one setting, given as section.key=value, such as segment.epochs=20. "
+            "Give it again to change more.",
+        ),
     ] = None,
-    fold: Annotated[str, typer.Option(help="Fold to validate on, or all.")] = "0",
-    init: Annotated[Path | None, typer.Option(help="Model file to begin from.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    fold: Annotated[
+        str, typer.Option(help="Validate on the cases of this fold, counted from 0; or train on all cases (all).")
+    ] = "0",
+    init: Annotated[
+        Path | None, typer.Option(help="Begin with the weights of this model file in place of random ones.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the training in the output folder where it was stopped.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
-    """Train both stages on a cohort; the run folder ends with model.safetensors."""
+    """Train both stages of a model on a cohort, and write it to the output folder as model.safetensors."""
     from metricunet.training.config import load_config
     from metricunet.training.fit import train as run
 
@@ -206,36 +289,71 @@ def train(
 @app.command()
 def predict(
     scans: Annotated[
-        list[Path], typer.Argument(help="Scans (NIfTI, NRRD, MetaImage), folders of them, or of DICOM.")
+        list[Path],
+        typer.Argument(help="Scans to segment: NIfTI, NRRD or MetaImage files, or folders of these or of DICOM."),
     ],
     output: Output,
-    model: Annotated[list[Path], typer.Option("-m", "--model", help="Model file; several are averaged.")],
+    model: Annotated[
+        list[Path],
+        typer.Option(
+            "-m", "--model", help="Segment with this model file. Where it is given again, the models are averaged."
+        ),
+    ],
     format_: Annotated[
-        str, typer.Option("--format", help="Of nifti, rtstruct and seg, with commas between.")
+        str,
+        typer.Option(
+            "--format",
+            help="Write nifti (masks), rtstruct (DICOM structure sets), seg (DICOM segmentations), or several of "
+            "these, separated by commas.",
+        ),
     ] = "nifti",
-    series: Annotated[str | None, typer.Option(help="SeriesInstanceUID to take alone.")] = None,
+    series: Annotated[
+        str | None, typer.Option(help="Segment only the DICOM series with this SeriesInstanceUID.")
+    ] = None,
     contours: Annotated[
         Literal["surface", "voxel"],
-        typer.Option(help="Of a structure set: where the probability is one half, or along voxels' edges."),
+        typer.Option(
+            help="Draw the contours of a structure set where the probability is one half (surface), or along the "
+            "edges of the mask's voxels (voxel)."
+        ),
     ] = "surface",
     smooth: Annotated[
-        bool, typer.Option("--smooth", help="Smooth its contours, no point by more than 0.5 mm.")
+        bool,
+        typer.Option(
+            "--smooth", help="Smooth the contours of a structure set, moving no point by more than 0.5 mm."
+        ),
     ] = False,
-    holes: Annotated[Literal["keep", "close", "keyhole"], typer.Option(help="Of its contours.")] = "keep",
+    holes: Annotated[
+        Literal["keep", "close", "keyhole"],
+        typer.Option(
+            help="Draw a hole in a structure set as a contour of its own (keep), leave it out (close), or join it "
+            "to the contour around it by a line (keyhole)."
+        ),
+    ] = "keep",
     add_to: Annotated[
         Path | None,
-        typer.Option(help="Structure set of the one series given, to add to.", metavar="RTSTRUCT"),
+        typer.Option(
+            help="Write a copy of this structure set with the new structures added. It must be of the one DICOM "
+            "series that is given.",
+            metavar="RTSTRUCT",
+        ),
     ] = None,
     reruns: Annotated[
-        int, typer.Option(min=0, help="How often the crop may move or grow where the target reaches its edge.")
+        int,
+        typer.Option(
+            min=0, help="Move or enlarge the crop up to this many times where the prostate reaches its edge."
+        ),
     ] = 3,
     allow_gaps: AllowGaps = False,
     allow_tilt: AllowTilt = False,
     device: Device = "auto",
-    strict: Annotated[bool, typer.Option("--strict", help="End with status 1 if a case needs review.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="End with status 1 also if a case needs review, not only if one fails."),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment scans: a mask on each scan's own grid, a structure set where asked, and a verdict."""
+    """Segment the prostate in scans; write masks or structure sets, and say which cases need review."""
     from metricunet.inference.predict import predict as run
 
     formats = [f.strip() for f in format_.split(",")]
@@ -272,14 +390,16 @@ def predict(
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Predicted mask, or a folder of them.")],
-    references: Annotated[Path, typer.Argument(help="Reference mask, or a folder of them.")],
+    predictions: Annotated[Path, typer.Argument(help="Predicted mask, or a folder of predicted masks.")],
+    references: Annotated[Path, typer.Argument(help="Reference mask, or a folder of reference masks.")],
     output: Output,
-    images: Annotated[Path | None, typer.Option(help="The scans, for the report's pictures.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Show these scans, a file or a folder, in the report's pictures.")
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Score predictions: a CSV row for each case, a summary, and report.html."""
+    """Score predicted masks against reference masks; write a row for each case, a summary and a report."""
     from metricunet.evaluation.compare import evaluate as run
     from metricunet.evaluation.summary import fault_line, format_summary
 
@@ -299,11 +419,11 @@ def evaluate(
 
 @app.command()
 def study(
-    file: Annotated[Path, typer.Argument(help="STUDY.yaml: data, arms, seeds and folds.")],
+    file: Annotated[Path, typer.Argument(help="YAML file with the data, arms, seeds and folds of the study.")],
     output: Output,
     device: Device = "auto",
 ) -> None:
-    """Train and score every arm with every seed, and tabulate; run it again to go on where it stopped."""
+    """Train and score every arm of a study with every seed and fold, and write tables; run again to continue."""
     from metricunet.study.run import study as run
 
     with progress_bars() as bar:
@@ -316,8 +436,8 @@ def study(
 
 
 @app.command()
-def info(model: Annotated[Path, typer.Argument(help="Model file.")], json: Json = False) -> None:
-    """Print what a model file says of itself."""
+def info(model: Annotated[Path, typer.Argument(help="Model file to describe.")], json: Json = False) -> None:
+    """Print what a model file says about its model: structures, training data, settings and calibration."""
     from metricunet.files.model import card_content, read_card
 
     card = card_content(read_card(model))
@@ -337,19 +457,30 @@ def info(model: Annotated[Path, typer.Argument(help="Model file.")], json: Json 
 
 @app.command()
 def bench(
-    part: Annotated[str, typer.Argument(help="predict, train, metric, or all.")] = "all",
-    scan: Annotated[Path | None, typer.Option(help="DICOM folder or file. Default: a phantom.")] = None,
-    model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="Model file. Default: an untrained one.")
+    part: Annotated[str, typer.Argument(help="Part to measure: predict, train, metric, or all.")] = "all",
+    scan: Annotated[
+        Path | None,
+        typer.Option(help="Predict this scan, a file or a DICOM folder. Without it, a synthetic scan is made."),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Of networks and training: default or small.")] = "default",
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "-m", "--model", help="Predict with this model file. Without it, an untrained model is made."
+        ),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Measure the networks and the training of this preset: default or small.")
+    ] = "default",
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Of each measurement. Default: enough for each part.")
+        int | None,
+        typer.Option(
+            min=1, help="Repeat each measurement this many times. Without it, each part chooses its own number."
+        ),
     ] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Measure speed and memory of predicting, training and the metric branch on this machine."""
+    """Measure how fast this machine predicts, trains and computes the metric losses, and in how much memory."""
     from metricunet.workflows.bench import bench as run
 
     found: dict[str, Any] = {}
@@ -367,7 +498,7 @@ def bench(
 @app.command()
 @app.command("validate", hidden=True)  # its name until 0.1.0
 def commission(output: Output, json: Json = False) -> None:
-    """Send analytic shapes through every door and back, for commissioning: half a minute, a page to sign."""
+    """Send shapes of known size through every file format and back, and write a page to sign for commissioning."""
     from metricunet.workflows.commission.run import commission as run
 
     with progress_bars() as bar:
@@ -381,16 +512,17 @@ def commission(output: Output, json: Json = False) -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+def progress_bars() -> Iterator[Bars]:
     """Yield a function that opens a named progress bar on standard error; silent without a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as LiveBars
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, disable=not console.is_terminal)
+    progress = LiveBars(*columns, console=console, disable=not console.is_terminal)
 
-    def bar(name: str) -> Callable[[int, int], None]:
+    def bar(name: str) -> Progress:
         task: Any = None
 
         def advance(done: int, total: int) -> None:
@@ -420,6 +552,32 @@ def _as_names_file(text: str) -> str:
     return text if name.startswith("utf") else text.encode("ascii", "backslashreplace").decode("ascii")
 
 
+def flags_of(commands: dict[str, Any], called: str | None) -> Naming:
+    """Return how messages name an argument for a user of the command line: by the flag of the called command.
+
+    An argument that this command lacks is named by the flag of one that has it, after that command's name.
+
+    Args:
+        commands: all commands by their names.
+        called: name of the one that was called; None for none.
+    """
+    parameters = {name: {p.name: p for p in command.params} for name, command in commands.items()}
+    order = [*filter(None, [called]), *commands]
+
+    def flag(name: str, value: object = None) -> str:
+        for command in order:
+            parameter = parameters[command].get(PARAMETERS.get(name, name))
+            if parameter is not None and parameter.opts[0].startswith("-"):
+                words = [] if command == called else [command]
+                words.append(parameter.opts[0])
+                if value is not None and value is not True:
+                    words.append(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+                return " ".join(words)
+        return as_python(name, value)
+
+    return flag
+
+
 def _say(message: str) -> None:
     typer.echo(message, err=True)
 
@@ -433,7 +591,7 @@ def _say_failed(message: str, error: BaseException | None) -> None:
 
 def _trace(error: BaseException) -> None:
     """With --debug, show where something went wrong that did not end the command."""
-    if "--debug" in sys.argv:
+    if _debug:
         import traceback
 
         _say("".join(traceback.format_exception(error)).rstrip())
@@ -483,16 +641,16 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False) or DONE)
     except InputError as error:
-        if "--debug" in sys.argv:
+        if _debug:
             raise
         _say(f"error: {' '.join(str(error).split())}")
     except typer.TyperException as error:
-        _say(f"error: {' '.join(error.format_message().replace('Value error, ', '').split())} (see --help)")
+        _say(f"error: {' '.join(error.format_message().split())} (see --help)")
     except (KeyboardInterrupt, typer.Abort):
         _say("stopped")
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if "--debug" in sys.argv:
+        if _debug:
             raise
         _say(f"error: {told(error)}; this is a fault of the program: --debug after metricunet shows where")
     sys.exit(NOTHING_DONE)

@@ -1,4 +1,4 @@
-"""The one error that is meant for the user's eyes.
+"""The one error that is meant for the user's eyes, and how its messages name what the user can change.
 
 Anything wrong with what the user gave (a file, a folder, a setting) raises `InputError`. The command line
 prints its message as one line and ends with status 2; everything else is a defect of this package. Where many
@@ -7,12 +7,50 @@ cases are worked on, either costs its own case alone: see `told`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 #: A message of a library may be a page long.
 LONGEST_MESSAGE = 300
+
+#: Writes an argument of a Python function, and its value unless that is None, as the user at hand knows it.
+Naming = Callable[[str, object], str]
 
 
 class InputError(ValueError):
     """Bad input. The message names the file and field, what was found, what was expected, and what to do."""
+
+
+def as_python(name: str, value: object = None) -> str:
+    """Write an argument as in a call in Python: `overwrite`, or `overwrite=True`."""
+    return name if value is None else f"{name}={value!r}"
+
+
+_naming: Naming = as_python
+
+
+def argument(name: str, value: object = None) -> str:
+    """Name an argument in a message, as whoever reads the message gives it.
+
+    Users of Python read `formats`, or `formats=['nifti']`; those of the command line read `--format`, or
+    `--format nifti`, within `arguments_named`.
+
+    Args:
+        name: of the parameter of the Python function that was called.
+        value: what the argument should be or was; None leaves it out.
+    """
+    return _naming(name, value)
+
+
+@contextmanager
+def arguments_named(naming: Naming) -> Iterator[None]:
+    """Let the messages of this process, in every thread, name arguments in another way while this is open."""
+    global _naming
+    before, _naming = _naming, naming
+    try:
+        yield
+    finally:
+        _naming = before
 
 
 def told(error: BaseException) -> str:
@@ -26,13 +64,13 @@ def told(error: BaseException) -> str:
     return f"an unexpected {type(error).__name__} stopped it" + (f": {short}" if short else "")
 
 
-def beyond(value: float, *limits: float, digits: int = 3) -> str:
-    """Write a number that lies beyond a limit with digits enough that it does not read like the limit.
+def unlike_limits(value: float, *limits: float, digits: int = 3) -> str:
+    """Write a number that is not within limits with as many digits as it takes to read unlike them.
 
     Args:
-        value: what was found.
-        limits: what the message says is accepted, as it is written there.
-        digits: the fewest significant digits.
+        value: the number that was found.
+        limits: the limits that the message names, as they are written there.
+        digits: the smallest number of significant digits.
     """
     texts = (f"{value:.{n}g}" for n in range(digits, 18))
     return next(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from metricunet.errors import InputError, beyond
+from metricunet.errors import InputError, unlike_limits
 
 FloatArray = NDArray[np.float64]
 Shape = tuple[int, int, int]
@@ -87,7 +87,7 @@ class Geometry:
         cosines = directions.T @ directions - np.eye(3)
         if (worst := float(np.abs(cosines).max())) > SHEAR_TOLERANCE:
             raise InputError(
-                f"the affine is sheared: two axes meet at a cosine of {beyond(worst, SHEAR_TOLERANCE)}, "
+                f"the affine is sheared: two axes meet at a cosine of {unlike_limits(worst, SHEAR_TOLERANCE)}, "
                 f"at most {SHEAR_TOLERANCE} is accepted; resample the image to a rectangular grid first"
             )
         affine.setflags(write=False)

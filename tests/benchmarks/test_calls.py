@@ -83,7 +83,7 @@ def test_a_model_that_finds_nothing_is_named(subject: Subject, calls: list[Call]
     air.array[0, 0, 0] = -990  # a scan of one value alone is refused
     subject.given = subject.folder / "air.nii.gz"
     write_nifti(subject.given, air)
-    with pytest.raises(InputError, match=r"finds nothing in .*choose another --scan or --model"):
+    with pytest.raises(InputError, match=r"finds nothing in .*choose another scan or model"):
         bench_calls(subject, CPU)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from metricunet.errors import InputError
-from metricunet.evaluation.cases import Quality, match_cases, read_quality
+from metricunet.evaluation.cases import RecordedQuality, match_cases, read_quality
 
 
 def touch(*paths: Path) -> None:
@@ -126,7 +126,7 @@ def test_missing_paths(tmp_path: Path, predictions: str, references: str) -> Non
 
 def test_a_case_twice(tmp_path: Path) -> None:
     touch(tmp_path / "refs" / "a.nii.gz", tmp_path / "refs" / "a.nii", tmp_path / "preds" / "a.nii.gz")
-    with pytest.raises(InputError, match="case a is there twice"):
+    with pytest.raises(InputError, match="case a occurs twice"):
         match_cases(tmp_path / "preds", tmp_path / "refs")
 
 
@@ -157,12 +157,12 @@ def test_quality_is_read(tmp_path: Path) -> None:
         ),
         encoding="utf-8",
     )
-    assert read_quality(path) == Quality(
+    assert read_quality(path) == RecordedQuality(
         "review", ("small gland", "cut by the scan"), "uncertain", 0.4, "two regions"
     )
-    assert read_quality(None) == Quality()
+    assert read_quality(None) == RecordedQuality()
     path.write_text("{}", encoding="utf-8")
-    assert read_quality(path) == Quality()
+    assert read_quality(path) == RecordedQuality()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metricunet.evaluation.cases import Quality
+from metricunet.evaluation.cases import RecordedQuality
 from metricunet.evaluation.measures import DEFINITIONS, Measures
 from metricunet.evaluation.plots import MARGIN, WIDTH, Distribution, distribution
 from metricunet.evaluation.summary import CaseRow, Evaluation, summarise
@@ -20,7 +20,7 @@ absent = st.just(Measures(None, None, None, None, None, None, None))
 
 def evaluation(measures: list[Measures], structures: int = 1) -> Evaluation:
     rows = tuple(CaseRow(f"c{i}", f"s{i % structures}", m) for i, m in enumerate(measures))
-    return Evaluation(rows, summarise(rows), (), (), {row.case: Quality() for row in rows})
+    return Evaluation(rows, summarise(rows), (), (), {row.case: RecordedQuality() for row in rows})
 
 
 def values_of(plot: Distribution) -> list[float]:

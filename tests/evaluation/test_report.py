@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from metricunet.evaluation.cases import Quality
+from metricunet.evaluation.cases import RecordedQuality
 from metricunet.evaluation.compare import evaluate
 from metricunet.evaluation.measures import DEFINITIONS, Measures
 from metricunet.evaluation.report import MAX_OVERLAYS, render_report, worst_first
@@ -63,8 +63,8 @@ def measured(dice: float) -> Measures:
     return Measures(dice, 1.0, dice, dice, 3.0, dice, 1.0)
 
 
-def make_evaluation(*rows: CaseRow, quality: dict[str, Quality] | None = None) -> Evaluation:
-    verdicts = {row.case: Quality() for row in rows} | (quality or {})
+def make_evaluation(*rows: CaseRow, quality: dict[str, RecordedQuality] | None = None) -> Evaluation:
+    verdicts = {row.case: RecordedQuality() for row in rows} | (quality or {})
     return Evaluation(rows, summarise(rows), (), (), verdicts)
 
 
@@ -109,7 +109,7 @@ def test_one_file_that_fetches_nothing(folders: Any, gland: Gland) -> None:
 
 
 def test_it_says_what_it_must() -> None:
-    quality = {"b": Quality("review", ("gland cut by the scan",), "uncertain", 0.41, "two regions")}
+    quality = {"b": RecordedQuality("review", ("gland cut by the scan",), "uncertain", 0.41, "two regions")}
     rows = (CaseRow("a", "prostate", measured(0.9)), CaseRow("b", "prostate", measured(0.8)))
     html = render(make_evaluation(*rows, quality=quality))
     text = re.sub(r"\s+", " ", Page(html).text)
@@ -125,7 +125,7 @@ def test_names_are_escaped() -> None:
     html = render(
         make_evaluation(
             CaseRow(evil, evil, measured(0.9)),
-            quality={evil: Quality("review", (evil,), evil, 0.5, evil)},
+            quality={evil: RecordedQuality("review", (evil,), evil, 0.5, evil)},
         )
     )
     assert "<script" not in html

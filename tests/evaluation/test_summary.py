@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from metricunet.evaluation.cases import Quality
+from metricunet.evaluation.cases import RecordedQuality
 from metricunet.evaluation.measures import DEFINITIONS, MEASURE_NAMES, Definition, Measures
 from metricunet.evaluation.summary import (
     CaseRow,
@@ -31,7 +31,9 @@ def rows(*measures: Measures, structure: str = "prostate") -> tuple[CaseRow, ...
 
 
 def evaluation(found: tuple[CaseRow, ...], unpredicted: tuple[str, ...] = ()) -> Evaluation:
-    return Evaluation(found, summarise(found), unpredicted, ("stray",), {row.case: Quality() for row in found})
+    return Evaluation(
+        found, summarise(found), unpredicted, ("stray",), {row.case: RecordedQuality() for row in found}
+    )
 
 
 def definition(name: str) -> Definition:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from metricunet.errors import beyond
+from metricunet.errors import unlike_limits
 from metricunet.files.grids import difference
 from metricunet.volume import Geometry
 
@@ -33,4 +33,4 @@ def test_the_difference_can_be_seen(other: Geometry, words: str) -> None:
     ("value", "text"), [(0.5, "0.5"), (0.10001, "0.10001"), (5000.04, "5000.04"), (1 / 3, "0.333")]
 )
 def test_a_number_beyond_a_limit_never_reads_like_it(value: float, text: str) -> None:
-    assert beyond(value, 0.1, 5000.0) == text
+    assert unlike_limits(value, 0.1, 5000.0) == text

@@ -71,7 +71,7 @@ def test_a_mask_never_replaces_the_scan(
     before = bytes_in(tmp_path)
     ended = metricunet(*call(given, bands_model, out, *(["--overwrite"] if overwrite else [])))
     assert ended.status == 2
-    assert "is an input and would be overwritten; choose another folder with -o" in ended.err
+    assert "is an input and would be overwritten; choose another folder" in ended.err
     assert ended.err.count("\n") == 1
     assert bytes_in(tmp_path) == before
 

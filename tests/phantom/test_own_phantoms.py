@@ -67,7 +67,7 @@ def test_a_file_under_the_name_of_a_case_to_come_is_somebodys(tmp_path: Path) ->
     make_cohort(tmp_path, 1)
     (tmp_path / IMAGE).write_bytes(b"mine")
     refused(f"{IMAGE}: is there already, and it was not written by this program", tmp_path, 2)
-    refused("replace it with --overwrite", tmp_path, 2, overwrite=False)
+    refused("replace it with overwrite=True", tmp_path, 2, overwrite=False)
     make_cohort(tmp_path, 1)  # it is in nobody's way
     (tmp_path / IMAGE).unlink()
     (tmp_path / IMAGE).symlink_to(tmp_path / "imagesTr" / "phantom_0000_0000.nii.gz")
@@ -111,7 +111,7 @@ def test_what_an_earlier_version_made_is_left_as_it_is(tmp_path: Path) -> None:
         make_cohort(clean, 2, seed=1, n_readers=1)
     refused(r"phantoms\.json: an earlier version .* cannot be continued; choose another", clean, 3, n_readers=1)
     (clean / LABEL).unlink()
-    refused("make this one anew with --overwrite", clean, 2, n_readers=1, overwrite=False)
+    refused("make this one anew with overwrite=True", clean, 2, n_readers=1, overwrite=False)
     make_cohort(clean, 2, n_readers=1, overwrite=True)
     (displaced / LABEL).unlink()
     with pytest.raises(InputError, match="an earlier version"):

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from metricunet.cohort.layout import Case, DatasetInfo
-from metricunet.errors import InputError, beyond
+from metricunet.errors import InputError, unlike_limits
 from metricunet.files.grids import difference
 from metricunet.files.scan import read_labels, read_scan
 from metricunet.hu import why_not_hu
@@ -118,7 +118,7 @@ def _image(image: Volume, path: Path | str) -> Iterator[tuple[bool, str]]:
         if not smallest <= spacing <= largest:
             yield (
                 False,
-                f"{path}: {name} spacing {beyond(spacing, smallest, largest)} mm; expected {smallest} to "
+                f"{path}: {name} spacing {unlike_limits(spacing, smallest, largest)} mm; expected {smallest} to "
                 f"{largest} mm",
             )
 

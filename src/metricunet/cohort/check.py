@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from metricunet.cohort.case import Problem, check_case
 from metricunet.cohort.layout import Cohort, read_cohort
 from metricunet.cohort.splits import split_for
 from metricunet.errors import InputError
-
-Progress = Callable[[int, int], None]
+from metricunet.progress import Progress
 
 
 def check_cohort(folder: Path, progress: Progress | None = None) -> list[Problem]:

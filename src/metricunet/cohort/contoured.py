@@ -24,7 +24,7 @@ def read_not_contoured(folder: Path, labels: Iterable[str]) -> dict[str, tuple[s
     """Return the structures that were not contoured, by case; cases contoured in full are left out.
 
     Args:
-        folder: that holds contoured.json, or not.
+        folder: the folder of the cohort; it need not hold a contoured.json.
         labels: the structures of dataset.json, in their order.
 
     Raises:

@@ -56,7 +56,7 @@ class Case:
     """One scan and, for all but unseen scans, its contours.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         image: file of the scan.
         label: file of the labels, if there is one.
         not_contoured: structures of which the labels say nothing: their voxels are among the background's.
@@ -248,7 +248,7 @@ def _cases(
             )
         name = name[: -len(CHANNEL_SUFFIX)]
         if name in images:
-            raise InputError(f"{path}: case {name} is there twice; see also {images[name].name}")
+            raise InputError(f"{path}: case {name} occurs twice; see also {images[name].name}")
         images[name] = path
     labels = {
         case_name(p): p

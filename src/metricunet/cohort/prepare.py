@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,12 @@ from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
 from metricunet.files.scan import scan_files
 from metricunet.hu import AIR_HU
+from metricunet.progress import Progress
 from metricunet.stages.locate import coarse_grid
 from metricunet.stages.network_input import read_hu
 from metricunet.stages.segment import central_crop
 from metricunet.structures import class_of
 from metricunet.volume import Geometry, Volume, resample_labels, voxels_of
-
-Progress = Callable[[int, int], None]
 
 #: Raised whenever the cached arrays would come out differently.
 CACHE_VERSION = 2
@@ -46,8 +45,8 @@ class PrepareSettings:
 
     Attributes:
         target: the structure the fine box is centred on.
-        coarse_spacing_mm: of stage 1: slice, row, column.
-        fine_spacing_mm: of stage 2: slice, row, column.
+        coarse_spacing_mm: voxel spacing of stage 1: slice, row, column.
+        fine_spacing_mm: voxel spacing of stage 2: slice, row, column.
         box_mm: sides of the fine box: slice, row, column.
     """
 
@@ -62,12 +61,13 @@ class PreparedCase:
     """A case as training reads it. Axes run to the head, the back and the left.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         coarse: int16 HU [slice, row, column] of the whole scan.
         coarse_labels: uint8 classes on the same grid.
         fine: int16 HU of the box around the target; None where the scan holds no target.
         fine_labels: uint8 classes on the same grid.
-        facts: `volume_ml`, `spacing_mm`, `extent_mm`, `target_hu`; the target's are absent with it.
+        facts: numbers that describe the case: `volume_ml`, `spacing_mm`, `extent_mm`, `target_hu`; the target's
+            are absent with it.
         source_sha256: hash of image and labels.
         unknown: classes that were not contoured, whose voxels are among the background's.
     """

@@ -25,7 +25,7 @@ DEFAULT_LABELS = {"prostate": 1}
 
 
 @dataclass(frozen=True)
-class Quality:
+class RecordedQuality:
     """What the predictor said of its own result; None or empty where it said nothing."""
 
     verdict: str | None = None
@@ -86,7 +86,7 @@ def match_cases(predictions: Path, references: Path, images: Path | None = None)
             case). Default: the imagesTr or imagesTs beside the reference's labelsTr or labelsTs, if there is.
 
     Raises:
-        InputError: if a path is missing, a case is there twice, or nothing matches.
+        InputError: if a path is missing, a case occurs twice, or nothing matches.
     """
     predicted = _files_by_case(predictions, "prediction")
     # A verdict without a mask is a prediction too: of an absent gland.
@@ -132,18 +132,18 @@ def match_cases(predictions: Path, references: Path, images: Path | None = None)
     )
 
 
-def read_quality(path: Path | None) -> Quality:
+def read_quality(path: Path | None) -> RecordedQuality:
     """Read a verdict file; no file says nothing.
 
     Raises:
         InputError: if the file is not JSON or a field is not of its kind.
     """
     if path is None:
-        return Quality()
+        return RecordedQuality()
     content = _typed(path, "the file", read_json(path, "; predict the case again"), dict)
     localisation = _typed(path, "localisation", content.get("localisation") or {}, dict)
     confidence = _typed(path, "localisation.confidence", localisation.get("confidence"), int | float | None)
-    return Quality(
+    return RecordedQuality(
         verdict=_typed(path, "verdict", content.get("verdict"), str | None),
         reasons=tuple(str(r) for r in _typed(path, "reasons", content.get("reasons") or [], list)),
         localisation_status=_typed(path, "localisation.status", localisation.get("status"), str | None),
@@ -159,21 +159,21 @@ def _typed(path: Path, field: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def _files_by_case(place: Path, what: str) -> dict[str, Path]:
+def _files_by_case(source: Path, what: str) -> dict[str, Path]:
     """Return case name to file, of a folder or of one file."""
-    if place.is_file():
-        if not is_scan(place):
-            raise InputError(f"{place}: the {what} is not named {', '.join(SCAN_SUFFIXES)}; expected such a file")
-        return {case_name(place): place}
-    if not place.is_dir():
-        raise InputError(f"{place}: no such file or folder; expected the {what}s, CASE.nii.gz each")
+    if source.is_file():
+        if not is_scan(source):
+            raise InputError(f"{source}: the {what} is not named {', '.join(SCAN_SUFFIXES)}; expected such a file")
+        return {case_name(source): source}
+    if not source.is_dir():
+        raise InputError(f"{source}: no such file or folder; expected the {what}s, CASE.nii.gz each")
     found: dict[str, Path] = {}
-    for path in sorted(place.iterdir()):
+    for path in sorted(source.iterdir()):
         if path.name.startswith(".") or not is_scan(path) or not path.is_file():
             continue
         case = case_name(path)
         if case in found:
-            raise InputError(f"{path}: case {case} is there twice, see {found[case].name}; remove one of them")
+            raise InputError(f"{path}: case {case} occurs twice, see {found[case].name}; remove one of them")
         found[case] = path
     return found
 
@@ -237,16 +237,16 @@ def labels_beside(
         Structure to value, the value of ignored voxels, and case to structures that were not contoured
         (contoured.json).
     """
-    place = _described(folder)
-    if place is None:
+    source = _described(folder)
+    if source is None:
         return dict(otherwise), None, {}
-    info = read_dataset_json(place)
-    return dict(info.labels), info.ignore, read_not_contoured(place, info.labels)
+    info = read_dataset_json(source)
+    return dict(info.labels), info.ignore, read_not_contoured(source, info.labels)
 
 
 def _described(folder: Path) -> Path | None:
-    places = (folder, folder.absolute().parent)
-    return next((place for place in places if (place / "dataset.json").is_file()), None)
+    sources = (folder, folder.absolute().parent)
+    return next((source for source in sources if (source / "dataset.json").is_file()), None)
 
 
 def _some(names: Any) -> str:

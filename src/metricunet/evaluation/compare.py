@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from metricunet.errors import InputError, told
-from metricunet.evaluation.cases import CasePair, Matching, Quality, match_cases, read_quality
+from metricunet.evaluation.cases import CasePair, Matching, RecordedQuality, match_cases, read_quality
 from metricunet.evaluation.figures import Overlay, draw_overlay
 from metricunet.evaluation.measures import NOTHING, align, crop_to_content, measure
 from metricunet.evaluation.report import MAX_OVERLAYS, render_report, worst_first
@@ -18,14 +18,13 @@ from metricunet.files.atomic import write_json, write_text
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, hash_if_readable
 from metricunet.files.scan import read_labels, read_scan
+from metricunet.progress import Progress
 from metricunet.volume import Volume
 
 COMMAND = "evaluate"
 #: Of its own name, for the results may lie beside those of a prediction.
 EVALUATION_RECORD = "evaluate.json"
 OUTPUTS = ("cases.csv", "summary.json", "report.html")
-
-Progress = Callable[[int, int], None]
 
 
 def evaluate(
@@ -61,7 +60,7 @@ def evaluate(
             or a file that is not an earlier evaluation's. Nothing is written then.
     """
     if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file, expected a folder for the results; choose another with -o")
+        raise InputError(f"{output}: is a file, expected a folder for the results; choose another folder")
     arguments = {
         "predictions": predictions,
         "references": references,
@@ -75,7 +74,7 @@ def evaluate(
     own.check(OUTPUTS)
     steps = len(matching.pairs) + min(MAX_OVERLAYS, len(matching.pairs)) + 1
     rows: list[CaseRow] = []
-    qualities: dict[str, Quality] = {}
+    qualities: dict[str, RecordedQuality] = {}
     faults: list[CaseFault] = []
     for done, pair in enumerate(matching.pairs, start=1):
         try:

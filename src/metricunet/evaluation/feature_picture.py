@@ -28,9 +28,9 @@ def draw_principal_axes(
     how far the classes lie apart, not in their units.
 
     Args:
-        arms: name to (training, held-out) features.
-        path: of the PNG.
-        class_names: of class 0 and those after it.
+        arms: for each arm's name its features of training voxels and of held-out voxels.
+        path: path of the PNG file.
+        class_names: names of class 0 and of those after it.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

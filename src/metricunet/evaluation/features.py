@@ -83,8 +83,9 @@ class FeatureMeasures:
     """How well features of held-out cases tell the classes apart; larger is better.
 
     Attributes:
-        fisher_ratio: see `fisher_ratio`, of the held-out voxels.
-        knn_accuracy: share of held-out voxels whose class the nearest training voxels tell, mean over the classes.
+        fisher_ratio: what `fisher_ratio` gives for the held-out voxels.
+        knn_accuracy: share of held-out voxels whose class the nearest training voxels give rightly, mean over the
+            classes.
         probe_accuracy: the same for a linear classifier fitted on training voxels.
     """
 
@@ -117,16 +118,16 @@ def band_features(
     """Read a decoder map of stage 2 at voxels around the surface of one case, the same number from each class.
 
     Args:
-        network: in evaluation mode; 2.5D.
+        network: a 2.5D network in evaluation mode.
         hu: [slice, row, column], sides that the network can halve; on the network's device.
         labels: [slice, row, column], integer classes.
-        hu_window: of stage 2.
-        slices: neighbouring slices that the network takes.
+        hu_window: HU window of stage 2.
+        slices: number of neighbouring slices that the network takes.
         spacing_mm: slice, row, column.
         band_mm: largest distance to a voxel of another class.
-        voxels: how many at most; fewer where the band of a class holds fewer.
+        voxels: largest number of voxels; fewer are taken where the band of a class holds fewer.
         classes: background included.
-        tap: which decoder map, 0 the finest.
+        tap: number of the decoder map; 0 is the finest.
         seed: the same seed gives the same voxels, whatever the network.
         ignore_index: label of voxels that count for no class.
     """
@@ -136,7 +137,7 @@ def band_features(
         sample = sampler(labels[None], None, spacing_mm, ignore_index)
     index = sample.index[sample.hard]
     in_plane = labels.shape[1] * labels.shape[2]
-    plane, place = index // in_plane, index % in_plane
+    plane, position = index // in_plane, index % in_plane
     stacks = neighbouring_slices(normalise_hu(hu, hu_window), slices)
     values = torch.zeros((len(index), network.decoder_channels[tap]), device=hu.device)
     # The other slices need not go through the network.
@@ -145,7 +146,7 @@ def band_features(
         here = ((plane >= first) & (plane < first + SLICES_AT_ONCE)).nonzero()[:, 0]
         stack = stacks[used[first : first + SLICES_AT_ONCE]]
         feature_map = network.forward_with_maps(stack).decoder_maps[tap].float()
-        chosen = feature_map.new_zeros((len(stack), len(here)), dtype=torch.int64) + place[here]
+        chosen = feature_map.new_zeros((len(stack), len(here)), dtype=torch.int64) + position[here]
         read = read_features(feature_map, chosen, labels.shape[1:])
         values[here] = read[plane[here] - first, torch.arange(len(here), device=hu.device)]
     kinds = sample.classes[sample.hard].cpu().numpy().astype(np.int64)

@@ -88,7 +88,7 @@ def draw_overlay(
     Args:
         case: name of the case.
         structure: name of the structure.
-        value: of that structure in the label maps.
+        value: value of that structure in the label maps.
         prediction: label map.
         reference: label map on the same grid; None draws the prediction alone.
         image: the scan in HU, on any grid; without it the pictures hold outlines alone.

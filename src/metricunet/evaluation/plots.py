@@ -66,7 +66,7 @@ class Distribution:
     Attributes:
         definition: the measure.
         ticks: position and text of each.
-        best_x: where a perfect prediction stands.
+        best_x: position at which a perfect prediction stands.
         strips: one for each structure that has values.
         blank: cases that have no distance because the structure was missed.
         axis_y, height: where the axis lies, and the height of the whole.

@@ -84,8 +84,8 @@ def superiority(differences: FloatArray) -> float:
 
 def _doubled_ranks(sizes: FloatArray) -> NDArray[np.int64]:
     """Return twice the mean rank of each size [cases], a whole number."""
-    _, place, counts = np.unique(sizes, return_inverse=True, return_counts=True)
-    doubled: NDArray[np.int64] = (2 * np.cumsum(counts) - counts + 1)[place]
+    _, inverse, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    doubled: NDArray[np.int64] = (2 * np.cumsum(counts) - counts + 1)[inverse]
     return doubled
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metricunet import __version__
-from metricunet.evaluation.cases import DEFAULT_LABELS, Quality
+from metricunet.evaluation.cases import DEFAULT_LABELS, RecordedQuality
 from metricunet.evaluation.figures import VIEW_MM, WINDOW_HU, Overlay
 from metricunet.evaluation.measures import DEFINITIONS, Definition
 from metricunet.evaluation.plots import MARGIN, WIDTH, distribution
@@ -51,7 +51,7 @@ class CaseLine:
 
     case: str
     anchor: str | None
-    quality: Quality
+    quality: RecordedQuality
     has_mask: bool
     rows: tuple[CaseRow, ...]
 
@@ -76,8 +76,8 @@ def render_report(
     Args:
         evaluation: what to report.
         overlays: pictures of some cases, in the order to show them.
-        predictions: where the predictions came from; its name heads the report.
-        references: likewise.
+        predictions: folder or file of the predictions; its name heads the report.
+        references: folder or file of the references; the report names it, too.
     """
     template = report_template("metricunet.evaluation", mean_and_std=mean_and_std, counted=counted, number=number)
     plots = [distribution(evaluation, definition) for definition in DEFINITIONS]
@@ -93,7 +93,7 @@ def render_report(
         plot_width=WIDTH,
         plot_margin=MARGIN,
         lines=_lines(evaluation, overlays),
-        has_quality=any(quality != Quality() for quality in evaluation.quality.values()),
+        has_quality=any(quality != RecordedQuality() for quality in evaluation.quality.values()),
         overlays=overlays,
         row_of={(row.case, row.structure): row for row in evaluation.rows},
         failures={case: what_failed(evaluation, case) for case in evaluation.failed},

@@ -111,7 +111,7 @@ def measure_smoothness(prediction: Volume, reference: Volume) -> Smoothness:
 
 
 def contour_lengths_mm(mask: BoolArray, pixel_mm: tuple[float, float]) -> FloatArray:
-    """Return the length of the contours in each slice, holes and islands included: Crofton's, see above.
+    """Return the length of the contours in each slice, holes and islands included, by Crofton's formula.
 
     Args:
         mask: [slice, row, column].

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from metricunet.evaluation.cases import Quality
+from metricunet.evaluation.cases import RecordedQuality
 from metricunet.evaluation.measures import DEFINITIONS, MEASURE_NAMES, Definition, Measures, RowOutcome
 
 CSV_COLUMNS: tuple[str, ...] = ("case", "structure", *MEASURE_NAMES)
@@ -61,7 +61,7 @@ class StructureSummary:
     """All measures of one structure, and the cases without any.
 
     Attributes:
-        measures: by their names.
+        measures: the measures by their names.
         true_absent: cases in which the structure was rightly not predicted.
         not_contoured: cases whose reference says nothing of the structure; they count nowhere else.
     """
@@ -93,7 +93,7 @@ class CaseFault:
     Attributes:
         case: its name.
         reason: one line.
-        error: as raised, with its traceback.
+        error: the exception as it was raised, with its traceback.
         scored: whether the case has its rows nevertheless: its picture failed, and not its measures.
     """
 
@@ -108,11 +108,11 @@ class Evaluation:
     """What came out of comparing predictions with references.
 
     Attributes:
-        rows: in the order of case names, then of labels.
-        summary: structure to its statistics.
+        rows: one row for each case and structure, ordered by case name, then by label.
+        summary: the statistics of each structure.
         unpredicted: cases that have a reference and no predicted mask.
         unmatched: predictions that have no reference; they are not in the rows.
-        quality: case to what the predictor said of it; all cases that were scored.
+        quality: for each case that was scored what the predictor said of it.
         faults: cases that could not be scored, and those whose picture could not be drawn. The former are in no
             mean, and count nowhere else.
     """
@@ -121,7 +121,7 @@ class Evaluation:
     summary: dict[str, StructureSummary]
     unpredicted: tuple[str, ...]
     unmatched: tuple[str, ...]
-    quality: dict[str, Quality]
+    quality: dict[str, RecordedQuality]
     faults: tuple[CaseFault, ...] = ()
 
     def __repr__(self) -> str:
@@ -206,8 +206,8 @@ def number(value: float | None, definition: Definition, *, signed: bool = False)
     """Write a value for people: three decimals for a ratio, two for mm, one for mL; a dash for None.
 
     Args:
-        value: of the measure, or its mean, std or median.
-        definition: whose value it is.
+        value: value of the measure, or its mean, std or median.
+        definition: the measure whose value it is.
         signed: write the sign of a difference, plus included.
     """
     if value is None or not math.isfinite(value):

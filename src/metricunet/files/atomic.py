@@ -62,5 +62,5 @@ def explained(path: Path, error: OSError) -> InputError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputError(f"{path}: the disk is full; nothing was left there. Free some space and run again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return InputError(f"{path}: no permission to write here; choose another output folder with -o")
+        return InputError(f"{path}: no permission to write here; choose another folder")
     return InputError(f"{path}: cannot be written ({error.strerror or error})")

@@ -88,8 +88,8 @@ class AlreadyClaimed(InputError):  # noqa: N818
 
     Attributes:
         path: the claim.
-        holder: of it; None where the file cannot be read.
-        what: is going on there.
+        holder: the process that holds it; None where the file cannot be read.
+        what: the work that is going on there.
     """
 
     def __init__(self, path: Path, holder: Holder | None, what: str) -> None:
@@ -124,8 +124,8 @@ def claimed(path: Path, what: str) -> Iterator[None]:
     """Hold a claim while the block runs. Folders that are missing are made; those left empty are removed again.
 
     Args:
-        path: of the claim, such as `folder / CLAIM_NAME`. Readers never see half of it.
-        what: is going on there, for people: `a training`.
+        path: the file of the claim, such as `folder / CLAIM_NAME`. Readers never see half of it.
+        what: the work that is going on there, for messages, such as `a training`.
 
     Raises:
         AlreadyClaimed: a live process, or one on another computer, holds it.
@@ -138,7 +138,7 @@ def claimed(path: Path, what: str) -> Iterator[None]:
             _take(path, mine, what)
         except OSError as error:
             raise InputError(
-                f"{path.parent}: cannot be written ({error.strerror or error}); choose another folder with -o"
+                f"{path.parent}: cannot be written ({error.strerror or error}); choose another folder"
             ) from error
         try:
             yield
@@ -187,8 +187,8 @@ def _own() -> Holder:
 def _take(path: Path, mine: Holder, what: str) -> None:
     """Put a claim in place, or find that another one holds. No trace is left of a claim that was not made."""
     # One name for all processes of this computer, which take turns here: what a killed one left is written over.
-    place = hashlib.sha256(f"{mine.host} {mine.namespace}".encode()).hexdigest()[:8]
-    temporary = path.parent / f".partial-{place}{path.name}"
+    origin = hashlib.sha256(f"{mine.host} {mine.namespace}".encode()).hexdigest()[:8]
+    temporary = path.parent / f".partial-{origin}{path.name}"
     for attempt in range(ATTEMPTS):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from metricunet.errors import beyond
+from metricunet.errors import unlike_limits
 from metricunet.volume import SAME_GRID_TOLERANCE_MM, Geometry
 
 
@@ -28,7 +28,7 @@ def difference(found: Geometry, expected: Geometry, expected_name: str) -> str:
     spacing = [" x ".join(numbers) for numbers in _told_apart(found.spacing_mm, expected.spacing_mm)]
     origin = [", ".join(numbers) for numbers in _told_apart(found.origin_mm, expected.origin_mm)]
     return (
-        f"its voxels lie up to {beyond(found.gap_mm(expected), SAME_GRID_TOLERANCE_MM)} mm from those of "
+        f"its voxels lie up to {unlike_limits(found.gap_mm(expected), SAME_GRID_TOLERANCE_MM)} mm from those of "
         f"{expected_name}, and at most {SAME_GRID_TOLERANCE_MM} mm counts as one grid: spacing {spacing[0]} mm "
         f"against {spacing[1]} mm, first voxel at ({origin[0]}) mm against ({origin[1]}) mm"
     )

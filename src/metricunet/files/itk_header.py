@@ -68,15 +68,15 @@ MILLIMETRE = ("mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 @dataclass(frozen=True, eq=False)
 class ItkHeader:
-    """Where the voxels of a file are, how they are stored, and what place each has.
+    """Where the voxels of a file begin, how they are stored, and which position each has in the patient.
 
     Attributes:
         shape: voxels along the file's three axes, the fastest first.
-        affine: from the index in that order, at voxel centres, to LPS millimetres.
-        dtype: of a voxel, byte order included.
-        compression: of the data.
+        affine: maps the index in that order, at voxel centres, to LPS millimetres.
+        dtype: type of a voxel, byte order included.
+        compression: how the data are compressed.
         data: the file that holds the data: the header's own, or one beside it.
-        offset: where in that file the data begin.
+        offset: byte of that file at which the data begin.
         skip: bytes to pass over at the beginning of the (uncompressed) data; -1: the voxels are the last bytes.
     """
 

@@ -45,10 +45,10 @@ class Calibration:
     """How stage 2's probabilities are made honest, fitted on the validation cases after training.
 
     Attributes:
-        temperature: that its log-probabilities are divided by; above 1 the network is too sure of itself.
-        mm_scale: true over expected boundary error, by which the expected one is multiplied.
+        temperature: number that the log-probabilities are divided by; above 1 the network is too sure of itself.
+        mm_scale: ratio of the true to the expected boundary error, by which the expected one is multiplied.
         boundary_error_mm: smallest and largest expected error of the validation cases.
-        cases: how many there were, each with the target.
+        cases: number of these cases, each with the target.
         fit: mean negative log-likelihood of their voxels before (`nll_before`) and after (`nll_after`).
     """
 
@@ -78,8 +78,9 @@ class ModelCard:
         version: version of metricunet that wrote the file.
         license: licence of the weights.
         intended_use: what the model is for.
-        format_version: of this file.
-        calibration: of stage 2's probabilities; None where there were no validation cases, or the file is older.
+        format_version: version of the file's format.
+        calibration: calibration of stage 2's probabilities; None where there were no validation cases, or the file
+            is older.
     """
 
     locate: LocateSpec
@@ -105,7 +106,7 @@ class ModelCard:
 
     @property
     def temperature(self) -> float:
-        """Of stage 2's probabilities; 1 where they are not calibrated."""
+        """Temperature of stage 2's probabilities; 1 where they are not calibrated."""
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
@@ -148,7 +149,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def read_model(path: Path, device: str = "cpu") -> tuple[ModelCard, dict[str, Tensor]]:
-    """Read card and weights. Errors as `read_card`."""
+    """Read card and weights; raise the errors of `read_card`."""
     card = read_card(path)
     from safetensors import SafetensorError
     from safetensors.torch import load_file

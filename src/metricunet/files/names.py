@@ -1,4 +1,4 @@
-"""What the file system bears of a file's name."""
+"""Which names of files the file system accepts."""
 
 from __future__ import annotations
 

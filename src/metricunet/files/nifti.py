@@ -16,7 +16,7 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-from metricunet.errors import InputError, beyond
+from metricunet.errors import InputError, unlike_limits
 from metricunet.files.atomic import written_whole
 from metricunet.files.voxels import PIECE_BYTES, axes_and_grid, check_size, gather, label_volume, scan_volume
 from metricunet.volume import FloatArray, Geometry, Volume
@@ -228,6 +228,6 @@ def _check_forms_agree(path: Path | str, image: Any) -> None:
     gap = float(np.abs(corners @ (image.affine - qform).T).max())
     if not gap <= FORM_TOLERANCE_MM:
         raise InputError(
-            f"{path}: its sform and qform put voxels up to {beyond(gap, FORM_TOLERANCE_MM)} mm apart, "
+            f"{path}: its sform and qform put voxels up to {unlike_limits(gap, FORM_TOLERANCE_MM)} mm apart, "
             "so programs will disagree on where it lies; make them equal"
         )

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.atomic import UNFINISHED, explained, write_json, written_whole
 from metricunet.files.record import hash_if_readable, sha256
 
@@ -44,7 +44,7 @@ def write_sealed(path: Path, content: Mapping[str, Any], files: Mapping[str, Any
     """Write a record, whole or not at all: its content, the hashes of its files, and its seal.
 
     Args:
-        path: of the record.
+        path: path of the record.
         content: fields that JSON can hold.
         files: name of each output, relative to the record's folder, to its SHA-256.
     """
@@ -70,8 +70,8 @@ def rewritten(path: Path, record: Path) -> Iterator[Path]:
     leaves none that looks like somebody else's.
 
     Args:
-        path: of the file.
-        record: in the same folder as all files that it states.
+        path: path of the file.
+        record: path of the record, in the same folder as all files that it states.
 
     Raises:
         InputError: as `written_whole`.
@@ -87,8 +87,8 @@ def check_rewritten(paths: Iterable[Path], record: Path) -> None:
     """Refuse to rewrite files that somebody else put there, or changed since.
 
     Args:
-        paths: of the files, in the record's folder.
-        record: as in `rewritten`.
+        paths: paths of the files, in the record's folder.
+        record: path of the record, as in `rewritten`.
 
     Raises:
         InputError: it names the first such file.
@@ -108,7 +108,7 @@ class Inputs:
     """Files that are never replaced, by whatever name: through a link, a hard link, or in other capitals.
 
     Args:
-        paths: of the files.
+        paths: paths of the files.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -122,9 +122,10 @@ class OwnFiles:
     """The outputs of one record in a folder: checked before any work, staged beside, placed together.
 
     Args:
-        folder: that they are written into; made where it is missing.
+        folder: folder that they are written into; made where it is missing.
         record: name of the record in it.
-        command: that writes it. A record of another command under the same name is not ours to replace.
+        command: name of the command that writes it. A record of another command under the same name is not ours to
+            replace.
         overwrite: whether files of others may be replaced; None where the command has no such option. Inputs never
             are.
         inputs: files that the outputs are made from; an `Inputs` where many records share them.
@@ -153,12 +154,12 @@ class OwnFiles:
 
     @property
     def path(self) -> Path:
-        """Where the record is."""
+        """Path of the record."""
         return self.folder / self.record
 
     @property
     def claim(self) -> Path:
-        """Where a process claims the record while it works on it; see `metricunet.files.claim`."""
+        """Path of the claim that a process makes while it works on the record; see `metricunet.files.claim`."""
         return self._staging.with_name(f"{self._staging.name}.claim")
 
     def content(self) -> dict[str, Any] | None:
@@ -189,7 +190,7 @@ class OwnFiles:
         """Refuse outputs that would replace an input, or a file that is not ours.
 
         Args:
-            names: of all outputs, relative to the folder. The record counts among them.
+            names: names of all outputs, relative to the folder. The record counts among them.
             advice: what to do about a file that is not ours; default: to choose another folder.
 
         Raises:
@@ -201,15 +202,15 @@ class OwnFiles:
             if not os.path.lexists(path):
                 continue
             if path in self._inputs:
-                raise InputError(f"{path}: is an input and would be overwritten; choose another folder with -o")
+                raise InputError(f"{path}: is an input and would be overwritten; choose another folder")
             if path.is_dir():
-                raise InputError(f"{path}: is a folder where a file is to be written; choose another one with -o")
+                raise InputError(f"{path}: is a folder where a file is to be written; choose another folder")
             own = self.content() is not None if name == self.record else self._is(name, stated.get(name, ()))
             if not own and not self.overwrite:
-                replace = "" if self.overwrite is None else ", or replace it with --overwrite"
+                replace = "" if self.overwrite is None else f", or replace it with {argument('overwrite', True)}"
                 raise InputError(
                     f"{path}: is there already, and it was not written by this program or was changed since; "
-                    + (advice or f"choose another folder with -o{replace}")
+                    + (advice or f"choose another folder{replace}")
                 )
         if os.path.lexists(self._staging) and not self._staging_is_ours():
             raise InputError(f"{self._staging}: holds files that are not this program's; move them elsewhere")
@@ -229,7 +230,7 @@ class OwnFiles:
             if not own:
                 raise InputError(
                     f"{path}: was not written by an earlier {self.command}, or was changed since; "
-                    "choose another folder with -o"
+                    "choose another folder"
                 )
 
     def is_new(self) -> bool:
@@ -285,7 +286,7 @@ class OwnFiles:
             for name in stated.keys() - new.keys():
                 self._remove(name, stated[name])
             for name in new:
-                self._place(self._staged[name], self.folder / name)
+                self._move_in(self._staged[name], self.folder / name)
             self._write_record(content, new)
 
     def add(self, content: Mapping[str, Any], *, drop: Iterable[str] = (), more: bool = False) -> None:
@@ -310,7 +311,7 @@ class OwnFiles:
             for name, value in gone.items():
                 self._remove(name, {value})
             for name in new:
-                self._place(self._staged[name], self.folder / name)
+                self._move_in(self._staged[name], self.folder / name)
             kept = {name: value for name, value in earlier.items() if name not in gone}
             self._write_record(content, kept | new)
 
@@ -407,7 +408,7 @@ class OwnFiles:
         if self._is(name, hashes) and path not in self._inputs:
             path.unlink()
 
-    def _place(self, staged: Path, target: Path) -> None:
+    def _move_in(self, staged: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(target):
             os.replace(staged, target)  # ours, or to be overwritten: it was checked

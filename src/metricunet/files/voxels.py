@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metricunet.errors import InputError, beyond
+from metricunet.errors import InputError, unlike_limits
 from metricunet.volume import CANONICAL_DIRECTIONS, FloatArray, Geometry, Shape, Volume, match_axes
 
 #: A scan may take this much memory: 1024 slices of 512 x 512 in float32, twice as many in int16. A header may
@@ -30,8 +30,8 @@ def check_size(path: Path | str, shape: Shape, stored: np.dtype[Any], scaled: bo
     """Refuse, before any voxel is read, what is no scan by its header or would not fit in memory.
 
     Args:
-        path: for the message.
-        shape: of the scan.
+        path: path of the file, for the message.
+        shape: number of voxels of the scan along each axis.
         stored: type of a voxel in the file.
         scaled: whether stored values are multiplied.
 
@@ -55,13 +55,13 @@ def check_field(path: Path | str, geometry: Geometry) -> None:
         InputError: naming its size.
     """
     if max(geometry.extent_mm) < SHORTEST_FIELD_MM:
-        size = " x ".join(beyond(side, SHORTEST_FIELD_MM) for side in geometry.extent_mm)
+        size = " x ".join(unlike_limits(side, SHORTEST_FIELD_MM) for side in geometry.extent_mm)
         raise InputError(
             f"{path}: its field is {size} mm, at least {SHORTEST_FIELD_MM:g} mm is expected; correct the spacing "
             "in its header (it is in millimetres, not metres)"
         )
     if max(geometry.extent_mm) > LONGEST_FIELD_MM:
-        size = " x ".join(beyond(side, LONGEST_FIELD_MM, digits=4) for side in geometry.extent_mm)
+        size = " x ".join(unlike_limits(side, LONGEST_FIELD_MM, digits=4) for side in geometry.extent_mm)
         raise InputError(
             f"{path}: its field is {size} mm, at most {LONGEST_FIELD_MM:g} mm each way is expected; "
             "correct the spacing in its header (it is in millimetres)"

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.claim import claimed
 from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import is_nifti, write_nifti
@@ -162,7 +162,7 @@ def checked_formats(formats: Sequence[str]) -> tuple[Format, ...]:
     """
     for name in formats:
         if name not in FORMATS:
-            raise InputError(f"--format must be of {', '.join(FORMATS)}; got {name!r}")
+            raise InputError(f"{argument('formats')} must be of {', '.join(FORMATS)}; got {name!r}")
     return tuple(name for name in FORMATS if name in formats)
 
 

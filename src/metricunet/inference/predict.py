@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, argument, told
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.model import read_card
@@ -21,6 +21,7 @@ from metricunet.inference.inputs import Refused, ScanInput, find_inputs
 from metricunet.inference.pipeline import Finished, run_pipeline
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.inference.structure_set import ContourOptions
+from metricunet.progress import Progress
 from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import QualityReport, judge
 from metricunet.volume import Volume
@@ -28,7 +29,6 @@ from metricunet.volume import Volume
 if TYPE_CHECKING:
     from metricunet.inference.predictor import Predictor
 
-Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 
 
@@ -113,7 +113,7 @@ def predict(
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the predictions")
     if reruns < 0:
-        raise InputError(f"--reruns must be 0 or more; got {reruns}")
+        raise InputError(f"{argument('reruns')} must be 0 or more; got {reruns}")
     options = ContourOptions(contours, holes, smooth, add_to)
     arguments = {"scans": scans, "models": models, "output": output, "formats": formats, "contours": contours}
     arguments |= {"holes": holes, "smooth": smooth, "add_to": add_to, "reruns": reruns}
@@ -124,8 +124,8 @@ def predict(
     inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=bool(of_dicom))
     if of_dicom and (plain := [entry for entry in inputs if entry.series is None]):
         raise InputError(
-            f"{plain[0].path}: --format {of_dicom[0]} needs a DICOM series to refer to, and this is none; "
-            "use --format nifti"
+            f"{plain[0].path}: {argument('formats', [of_dicom[0]])} needs a DICOM series to refer to, and this is "
+            f"none; use {argument('formats', ['nifti'])}"
         )
     kept = Inputs([*(path for entry in inputs for path in files_of(entry)), *models, *filter(None, [add_to])])
     files = CaseFiles(output, known, kept, overwrite)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.record import sha256
 from metricunet.files.rtstruct.add import add_to_rtstruct, check_addable
@@ -83,22 +83,22 @@ class ContourOptions:
         if written is None:
             if self != ContourOptions():
                 raise InputError(
-                    "--contours, --smooth, --holes and --add-to shape a structure set, and none is asked for; "
-                    "add rtstruct to --format"
+                    f"{argument('contours')}, {argument('smooth')}, {argument('holes')} and {argument('add_to')} "
+                    f"shape a structure set, and none is asked for; add rtstruct to {argument('formats')}"
                 )
             return
         if self.add_to is None:
             return
         if len(cases) != 1 or cases[0] is None:
             raise InputError(
-                f"--add-to {self.add_to} is for one DICOM series, and {len(cases)} scans are given; "
-                "choose one with --series"
+                f"{argument('add_to')} {self.add_to} is for one DICOM series, and {len(cases)} scans are given; "
+                f"choose one with {argument('series')}"
             )
         if not self.add_to.is_file():
             raise InputError(f"{self.add_to}: no such file; expected the structure set to add to")
         if written.exists() and written.samefile(self.add_to):
             raise InputError(
-                f"{written}: is the structure set to add to, and would be overwritten; choose another -o"
+                f"{written}: is the structure set to add to, and would be overwritten; choose another folder"
             )
         check_addable(self.add_to, cases[0])
 

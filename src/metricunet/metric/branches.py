@@ -91,7 +91,7 @@ class VoxelBranch(nn.Module):
         Args:
             projected: [batch, voxels, dimensions], what the head made of the features, float32 or float64.
             embeddings: `projected`, scaled to unit length.
-            sample: which voxels these are.
+            sample: the voxels that were sampled.
             tap: index of the map.
         """
         raise NotImplementedError

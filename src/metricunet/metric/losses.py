@@ -94,8 +94,8 @@ def tuple_losses(
         embeddings: [batch, voxels, dimensions], of unit length.
         classes: [batch, voxels], integers from 0 to n_classes - 1 where valid.
         valid: [batch, voxels], bool.
-        n_classes: how many classes there are.
-        options: which tuples and losses.
+        n_classes: number of classes.
+        options: which tuples are formed, and which losses are computed on them.
     """
     if options.across:
         embeddings, classes, valid = dealt_out(embeddings, classes, valid)
@@ -221,7 +221,7 @@ def supervised_contrastive_loss(
         embeddings: [batch, voxels, dimensions], of unit length.
         classes: [batch, voxels], integers from 0 to n_classes - 1 where valid.
         valid: [batch, voxels], bool.
-        n_classes: how many classes there are.
+        n_classes: number of classes.
         temperature: t; smaller looks harder at the nearest voxels.
     """
     similarity = torch.bmm(embeddings, embeddings.transpose(1, 2)) / temperature

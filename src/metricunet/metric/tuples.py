@@ -97,7 +97,7 @@ def hard_pairs(embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: in
         embeddings: [batch, voxels, dimensions], of unit length.
         classes: [batch, voxels], integers from 0 to n_classes - 1 where valid.
         valid: [batch, voxels], bool.
-        n_classes: how many classes there are.
+        n_classes: number of classes.
     """
     raised = _squared(embeddings, classes, valid, n_classes, same=FAR, invalid=-FAR)
     raised.diagonal(dim1=1, dim2=2).fill_(0)
@@ -133,8 +133,8 @@ def semi_hard_triplets(
         embeddings: [batch, voxels, dimensions], of unit length.
         classes: [batch, voxels], integers from 0 to n_classes - 1 where valid.
         valid: [batch, voxels], bool.
-        n_classes: how many classes there are.
-        drawn: from `random_pairs`.
+        n_classes: number of classes.
+        drawn: the pairs that `random_pairs` drew.
     """
     e = at_least_float32(embeddings.detach())
     bound = (e - pick(e, drawn.positive)).square().sum(dim=-1, keepdim=True) + RESOLUTION

@@ -19,15 +19,13 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N; got {name!r}") from error
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N; got {name!r}") from error
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N; got {name!r}")
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N; got {name!r}")
     if device.type == "cuda" and (
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
     ):
-        raise ValueError(
-            f"--device {name}: this torch sees {torch.cuda.device_count()} CUDA GPUs; use --device cpu"
-        )
+        raise ValueError(f"device {name}: this torch sees {torch.cuda.device_count()} CUDA GPUs; use cpu")
     return device
 
 

@@ -31,11 +31,12 @@ class VNet(Network):
         classes: channels of the logits, background included.
         base_channels: channels of the encoder's finest stage; each coarser stage has twice as many.
         levels: number of resolutions.
-        spatial_dims: 3.
+        spatial_dims: must be 3.
         norm: `instance` for inputs of one fixed size, `batch` for inputs of any size.
-        encoder_convolutions: of each stage, the finest first; None as in the original, whose last number goes on
-            where there are more levels.
-        decoder_convolutions: of each stage, the finest first; None as in the encoder.
+        encoder_convolutions: number of convolutions of each stage, the finest first; None takes those of the
+            original, and its last number for any further levels.
+        decoder_convolutions: number of convolutions of each stage, the finest first; None takes those of the
+            encoder.
     """
 
     def __init__(

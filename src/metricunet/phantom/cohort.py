@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,14 @@ from typing import Any, get_args
 import numpy as np
 
 from metricunet.cohort.layout import dataset_content, image_path, label_path
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.atomic import write_json
 from metricunet.files.claim import claimed, refuse_claimed
 from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, SEAL, STAGING, OwnFiles
 from metricunet.phantom.make import STRUCTURES, make_phantom
 from metricunet.phantom.scanner import Difficulty
+from metricunet.progress import Progress, no_progress
 from metricunet.volume import Volume
 
 RECIPE_FILE, DATASET_FILE = "phantoms.json", "dataset.json"
@@ -41,13 +42,13 @@ class CohortPlan:
     """What a cohort of phantoms is to hold.
 
     Attributes:
-        n: training cases.
-        seed: of the whole cohort.
-        difficulty: as in `make_phantom`.
+        n: number of training cases.
+        seed: seed of the whole cohort.
+        difficulty: difficulty of all cases, as in `make_phantom`.
         structures: names from `STRUCTURES`; they get the values 1, 2, ... in this order.
-        n_test: cases in `imagesTs` and `labelsTs`.
+        n_test: number of cases in `imagesTs` and `labelsTs`.
         absent_fraction: share of the cases whose scan does not reach the prostate.
-        n_readers: readers who contour every case's prostate.
+        n_readers: number of readers who contour every case's prostate.
 
     Raises:
         InputError: an argument is out of range.
@@ -89,10 +90,10 @@ class CohortPlan:
             "labels": TRUTH,
         }
 
-    def orders(self) -> list[Order]:
+    def orders(self) -> list[PhantomOrder]:
         """Return the cases to make, training first."""
         return [
-            Order(
+            PhantomOrder(
                 name=case_name(split, k),
                 split=split,
                 seed=case_seed(self.seed, split, k),
@@ -107,7 +108,7 @@ class CohortPlan:
 
 
 @dataclass(frozen=True)
-class Order:
+class PhantomOrder:
     """One case to make."""
 
     name: str
@@ -132,7 +133,7 @@ def make_cohort(
     structures: Sequence[str] = ("prostate",),
     n_test: int = 0,
     absent_fraction: float = 0.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     workers: int = 1,
     n_readers: int = 0,
     overwrite: bool | None = None,
@@ -145,15 +146,16 @@ def make_cohort(
 
     Args:
         folder: new or empty, or a phantom cohort of the same recipe.
-        n: training cases.
-        seed: of the whole cohort.
-        difficulty: as in `make_phantom`.
+        n: number of training cases.
+        seed: seed of the whole cohort.
+        difficulty: difficulty of all cases, as in `make_phantom`.
         structures: names from `STRUCTURES`; they get the values 1, 2, ... in this order.
-        n_test: cases in `imagesTs` and `labelsTs`.
+        n_test: number of cases in `imagesTs` and `labelsTs`.
         absent_fraction: share of the cases whose scan does not reach the prostate; their label has none.
         progress: called with (cases done, cases in all) after each case.
-        workers: processes to use.
-        n_readers: readers who contour every case's prostate, into `reader1Tr`, `reader1Ts`, `reader2Tr` and so on.
+        workers: number of processes to use.
+        n_readers: number of readers who contour every case's prostate, into `reader1Tr`, `reader1Ts`, `reader2Tr`
+            and so on.
         overwrite: whether files of others that have the name of one of the cohort's may be replaced; None for
             callers without such an option.
 
@@ -175,7 +177,7 @@ def make_cohort(
             cases = known_cases(own, plan.recipe, files)
             if cases is not None:
                 try:
-                    _complete(own, plan, orders, cases, workers, progress or (lambda done, total: None))
+                    _complete(own, plan, orders, cases, workers, progress or no_progress)
                 finally:
                     own.discard()
     return list(files)
@@ -198,10 +200,10 @@ def check_cohort(folder: Path, plan: CohortPlan) -> None:
 def _complete(
     own: OwnFiles,
     plan: CohortPlan,
-    orders: Sequence[Order],
+    orders: Sequence[PhantomOrder],
     cases: dict[str, Any],
     workers: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> None:
     """Make the cases that are not there, and dataset.json."""
 
@@ -273,8 +275,8 @@ def known_cases(
 
     Args:
         own: the files of the cohort.
-        recipe: that is wanted.
-        files: of each case that is wanted, by its name, relative to the folder.
+        recipe: the recipe that is wanted.
+        files: the files of each case that is wanted, by its name, relative to the folder.
 
     Returns:
         The facts by the names of the cases; None where an earlier version, which recorded no hashes, made all that
@@ -295,7 +297,7 @@ def known_cases(
         if content["cases"].keys() >= files.keys() and all((own.folder / name).is_file() for name in names):
             return None
         if not own.overwrite:
-            anew = "" if own.overwrite is None else ", or make this one anew with --overwrite"
+            anew = "" if own.overwrite is None else f", or make this one anew with {argument('overwrite', True)}"
             raise InputError(
                 f"{own.path}: an earlier version wrote this cohort without the hashes of its files, so it cannot "
                 f"be continued; choose another folder{anew}"
@@ -375,8 +377,8 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _made(
-    tasks: Sequence[tuple[Order, Path, Sequence[str]]], workers: int
-) -> Iterator[tuple[Order, dict[str, Any]]]:
+    tasks: Sequence[tuple[PhantomOrder, Path, Sequence[str]]], workers: int
+) -> Iterator[tuple[PhantomOrder, dict[str, Any]]]:
     if workers == 1 or len(tasks) < 2:
         yield from map(_make, tasks)
         return
@@ -384,7 +386,7 @@ def _made(
         yield from pool.map(_make, tasks)
 
 
-def _make(task: tuple[Order, Path, Sequence[str]]) -> tuple[Order, dict[str, Any]]:
+def _make(task: tuple[PhantomOrder, Path, Sequence[str]]) -> tuple[PhantomOrder, dict[str, Any]]:
     """Make a case, and write those of its files that are named below a folder."""
     order, folder, names = task
     phantom = make_phantom(order.seed, order.difficulty, order.reaches_prostate, order.n_readers)

@@ -35,11 +35,11 @@ def check_displaced(
     """Refuse, before the cohort itself is made, what `displace_cohort` would refuse.
 
     Args:
-        source: where the cohort is to be made.
-        folder: of the second cohort.
-        plan: of the cohort.
-        reader: 1 or higher, and one of the plan's.
-        overwrite: as in `displace_cohort`.
+        source: folder in which the cohort is to be made.
+        folder: folder of the second cohort.
+        plan: plan of the cohort.
+        reader: number of the reader, from 1; the plan must have this reader.
+        overwrite: whether files of others may be replaced, as in `displace_cohort`.
 
     Raises:
         InputError: the folder is the source's, holds anything else, or a file that was changed since it was made.

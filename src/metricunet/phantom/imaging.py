@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.phantom.anatomy import Anatomy
-from metricunet.phantom.look import Look
+from metricunet.phantom.appearance import Appearance
 from metricunet.phantom.metal import Layer, Metal
 from metricunet.phantom.scanner import Scan
 from metricunet.phantom.shapes import Field, Lattice, Point, Values
@@ -94,10 +94,10 @@ def render_labels(anatomy: Anatomy, scan: Scan, structures: Mapping[str, int]) -
 
 
 def render_image(
-    anatomy: Anatomy, scan: Scan, look: Look, rng: np.random.Generator, metal: Metal | None = None
+    anatomy: Anatomy, scan: Scan, appearance: Appearance, rng: np.random.Generator, metal: Metal | None = None
 ) -> NDArray[np.int16]:
     """Return the scan in HU, int16; with implants and what they do to the image, where there are any."""
-    painter = _Painter(anatomy, scan, look, () if metal is None else metal.layers)
+    painter = _Painter(anatomy, scan, appearance, () if metal is None else metal.layers)
     streaks = None if metal is None else Upsampler(metal.lattice, scan)
     noise = _Noise(scan, rng)
     thickness = scan.spacing_mm[0]
@@ -110,7 +110,7 @@ def render_image(
         for offset in offsets[1:]:
             plane += painter.paint(z + float(offset))
         plane /= np.float32(count)
-        plane += noise.slice(plane, painter.hip_share(z), look.streak_hu)
+        plane += noise.slice(plane, painter.hip_share(z), appearance.streak_hu)
         if metal is not None and streaks is not None:
             plane += streaks.fine(streaks.slab(metal.artefact, z), (slice(None), slice(None)))
         np.rint(plane, out=plane)
@@ -121,12 +121,12 @@ def render_image(
 class _Painter:
     """Paints one thin slice, tissue over tissue, from the outside in."""
 
-    def __init__(self, anatomy: Anatomy, scan: Scan, look: Look, above: tuple[Layer, ...]) -> None:
+    def __init__(self, anatomy: Anatomy, scan: Scan, appearance: Appearance, above: tuple[Layer, ...]) -> None:
         self.up = Upsampler(anatomy.lattice, scan)
-        self.look = look
+        self.appearance = appearance
         self.width_mm = float(np.hypot(scan.spacing_mm[1], BLUR_MM))
         self.background = _couch(scan, self.up, anatomy.table_mm, self.width_mm)
-        self.layers = (*_layers(anatomy, look), *above)
+        self.layers = (*_layers(anatomy, appearance), *above)
         self._heads = anatomy.heads_mm
 
     def paint(self, z_mm: float) -> Field:
@@ -156,7 +156,7 @@ class _Painter:
 
     def _band(self, z_mm: float) -> Field:
         """The dark band between the femoral heads that hardening of the beam leaves behind."""
-        depth = self.look.hardening_hu * self.hip_share(z_mm)
+        depth = self.appearance.hardening_hu * self.hip_share(z_mm)
         (lx, ly, _), (rx, ry, _) = self._heads
         middle, half = (lx + rx) / 2, abs(lx - rx) / 2
         along = np.clip(1.15 - np.abs((self.up.x_mm - middle) / half) ** 3, 0, 1)
@@ -165,9 +165,9 @@ class _Painter:
 
     def _spots(self, plane: Field, z_mm: float) -> None:
         """Gold markers and stones: small, so painted straight onto the pixels."""
-        for x, y, z, radius, hu in self.look.stones_mm:
+        for x, y, z, radius, hu in self.appearance.stones_mm:
             self._ball(plane, (x, y, z), radius, 1.0, hu, z_mm)
-        for x, y, z in self.look.seeds_mm:
+        for x, y, z in self.appearance.seeds_mm:
             self._ball(plane, (x, y, z), 0.9, 3.0, 5000.0, z_mm)
             if abs(z_mm - z) < 3.0:
                 dx, dy = self.up.x_mm - x, self.up.y_mm[:, None] - y
@@ -193,24 +193,24 @@ class _Painter:
         plane += np.asarray(share * (hu - plane), dtype=np.float32)
 
 
-def _layers(anatomy: Anatomy, look: Look) -> tuple[Layer, ...]:
+def _layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]:
     """Every tissue's shape and HU, in the order in which they are painted."""
     f = anatomy.fields
-    tissue = look.tissues
+    tissue = appearance.tissues
     z, y, x = anatomy.lattice.grids
-    texture, fine, grain = (w.on(anatomy.lattice) for w in (look.texture, look.fine, look.grain))
+    texture, fine, grain = (w.on(anatomy.lattice) for w in (appearance.texture, appearance.fine, appearance.grain))
     # Fat carries strands, more of them deep inside than under the skin, most of them around the rectum.
     strands = np.clip(1.2 - np.abs(fine) * 2.4, 0, 1) * np.clip(0.4 + 0.5 * texture, 0, 1)
     pelvic = np.exp(-((x / 52) ** 4) - ((y - 28) / 52) ** 4 - ((z - 35) / 55) ** 4)
     deep = np.clip(-f["body"] / 60, 0.25, 0.8) + 0.7 * pelvic
     fat = tissue.fat + 5 * texture + 55 * strands * deep + 12 * pelvic * np.clip(1 + fine, 0, 2)
     # Fat between the bundles of the gluteal muscles, and in patches of any muscle.
-    bundles = _bundles(anatomy.lattice, look) * np.clip(0.8 + 0.6 * texture, 0, 2)
+    bundles = _bundles(anatomy.lattice, appearance) * np.clip(0.8 + 0.6 * texture, 0, 2)
     patches = np.clip(0.6 * texture + 0.8 * grain - 0.9, 0, 2)
     muscle = tissue.muscle + 3 * fine - 35 * patches - 45 * bundles
     gland = tissue.gland + 2 * texture + 2 * fine
     # Veins and fascia cover the gland, thickest in front of it and around its apex.
-    _, gland_y, gland_z = look.gland_mm
+    _, gland_y, gland_z = appearance.gland_mm
     cover = 4.8 + 1.2 * texture + np.clip((gland_y - 8 - y) / 2.5, 0, 6) + np.clip((gland_z - 6 - z) / 3, 0, 4)
     sheath = tissue.sheath + 3 * fine - 95 * np.clip(0.5 * texture + 0.5 * fine - 0.75, 0, 1)
     stool = tissue.stool + 18 * fine - 60 * np.clip(grain - 0.9, 0, 2)
@@ -252,13 +252,13 @@ def _layers(anatomy: Anatomy, look: Look) -> tuple[Layer, ...]:
     )
 
 
-def _bundles(lattice: Lattice, look: Look) -> Field:
+def _bundles(lattice: Lattice, appearance: Appearance) -> Field:
     """Fat between the bundles of the gluteal muscles, 0 in front of them."""
     y = lattice.grids[1]
     field = np.zeros(lattice.shape, dtype=np.float32)
     behind = lattice.y > 30
     middle = int(np.searchsorted(lattice.x, 0.0))
-    for side, waves in zip((slice(middle, None), slice(0, middle)), look.fibres, strict=True):
+    for side, waves in zip((slice(middle, None), slice(0, middle)), appearance.fibres, strict=True):
         part = Lattice(z=lattice.z, y=lattice.y[behind], x=lattice.x[side])
         if 0 not in part.shape:
             field[:, behind, side] = np.clip(waves.on(part) - 0.7, 0, 2)

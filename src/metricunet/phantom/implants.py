@@ -26,11 +26,11 @@ class Implant:
     """One artificial hip, lengths in millimetres.
 
     Attributes:
-        left: the side.
+        left: whether it is the left hip.
         head_mm: radius of the ball.
         cup_mm: outer radius of the shell in the pelvis.
-        stem_mm: how far the stem reaches down the shaft.
-        stem_radius_mm: of the stem's upper end; its tip has half of it.
+        stem_mm: length of the stem in the shaft.
+        stem_radius_mm: radius of the stem's upper end; its tip has half of it.
     """
 
     left: bool

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from metricunet.errors import InputError
 from metricunet.phantom import anatomy, organs, readers
+from metricunet.phantom.appearance import draw_appearance
 from metricunet.phantom.imaging import render_image, render_labels
 from metricunet.phantom.implants import draw_implants
-from metricunet.phantom.look import draw_look
 from metricunet.phantom.metal import implanted
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Difficulty, Scan, draw_scan
@@ -78,20 +78,20 @@ def make_phantom(
         raise InputError(f"seed must be 0 or more; got {seed}")
     if n_readers < 0:
         raise InputError(f"n_readers must be 0 or more; got {n_readers}")
-    for_patient, for_scan, for_look, for_noise = (
+    for_patient, for_scan, for_appearance, for_noise = (
         np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)
     )
     patient = draw_patient(for_patient)
     gland = organs.gland(patient)
     low, high, volume = anatomy.gland_extent(patient)
     scan = draw_scan(for_scan, difficulty, (low[2], high[2]), reaches_prostate)
-    look = draw_look(for_look, difficulty, gland.centre, min(gland.half))
+    appearance = draw_appearance(for_appearance, difficulty, gland.centre, min(gland.half))
     shapes = anatomy.build(patient, _lattice(scan, difficulty))
     geometry = scan.geometry
     labels = render_labels(shapes, scan, STRUCTURES)
     for_metal = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,)))
     implants = draw_implants(for_metal, difficulty)
-    image = render_image(shapes, scan, look, for_noise, implanted(implants, patient, shapes, for_metal))
+    image = render_image(shapes, scan, appearance, for_noise, implanted(implants, patient, shapes, for_metal))
     description = {
         "seed": seed,
         "difficulty": difficulty,
@@ -99,8 +99,8 @@ def make_phantom(
         "gland_volume_ml": round(volume, 2),
         "bladder_volume_ml": round(patient.bladder_volume_ml),
         "rectum_filling": patient.rectum_filling,
-        "markers": len(look.seeds_mm),
-        "calcifications": len(look.stones_mm),
+        "markers": len(appearance.seeds_mm),
+        "calcifications": len(appearance.stones_mm),
         "hip_implants": ["left" if implant.left else "right" for implant in implants],
         "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
         "shape": list(scan.shape),

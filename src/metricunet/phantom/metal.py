@@ -46,8 +46,8 @@ class Metal:
     """A patient's implants in the image.
 
     Attributes:
-        layers: their parts, to be painted over the tissues.
-        lattice: where the artefact is known.
+        layers: the parts of the implants, to be painted over the tissues.
+        lattice: points at which the artefact is known.
         artefact: what to add to the image, in HU on that lattice; 0 on its outside.
     """
 

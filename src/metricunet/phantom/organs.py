@@ -42,7 +42,7 @@ SACRUM_FRONT_MM = np.array(
 
 @dataclass(frozen=True)
 class Gland:
-    """Where the prostate lies: centre, half axes (left-right, front-back, head-foot) in millimetres."""
+    """Position and size of the prostate: centre, half axes (left-right, front-back, head-foot) in millimetres."""
 
     centre: Point
     half: Point

@@ -29,17 +29,17 @@ class Patient:
         bends: smooth displacement along x, y and z.
         muscle_bulk: radius of the muscles against the template.
         fat_side_mm, fat_front_mm, fat_back_mm: thickness of the fat under the skin at the hips.
-        gland_volume_ml: what the prostate's size is set to.
+        gland_volume_ml: volume of the prostate.
         gland_ratio: front-back and head-foot extent of the gland against its width.
-        gland_shift: from the usual place.
+        gland_shift: shift of the prostate from its usual position.
         gland_tilt_rad: apex forward, about the left-right axis.
         gland_taper: how much wider the base is than the apex.
         median_lobe_mm: radius of a lobe that bulges into the bladder; 0 for none.
         bladder_volume_ml: urine and wall.
-        bladder_shift: from the usual place.
+        bladder_shift: shift of the bladder from its usual position.
         bladder_ratio: random share of the fullness that goes into width, depth and height.
-        rectum_radius: at heights `RECTUM_LEVELS_MM`, wall included.
-        rectum_sway: left-right and front-back wandering of the rectum's course there.
+        rectum_radius: radius of the rectum at the heights `RECTUM_LEVELS_MM`, wall included.
+        rectum_sway: left-right and front-back wandering of the rectum's course at these heights.
         rectum_filling: `gas`, `stool` or `empty`.
         rectum_level: share of the lumen's depth that gas takes, the rest being stool below it.
         roughness: smooth field that makes each organ's surface its own.

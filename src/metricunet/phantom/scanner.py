@@ -23,10 +23,10 @@ class Couch:
     """The couch's cross-section.
 
     Attributes:
-        flat: a flat radiotherapy top, else a curved diagnostic one.
-        half_width_mm: of the top.
-        thickness_mm: from the upper to the lower face.
-        shell_hu, core_hu: of skin and filling.
+        flat: whether the top is flat, as in radiotherapy, rather than curved, as in diagnostics.
+        half_width_mm: half width of the top.
+        thickness_mm: distance from the upper to the lower face.
+        shell_hu, core_hu: HU of the skin and of the filling.
     """
 
     flat: bool

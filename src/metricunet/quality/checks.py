@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from metricunet.cohort.names import standard_name
-from metricunet.errors import beyond
+from metricunet.errors import unlike_limits
 from metricunet.quality.findings import Findings, Range
 
 #: How a case is judged.
@@ -99,7 +99,7 @@ def _localisation(findings: Findings) -> Iterator[str]:
 def _stage_distance(findings: Findings) -> Iterator[str]:
     distance = findings.stage_distance_mm
     if distance is not None and distance > FARTHEST_STAGES_MM:
-        apart = beyond(distance, FARTHEST_STAGES_MM, digits=2)
+        apart = unlike_limits(distance, FARTHEST_STAGES_MM, digits=2)
         yield (
             f"the two stages disagree: their centres of {findings.target} lie {apart} mm apart, "
             f"{FARTHEST_STAGES_MM:g} mm are expected at most"
@@ -111,7 +111,8 @@ def _stage_overlap(findings: Findings) -> Iterator[str]:
     if overlap is not None and overlap < LEAST_STAGE_OVERLAP:
         yield (
             f"the two stages disagree: their masks of {findings.target} have a Dice of "
-            f"{beyond(overlap, LEAST_STAGE_OVERLAP, digits=2)}, {LEAST_STAGE_OVERLAP:g} is expected at least"
+            f"{unlike_limits(overlap, LEAST_STAGE_OVERLAP, digits=2)}, "
+            f"{LEAST_STAGE_OVERLAP:g} is expected at least"
         )
 
 

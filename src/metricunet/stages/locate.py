@@ -19,7 +19,7 @@ from metricunet.stages.classes import box_of, likeliest
 from metricunet.stages.network_input import Precision, autocast, normalise_hu, pick_precision, read_hu
 from metricunet.volume import FloatArray, Geometry, Volume
 
-Status = Literal["found", "uncertain", "absent"]
+LocateStatus = Literal["found", "uncertain", "absent"]
 
 #: A voxel belongs to a candidate from this probability on; weaker candidates are looked for at the second.
 CANDIDATE_PROBABILITY = 0.5
@@ -40,14 +40,14 @@ class Localisation:
     Attributes:
         status: `found`, `uncertain` (a mask is made, and needs review) or `absent` (no mask).
         confidence: mean probability of the best candidate times its share of all candidates, 0 to 1.
-        reason: why, in words.
+        reason: the reason for this status, in words.
         centre_mm: LPS centre of the best candidate; None if absent.
-        volume_ml: of the best candidate on the coarse grid.
-        candidate: where the best candidate lies: bool, on the part of the coarse grid that holds it; None if
-            absent, or where it was not kept.
+        volume_ml: volume of the best candidate on the coarse grid.
+        candidate: mask of the best candidate: bool, on the part of the coarse grid that holds it; None if absent,
+            or where it was not kept.
     """
 
-    status: Status
+    status: LocateStatus
     confidence: float
     reason: str
     centre_mm: FloatArray | None
@@ -79,8 +79,8 @@ def locate_spec(settings: LocateSettings, classes: int) -> LocateSpec:
     """Return stage 1 as a training has chosen it: a 3D U-Net with batch normalisation.
 
     Args:
-        settings: of the training.
-        classes: background included.
+        settings: settings of the training.
+        classes: number of classes, background included.
     """
     network = {
         "architecture": "unet",
@@ -98,8 +98,8 @@ def coarse_grid(geometry: Geometry, spacing_mm: Sequence[float]) -> Geometry:
     """Return stage 1's grid: it covers the whole field of a scan.
 
     Args:
-        geometry: of the scan; axes to the head, the back and the left.
-        spacing_mm: of stage 1: slice, row, column.
+        geometry: grid of the scan, with axes to the head, the back and the left.
+        spacing_mm: voxel spacing of stage 1: slice, row, column.
     """
     return geometry.with_spacing(spacing_mm)
 
@@ -110,10 +110,10 @@ def coarse_probabilities(
     """Run stage 1 over a scan.
 
     Args:
-        network: of stage 1, in evaluation mode.
-        spec: of stage 1.
-        image: HU; axes to the head, the back and the left.
-        precision: to compute in.
+        network: network of stage 1, in evaluation mode.
+        spec: the spec of stage 1.
+        image: the scan in HU, with axes to the head, the back and the left.
+        precision: precision to compute in.
 
     Returns:
         Probability of each class on the coarse grid, the background first.
@@ -131,10 +131,10 @@ def class_probabilities(
     """Run stage 1 over a scan that is on the coarse grid already. Air is added until the network can halve it.
 
     Args:
-        network: in evaluation mode, on the device of `coarse`.
+        network: network of stage 1 in evaluation mode, on the device of `coarse`.
         coarse: HU [slice, row, column].
-        hu_window: of stage 1.
-        precision: to compute in.
+        hu_window: HU window of stage 1.
+        precision: precision to compute in.
 
     Returns:
         float32 [classes, slice, row, column].
@@ -155,7 +155,7 @@ def classes_on(image: Volume, shares: Sequence[Volume]) -> NDArray[np.uint8]:
     """Interpolate probabilities onto a scan's grid, and return the likeliest class of each of its voxels.
 
     Args:
-        image: of the grid, whose axes are the shares'.
+        image: a scan on the grid; its axes are those of the shares.
         shares: probability of each class but the background, on a grid of their own.
     """
     classes = np.zeros(image.geometry.shape, dtype=np.uint8)
@@ -181,8 +181,8 @@ def localise(probability: Volume, volume_range_ml: tuple[float, float] | None = 
     """Find the target in its probability on the coarse grid.
 
     Args:
-        probability: of the target class.
-        volume_range_ml: smallest and largest target seen in training.
+        probability: probability of the target class.
+        volume_range_ml: volumes of the smallest and the largest target seen in training.
     """
     peak = float(probability.array.max())
     best, share = _best_candidate(probability.array, probability.geometry.voxel_volume_ml, CANDIDATE_PROBABILITY)
@@ -197,7 +197,7 @@ def localise(probability: Volume, volume_range_ml: tuple[float, float] | None = 
     volume_ml = float(best.sum()) * probability.geometry.voxel_volume_ml
     centre = probability.geometry.to_world(np.array(ndimage.center_of_mass(inside)))
     doubts = _doubts(best, mean, share, volume_ml, volume_range_ml, weak)
-    status: Status = "uncertain" if doubts else "found"
+    status: LocateStatus = "uncertain" if doubts else "found"
     reason = "; ".join(doubts) if doubts else f"one candidate of {volume_ml:.0f} mL, mean probability {mean:.2f}"
     box = box_of(best)
     assert box is not None

@@ -89,8 +89,8 @@ def segment_spec(settings: SegmentSettings, classes: int) -> SegmentSpec:
     """Return stage 2 as a training has chosen it, with instance normalisation.
 
     Args:
-        settings: of the training.
-        classes: background included.
+        settings: settings of the training.
+        classes: number of classes, background included.
     """
     solid = settings.spatial_dims == 3
     network = {
@@ -110,9 +110,9 @@ def field_grid(spec: SegmentSpec, geometry: Geometry, view: View) -> Geometry:
     """Return the grid of a field of stage 2.
 
     Args:
-        spec: of stage 2.
-        geometry: of the scan, whose axes the field has.
-        view: where stage 2 looks.
+        spec: the spec of stage 2.
+        geometry: grid of the scan, whose axes the field has.
+        view: the field that stage 2 looks at.
     """
     return geometry.box_around(view.centre_mm, _field_voxels(spec, view), spec.spacing_mm)
 
@@ -121,9 +121,9 @@ def read_field(spec: SegmentSpec, image: Volume, view: View) -> Volume:
     """Read a scan in HU on the grid of a field of stage 2; beyond the scan is air.
 
     Args:
-        spec: of stage 2.
-        image: HU; axes to the head, the back and the left.
-        view: where stage 2 looks.
+        spec: the spec of stage 2.
+        image: the scan in HU, with axes to the head, the back and the left.
+        view: the field that stage 2 looks at.
     """
     return read_hu(image, field_grid(spec, image.geometry, view))
 
@@ -134,9 +134,9 @@ def covered_part(
     """Return the part of a scan's grid that the fields of all models cover, and its first voxel in the scan.
 
     Args:
-        specs: stage 2 of each model.
-        geometry: of the scan.
-        view: where stage 2 looks.
+        specs: the spec of stage 2 of each model.
+        geometry: grid of the scan.
+        view: the field that stage 2 looks at.
     """
     low, high = np.full(3, np.inf), np.full(3, -np.inf)
     middle = geometry.to_index(view.centre_mm)
@@ -154,7 +154,7 @@ def central_crop(box: Volume, crop_voxels: Sequence[int]) -> Volume:
     """Cut a box to the crop in its middle.
 
     Args:
-        box: on stage 2's grid.
+        box: a box on stage 2's grid.
         crop_voxels: sides of the crop: slice, row, column; no longer than the box's.
     """
     first = [(length - n) // 2 for length, n in zip(box.array.shape, crop_voxels, strict=True)]
@@ -177,10 +177,10 @@ def crop_probabilities(network: Network, spec: SegmentSpec, crop: Tensor, precis
     of one window.
 
     Args:
-        network: in evaluation mode, on the device of `crop`.
-        spec: of stage 2; of its crop any number of slices will do.
+        network: network of stage 2 in evaluation mode, on the device of `crop`.
+        spec: the spec of stage 2; the crop may have any number of slices.
         crop: HU [slice, row, column], rows and columns that the network can halve.
-        precision: to compute in.
+        precision: precision to compute in.
 
     Returns:
         float32 [classes, slice, row, column].
@@ -205,10 +205,10 @@ def field_probabilities(
     a crop weighing most. A field of one crop is one run of `crop_probabilities`.
 
     Args:
-        network: see `crop_probabilities`.
-        spec: of stage 2.
+        network: network of stage 2, as for `crop_probabilities`.
+        spec: the spec of stage 2.
         field: HU [slice, row, column], no side shorter than the crop's.
-        precision: to compute in.
+        precision: precision to compute in.
 
     Returns:
         float32 [classes, slice, row, column].
@@ -259,7 +259,7 @@ def window_starts(length: int, window: int) -> list[int]:
     """Return the first places of windows that cover a length, evenly spread, neighbours sharing half or more.
 
     Args:
-        length: to be covered, not less than the window.
+        length: length to be covered, not less than the window.
         window: length of a window.
     """
     steps = math.ceil((length - window) / max(1, window // 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -16,9 +16,9 @@ from metricunet.files.own import OwnFiles
 from metricunet.phantom import displace_cohort, make_cohort, reader_path
 from metricunet.phantom.cohort import CohortPlan, case_name
 from metricunet.phantom.displaced import check_displaced
+from metricunet.progress import Progress
 from metricunet.study.design import Labels, PhantomRecipe, Study
 
-Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 #: The contours that every study has, and those of a reader whom no training has seen.
@@ -135,9 +135,7 @@ class _Split:
     def check(self) -> None:
         """Refuse to replace a file that is not a study's, or was changed since."""
         if not self.is_there():
-            self.own.check(
-                [SPLIT_NAME], advice="move it elsewhere and run again, or choose another folder with -o"
-            )
+            self.own.check([SPLIT_NAME], advice="move it elsewhere and run again, or choose another folder")
 
     def write(self) -> None:
         """Write the file where it is missing or says something else."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -30,6 +29,7 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
 from metricunet.hu import why_not_hu
+from metricunet.progress import Bars, no_bars
 from metricunet.stages.locate import Localisation, coarse_probabilities, localise, locate_spec
 from metricunet.study.data import ScoredCase
 from metricunet.study.sharing import refuse_others
@@ -37,8 +37,6 @@ from metricunet.training.config import TrainConfig
 from metricunet.training.fit import Located, open_run, train_locate, trained_locate
 from metricunet.training.run import Run, state_file
 from metricunet.volume import Geometry, Volume
-
-Progress = Callable[[int, int], None]
 
 LOCATE_NAME = "locate.safetensors"
 #: Folders of the cuts: of the cases to score, and of the training cases that probes are fitted on.
@@ -59,7 +57,7 @@ class FoldSpec:
         cases: to locate and cut.
         fitting: training cases to locate and cut, too, for probes of features to be fitted on.
         half_mm: half the sides of what stage 2 may read: slice, row, column.
-        spare: folder for prepared cases where the cohort is read-only.
+        cache_fallback: folder for prepared cases where the cohort is read-only.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
     """
 
@@ -70,7 +68,7 @@ class FoldSpec:
     cases: tuple[ScoredCase, ...]
     fitting: tuple[ScoredCase, ...]
     half_mm: tuple[float, float, float]
-    spare: Path
+    cache_fallback: Path
     device: str
 
 
@@ -147,9 +145,7 @@ class StoredStageOne:
         return self.tensors
 
 
-def prepare_fold(
-    spec: FoldSpec, bar: Callable[[str], Progress] = lambda name: lambda done, total: None
-) -> PreparedFold:
+def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
     """Train stage 1 of a fold, or go on with it, and cut the cases to score. What is done already is kept.
 
     Args:
@@ -167,7 +163,7 @@ def prepare_fold(
         spec.fold,
         resume=state_file(spec.folder).is_file(),
         device=spec.device,
-        spare=spec.spare,
+        cache_fallback=spec.cache_fallback,
         progress=bar("preparing"),
     )
     located = trained_in(spec.folder, run)

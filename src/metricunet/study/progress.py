@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metricunet.cohort.splits import Fold
+from metricunet.progress import Say
 from metricunet.study.runs import RunResult, RunSpec
 
 Cell = tuple[str, Fold, int]
@@ -25,7 +26,7 @@ class RunProgress:
         console: on standard error.
     """
 
-    def __init__(self, specs: Sequence[RunSpec], say: Callable[[str], None], console: Console) -> None:
+    def __init__(self, specs: Sequence[RunSpec], say: Say, console: Console) -> None:
         self._specs, self._say = list(specs), say
         self._cells: dict[Cell, Text] = {_cell(spec): Text("·", style="dim") for spec in specs}
         self._done = 0

@@ -20,6 +20,7 @@ from metricunet.files.claim import CLAIM_NAME, claimed
 from metricunet.files.own import FILES, OwnFiles, write_sealed
 from metricunet.files.record import RunRecord, sha256
 from metricunet.networks.device import pick_device
+from metricunet.progress import Bars, Say, no_bars, silent
 from metricunet.study.comparisons import COMPARISONS_CSV, COMPARISONS_JSON
 from metricunet.study.data import READER, TRUTH, StudyData, fitting_cases, scored_cases, study_data
 from metricunet.study.design import STUDY_NAME, Labels, Study, load_study
@@ -45,7 +46,6 @@ from metricunet.training.checks import check_settings
 from metricunet.training.fit import MODEL_NAME
 from metricunet.training.run import is_scratch
 
-Progress = Callable[[int, int], None]
 Engine = Callable[[Sequence[RunSpec]], Iterable[RunResult]]
 #: What a stage 1 is trained on, and the fold.
 FoldKey = tuple[Labels | None, Fold]
@@ -92,8 +92,8 @@ def study(
     *,
     device: str = "auto",
     engine: Engine | None = None,
-    say: Callable[[str], None] = lambda message: None,
-    bar: Callable[[str], Progress] = lambda name: lambda done, total: None,
+    say: Say = silent,
+    bar: Bars = no_bars,
 ) -> StudyResult:
     """Carry out a study: arms times folds times seeds, each trained and scored. What is finished is kept.
 
@@ -166,7 +166,7 @@ def _check_folder(output: Path, device: str) -> None:
         raise InputError(f"{output}: is a file; expected a folder for the study")
     filled = output.is_dir() and not all(map(is_scratch, output.iterdir()))
     if filled and not (output / STUDY_NAME).is_file():
-        raise InputError(f"{output}: holds other files and no study; choose a new or empty folder with -o")
+        raise InputError(f"{output}: holds other files and no study; choose a new or empty folder")
 
 
 def _mark(plan: Study, file: Path, output: Path) -> None:
@@ -193,11 +193,11 @@ def _refuse_foreign(own: OwnFiles, names: Sequence[str]) -> None:
     Raises:
         InputError: the first such file, named.
     """
-    own.check(names, advice="move it elsewhere and run again, or choose another folder with -o")
+    own.check(names, advice="move it elsewhere and run again, or choose another folder")
 
 
 def _prepared(
-    specs: dict[FoldKey, FoldSpec], data: StudyData, say: Callable[[str], None], bar: Callable[[str], Progress]
+    specs: dict[FoldKey, FoldSpec], data: StudyData, say: Say, bar: Bars
 ) -> tuple[PreparedFolds, dict[FoldKey, Exception]]:
     """Prepare the folds; return those that could be, and what went wrong in the others.
 
@@ -258,7 +258,7 @@ def _fold_spec(
         cases=scored_cases(data, fold),
         fitting=fitting_cases(data, fold, FITTING_CASES),
         half_mm=reach_mm(list(plan.arms.values())),
-        spare=output,
+        cache_fallback=output,
         device=device,
     )
 
@@ -276,14 +276,14 @@ def _run_spec(plan: Study, fold: FoldSpec, prepared: PreparedFold, arm: str, see
         fitting=tuple(case.name for case in fold.fitting),
         references=tuple(fold.cases[0].references),
         prepared=prepared,
-        spare=fold.spare,
+        cache_fallback=fold.cache_fallback,
         device=fold.device,
         stages=plan.stages(arm),
     )
 
 
 def _carried_out(
-    specs: list[RunSpec], without: list[RunResult], engine: Engine | None, say: Callable[[str], None]
+    specs: list[RunSpec], without: list[RunResult], engine: Engine | None, say: Say
 ) -> list[RunResult]:
     """Return what became of each run, in their order; those without a stage 1 have failed before."""
     results = {run.spec.folder: run for run in without}

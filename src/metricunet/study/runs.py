@@ -27,6 +27,7 @@ from metricunet.files.model import read_card
 from metricunet.files.own import read_sealed, write_sealed
 from metricunet.files.record import RECORD_NAME, RunRecord, sha256
 from metricunet.inference.predictor import Predictor
+from metricunet.progress import Say, silent
 from metricunet.study.data import TRUTH, ScoredCase
 from metricunet.study.folds import LOCATE_NAME, PreparedFold, read_cut, shared_stage_one, trained_in
 from metricunet.study.results import FEATURES, SMOOTHNESS, Row, Table, cases_table, write_table
@@ -39,7 +40,7 @@ from metricunet.study.scoring import (
     segment_cut,
     segment_whole_scan,
 )
-from metricunet.study.sharing import Say, refuse_others, silent, taken_up
+from metricunet.study.sharing import refuse_others, taken_up
 from metricunet.training.config import TrainConfig, differences
 from metricunet.training.fit import MODEL_NAME, Located, open_run, run_facts, train_segment
 from metricunet.training.log import Watch
@@ -64,7 +65,7 @@ class RunSpec:
         fitting: training cases that probes of features are fitted on.
         references: whose contours they are scored against.
         prepared: hashes and labels of the fold.
-        spare: folder for prepared cases where the cohort is read-only.
+        cache_fallback: folder for prepared cases where the cohort is read-only.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         stages: 2, or 1 where the arm segments whole scans.
     """
@@ -80,7 +81,7 @@ class RunSpec:
     fitting: tuple[str, ...]
     references: tuple[str, ...]
     prepared: PreparedFold
-    spare: Path
+    cache_fallback: Path
     device: str
     stages: int = 2
 
@@ -155,7 +156,7 @@ class Pipeline(ABC):
             spec.fold,
             resume=state_file(spec.folder).is_file(),
             device=spec.device,
-            spare=spec.spare,
+            cache_fallback=spec.cache_fallback,
             watch=self.watch or _unwatched,
         )
 
@@ -443,5 +444,5 @@ def _other(folder: Path, changes: list[str]) -> InputError:
     more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
     return InputError(
         f"{folder}: this run was begun with other settings or cases ({'; '.join(changes[:3])}{more}); results "
-        "must not be mixed: put them back, delete that folder, or choose another study folder with -o"
+        "must not be mixed: put them back, delete that folder, or choose another study folder"
     )

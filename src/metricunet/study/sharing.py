@@ -10,18 +10,14 @@ from typing import TypeVar
 
 from metricunet.errors import InputError
 from metricunet.files.claim import AlreadyClaimed, claimed
+from metricunet.progress import Say, silent
 from metricunet.training.run import is_scratch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Say = Callable[[str], None]
 
 #: How often a process looks whether another one is done.
 POLL_S = 0.5
-
-
-def silent(message: str) -> None:
-    """Say nothing."""
 
 
 def taken_up(items: Sequence[Item], do: Callable[[Item], Result], say: Say = silent) -> Iterator[Result]:
@@ -91,5 +87,5 @@ def refuse_others(folder: Path, marker: Path, what: str) -> None:
     if (first := next(strange, None)) is not None:
         raise InputError(
             f"{folder}: holds {first.relative_to(folder)}, and nothing that says that it is {what}; move it "
-            "elsewhere, or choose another study folder with -o"
+            "elsewhere, or choose another study folder"
         )

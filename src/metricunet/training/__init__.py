@@ -1,1 +1,1 @@
-"""Training: augmentation, objectives, the two Lightning modules, and the run that joins them."""
+"""Training: augmentation, objectives, the loop, calibration, and the run that joins them."""

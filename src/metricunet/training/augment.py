@@ -33,10 +33,10 @@ def in_plane_matrices(batch: int, config: AugmentConfig, mirror: bool, generator
     """Draw rotations in the axial plane, scalings and left-right mirrorings.
 
     Args:
-        batch: how many.
-        config: their ranges.
+        batch: number of crops.
+        config: ranges of these changes.
         mirror: whether left and right may be exchanged.
-        generator: of the random numbers.
+        generator: generator of the random numbers.
 
     Returns:
         [batch, 2, 2] that map an offset (column, row) in mm in the output to the offset in the input to read from.
@@ -65,10 +65,10 @@ class Warp:
 
     Args:
         shape: voxels of the crop: [slice,] row, column.
-        spacing_mm: along the same axes.
+        spacing_mm: voxel spacing along the same axes.
         config: ranges of the changes.
         mirror: whether left and right may be exchanged.
-        device: where crops are read.
+        device: device on which crops are read.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Warp:
         """Return where each voxel of the crops reads, in grid_sample's coordinates.
 
         Args:
-            points: from `draw`.
+            points: the control points that `draw` returned.
             middle: [batch, axes], the voxel (column, row[, slice]) of the image that a crop's middle reads.
             size: [axes], voxels of the image in the same order.
         """
@@ -181,7 +181,7 @@ def read_classes(labels: Tensor, grid: Tensor, values: Sequence[int]) -> Tensor:
 
     Args:
         labels: [batch, *space], classes.
-        grid: as for the images.
+        grid: the grid that the images are read at.
         values: every class but the background that labels may hold.
 
     Returns:
@@ -243,9 +243,9 @@ def change_hu(hu: Tensor, spacing_mm: Sequence[float], config: AugmentConfig, ge
 
     Args:
         hu: [batch, channels, *space].
-        spacing_mm: along the axes of space.
+        spacing_mm: voxel spacing along the axes of space.
         config: ranges of the changes.
-        generator: of the random numbers.
+        generator: generator of the random numbers.
 
     Returns:
         HU of the same shape; the argument itself stays as it is.

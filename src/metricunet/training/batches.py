@@ -51,12 +51,12 @@ class SegmentBatches:
 
     Args:
         cases: prepared cases with a fine box.
-        config: of stage 2.
+        config: settings of stage 2.
         augment: ranges of the random changes.
-        classes: background included.
+        classes: number of classes, background included.
         mirror: whether left and right may be exchanged.
         jitter_mm: standard deviation of the crop's middle along slice, row and column.
-        device: where the crops live.
+        device: device that holds the crops.
     """
 
     def __init__(
@@ -165,12 +165,12 @@ class LocateBatches:
 
     Args:
         cases: prepared cases; some may hold no target.
-        config: of stage 1.
+        config: settings of stage 1.
         augment: ranges of the random changes.
-        classes: background included.
+        classes: number of classes, background included.
         target: class of the target.
         mirror: whether left and right may be exchanged.
-        device: where the scans live.
+        device: device that holds the scans.
     """
 
     def __init__(

@@ -31,13 +31,13 @@ from metricunet.files.model import Calibration, read_model, write_model
 from metricunet.inference.predictor import load_model
 from metricunet.networks import Network
 from metricunet.networks.device import pick_device
+from metricunet.progress import Progress
 from metricunet.quality.boundary import boundary_error, near
 from metricunet.quality.temperature import fit_temperature, tempered
 from metricunet.specs import SegmentSpec
 from metricunet.stages.classes import keep_largest_piece
 from metricunet.stages.network_input import Precision
 from metricunet.stages.segment import crop_probabilities
-from metricunet.training.run import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +96,8 @@ def calibrate(
     stage = card.segment
     settings = PrepareSettings(card.target, card.locate.spacing_mm, stage.spacing_mm, stage.crop_mm)
     files = [case for case in content.training if case.name in chosen]
-    with TemporaryDirectory() as spare:
-        cases = prepare(files, content.info, settings, Path(cache or spare), progress)
+    with TemporaryDirectory() as temporary:
+        cases = prepare(files, content.info, settings, Path(cache or temporary), progress)
     found = calibration(loaded.segment, stage, cases, card.target_class)
     if found is None:
         raise InputError(
@@ -118,11 +118,11 @@ def calibration(
     """Fit the calibration of stage 2.
 
     Args:
-        network: of stage 2, in evaluation mode.
-        stage: its spec.
+        network: network of stage 2, in evaluation mode.
+        stage: the spec of stage 2.
         cases: validation cases; those without the target, or where nothing is predicted, are passed over.
         target: class of the target.
-        precision: to compute in.
+        precision: precision to compute in.
 
     Returns:
         None where no case is left.

@@ -32,7 +32,7 @@ def model_card(
     """Fill in the card of a training.
 
     Args:
-        config: of the training.
+        config: configuration of the training.
         info: what dataset.json says.
         train: training cases.
         val: validation cases; may be none.
@@ -72,9 +72,9 @@ def training_ranges(
     `crop_hu` and `noise_hu`: see `metricunet.hu`; of stage 2's crop around the target.
 
     Args:
-        config: of the training.
+        config: configuration of the training.
         target: class of the target.
-        cases: of the training; those without the target tell of the scans alone.
+        cases: training cases; those without the target count for the scans' quantities alone.
     """
     columns: dict[str, list[float]] = {}
     for case in cases:

@@ -22,10 +22,10 @@ def written_checkpoint(path: Path) -> AbstractContextManager[Path]:
 
 
 def check_checkpoints(folder: Path) -> None:
-    """Refuse to go on with a run whose checkpoints somebody put there or changed: going on replaces them.
+    """Refuse to resume a run whose checkpoints somebody put there or changed: resuming replaces them.
 
     Args:
-        folder: of the checkpoints.
+        folder: folder of the checkpoints.
 
     Raises:
         InputError: it names the first one that is not as the run left it.

@@ -20,10 +20,10 @@ def check_settings(config: TrainConfig, classes: int) -> None:
 
     Args:
         config: every setting.
-        classes: of the networks, background included.
+        classes: number of classes of the networks, background included.
 
     Raises:
-        InputError: the first that does not, named.
+        InputError: it names the first setting that does not fit.
     """
     segment, locate = config.segment, config.locate
     check_network(segment)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.yaml_file import read_yaml
 from metricunet.volume import voxels_of
 
@@ -33,7 +33,8 @@ class LocateConfig(_Section):
     """Stage 1: a 3D U-Net on a coarse grid of the whole scan.
 
     Attributes:
-        learning_rate: at its height. At 1e-2 some trainings end by calling everything background, and stay there.
+        learning_rate: largest learning rate of the schedule. At 1e-2 some trainings end by calling everything
+            background, and stay there.
     """
 
     spacing_mm: Size = (4.0, 4.0, 4.0)
@@ -54,16 +55,17 @@ class SegmentConfig(_Section):
     Attributes:
         network: `unet`, `fcn` (FCN-8s, 2.5D alone) or `vnet` (3D alone).
         spatial_dims: 2 is 2.5D: `slices` neighbouring slices in, the middle one out. 3: blocks of `block_slices`.
-        spacing_mm: slice, row, column.
-        crop_mm: sides of the box that is predicted.
+        spacing_mm: voxel spacing: slice, row, column.
+        crop_mm: sides of the box that is predicted: slice, row, column.
         box_mm: sides of the cached box that training crops are cut from.
         hu_window: HU that map to -1 and 1.
-        slices: neighbours that a 2.5D network takes, an odd number.
-        block_slices: of a 3D network, in training and in each window of a prediction; no more than the crop has.
-        base_channels: width of the finest level.
-        levels: resolutions of a U-Net or V-Net, stages of an FCN.
-        target_share: of training slices (3D: blocks) chosen to hold a structure.
-        batch_size: slices, or blocks in 3D.
+        slices: number of neighbouring slices that a 2.5D network takes; it must be odd.
+        block_slices: number of slices that a 3D network takes, in training and in each window of a prediction; no
+            more than the crop has.
+        base_channels: number of channels at the finest level.
+        levels: number of resolutions of a U-Net or V-Net, or of stages of an FCN.
+        target_share: share of training slices (3D: blocks) that are chosen to hold a structure.
+        batch_size: number of slices in a batch, or of blocks in 3D.
     """
 
     network: Literal["unet", "fcn", "vnet"] = "unet"
@@ -172,20 +174,21 @@ class AugmentConfig(_Section):
     Attributes:
         rotation_deg: greatest turn in the axial plane, either way. Patients lie within a few degrees of straight.
         scale: greatest stretch or shrinking, along columns and rows apart; 0.1 is 10 %.
-        mirror: exchange left and right in half of the images; never done where a structure is of one side.
+        mirror: whether left and right are exchanged in half of the images; never done where a structure is of one
+            side.
         elastic_mm: greatest move of a control point of the smooth random field, along each axis; no voxel moves
             further. The field's standard deviation is about a quarter of it in the slice, a fifth in space. Up to
             0.4 of the distance of the control points (`ELASTIC_GRID_MM`) it cannot fold. A few mm are what bladder
             and rectum do to the gland between two days.
-        elastic_share: of images with such a field.
+        elastic_share: share of images that are moved by such a field.
         shift_hu: greatest change of level, either way.
         contrast: greatest change of contrast about soft tissue, either way; 0.2 is 20 %.
         noise_hu: greatest standard deviation of added noise.
         blur_mm: greatest standard deviation of the Gaussian blur; a soft kernel. Stage 1's coarse voxels hardly
             notice it.
-        blur_share: of images that are blurred.
+        blur_share: share of images that are blurred.
         low_resolution_factor: greatest factor by which an image is sampled down, and up again.
-        low_resolution_share: of images sampled down.
+        low_resolution_share: share of images that are sampled down.
     """
 
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
@@ -242,20 +245,22 @@ def load_config(
         InputError: unknown preset, key or section, or a value of the wrong kind, each named.
     """
     if preset not in PRESETS:
-        raise InputError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+        raise InputError(f"{argument('preset')} must be one of {', '.join(PRESETS)}; got {preset!r}")
     layers: list[Mapping[str, Any]] = [] if file is None else [_yaml(file)]
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign or not key:
-            raise InputError(f"--set {setting}: expected section.key=value, such as segment.epochs=20")
+            raise InputError(
+                f"{argument('settings')} {setting}: expected section.key=value, such as segment.epochs=20"
+            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise InputError(f"--set {setting}: the value is not valid YAML") from error
+            raise InputError(f"{argument('settings')} {setting}: the value is not valid YAML") from error
         for part in reversed(key.split(".")):
             value = {part: value}
         layers.append(value)
-    return merged_config(preset, layers, f"{file} or --set" if file else "--set")
+    return merged_config(preset, layers, f"{file} or {argument('settings')}" if file else argument("settings"))
 
 
 def merged_config(preset: str, layers: Sequence[Mapping[str, Any]], source: str) -> TrainConfig:
@@ -263,8 +268,8 @@ def merged_config(preset: str, layers: Sequence[Mapping[str, Any]], source: str)
 
     Args:
         preset: a key of `PRESETS`.
-        layers: each any part of `TrainConfig`.
-        source: where the settings come from, for errors.
+        layers: settings, each any part of `TrainConfig`.
+        source: the file or argument that the settings come from, for messages.
 
     Raises:
         InputError: unknown key or section, or a value of the wrong kind, each named.

@@ -23,6 +23,7 @@ from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import keep_freed_memory, pick_device
+from metricunet.progress import Progress
 from metricunet.stages.locate import class_probabilities, localise, locate_spec
 from metricunet.stages.segment import segment_spec
 from metricunet.training.batches import BlockBatches, LocateBatches, SegmentBatches
@@ -35,7 +36,6 @@ from metricunet.training.log import Watch
 from metricunet.training.loop import fit
 from metricunet.training.objectives import LocateModule, SegmentModule
 from metricunet.training.run import (
-    Progress,
     Run,
     begin,
     check_cases,
@@ -64,7 +64,7 @@ class Located:
     """Stage 1 as trained, and how far from the true centres it puts the target.
 
     Attributes:
-        network: in evaluation mode.
+        network: the network of stage 1, in evaluation mode.
         errors_mm: localisation errors of the validation cases (the training cases where there are none) along
             slice, row and column [cases, 3].
     """
@@ -91,12 +91,12 @@ def train(
     """Train both stages on a cohort.
 
     Args:
-        cohort: nnU-Net raw data set.
+        cohort: folder of the cohort, in nnU-Net's raw data layout.
         output: run folder: config.yaml, log.csv, checkpoints, model.safetensors, run.json.
         config: every setting; default: the preset `default`.
-        fold: which fold to validate on; `all` trains on every case.
+        fold: number of the fold to validate on; `all` trains on every case.
         init: model file to begin from.
-        resume: go on with a run that was stopped.
+        resume: whether to continue a run that was stopped.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         progress: called with (done, all) while the cohort is prepared.
 
@@ -133,7 +133,7 @@ def open_run(
     resume: bool,
     device: str = "auto",
     init: Path | None = None,
-    spare: Path | None = None,
+    cache_fallback: Path | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
     loggers: Sequence[Logger] = (),
@@ -141,14 +141,14 @@ def open_run(
     """Read and check everything that a run needs, and mark the folder as its own.
 
     Args:
-        cohort: nnU-Net raw data set.
+        cohort: folder of the cohort, in nnU-Net's raw data layout.
         output: run folder.
         config: every setting.
-        fold: which fold to validate on; `all` trains on every case.
-        resume: whether the folder holds a run that was stopped, which is then gone on with.
+        fold: number of the fold to validate on; `all` trains on every case.
+        resume: whether to continue the run that was stopped in the output folder.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         init: model file to begin from.
-        spare: folder for the prepared cases where the cohort is read-only; default: the run folder.
+        cache_fallback: folder for the prepared cases where the cohort is read-only; default: the run folder.
         progress: called with (done, all) while the cohort is prepared.
         watch: told how far a stage is, in place of a progress bar.
         loggers: Lightning's, of Fabric or of its trainer (MLflow, W&B), told the numbers of each epoch.
@@ -163,7 +163,7 @@ def open_run(
     content = read_cohort(cohort)
     check_settings(config, len(content.info.labels) + 1)
     split = split_for(content, fold)
-    cases, val = prepared_cases(content, split, config, spare or output, progress)
+    cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
     data_sha256 = cohort_sha256([*cases, *val])
     run = Run(
         output, config, content.info, split, cases, val, data_sha256, where, resume, watch, loggers=tuple(loggers)
@@ -177,11 +177,11 @@ def open_run(
 
 
 def train_locate(run: Run, *, may_find_nothing: bool = False) -> Located:
-    """Train stage 1 of a run, or go on with it.
+    """Train stage 1 of a run, or continue its training.
 
     Args:
-        run: as opened.
-        may_find_nothing: whether that is a result like any other; no stage 2 could follow.
+        run: the run, as `open_run` returned it.
+        may_find_nothing: whether a stage 1 that finds nothing is a valid result; no stage 2 could follow it.
 
     Raises:
         InputError: it finds the target in no case that it is validated on.
@@ -203,19 +203,19 @@ def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) 
     """Return a stage 1 that was trained before.
 
     Args:
-        run: on the same cases.
-        weights: by their names in a model file.
-        errors_mm: as in `Located`.
+        run: a run on the same cases.
+        weights: its weights, by their names in a model file.
+        errors_mm: its localisation errors, as in `Located`.
     """
     network = _build(locate_spec(run.config.locate, run.classes).network, run.config.seed, "locate.", weights)
     return Located(network.eval().to(run.device), errors_mm)
 
 
 def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Path:
-    """Train stage 2 of a run, or go on with it, and write the model file with both stages.
+    """Train stage 2 of a run, or continue its training, and write the model file with both stages.
 
     Args:
-        run: as opened.
+        run: the run, as `open_run` returned it.
         located: stage 1, of this run or of another on the same cases.
         model: file to write; default: model.safetensors in the run folder.
 

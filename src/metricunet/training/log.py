@@ -32,9 +32,9 @@ class StageProgress:
     """Shows how far a stage is: a bar on the terminal, if there is one, or what a watch makes of it.
 
     Args:
-        stage: its name.
-        updates: in all.
-        watch: to be told, in place of a bar.
+        stage: name of the stage.
+        updates: number of updates in all.
+        watch: the function that is told, in place of a bar.
     """
 
     def __init__(self, stage: str, updates: int, watch: Watch | None = None) -> None:
@@ -78,8 +78,8 @@ def stage_loggers(folder: Path, stage: str, others: Sequence[Logger]) -> Iterato
     """Yield the loggers of a stage: the caller's own, and TensorBoard's where that is installed.
 
     Args:
-        folder: of the run; TensorBoard's events go into `tensorboard/STAGE`.
-        stage: its name.
+        folder: folder of the run; TensorBoard's events go into `tensorboard/STAGE`.
+        stage: name of the stage.
         others: loggers of Lightning that somebody else opened, and closes.
     """
     ours: list[Logger] = []
@@ -96,8 +96,8 @@ def write_epoch(path: Path, row: Mapping[str, str]) -> None:
     """Add the row of an epoch to log.csv, in place of those that a resumed run repeats: of this epoch and later.
 
     Args:
-        path: of log.csv, which both stages share.
-        row: texts by column, `stage` and `epoch` among them.
+        path: path of log.csv, which both stages share.
+        row: the texts of the row by their columns, `stage` and `epoch` among them.
     """
     rows = []
     if path.is_file():
@@ -118,7 +118,7 @@ def _write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def check_log(folder: Path) -> None:
-    """Refuse to go on with a run whose log.csv somebody changed: going on rewrites it.
+    """Refuse to resume a run whose log.csv somebody changed: resuming rewrites it.
 
     Raises:
         InputError: it is not as the run left it.

@@ -57,12 +57,12 @@ class StageState:
     """A stage in training.
 
     Attributes:
-        fabric: of the device.
+        fabric: Lightning's Fabric on the device of the run.
         module: the stage itself: weights, loss and score.
         trained: the module as Fabric wraps it; to be called for the loss.
-        optimizer: as Fabric wraps it.
-        batches: to train on.
-        epochs: that are done.
+        optimizer: the optimizer as Fabric wraps it.
+        batches: the batches to train on.
+        epochs: number of epochs that are done.
         best_dice: highest mean Dice of the validation cases after any of them; None without one.
     """
 
@@ -76,12 +76,12 @@ class StageState:
 
 
 def fit(run: Run, module: StageModule, batches: Batches) -> float | None:
-    """Train a stage of a run, or go on with it, and leave its best weights in the module; unscored, the last ones.
+    """Train a stage of a run, or continue it, and leave its best weights in the module; unscored, the last ones.
 
     Args:
-        run: as opened; its folder is this process's own.
+        run: the run, as `open_run` returned it; its folder is this process's own.
         module: the stage, with the weights to begin from.
-        batches: to train on.
+        batches: the batches to train on.
 
     Returns:
         The mean Dice of the validation cases under these weights; None where there are none.
@@ -177,8 +177,8 @@ def train_updates(state: StageState, updates: range, done: Callable[[int], None]
     """Take updates, each on its own batch, without waiting for the device.
 
     Args:
-        state: of the stage.
-        updates: their numbers.
+        state: state of the stage.
+        updates: numbers of the updates.
         done: called after each, with the number of updates done in all.
 
     Returns:

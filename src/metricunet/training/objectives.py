@@ -83,13 +83,13 @@ class StageModule(nn.Module):
 
     Args:
         network: the network to train.
-        config: of the training.
+        config: configuration of the training.
         cases: validation cases.
 
     Attributes:
-        stage: its name.
-        stream: of the random numbers of its updates.
-        settings: its section of the configuration.
+        stage: name of the stage.
+        stream: number of the stream of random numbers of its updates.
+        settings: the stage's section of the configuration.
     """
 
     stage: str
@@ -104,12 +104,12 @@ class StageModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device that the network is on."""
         return next(self.parameters()).device
 
     @property
     def updates(self) -> int:
-        """How many there are in all."""
+        """Number of updates in all."""
         return self.settings.epochs * self.settings.updates_per_epoch
 
     def forward(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -133,7 +133,7 @@ class LocateModule(StageModule):
 
     Args:
         network: the 3D U-Net.
-        config: of the training.
+        config: configuration of the training.
         cases: validation cases.
         target: class of the target.
     """
@@ -167,11 +167,11 @@ class SegmentModule(StageModule):
     """Stage 2: Dice and cross-entropy, and the voxel-metric branch on the decoder's maps.
 
     Args:
-        network: of stage 2.
-        config: of the training.
+        network: the network of stage 2.
+        config: configuration of the training.
         cases: validation cases; those without a fine box are passed over.
-        classes: background included.
-        patches: of the offline baseline, where the configuration asks for it.
+        classes: number of classes, background included.
+        patches: the patches of the offline baseline, where the configuration asks for it.
     """
 
     stage, stream = "segment", SEGMENT_STAGE

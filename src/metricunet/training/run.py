@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,17 +15,17 @@ from torch import Tensor
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
 from metricunet.files.own import STAGING, OwnFiles
 from metricunet.hu import why_not_hu
+from metricunet.progress import Progress
 from metricunet.structures import class_of
 from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config
 from metricunet.training.log import Watch, check_log
 
-Progress = Callable[[int, int], None]
 #: A target seen in fewer scans than this cannot be learned.
 FEWEST_CASES = 2
 
@@ -36,14 +35,14 @@ class Run:
     """What both stages of a run share.
 
     Attributes:
-        folder: of the run.
+        folder: folder of the run.
         config: every setting.
         info: what the cohort's dataset.json says.
         split: names of the training and validation cases.
         train: training cases.
         val: validation cases; may be none.
         data_sha256: hash of all their files.
-        device: where to compute.
+        device: device to compute on.
         resume: whether the folder holds a run that was stopped.
         watch: told how far a stage is, in place of a progress bar.
         start: weights to begin from, by their names in a model file; None for random ones.
@@ -96,7 +95,7 @@ def check_folder(output: Path, resume: bool) -> None:
     filled = output.is_dir() and not all(map(is_scratch, output.iterdir()))
     if filled and not resume:
         raise InputError(
-            f"{output}: is not empty; resume the run in it (train --resume), or choose another folder"
+            f"{output}: is not empty; resume the run in it ({argument('resume', True)}), or choose another folder"
         )
     if resume and not state_file(output).is_file():
         raise InputError(f"{output}: holds no run to resume; start one there first")
@@ -106,7 +105,7 @@ def check_folder(output: Path, resume: bool) -> None:
 
 
 def check_results(own: OwnFiles, model: str) -> None:
-    """Refuse to go on where the end would replace a model or a record that somebody else put there.
+    """Refuse a run whose end would replace a model or a record that somebody else put there.
 
     Args:
         own: the outputs of the run.
@@ -124,7 +123,7 @@ def is_scratch(path: Path) -> bool:
 
 
 def prepared_cases(
-    cohort: Cohort, split: Split, config: TrainConfig, spare: Path, progress: Progress | None
+    cohort: Cohort, split: Split, config: TrainConfig, cache_fallback: Path, progress: Progress | None
 ) -> tuple[list[PreparedCase], list[PreparedCase]]:
     """Return the training and the validation cases of a split; see `cache_folder` for where they are kept."""
     settings = PrepareSettings(
@@ -132,15 +131,23 @@ def prepared_cases(
     )
     wanted = {*split.train, *split.val}
     cases: list[Case] = [case for case in cohort.training if case.name in wanted]
-    prepared = prepare(cases, cohort.info, settings, cache_folder(cohort.folder, settings, spare), progress)
+    prepared = prepare(
+        cases, cohort.info, settings, cache_folder(cohort.folder, settings, cache_fallback), progress
+    )
     by_name = {case.name: case for case in prepared}
     return [by_name[n] for n in split.train], [by_name[n] for n in split.val]
 
 
-def cache_folder(cohort: Path, settings: PrepareSettings, spare: Path) -> Path:
-    """Where prepared cases lie: in the cohort, for every run to share, or in `spare` if that is read-only."""
+def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) -> Path:
+    """Return the folder of prepared cases: in the cohort, for every run to share, if that can be written.
+
+    Args:
+        cohort: the folder of the cohort.
+        settings: the settings that the cases are prepared with; each has a folder of its own.
+        cache_fallback: the folder that holds the cases where that of the cohort cannot be written.
+    """
     key = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:12]
-    home = cohort if os.access(cohort, os.W_OK) else spare
+    home = cohort if os.access(cohort, os.W_OK) else cache_fallback
     return home / "prepared" / key
 
 
@@ -161,7 +168,7 @@ def check_cases(run: Run, cohort: Path) -> None:
 
 
 def begin(run: Run, fold: Fold, init: Path | None) -> None:
-    """Leave the run's identity in its folder; when resuming, refuse to go on with another one."""
+    """Leave the run's identity in its folder; when resuming, refuse to continue another run."""
     path = state_file(run.folder)
     state = {
         "fold": fold,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from metricunet.cohort.case import Problem, check_image, check_scan
@@ -11,11 +10,12 @@ from metricunet.errors import InputError
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.scan import is_scan
 from metricunet.inference.inputs import scans_at
+from metricunet.progress import Progress
 
 
 def check(
     path: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     allow_gaps: bool = False,
     allow_tilt: bool = False,

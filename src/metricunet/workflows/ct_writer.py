@@ -108,10 +108,10 @@ def write_ct_series(
     """Write one file for each slice, axial; names and instance numbers run from the head to the feet.
 
     Args:
-        folder: made if need be.
+        folder: folder to write into; it is made if it is missing.
         hu: [slice, row, column], slices from the feet to the head.
-        grid: where they lie.
-        storage: of HU; whole numbers from -1024 on by default.
+        grid: the grid of these values.
+        storage: how HU are stored; by default as whole numbers from -1024 on.
         patient: PatientID.
         description: SeriesDescription.
     """

@@ -1,9 +1,8 @@
-"""The whole job without any data of the user's, small enough for two cores and ten minutes."""
+"""Everything from phantoms to a report, without data of the user: small enough for two cores and ten minutes."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +14,14 @@ from metricunet.files.record import RECORD_NAME, RunRecord, hash_if_readable
 from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
 from metricunet.phantom.cohort import CohortPlan, check_cohort
+from metricunet.progress import Bars, Say, no_bars, silent
 from metricunet.training.config import load_config
 from metricunet.training.fit import MODEL_NAME, train
 from metricunet.training.run import check_folder
 
 DEMO_RECORD = "demo.json"
 OUTPUTS = (MODEL_NAME, "summary.json", "report.html")
-#: Of a training run that can be gone on with.
+#: The file of a training run that marks it as one that can be resumed.
 STATE = "checkpoints/state.json"
 TRAINING_CASES = 24
 UNSEEN_CASES = 8
@@ -57,8 +57,8 @@ def demo(
     training_cases: int = TRAINING_CASES,
     unseen_cases: int = UNSEEN_CASES,
     settings: tuple[str, ...] = SETTINGS,
-    say: Callable[[str], None] = lambda message: None,
-    bar: Callable[[str], Callable[[int, int], None]] = lambda name: lambda done, total: None,
+    say: Say = silent,
+    bar: Bars = no_bars,
 ) -> DemoResult:
     """Make phantoms, train, segment unseen ones, score them, and leave a report.
 
@@ -66,17 +66,17 @@ def demo(
 
     Args:
         output: folder of cohort/, run/, prediction/, evaluation/, model.safetensors, summary.json, report.html.
-        training_cases: phantoms to train and validate on.
-        unseen_cases: phantoms to segment and score.
-        settings: of the training, over the preset `small`.
-        say: told what comes next.
+        training_cases: number of phantoms to train and validate on.
+        unseen_cases: number of phantoms to segment and score.
+        settings: settings of the training over the preset `small`.
+        say: told in one line what comes next.
         bar: opens a progress bar by its name.
 
     Raises:
         InputError: a file that would be replaced is not an earlier demo's, or was changed since.
     """
     if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file, expected a folder for the demo; choose another with -o")
+        raise InputError(f"{output}: is a file, expected a folder for the demo; choose another folder")
     own = OwnFiles(output, DEMO_RECORD, "demo")
     own.check(OUTPUTS)
     record = RunRecord("demo", {"output": output})

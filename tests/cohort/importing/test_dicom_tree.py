@@ -300,7 +300,9 @@ def test_values_that_are_no_hu_are_refused(tmp_path: Path) -> None:
 def test_dicom_without_a_names_file_is_told_how_to_get_one(tmp_path: Path) -> None:
     series = write_ct(tmp_path / "tree" / "ct", DOE)
     write_set(tmp_path / "tree" / "RS.dcm", DOE, series, {"Prostate": PROSTATE})
-    with pytest.raises(InputError, match=r"layout dicom has no fixed names of structures: run with --list-names"):
+    with pytest.raises(
+        InputError, match=r"layout dicom has no fixed names of structures: list the spellings with list_names"
+    ):
         import_cohort([tmp_path / "tree"], tmp_path / "cohort")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no CT series and no structure set"):

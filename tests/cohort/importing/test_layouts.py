@@ -253,7 +253,7 @@ def test_label_maps_stored_in_other_axes_are_turned_to_the_scan(tmp_path: Path) 
 
 def test_a_layout_that_is_named_is_not_guessed(tmp_path: Path) -> None:
     root = totalsegmentator(tmp_path / "ts")
-    with pytest.raises(InputError, match=r"--layout must be one of auto, dicom, totalsegmentator, nnunet, pairs"):
+    with pytest.raises(InputError, match=r"layout must be one of auto, dicom, totalsegmentator, nnunet, pairs"):
         import_cohort([root], tmp_path / "cohort", layout="nifti")
     with pytest.raises(InputError, match="holds no CT series and no structure set"):
         import_cohort([root], tmp_path / "cohort", layout="dicom")

@@ -52,7 +52,7 @@ def test_a_spelling_of_a_structure_is_not_ignored_by_a_star(tmp_path: Path) -> N
         ("", "expected lines such as"),
         ("- a\n", "expected lines such as"),
         ("prostate: [a\n", "not a readable YAML file"),
-        ("prostate: [a]\nprostate: [b]\n", "'prostate' is there twice; join the two"),
+        ("prostate: [a]\nprostate: [b]\n", "'prostate' occurs twice; join the two"),
         ("ignore: [a]\n", "names no structure"),
         ("prostate: []\n", "prostate has no spelling"),
         ("prostate: [no]\n", "spelling False, which is no text; put it in quotes"),

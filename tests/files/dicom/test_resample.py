@@ -313,7 +313,7 @@ class TestDrawing:
         series = read(ramp_series([0, 2, 4, 6], tilt_degrees=10), tmp_path / "ct", TILT)
         mask = np.ones(series.geometry.shape, dtype=bool)
         for write_it in (write_rtstruct, write_seg):
-            with pytest.raises(InputError, match=r"are tilted and were resampled.*use --format nifti"):
+            with pytest.raises(InputError, match=r"are tilted and were resampled.*use formats=\['nifti'\]"):
                 write_it(tmp_path / "x.dcm", series, [structure("x", mask, series)], description="test")
         assert not (tmp_path / "x.dcm").exists()
 

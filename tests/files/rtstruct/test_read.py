@@ -289,7 +289,7 @@ class TestMasks:
         (found,) = read.masks(GRID)
         assert found.mask is not None
         assert found.mask.array.sum() == 64
-        assert "a contour at z = 3.00 mm is there twice; it counts once" in found.notes[0]
+        assert "a contour at z = 3.00 mm occurs twice; it counts once" in found.notes[0]
 
     def test_contours_that_cross_are_reported(self, tmp_path: Path) -> None:
         read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [square(0.5, 5.5, 3), square(3.5, 8.5, 3)])]))

@@ -93,7 +93,7 @@ def test_a_model_that_finds_nothing_is_named(
     air = image.with_array(np.full_like(image.array, -1000))
     air.array[0, 0, 0] = -990  # a scan of one value alone is refused
     write_nifti(tmp_path / "air.nii.gz", air)
-    with pytest.raises(InputError, match=r"finds nothing in .*choose another --scan or --model"):
+    with pytest.raises(InputError, match=r"finds nothing in .*choose another scan or model"):
         bench_predict(tmp_path / "air.nii.gz", tiny_model, "small", CPU)
 
 

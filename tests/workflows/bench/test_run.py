@@ -12,7 +12,7 @@ import torch
 
 from metricunet.errors import InputError
 from metricunet.workflows.bench import PARTS, bench, metric, predict, train
-from metricunet.workflows.bench.result import Facts, Result, Row
+from metricunet.workflows.bench.result import MeasuredOn, Result, Row
 from metricunet.workflows.bench.timing import Ratio, Times
 from tests.support.command import Command
 
@@ -23,7 +23,7 @@ def result(name: str) -> Result:
         "ratio": Row("with / without", Ratio.of([2.0], [1.0])),
         "peak": Row("memory", 1.5, "GiB"),
     }
-    return Result(name, Facts.of(torch.device("cpu")), {"scan": "none"}, rows)
+    return Result(name, MeasuredOn.of(torch.device("cpu")), {"scan": "none"}, rows)
 
 
 @pytest.fixture
@@ -74,11 +74,11 @@ def test_wrong_arguments_are_named_before_any_work(metricunet: Command, tmp_path
     assert (ended.status, ended.err.strip()) == (2, f"error: bench must be one of {parts}; got 'speed'")
     with pytest.raises(InputError, match=f"bench must be one of {parts}; got 'locate'"):
         bench("locate")
-    with pytest.raises(InputError, match="--preset must be one of default, small; got 'huge'"):
+    with pytest.raises(InputError, match="preset must be one of default, small; got 'huge'"):
         bench("metric", preset="huge")
-    with pytest.raises(InputError, match="--device cuda:99"):
+    with pytest.raises(InputError, match="device cuda:99"):
         bench("train", device="cuda:99")
-    with pytest.raises(InputError, match="--repeats must be 1 or more; got 0"):
+    with pytest.raises(InputError, match="repeats must be 1 or more; got 0"):
         bench("train", repeats=0)
     missing = metricunet("bench", "predict", "--scan", tmp_path / "none.nii.gz")
     assert (missing.status, missing.err.strip()) == (2, f"error: {tmp_path}/none.nii.gz: no such file or folder")

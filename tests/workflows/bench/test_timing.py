@@ -81,5 +81,5 @@ def test_a_counter_never_passes_its_end() -> None:
 
 def test_a_device_that_is_not_there_is_named() -> None:
     assert device_named("cpu") == CPU
-    with pytest.raises(InputError, match="--device must be auto, cpu, cuda or cuda:N; got 'abacus'"):
+    with pytest.raises(InputError, match="device must be auto, cpu, cuda or cuda:N; got 'abacus'"):
         device_named("abacus")

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from metricunet.workflows.commission.subjects import PLANS, Plan, Site, make_site
+from metricunet.workflows.commission.subjects import PLANS, ScanPlan, Site, make_site
 
 
 @pytest.fixture
-def plan() -> Plan:
+def plan() -> ScanPlan:
     """5 mm slices, 1.2 x 0.8 mm pixels."""
     return PLANS[-1]
 
 
 @pytest.fixture
-def site(plan: Plan, tmp_path: Path) -> Site:
+def site(plan: ScanPlan, tmp_path: Path) -> Site:
     return make_site(plan, tmp_path / plan.name)

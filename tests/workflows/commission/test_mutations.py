@@ -23,13 +23,13 @@ from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.files.seg.write import write_seg
 from metricunet.volume import Geometry, Volume
 from metricunet.workflows.commission import measures, other_programs, scans, structure_sets, subjects, two_stages
-from metricunet.workflows.commission.checks import Check, checked
-from metricunet.workflows.commission.subjects import Plan, Site, make_site
+from metricunet.workflows.commission.checks import CommissionCheck, checked
+from metricunet.workflows.commission.subjects import ScanPlan, Site, make_site
 
 Patch = pytest.MonkeyPatch
 
 
-def failures(run: Callable[[Sequence[Site]], Iterable[Check]], site: Site) -> set[str]:
+def failures(run: Callable[[Sequence[Site]], Iterable[CommissionCheck]], site: Site) -> set[str]:
     """Names of the checks of a group that failed; none may have stopped."""
     checks = checked("group", lambda: run([site]))
     assert all(check.name != "Runs to its end" for check in checks), checks[-1].reason
@@ -149,7 +149,7 @@ class TestContours:
 
 
 class TestScans:
-    def test_spacings_swapped(self, plan: Plan, tmp_path: Path, monkeypatch: Patch) -> None:
+    def test_spacings_swapped(self, plan: ScanPlan, tmp_path: Path, monkeypatch: Patch) -> None:
         """What masks alone never show: they come back through the same wrong grid."""
 
         def swapped(series: CtSeries) -> CtSeries:

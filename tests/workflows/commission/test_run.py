@@ -12,7 +12,7 @@ import pytest
 
 from metricunet.errors import InputError
 from metricunet.workflows.commission import run, scans
-from metricunet.workflows.commission.checks import Check, Finding, checked
+from metricunet.workflows.commission.checks import CommissionCheck, Measurement, checked
 from metricunet.workflows.commission.report import render_report
 from metricunet.workflows.commission.run import commission, summary_line
 from metricunet.workflows.commission.subjects import PLANS
@@ -141,8 +141,8 @@ class TestCommand:
 
 
 class TestChecks:
-    def check(self, *values: float, tolerance: float = 0.5) -> Check:
-        return Check("g", "n", "m", tuple(Finding(f"{v}", v) for v in values), tolerance, "%")
+    def check(self, *values: float, tolerance: float = 0.5) -> CommissionCheck:
+        return CommissionCheck("g", "n", "m", tuple(Measurement(f"{v}", v) for v in values), tolerance, "%")
 
     def test_verdicts(self) -> None:
         assert self.check(0.1, -0.5).status == "pass"
@@ -164,7 +164,7 @@ class TestChecks:
         assert json.loads(content)["worst"]["value"] is None
 
     def test_what_was_done_before_a_crash_stays(self) -> None:
-        def run_group() -> Iterator[Check]:
+        def run_group() -> Iterator[CommissionCheck]:
             yield self.check(0)
             raise KeyError("x")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from metricunet.workflows.commission.subjects import PLANS, Ellipse, Part, Plan, Rectangle, Shape
+from metricunet.workflows.commission.subjects import PLANS, Ellipse, Part, Rectangle, ScanPlan, Shape
 
 Field = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ def finer(centres: Field, n: int) -> Field:
 
 @pytest.mark.parametrize("plan", [PLANS[1], PLANS[4]], ids=lambda plan: plan.name)
 @pytest.mark.parametrize("n_shape", range(5))
-def test_share_of_pixels_by_supersampling(plan: Plan, n_shape: int) -> None:
+def test_share_of_pixels_by_supersampling(plan: ScanPlan, n_shape: int) -> None:
     shape, n = plan.shapes[n_shape], 15
     z, y, x = plan.grid.axes_mm()
     share = plan.share(shape)

@@ -14,7 +14,7 @@ from pydicom.errors import InvalidDicomError
 
 from metricunet.cohort.importing.names_file import listed
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
-from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase, Status
+from metricunet.cohort.importing.source import Found, LeftOut, Named, Region, RegionStatus, SourceCase
 from metricunet.errors import InputError, told
 from metricunet.files.dicom.file import read_dataset
 from metricunet.files.dicom.header import DAMAGE, one_line
@@ -22,6 +22,7 @@ from metricunet.files.dicom.series import CtSeries, RefusedSeries, SeriesSearch,
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.rtstruct.model import RtStruct, RtStructure
 from metricunet.files.rtstruct.read import read_rtstruct
+from metricunet.progress import Bars
 from metricunet.volume import Volume
 
 LAYOUT = "dicom"
@@ -41,12 +42,12 @@ class NoDicomError(InputError):
 
 @dataclass(frozen=True, eq=False)
 class StructureSet:
-    """What of a structure set was drawn on one series. Its contours are not kept: its place, and the names in it.
+    """The part of a structure set that is drawn on one series: its file and the names in it, without the contours.
 
     Attributes:
-        path: of the file.
-        structures: those drawn on that series.
-        drawings: for each a hash of its contours; empty where it has none.
+        path: path of the structure set's file.
+        structures: the structures that are drawn on that series.
+        drawings: a hash of each structure's contours, in the same order; empty where it has none.
     """
 
     path: Path
@@ -70,7 +71,7 @@ class DicomCase(SourceCase):
         self.series = series
         self.identity = series.series_uid
         self.patient = patient
-        self.place = shown(series.folder, root)
+        self.location = shown(series.folder, root)
         self.structures, repeats = _without_repeats(sets)
         self.notes = tuple(repeats)
         self.files = (*series.files, *(found.path for found in sets))
@@ -96,7 +97,7 @@ class DicomCase(SourceCase):
             if mask.mask is not None:
                 yield Region(named, "contoured", mask.mask.array != 0, "", notes)
             else:
-                status: Status = "unusable" if mask.status == "unusable" else "not contoured"
+                status: RegionStatus = "unusable" if mask.status == "unusable" else "not contoured"
                 yield Region(named, status, None, mask.reason, notes)
 
 
@@ -206,7 +207,7 @@ def _opened(
         found.left_out.append(LeftOut(shown(path, root), reason, False))
         return []
     names = [
-        Named(privacy.spoken(s.name), _place(path, s), bool(s.contours or s.fault), (path, position), path)
+        Named(privacy.spoken(s.name), _location(path, s), bool(s.contours or s.fault), (path, position), path)
         for position, s in enumerate(read.structures)
     ]
     shared = _shared_out(read, header, search, series_of, root, found, names)
@@ -218,7 +219,7 @@ def _opened(
     ]
 
 
-def _place(path: Path, structure: RtStructure) -> str:
+def _location(path: Path, structure: RtStructure) -> str:
     number = "without a number" if structure.number is None else structure.number
     return f"{path}: ROI {number} '{structure.name}'"
 
@@ -303,7 +304,7 @@ def _without_repeats(sets: Sequence[StructureSet]) -> tuple[tuple[Named, ...], l
         for named, drawing in zip(one.structures, one.drawings, strict=True):
             before = first.get((named.spelling, drawing)) if drawing else None
             if before is not None and before[0] != n:
-                notes.append(f"{named.place} is drawn as in {before[1].place}; it counts once")
+                notes.append(f"{named.location} is drawn as in {before[1].location}; it counts once")
                 continue
             first.setdefault((named.spelling, drawing), (n, named))
             kept.append(named)

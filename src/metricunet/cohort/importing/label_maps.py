@@ -13,18 +13,19 @@ import numpy as np
 
 from metricunet.cohort.contoured import read_not_contoured
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
-from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase, Split
+from metricunet.cohort.importing.source import CohortPart, Found, LeftOut, Named, Region, SourceCase
 from metricunet.cohort.layout import CHANNEL_SUFFIX, read_dataset_json
 from metricunet.cohort.splits import patients_of
 from metricunet.errors import InputError, told
 from metricunet.files import slicer
 from metricunet.files.grids import difference
 from metricunet.files.scan import case_name, is_scan, read_labels, read_scan, scan_files
+from metricunet.progress import Bars
 from metricunet.volume import Volume
 
 NNUNET, PAIRS = "nnunet", "pairs"
 #: Folders of nnU-Net's layout and AMOS22's, and what their cases are for.
-SPLITS: dict[str, Split] = {"Tr": "Tr", "Va": "Tr", "Ts": "Ts"}
+SPLITS: dict[str, CohortPart] = {"Tr": "Tr", "Va": "Tr", "Ts": "Ts"}
 #: AMOS22 gives the prostate of men and the uterus of women one label.
 BOTH_SEXES = "prostate/uterus"
 AMOS_SEXES = "labeled_data_meta_*.csv"
@@ -46,7 +47,7 @@ class LabelMapCase(SourceCase):
         patient: str,
         values: Mapping[str, int],
         root: Path,
-        split: Split = "Tr",
+        split: CohortPart = "Tr",
         not_contoured: Sequence[str] = (),
         ignore: int | None = None,
     ) -> None:
@@ -55,7 +56,7 @@ class LabelMapCase(SourceCase):
         self.not_contoured = frozenset(not_contoured)
         self.identity, self.origin, self.split = name, root.resolve().name, split
         self.patient = hashed("patient", self.origin, patient)
-        self.place = shown(image, root)
+        self.location = shown(image, root)
         self.structures = tuple(
             Named(spelling, f"{labels}: label {value}", spelling not in self.not_contoured, value)
             for spelling, value in values.items()
@@ -78,7 +79,7 @@ class LabelMapCase(SourceCase):
             )
         for named in wanted:
             if named.spelling in self.not_contoured:
-                yield Region(named, "not contoured", None, f"{named.place}: not contoured (contoured.json)")
+                yield Region(named, "not contoured", None, f"{named.location}: not contoured (contoured.json)")
                 continue
             mask = array == named.key
             yield Region(named, "contoured", mask) if mask.any() else Region(named, "absent")

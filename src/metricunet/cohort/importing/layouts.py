@@ -7,9 +7,10 @@ from pathlib import Path
 
 from metricunet.cohort.importing import dicom_tree, label_maps, totalsegmentator
 from metricunet.cohort.importing.privacy import Privacy
-from metricunet.cohort.importing.source import Bars, Found
-from metricunet.errors import InputError
+from metricunet.cohort.importing.source import Found
+from metricunet.errors import InputError, argument
 from metricunet.files.scan import is_scan
+from metricunet.progress import Bars
 
 Finder = Callable[[Path, Privacy, Bars], Found]
 
@@ -37,7 +38,7 @@ def find_cases(root: Path, layout: str, privacy: Privacy, bars: Bars) -> Found:
         InputError: no such folder or layout, or nothing of that layout in the folder.
     """
     if layout not in (AUTO, *FINDERS):
-        raise InputError(f"--layout must be one of {', '.join((AUTO, *FINDERS))}; got {layout!r}")
+        raise InputError(f"{argument('layout')} must be one of {', '.join((AUTO, *FINDERS))}; got {layout!r}")
     if not root.exists():
         raise InputError(f"{root}: no such file or folder")
     privacy.learn_root(root)

@@ -22,10 +22,11 @@ class Merged:
     """A case's labels.
 
     Attributes:
-        labels: on the scan's grid.
-        structures: structure to what became of it: `status`, and as far as there are any `spelling`, `volume_ml`,
-            `drawn_ml`, `reason` and `notes`.
-        overlaps: for each two structures that share voxels: `kept` by which, `lost` by which, `volume_ml`.
+        labels: the label map, on the scan's grid.
+        structures: for each structure what became of it: `status`, and as far as there are any `spelling`,
+            `volume_ml`, `drawn_ml`, `reason` and `notes`.
+        overlaps: for each two structures that share voxels: the one that keeps them (`kept`), the one that loses
+            them (`lost`) and their volume (`volume_ml`).
     """
 
     labels: Volume
@@ -42,10 +43,10 @@ def merge(case: PlannedCase, image: Volume, order: list[str]) -> Merged:
     """Read the structures of a case and put them into one label map.
 
     Args:
-        case: as planned.
+        case: the case and what is planned for it.
         image: its scan.
-        order: of all structures of the cohort; they have the values 1, 2, ... Where several overlap, the first
-            keeps the voxel.
+        order: all structures of the cohort, in order; they have the values 1, 2, ... Where several overlap, the
+            first keeps the voxel.
 
     Raises:
         InputError: a structure set or label map that cannot be read or does not fit the scan.
@@ -82,10 +83,13 @@ def _put(
         entry |= {"volume_ml": round(kept * voxel_ml, 3), "drawn_ml": round(drawn * voxel_ml, 3)}
         within = f"within {', '.join(overlap['kept'] for overlap in shared)}, named before it"
         if not kept:
-            entry |= {"status": "unusable", "reason": f"{region.named.place} lies wholly {within}; name it first"}
+            entry |= {
+                "status": "unusable",
+                "reason": f"{region.named.location} lies wholly {within}; name it first",
+            }
         elif kept < LEAST_KEPT * drawn:
             lost = f"keeps {entry['volume_ml']:g} of {entry['drawn_ml']:g} mL"
-            notes.append(f"{region.named.place} {lost}; the rest lies {within}")
+            notes.append(f"{region.named.location} {lost}; the rest lies {within}")
     if notes:
         entry["notes"] = notes
     return entry, shared
@@ -99,6 +103,6 @@ def _without_mask(name: str, case: PlannedCase) -> dict[str, Any]:
         return {
             "status": "not contoured",
             "spelling": named.spelling,
-            "reason": f"{named.place}: nothing is drawn",
+            "reason": f"{named.location}: nothing is drawn",
         }
     return {"status": "not contoured"}

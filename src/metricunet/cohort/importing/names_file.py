@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.yaml_file import read_yaml
 
 RESERVED = ("ignore", "absent", "match_case", "undecided")
@@ -43,10 +43,10 @@ class NamesFile:
     """What a names file says.
 
     Attributes:
-        source: where it was read, for messages.
-        structures: structure to its spellings, in the order of their labels 1, 2, ...
+        source: the file it was read from, or what stands in for one, for messages.
+        structures: each structure with its spellings, in the order of their labels 1, 2, ...
         ignore: spellings that are not imported; `*` stands for anything.
-        absent: structure to cases, patients or series that hold none.
+        absent: each structure with the cases, patients or series that do not hold it.
         match_case: whether capital and small letters differ.
         undecided: spellings that are not sorted yet.
     """
@@ -90,12 +90,13 @@ def read_names(path: Path) -> NamesFile:
     """Read a names file.
 
     Raises:
-        InputError: not YAML, no structure, a field of another kind, or a spelling that is there twice.
+        InputError: not YAML, no structure, a field of another kind, or a spelling that occurs twice.
     """
     content = read_yaml(path, _StrictLoader)
     if not isinstance(content, dict):
         raise InputError(
-            f"{path}: expected lines such as 'prostate: [Prostate, PROSTATE]'; --list-names prints them"
+            f"{path}: expected lines such as 'prostate: [Prostate, PROSTATE]'; "
+            f"{argument('list_names')} prints them"
         )
     match_case = content.get("match_case", True)
     if not isinstance(match_case, bool):
@@ -162,10 +163,10 @@ class SpellingCount:
 
     Attributes:
         spelling: the name.
-        cases: in how many cases.
-        undrawn: in how many of these nothing is drawn.
-        loose: in how many structure sets without a scan, which are not among the cases.
-        loose_undrawn: in how many of these nothing is drawn.
+        cases: number of cases that have a structure of this name.
+        undrawn: number of these cases in which nothing is drawn for it.
+        loose: number of structure sets without a scan that have it; they are not among the cases.
+        loose_undrawn: number of these sets in which nothing is drawn for it.
     """
 
     spelling: str
@@ -217,14 +218,14 @@ def listed(names: Iterable[str], most: int = 3) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which no key may be there twice: the second would replace the first without a word."""
+    """YAML in which no key may occur twice: the second would replace the first without a word."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         keys: set[str] = set()
         for key, _ in node.value:
             if key.value in keys:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} is there twice; join the two", key.start_mark
+                    None, None, f"{key.value!r} occurs twice; join the two", key.start_mark
                 )
             keys.add(key.value)
         content: Mapping[Hashable, Any] = super().construct_mapping(node, deep)

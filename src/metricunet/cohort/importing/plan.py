@@ -11,7 +11,7 @@ from metricunet.cohort.importing import label_maps, totalsegmentator
 from metricunet.cohort.importing.names_file import NamesFile, SpellingCount, listed
 from metricunet.cohort.importing.privacy import hashed
 from metricunet.cohort.importing.source import Found, LeftOut, Named, SourceCase
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, argument, told
 
 #: What is imported where no names file is given; only layouts whose spellings are fixed have one.
 DEFAULT_NAMES: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
@@ -27,9 +27,9 @@ class PlannedCase:
     """A case to be imported.
 
     Attributes:
-        source: where it is read.
-        structures: structure to where it is found; those that are not drawn are left out.
-        undrawn: structure to where it has a name and nothing was drawn.
+        source: the scan and where its structures are read.
+        structures: each structure that is drawn, with where it is found.
+        undrawn: each structure that is named but not drawn, with where it is named.
         absent: structures that the user says the case does not hold.
     """
 
@@ -41,21 +41,21 @@ class PlannedCase:
     def key(self, labels: Mapping[str, int], *settings: Any) -> str:
         """Return a hash of all that the case's files and their description depend on."""
         stamps = [f"{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in self.source.files]
-        wanted = [f"{name}={named.spelling}={named.place}" for name, named in self.structures.items()]
+        wanted = [f"{name}={named.spelling}={named.location}" for name, named in self.structures.items()]
         undrawn = [f"{name}={named.spelling}" for name, named in self.undrawn.items()]
         parts: list[Any] = [settings, labels, self.source.split, stamps, wanted, undrawn, self.absent]
         return hashed(*map(str, parts))
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ImportPlan:
     """What is to be imported.
 
     Attributes:
-        names: as given, or those of the layout.
-        cases: with something to learn from or to score.
-        left_out: those without.
-        ignored: spelling to how often it is not imported.
+        names: the names file that was given, or the names that the layout has.
+        cases: the cases that hold something to learn from or to score.
+        left_out: the cases that hold nothing of that kind, with the reason.
+        ignored: each spelling that is not imported, with how often it occurs.
     """
 
     names: NamesFile
@@ -88,13 +88,13 @@ def default_names(layouts: Sequence[str]) -> NamesFile:
     structures = DEFAULT_NAMES.get(tuple(dict.fromkeys(layouts)))
     if structures is None:
         raise InputError(
-            f"layout {', '.join(dict.fromkeys(layouts))} has no fixed names of structures: run with --list-names "
-            "> names.yaml, sort the spellings there, and give it with --names names.yaml"
+            f"layout {', '.join(dict.fromkeys(layouts))} has no fixed names of structures: list the spellings "
+            f"with {argument('list_names')}, sort them in a file names.yaml, and give it by {argument('names')}"
         )
     return NamesFile("the layout's own names", structures, ignore=("*",))
 
 
-def make_plan(found: Sequence[Found], names: NamesFile) -> Plan:
+def plan_import(found: Sequence[Found], names: NamesFile) -> ImportPlan:
     """Decide what becomes of every case. One with two drawn structures that are one by the names is left out.
 
     Raises:
@@ -115,7 +115,7 @@ def make_plan(found: Sequence[Found], names: NamesFile) -> Plan:
         try:
             planned = _planned(source, names, absent)
         except Exception as error:  # whatever it is, it costs this case alone
-            reason = f"{source.place}: {told(error)}"
+            reason = f"{source.location}: {told(error)}"
             planned = LeftOut(source.identity, reason, True, len(source.files), error)
         if isinstance(planned, LeftOut):
             left_out.append(planned)
@@ -123,7 +123,7 @@ def make_plan(found: Sequence[Found], names: NamesFile) -> Plan:
             cases.append(planned)
         if not (isinstance(planned, LeftOut) and planned.refused):
             ignored.update(s.spelling for s in source.structures if names.structure_of(s.spelling) is None)
-    return Plan(names, tuple(cases), tuple(left_out), dict(ignored))
+    return ImportPlan(names, tuple(cases), tuple(left_out), dict(ignored))
 
 
 def _planned(source: SourceCase, names: NamesFile, absent: Mapping[str, tuple[str, ...]]) -> PlannedCase | LeftOut:
@@ -141,7 +141,7 @@ def _planned(source: SourceCase, names: NamesFile, absent: Mapping[str, tuple[st
     undrawn = {name: named for name, named in undrawn.items() if name not in drawn}
     none = absent.get(source.name, ())
     if not drawn and not none:
-        reason = f"{source.place}: none of {', '.join(names.structures)} is contoured"
+        reason = f"{source.location}: none of {', '.join(names.structures)} is contoured"
         return LeftOut(source.identity, reason, False, len(source.files))
     ordered = {name: drawn[name] for name in names.structures if name in drawn}
     return PlannedCase(source, ordered, undrawn, none)
@@ -152,7 +152,7 @@ def _check_all_mapped(sources: Sequence[SourceCase], names: NamesFile) -> None:
     for source in sources:
         for spelling in dict.fromkeys(named.spelling for named in source.structures):
             if names.structure_of(spelling) is None and not names.ignores(spelling):
-                where.setdefault(spelling, []).append(source.place)
+                where.setdefault(spelling, []).append(source.location)
     if where:
         told = "; ".join(
             f"'{spelling}' in {len(cases)} ({listed(cases, MOST_CASES)})"
@@ -175,7 +175,7 @@ def _doubles(source: SourceCase, names: NamesFile) -> str:
             continue
         if structure in first:
             before = first[structure]
-            doubles.append(f"{structure} is both {before.place} and {named.place}")
+            doubles.append(f"{structure} is both {before.location} and {named.location}")
             if before.spelling != named.spelling:
                 advice.append("map one of the two spellings elsewhere or ignore it")
             if before.file != named.file:
@@ -185,7 +185,7 @@ def _doubles(source: SourceCase, names: NamesFile) -> str:
         first.setdefault(structure, named)
     if not doubles:
         return ""
-    return f"{source.place}: drawn twice: {'; '.join(doubles)}; {', or '.join(dict.fromkeys(advice))}"
+    return f"{source.location}: drawn twice: {'; '.join(doubles)}; {', or '.join(dict.fromkeys(advice))}"
 
 
 def _absences(sources: Sequence[SourceCase], names: NamesFile) -> dict[str, tuple[str, ...]]:
@@ -202,7 +202,8 @@ def _absences(sources: Sequence[SourceCase], names: NamesFile) -> dict[str, tupl
                 for named in source.structures:
                     if named.drawn and names.structure_of(named.spelling) == structure:
                         raise InputError(
-                            f"{names.source}: absent.{structure} names {entry!r}, but it is drawn: {named.place}"
+                            f"{names.source}: absent.{structure} names {entry!r}, but it is drawn: "
+                            f"{named.location}"
                         )
                 found.setdefault(source.name, []).append(structure)
     return {case: tuple(dict.fromkeys(structures)) for case, structures in found.items()}

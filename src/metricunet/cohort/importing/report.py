@@ -10,7 +10,7 @@ from typing import Any
 
 from metricunet.cohort.importing.merge import OVERLAP_RULE
 from metricunet.cohort.importing.names_file import NamesFile, plural
-from metricunet.cohort.importing.plan import Plan
+from metricunet.cohort.importing.plan import ImportPlan
 from metricunet.cohort.importing.privacy import Privacy
 from metricunet.cohort.importing.source import Found, LeftOut
 
@@ -24,7 +24,7 @@ class Spellings:
 
     Attributes:
         text: a names file to be completed, with the counts of spellings beside them.
-        refused: what failed a check, a line each.
+        refused: the cases that failed a check, a line each.
         left_out: what cannot be imported for another reason, a line each.
     """
 
@@ -38,16 +38,16 @@ class Imported:
     """What became of an import. Its texts hold neither names nor birth dates of patients.
 
     Attributes:
-        folder: of the cohort.
+        folder: folder of the cohort.
         cases: names of the cases.
-        patients: how many there are.
+        patients: number of patients.
         done_before: cases that an earlier run left there.
-        structures: structure to status to the number of cases.
+        structures: for each structure the number of cases of each status.
         overlaps: what overlapped, a line for each two structures.
-        refused: what failed a check, a line each.
-        left_out: what holds nothing that was asked for, a line each.
+        refused: the cases that failed a check, a line each.
+        left_out: the cases that hold nothing that was asked for, a line each.
         notes: what a user of the cohort has to know, and what was odd about the contours, a line each.
-        errors: what cases failed of, as raised; their texts may name patients.
+        errors: the exceptions that cases failed with; their texts may name patients.
     """
 
     folder: Path
@@ -92,7 +92,7 @@ def known_structures(report: Report) -> list[str]:
 
 
 def import_json(
-    plan: Plan,
+    plan: ImportPlan,
     found: Sequence[Found],
     reports: dict[str, Report],
     left_out: Sequence[LeftOut],

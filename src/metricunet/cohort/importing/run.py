@@ -2,7 +2,7 @@
 
 `import.json` says what became of everything that was found: of each case its structures, what overlapped and what
 was odd, and of what was refused or left out the reason. It comes first, dataset.json last: an import that was
-stopped can be gone on with, but not be trained on.
+stopped can be continued, but not be trained on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from metricunet.cohort.contoured import CONTOURED_NAME, contoured_content
 from metricunet.cohort.importing.layouts import AUTO, find_cases
 from metricunet.cohort.importing.merge import merge
 from metricunet.cohort.importing.names_file import listed, read_names, skeleton
-from metricunet.cohort.importing.plan import Plan, PlannedCase, default_names, make_plan, spellings
+from metricunet.cohort.importing.plan import ImportPlan, PlannedCase, default_names, plan_import, spellings
 from metricunet.cohort.importing.privacy import Privacy, Uids
 from metricunet.cohort.importing.report import (
     Imported,
@@ -27,7 +27,7 @@ from metricunet.cohort.importing.report import (
     lines,
     summarised,
 )
-from metricunet.cohort.importing.source import Bars, Found, LeftOut, Progress, SourceCase
+from metricunet.cohort.importing.source import Found, LeftOut, SourceCase
 from metricunet.cohort.layout import dataset_content, image_path, label_path
 from metricunet.cohort.splits import PATIENTS_NAME
 from metricunet.errors import InputError, told
@@ -37,6 +37,7 @@ from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, OwnFiles
 from metricunet.files.record import RunRecord, hash_if_readable, sha256
 from metricunet.hu import why_not_hu
+from metricunet.progress import Bars, Progress, no_bars
 from metricunet.volume import Volume
 
 COMMAND = "import"
@@ -49,16 +50,12 @@ DESCRIPTIONS = (PATIENTS_NAME, CONTOURED_NAME, "dataset.json")
 MOST_REASONS = 5
 
 
-def _no_bar(name: str) -> Progress:
-    return lambda done, total: None
-
-
-def list_names(sources: Sequence[Path], *, layout: str = AUTO, bars: Bars = _no_bar) -> Spellings:
+def list_names(sources: Sequence[Path], *, layout: str = AUTO, bars: Bars = no_bars) -> Spellings:
     """Count every spelling of every structure's name, as a names file to be completed.
 
     Args:
-        sources: folders.
-        layout: of all of them: dicom, totalsegmentator, nnunet, pairs, or auto.
+        sources: folders with scans and contours.
+        layout: layout of all these folders: dicom, totalsegmentator, nnunet, pairs, or auto.
         bars: opens a progress bar by its name.
 
     Raises:
@@ -80,15 +77,15 @@ def import_cohort(
     layout: str = AUTO,
     uids: Uids = "hash",
     overwrite: bool = False,
-    bars: Bars = _no_bar,
+    bars: Bars = no_bars,
 ) -> Imported:
-    """Make a cohort of scans with contours. Run again, it goes on where it was stopped and skips what is done.
+    """Make a cohort of scans with contours. Run again, it continues where it was stopped.
 
     Args:
         sources: folders of DICOM, TotalSegmentator's subjects, nnU-Net's or AMOS22's layout, or pairs of files.
         output: folder of the cohort: new, empty, or of an earlier import of the same sources.
         names: names file; may be left out for layouts with names of their own, which then give the prostate alone.
-        layout: of all sources: dicom, totalsegmentator, nnunet, pairs, or auto.
+        layout: layout of all sources: dicom, totalsegmentator, nnunet, pairs, or auto.
         uids: whether import.json holds the identifiers of the source, or their hashes.
         overwrite: whether files of others that have the outputs' names may be replaced; sources never are.
         bars: opens a progress bar by its name.
@@ -113,7 +110,7 @@ def import_cohort(
         if not any(one.cases for one in found):
             _refuse(sources, left_out)
         layouts = [one.layout for one in found]
-        plan = make_plan(found, default_names(layouts) if given is None else given)
+        plan = plan_import(found, default_names(layouts) if given is None else given)
         left_out += plan.left_out
         if not plan.cases:
             _refuse(sources, left_out)
@@ -121,7 +118,7 @@ def import_cohort(
         if stale:
             raise InputError(
                 f"{output}: holds {len(stale)} cases ({listed(sorted(stale))}) that the sources do not; name all "
-                "its sources and the same structures again, or choose another folder with -o"
+                "its sources and the same structures again, or choose another folder"
             )
         inputs = [file for one in found for case in one.cases for file in case.files]
         inputs += [] if names is None else [names]
@@ -162,7 +159,7 @@ def _refuse_output_in_sources(sources: Sequence[Path], output: Path) -> None:
         if output.resolve().is_relative_to(source.resolve()):
             raise InputError(
                 f"{output}: lies in the source {source}, so the cohort's own scans would be found there again; "
-                "choose a folder outside with -o"
+                "choose a folder outside"
             )
 
 
@@ -196,13 +193,13 @@ def _drop_twins(found: Sequence[Found]) -> None:
                 file = case.files[0].resolve()
                 same, namesake = by_file.get(file), by_name.get(case.name)
             except Exception as error:  # whatever it is, it costs this case alone
-                reason = f"{case.place}: {told(error)}"
+                reason = f"{case.location}: {told(error)}"
                 one.left_out.append(LeftOut(case.identity, reason, True, len(case.files), error))
                 continue
             if same is None and namesake is not None and not case.origin:
                 same = namesake
             if same is not None:
-                reason = f"{case.place}: is the same scan as {same.place}; it counts once"
+                reason = f"{case.location}: is the same scan as {same.location}; it counts once"
                 one.left_out.append(LeftOut(case.identity, reason, False, len(case.files)))
             elif namesake is not None:
                 reason = f"{case.files[0]}: has the name of {namesake.files[0]}; rename the folder of one source"
@@ -225,11 +222,11 @@ class _Importer:
     Args:
         own: the files of the cohort.
         plan: what is to become of the cases.
-        privacy: for all that is written.
+        privacy: keeps personal data out of all that is written.
         before: what an earlier import reported of its cases.
     """
 
-    def __init__(self, own: OwnFiles, plan: Plan, privacy: Privacy, before: dict[str, Report]) -> None:
+    def __init__(self, own: OwnFiles, plan: ImportPlan, privacy: Privacy, before: dict[str, Report]) -> None:
         self.own, self.plan, self.privacy, self.before = own, plan, privacy, before
         self.reports: dict[str, Report] = {}
         self.done_before = 0
@@ -316,11 +313,11 @@ class _Importer:
         source = case.source
         image = source.read_image()
         if (reason := why_not_hu(float(image.array.min()))) is not None:
-            raise InputError(f"{source.place}: {reason}")
+            raise InputError(f"{source.location}: {reason}")
         merged = merge(case, image, list(self.plan.names.structures))
         if not merged.says_anything:
             reasons = "; ".join(entry["reason"] for entry in merged.structures.values() if "reason" in entry)
-            raise InputError(f"{source.place}: none of its structures can be used: {reasons}")
+            raise InputError(f"{source.location}: none of its structures can be used: {reasons}")
         report = {
             "key": self._key(case),
             "source": self.privacy.written(source.identity),
@@ -347,7 +344,7 @@ class _DiskError(Exception):
         self.told = told
 
 
-def _dataset(plan: Plan, found: Sequence[Found], reports: dict[str, Report]) -> dict[str, Any]:
+def _dataset(plan: ImportPlan, found: Sequence[Found], reports: dict[str, Report]) -> dict[str, Any]:
     said = [one.trained_on for one in found if one.trained_on is not None]
     return dataset_content(
         plan.names.labels,

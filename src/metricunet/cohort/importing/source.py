@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 from metricunet.cohort.importing.privacy import hashed
 from metricunet.volume import Volume
 
-Progress = Callable[[int, int], None]
-Bars = Callable[[str], Progress]
-
 #: What a source says of a structure in a case. `contoured`: there is a mask. `absent`: the source speaks of every
 #: voxel and none is of it. `not contoured`: nothing was drawn. `unusable`: something was, and cannot be used.
-Status = Literal["contoured", "absent", "not contoured", "unusable"]
-Split = Literal["Tr", "Ts"]
+RegionStatus = Literal["contoured", "absent", "not contoured", "unusable"]
+CohortPart = Literal["Tr", "Ts"]
 
 
 @dataclass(frozen=True)
@@ -28,15 +25,15 @@ class Named:
     """A structure of one case, as its source names it.
 
     Attributes:
-        spelling: the name there.
-        place: where it is, for messages: the file, and the structure in it.
-        drawn: False where the source names it and holds nothing of it.
-        key: what the source finds it by.
-        file: that holds it; None where all structures of a case lie in one.
+        spelling: the name in the source, as it is spelled there.
+        location: the file and the structure in it, for messages.
+        drawn: False where the source names the structure but holds no contour of it.
+        key: the value by which the source finds the structure.
+        file: the file that holds it; None where all structures of a case lie in one file.
     """
 
     spelling: str
-    place: str
+    location: str
     drawn: bool = True
     key: Any = None
     file: Path | None = None
@@ -47,7 +44,7 @@ class Region:
     """A structure as read: its mask on the scan's grid, or the reason why there is none."""
 
     named: Named
-    status: Status
+    status: RegionStatus
     mask: NDArray[np.bool_] | None = None
     reason: str = ""
     notes: tuple[str, ...] = ()
@@ -57,23 +54,24 @@ class SourceCase(ABC):
     """A scan that may become a case.
 
     Attributes:
-        identity: what it is known by at its source.
-        origin: what tells it from the like of other sources; empty where the identity is unique in the world.
+        identity: the name or UID by which its source knows it.
+        origin: a text that tells it from a case of another source with the same identity; empty where the identity
+            is unique in the world.
         patient: a hash that tells patients apart.
-        place: file or folder, for messages.
-        structures: as named at the source.
-        files: all that it is read from.
+        location: its file or folder, for messages.
+        structures: the structures that its source names for it.
+        files: all files that it is read from.
         split: `Tr` to train on, `Ts` to keep for testing.
-        notes: what is odd about it.
+        notes: a sentence for each oddity of the case.
     """
 
     identity: str
     origin: str = ""
     patient: str
-    place: str
+    location: str
     structures: tuple[Named, ...]
     files: tuple[Path, ...]
-    split: Split = "Tr"
+    split: CohortPart = "Tr"
     notes: tuple[str, ...] = ()
 
     @property
@@ -122,9 +120,9 @@ class Found:
     """What a folder holds.
 
     Attributes:
-        layout: how it is laid out.
-        cases: that may be imported.
-        left_out: and what cannot.
+        layout: name of the folder's layout.
+        cases: cases that may be imported.
+        left_out: what cannot be imported, with the reason.
         loose: structures that are named in files without a scan; they are listed, never imported.
         trained_on: what the source says of itself, such as `synthetic`.
         notes: what a user of the cohort has to know.

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from metricunet.cohort.importing.label_maps import on_grid
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
-from metricunet.cohort.importing.source import Bars, Found, LeftOut, Named, Region, SourceCase
+from metricunet.cohort.importing.source import Found, LeftOut, Named, Region, SourceCase
 from metricunet.errors import InputError, told
 from metricunet.files.scan import case_name, is_scan, read_scan
+from metricunet.progress import Bars
 from metricunet.volume import Volume
 
 LAYOUT = "totalsegmentator"
@@ -23,7 +24,7 @@ class SubjectCase(SourceCase):
         self.folder = folder
         self.identity, self.origin = folder.resolve().name, root.resolve().name
         self.patient = hashed("patient", self.origin, self.identity)
-        self.place = shown(folder, root)
+        self.location = shown(folder, root)
         masks = sorted(p for p in (folder / MASKS).iterdir() if is_scan(p) and not p.name.startswith("."))
         self.structures = tuple(Named(case_name(path), str(path), True, path, path) for path in masks)
         self.files = (folder / SCAN, *masks)

@@ -39,19 +39,19 @@ def outlines(mask: NDArray[np.bool_]) -> list[FloatArray]:
         if not unvisited[start]:
             continue
         path: list[int] = []
-        place: dict[int, int] = {}
+        position: dict[int, int] = {}
         node, turn_to_column = start, False
         while unvisited[node]:
             unvisited[node] = False
             key = int(keys[node])
-            if key in place:
+            if key in position:
                 # The path is back at a corner where two pixels touch: what lies between is a loop of its own.
-                first = place[key]
+                first = position[key]
                 loops.append(_oriented(corners[path[first:]], mask))
                 for cut in path[first:]:
-                    del place[int(keys[cut])]
+                    del position[int(keys[cut])]
                 del path[first:]
-            place[key] = len(path)
+            position[key] = len(path)
             path.append(node)
             node = int(along_column[node] if turn_to_column else along_row[node])
             turn_to_column = not turn_to_column

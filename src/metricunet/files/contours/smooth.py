@@ -64,7 +64,7 @@ def smoothed(loops: Sequence[FloatArray], width: float, limit: float) -> list[Fl
 
     Args:
         loops: simple polygons [points, 2] that do not cross.
-        width: of the Gaussian, as a length.
+        width: standard deviation of the Gaussian, as a length.
         limit: largest displacement, as a length. Each point of each edge keeps within it.
 
     Returns:

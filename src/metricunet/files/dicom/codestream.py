@@ -71,16 +71,16 @@ def coded_size(stream: bytes, syntax: UID) -> tuple[int, int] | None:
     if not stream.startswith(b"\xff\xd8"):
         return None
     wanted = _JPEG_LS_FRAMES if syntax in JPEG_LS else _JPEG_FRAMES
-    place = 2
-    while place + 9 <= len(stream) and stream[place] == 0xFF:
-        marker = stream[place + 1]
+    offset = 2
+    while offset + 9 <= len(stream) and stream[offset] == 0xFF:
+        marker = stream[offset + 1]
         if marker == 0xFF:  # padding
-            place += 1
+            offset += 1
             continue
         if marker in wanted:
-            height, width = struct.unpack(">2H", stream[place + 5 : place + 9])
+            height, width = struct.unpack(">2H", stream[offset + 5 : offset + 9])
             return height, width
         if marker in (_SCAN, _END):
             return None
-        place += 2 + int.from_bytes(stream[place + 2 : place + 4], "big")
+        offset += 2 + int.from_bytes(stream[offset + 2 : offset + 4], "big")
     return None

@@ -22,7 +22,7 @@ def once_each(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
     others are kept, for the checks that follow to refuse.
 
     Args:
-        slices: of one series.
+        slices: the slices of one series.
     """
     kept: list[SliceHeader] = []
     at: dict[tuple[float, ...], list[SliceHeader]] = {}

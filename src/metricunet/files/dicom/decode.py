@@ -101,7 +101,7 @@ def stored_frames(path: Path, frames: Sequence[int | None]) -> Iterator[NDArray[
 
 
 def frames_apart(path: Path, frames: Sequence[int | None]) -> Iterator[NDArray[Any]]:
-    """The same in a process of its own: on some damaged files the decoders end the process that they are in.
+    """Decode frames as `stored_frames` does, in another process: some damaged files make the decoders end theirs.
 
     Where no process can be started, frames are decoded here.
     """
@@ -145,7 +145,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def serve_frames() -> None:
-    """Be such a process: read one request, and answer with a line and the pixels for each frame."""
+    """Run as the process of `frames_apart`: read one request, and answer with a line and pixels for each frame."""
     answers = sys.stdout.buffer
     answers.write(_READY)
     answers.flush()
@@ -204,7 +204,7 @@ def decode_in_processes(paths: Sequence[Path], stored: NDArray[Any], processes: 
 
 
 def serve() -> None:
-    """Be such a process: read a file's path from each line of standard input, and answer with its pixels."""
+    """Run as a process of `decode_in_processes`: answer each path on standard input with the file's pixels."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     kind = json.loads(requests.readline())
     for line in requests:

@@ -72,7 +72,7 @@ def read_dataset(path: Path, **options: Any) -> Dataset:
 
 
 def read_readable(path: Path, **options: Any) -> Dataset:
-    """The same, without the elements whose values cannot be interpreted, wherever they stand.
+    """Read a DICOM file without the elements whose values cannot be interpreted, wherever they stand.
 
     Raises:
         Exception: whatever pydicom raises for a file of which it cannot tell where its elements begin and end.
@@ -118,7 +118,7 @@ def begins_bare(handle: DicomHandle) -> bool:
 
 
 def parsed(handle: DicomHandle, **options: Any) -> Dataset:
-    """The same from an open file, which is left where pydicom stopped reading."""
+    """Read a data set from an open file, which is left where pydicom stopped reading."""
     dataset = pydicom.dcmread(handle, **options)
     for tag in _wrong_sequences(dataset):
         raise ValueError(f"{pydicom.datadict.keyword_for_tag(tag) or tag} is a sequence")

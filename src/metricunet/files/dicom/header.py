@@ -94,9 +94,9 @@ class DicomFile:
     """A DICOM file as found: its elements, without pixels, and the fault of its pixel data if there is one.
 
     Attributes:
-        path: where it lies.
-        dataset: its elements; of a frame, those that a file of this frame alone would have.
-        transfer_syntax: its UID.
+        path: path of the file.
+        dataset: its elements; for a frame, those that a file of this frame alone would have.
+        transfer_syntax: UID of its transfer syntax.
         pixel_fault: what is wrong with the pixel data, if that shows without decoding.
         frame: number of the frame, from 1; None for a file as a whole.
     """
@@ -123,16 +123,16 @@ class DicomFile:
         return bool(self.dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage)
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The beginning of a message about this file: its path, and its position if it states one."""
         try:
             z = float(self.dataset.ImagePositionPatient[2])
         except (*DAMAGE, AttributeError, IndexError):
             return str(self.path) if self.frame is None else f"{self.path}: frame {self.frame}"
-        return place(self.path, self.frame, z)
+        return slice_location(self.path, self.frame, z)
 
 
-def place(path: Path, frame: int | None, z: float) -> str:
+def slice_location(path: Path, frame: int | None, z: float) -> str:
     """The beginning of a message about a slice."""
     what = "slice" if frame is None else f"frame {frame}"
     return f"{path}: {what} at z = {z:.2f} mm"
@@ -351,13 +351,13 @@ def numbers(file: DicomFile, keyword: str, count: int) -> tuple[float, ...]:
         found = tuple(float(value) for value in values(file.dataset, keyword))
     except DAMAGE as error:
         raise InputError(
-            f"{file.place}: {keyword} is not a number ({one_line(error)}); export it again"
+            f"{file.location}: {keyword} is not a number ({one_line(error)}); export it again"
         ) from error
     if not found:
-        raise InputError(f"{file.place}: {keyword} is missing; export the series again from its source")
+        raise InputError(f"{file.location}: {keyword} is missing; export the series again from its source")
     if len(found) != count or not all(math.isfinite(value) for value in found):
         raise InputError(
-            f"{file.place}: {keyword} is {list(found[:8])}, expected {count} finite numbers; export it again"
+            f"{file.location}: {keyword} is {list(found[:8])}, expected {count} finite numbers; export it again"
         )
     return found
 

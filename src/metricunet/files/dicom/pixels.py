@@ -83,7 +83,7 @@ def _decode_file(headers: Sequence[SliceHeader], indices: Sequence[int], stored:
         for pixels in decoded(headers[0].path, [s.frame for s in headers]):
             if pixels.shape != shape:
                 raise InputError(
-                    f"{headers[done].place}: the picture is {pixels.shape}, expected {shape}; export it again"
+                    f"{headers[done].location}: the picture is {pixels.shape}, expected {shape}; export it again"
                 )
             stored[indices[done]] = pixels
             done += 1
@@ -91,7 +91,7 @@ def _decode_file(headers: Sequence[SliceHeader], indices: Sequence[int], stored:
         raise
     except (*DAMAGE, AttributeError, RuntimeError, MemoryError) as error:
         at = headers[min(done, len(headers) - 1)]
-        raise InputError(f"{at.place}: {_reason(at.path, error)}") from error
+        raise InputError(f"{at.location}: {_reason(at.path, error)}") from error
 
 
 def _reason(path: Path, error: BaseException) -> str:

@@ -23,7 +23,7 @@ class GapFilling:
 
     Attributes:
         geometry: the even grid, from the first slice to the last.
-        nodes: where the slices lie on it: fractional indices of its slice axis, rising from 0.
+        nodes: positions of the slices on that grid, as fractional indices of its slice axis, rising from 0.
     """
 
     geometry: Geometry

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import UID
 
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, argument, told
+from metricunet.files.dicom.consistency import check_one_scan
 from metricunet.files.dicom.copies import once_each
 from metricunet.files.dicom.frames import split_frames
 from metricunet.files.dicom.header import (
@@ -31,7 +32,6 @@ from metricunet.files.dicom.header import (
 )
 from metricunet.files.dicom.pixels import read_hu
 from metricunet.files.dicom.resample import GapFilling, Untilting
-from metricunet.files.dicom.same import check_one_scan
 from metricunet.files.dicom.slice import (
     NotCtSliceError,
     SliceHeader,
@@ -41,9 +41,8 @@ from metricunet.files.dicom.slice import (
     read_slice,
 )
 from metricunet.files.dicom.stack import LARGEST_TILT_DEGREES, Allow, stack_slices
+from metricunet.progress import Progress
 from metricunet.volume import FloatArray, Geometry, Volume
-
-Progress = Callable[[int, int], None]
 
 FEWEST_SLICES = 3
 #: What macOS puts into archives beside the files themselves.
@@ -125,7 +124,7 @@ class CtSeries:
         if isinstance(self.resampling, Untilting):
             raise InputError(
                 f"{self.folder}: the slices of series {self.series_uid} are tilted and were resampled, so a "
-                "structure set or segmentation has no images to refer to; use --format nifti"
+                f"structure set or segmentation has no images to refer to; use {argument('formats', ['nifti'])}"
             )
 
 
@@ -134,14 +133,14 @@ class RefusedSeries:
     """A series that is no scan to segment, and why: one line that names the file and the slice at fault.
 
     Attributes:
-        series_uid: empty where it is not known.
+        series_uid: SeriesInstanceUID; empty where it is not known.
         description: SeriesDescription.
-        folder: of its first file.
-        file_count: its files.
-        reason: what is wrong.
+        folder: folder of its first file.
+        file_count: number of its files.
+        reason: what is wrong with it, in one line.
         is_scan: False for what is not at fault, but no CT scan either: localizers, reports, another modality.
-        files: those of them that can be read.
-        error: what stopped the reading, where nobody foresaw it.
+        files: those of its files that can be read.
+        error: the exception that stopped the reading, where it was not an expected one.
     """
 
     series_uid: str
@@ -259,8 +258,8 @@ def _search_series(path: Path, allow: Allow, progress: Progress | None) -> Serie
         else:
             for file in overviews:
                 reason = (
-                    f"{file.place}: ImageType says LOCALIZER, and the image lies across the slices of its series: "
-                    "an overview image, which is left out"
+                    f"{file.location}: ImageType says LOCALIZER, and the image lies across the slices of its "
+                    "series: an overview image, which is left out"
                 )
                 refused.append(RefusedSeries(uid, description, file.path.parent, 1, reason, False, (file.path,)))
     for lost in damaged:

@@ -18,7 +18,7 @@ from metricunet.files.dicom.header import (
     DicomFile,
     numbers,
     optional_number,
-    place,
+    slice_location,
     text_as_stored,
     text_of,
     values,
@@ -64,9 +64,9 @@ class SliceHeader:
     padding: tuple[int, int] | None
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The beginning of a message about this slice."""
-        return place(self.path, self.frame, float(self.position_mm[2]))
+        return slice_location(self.path, self.frame, float(self.position_mm[2]))
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ def check_kind(file: DicomFile) -> None:
         NotCtSliceError: another modality, a localizer, a secondary capture.
         InputError: several frames in a file for one, a transfer syntax that cannot be decoded.
     """
-    dataset, at = file.dataset, file.place
+    dataset, at = file.dataset, file.location
     modality = text_of(dataset, "Modality")
     sop_class = str(dataset.get("SOPClassUID", "") or "")
     if modality != "CT":
@@ -130,7 +130,7 @@ def check_no_localizer(file: DicomFile) -> None:
     if is_localizer(file):
         field = "ImageType" if file.frame is None else "FrameType"
         raise NotCtSliceError(
-            f"{file.place}: {field} says LOCALIZER: an overview image, not a slice; remove it from the series"
+            f"{file.location}: {field} says LOCALIZER: an overview image, not a slice; remove it from the series"
         )
 
 
@@ -143,7 +143,7 @@ def read_slice(file: DicomFile) -> SliceHeader:
     path, dataset = file.path, file.dataset
     position = np.asarray(numbers(file, "ImagePositionPatient", 3))
     orientation = np.asarray(numbers(file, "ImageOrientationPatient", 6)).reshape(2, 3)
-    at = file.place
+    at = file.location
     if file.pixel_fault is not None:
         raise InputError(f"{at}: {file.pixel_fault}")
     gram = orientation @ orientation.T
@@ -211,7 +211,7 @@ def _sixteen_bits(value: float | str | bytes) -> int:
 def _check_transfer_syntax(file: DicomFile) -> None:
     if not file.transfer_syntax:
         raise InputError(
-            f"{file.place}: has no DICOM file header, so its transfer syntax is unknown; "
+            f"{file.location}: has no DICOM file header, so its transfer syntax is unknown; "
             "export it again as a DICOM file (Part 10)"
         )
     uid = UID(file.transfer_syntax)
@@ -221,7 +221,7 @@ def _check_transfer_syntax(file: DicomFile) -> None:
         known = False
     if not known:
         raise InputError(
-            f"{file.place}: transfer syntax {uid.name} cannot be decoded here; "
+            f"{file.location}: transfer syntax {uid.name} cannot be decoded here; "
             "export the scan uncompressed, or as JPEG, JPEG-LS or JPEG 2000 lossless"
         )
 
@@ -240,5 +240,5 @@ def _rescale(file: DicomFile, at: str) -> tuple[float, float]:
 def _text(file: DicomFile, keyword: str) -> str:
     value = str(file.dataset.get(keyword, "") or "")
     if not value:
-        raise InputError(f"{file.place}: {keyword} is missing; export the series again from its source")
+        raise InputError(f"{file.location}: {keyword} is missing; export the series again from its source")
     return value

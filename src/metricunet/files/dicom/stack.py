@@ -15,7 +15,7 @@ from statistics import median_low
 import numpy as np
 from numpy.typing import NDArray
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.dicom.resample import GapFilling, Untilting
 from metricunet.files.dicom.slice import SliceHeader
 from metricunet.volume import SHEAR_TOLERANCE, FloatArray, Geometry
@@ -60,12 +60,16 @@ class Allow:
     @property
     def gaps_advice(self) -> str:
         """The end of a refusal for gaps."""
-        return ", or interpolate between the slices there are with --allow-gaps" if self.offered else ""
+        return (
+            f", or interpolate between the slices there are with {argument('allow_gaps', True)}"
+            if self.offered
+            else ""
+        )
 
     @property
     def tilt_advice(self) -> str:
         """The end of a refusal for a tilt."""
-        return ", or resample to axial slices with --allow-tilt" if self.offered else ""
+        return f", or resample to axial slices with {argument('allow_tilt', True)}" if self.offered else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +77,9 @@ class Stack:
     """Slices in order, feet to head, and the grid that they are read on.
 
     Attributes:
-        slices: in order.
+        slices: the slices, from feet to head.
         geometry: the even grid.
-        resampling: how the slices come onto it; None where they are its slices.
+        resampling: how the slices are brought onto the grid; None where they are the grid's slices.
         notes: a sentence for each repair.
     """
 
@@ -148,7 +152,7 @@ def _normal(header: SliceHeader, allow: Allow) -> tuple[FloatArray, float]:
     normal /= np.linalg.norm(normal)
     normal = normal if normal[2] > 0 else -normal
     tilt = _degrees(normal[2])
-    found = f"{header.place}: ImageOrientationPatient tilts the slices by {tilt:.1f} degrees from axial"
+    found = f"{header.location}: ImageOrientationPatient tilts the slices by {tilt:.1f} degrees from axial"
     if tilt > LARGEST_TILT_DEGREES:
         raise InputError(
             f"{found}, at most {AXIAL_TOLERANCE_DEGREES:g} is accepted (a sagittal, coronal or oblique reformat); "
@@ -164,7 +168,7 @@ def _normal(header: SliceHeader, allow: Allow) -> tuple[FloatArray, float]:
     turn = max(_degrees((upright @ rows_run)[0]), _degrees((upright @ columns_run)[1]))
     if turn > AXIAL_TOLERANCE_DEGREES:
         raise InputError(
-            f"{header.place}: ImageOrientationPatient turns the image by {turn:.1f} degrees in its plane, "
+            f"{header.location}: ImageOrientationPatient turns the image by {turn:.1f} degrees in its plane, "
             f"at most {AXIAL_TOLERANCE_DEGREES:g} is accepted; export slices whose rows run left-right "
             "and whose columns run front-back"
         )
@@ -193,15 +197,15 @@ def _check_acquisitions(slices: Sequence[SliceHeader]) -> None:
     odd = next(s for s in stated if s.acquisition != usual)
     model = next(s for s in stated if s.acquisition == usual)
     raise InputError(
-        f"{odd.place}: AcquisitionNumber is {odd.acquisition}, but {usual} in {model.name} and its like above and "
-        "below: two acquisitions are interleaved; export one of them"
+        f"{odd.location}: AcquisitionNumber is {odd.acquisition}, but {usual} in {model.name} and its like above "
+        "and below: two acquisitions are interleaved; export one of them"
     )
 
 
 def _check_duplicates(slices: Sequence[SliceHeader], heights: FloatArray) -> None:
     for k in np.flatnonzero(np.diff(heights) <= DUPLICATE_TOLERANCE_MM).tolist():
         raise InputError(
-            f"{slices[k + 1].place}: lies at the position of {slices[k].name}; "
+            f"{slices[k + 1].location}: lies at the position of {slices[k].name}; "
             "two acquisitions or phases share this series, export one of them"
         )
 
@@ -243,7 +247,7 @@ def _gap_faults(slices: Sequence[SliceHeader], heights: FloatArray, allow: Allow
         at, beside = (k, k - 1) if k > 0 and bad[k - 1] else (k, k + 1)
         faults.append(
             _Fault(
-                f"{_place(slices, at)}: lies {abs(heights[at] - heights[beside]):.2f} mm from "
+                f"{_location(slices, at)}: lies {abs(heights[at] - heights[beside]):.2f} mm from "
                 f"{slices[beside].name}, most slices {typical:.2f} mm from the next, {_EVEN}; "
                 f"export a reconstruction with even spacing{allow.gaps_advice}",
                 f"the slices lie {apart}; the scan was resampled to even slices by the position of each",
@@ -253,7 +257,7 @@ def _gap_faults(slices: Sequence[SliceHeader], heights: FloatArray, allow: Allow
         missing = max(1, round(gaps[k] / typical) - 1)
         are = "slice is" if missing == 1 else "slices are"
         refusal = (
-            f"{_place(slices, k)}: the next slice, {slices[k + 1].name}, lies {gaps[k]:.2f} mm further on, "
+            f"{_location(slices, k)}: the next slice, {slices[k + 1].name}, lies {gaps[k]:.2f} mm further on, "
             f"expected {typical:.2f} mm: {missing} {are} missing; export the whole series"
         )
         if gaps[k] > LARGEST_GAP_MM:
@@ -273,7 +277,7 @@ def _gap_faults(slices: Sequence[SliceHeader], heights: FloatArray, allow: Allow
         off = abs(float(heights[k] - places[k]))
         faults.append(
             _Fault(
-                f"{_place(slices, k)}: lies {off:.2f} mm off its place on an even grid of {mean_mm:.3f} mm, "
+                f"{_location(slices, k)}: lies {off:.2f} mm off its place on an even grid of {mean_mm:.3f} mm, "
                 f"{_EVEN}; export a reconstruction with even spacing{allow.gaps_advice}",
                 "the slices lie unevenly; the scan was resampled to even slices by the position of each",
             )
@@ -303,8 +307,8 @@ def _skipped(slices: Sequence[SliceHeader], heights: FloatArray, step_mm: float,
         return []
     return [
         _Fault(
-            f"{_place(slices, 0)}: SpacingBetweenSlices is {stated[0]:g} mm, but the slices lie {step_mm:.2f} mm "
-            f"apart: {skipped} of every {skipped + 1} are missing; export the whole series{allow.gaps_advice}",
+            f"{_location(slices, 0)}: SpacingBetweenSlices is {stated[0]:g} mm, but the slices lie {step_mm:.2f} "
+            f"mm apart: {skipped} of every {skipped + 1} are missing; export the whole series{allow.gaps_advice}",
             f"{skipped} of every {skipped + 1} slices are missing: they lie {step_mm:.2f} mm apart, and their "
             f"files state {stated[0]:g} mm",
         )
@@ -332,13 +336,11 @@ def _lean(
     k = int(off.argmax())
     if off[k] > _TOLERANCE:
         raise InputError(
-            f"{_place(slices, k)}: is shifted by {off[k]:.2f} mm within its plane, at most "
+            f"{_location(slices, k)}: is shifted by {off[k]:.2f} mm within its plane, at most "
             f"{POSITION_TOLERANCE_MM} mm is accepted; export the series again"
         )
     degrees = float(np.degrees(np.arctan(np.linalg.norm(slope))))
-    found = (
-        f"{_place(slices, 0)}: each slice is shifted within its plane against the one below, a stack sheared by "
-    )
+    found = f"{_location(slices, 0)}: each slice is shifted within its plane against the one below, sheared by "
     if degrees > LARGEST_TILT_DEGREES:
         raise InputError(
             f"{found}{degrees:.1f} degrees, more than any gantry tilts; export an axial reconstruction"
@@ -359,8 +361,8 @@ def _line(heights: FloatArray, offsets: FloatArray) -> tuple[FloatArray, FloatAr
     return slope, np.median(offsets - heights[:, None] * slope, axis=0)
 
 
-def _place(slices: Sequence[SliceHeader], k: int) -> str:
-    return f"{slices[k].place} (slice {k + 1} of {len(slices)})"
+def _location(slices: Sequence[SliceHeader], k: int) -> str:
+    return f"{slices[k].location} (slice {k + 1} of {len(slices)})"
 
 
 def _grid(

@@ -19,7 +19,7 @@ from metricunet.files.atomic import written_whole
 from metricunet.files.dicom.file import bare_syntax
 from metricunet.files.dicom.header import DAMAGE, one_line, text_of
 from metricunet.files.dicom.series import CtSeries
-from metricunet.files.rtstruct.items import (
+from metricunet.files.rtstruct.dicom_items import (
     LONG_STRING,
     check_structures,
     contour_item,
@@ -80,15 +80,15 @@ def add_to_rtstruct(
     Args:
         path_in: the structure set to begin with.
         path_out: the file to write; not `path_in`.
-        series: the scan that both are drawn on.
-        structures: to be added, as for `write_rtstruct`.
+        series: the scan that both sets are drawn on.
+        structures: the structures to add, as for `write_rtstruct`.
         description: goes into the description of each new structure, and ought to say how it was made.
         on_clash: what to do where the set has a structure of the same name (upper or lower case alike):
             "refuse", or "suffix" to write "NAME_2", "NAME_3" and so on.
         made: the new set's date and time; now by default.
-        outline: see `write_rtstruct`.
-        holes: see there.
-        smoothing_mm: see there.
+        outline: how outlines are drawn, as for `write_rtstruct`.
+        holes: how holes are written, as for `write_rtstruct`.
+        smoothing_mm: how far smoothing may move an outline, as for `write_rtstruct`.
 
     Returns:
         For each new structure what was written, with the name and number that it got.

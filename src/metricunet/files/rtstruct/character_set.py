@@ -15,8 +15,8 @@ def set_character_set(dataset: Dataset, header: Dataset, texts: Iterable[str]) -
 
     Args:
         dataset: the object, with patient and study as `patient_and_study` copies them. Its character set is set.
-        header: of the scan.
-        texts: what is written beside them.
+        header: a header of the scan.
+        texts: the texts that are written beside these.
     """
     if all(text.isascii() for text in texts):
         if header.get("SpecificCharacterSet"):

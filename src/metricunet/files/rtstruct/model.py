@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from metricunet.errors import InputError
-from metricunet.files.rtstruct.place import filled_contours
+from metricunet.files.rtstruct.rasterise import filled_contours
 from metricunet.volume import FloatArray, Geometry, Volume
 
-Status = Literal["contoured", "not contoured", "no area", "unusable"]
+MaskStatus = Literal["contoured", "not contoured", "no area", "unusable"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +23,9 @@ class RtStructure:
         contours: each [points, 3] in LPS millimetres, not closed by a repeated point.
         colour: red, green, blue.
         interpreted_type: RTROIInterpretedType.
-        frame_of_reference_uid: that the contours are in.
-        image_uids: for each contour the SOPInstanceUID of the image that it names, if it does.
-        image_frames: for each contour the frame of that image, from 1, if it names one.
+        frame_of_reference_uid: UID of the frame of reference that the contours are in.
+        image_uids: SOPInstanceUID of the image that each contour names, if it names one.
+        image_frames: frame of that image, counted from 1, for each contour that names one.
         fault: why it cannot be used, as a sentence that "it" would begin; empty where nothing is wrong. Such a
             structure has no contours here.
         passed_over: what encloses no area: geometric types (POINT, OPEN_PLANAR) and how many contours of each.
@@ -59,7 +59,7 @@ class RoiMask:
 
     number: int | None
     name: str
-    status: Status
+    status: MaskStatus
     mask: Volume | None
     reason: str
     notes: tuple[str, ...]
@@ -118,7 +118,7 @@ class RtStruct:
     def filled(self, structure: RtStructure, geometry: Geometry) -> RoiMask:
         """Fill one of the structures on a grid: a mask, or the reason why there is none."""
         at = f"{self.path}: ROI '{structure.name}'"
-        status: Status
+        status: MaskStatus
         if structure.fault:
             return RoiMask(structure.number, structure.name, "unusable", None, f"{at} {structure.fault}", ())
         if structure.contours:

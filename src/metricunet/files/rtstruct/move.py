@@ -30,8 +30,9 @@ def moved(
     """Bring structures into a scan's frame of reference.
 
     Args:
-        path: of the structure set, for messages.
-        structures: as read; one that states no frame of reference is taken to lie in `frame`.
+        path: path of the structure set, for messages.
+        structures: the structures as they were read; one that states no frame of reference is taken to lie in
+            `frame`.
         frame: the set's frame of reference.
         series: the scan.
         registration: must know all frames.

@@ -36,7 +36,7 @@ class Structure:
     """A region to be written.
 
     Attributes:
-        name: at most 64 characters.
+        name: its name, of at most 64 characters.
         mask: nonzero is inside, on the scan's own grid. It decides which voxels belong to the structure.
         colour: red, green, blue from 0 to 255.
         interpreted_type: ORGAN, CTV, AVOIDANCE or the like (RTROIInterpretedType).
@@ -60,16 +60,16 @@ class WrittenStructure:
     """What was written of a structure.
 
     Attributes:
-        name: as it stands in the file.
+        name: its name, as it stands in the file.
         number: ROINumber.
-        outline: how it was drawn: "voxel" too where there was no probability to draw a surface of.
-        slices: on which there are contours.
-        contours: their count.
-        points: of all contours.
-        volume_ml: the contours' areas times what each slice stands for.
-        mask_volume_ml: the mask's voxels.
-        smoothing_change_ml: by how much smoothing changed the volume; 0 where there was none.
-        holes_closed: how many holes became part of the area.
+        outline: how the outlines were drawn: "voxel" too where there was no probability to draw a surface of.
+        slices: number of slices on which there are contours.
+        contours: number of contours.
+        points: number of points of all contours.
+        volume_ml: volume of the contours: their areas times the thickness that each slice stands for.
+        mask_volume_ml: volume of the mask's voxels.
+        smoothing_change_ml: change of the volume by smoothing; 0 where there was none.
+        holes_closed: number of holes that became part of the area.
     """
 
     name: str

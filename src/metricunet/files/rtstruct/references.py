@@ -108,8 +108,8 @@ def check_frames(
     A structure's own frame counts before the set's.
 
     Args:
-        path: of the set, for messages.
-        structures: as read.
+        path: path of the structure set, for messages.
+        structures: the structures as they were read.
         frame: the set's frame.
         series: the scan.
         notes: gets a line for each structure that lies elsewhere.

@@ -23,12 +23,12 @@ ROTATION_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """Where frames of reference lie in each other.
+    """How frames of reference are placed in each other.
 
     Attributes:
         path: the file.
-        frame_of_reference_uid: of the registered frame, into which all matrices lead.
-        matrices: for each frame the 4 x 4 matrix from its LPS millimetres to those of the registered frame.
+        frame_of_reference_uid: UID of the registered frame, into which all matrices lead.
+        matrices: the 4 x 4 matrix of each frame, from its LPS millimetres to those of the registered frame.
     """
 
     path: Path

@@ -28,7 +28,7 @@ def structures_of(path: Path, dataset: Dataset, notes: list[str] | None = None) 
     """Return the structures of an open set, in its order, each with its contours or its fault.
 
     Args:
-        path: of the set, for messages.
+        path: path of the structure set, for messages.
         dataset: the set.
         notes: gets a line for whatever is odd.
 

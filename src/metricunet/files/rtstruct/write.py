@@ -22,7 +22,7 @@ from metricunet.files.atomic import written_whole
 from metricunet.files.dicom.patient import patient_and_study
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.rtstruct.character_set import set_character_set
-from metricunet.files.rtstruct.items import (
+from metricunet.files.rtstruct.dicom_items import (
     LONG_STRING,
     SHORT_STRING,
     check_structures,

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import iter_pixels
 
-from metricunet.errors import InputError, beyond
+from metricunet.errors import InputError, unlike_limits
 from metricunet.files.dicom.codestream import has_codestreams
 from metricunet.files.dicom.decode import frames_apart
 from metricunet.files.dicom.file import read_dataset
@@ -162,11 +162,11 @@ def _fill(path: Path, dataset: Dataset, geometry: Geometry, masks: dict[int, NDA
         if values.shape != (rows, columns):
             raise InputError(f"{path}: frame {frame.index + 1} has shape {values.shape}; export it again")
         if frame.segment is not None:
-            _place(path, frame, values >= lowest, geometry, masks[frame.segment])
+            _paint(path, frame, values >= lowest, geometry, masks[frame.segment])
             continue
         for number in np.unique(values).tolist():
             if number in masks:
-                _place(path, frame, values == number, geometry, masks[number])
+                _paint(path, frame, values == number, geometry, masks[number])
 
 
 def _pixels(path: Path, dataset: Dataset, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
@@ -234,7 +234,7 @@ def _numbers(path: Path, item: Dataset, keyword: str, count: int) -> FloatArray:
     return numbers
 
 
-def _place(
+def _paint(
     path: Path, frame: _Frame, mask: NDArray[np.bool_], geometry: Geometry, target: NDArray[np.uint8]
 ) -> None:
     """Add a frame's mask to the slice on which it lies."""
@@ -260,9 +260,9 @@ def _place(
     off_mm = float(np.linalg.norm(geometry.to_world(placed) - corners_mm, axis=1).max())
     if off_mm > SAME_GRID_TOLERANCE_MM:
         raise InputError(
-            f"{at}: its pixels lie up to {beyond(off_mm, SAME_GRID_TOLERANCE_MM)} mm beside those of the scan, at "
-            f"most {SAME_GRID_TOLERANCE_MM} mm is accepted; choose the scan it was made on, or resample it to "
-            "this one"
+            f"{at}: its pixels lie up to {unlike_limits(off_mm, SAME_GRID_TOLERANCE_MM)} mm beside those of the "
+            f"scan, at most {SAME_GRID_TOLERANCE_MM} mm is accepted; choose the scan it was made on, or resample "
+            "it to this one"
         )
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     begin, end = placed[0] + np.array([[rows[0], columns[0]], [rows[-1], columns[-1]]]) @ steps

@@ -24,7 +24,7 @@ from metricunet.files.dicom.patient import patient_and_study
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.dicom.slice import CT_IMAGE
 from metricunet.files.rtstruct.character_set import set_character_set
-from metricunet.files.rtstruct.items import LONG_STRING, file_items
+from metricunet.files.rtstruct.dicom_items import LONG_STRING, file_items
 from metricunet.files.rtstruct.outlines import Structure
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
+from metricunet.progress import Bars, Progress, no_bars
 
 if TYPE_CHECKING:
     from metricunet.workflows.bench.result import Result
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 Part = Literal["predict", "train", "metric"]
 PARTS: tuple[Part, ...] = get_args(Part)
 ALL = "all"
-Progress = Callable[[int, int], None]
 
 
 def bench(
@@ -29,7 +29,7 @@ def bench(
     preset: str = "default",
     repeats: int | None = None,
     device: str = "auto",
-    bar: Callable[[str], Progress] = lambda name: lambda done, total: None,
+    bar: Bars = no_bars,
 ) -> Iterator[tuple[Part, Result]]:
     """Measure speed and memory on this machine, part by part. Nothing but temporary files is written.
 
@@ -37,8 +37,8 @@ def bench(
         part: one of `PARTS`, or `all`.
         scan: DICOM folder or file to predict; None makes a phantom.
         model: model file to predict with; None makes an untrained one.
-        preset: of the networks and the training.
-        repeats: of each measurement; None leaves it to each part.
+        preset: preset of the networks and the training.
+        repeats: number of repeats of each measurement; None leaves it to each part.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         bar: opens a progress bar by its name.
 
@@ -52,14 +52,14 @@ def bench(
     if part not in (*PARTS, ALL):
         raise InputError(f"bench must be one of {', '.join(PARTS)}, {ALL}; got {part!r}")
     if repeats is not None and repeats < 1:
-        raise InputError(f"--repeats must be 1 or more; got {repeats}")
+        raise InputError(f"{argument('repeats')} must be 1 or more; got {repeats}")
     # Heavy imports wait until the arguments are known to be right.
     from metricunet.training.config import PRESETS
     from metricunet.workflows.bench import metric, predict, train
     from metricunet.workflows.bench.timing import device_named
 
     if preset not in PRESETS:
-        raise InputError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+        raise InputError(f"{argument('preset')} must be one of {', '.join(PRESETS)}; got {preset!r}")
     where = device_named(device)
     runs: dict[Part, Callable[[Progress], Result]] = {
         "predict": lambda told: predict.bench_predict(scan, model, preset, where, repeats=repeats, progress=told),

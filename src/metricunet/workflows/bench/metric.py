@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 from metricunet.metric import GraphedBranch, VoxelMetricLoss
 from metricunet.networks import UNet
 from metricunet.networks.device import keep_freed_memory
+from metricunet.progress import Progress
 from metricunet.stages.network_input import autocast
 from metricunet.training.branch import build_metric
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.objectives import segmentation_loss
-from metricunet.workflows.bench.result import Facts, Result, Row
+from metricunet.workflows.bench.result import MeasuredOn, Result, Row
 from metricunet.workflows.bench.timing import Ratio, Times, alternate, counter
 
 PAIRS = 20
@@ -32,15 +33,15 @@ def bench_metric(
     *,
     pairs: int | None = None,
     settings: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Measure what the voxel-metric loss adds to a training step.
 
     Args:
-        preset: of the training.
-        device: to compute on.
-        pairs: of steps without and with it, in each precision.
-        settings: of the training, over the preset, as `section.key=value`.
+        preset: preset of the training.
+        device: device to compute on.
+        pairs: number of pairs of a step without the loss and one with it, in each precision.
+        settings: settings of the training over the preset, as `section.key=value`.
         progress: called with (done, all).
 
     Raises:
@@ -61,16 +62,16 @@ def bench_metric(
             rows[f"{name}_{precision}"] = Row(f"training step {name} the loss, {precision}", Times.of(found))
         target = f"target at most {TARGETS[preset]:.2f} {verdict}"
         rows[f"ratio_{precision}"] = Row(f"with / without, {precision}", ratio, against=target)
-    return Result("metric", Facts.of(device), {"preset": preset}, rows)
+    return Result("metric", MeasuredOn.of(device), {"preset": preset}, rows)
 
 
 class TrainingStep:
     """A training step of a U-Net as wide as stage 2's on a fixed batch, with the loss or without it.
 
     Args:
-        config: of the training.
-        precision: to compute in.
-        device: to compute on.
+        config: configuration of the training.
+        precision: precision to compute in.
+        device: device to compute on.
     """
 
     def __init__(self, config: TrainConfig, precision: Precision, device: torch.device) -> None:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.model import read_card
 from metricunet.inference.inputs import find_inputs
 from metricunet.inference.predictor import Predictor
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.networks.device import keep_freed_memory
 from metricunet.phantom import make_phantom
+from metricunet.progress import Progress
 from metricunet.training.config import load_config
 from metricunet.volume import Volume
 from metricunet.workflows.bench.process import run_metricunet
-from metricunet.workflows.bench.result import Facts, Result, Row
+from metricunet.workflows.bench.result import MeasuredOn, Result, Row
 from metricunet.workflows.bench.timing import Times, alternate, counter
 from metricunet.workflows.bench.untrained import write_untrained
 from metricunet.workflows.ct_writer import CtGrid, write_ct_series
@@ -37,16 +37,16 @@ def bench_predict(
     device: torch.device,
     *,
     repeats: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Measure wall time and memory of `metricunet predict`, imports counted in, and the time of each stage.
 
     Args:
         scan: DICOM folder or file; None makes a phantom of difficulty `real`, as a DICOM series.
         model: model file; None makes an untrained one.
-        preset: of the networks of that.
-        device: to compute on.
-        repeats: of each measurement.
+        preset: preset of the untrained model's networks.
+        device: device to compute on.
+        repeats: number of repeats of each measurement.
         progress: called with (done, all).
 
     Raises:
@@ -93,7 +93,7 @@ def bench_predict(
         rows["peak"] = Row("peak memory of the process", max(peaks) / 1024, "GiB", BASELINE_MEMORY)
     made = f"untrained, preset {preset}: its mask is the whole crop"
     about = {"scan": described(words, image), "model": str(model or made)}
-    return Result("predict", Facts.of(device), about, rows)
+    return Result("predict", MeasuredOn.of(device), about, rows)
 
 
 def read_scan(path: Path) -> tuple[Volume, bool]:
@@ -131,5 +131,5 @@ def nothing_found(model: Path, scan: str) -> InputError:
     """The error where there is no stage 2 to time."""
     return InputError(
         f"{model}: finds nothing in {scan}, so stage 2 never runs and there is nothing to time; choose another "
-        "--scan or --model"
+        f"{argument('scan')} or {argument('model')}"
     )

@@ -29,7 +29,7 @@ def run_metricunet(words: Sequence[object], environment: Mapping[str, str] | Non
     """Run `metricunet WORDS` with this Python and wait for it.
 
     Args:
-        words: of the command line.
+        words: the words of the command line.
         environment: variables to change.
 
     Raises:

@@ -15,20 +15,20 @@ NAME_WIDTH = 46
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Where something was measured: processor, cores, system and versions; device; torch's threads on the CPU."""
+class MeasuredOn:
+    """What was measured on: processor, cores, system and versions; device; torch's threads on the CPU."""
 
     machine: dict[str, Any]
     device: str
     threads: int
 
     @staticmethod
-    def of(device: torch.device) -> Facts:
+    def of(device: torch.device) -> MeasuredOn:
         """Describe this machine; a GPU by its name."""
         described = machine()
         if device.type == "cuda":
             described["gpu"] = torch.cuda.get_device_name(device)
-        return Facts(described, str(device), torch.get_num_threads())
+        return MeasuredOn(described, str(device), torch.get_num_threads())
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Result:
     """All that a part measured, its rows by short names; `about` says on what."""
 
     part: str
-    facts: Facts
+    facts: MeasuredOn
     about: Mapping[str, str]
     rows: Mapping[str, Row]
 
@@ -70,7 +70,7 @@ class Result:
         return "\n".join([head(self.part, self.facts), *about, *(row.text() for row in self.rows.values())])
 
 
-def head(part: str, facts: Facts) -> str:
+def head(part: str, facts: MeasuredOn) -> str:
     """Name the part and where it was measured."""
     where = facts.machine.get("gpu", facts.machine["processor"])
     version = facts.machine["packages"]["torch"]

@@ -13,6 +13,7 @@ import torch
 
 from metricunet.errors import InputError
 from metricunet.networks.device import pick_device
+from metricunet.progress import Progress
 
 Run = Callable[[], object]
 Advance = Callable[[], None]
@@ -119,7 +120,7 @@ def take_turns(
     return found
 
 
-def counter(total: int, progress: Callable[[int, int], None] | None) -> Advance:
+def counter(total: int, progress: Progress | None) -> Advance:
     """Return a function that reports one more step of `total` done."""
     done = 0
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from metricunet.phantom import make_cohort
+from metricunet.progress import Progress
 from metricunet.training.config import LocateConfig, SegmentConfig, load_config
 from metricunet.workflows.bench.process import run_metricunet
-from metricunet.workflows.bench.result import Facts, Result, Row
+from metricunet.workflows.bench.result import MeasuredOn, Result, Row
 from metricunet.workflows.bench.timing import Times, counter
 from metricunet.workflows.bench.untrained import write_untrained
 
@@ -32,15 +33,15 @@ def bench_train(
     *,
     repeats: int | None = None,
     settings: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Measure an update of each stage, its data and the metric branch counted in, and the memory of a training.
 
     Args:
-        preset: of the training.
-        device: to compute on.
-        repeats: blocks of `BLOCK` updates that count; one more comes before them.
-        settings: of the training, over the preset, as `section.key=value`.
+        preset: preset of the training.
+        device: device to compute on.
+        repeats: number of blocks of `BLOCK` updates that count; one more comes before them.
+        settings: settings of the training over the preset, as `section.key=value`.
         progress: called with (done, all).
 
     Raises:
@@ -75,4 +76,6 @@ def bench_train(
     }
     if ended.peak_mib is not None:
         rows["peak"] = Row("peak memory of the process", ended.peak_mib / 1024, "GiB")
-    return Result("train", Facts.of(device), {"preset": f"{preset}; n counts blocks of {BLOCK} updates"}, rows)
+    return Result(
+        "train", MeasuredOn.of(device), {"preset": f"{preset}; n counts blocks of {BLOCK} updates"}, rows
+    )

@@ -44,8 +44,8 @@ def write_untrained(path: Path, config: TrainConfig) -> None:
     """Write a model file whose stage 1 takes the whole scan for the target, and whose stage 2 the whole crop.
 
     Args:
-        path: of the model file.
-        config: of the networks.
+        path: path of the model file.
+        config: configuration of the networks.
     """
     card, locate, segment = fresh_model(config)
     for network in (locate, segment):

@@ -9,18 +9,18 @@ from typing import Any, Literal
 
 from metricunet.errors import InputError
 
-Status = Literal["pass", "fail", "not run"]
+CheckStatus = Literal["pass", "fail", "not run"]
 #: The quantity of every check that compares two arrays.
 VOXELS = "voxels that differ"
 
 
 @dataclass(frozen=True)
-class Finding:
+class Measurement:
     """One measurement.
 
     Attributes:
         where: the geometry, and the shape if there are several.
-        value: in the check's unit; 0 is perfect, and either sign counts.
+        value: the deviation in the check's unit; 0 is perfect, and either sign counts.
         details: other figures of the same measurement, which are not judged.
     """
 
@@ -30,7 +30,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Check:
+class CommissionCheck:
     """One row of the report.
 
     Attributes:
@@ -47,19 +47,19 @@ class Check:
     group: str
     name: str
     measured: str
-    findings: Sequence[Finding] = ()
+    findings: Sequence[Measurement] = ()
     tolerance: float = 0
     unit: str = ""
     reason: str = ""
     ran: bool = True
 
     @property
-    def worst(self) -> Finding | None:
+    def worst(self) -> Measurement | None:
         """The measurement that is farthest off; what is no number is farther than any."""
         return max(self.findings, key=lambda f: math.inf if math.isnan(f.value) else abs(f.value), default=None)
 
     @property
-    def status(self) -> Status:
+    def status(self) -> CheckStatus:
         """`pass`, `fail`, or `not run`."""
         if not self.ran:
             return "not run"
@@ -80,7 +80,7 @@ class Check:
         return f"{text if float(text) else 0} {self.unit}".rstrip()
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Where the worst measurement was made; empty where nothing is off."""
         worst = self.worst
         return "" if worst is None or self.found.split()[0] == "0" else worst.where
@@ -105,15 +105,15 @@ class Check:
         }
 
 
-def checked(group: str, run: Callable[[], Iterable[Check]]) -> tuple[Check, ...]:
+def checked(group: str, run: Callable[[], Iterable[CommissionCheck]]) -> tuple[CommissionCheck, ...]:
     """Run the checks of a group; what goes wrong becomes a check that failed, so that other groups still run."""
-    done: list[Check] = []
+    done: list[CommissionCheck] = []
     try:
         done.extend(run())
     except Exception as error:  # whatever breaks a door must show up in the report, beside the doors that work
         line = " ".join(str(error).split()) or "no message"
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        done.append(Check(group, "Runs to its end", "errors", reason=f"{kind}{line}"))
+        done.append(CommissionCheck(group, "Runs to its end", "errors", reason=f"{kind}{line}"))
     return tuple(done)
 
 
@@ -122,6 +122,6 @@ def decimals(tolerance: float) -> int:
     return max(2, 2 - math.floor(math.log10(tolerance)))
 
 
-def _plain(finding: Finding) -> dict[str, Any]:
+def _plain(finding: Measurement) -> dict[str, Any]:
     value = finding.value if math.isfinite(finding.value) else None
     return {"where": finding.where, "value": value, **(finding.details or {})}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from metricunet.evaluation.measures import measure
 from metricunet.volume import FloatArray, Geometry, Volume
-from metricunet.workflows.commission.checks import VOXELS, Check, Finding
+from metricunet.workflows.commission.checks import VOXELS, CommissionCheck, Measurement
 from metricunet.workflows.commission.subjects import Site
 
 #: Spheres of this radius, on voxels of this side, shifted along left-right by each of these.
@@ -23,7 +23,7 @@ RAMP = np.array([3.0, -2.0, 5.0])
 TURN_DEGREES, COARSE_MM = 11.0, (2.0, 1.0, 1.0)
 
 
-def volumes(sites: Sequence[Site]) -> Iterator[Check]:
+def volumes(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Resampling, cropping and pasting."""
     group = "Resampling and crop"
     ramps, centres, amounts, crops = [], [], [], []
@@ -32,7 +32,7 @@ def volumes(sites: Sequence[Site]) -> Iterator[Check]:
         grid = np.stack(np.meshgrid(*[np.arange(n) for n in geometry.shape], indexing="ij"), axis=-1)
         ramp = Volume(geometry.to_world(grid) @ RAMP, geometry)
         for name, target in (("straight", geometry.with_spacing(COARSE_MM)), ("turned", _turned(geometry))):
-            ramps.append(Finding(site.at(name), _ramp_error(ramp, target)))
+            ramps.append(Measurement(site.at(name), _ramp_error(ramp, target)))
         share = Volume(site.plan.share(site.plan.target), geometry)
         target = geometry.with_spacing(COARSE_MM)
         read = share.resample(target)
@@ -40,20 +40,20 @@ def volumes(sites: Sequence[Site]) -> Iterator[Check]:
         centre = np.average(target.to_world(place).reshape(-1, 3), axis=0, weights=read.array.ravel())
         # What the slices sample, not the solid: its own centroid on the scan's grid is the one to keep.
         own = np.average(geometry.to_world(grid).reshape(-1, 3), axis=0, weights=share.array.ravel())
-        centres.append(Finding(site.plan.name, float(np.linalg.norm(centre - own))))
+        centres.append(Measurement(site.plan.name, float(np.linalg.norm(centre - own))))
         before, after = (v.array.sum() * v.geometry.voxel_volume_ml for v in (share, read))
-        amounts.append(Finding(site.plan.name, 100 * float(after / before - 1)))
-        crops.append(Finding(site.plan.name, _crop_error(site.series.read())))
-    yield Check(group, "A linear ramp on other grids", "error", ramps, 0.001, "mm")
-    yield Check(group, "Centre of an ellipsoid at 1 x 1 x 2 mm", "moved by", centres, 0.05, "mm")
-    yield Check(group, "Its volume there", "change", amounts, 0.5, "%")
-    yield Check(group, "A crop pasted back where it was", VOXELS, crops)
+        amounts.append(Measurement(site.plan.name, 100 * float(after / before - 1)))
+        crops.append(Measurement(site.plan.name, _crop_error(site.series.read())))
+    yield CommissionCheck(group, "A linear ramp on other grids", "error", ramps, 0.001, "mm")
+    yield CommissionCheck(group, "Centre of an ellipsoid at 1 x 1 x 2 mm", "moved by", centres, 0.05, "mm")
+    yield CommissionCheck(group, "Its volume there", "change", amounts, 0.5, "%")
+    yield CommissionCheck(group, "A crop pasted back where it was", VOXELS, crops)
 
 
-def spheres(sites: Sequence[Site]) -> Iterator[Check]:
+def spheres(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Dice and surface distances of spheres that are apart by a known shift."""
     group = "Measures"
-    found: dict[str, list[Finding]] = {"dice": [], "asd": [], "hd95": []}
+    found: dict[str, list[Measurement]] = {"dice": [], "asd": [], "hd95": []}
     first = _ball(0.0)
     for shift in SHIFTS_MM:
         result = measure(_ball(shift), first)
@@ -65,10 +65,10 @@ def spheres(sites: Sequence[Site]) -> Iterator[Check]:
             ("hd95", result.hd95_mm, hd95),
         ):
             off = float("nan") if value is None else value - known
-            found[name].append(Finding(where, off, {"known": known}))
-    yield Check(group, "Dice of shifted spheres", "error", found["dice"], DICE_TOLERANCE)
-    yield Check(group, "ASD of shifted spheres", "error", found["asd"], ASD_TOLERANCE_MM, "mm")
-    yield Check(group, "HD95 of shifted spheres", "error", found["hd95"], HD95_TOLERANCE_MM, "mm")
+            found[name].append(Measurement(where, off, {"known": known}))
+    yield CommissionCheck(group, "Dice of shifted spheres", "error", found["dice"], DICE_TOLERANCE)
+    yield CommissionCheck(group, "ASD of shifted spheres", "error", found["asd"], ASD_TOLERANCE_MM, "mm")
+    yield CommissionCheck(group, "HD95 of shifted spheres", "error", found["hd95"], HD95_TOLERANCE_MM, "mm")
 
 
 def known_answers(radius_mm: float, shift_mm: float) -> tuple[float, float, float]:

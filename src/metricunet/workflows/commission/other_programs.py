@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.files.nifti import read_nifti
-from metricunet.workflows.commission.checks import VOXELS, Check, Finding
+from metricunet.workflows.commission.checks import VOXELS, CommissionCheck, Measurement
 from metricunet.workflows.commission.structure_sets import BETWEEN, VOLUME_TOLERANCE_PERCENT, VOXEL_EDGES
 from metricunet.workflows.commission.subjects import Site
 
@@ -22,12 +22,12 @@ PACKAGES = {PLASTIMATCH: "plastimatch", DCIODVFY: "dicom3tools"}
 PATIENCE_S = 600
 
 
-def by_plastimatch(sites: Sequence[Site]) -> Iterator[Check]:
+def by_plastimatch(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Let plastimatch fill both kinds of contours on the scan."""
     group = "Read by plastimatch"
     rows = (("Contours along voxel edges", VOXEL_EDGES), ("Sub-voxel contours", BETWEEN))
     program = shutil.which(PLASTIMATCH)
-    volumes: list[Finding] = []
+    volumes: list[Measurement] = []
     for name, file in rows:
         if program is None:
             yield _not_run(group, name, VOXELS, PLASTIMATCH)
@@ -39,21 +39,21 @@ def by_plastimatch(sites: Sequence[Site]) -> Iterator[Check]:
             for shape, structure in site.each():
                 mask = theirs.get(shape.name)
                 if mask is None:
-                    masks.append(Finding(site.at(shape), float("nan")))
+                    masks.append(Measurement(site.at(shape), float("nan")))
                     continue
-                masks.append(Finding(site.at(shape), float(np.count_nonzero(mask != structure.mask.array))))
+                masks.append(Measurement(site.at(shape), float(np.count_nonzero(mask != structure.mask.array))))
                 volume = mask.sum() * site.plan.slice_mm * site.plan.row_mm * site.plan.column_mm / 1000
                 exact = shape.sections_ml(z, site.plan.slice_mm)
-                volumes.append(Finding(site.at(shape), 100 * float(volume / exact - 1)))
-        yield Check(group, f"{name}: mask", VOXELS, masks)
+                volumes.append(Measurement(site.at(shape), 100 * float(volume / exact - 1)))
+        yield CommissionCheck(group, f"{name}: mask", VOXELS, masks)
     what = "against sum of sections"
     if program is None:
         yield _not_run(group, "Volume of its masks", what, PLASTIMATCH)
     else:
-        yield Check(group, "Volume of its masks", what, volumes, VOLUME_TOLERANCE_PERCENT, "%")
+        yield CommissionCheck(group, "Volume of its masks", what, volumes, VOLUME_TOLERANCE_PERCENT, "%")
 
 
-def by_dciodvfy(sites: Sequence[Site]) -> Iterator[Check]:
+def by_dciodvfy(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Let dciodvfy look at every DICOM file that was written."""
     group = "Checked by dciodvfy"
     program = shutil.which(DCIODVFY)
@@ -72,9 +72,9 @@ def by_dciodvfy(sites: Sequence[Site]) -> Iterator[Check]:
             if pattern.startswith("ct"):
                 files += sorted(site.folder.glob("*.reg.dcm"))
             errors = [len(_errors(program, path)) for path in files]
-            found.append(Finding(site.plan.name, float(sum(errors)), {"files": float(len(files))}))
+            found.append(Measurement(site.plan.name, float(sum(errors)), {"files": float(len(files))}))
         count = round(sum((f.details or {})["files"] for f in found))
-        yield Check(group, f"{name}, {count} files", "errors", found)
+        yield CommissionCheck(group, f"{name}, {count} files", "errors", found)
 
 
 def version_of(program: str) -> str | None:
@@ -88,9 +88,9 @@ def version_of(program: str) -> str | None:
     return (done.stdout + done.stderr).strip().splitlines()[0] if done.stdout + done.stderr else "installed"
 
 
-def _not_run(group: str, name: str, measured: str, program: str) -> Check:
+def _not_run(group: str, name: str, measured: str, program: str) -> CommissionCheck:
     reason = f"{program} is not installed (Debian: {PACKAGES[program]})"
-    return Check(group, name, measured, reason=reason, ran=False)
+    return CommissionCheck(group, name, measured, reason=reason, ran=False)
 
 
 def _filled(program: str, contours: Path, site: Site) -> dict[str, NDArray[np.bool_]]:

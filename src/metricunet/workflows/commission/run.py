@@ -15,7 +15,8 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, machine
-from metricunet.workflows.commission.checks import Check, checked
+from metricunet.progress import Progress, no_progress
+from metricunet.workflows.commission.checks import CommissionCheck, checked
 from metricunet.workflows.commission.measures import spheres, volumes
 from metricunet.workflows.commission.other_programs import (
     DCIODVFY,
@@ -35,10 +36,10 @@ from metricunet.workflows.commission.structure_sets import (
     smoothing,
     voxel_edges,
 )
-from metricunet.workflows.commission.subjects import PLANS, Plan, Site, make_site
+from metricunet.workflows.commission.subjects import PLANS, ScanPlan, Site, make_site
 from metricunet.workflows.commission.two_stages import two_stages
 
-Checks = Callable[[Sequence[Site]], Iterable[Check]]
+Checks = Callable[[Sequence[Site]], Iterable[CommissionCheck]]
 REPORT, RESULTS, FILES = "report.html", "commission.json", "files"
 #: Whose versions the report states: everything that reads, writes or computes.
 PACKAGES = ("numpy", "scipy", "torch", "pydicom", "python-gdcm", "highdicom", "nibabel")
@@ -67,28 +68,28 @@ class Commissioning:
     """What became of all checks.
 
     Attributes:
-        checks: in the order of the report.
+        checks: all checks, in the order of the report.
         plans: the scan geometries.
         environment: processor, system and versions.
-        judges: programs of others: what they say of their version, None where they are not installed.
-        finished: when, in local time.
-        report: the page.
+        judges: for each program of others the version that it states; None where it is not installed.
+        finished: the local time at which the last check ended.
+        report: path of the page.
     """
 
-    checks: tuple[Check, ...]
-    plans: tuple[Plan, ...]
+    checks: tuple[CommissionCheck, ...]
+    plans: tuple[ScanPlan, ...]
     environment: dict[str, Any]
     judges: dict[str, str | None]
     finished: str
     report: Path
 
     @property
-    def failed(self) -> tuple[Check, ...]:
+    def failed(self) -> tuple[CommissionCheck, ...]:
         """The checks that failed."""
         return tuple(check for check in self.checks if check.status == "fail")
 
     @property
-    def not_run(self) -> tuple[Check, ...]:
+    def not_run(self) -> tuple[CommissionCheck, ...]:
         """The checks that need a program that is not installed."""
         return tuple(check for check in self.checks if check.status == "not run")
 
@@ -98,7 +99,7 @@ class Commissioning:
         return "fail" if self.failed else "pass"
 
     @property
-    def groups(self) -> list[tuple[str, list[Check]]]:
+    def groups(self) -> list[tuple[str, list[CommissionCheck]]]:
         """The checks by door."""
         return [(name, list(checks)) for name, checks in groupby(self.checks, key=lambda check: check.group)]
 
@@ -127,8 +128,8 @@ class Commissioning:
 def commission(
     output: Path,
     *,
-    plans: Sequence[Plan] = PLANS,
-    progress: Callable[[int, int], None] | None = None,
+    plans: Sequence[ScanPlan] = PLANS,
+    progress: Progress | None = None,
 ) -> Commissioning:
     """Send analytic shapes through every door and back, and report how they came through.
 
@@ -143,16 +144,16 @@ def commission(
             be written.
     """
     if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file, expected a folder for the results; choose another with -o")
+        raise InputError(f"{output}: is a file, expected a folder for the results; choose another folder")
     own = OwnFiles(output, RESULTS, "commission")
     own.check_alone()
     record = RunRecord("commission", {"output": output})
-    advance = progress or (lambda done, total: None)
+    advance = progress or no_progress
     advance(0, len(GROUPS))
     try:
         work = own.work()
         sites = _sites(plans, work / FILES)
-        checks: list[Check] = []
+        checks: list[CommissionCheck] = []
         for done, (name, run) in enumerate(GROUPS.items(), start=1):
             checks += checked(name, lambda run=run: run(sites()))  # type: ignore[misc]
             advance(done, len(GROUPS))
@@ -185,7 +186,7 @@ def environment() -> dict[str, Any]:
     return {**machine(), "packages": packages}
 
 
-def summary_line(name: str, checks: Sequence[Check]) -> str:
+def summary_line(name: str, checks: Sequence[CommissionCheck]) -> str:
     """Say in one line what became of a group."""
     failed = [check for check in checks if check.status == "fail"]
     if failed:
@@ -197,7 +198,7 @@ def summary_line(name: str, checks: Sequence[Check]) -> str:
     return f"pass     {name}: {len(checks)} checks"
 
 
-def _sites(plans: Sequence[Plan], folder: Path) -> Callable[[], Sequence[Site]]:
+def _sites(plans: Sequence[ScanPlan], folder: Path) -> Callable[[], Sequence[Site]]:
     """Write all scans and read them back; what goes wrong there is raised to whoever asks for them."""
     try:
         sites = [make_site(plan, folder / plan.name) for plan in plans]

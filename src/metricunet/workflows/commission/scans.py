@@ -16,35 +16,35 @@ from metricunet.files.dicom.series import find_series
 from metricunet.files.nifti import read_nifti, write_nifti
 from metricunet.files.scan import read_scan
 from metricunet.volume import FloatArray, Geometry, Volume
-from metricunet.workflows.commission.checks import VOXELS, Check, Finding
-from metricunet.workflows.commission.subjects import Plan, Site
+from metricunet.workflows.commission.checks import VOXELS, CommissionCheck, Measurement
+from metricunet.workflows.commission.subjects import ScanPlan, Site
 
 #: Coordinates are written with six decimals, and NIfTI holds its affine in float32.
 PLACE_TOLERANCE_MM = 0.001
 CENTRES = "voxel centres off"
 
 
-def dicom_in(sites: Sequence[Site]) -> Iterator[Check]:
+def dicom_in(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Each series as read, against the numbers that it was written from."""
     group = "DICOM CT in"
     places, values = [], []
     for site in sites:
         scan = site.series.read()
-        places.append(Finding(site.plan.name, _off_mm(scan.geometry, site.plan)))
-        values.append(Finding(site.plan.name, _differing(scan.array, site.plan.hu)))
-    yield Check(group, "Grid against the header's equation", CENTRES, places, PLACE_TOLERANCE_MM, "mm")
-    yield Check(group, "HU against what was stored", VOXELS, values)
+        places.append(Measurement(site.plan.name, _off_mm(scan.geometry, site.plan)))
+        values.append(Measurement(site.plan.name, _differing(scan.array, site.plan.hu)))
+    yield CommissionCheck(group, "Grid against the header's equation", CENTRES, places, PLACE_TOLERANCE_MM, "mm")
+    yield CommissionCheck(group, "HU against what was stored", VOXELS, values)
     accepted = []
     for site in sites:
         folder = site.folder / "gap"
         shutil.copytree(site.folder / "ct", folder)
         sorted(folder.iterdir())[len(site.series.files) // 2].unlink()
-        accepted.append(Finding(site.plan.name, len(find_series(folder).series)))
+        accepted.append(Measurement(site.plan.name, len(find_series(folder).series)))
         shutil.rmtree(folder)
-    yield Check(group, "Series that lacks a slice", "accepted", accepted)
+    yield CommissionCheck(group, "Series that lacks a slice", "accepted", accepted)
 
 
-def nifti(sites: Sequence[Site]) -> Iterator[Check]:
+def nifti(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Scans out and in, seen by nibabel alone too; and every order and direction of a file's axes."""
     group = "NIfTI out and in"
     places, values = [], []
@@ -57,32 +57,32 @@ def nifti(sites: Sequence[Site]) -> Iterator[Check]:
         stored = np.asanyarray(image.dataobj).transpose()
         back = read_nifti(path)
         off = max(_off_mm(Geometry(back.array.shape, lps), site.plan), _off_mm(back.geometry, site.plan))
-        places.append(Finding(site.plan.name, off))
+        places.append(Measurement(site.plan.name, off))
         differ = max(_differing(stored, site.plan.hu), _differing(back.array, site.plan.hu))
-        values.append(Finding(site.plan.name, differ))
-    yield Check(group, "Grid, by nibabel and by ours", CENTRES, places, PLACE_TOLERANCE_MM, "mm")
-    yield Check(group, "HU, by nibabel and by ours", VOXELS, values)
+        values.append(Measurement(site.plan.name, differ))
+    yield CommissionCheck(group, "Grid, by nibabel and by ours", CENTRES, places, PLACE_TOLERANCE_MM, "mm")
+    yield CommissionCheck(group, "HU, by nibabel and by ours", VOXELS, values)
     wrong, unlike = [], []
     site = sites[-1]
     scan = site.series.read().canonical()
     for path, axes in oriented_files(scan, site.folder / "orders"):
         read = read_nifti(path)
         off = 0 if read.canonical().geometry.same_grid(scan.geometry) else scan.array.size
-        wrong.append(Finding(axes, max(off, _differing(read.canonical().array, scan.array))))
+        wrong.append(Measurement(axes, max(off, _differing(read.canonical().array, scan.array))))
         out = path.with_name("out.nii.gz")
         write_nifti(out, read, like=path)
         images: list[Any] = [nib.load(path), nib.load(out)]
         same = np.array_equal(images[0].affine, images[1].affine)
         differ = _differing(np.asanyarray(images[1].dataobj), np.asanyarray(images[0].dataobj))
-        unlike.append(Finding(axes, differ if same else float(scan.array.size)))
+        unlike.append(Measurement(axes, differ if same else float(scan.array.size)))
         path.unlink()
         out.unlink()
     (site.folder / "orders").rmdir()
-    yield Check(group, "Axes in all 48 orders and directions, in", VOXELS, wrong)
-    yield Check(group, "The same, out as they came in", VOXELS, unlike)
+    yield CommissionCheck(group, "Axes in all 48 orders and directions, in", VOXELS, wrong)
+    yield CommissionCheck(group, "The same, out as they came in", VOXELS, unlike)
 
 
-def itk(sites: Sequence[Site]) -> Iterator[Check]:
+def itk(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Scans in NRRD and MetaImage, whose headers are written out by hand here."""
     group = "NRRD, MetaImage in"
     places, values = [], []
@@ -90,10 +90,10 @@ def itk(sites: Sequence[Site]) -> Iterator[Check]:
         for path in (site.folder / "scan.nrrd", site.folder / "scan.mha"):
             path.write_bytes((_nrrd if path.suffix == ".nrrd" else _meta)(site.plan))
             back = read_scan(path)
-            places.append(Finding(site.at(path.suffix), _off_mm(back.geometry, site.plan)))
-            values.append(Finding(site.at(path.suffix), _differing(back.array, site.plan.hu)))
-    yield Check(group, "Grid against the header's numbers", CENTRES, places, PLACE_TOLERANCE_MM, "mm")
-    yield Check(group, "HU against what was stored", VOXELS, values)
+            places.append(Measurement(site.at(path.suffix), _off_mm(back.geometry, site.plan)))
+            values.append(Measurement(site.at(path.suffix), _differing(back.array, site.plan.hu)))
+    yield CommissionCheck(group, "Grid against the header's numbers", CENTRES, places, PLACE_TOLERANCE_MM, "mm")
+    yield CommissionCheck(group, "HU against what was stored", VOXELS, values)
 
 
 def oriented_files(scan: Volume, folder: Path) -> Iterator[tuple[Path, str]]:
@@ -119,7 +119,7 @@ def oriented_files(scan: Volume, folder: Path) -> Iterator[tuple[Path, str]]:
         yield path, name
 
 
-def _off_mm(geometry: Geometry, plan: Plan) -> float:
+def _off_mm(geometry: Geometry, plan: ScanPlan) -> float:
     """How far the outermost voxels' centres lie from where the plan has them."""
     if geometry.shape != plan.grid.shape:
         return float("inf")
@@ -132,13 +132,13 @@ def _differing(found: NDArray[Any], meant: NDArray[Any]) -> float:
     return float(np.count_nonzero(found != meant)) if found.shape == meant.shape else float(meant.size)
 
 
-def _steps_mm(plan: Plan) -> tuple[FloatArray, FloatArray]:
+def _steps_mm(plan: ScanPlan) -> tuple[FloatArray, FloatArray]:
     """The steps from column to column, row to row, slice to slice, as rows; and the first voxel's centre."""
     here = plan.grid.place_mm(0, 0, 0)
     return np.array([plan.grid.place_mm(*index) - here for index in ((0, 0, 1), (0, 1, 0), (1, 0, 0))]), here
 
 
-def _nrrd(plan: Plan) -> bytes:
+def _nrrd(plan: ScanPlan) -> bytes:
     steps, first = _steps_mm(plan)
 
     def vector(values: FloatArray) -> str:
@@ -158,7 +158,7 @@ def _nrrd(plan: Plan) -> bytes:
     return "\n".join([*header, "", ""]).encode() + plan.hu.astype("<f4").tobytes()
 
 
-def _meta(plan: Plan) -> bytes:
+def _meta(plan: ScanPlan) -> bytes:
     steps, first = _steps_mm(plan)
     spacing = np.linalg.norm(steps, axis=1)
 

@@ -23,7 +23,7 @@ from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.files.seg.read import read_seg
 from metricunet.files.seg.write import write_seg
 from metricunet.volume import FloatArray
-from metricunet.workflows.commission.checks import VOXELS, Check, Finding
+from metricunet.workflows.commission.checks import VOXELS, CommissionCheck, Measurement
 from metricunet.workflows.commission.subjects import HALF, ISLAND, Shape, Site, the_series
 from metricunet.workflows.ct_writer import write_ct_series
 
@@ -39,7 +39,7 @@ STEP_MM = 0.2
 HOLED = "shell with a hole"
 
 
-def voxel_edges(sites: Sequence[Site]) -> Iterator[Check]:
+def voxel_edges(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Contours along voxels' edges: the mask comes back, and the contours hold it."""
     group = "RTSTRUCT, voxel edges"
     masks, areas, corners, planes = [], [], [], []
@@ -48,15 +48,17 @@ def voxel_edges(sites: Sequence[Site]) -> Iterator[Check]:
         write_rtstruct(path, site.series, site.structures, description=DESCRIPTION, outline="voxel")
         masks += _masks(path, site)
         areas += _volumes(path, site, site.plan.shapes)
-        corners.append(Finding(site.plan.name, _off_corners_mm(path, site)))
-        planes.append(Finding(site.plan.name, _misplaced(path, site)))
-    yield Check(group, "Mask out and in", VOXELS, masks)
+        corners.append(Measurement(site.plan.name, _off_corners_mm(path, site)))
+        planes.append(Measurement(site.plan.name, _misplaced(path, site)))
+    yield CommissionCheck(group, "Mask out and in", VOXELS, masks)
     yield _volume_check(group, "Contours' volume", areas)
-    yield Check(group, "Points on the corners of voxels", "off a corner", corners, WRITTEN_TOLERANCE_MM, "mm")
-    yield Check(group, "Plane and image that contours name", "contours elsewhere", planes)
+    yield CommissionCheck(
+        group, "Points on the corners of voxels", "off a corner", corners, WRITTEN_TOLERANCE_MM, "mm"
+    )
+    yield CommissionCheck(group, "Plane and image that contours name", "contours elsewhere", planes)
 
 
-def between_voxels(sites: Sequence[Site]) -> Iterator[Check]:
+def between_voxels(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Contours on the surface of a partial-volume field: on the analytic curve, and the mask still comes back."""
     group = "RTSTRUCT, sub-voxel"
     masks, volumes, curves, planes = [], [], [], []
@@ -71,15 +73,17 @@ def between_voxels(sites: Sequence[Site]) -> Iterator[Check]:
         for shape in shapes:
             off = np.concatenate([_off_curve_mm(points, shape) for _, points in contours[shape.name]])
             off /= site.plan.smaller_pixel_mm
-            curves.append(Finding(site.at(shape), float(off.mean()), {"largest": float(off.max())}))
-        planes.append(Finding(site.plan.name, _misplaced(path, site)))
-    yield Check(group, "Mask out and in", VOXELS, masks)
+            curves.append(Measurement(site.at(shape), float(off.mean()), {"largest": float(off.max())}))
+        planes.append(Measurement(site.plan.name, _misplaced(path, site)))
+    yield CommissionCheck(group, "Mask out and in", VOXELS, masks)
     yield _volume_check(group, "Contours' volume", volumes)
-    yield Check(group, "Contours on the analytic curve", "mean distance", curves, CURVE_TOLERANCE_PIXELS, "pixel")
-    yield Check(group, "Plane and image that contours name", "contours elsewhere", planes)
+    yield CommissionCheck(
+        group, "Contours on the analytic curve", "mean distance", curves, CURVE_TOLERANCE_PIXELS, "pixel"
+    )
+    yield CommissionCheck(group, "Plane and image that contours name", "contours elsewhere", planes)
 
 
-def smoothing(sites: Sequence[Site]) -> Iterator[Check]:
+def smoothing(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Smoothed contours against those that they were made from."""
     group = "RTSTRUCT, smoothed"
     moves, volumes, said = [], [], []
@@ -95,18 +99,18 @@ def smoothing(sites: Sequence[Site]) -> Iterator[Check]:
         for structure, told in zip(structures, done, strict=True):
             pairs = list(zip(before[structure.name], after[structure.name], strict=True))
             farthest = max(_apart_mm(new, old) for (_, old), (_, new) in pairs)
-            moves.append(Finding(site.at(structure.name), farthest))
+            moves.append(Measurement(site.at(structure.name), farthest))
             was, now = (volume_ml(found[structure.name], site) for found in (before, after))
-            volumes.append(Finding(site.at(structure.name), 100 * (now / was - 1)))
-            said.append(Finding(site.at(structure.name), 1000 * (told.smoothing_change_ml - (now - was))))
-    yield Check(
+            volumes.append(Measurement(site.at(structure.name), 100 * (now / was - 1)))
+            said.append(Measurement(site.at(structure.name), 1000 * (told.smoothing_change_ml - (now - was))))
+    yield CommissionCheck(
         group, f"Smoothing of up to {SMOOTHING_MM:g} mm, largest move", "distance", moves, SMOOTHING_MM, "mm"
     )
-    yield Check(group, "Its change of volume", "change", volumes, VOLUME_TOLERANCE_PERCENT, "%")
-    yield Check(group, "The change that the program tells", "difference", said, 1.0, "mm³")
+    yield CommissionCheck(group, "Its change of volume", "change", volumes, VOLUME_TOLERANCE_PERCENT, "%")
+    yield CommissionCheck(group, "The change that the program tells", "difference", said, 1.0, "mm³")
 
 
-def holes(sites: Sequence[Site]) -> Iterator[Check]:
+def holes(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """A hole kept, joined by a keyhole, and closed."""
     group = "RTSTRUCT, holes"
     rows = (
@@ -124,8 +128,8 @@ def holes(sites: Sequence[Site]) -> Iterator[Check]:
             meant = structure.mask.array
             if way == "close":
                 meant = site.plan.share(Shape("whole", shape.parts[:1])) > HALF
-            found.append(Finding(site.plan.name, float(np.count_nonzero(back != meant))))
-        yield Check(group, name, VOXELS, found)
+            found.append(Measurement(site.plan.name, float(np.count_nonzero(back != meant))))
+        yield CommissionCheck(group, name, VOXELS, found)
 
 
 def contours_of(path: Path) -> dict[str, list[tuple[str, FloatArray]]]:
@@ -161,14 +165,15 @@ def _contour(contour: Dataset) -> tuple[str, FloatArray]:
     return str(contour.ContourImageSequence[0].ReferencedSOPInstanceUID), points
 
 
-def _masks(path: Path, site: Site) -> list[Finding]:
+def _masks(path: Path, site: Site) -> list[Measurement]:
     back = masks_back(path, site)
     return [
-        Finding(site.at(s.name), float(np.count_nonzero(back[s.name] != s.mask.array))) for s in site.structures
+        Measurement(site.at(s.name), float(np.count_nonzero(back[s.name] != s.mask.array)))
+        for s in site.structures
     ]
 
 
-def _volumes(path: Path, site: Site, shapes: Sequence[Shape]) -> list[Finding]:
+def _volumes(path: Path, site: Site, shapes: Sequence[Shape]) -> list[Measurement]:
     """Contours' volumes against the sums of the exact cross-sections; against the solid by the way."""
     contours = contours_of(path)
     z, _, _ = site.plan.grid.axes_mm()
@@ -178,7 +183,7 @@ def _volumes(path: Path, site: Site, shapes: Sequence[Shape]) -> list[Finding]:
         exact = shape.sections_ml(z, site.plan.slice_mm)
         solid = 100 * (volume / shape.volume_ml - 1)
         found.append(
-            Finding(
+            Measurement(
                 site.at(shape),
                 100 * (volume / exact - 1),
                 {"volume_ml": volume, "sections_ml": exact, "solid_ml": shape.volume_ml, "against_solid": solid},
@@ -187,8 +192,8 @@ def _volumes(path: Path, site: Site, shapes: Sequence[Shape]) -> list[Finding]:
     return found
 
 
-def _volume_check(group: str, name: str, found: list[Finding]) -> Check:
-    return Check(group, name, "against sum of sections", found, VOLUME_TOLERANCE_PERCENT, "%")
+def _volume_check(group: str, name: str, found: list[Measurement]) -> CommissionCheck:
+    return CommissionCheck(group, name, "against sum of sections", found, VOLUME_TOLERANCE_PERCENT, "%")
 
 
 def _misplaced(path: Path, site: Site) -> float:
@@ -242,7 +247,7 @@ ADDED, SEGMENTATION, REGISTRATION = "added.rtstruct.dcm", "masks.seg.dcm", "regi
 SHIFT_VOXELS, TURN_DEGREES = (-1, -3, 4), 17.0
 
 
-def adding(sites: Sequence[Site]) -> Iterator[Check]:
+def adding(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """A structure more in a set that is there: the others stay, the new one comes back."""
     group = "RTSTRUCT, adding"
     changed, masks = [], []
@@ -250,14 +255,14 @@ def adding(sites: Sequence[Site]) -> Iterator[Check]:
         before, after = site.folder / BETWEEN, site.folder / ADDED
         new = site.structure(site.plan.target, "ellipsoid again")
         add_to_rtstruct(before, after, site.series, [new], description=DESCRIPTION)
-        changed.append(Finding(site.plan.name, float(_changed(before, after))))
+        changed.append(Measurement(site.plan.name, float(_changed(before, after))))
         back = masks_back(after, site)[new.name]
-        masks.append(Finding(site.plan.name, float(np.count_nonzero(back != new.mask.array))))
-    yield Check(group, "Structures that were there", "changed", changed)
-    yield Check(group, "Mask of the new one, out and in", VOXELS, masks)
+        masks.append(Measurement(site.plan.name, float(np.count_nonzero(back != new.mask.array))))
+    yield CommissionCheck(group, "Structures that were there", "changed", changed)
+    yield CommissionCheck(group, "Mask of the new one, out and in", VOXELS, masks)
 
 
-def registered(sites: Sequence[Site]) -> Iterator[Check]:
+def registered(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Structure sets moved to a scan of another frame of reference by a registration."""
     group = "RTSTRUCT, registered"
     off, masks = [], []
@@ -284,20 +289,20 @@ def registered(sites: Sequence[Site]) -> Iterator[Check]:
             for structure in read.structures
             for found, (_, points) in zip(structure.contours, meant[structure.name], strict=True)
         ]
-        off.append(Finding(site.plan.name, float(max(apart))))
+        off.append(Measurement(site.plan.name, float(max(apart))))
         _write_registration(path, site, other.frame_of_reference_uid, _turn(0, site.plan.middle_mm, shift))
         read = read_rtstruct(structures, other, registration=path)
         for structure in site.structures:
             back = read.mask(structure.name, other.geometry).array != 0
             differ = np.count_nonzero(back != np.roll(structure.mask.array, SHIFT_VOXELS, axis=(0, 1, 2)))
-            masks.append(Finding(site.at(structure.name), float(differ)))
-    yield Check(
+            masks.append(Measurement(site.at(structure.name), float(differ)))
+    yield CommissionCheck(
         group, "Turned and shifted, against the matrix", "points off their place", off, WRITTEN_TOLERANCE_MM, "mm"
     )
-    yield Check(group, "Shifted by whole voxels: mask", VOXELS, masks)
+    yield CommissionCheck(group, "Shifted by whole voxels: mask", VOXELS, masks)
 
 
-def segmentations(sites: Sequence[Site]) -> Iterator[Check]:
+def segmentations(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Masks out and in as DICOM SEG, and as pydicom alone finds them."""
     group = "DICOM SEG out and in"
     masks, places = [], []
@@ -307,10 +312,10 @@ def segmentations(sites: Sequence[Site]) -> Iterator[Check]:
         back = read_seg(path, site.series)
         for structure in site.structures:
             differ = np.count_nonzero((back[structure.name].array != 0) != structure.mask.array)
-            masks.append(Finding(site.at(structure.name), float(differ)))
+            masks.append(Measurement(site.at(structure.name), float(differ)))
         places += _frames(path, site)
-    yield Check(group, "Mask out and in", VOXELS, masks)
-    yield Check(group, "Frames at their positions, by pydicom", VOXELS, places)
+    yield CommissionCheck(group, "Mask out and in", VOXELS, masks)
+    yield CommissionCheck(group, "Frames at their positions, by pydicom", VOXELS, places)
 
 
 def _changed(before: Path, after: Path) -> int:
@@ -360,7 +365,7 @@ def _write_registration(path: Path, site: Site, target_uid: str, matrix: FloatAr
     dataset.save_as(path, enforce_file_format=True)
 
 
-def _frames(path: Path, site: Site) -> list[Finding]:
+def _frames(path: Path, site: Site) -> list[Measurement]:
     """Place each frame by its own position and orientation, and compare with the masks."""
     dataset = pydicom.dcmread(path)
     labels = {int(s.SegmentNumber): str(s.SegmentLabel) for s in dataset.SegmentSequence}
@@ -380,7 +385,7 @@ def _frames(path: Path, site: Site) -> list[Finding]:
         name = labels[int(item.SegmentIdentificationSequence[0].ReferencedSegmentNumber)]
         found[name][k] |= frame != 0
     return [
-        Finding(
+        Measurement(
             site.at(s.name),
             float(np.count_nonzero(found[s.name] != s.mask.array) if alike else s.mask.array.size),
         )

@@ -139,9 +139,9 @@ class Shape:
         """Exact share of each pixel that lies inside, in the plane of each slice.
 
         Args:
-            z: of the slices.
-            y: of the pixels' centres, evenly spaced, in either direction; two or more.
-            x: likewise.
+            z: heights of the slices.
+            y: coordinates of the pixels' centres, evenly spaced, in either direction; two or more.
+            x: coordinates of the pixels' centres along the other axis, in the same way.
 
         Returns:
             [z, y, x], from 0 to 1.
@@ -222,7 +222,7 @@ ISLAND = "island"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScanPlan:
     """One scan geometry.
 
     Attributes:
@@ -230,8 +230,8 @@ class Plan:
         slice_mm: distance of slices.
         row_mm: distance of rows.
         column_mm: distance of columns.
-        position: of the patient; decides the directions of rows and columns.
-        storage: of HU.
+        position: position of the patient; it decides the directions of rows and columns.
+        storage: how HU are stored.
     """
 
     name: str
@@ -323,12 +323,12 @@ def _odd(count: float) -> int:
 
 
 #: Pixels of 0.8 to 1.4 mm, none square, slices of 1 to 5 mm, all in-plane signs, HU stored in several ways.
-PLANS: tuple[Plan, ...] = (
-    Plan("A", 1.0, 0.8, 1.1, "HFS", Storage()),
-    Plan("B", 2.0, 1.4, 0.9, "HFP", Storage(intercept=0.0, signed=True)),
-    Plan("C", 2.5, 0.9765625, 1.25, "FFS", Storage(slope=2.0, intercept=-1000.0)),
-    Plan("D", 3.0, 1.0, 1.3, "FFP", Storage(slope=0.5, intercept=-1024.0)),
-    Plan("E", 5.0, 1.2, 0.8, "HFS", Storage()),
+PLANS: tuple[ScanPlan, ...] = (
+    ScanPlan("A", 1.0, 0.8, 1.1, "HFS", Storage()),
+    ScanPlan("B", 2.0, 1.4, 0.9, "HFP", Storage(intercept=0.0, signed=True)),
+    ScanPlan("C", 2.5, 0.9765625, 1.25, "FFS", Storage(slope=2.0, intercept=-1000.0)),
+    ScanPlan("D", 3.0, 1.0, 1.3, "FFP", Storage(slope=0.5, intercept=-1024.0)),
+    ScanPlan("E", 5.0, 1.2, 0.8, "HFS", Storage()),
 )
 
 
@@ -337,12 +337,12 @@ class Site:
     """A geometry on disk, read back by the package.
 
     Attributes:
-        plan: what was meant.
-        folder: for files of this geometry.
+        plan: the geometry that was to be written.
+        folder: folder for files of this geometry.
         series: what the package makes of the series in `folder`/ct.
     """
 
-    plan: Plan
+    plan: ScanPlan
     folder: Path
     series: CtSeries
 
@@ -371,7 +371,7 @@ class Site:
         return f"{self.plan.name}, {shape if isinstance(shape, str) else shape.name}"
 
 
-def make_site(plan: Plan, folder: Path) -> Site:
+def make_site(plan: ScanPlan, folder: Path) -> Site:
     """Write a geometry's series and read it back.
 
     Raises:

@@ -26,7 +26,7 @@ from metricunet.inference.predict import predict
 from metricunet.networks import build_network
 from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.volume import FloatArray, Volume
-from metricunet.workflows.commission.checks import VOXELS, Check, Finding
+from metricunet.workflows.commission.checks import VOXELS, CommissionCheck, Measurement
 from metricunet.workflows.commission.scans import oriented_files
 from metricunet.workflows.commission.subjects import HALF, Site
 
@@ -104,7 +104,7 @@ PREDICTED = "predicted"
 CENTRE_TOLERANCE_MM, VOLUME_TOLERANCE_PERCENT, DICE_TOLERANCE = 0.2, 2.0, 0.02
 
 
-def two_stages(sites: Sequence[Site]) -> Iterator[Check]:
+def two_stages(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
     """Predict each series, and one scan in every order and direction of a NIfTI's axes."""
     group = "Two-stage prediction"
     folder = sites[0].folder.parent / "model"
@@ -123,22 +123,24 @@ def two_stages(sites: Sequence[Site]) -> Iterator[Check]:
         share = site.plan.share(site.plan.target)
         meant = share > HALF
         off = _centre_mm(mask, site) - _centre_mm(share, site)
-        centres.append(Finding(site.plan.name, float(np.linalg.norm(off))))
+        centres.append(Measurement(site.plan.name, float(np.linalg.norm(off))))
         z, _, _ = site.plan.grid.axes_mm()
         exact = site.plan.target.sections_ml(z, site.plan.slice_mm)
         volume = mask.sum() * site.geometry.voxel_volume_ml
-        volumes.append(Finding(site.plan.name, 100 * float(volume / exact - 1)))
-        overlaps.append(Finding(site.plan.name, 1 - 2 * float((mask & meant).sum() / (mask.sum() + meant.sum()))))
-        formats.append(Finding(site.plan.name, float(_formats_differ(site, mask))))
-    yield Check(
+        volumes.append(Measurement(site.plan.name, 100 * float(volume / exact - 1)))
+        overlaps.append(
+            Measurement(site.plan.name, 1 - 2 * float((mask & meant).sum() / (mask.sum() + meant.sum())))
+        )
+        formats.append(Measurement(site.plan.name, float(_formats_differ(site, mask))))
+    yield CommissionCheck(
         group, "Centre of the target, DICOM", "off the sections' centre", centres, CENTRE_TOLERANCE_MM, "mm"
     )
-    yield Check(group, "Its volume", "against sum of sections", volumes, VOLUME_TOLERANCE_PERCENT, "%")
-    yield Check(group, "Its voxels", "1 − Dice", overlaps, DICE_TOLERANCE)
-    yield Check(group, "RTSTRUCT and SEG against the NIfTI", VOXELS, formats)
+    yield CommissionCheck(group, "Its volume", "against sum of sections", volumes, VOLUME_TOLERANCE_PERCENT, "%")
+    yield CommissionCheck(group, "Its voxels", "1 − Dice", overlaps, DICE_TOLERANCE)
+    yield CommissionCheck(group, "RTSTRUCT and SEG against the NIfTI", VOXELS, formats)
     orders = tuple(_orders(sites[-1], model))
     shutil.rmtree(folder)
-    yield Check(group, "NIfTI in all 48 orders and directions of axes", VOXELS, orders)
+    yield CommissionCheck(group, "NIfTI in all 48 orders and directions of axes", VOXELS, orders)
 
 
 def _the_mask(site: Site) -> NDArray[np.bool_]:
@@ -161,7 +163,7 @@ def _formats_differ(site: Site, mask: NDArray[np.bool_]) -> int:
     return sum(int(np.count_nonzero((other.array != 0) != mask)) for other in (contours, segment))
 
 
-def _orders(site: Site, model: Path) -> Iterator[Finding]:
+def _orders(site: Site, model: Path) -> Iterator[Measurement]:
     """Compare each order's mask with that of the DICOM series, voxel by voxel in the patient."""
     scan: Volume = site.series.read().canonical()
     meant = Volume(_the_mask(site), site.geometry).canonical()
@@ -170,6 +172,6 @@ def _orders(site: Site, model: Path) -> Iterator[Finding]:
     predict([files], [model], masks, device="cpu")
     for path, axes in names.items():
         found = read_labels(masks / path.name).reordered_like(meant.geometry)
-        yield Finding(axes, float(np.count_nonzero((found.array != 0) != meant.array)))
+        yield Measurement(axes, float(np.count_nonzero((found.array != 0) != meant.array)))
     shutil.rmtree(files)
     shutil.rmtree(masks)

@@ -42,7 +42,7 @@ def filled_contours(contours: Sequence[FloatArray], geometry: Geometry, at: str)
 
     Args:
         contours: [points, 3] in LPS millimetres.
-        geometry: of the scan.
+        geometry: grid of the scan.
         at: beginning of each message: the file and the structure.
 
     Returns:
@@ -140,7 +140,7 @@ def _filled_plane(plane: _Plane, geometry: Geometry, k: int, at: str, notes: lis
     different = {_key(loop): loop for loop in plane.loops}
     if len(different) < len(plane.loops):
         # Filled twice by the even-odd rule it would vanish.
-        notes.append(f"{at}: a contour at z = {z:.2f} mm is there twice; it counts once")
+        notes.append(f"{at}: a contour at z = {z:.2f} mm occurs twice; it counts once")
     loops = list(different.values())
     if len(loops) > 1 and _overlap_partly([filled([loop], shape) for loop in loops]):
         notes.append(

@@ -80,7 +80,7 @@ def check_one_scan(slices: Sequence[SliceHeader]) -> None:
     for s in slices:
         twin = by_uid.setdefault((s.sop_uid, s.frame), s)
         if twin is not s:
-            raise InputError(f"{s.place}: is the same image as {twin.path}; keep one copy of each slice")
+            raise InputError(f"{s.location}: is the same image as {twin.path}; keep one copy of each slice")
 
 
 def _check_same(
@@ -98,4 +98,4 @@ def _check_same(
     for s in slices:
         if key(s) != usual and not (same is not None and same(s, model)):
             found = f"is {shown(s)}, but {shown(model)}" if shown is not None else "differs from that"
-            raise InputError(f"{s.place}: {field} {found} in {model.name} and most others; {advice}")
+            raise InputError(f"{s.location}: {field} {found} in {model.name} and most others; {advice}")

@@ -49,8 +49,8 @@ class Tissues:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """What the image of one patient looks like beside its noise.
+class Appearance:
+    """What decides how the image of one patient looks, apart from its noise.
 
     Attributes:
         tissues: mean HU of each tissue.
@@ -77,8 +77,10 @@ class Look:
     stones_mm: tuple[tuple[float, float, float, float, float], ...]
 
 
-def draw_look(rng: np.random.Generator, difficulty: Difficulty, centre_mm: Point, half_mm: float) -> Look:
-    """Draw the look of one patient's scan; the gland's centre and half width place markers and stones."""
+def draw_appearance(
+    rng: np.random.Generator, difficulty: Difficulty, centre_mm: Point, half_mm: float
+) -> Appearance:
+    """Draw the appearance of one patient's scan; the gland's centre and half width place markers and stones."""
     bright = EASY_CONTRAST_HU if difficulty == "easy" else 0.0
 
     def about(mean: float, sd: float) -> float:
@@ -112,7 +114,7 @@ def draw_look(rng: np.random.Generator, difficulty: Difficulty, centre_mm: Point
         (float(x), float(y), float(z), float(rng.uniform(0.8, 2.2)), float(rng.uniform(200, 700)))
         for x, y, z in spots[3 : 3 + count]
     )
-    return Look(
+    return Appearance(
         tissues=tissues,
         texture=Waves.draw(rng, (18, 60), 10),
         fine=Waves.draw(rng, (7, 16), 11),
