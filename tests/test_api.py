@@ -17,11 +17,10 @@ import yaml
 
 import metricunet as mu
 from metricunet.api import Model, Result
-from metricunet.cohort.layout import write_dataset_json
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.training.config import load_config
 from metricunet.volume import Geometry, Volume
-from tests.support.cohorts import TINY_SETTINGS
+from tests.support.cohorts import TINY_SETTINGS, write_dataset_json
 from tests.support.command import Command
 from tests.support.dicom_series import Written, write_series
 from tests.support.threshold_model import (

@@ -52,6 +52,7 @@ from metricunet.inference.predict import PredictOutcome
 from metricunet.inference.predict import predict as predict_files
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.inference.structure_set import COLOURS, ContourOptions
+from metricunet.progress import Progress
 from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import QualityReport, judge
 from metricunet.volume import Volume
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from metricunet.inference.predictor import Predictor
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-Progress = Callable[[int, int], None]
 P = ParamSpec("P")
 R = TypeVar("R")
 
