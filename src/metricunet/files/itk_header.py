@@ -329,8 +329,8 @@ def _shape(path: Path, sizes: Sequence[int]) -> Shape:
 
 def _not_three(path: Path, sizes: Sequence[int]) -> InputError:
     return InputError(
-        f"{path}: has {len(sizes)} dimensions {str(tuple(sizes))[:80]}; expected one three-dimensional scan of one "
-        "value for each voxel. Split a series of volumes into files first"
+        f"{path}: has {len(sizes)} dimensions {str(tuple(sizes))[:80]}; expected one three-dimensional scan of "
+        "one value for each voxel. Split a series of volumes into files first"
     )
 
 
