@@ -346,6 +346,25 @@ def test_bad_files_are_named_with_their_fault(tmp_path: Path, suffix: str, word:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "header"),
+    [
+        (".nrrd", nrrd(space="left-posterior-superior " * 2000)),
+        (".nrrd", _with(nrrd(), "6 5 4", "6 5 4 " * 2000)),
+        (".nrrd", nrrd() + f"data file: {'far/' * 2000}a.raw\n"),
+        (".nrrd", nrrd() + "space units: " + '"furlong" ' * 2000 + "\n"),
+        (".mha", _with(META, "BinaryData = True", f"BinaryData = {'no' * 2000}")),
+        (".mha", _with(META, "6 5 4", "6 5 4 " * 2000)),
+    ],
+)
+def test_a_long_value_is_not_repeated_whole(tmp_path: Path, suffix: str, header: str) -> None:
+    path = tmp_path / f"bad{suffix}"
+    path.write_bytes((header + ("\n" if suffix == ".nrrd" else "")).encode() + pattern().tobytes())
+    with pytest.raises(InputError) as caught:
+        read_itk(path)
+    assert len(str(caught.value)) < len(str(path)) + 400
+
+
 def test_other_bad_files(tmp_path: Path) -> None:
     for suffix in SUFFIXES:
         with pytest.raises(InputError, match="no such file"):

@@ -28,7 +28,7 @@ def put(path: Path, array: NDArray[Any]) -> Path:
 
 @pytest.mark.parametrize(
     "shape",
-    [(1, 40, 40), (2, 40, 40), (30, 40, 1), (30, 1, 40), (2, 2, 2), (1, 1, 1), (400, 3, 3)],
+    [(1, 40, 40), (2, 40, 40), (30, 40, 1), (30, 1, 40), (2, 2, 2), (400, 3, 3)],
     ids=lambda shape: "x".join(map(str, shape)),
 )
 def test_a_scan_of_any_shape_ends_with_a_verdict(
@@ -37,10 +37,11 @@ def test_a_scan_of_any_shape_ends_with_a_verdict(
     first = [max(0, (n - k) // 2) for n, k in zip(SCAN.array.shape, shape, strict=True)]
     part = SCAN.crop(first, [min(n, k) for n, k in zip(SCAN.array.shape, shape, strict=True)])
     array = np.resize(part.array, shape)
+    array.flat[0] = -1000  # every CT has some air
     write_nifti(tmp_path / "a.nii.gz", drawn_scan(shape=shape, spacing_mm=(3, 3, 3)).with_array(array))
     out = tmp_path / "out"
     ended = metricunet("predict", tmp_path / "a.nii.gz", "-m", bands_model, "-o", out, "--device", "cpu")
-    assert "Traceback" not in ended.err
+    assert ended.err == ""
     quality = json.loads((out / "a.quality.json").read_text())
     assert quality["verdict"] in ("review", "fail")  # a whole gland cannot be in it
     assert ended.status == (quality["verdict"] == "fail")

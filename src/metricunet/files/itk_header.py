@@ -6,6 +6,7 @@ identity and a missing spacing for 1 mm; a scan whose left and right are a guess
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def read_nrrd_header(path: Path) -> ItkHeader:
     space = _stated(path, fields, "space", _UNPLACED).lower()
     if space not in NRRD_SPACES:
         raise InputError(
-            f"{path}: space is {space}, expected left-posterior-superior, right-anterior-superior or "
+            f"{path}: space is {space[:80]}, expected left-posterior-superior, right-anterior-superior or "
             "left-anterior-superior; save it again in patient coordinates"
         )
     vectors = _vectors(path, "space directions", _stated(path, fields, "space directions", _UNPLACED))
@@ -116,7 +117,9 @@ def read_nrrd_header(path: Path) -> ItkHeader:
         raise InputError(f"{path}: space origin is not one vector; save it again")
     units = re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))
     if any(unit and unit.lower() not in MILLIMETRE for unit in units):
-        raise InputError(f"{path}: space units are {', '.join(units)}, expected mm; save it again in millimetres")
+        raise InputError(
+            f"{path}: space units are {', '.join(units)[:80]}, expected mm; save it again in millimetres"
+        )
     signs = np.asarray(NRRD_SPACES[space])[:, None]
     columns = np.stack([vector for vector in (*vectors, origin[0]) if vector is not None], axis=1) * signs
     kind = _choice(path, "type", _stated(path, fields, "type").lower(), NRRD_TYPES)
@@ -245,7 +248,7 @@ def _refuse_text(path: Path, fields: dict[str, str], what: str, expected: dict[s
         found = fields.get(_key(name), value)
         if found.lower() != value and not _equal_numbers(found, value):
             raise InputError(
-                f"{path}: {name} is {found}, in a {what} of one scan {value} is expected; save the scan again"
+                f"{path}: {name} is {found[:80]}, in a {what} of one scan {value} is expected; save the scan again"
             )
 
 
@@ -319,15 +322,15 @@ def _choice(path: Path, name: str, value: str, known: dict[str, T]) -> T:
 def _shape(path: Path, sizes: Sequence[int]) -> Shape:
     if min(sizes) < 1:
         raise InputError(
-            f"{path}: its size is {' x '.join(map(str, sizes))}, expected at least one voxel each way"
+            f"{path}: its size is {' x '.join(map(str, sizes))[:80]}, expected at least one voxel each way"
         )
     return sizes[0], sizes[1], sizes[2]
 
 
 def _not_three(path: Path, sizes: Sequence[int]) -> InputError:
     return InputError(
-        f"{path}: has {len(sizes)} dimensions {tuple(sizes)}; expected one three-dimensional scan of one value "
-        "for each voxel. Split a series of volumes into files first"
+        f"{path}: has {len(sizes)} dimensions {str(tuple(sizes))[:80]}; expected one three-dimensional scan of "
+        "one value for each voxel. Split a series of volumes into files first"
     )
 
 
@@ -341,8 +344,8 @@ def _data_file(path: Path, named: str) -> Path:
     relative = Path(named)
     # A header must not make its reader open whatever it names.
     if relative.is_absolute() or ".." in relative.parts or "\\" in named:
-        raise InputError(f"{path}: its data file {named} is not beside it; put both into one folder")
+        raise InputError(f"{path}: its data file {named[:80]} is not beside it; put both into one folder")
     data = path.parent / relative
-    if not data.is_file():
-        raise InputError(f"{path}: its data file {named} is missing; copy it along with the header")
+    if not os.path.isfile(data):  # False also where the name is longer than the file system bears
+        raise InputError(f"{path}: its data file {named[:80]} is missing; copy it along with the header")
     return data

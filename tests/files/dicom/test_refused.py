@@ -66,12 +66,16 @@ FAULTS: dict[str, tuple[Edit, int | None, str]] = {
     "uneven spacing": (
         shifted(4, dz=0.3),
         4,
-        r"-109\.70 mm \(slice 5 of 8\): lies 2\.80 mm from \d+\.dcm, most slices 2\.50 mm.*even.*allow-gaps",
+        r"-109\.70 mm \(slice 5 of 8\): lies 2\.80 mm from \d+\.dcm, most slices 2\.50 mm.*even.*allow_gaps=True",
     ),
     "slightly uneven spacing": (shifted(4, dz=0.07), 4, r"2\.57 mm from \d+\.dcm, most slices 2\.50 mm"),
     "creeping spacing": (creeping, None, r"differences up to 0\.05 mm are accepted"),
     "slice shifted in its plane": (shifted(3, dx=1.5), 3, r"-112\.50 mm \(slice 4 of 8\): is shifted by 1\.50 mm"),
-    "sheared stack": (sheared, None, r"within its plane.*by 1\.1 degrees, as from a tilted gantry.*allow-tilt"),
+    "sheared stack": (
+        sheared,
+        None,
+        r"within its plane.*by 1\.1 degrees, as from a tilted gantry.*allow_tilt=True",
+    ),
     "another frame of reference": (on(5, FrameOfReferenceUID="1.2.3"), 5, r"FrameOfReferenceUID is 1\.2\.3, but"),
     "another study": (on(5, StudyInstanceUID="1.2.3"), 5, r"StudyInstanceUID is 1\.2\.3, but"),
     "another patient": (on(5, PatientID="P-002"), 5, r"PatientID differs from that in \d+\.dcm"),

@@ -141,7 +141,7 @@ class TestGaps:
         reason = refusal(ramp_series(heights), tmp_path / "a", GAPS)
         assert re.search(r"z = -45\.00 mm \(slice 3 of 5\).*25\.00 mm further on.*gaps over 20 mm are not", reason)
         # What would not help is not advised.
-        assert "--allow-gaps" not in refusal(ramp_series(heights), tmp_path / "b", Allow())
+        assert "allow_gaps" not in refusal(ramp_series(heights), tmp_path / "b", Allow())
 
     @pytest.mark.parametrize("fault", sorted({*FAULTS_OF_SLICES, *FAULTS_OF_FILES} - POSITIONAL))
     def test_nothing_else_is_let_through(self, tmp_path: Path, fault: str) -> None:
@@ -209,8 +209,8 @@ class TestTilt:
         assert set(np.unique(volume.array[volume.array < -500])) <= {-1000}
 
     def test_tilt_alone_does_not_allow_gaps_nor_gaps_tilt(self, tmp_path: Path) -> None:
-        assert "--allow-gaps" in refusal(ramp_series(MISSING, tilt_degrees=10), tmp_path / "a", TILT)
-        assert "--allow-tilt" in refusal(ramp_series(MISSING, tilt_degrees=10), tmp_path / "b", GAPS)
+        assert "allow_gaps" in refusal(ramp_series(MISSING, tilt_degrees=10), tmp_path / "a", TILT)
+        assert "allow_tilt" in refusal(ramp_series(MISSING, tilt_degrees=10), tmp_path / "b", GAPS)
 
     def test_one_shifted_slice_is_no_tilt(self, tmp_path: Path) -> None:
         drawn = ramp_series([0, 2, 4, 6, 8, 10], shift_mm=lambda h: (0, 1.5 * (h == 6), 0))
