@@ -175,7 +175,7 @@ def test_weights_must_fit_the_card(tiny_model: Path, tmp_path: Path) -> None:
     write_model(tmp_path / "m.safetensors", card, weights)
     with pytest.raises(InputError, match="stage segment do not fit"):
         Predictor([tmp_path / "m.safetensors"], "cpu")
-    with pytest.raises(InputError, match="--device"):
+    with pytest.raises(InputError, match="device must be auto"):
         Predictor([tiny_model], "tpu")
 
 

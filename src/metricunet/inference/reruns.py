@@ -5,11 +5,16 @@ Indices have the canonical axes: first voxels lie at the feet, the front and the
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from metricunet.quality.masks import Touched
-from metricunet.stages.segment import View
 from metricunet.volume import FloatArray, Geometry
+
+if TYPE_CHECKING:  # which would bring torch before the first scan is read
+    from metricunet.stages.segment import View
 
 #: How often a case is run again, at most. One move and a growth of each axis are within it.
 MOST_RERUNS = 3
@@ -44,6 +49,6 @@ def next_view(view: View, touched: Touched, centroid: FloatArray, geometry: Geom
             middle[axis] = centroid[axis]
         else:
             growth[axis] = GROWTH
-    following = View(geometry.to_world(middle), (growth[0], growth[1], growth[2]))
+    following = replace(view, centre_mm=geometry.to_world(middle), growth=(growth[0], growth[1], growth[2]))
     same = np.allclose(following.centre_mm, view.centre_mm) and following.growth == view.growth
     return None if same else following
