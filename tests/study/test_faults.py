@@ -295,3 +295,37 @@ def test_a_study_without_any_stage_1_says_why(
     )
     assert tables(output) == before
     assert yaml.safe_load((output / "study.yaml").read_text()) == content
+
+
+@pytest.mark.parametrize("damage", [lambda model: model[:500], lambda model: b"", lambda model: b"no model"])
+def test_a_damaged_model_of_a_finished_run_costs_that_run_alone(
+    copied_study: tuple[Path, Path], metricunet: Command, damage: Callable[[bytes], bytes]
+) -> None:
+    file, output = copied_study
+    model = output / FOLDER / "model.safetensors"
+    model.write_bytes(damage(model.read_bytes()))
+    before = model.read_bytes(), tables(output)
+    ended = metricunet("study", file, "-o", output, "--device", "cpu")
+    assert ended.status == 1
+    assert FAILING in ended.out + ended.err
+    assert "Traceback" not in ended.err
+    assert (model.read_bytes(), tables(output)) == before
+    for name in JOINED:
+        assert without(output / name, "plain", 0) != []
+        with (output / name).open(newline="") as handle:
+            assert not [row for row in csv.DictReader(handle) if (row["arm"], row["seed"]) == ("plain", "1")]
+
+
+def test_pictures_that_cannot_be_drawn_cost_no_table(
+    copied_study: tuple[Path, Path], metricunet: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, output = copied_study
+
+    def broken(*_: object) -> None:
+        raise InputError("a model is damaged")
+
+    monkeypatch.setattr(run, "draw_examples", broken)
+    monkeypatch.setattr(run, "_pictured", lambda *_: object())
+    ended = metricunet("study", file, "-o", output, "--device", "cpu")
+    assert ended.status == 0
+    assert "No examples are drawn: a model is damaged." in (output / "tables.md").read_text()

@@ -173,7 +173,8 @@ def _header(path: Path) -> dict[str, Any]:
     """Read the JSON header of a safetensors file: 8 bytes of length, little endian, then the text."""
     if not path.is_file():
         raise InputError(
-            f"{path}: no such model file; train one with `metricunet train`, or run `metricunet demo`"
+            f"{path}: {'is a folder, and no' if path.is_dir() else 'no such'} model file; train one with "
+            "`metricunet train`, or run `metricunet demo`"
         )
     try:
         with path.open("rb") as handle:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import Fold, split_for
-from metricunet.errors import InputError
+from metricunet.errors import InputError, told
 from metricunet.files.atomic import write_text
 from metricunet.files.claim import CLAIM_NAME, claimed
 from metricunet.files.own import FILES, OwnFiles, write_sealed
@@ -290,8 +290,8 @@ def _carried_out(
     before = [done for spec in specs if spec.folder not in results and (done := finished(spec)) is not None]
     results |= {run.spec.folder: run for run in before}
     with RunProgress(specs, say, Console(stderr=True)) as progress:
-        progress.before(before)
-        for run in without:
+        progress.before([run for run in before if run.error is None])
+        for run in (*without, *(run for run in before if run.error is not None)):
             progress.finish(run)
         missing = [spec for spec in specs if spec.folder not in results]
         for done in hand_out(missing, progress.watch, say) if engine is None else engine(missing):
@@ -346,7 +346,10 @@ def _draft(plan: Study, data: StudyData, notes: Sequence[str], whole: Sequence[R
     draw_figures(conclusions, output / PICTURES)
     if (pictured := _pictured(plan, whole)) is not None:
         dice = conclusions.comparisons.find("primary", "dice", plan.base.target)
-        draw_examples(pictured, dice, output / PICTURES)
+        try:
+            draw_examples(pictured, dice, output / PICTURES)
+        except Exception as error:  # pictures of a model that cannot be read must not cost the tables
+            notes = [*notes, f"No examples are drawn: {told(error)}."]
     cases = conclusions.results.cases
     write_text(output / TABLES_CSV, tables_csv(cases))
     text = tables_text(plan.content.name, cases, plan.content.measures.all, notes)

@@ -304,7 +304,7 @@ def check_settings_of(folder: Path, config: TrainConfig, stages: int) -> None:
 
 
 def finished(spec: RunSpec) -> RunResult | None:
-    """Return the result of a run that is finished; None of one that is not.
+    """Return the result of a run that is finished, an error where its model is damaged; None of one that is not.
 
     Raises:
         InputError: it was begun with other settings, cases, stage 1 or version.
@@ -321,7 +321,12 @@ def finished(spec: RunSpec) -> RunResult | None:
     after = spec.key()
     if changes := [f"other {what}" for k, what in names.items() if before.get(k) != after.get(k)]:
         raise _other(spec.folder, changes)
-    return None if _missing(spec) else _result(pipeline_of(spec))
+    if _missing(spec):
+        return None
+    try:
+        return _result(pipeline_of(spec))
+    except InputError as error:  # its model was damaged since: that costs this run alone
+        return RunResult(spec, None, 0.0, in_one_line(error), error)
 
 
 def carry_out(spec: RunSpec, watch: Watch | None = None) -> RunResult:
