@@ -173,6 +173,8 @@ def main() -> int:
                 names = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
                 faults.append(f"{number}: the rerun ended with other files: {names}")
             shutil.rmtree(out, ignore_errors=True)
+            print(f"\r{number + 1} runs, {unfinished} killed, {len(faults)} faults", end="", flush=True)
+    print()
     print(f"{options.count} runs, {unfinished} killed before their end, {len(faults)} faults", *faults, sep="\n")
     return bool(faults)
 
