@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSettings, cohort_sha256, prepare
+from metricunet.cohort.prepare import PreparedCase, PrepareSettings, cohort_sha256, prepare
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
+from metricunet.structures import IGNORE_CLASS
 from tests.support.cohorts import edit_json
 
 SETTINGS = PrepareSettings("prostate", (6, 6, 6), (4, 2, 2), (80, 96, 96))

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSettings, prepare
+from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.metric import HardEasySampler
 from metricunet.networks import UNet
+from metricunet.structures import IGNORE_CLASS
 from metricunet.training.batches import Batch, BlockBatches, LocateBatches, SegmentBatches, update_generator
 from metricunet.training.branch import PatchBatches
 from metricunet.training.config import AugmentConfig, load_config

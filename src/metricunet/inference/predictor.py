@@ -24,6 +24,7 @@ from metricunet.stages.classes import Pieces, keep_largest_piece, likeliest
 from metricunet.stages.locate import Localisation, coarse_probabilities, localise
 from metricunet.stages.network_input import Precision
 from metricunet.stages.segment import View, covered_part, field_probabilities, read_field
+from metricunet.structures import values_of
 from metricunet.volume import Geometry, Volume
 
 
@@ -212,10 +213,8 @@ class Predictor:
     def _paste(
         self, scan: Volume, image: Volume, result: _SegmentedField, crops: tuple[Crop, ...], found: Localisation
     ) -> Prediction:
-        values = self.card.labels.values()
-        kind = np.uint8 if max(values) <= 255 else np.uint16
-        region = Volume(np.array([0, *values], dtype=kind)[result.classes], result.box)
-        labels = np.zeros(image.geometry.shape, dtype=kind)
+        region = Volume(values_of(result.classes, self.card.labels), result.box)
+        labels = np.zeros(image.geometry.shape, dtype=region.array.dtype)
         inside = tuple(slice(first, first + n) for first, n in zip(result.start, result.box.shape, strict=True))
         labels[inside] = region.array
         return Prediction(

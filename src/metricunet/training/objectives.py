@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
+from metricunet.cohort.prepare import PreparedCase
 from metricunet.metric import GraphedBranch, PatchMetricLoss
 from metricunet.networks import Network
 from metricunet.stages.locate import class_probabilities
 from metricunet.stages.network_input import autocast, pick_precision
 from metricunet.stages.segment import crop_probabilities, segment_spec
+from metricunet.structures import IGNORE_CLASS
 from metricunet.training.batches import Batch, update_generator
 from metricunet.training.branch import PatchBatches, build_metric
 from metricunet.training.config import LocateConfig, SegmentConfig, TrainConfig
