@@ -137,6 +137,19 @@ def test_ignored_voxels(folder: Path) -> None:
     assert set(np.unique(case.coarse_labels.array)) == {0, 1, IGNORE_CLASS}
 
 
+@pytest.mark.parametrize(("shift", "found"), [(1100, "lowest value is"), (0, "highest value is")])
+def test_values_that_are_no_hounsfield_units(folder: Path, shift: int, found: str) -> None:
+    """The highest would else be cut off at what 16 bits hold, and be learned."""
+    path = folder / "imagesTr" / "case_00_0000.nii.gz"
+    image = read_nifti(path)
+    array = image.array.astype(np.int32) + shift
+    array[0, 0, 0] = 65535
+    write_nifti(path, image.with_array(array))
+    with pytest.raises(InputError, match=rf"case_00_0000\.nii\.gz: the {found} .* no Hounsfield units"):
+        run(folder)
+    assert not (folder / "prepared").exists()
+
+
 def test_an_unknown_target(folder: Path) -> None:
     with pytest.raises(InputError, match="must be one of prostate"):
         run(folder, replace(SETTINGS, target="bladder"))
