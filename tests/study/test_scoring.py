@@ -44,7 +44,7 @@ RUN = Path("runs", "metric", "fold-0", "seed-0")
 
 
 def predictor_of(output: Path, run: Path = RUN) -> Predictor:
-    return cut_predictor(output / run / "model.safetensors", "cpu")
+    return cut_predictor(output / run / "model.safetensors", "cpu", "auto")
 
 
 def test_smoothness_is_that_of_whole_scans(whole_study: Whole, study_cohort: Path) -> None:

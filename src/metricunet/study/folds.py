@@ -28,7 +28,6 @@ from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
-from metricunet.hu import why_not_hu
 from metricunet.progress import Bars, no_bars
 from metricunet.stages.locate import Localisation, coarse_probabilities, localise, locate_spec
 from metricunet.study.data import ScoredCase
@@ -301,7 +300,7 @@ def make_cut(case: ScoredCase, run: Run, located: Located, half_mm: tuple[float,
     """
     image, references = read_scan(case, run.info)
     spec = locate_spec(run.config.locate, run.classes)
-    found = localise(coarse_probabilities(located.network, spec, image)[run.target])
+    found = localise(coarse_probabilities(located.network, spec, image, run.config.precision)[run.target])
     first, shape = _part(image.geometry, found, references, run.info, half_mm)
     return Cut(
         case.name,
@@ -324,8 +323,6 @@ def read_scan(case: ScoredCase, info: DatasetInfo) -> tuple[Volume, dict[str, Vo
         for whose, path in case.references.items()
     }
     image = next(iter(scans.values())).image.canonical()
-    if (reason := why_not_hu(float(image.array.min()))) is not None:
-        raise InputError(f"{case.image}: {reason}")
     return image, {whose: scan.labels.canonical() for whose, scan in scans.items()}
 
 

@@ -368,6 +368,7 @@ def _pictured(plan: Study, whole: Sequence[RunSpec]) -> Pictured | None:
             one = of_arm[main.method]
             return Pictured(
                 models={arm: of_arm[arm].folder / MODEL_NAME for arm in main.arms},
+                precisions={arm: of_arm[arm].config.precision for arm in main.arms},
                 seed=seed,
                 folder=one.stage_one,
                 cases=one.case_names,

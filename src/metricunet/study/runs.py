@@ -189,7 +189,7 @@ class TwoStages(Pipeline):
     @cached_property
     def predictor(self) -> Predictor:
         """The trained model."""
-        return cut_predictor(self.spec.folder / MODEL_NAME, self.spec.device)
+        return cut_predictor(self.spec.folder / MODEL_NAME, self.spec.device, self.spec.config.precision)
 
     def train(self) -> None:
         """Train stage 2."""

@@ -28,7 +28,7 @@ from metricunet.files.record import sha256
 from metricunet.inference.predictor import Predictor
 from metricunet.stages.classes import keep_largest_piece
 from metricunet.stages.locate import classes_on, coarse_probabilities, localise, locate_spec
-from metricunet.stages.network_input import autocast, pick_precision
+from metricunet.stages.network_input import Precision, autocast, pick_precision
 from metricunet.stages.segment import View, read_field
 from metricunet.structures import IGNORE_CLASS, classes_of, values_of
 from metricunet.study.data import TRUTH, ScoredCase, spread
@@ -103,9 +103,15 @@ class ScoredCut:
         return [Measured(self.cut.name, structure, of_structure) for structure, of_structure in values.items()]
 
 
-def cut_predictor(model: Path, device: str) -> Predictor:
-    """Read a model to segment cuts with; a cut holds no more of the scan than one crop, so there are no reruns."""
-    return Predictor([model], device, reruns=0)
+def cut_predictor(model: Path, device: str, precision: Precision) -> Predictor:
+    """Read a model to segment cuts with; a cut holds no more of the scan than one crop, so there are no reruns.
+
+    Args:
+        model: the model file.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: the precision of the training.
+    """
+    return Predictor([model], device, precision, reruns=0)
 
 
 def segment_cut(predictor: Predictor, cut: Cut, labels: dict[str, int], ignore: int | None) -> ScoredCut:
