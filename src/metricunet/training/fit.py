@@ -87,6 +87,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> Path:
     """Train both stages on a cohort.
 
@@ -99,6 +100,7 @@ def train(
         resume: whether to continue a run that was stopped.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         progress: called with (done, all) while the cohort is prepared.
+        loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
 
     Returns:
         The path of the model file.
@@ -114,7 +116,17 @@ def train(
         check_folder(output, resume)  # a rival may have begun between the two
         own = OwnFiles(output, RECORD_NAME, record.command, inputs=[] if init is None else [init])
         check_results(own, MODEL_NAME)
-        run = open_run(cohort, output, config, fold, resume=resume, device=device, init=init, progress=progress)
+        run = open_run(
+            cohort,
+            output,
+            config,
+            fold,
+            resume=resume,
+            device=device,
+            init=init,
+            progress=progress,
+            loggers=loggers,
+        )
         try:
             staged = train_segment(run, train_locate(run), own.stage(MODEL_NAME))
             record.facts = run_facts(run, read_card(staged).validation)
@@ -151,7 +163,7 @@ def open_run(
         cache_fallback: folder for the prepared cases where the cohort is read-only; default: the run folder.
         progress: called with (done, all) while the cohort is prepared.
         watch: told how far a stage is, in place of a progress bar.
-        loggers: Lightning's, of Fabric or of its trainer (MLflow, W&B), told the numbers of each epoch.
+        loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
 
     Raises:
         InputError: a cohort, configuration or folder that cannot work, or a run of other settings, named.
