@@ -36,7 +36,7 @@ def test_the_arms_of_a_pair_begin_alike_and_see_the_same_batches(
     study_cohort: Path, copied_study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]] = []
-    loss = SegmentModule.loss
+    loss = SegmentModule.forward
 
     def watched(module: SegmentModule, batch: Any, update: int) -> Any:
         if update == 0:
@@ -44,7 +44,7 @@ def test_the_arms_of_a_pair_begin_alike_and_see_the_same_batches(
         seen[-1][1].append((batch.images.clone(), batch.labels.clone()))
         return loss(module, batch, update)
 
-    monkeypatch.setattr(SegmentModule, "loss", watched)
+    monkeypatch.setattr(SegmentModule, "forward", watched)
     online = {"mode": "online", "embedding": 8}
     metrics = {
         "online-8": online,

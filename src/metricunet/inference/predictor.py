@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metricunet.errors import InputError
-from metricunet.files.model import ModelCard, read_model
+from metricunet.files.model import ModelCard, of_stage, read_model
 from metricunet.inference.reruns import MOST_RERUNS, next_view
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import pick_device
@@ -64,7 +64,7 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     card, weights = read_model(path)
     networks = []
     for stage in ("locate", "segment"):
-        own = {k.removeprefix(f"{stage}."): v for k, v in weights.items() if k.startswith(f"{stage}.")}
+        own = of_stage(weights, stage)
         networks.append(_build(path, stage, getattr(card, stage).network, own).to(device).eval())
     _check_fits(path, card, networks[1])
     return LoadedModel(card, networks[0], networks[1])

@@ -114,10 +114,6 @@ class StageModule(nn.Module):
         return self.settings.epochs * self.settings.updates_per_epoch
 
     def forward(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what `loss` does."""
-        return self.loss(batch, update)
-
-    def loss(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the scalars for the log."""
         raise NotImplementedError
 
@@ -146,7 +142,7 @@ class LocateModule(StageModule):
         self.settings = config.locate
         self.target = target
 
-    def loss(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the scalars for the log."""
         with self._autocast():
             logits = self.network(batch.images)
@@ -195,7 +191,7 @@ class SegmentModule(StageModule):
             self._on_voxels = GraphedBranch(self.metric)
         self.patches = patches
 
-    def loss(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the scalars for the log."""
         settings = self.config
         with self._autocast():
