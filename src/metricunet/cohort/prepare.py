@@ -64,8 +64,8 @@ class PreparedCase:
         coarse_labels: uint8 classes on the same grid.
         fine: int16 HU of the box around the target; None where the scan holds no target.
         fine_labels: uint8 classes on the same grid.
-        facts: numbers that describe the case: `volume_ml`, `spacing_mm`, `extent_mm`, `target_hu`; the target's
-            are absent with it.
+        facts: numbers that describe the case: `spacing_mm` of the scan, and of the target `volume_ml`,
+            `target_hu` and `centre_mm`, which are absent without it.
         source_sha256: hash of image and labels.
         unknown: classes that were not contoured, whose voxels are among the background's.
     """
@@ -167,7 +167,7 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
     target = class_of(info.labels, settings.target)
     coarse = coarse_grid(image.geometry, settings.coarse_spacing_mm)
     mask = labels.array == target
-    facts: dict[str, Any] = {"spacing_mm": list(image.spacing_mm), "extent_mm": list(image.geometry.extent_mm)}
+    facts: dict[str, Any] = {"spacing_mm": list(image.spacing_mm)}
     fine = fine_labels = None
     if mask.any():
         centre = image.geometry.to_world(np.argwhere(mask).mean(axis=0))
