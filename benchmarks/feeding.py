@@ -176,7 +176,7 @@ class TrainingSteps:
 
     def step(self, batch: Batch) -> None:
         """Take one step, the metric branch at its full weight."""
-        loss, _ = self.module.loss(batch, self.config.metric.warm_up_updates)
+        loss, _ = self.module(batch, self.config.metric.warm_up_updates)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.optimizer.step()

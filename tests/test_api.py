@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import yaml
+from lightning.fabric.loggers import CSVLogger
 
 import metricunet as mu
 from metricunet.api import Model, Result
@@ -291,14 +292,24 @@ def test_training_takes_the_commands_settings(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "a.yaml").write_text("segment: {slices: 3, epochs: 7}")
     settings = {key: yaml.safe_load(value) for key, value in (s.split("=", 1) for s in TINY_SETTINGS)}
     places: dict[str, Any] = {"cohort": "cohort", "output": str(tmp_path), "config": str(tmp_path / "a.yaml")}
+    logger = CSVLogger(tmp_path / "logged")
     for given in (settings | {"segment.learning_rate": 1e-5}, [*TINY_SETTINGS, "segment.learning_rate=0.00001"]):
-        path = mu.train(**places, preset="small", settings=given, fold="all", init="b.safetensors", resume=True)
+        path = mu.train(
+            **places,
+            preset="small",
+            settings=given,
+            fold="all",
+            init="b.safetensors",
+            resume=True,
+            loggers=[logger],
+        )
         assert path == tmp_path / "model.safetensors"
         expected = load_config("small", tmp_path / "a.yaml", [*TINY_SETTINGS, "segment.learning_rate=0.00001"])
         assert called["config"] == expected
         assert expected.segment.slices == 3
         assert (called["cohort"], called["output"]) == (Path("cohort"), tmp_path)
         assert (called["fold"], called["init"], called["resume"]) == ("all", Path("b.safetensors"), True)
+        assert called["loggers"] == [logger]
 
 
 def test_what_is_shown_fits_on_a_line(result: Result, model: Model, scan: Path, nothing: Result) -> None:

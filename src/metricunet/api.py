@@ -12,7 +12,6 @@ Example:
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +57,8 @@ from metricunet.quality.verdict import QualityReport, judge
 from metricunet.volume import Volume
 
 if TYPE_CHECKING:
+    from lightning.fabric.loggers.logger import Logger
+
     from metricunet.cohort.splits import Fold
     from metricunet.files.model import ModelCard
     from metricunet.inference.predictor import Predictor
@@ -727,6 +728,7 @@ def train(
     init: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> Path:
     """Train both stages on a cohort, as `metricunet train` does, and return the path of the model file.
 
@@ -742,6 +744,8 @@ def train(
         init: model file to begin from.
         resume: go on with a run that was stopped.
         progress: called with (done, all) while the cohort is prepared.
+        loggers: loggers of Lightning, such as `lightning.pytorch.loggers.MLFlowLogger`, told the numbers of each
+            epoch as log.csv has them. They stay open: finalize them when you are done.
 
     Raises:
         InputError: a cohort, setting, model or folder that cannot work, named.
@@ -749,19 +753,17 @@ def train(
     from metricunet.training.config import load_config
     from metricunet.training.fit import train as train_model
 
-    lines = settings
-    if isinstance(settings, Mapping):
-        lines = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
     chosen: Fold = fold
     return train_model(
         Path(cohort),
         Path(output),
-        config=load_config(preset, None if config is None else Path(config), list(lines)),
+        config=load_config(preset, None if config is None else Path(config), settings),
         fold=chosen,
         init=None if init is None else Path(init),
         resume=resume,
         device=device,
         progress=progress,
+        loggers=loggers,
     )
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSettings, cohort_sha256, prepare
+from metricunet.cohort.prepare import PreparedCase, PrepareSettings, cohort_sha256, prepare
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
+from metricunet.structures import IGNORE_CLASS
 from tests.support.cohorts import edit_json
 
 SETTINGS = PrepareSettings("prostate", (6, 6, 6), (4, 2, 2), (80, 96, 96))
@@ -134,6 +135,19 @@ def test_ignored_voxels(folder: Path) -> None:
     write_nifti(path, labels.with_array(array))
     case = run(folder)[0]
     assert set(np.unique(case.coarse_labels.array)) == {0, 1, IGNORE_CLASS}
+
+
+@pytest.mark.parametrize(("shift", "found"), [(1100, "lowest value is"), (0, "highest value is")])
+def test_values_that_are_no_hounsfield_units(folder: Path, shift: int, found: str) -> None:
+    """The highest would else be cut off at what 16 bits hold, and be learned."""
+    path = folder / "imagesTr" / "case_00_0000.nii.gz"
+    image = read_nifti(path)
+    array = image.array.astype(np.int32) + shift
+    array[0, 0, 0] = 65535
+    write_nifti(path, image.with_array(array))
+    with pytest.raises(InputError, match=rf"case_00_0000\.nii\.gz: the {found} .* no Hounsfield units"):
+        run(folder)
+    assert not (folder / "prepared").exists()
 
 
 def test_an_unknown_target(folder: Path) -> None:

@@ -20,6 +20,8 @@ from metricunet.files.model import (
     FORMAT_VERSION,
     Calibration,
     ModelCard,
+    joined,
+    of_stage,
     read_card,
     read_model,
     write_model,
@@ -241,3 +243,13 @@ def test_a_header_of_small_things_is_not_read_as_objects(tmp_path: Path) -> None
         read_card(path)
     assert tracemalloc.get_traced_memory()[1] < 10 << 20
     tracemalloc.stop()
+
+
+def test_the_weights_of_both_stages_keep_apart() -> None:
+    locate = {"classify.weight": torch.zeros(1), "segment.bias": torch.ones(2)}
+    segment = {"classify.weight": torch.ones(3)}
+    weights = joined(locate, segment)
+    assert list(weights) == ["locate.classify.weight", "locate.segment.bias", "segment.classify.weight"]
+    assert of_stage(weights, "locate") == locate
+    assert of_stage(weights, "segment") == segment
+    assert of_stage(joined(locate, {}), "segment") == {}

@@ -126,3 +126,25 @@ def test_capturing_leaves_the_generator_as_it_was() -> None:
     first = graphed(maps, labels, logits).sample.index.clone()
     torch.manual_seed(5)
     assert torch.equal(first, graphed(maps, labels, logits).sample.index)
+
+
+def test_a_capture_that_fails_leaves_the_generator_and_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory, say. The voxels of a call that is repeated are those that it would have drawn."""
+    branch = BRANCHES["control"]()
+    graphed = GraphedBranch(branch)
+    restored: list[Tensor] = []
+    before = torch.arange(4)
+
+    def fails(step: Any, samples: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("metricunet.metric.graphed._on_current_gpu", lambda tensor: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: before)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: restored.append(state))
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fails)
+    maps, labels, logits = batch("cpu", 0)
+    for calls in (1, 2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            graphed(maps, labels, logits, (1.0, 2.0))
+        assert len(restored) == calls
+        assert restored[-1] is before

@@ -64,7 +64,7 @@ def test_the_primary_measures_are_not_tested_a_second_time(tmp_path: Path) -> No
             {"arms": {"a": {"setting": {}}}},
             r"arms\.a\.setting is unknown; expected some of settings, seeds, labels",
         ),
-        ({"arms": {"a": {"seeds": [1, 1]}}}, "seed 1 is there twice"),
+        ({"arms": {"a": {"seeds": [1, 1]}}}, "seed 1 occurs twice"),
         (
             {"arms": {"a": {"settings": {"locate": {"epochs": 3}}}}},
             r"arms\.a\.settings sets locate, but stage 1 is trained once and shared",
@@ -89,9 +89,9 @@ def test_the_primary_measures_are_not_tested_a_second_time(tmp_path: Path) -> No
         ),
         ({"base": {"preset": "huge"}}, r"base\.preset must be one of default, small; got 'huge'"),
         ({"seeds": []}, "seeds"),
-        ({"seeds": [0, 0]}, "seed 0 is there twice"),
+        ({"seeds": [0, 0]}, "seed 0 occurs twice"),
         ({"seeds": [-1]}, r"seeds\.0 is -1"),
-        ({"folds": [0, 1, 0]}, "fold 0 is there twice"),
+        ({"folds": [0, 1, 0]}, "fold 0 occurs twice"),
         ({"data": {}}, "data: expected either phantom or cohort"),
         ({"data": {"phantom": {"n_train": 1, "n_val": 1, "n_test": 1}}}, r"data\.phantom\.n_train is 1"),
         (
@@ -99,7 +99,7 @@ def test_the_primary_measures_are_not_tested_a_second_time(tmp_path: Path) -> No
             "folds is for cohorts",
         ),
         ({"primary": {"baseline": "plain", "method": "best"}}, "primary names arm 'best'; expected one of plain"),
-        ({"primary": {"baseline": "plain", "method": "plain"}}, "arm of primary plain is there twice"),
+        ({"primary": {"baseline": "plain", "method": "plain"}}, "arm of primary plain occurs twice"),
         ({"arms": {"a": {"labels": "displaced"}}}, "labels is for phantoms"),
         (
             {
@@ -135,7 +135,7 @@ def test_the_primary_measures_are_not_tested_a_second_time(tmp_path: Path) -> No
             "volume_difference_ml is best at 0, so no arm is better",
         ),
         ({"measures": {"primary": ["dsc"]}}, "'dsc' is no measure; expected some of dice, asd_mm"),
-        ({"measures": {"primary": ["dice"], "exploratory": ["dice"]}}, "measure dice is there twice"),
+        ({"measures": {"primary": ["dice"], "exploratory": ["dice"]}}, "measure dice occurs twice"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -149,8 +149,8 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path: Path, change: dict[str, An
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: a\nname: b\n", "'name' is there twice"),
-        ("arms:\n  unet: {}\n  unet: {settings: {}}\n", "'unet' is there twice"),
+        ("name: a\nname: b\n", "'name' occurs twice"),
+        ("arms:\n  unet: {}\n  unet: {settings: {}}\n", "'unet' occurs twice"),
         ("name: [", "not a readable YAML file"),
         ("- name\n", "expected the keys name, data"),
         ("", "expected the keys name, data"),

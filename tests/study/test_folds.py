@@ -163,11 +163,16 @@ def test_stage_one_of_another_version_or_damaged(copied_study: tuple[Path, Path]
         read_located(folder, run)
 
 
-def test_values_that_are_no_hounsfield_units(whole_study: Whole, study_cohort: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("shift", "highest"), [(1100, 3000), (0, 65535)])
+def test_values_that_are_no_hounsfield_units(
+    whole_study: Whole, study_cohort: Path, tmp_path: Path, shift: int, highest: int
+) -> None:
     case = read_cohort(study_cohort).test[0]
     assert case.label is not None
     image = read_nifti(case.image)
-    write_nifti(tmp_path / "scan.nii.gz", image.with_array((image.array + 1100).astype(np.int16)))
+    array = image.array.astype(np.int32) + shift
+    array[0, 0, 0] = highest
+    write_nifti(tmp_path / "scan.nii.gz", image.with_array(array))
     run, located = stage_one(whole_study[1], study_cohort)
     with pytest.raises(InputError, match="no Hounsfield units"):
         make_cut(ScoredCase("x", tmp_path / "scan.nii.gz", {"truth": case.label}), run, located, (50, 50, 50))

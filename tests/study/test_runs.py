@@ -5,22 +5,29 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from metricunet.cohort.layout import read_cohort
 from metricunet.errors import InputError
 from metricunet.files.model import read_model
 from metricunet.inference.predictor import Predictor
-from metricunet.study import runs
+from metricunet.stages.network_input import Precision
+from metricunet.study import folds, runs
+from metricunet.study.data import ScoredCase
 from metricunet.study.folds import shared_stage_one
-from metricunet.study.run import study
-from metricunet.study.runs import RunResult, RunSpec, carry_out, finished, hand_out
+from metricunet.study.run import StudyResult, study
+from metricunet.study.runs import RunResult, RunSpec, TwoStages, carry_out, finished, hand_out
 from metricunet.study.scoring import cut_predictor
 from metricunet.training.objectives import SegmentModule
+from metricunet.volume import Volume
 from tests.study.conftest import SHORT, TINY_BASE, write_study
 from tests.support.cohorts import edit_json
 
@@ -29,7 +36,7 @@ def test_the_arms_of_a_pair_begin_alike_and_see_the_same_batches(
     study_cohort: Path, copied_study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]] = []
-    loss = SegmentModule.loss
+    loss = SegmentModule.forward
 
     def watched(module: SegmentModule, batch: Any, update: int) -> Any:
         if update == 0:
@@ -37,7 +44,7 @@ def test_the_arms_of_a_pair_begin_alike_and_see_the_same_batches(
         seen[-1][1].append((batch.images.clone(), batch.labels.clone()))
         return loss(module, batch, update)
 
-    monkeypatch.setattr(SegmentModule, "loss", watched)
+    monkeypatch.setattr(SegmentModule, "forward", watched)
     online = {"mode": "online", "embedding": 8}
     metrics = {
         "online-8": online,
@@ -226,9 +233,9 @@ def test_a_run_reads_its_model_once_and_the_runs_of_a_fold_their_stage_1(
     specs = specs_of(file, output)
     read: list[Path] = []
 
-    def counted(model: Path, device: str) -> Predictor:
+    def counted(model: Path, device: str, precision: Precision) -> Predictor:
         read.append(model)
-        return cut_predictor(model, device)
+        return cut_predictor(model, device, precision)
 
     monkeypatch.setattr(runs, "cut_predictor", counted)
     shared_stage_one.cache_clear()
@@ -239,3 +246,26 @@ def test_a_run_reads_its_model_once_and_the_runs_of_a_fold_their_stage_1(
         assert {name: (spec.folder / name).read_bytes() for name in before} == before
     assert read == [spec.folder / "model.safetensors" for spec in specs[:2]]
     assert (shared_stage_one.cache_info().misses, shared_stage_one.cache_info().hits) == (1, 1)
+
+
+def test_a_study_computes_in_the_precision_of_its_training_everywhere(
+    whole_study: tuple[Path, Path, StudyResult], study_cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage 1 over whole scans and the models over the cuts; `auto` is another one elsewhere."""
+    file, output, _ = whole_study
+    spec = specs_of(file, output)[0]
+    config = spec.config.model_copy(update={"precision": "bf16"})
+    assert TwoStages(replace(spec, config=config)).predictor.precision == "bf16"
+    case = read_cohort(study_cohort).test[0]
+    assert case.label is not None
+    told: list[str] = []
+
+    def located(network: Any, spec: Any, image: Volume, precision: str = "auto") -> list[Volume]:
+        told.append(precision)
+        return [image.with_array(np.zeros(image.geometry.shape, dtype=np.float32))] * 2
+
+    monkeypatch.setattr(folds, "coarse_probabilities", located)
+    run = SimpleNamespace(config=config, info=read_cohort(study_cohort).info, classes=2, target=1)
+    scored = ScoredCase(case.name, case.image, {"truth": case.label})
+    folds.make_cut(scored, run, SimpleNamespace(network=None), (50, 50, 50))  # type: ignore[arg-type]
+    assert told == ["bf16"]

@@ -18,7 +18,7 @@ from metricunet.evaluation.features import VoxelFeatures, fit_probes
 from metricunet.evaluation.measures import Measures, measure
 from metricunet.evaluation.smoothness import measure_smoothness
 from metricunet.evaluation.summary import CaseRow, cases_csv
-from metricunet.files.nifti import read_labels, read_nifti
+from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.inference.predictor import Predictor
 from metricunet.stages.classes import keep_largest_piece
 from metricunet.stages.locate import Localisation, coarse_probabilities, locate_spec
@@ -44,7 +44,7 @@ RUN = Path("runs", "metric", "fold-0", "seed-0")
 
 
 def predictor_of(output: Path, run: Path = RUN) -> Predictor:
-    return cut_predictor(output / run / "model.safetensors", "cpu")
+    return cut_predictor(output / run / "model.safetensors", "cpu", "auto")
 
 
 def test_smoothness_is_that_of_whole_scans(whole_study: Whole, study_cohort: Path) -> None:
@@ -214,3 +214,23 @@ def test_a_network_that_finds_nothing_misses_every_target(
     scored = segment_whole_scan(run, silent, ScoredCase(case.name, case.image, {"truth": case.label}))
     (measured,) = scored.overlap("truth")
     assert Measures(**measured.values).outcome == "missed"
+
+
+def test_one_stage_scores_a_structure_whose_value_needs_two_bytes(
+    one_stage_study: Whole, study_cohort: Path, tmp_path: Path
+) -> None:
+    folder = one_stage_study[1] / "runs" / "whole" / "fold-0" / "seed-0"
+    config = load_config("default", folder / "config.yaml")
+    run = open_run(study_cohort, folder, config, 0, resume=True, device="cpu")
+    located = read_located(folder, run)
+    case = read_cohort(study_cohort).test[0]
+    assert case.label is not None
+    labels = read_labels(case.label)
+    write_nifti(tmp_path / "labels.nii.gz", labels.with_array(labels.array.astype(np.uint16) * 1000))
+    expected = segment_whole_scan(run, located, ScoredCase(case.name, case.image, {"truth": case.label}))
+    high = replace(run, info=replace(run.info, labels={"prostate": 1000}))
+    scored = segment_whole_scan(
+        high, located, ScoredCase(case.name, case.image, {"truth": tmp_path / "labels.nii.gz"})
+    )
+    assert scored.overlap("truth") == expected.overlap("truth")
+    assert set(np.unique(scored.values).tolist()) == {0, 1000}

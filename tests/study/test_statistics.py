@@ -207,9 +207,9 @@ def test_faults_are_named() -> None:
         Scores("a", (0,), ("x", "y"), ones)
     with pytest.raises(InputError, match="least one of each"):
         Scores.from_table("arm", {})
-    with pytest.raises(InputError, match="case x is there twice"):
+    with pytest.raises(InputError, match="case x occurs twice"):
         Scores("a", (0, 1), ("x", "x"), ones)
-    with pytest.raises(InputError, match="seed 1 is there twice"):
+    with pytest.raises(InputError, match="seed 1 occurs twice"):
         Scores("a", (1, 1), ("x", "y"), ones)
     with pytest.raises(InputError, match="a value is infinite"):
         Scores("a", (0, 1), ("x", "y"), ones * math.inf)

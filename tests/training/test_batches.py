@@ -11,7 +11,8 @@ import torch
 from scipy import ndimage
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSettings, prepare
+from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
+from metricunet.structures import IGNORE_CLASS
 from metricunet.training.batches import LocateBatches, SegmentBatches, update_generator
 from metricunet.training.config import AugmentConfig, load_config
 from metricunet.volume import Geometry, Volume

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
+from metricunet.cohort.prepare import PreparedCase
+from metricunet.structures import IGNORE_CLASS
 from metricunet.training.batches import BlockBatches, SegmentBatches, update_generator
 from metricunet.training.config import AugmentConfig, SegmentConfig, load_config
 from metricunet.volume import Geometry, Volume

@@ -61,7 +61,7 @@ TUPLES = {"triplet", "pair", "active_triplets", "positive_distance", "negative_d
 def test_each_mode_trains_and_logs(cases: list[PreparedCase], mode: str, kind: type, names: set[str]) -> None:
     built, batch = module(cases, f"metric.mode={mode}")
     assert isinstance(built.metric, kind)
-    loss, facts = built.loss(batch, 100)
+    loss, facts = built(batch, 100)
     assert set(facts) == names
     assert all(torch.isfinite(value) and not value.requires_grad for value in facts.values())
     loss.backward()
@@ -76,7 +76,7 @@ def test_the_weight_rises_over_the_warm_up(cases: list[PreparedCase]) -> None:
     parts = []
     for update in (0, 5, 10, 20):
         torch.manual_seed(1)
-        loss, facts = built.loss(batch, update)
+        loss, facts = built(batch, update)
         parts.append((loss - facts["segmentation"]).item() / facts["voxel_entropy"].item())
     assert parts == pytest.approx([0, 0.25, 0.5, 0.5], abs=1e-5)
 
@@ -95,7 +95,7 @@ def test_every_setting_builds_and_gives_a_finite_loss(
     cases: list[PreparedCase], settings: tuple[str, ...]
 ) -> None:
     built, batch = module(cases, *settings)
-    loss, facts = built.loss(batch, 100)
+    loss, facts = built(batch, 100)
     assert torch.isfinite(loss)
     assert ("supcon" in facts) == (settings[0] == "metric.supcon_weight=1")
 

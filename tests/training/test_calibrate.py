@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
+from metricunet.cohort.prepare import PreparedCase
 from metricunet.errors import InputError
 from metricunet.files.model import read_card, read_model, write_model
 from metricunet.networks import Network, NetworkOutput
 from metricunet.specs import SegmentSpec
+from metricunet.structures import IGNORE_CLASS
 from metricunet.training.calibrate import calibrate, calibration, mm_scale
 from metricunet.volume import Geometry, Volume
 

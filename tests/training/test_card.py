@@ -25,7 +25,7 @@ def case(
     values = np.where(inside, hu, 10.0) + np.random.default_rng(0).normal(0, noise, FINE.shape)
     values[(abs(place) > 16).any(axis=-1)] = 3000
     labels = np.where(inside, target, 0).astype(np.uint8)
-    facts = {"spacing_mm": [spacing, 0.9, 1.1], "extent_mm": [1, 1, 1]}
+    facts = {"spacing_mm": [spacing, 0.9, 1.1]}
     facts |= {"volume_ml": 4 / 3 * np.pi * np.prod(radii) / 1000, "target_hu": hu}
     fine = Volume(np.rint(values).astype(np.int16), FINE)
     return PreparedCase("c", fine, fine.with_array(labels), fine, fine.with_array(labels), facts, "")

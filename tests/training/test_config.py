@@ -22,6 +22,26 @@ def test_order_of_precedence(tmp_path: Path) -> None:
     assert config.locate.base_channels == 8
 
 
+def test_settings_may_be_values_themselves() -> None:
+    given = {
+        "segment.learning_rate": 1e-05,
+        "segment.spacing_mm": (3.0, 1.0, 1.0),
+        "metric": {"taps": [0, 1]},
+        "license": "yes",
+        "target": "1: a",
+    }
+    config = load_config("small", settings=given)
+    assert config.segment.learning_rate == 1e-05
+    assert config.segment.spacing_mm == (3.0, 1.0, 1.0)
+    assert config.metric.taps == (0, 1)
+    assert (config.license, config.target) == ("yes", "1: a")
+    assert config.segment.base_channels == PRESETS["small"]["segment"]["base_channels"]
+    with pytest.raises(InputError, match=r"segment\.epoch .*unknown"):
+        load_config("small", settings={"segment.epoch": 3})
+    with pytest.raises(InputError, match=r"segment\.epochs .*object"):
+        load_config("small", settings={"segment.epochs": object()})
+
+
 def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
     config = load_config("small", settings=["metric.weight=0.3"])
     (tmp_path / "c.yaml").write_text(dump_config(config))

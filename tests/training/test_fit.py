@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.loggers import CSVLogger
 
 from metricunet.errors import InputError
 from metricunet.files.model import read_card, read_model
@@ -152,6 +153,23 @@ def test_without_validation_the_last_weights_count(tiny_cohort: Path, tmp_path: 
     assert read_card(model).validation == {}
 
 
+def test_a_logger_of_lightning_is_told_the_numbers_of_both_stages(tiny_cohort: Path, tmp_path: Path) -> None:
+    short = config(
+        "locate.epochs=2", "locate.updates_per_epoch=2", "segment.epochs=1", "segment.updates_per_epoch=2",
+        "metric.weight=0",
+    )  # fmt: skip
+    logger = CSVLogger(tmp_path / "logged", name="run", version="one")
+    train(tiny_cohort, tmp_path / "run", config=short, fold="all", device="cpu", loggers=[logger])
+    logger.finalize("success")
+    with (tmp_path / "logged" / "run" / "one" / "metrics.csv").open(newline="") as handle:
+        logged = list(csv.DictReader(handle))
+    with (tmp_path / "run" / "log.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["stage"] for row in rows] == ["locate", "locate", "segment"]
+    told = [float(row[f"{wanted['stage']}/loss"]) for row, wanted in zip(logged, rows, strict=True)]
+    assert [f"{loss:.5g}" for loss in told] == [row["loss"] for row in rows]
+
+
 def test_folders_that_are_in_use(tiny_cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
@@ -181,7 +199,7 @@ def test_scans_that_are_no_ct(tiny_cohort: Path, tmp_path: Path) -> None:
     path = cohort / "imagesTr" / "case_01_0000.nii.gz"
     volume = read_nifti(path)
     write_nifti(path, volume.with_array((volume.array + 1024).astype(np.int16)))
-    with pytest.raises(InputError, match="case_01: the lowest value is 15, so these are no"):
+    with pytest.raises(InputError, match=r"case_01_0000\.nii\.gz: the lowest value is -15, so these are no"):
         train(cohort, tmp_path / "run", config=config())
 
 

@@ -6,8 +6,10 @@ import csv
 import errno
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from metricunet.training import loop
 from metricunet.training.checkpoints import written_checkpoint
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.fit import open_run, train, train_locate
+from metricunet.training.log import stage_loggers
 from metricunet.training.loop import learning_rate
 from metricunet.training.objectives import LocateModule
 from metricunet.training.run import Run
@@ -226,6 +229,21 @@ def test_lightnings_loggers_are_told_the_numbers_of_the_log(
     assert [row["step"] for row in logged] == [row["updates"] for row in rows] == ["2", "4", "6"]
     assert [row["locate/val_dice"] for row in logged] == [row["val_dice"] for row in rows] == ["0.5", "", "0.25"]
     assert [f"{float(row['locate/loss']):.5g}" for row in logged] == [row["loss"] for row in rows]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_tensorboard_is_told_how_a_stage_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    ended: list[str] = []
+    board = SimpleNamespace(finalize=ended.append)
+    monkeypatch.setattr("metricunet.training.log.find_spec", lambda name: object())
+    monkeypatch.setattr("metricunet.training.log.TensorBoardLogger", lambda *places, **names: board)
+    with suppress(KeyboardInterrupt), stage_loggers(tmp_path, "locate", []) as loggers:
+        assert loggers == [board]
+        if fails:
+            raise KeyboardInterrupt
+    assert ended == ["failed" if fails else "success"]
 
 
 def test_the_learning_rate_rises_and_falls_to_zero() -> None:

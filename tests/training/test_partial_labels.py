@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSettings, prepare
+from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.metric import HardEasySampler
 from metricunet.networks import UNet
+from metricunet.structures import IGNORE_CLASS
 from metricunet.training.batches import Batch, BlockBatches, LocateBatches, SegmentBatches, update_generator
 from metricunet.training.branch import PatchBatches
 from metricunet.training.config import AugmentConfig, load_config
@@ -206,14 +207,14 @@ def test_both_stages_take_a_step_and_stay_finite(cases: list[PreparedCase], mode
     network = UNet(5 if dims == 2 else 1, 3, 4, levels=3, spatial_dims=dims)
     segment = SegmentModule(network, config, [], 3, drawn_once)
     batch = boxes.draw(update_generator(0, 1, 0, CPU))
-    loss, _ = segment.loss(batch, 100)
+    loss, _ = segment(batch, 100)
     loss.backward()
     assert torch.isfinite(loss)
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in segment.parameters())
     if dims == 2 and mode == "none":
         locate = LocateModule(UNet(1, 3, 4, levels=3, spatial_dims=3), config, [], 1)
         drawn = batches("locate", partial).draw(update_generator(0, 0, 0, CPU))
-        loss, _ = locate.loss(drawn, 0)
+        loss, _ = locate(drawn, 0)
         loss.backward()
         assert torch.isfinite(loss)
 
@@ -226,7 +227,7 @@ def test_a_module_without_partial_cases_computes_what_it_always_did(cases: list[
     losses = []
     for given in (batch, Batch(batch.images, batch.labels), replace_unknown(batch)):
         torch.manual_seed(1)
-        losses.append(module.loss(given, 50)[0].detach())
+        losses.append(module(given, 50)[0].detach())
     assert torch.equal(losses[0], losses[1])
     torch.testing.assert_close(losses[0], losses[2])
 

@@ -49,9 +49,31 @@ def read_case(case: Case, info: DatasetInfo) -> LabelledScan:
     """Read image and labels of a training case, the labels in the order and direction of the image's axes.
 
     Raises:
-        InputError: unreadable files, two different grids, label values that dataset.json does not name, or a
-            structure that is there although contoured.json says that it was not contoured.
+        InputError: unreadable files, values that are no HU, two different grids, label values that dataset.json
+            does not name, or a structure that is there although contoured.json says that it was not contoured.
     """
+    scan = _read_case(case, info)
+    refuse_no_hu(scan.image, case.image)
+    return scan
+
+
+def refuse_no_hu(image: Volume, source: Path | str) -> None:
+    """Refuse a scan whose lowest or highest value cannot be in Hounsfield units.
+
+    Args:
+        image: the scan.
+        source: where it was read from, as the message is to name it.
+
+    Raises:
+        InputError: the source, the value, and what was expected.
+    """
+    reason = why_not_hu(float(image.array.min()), float(image.array.max()))
+    if reason is not None:
+        raise InputError(f"{source}: {reason}")
+
+
+def _read_case(case: Case, info: DatasetInfo) -> LabelledScan:
+    """Read a case whatever its values are, for `check_case` has more to say of them; else as `read_case`."""
     if case.label is None:
         raise InputError(f"{case.image}: case {case.name} has no labels")
     image, labels = read_scan(case.image), read_labels(case.label)
@@ -86,7 +108,7 @@ def check_case(case: Case, info: DatasetInfo) -> list[Problem]:
                 Problem(case.name, "error" if s else "warning", m)
                 for s, m in _image(read_scan(case.image), case.image)
             ]
-        scan = read_case(case, info)
+        scan = _read_case(case, info)
     except InputError as error:
         return [Problem(case.name, "error", str(error))]
     found = [*_image(scan.image, case.image), *_structures(scan, case.label, case, info)]

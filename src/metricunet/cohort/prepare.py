@@ -30,13 +30,11 @@ from metricunet.progress import Progress
 from metricunet.stages.locate import coarse_grid
 from metricunet.stages.network_input import read_hu
 from metricunet.stages.segment import central_crop
-from metricunet.structures import class_of
+from metricunet.structures import class_of, classes_of
 from metricunet.volume import Geometry, Volume, resample_labels, voxels_of
 
 #: Raised whenever the cached arrays would come out differently.
 CACHE_VERSION = 2
-#: Class of voxels that nobody contoured.
-IGNORE_CLASS = 255
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,8 @@ class PreparedCase:
         coarse_labels: uint8 classes on the same grid.
         fine: int16 HU of the box around the target; None where the scan holds no target.
         fine_labels: uint8 classes on the same grid.
-        facts: numbers that describe the case: `volume_ml`, `spacing_mm`, `extent_mm`, `target_hu`; the target's
-            are absent with it.
+        facts: numbers that describe the case: `spacing_mm` of the scan, and of the target `volume_ml`,
+            `target_hu` and `centre_mm`, which are absent without it.
         source_sha256: hash of image and labels.
         unknown: classes that were not contoured, whose voxels are among the background's.
     """
@@ -164,11 +162,12 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
     assert case.label is not None
     scan = read_case(case, info)
     image = scan.image.canonical()
-    labels = scan.labels.canonical().with_array(_classes(scan.labels.canonical().array, info))
+    values = scan.labels.canonical()
+    labels = values.with_array(classes_of(values.array, info.labels, info.ignore))
     target = class_of(info.labels, settings.target)
     coarse = coarse_grid(image.geometry, settings.coarse_spacing_mm)
     mask = labels.array == target
-    facts: dict[str, Any] = {"spacing_mm": list(image.spacing_mm), "extent_mm": list(image.geometry.extent_mm)}
+    facts: dict[str, Any] = {"spacing_mm": list(image.spacing_mm)}
     fine = fine_labels = None
     if mask.any():
         centre = image.geometry.to_world(np.argwhere(mask).mean(axis=0))
@@ -187,16 +186,6 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
         facts,
         sha256([*scan_files(case.image), *scan_files(case.label)]),
     )
-
-
-def _classes(values: NDArray[Any], info: DatasetInfo) -> NDArray[np.uint8]:
-    """Map label values to the network's classes: 0 background, then the labels in their order."""
-    table = np.zeros(int(max(values.max(), *info.labels.values(), info.ignore or 0)) + 1, dtype=np.uint8)
-    for k, value in enumerate(info.labels.values(), start=1):
-        table[value] = k
-    if info.ignore is not None:
-        table[info.ignore] = IGNORE_CLASS
-    return np.asarray(table[values], dtype=np.uint8)
 
 
 def _hu(image: Volume, grid: Geometry) -> Volume:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,12 +132,34 @@ def card_content(card: ModelCard) -> dict[str, Any]:
 
 
 def write_model(path: Path, card: ModelCard, weights: dict[str, Tensor]) -> None:
-    """Write a model file, whole or not at all. Names of weights begin with `locate.` or `segment.`."""
+    """Write a model file, whole or not at all; the weights are named as by `joined`."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with written_whole(path) as temporary:
         save_file(contiguous, temporary, metadata={CARD_KEY: json.dumps(card_content(card))})
+
+
+def joined(locate: Mapping[str, Tensor], segment: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of both stages by their names in a model file.
+
+    Args:
+        locate: weights of stage 1 by their names in its network; may be empty.
+        segment: weights of stage 2, likewise.
+    """
+    stages = {"locate": locate, "segment": segment}
+    return {f"{stage}.{name}": tensor for stage, own in stages.items() for name, tensor in own.items()}
+
+
+def of_stage(weights: Mapping[str, Tensor], stage: str) -> dict[str, Tensor]:
+    """Return the weights of a stage by their names in its network.
+
+    Args:
+        weights: weights by their names in a model file.
+        stage: `locate` or `segment`.
+    """
+    prefix = f"{stage}."
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def read_card(path: Path) -> ModelCard:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metricunet.errors import InputError
-from metricunet.files.model import ModelCard, read_model
+from metricunet.files.model import ModelCard, of_stage, read_model
 from metricunet.inference.reruns import MOST_RERUNS, next_view
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import pick_device
@@ -24,6 +24,7 @@ from metricunet.stages.classes import Pieces, keep_largest_piece, likeliest
 from metricunet.stages.locate import Localisation, coarse_probabilities, localise
 from metricunet.stages.network_input import Precision
 from metricunet.stages.segment import View, covered_part, field_probabilities, read_field
+from metricunet.structures import values_of
 from metricunet.volume import Geometry, Volume
 
 
@@ -63,7 +64,7 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     card, weights = read_model(path)
     networks = []
     for stage in ("locate", "segment"):
-        own = {k.removeprefix(f"{stage}."): v for k, v in weights.items() if k.startswith(f"{stage}.")}
+        own = of_stage(weights, stage)
         networks.append(_build(path, stage, getattr(card, stage).network, own).to(device).eval())
     _check_fits(path, card, networks[1])
     return LoadedModel(card, networks[0], networks[1])
@@ -212,10 +213,8 @@ class Predictor:
     def _paste(
         self, scan: Volume, image: Volume, result: _SegmentedField, crops: tuple[Crop, ...], found: Localisation
     ) -> Prediction:
-        values = self.card.labels.values()
-        kind = np.uint8 if max(values) <= 255 else np.uint16
-        region = Volume(np.array([0, *values], dtype=kind)[result.classes], result.box)
-        labels = np.zeros(image.geometry.shape, dtype=kind)
+        region = Volume(values_of(result.classes, self.card.labels), result.box)
+        labels = np.zeros(image.geometry.shape, dtype=region.array.dtype)
         inside = tuple(slice(first, first + n) for first, n in zip(result.start, result.box.shape, strict=True))
         labels[inside] = region.array
         return Prediction(

@@ -59,8 +59,9 @@ class GraphedBranch:
         )
         addresses = [parameter.data_ptr() for parameter in parameters]
         if self._replay is None or addresses != self._addresses:
-            self._layout, self._addresses = layout, addresses
+            self._replay = None  # a capture that fails leaves no graph, and the next call captures again
             self._replay = _captured(GraphStep(self.branch, spacing_mm), tensors)
+            self._layout, self._addresses = layout, addresses
         if layout != self._layout:
             return cast(MetricOutput, self.branch(features, labels, logits, spacing_mm))
         return unpacked(self._replay(*tensors))
@@ -99,15 +100,17 @@ def unpacked(out: Any) -> MetricOutput:
 
 
 def _captured(step: GraphStep, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
-    """Capture a step for tensors of this layout; the generator is left as it was found."""
+    """Capture a step for tensors of this layout; the generator is left as it was found, whatever happens."""
     device = tensors[0].device
     before = torch.cuda.get_rng_state(device)
     samples = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors)
     enabled, dtype = _autocast()
-    # Weights that autocast keeps would be of the capture, not of the replay.
-    with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False):
-        replay = torch.cuda.make_graphed_callables(step, samples)
-    torch.cuda.set_rng_state(before, device)
+    try:
+        # Weights that autocast keeps would be of the capture, not of the replay.
+        with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False):
+            replay = torch.cuda.make_graphed_callables(step, samples)
+    finally:
+        torch.cuda.set_rng_state(before, device)
     return cast(Callable[..., Any], replay)
 
 

@@ -153,11 +153,6 @@ class Prediction:
             f"masks: {', '.join(self.masks) or 'none'})"
         )
 
-    @property
-    def touches_crop(self) -> bool:
-        """Whether the target reaches a face of the field that is not the edge of the scan."""
-        return any(crop.touched for crop in self.crops if crop.used)
-
     def mask(self, structure: str) -> Volume:
         """Return the mask of a structure, bool, on the scan's own grid; empty where it has no voxel.
 

@@ -6,7 +6,7 @@ What it looks at is a field: one crop, or more of them where the target reached 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Protocol
@@ -223,17 +223,7 @@ def field_probabilities(
             rise = torch.arange(1, crop_voxels[axis] + 1, device=field.device)
             shape = [-1 if a == axis else 1 for a in range(3)]
             weight = weight * torch.minimum(rise, rise.flip(0)).float().reshape(shape)
-    total: Tensor | None = None
-    weights = torch.zeros(field.shape, device=field.device)
-    for first in product(*starts):
-        window = tuple(slice(n, n + side) for n, side in zip(first, crop_voxels, strict=True))
-        found = crop_probabilities(network, spec, field[window].contiguous(), precision)
-        if total is None:
-            total = torch.zeros((len(found), *field.shape), device=field.device)
-        total[(slice(None), *window)] += found * weight
-        weights[window] += weight
-    assert total is not None
-    return total / weights
+    return _averaged(field, weight, lambda crop: crop_probabilities(network, spec, crop.contiguous(), precision))
 
 
 def _in_windows(network: Network, images: Tensor, slices: int) -> Tensor:
@@ -241,18 +231,31 @@ def _in_windows(network: Network, images: Tensor, slices: int) -> Tensor:
     if depth < slices:
         images = F.pad(images[None, None], (0, 0, 0, 0, 0, slices - depth), mode="replicate")[0, 0]
     rise = torch.arange(1, slices + 1, device=images.device)
-    weight = torch.minimum(rise, rise.flip(0)).float()[:, None, None]
+    weight = torch.minimum(rise, rise.flip(0)).float()[:, None, None].expand(slices, *images.shape[1:])
+    averaged = _averaged(images, weight, lambda window: _probabilities(network, window[None, None])[0])
+    return averaged[:, :depth].contiguous()
+
+
+def _averaged(field: Tensor, weight: Tensor, find: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the weighted mean of what is found in windows that cover a field.
+
+    Args:
+        field: [slice, row, column].
+        weight: weight of each voxel of a window, in the window's shape.
+        find: takes a window of the field, and returns float32 [classes, slice, row, column].
+    """
+    starts = [window_starts(length, side) for length, side in zip(field.shape, weight.shape, strict=True)]
     total: Tensor | None = None
-    weights = torch.zeros((len(images), 1, 1), device=images.device)
-    for first in window_starts(len(images), slices):
-        window = slice(first, first + slices)
-        found = _probabilities(network, images[None, None, window])[0] * weight
+    weights = torch.zeros(field.shape, device=field.device)
+    for first in product(*starts):
+        window = tuple(slice(n, n + side) for n, side in zip(first, weight.shape, strict=True))
+        found = find(field[window])
         if total is None:
-            total = torch.zeros((len(found), *images.shape), device=images.device)
-        total[:, window] += found
+            total = torch.zeros((len(found), *field.shape), device=field.device)
+        total[(slice(None), *window)] += found * weight
         weights[window] += weight
     assert total is not None
-    return (total / weights)[:, :depth].contiguous()
+    return total / weights
 
 
 def window_starts(length: int, window: int) -> list[int]:

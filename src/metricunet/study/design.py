@@ -39,11 +39,11 @@ OF_STAGE_TWO = ("segment", "metric")
 
 
 def _different(values: Any, what: str) -> Any:
-    """Return the values if each is there once."""
+    """Return the values if each occurs once."""
     seen = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"{what} {value} is there twice")
+            raise ValueError(f"{what} {value} occurs twice")
         seen.add(value)
     return values
 
@@ -56,11 +56,11 @@ class PhantomRecipe(_Section):
     """Phantoms that the study makes itself, in its own folder.
 
     Attributes:
-        n_train: training cases.
-        n_val: validation cases.
-        n_test: test cases.
-        seed: of the cohort.
-        difficulty: as in `metricunet.phantom.make_phantom`.
+        n_train: number of training cases.
+        n_val: number of validation cases.
+        n_test: number of test cases.
+        seed: seed of the cohort.
+        difficulty: how hard the cases are, as in `metricunet.phantom.make_phantom`.
         labels: what arms train on, unless they say otherwise: `clean` (the true shapes) or `displaced` (a reader's
             contours). Test cases are scored against the truth and against a reader whom no training has seen.
     """
@@ -77,9 +77,9 @@ class DataConfig(_Section):
     """Where the cases come from: exactly one of the two.
 
     Attributes:
-        phantom: made by the study.
-        cohort: an nnU-Net raw data set; a relative path is taken from the study file's folder. Its test cases
-            (imagesTs, labelsTs) are scored; without any, the validation cases of each fold.
+        phantom: the phantoms that the study makes.
+        cohort: folder of an nnU-Net raw data set; a relative path is taken from the study file's folder. Its test
+            cases (imagesTs, labelsTs) are scored; without any, the validation cases of each fold.
     """
 
     phantom: PhantomRecipe | None = None
@@ -96,7 +96,7 @@ class BaseSettings(_Section):
     """What all arms begin from.
 
     Attributes:
-        preset: of the training.
+        preset: name of a preset of the training.
         settings: any part of a training's configuration, over the preset.
     """
 
@@ -111,8 +111,8 @@ class Arm(_Section):
         settings: any part of a training's configuration but what all arms share, over the base.
         stages: 2, or 1 for a network like stage 1's that segments the whole scan. Its settings are those of
             `locate`; `segment` and `metric` are of stage 2. Memory grows with the scan over that spacing.
-        seeds: to train with; default: the study's.
-        labels: to train on; default: the phantom's. For phantoms alone.
+        seeds: seeds to train with; default: the study's.
+        labels: labels to train on, which phantoms alone can choose; default: the phantom's.
     """
 
     settings: dict[str, Any] = {}
@@ -132,7 +132,7 @@ class Pair(_Section):
     Attributes:
         baseline: the arm to beat.
         method: the arm that is claimed to be better.
-        control: has what comes with the method, but not its idea.
+        control: an arm that has what comes with the method, but not its idea; None without one.
     """
 
     baseline: str
@@ -155,10 +155,11 @@ class MeasureFamilies(_Section):
     """Which measures are tested as what.
 
     Attributes:
-        primary: corrected together for the number of tests.
-        exploratory: the others; not corrected. Smoothness and features are compared in any case, as exploratory.
-        worthwhile: measure to the smallest benefit that matters; 0 where nothing is said. To be fixed before the
-            study is run: verdicts depend on it.
+        primary: measures whose p values are corrected together for the number of tests.
+        exploratory: the other measures, which are not corrected. Smoothness and features are compared in any case,
+            as exploratory.
+        worthwhile: name of a measure to the smallest benefit that matters; 0 where nothing is said. It is to be
+            fixed before the study is run, for verdicts depend on it.
     """
 
     primary: tuple[str, ...] = ("dice", "asd_mm")
@@ -192,15 +193,16 @@ class StudyFile(_Section):
     """The content of a study file.
 
     Attributes:
-        name: for people.
+        name: name of the study, for people.
         data: where the cases come from.
         base: what all arms begin from.
-        arms: name to settings, in the order in which they are run.
-        seeds: each arm is trained once with each.
-        folds: to validate on: whole numbers, or `all` for no validation.
+        arms: name of each arm to its settings, in the order in which they are run.
+        seeds: seeds that each arm is trained with, once with each.
+        folds: folds to validate on: whole numbers, or `all` for no validation.
         primary: the main comparison.
-        secondary: further ones, judged alike but not corrected: a pair on other labels, another arm to beat.
-        measures: which are tested as what.
+        secondary: further comparisons, judged alike but not corrected: a pair on other labels, another arm to
+            beat.
+        measures: which measures are tested as what.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -258,10 +260,10 @@ class Study:
     """A study file that was read, with every arm's settings resolved.
 
     Attributes:
-        path: of the file.
-        content: as written.
+        path: path of the file.
+        content: what it says.
         base: configuration that stage 1 is trained with.
-        arms: name to configuration; the seed is still the base's.
+        arms: name of each arm to its configuration, whose seed is still the base's.
     """
 
     path: Path
@@ -298,7 +300,8 @@ def load_study(path: Path) -> Study:
     """Read a study file and resolve every arm's settings.
 
     Raises:
-        InputError: not readable, an unknown key or a value of the wrong kind, each named with its place.
+        InputError: a file that cannot be read, an unknown key or a value of the wrong kind, each named with its
+            place.
     """
     content = _validated(path)
     preset, shared = content.base.preset, _nested(content.base.settings)
@@ -382,14 +385,14 @@ def _keys_at(location: tuple[int | str, ...]) -> tuple[str, ...]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that is there twice is an error: the first of two arms of one name must not get lost."""
+    """YAML in which a key that occurs twice is an error: the first of two arms of one name must not get lost."""
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.value in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice", key.start_mark)
         seen.add(str(key.value))
     return dict(loader.construct_mapping(node, deep=True))
 

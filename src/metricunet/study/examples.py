@@ -16,7 +16,7 @@ from metricunet.evaluation.features import VoxelFeatures, fit_probes, principal_
 from metricunet.evaluation.figures import WINDOW_HU
 from metricunet.files.atomic import written_whole
 from metricunet.inference.predictor import Predictor
-from metricunet.stages.network_input import neighbouring_slices, normalise_hu
+from metricunet.stages.network_input import Precision, neighbouring_slices, normalise_hu
 from metricunet.stages.segment import View, read_field
 from metricunet.study.comparisons import Compared
 from metricunet.study.data import TRUTH, spread
@@ -43,6 +43,7 @@ class Pictured:
 
     Attributes:
         models: arm to its model file; the baseline, the method and, if there is one, the control.
+        precisions: arm to the precision of its training, which the models compute in here, too.
         seed: of all these models.
         folder: of the fold, with the cuts.
         cases: names of the scored cases.
@@ -54,6 +55,7 @@ class Pictured:
     """
 
     models: Mapping[str, Path]
+    precisions: Mapping[str, Precision]
     seed: int
     folder: Path
     cases: tuple[str, ...]
@@ -72,7 +74,7 @@ def draw_examples(what: Pictured, dice: Compared | None, folder: Path) -> tuple[
         dice: the comparison of method and baseline by which cases are chosen; without it the first are.
         folder: for the pictures.
     """
-    predictors = {arm: cut_predictor(path, what.device) for arm, path in what.models.items()}
+    predictors = {arm: cut_predictor(path, what.device, what.precisions[arm]) for arm, path in what.models.items()}
     chosen = _chosen(what, dice)
     drawn = [_contours(what, predictors, chosen, folder / EXAMPLES)]
     planar = {arm: p for arm, p in predictors.items() if p.models[0].segment.spatial_dims == 2}

@@ -28,7 +28,6 @@ from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
-from metricunet.hu import why_not_hu
 from metricunet.progress import Bars, no_bars
 from metricunet.stages.locate import Localisation, coarse_probabilities, localise, locate_spec
 from metricunet.study.data import ScoredCase
@@ -50,12 +49,13 @@ class FoldSpec:
     """What it takes to prepare a fold: to train its stage 1, and to locate and cut its cases.
 
     Attributes:
-        folder: for stage 1 and the cuts.
-        cohort: that training reads.
-        config: of the base.
-        fold: to validate on.
-        cases: to locate and cut.
-        fitting: training cases to locate and cut, too, for probes of features to be fitted on.
+        folder: folder for stage 1 and the cuts.
+        cohort: folder of the cohort that training reads.
+        config: configuration of the base.
+        fold: number of the fold to validate on, or `all`.
+        cases: cases to score, which are to be located and cut.
+        fitting: training cases that are to be located and cut, too, so that probes of features can be fitted on
+            them.
         half_mm: half the sides of what stage 2 may read: slice, row, column.
         cache_fallback: folder for prepared cases where the cohort is read-only.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -77,14 +77,14 @@ class PreparedFold:
     """What a fold that was prepared came to.
 
     Attributes:
-        fold: which.
+        fold: number of the fold, or `all`.
         data_sha256: hash of the training and validation cases.
         locate_sha256: hash of stage 1's file.
         scored_sha256: hash of the scored cases, images and references.
-        labels: structure name to value.
+        labels: name of each structure to its value.
         ignore: value of voxels that nobody contoured, or None.
-        off_mm: of the scored cases that hold the target, how far from its centroid stage 1 puts it; None where it
-            finds nothing.
+        off_mm: how far from the target's centroid stage 1 puts it, for each of the scored cases that hold the
+            target; None where it finds nothing.
     """
 
     fold: Fold
@@ -101,9 +101,9 @@ class Cut:
     """The part of a scan that counts: what stage 2 may read, and all that the references hold.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         image: HU on the scan's own grid; axes to the head, the back and the left.
-        references: whose contours to label values on the same grid.
+        references: whose contours they are to label values on the image's grid.
         found: what stage 1 made of the whole scan.
         source_sha256: hash of the image and the references.
         not_contoured: structures that the references say nothing of.
@@ -146,10 +146,10 @@ class StoredStageOne:
 
 
 def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
-    """Train stage 1 of a fold, or go on with it, and cut the cases to score. What is done already is kept.
+    """Train stage 1 of a fold, or resume its training, and cut the cases to score. What is done already is kept.
 
     Args:
-        spec: of the fold.
+        spec: what it takes to prepare the fold.
         bar: opens a progress bar by its name.
 
     Raises:
@@ -214,8 +214,8 @@ def shared_stage_one(folder: Path, locate_sha256: str) -> StoredStageOne:
     """Return the stage 1 that the runs of a fold share; runs that follow each other read its file once.
 
     Args:
-        folder: of the fold.
-        locate_sha256: of the file: another file is another stage 1.
+        folder: folder of the fold.
+        locate_sha256: hash of the file; another file is another stage 1.
 
     Raises:
         InputError: as `read_stage_one`.
@@ -248,12 +248,12 @@ def read_cut(folder: Path, case: str, kind: str = SCORED) -> Cut:
     """Read the cut of a case.
 
     Args:
-        folder: of the fold.
-        case: name.
+        folder: folder of the fold.
+        case: name of the case.
         kind: `SCORED` or `FITTING`.
 
     Raises:
-        InputError: it is not there, or damaged.
+        InputError: a cut that is not there, or is damaged.
     """
     path = _cut_path(folder, case, kind)
     stored = _load(path)
@@ -301,7 +301,7 @@ def make_cut(case: ScoredCase, run: Run, located: Located, half_mm: tuple[float,
     """
     image, references = read_scan(case, run.info)
     spec = locate_spec(run.config.locate, run.classes)
-    found = localise(coarse_probabilities(located.network, spec, image)[run.target])
+    found = localise(coarse_probabilities(located.network, spec, image, run.config.precision)[run.target])
     first, shape = _part(image.geometry, found, references, run.info, half_mm)
     return Cut(
         case.name,
@@ -324,8 +324,6 @@ def read_scan(case: ScoredCase, info: DatasetInfo) -> tuple[Volume, dict[str, Vo
         for whose, path in case.references.items()
     }
     image = next(iter(scans.values())).image.canonical()
-    if (reason := why_not_hu(float(image.array.min()))) is not None:
-        raise InputError(f"{case.image}: {reason}")
     return image, {whose: scan.labels.canonical() for whose, scan in scans.items()}
 
 
@@ -360,8 +358,8 @@ def reach_mm(configs: list[TrainConfig], slack_mm: float = 10.0) -> tuple[float,
     Beyond its crop it reads one voxel of its own grid and one of the scan's, by interpolation.
 
     Args:
-        configs: of all arms.
-        slack_mm: covers the voxels beyond the crop; the coarsest CT has slices of 6 mm.
+        configs: configurations of all arms.
+        slack_mm: length that covers the voxels beyond the crop; the coarsest CT has slices of 6 mm.
     """
     sides = [
         [c / 2 + s for c, s in zip(config.segment.crop_mm, config.segment.spacing_mm, strict=True)]

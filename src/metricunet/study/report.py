@@ -58,7 +58,7 @@ def tables_csv(rows: Mapping[str, Sequence[Row]]) -> str:
     """Return every number of the tables, a line each; blank where a number does not exist.
 
     Args:
-        rows: whose contours to the rows against them.
+        rows: whose contours the cases are scored against to the rows.
     """
     lines: list[list[object]] = []
     for reference, scored in rows.items():
@@ -83,9 +83,9 @@ def tables_text(
     """Return the tables in Markdown.
 
     Args:
-        name: of the study.
-        rows: whose contours to the rows against them.
-        measures: the columns, names of `MEASURE_NAMES`.
+        name: name of the study.
+        rows: whose contours the cases are scored against to the rows.
+        measures: names of the measures that have a column, of `MEASURE_NAMES`.
         notes: what a reader of the tables has to know.
     """
     columns = [DEFINITIONS[measure] for measure in measures]
@@ -132,9 +132,9 @@ def notes_of(plan: Study, data: StudyData, folds: PreparedFolds, runs: Sequence[
 
     Args:
         plan: the study file.
-        data: where the cases lie.
-        folds: that were prepared.
-        runs: all of them.
+        data: the cases of the study.
+        folds: the folds that were prepared.
+        runs: all runs of the study.
     """
     notes = []
     if (main := plan.content.primary) is not None:
@@ -232,11 +232,11 @@ def arms_table(
     """Return every arm's measures of the target: the mean of the seeds' means ± their standard deviation.
 
     Args:
-        conclusions: of the study.
-        measures: the columns.
-        reference: whose contours.
-        arms: which; default: all.
-        described: say of every arm what it is.
+        conclusions: what the study came to.
+        measures: names of the measures that have a column.
+        reference: whose contours to compare with.
+        arms: names of the arms; default: all.
+        described: whether the table says of every arm what it is.
     """
     plan, results = conclusions.plan, conclusions.results
     titles = [DEFINITIONS[name].heading for name in measures]

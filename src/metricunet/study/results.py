@@ -44,8 +44,8 @@ class Table:
     """A kind of table that every run writes.
 
     Attributes:
-        name: of the file.
-        measures: names of its measures.
+        name: name of the file.
+        measures: names of the measures in it.
         of_structures: whether each structure has a row of its own.
     """
 
@@ -74,10 +74,10 @@ class Row:
     """The measures of one case, as one run sees it.
 
     Attributes:
-        arm, seed, fold: of the run.
-        case: name.
-        structure: name; None in a table without structures.
-        values: measure to value; None where it has none.
+        arm, seed, fold: the run that they are of.
+        case: name of the case.
+        structure: name of the structure; None in a table without structures.
+        values: name of each measure to its value; None where it has none.
         contoured: whether the references say anything of the structure.
     """
 
@@ -115,12 +115,13 @@ def read_table(
     """Read the rows of a run, or of a whole study.
 
     Args:
-        folder: with the table.
-        table: which.
-        not_contoured: case to structures that its references say nothing of; a row's blanks do not tell.
+        folder: folder that holds the table.
+        table: the kind of table to read.
+        not_contoured: name of a case to the structures that its references say nothing of; a row's blanks do not
+            tell.
 
     Raises:
-        InputError: not such a file.
+        InputError: a file that is not such a table.
     """
     path = folder / table.name
     unknown = not_contoured or {}
@@ -149,11 +150,11 @@ def join_tables(folders: Iterable[Path], table: Table) -> str:
     """Return the rows of several runs under one heading.
 
     Args:
-        folders: of the runs.
-        table: which of their tables.
+        folders: folders of the runs.
+        table: the kind of table to join.
 
     Raises:
-        InputError: one has other columns.
+        InputError: a table with other columns than the first.
     """
     heading = ",".join(table.columns)
     bodies = []
@@ -172,9 +173,9 @@ class Results:
     """The rows of all runs.
 
     Attributes:
-        cases: whose contours to the rows against them, `truth` first.
-        smoothness: of the masks, against the truth.
-        features: of a sample of the cases.
+        cases: whose contours the cases are scored against to the rows, `truth` first.
+        smoothness: rows of the masks' smoothness, measured against the truth.
+        features: rows of the features, which are measured in a sample of the cases.
     """
 
     cases: dict[str, list[Row]]
@@ -199,13 +200,13 @@ class Results:
         those of features, which look at voxels around the true surface.
 
         Args:
-            arm: whose.
+            arm: name of the arm.
             measure: a key of `DEFINITIONS`.
-            structure: which; features know none.
-            reference: whose contours; smoothness and features are of the truth alone.
+            structure: name of the structure; features know none.
+            reference: whose contours to compare with; smoothness and features are of the truth alone.
 
         Returns:
-            None where there are no rows, or, of features, none with a value.
+            The values, or None where there are no rows, or where none of a feature's rows has a value.
         """
         if measure in MEASURE_NAMES:
             values, missed = paired_values(self.cases[reference], arm, structure, measure)
@@ -225,8 +226,8 @@ def read_results(folder: Path, not_contoured: Mapping[str, Collection[str]] | No
     """Read the tables of a study: cases.csv, cases-WHOSE.csv, smoothness.csv and features.csv, if they are there.
 
     Args:
-        folder: with the tables.
-        not_contoured: case to structures that its references say nothing of.
+        folder: folder that holds the tables.
+        not_contoured: name of a case to the structures that its references say nothing of.
 
     Raises:
         InputError: a file that cannot be read.
@@ -249,10 +250,10 @@ def paired_values(
     and it counts as missed if any of them missed it.
 
     Args:
-        rows: of the whole study, in one table.
-        arm: whose.
-        structure: which; None in a table without structures.
-        measure: of the table.
+        rows: all rows of the study in one table.
+        arm: name of the arm.
+        structure: name of the structure; None in a table without structures.
+        measure: name of a measure of the table.
     """
     found: dict[SeedCase, list[float]] = {}
     missed: set[SeedCase] = set()
@@ -282,9 +283,9 @@ class ArmSummary:
     """One structure of one arm against one reference.
 
     Attributes:
-        arm: name.
-        structure: name.
-        of_seed: seed to its summary over the cases.
+        arm: name of the arm.
+        structure: name of the structure.
+        of_seed: each seed to its summary over the cases.
     """
 
     arm: str
@@ -304,7 +305,7 @@ def summarise_arms(rows: Iterable[Row]) -> list[ArmSummary]:
     """Summarise every arm and structure, in the order in which they first appear; folds are taken together.
 
     Args:
-        rows: of one `cases_table`.
+        rows: all rows of one `cases_table`.
     """
     grouped: dict[str, dict[int, list[Row]]] = {}
     for row in rows:

@@ -100,7 +100,7 @@ def study(
     Several processes that are called with one folder share the work, run by run, and end with the same tables.
 
     Args:
-        file: STUDY.yaml; see `metricunet.study.settings.StudyFile`.
+        file: STUDY.yaml; see `metricunet.study.design.StudyFile`.
         output: folder of data/ and data-displaced/ (phantoms), stage-one/[LABELS/]fold-K/ (stage 1 and the scans
             cut around what it finds), runs/ARM/fold-K/seed-S/, cases.csv against the truth (and cases-reader.csv
             against an unseen reader, on phantoms), smoothness.csv, features.csv, comparisons.csv and .json (with
@@ -368,6 +368,7 @@ def _pictured(plan: Study, whole: Sequence[RunSpec]) -> Pictured | None:
             one = of_arm[main.method]
             return Pictured(
                 models={arm: of_arm[arm].folder / MODEL_NAME for arm in main.arms},
+                precisions={arm: of_arm[arm].config.precision for arm in main.arms},
                 seed=seed,
                 folder=one.stage_one,
                 cases=one.case_names,

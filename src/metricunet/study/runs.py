@@ -54,20 +54,20 @@ class RunSpec:
     """One arm, fold and seed. It holds all that a process needs to carry it out.
 
     Attributes:
-        folder: of the run.
-        arm: name.
-        fold: that stage 1 was trained on.
-        seed: of the training.
+        folder: folder of the run.
+        arm: name of the arm.
+        fold: fold that stage 1 was trained on.
+        seed: seed of the training.
         config: every setting, the seed included.
-        cohort: that training reads.
+        cohort: folder of the cohort that training reads.
         stage_one: folder of stage 1 and the cuts.
-        cases: to score.
+        cases: cases to score.
         fitting: training cases that probes of features are fitted on.
-        references: whose contours they are scored against.
-        prepared: hashes and labels of the fold.
+        references: whose contours the cases are scored against.
+        prepared: the fold as it was prepared, with hashes and labels.
         cache_fallback: folder for prepared cases where the cohort is read-only.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        stages: 2, or 1 where the arm segments whole scans.
+        stages: number of stages: 2, or 1 where the arm segments whole scans.
     """
 
     folder: Path
@@ -118,9 +118,9 @@ class RunResult:
     Attributes:
         spec: the run.
         val_dice: best mean Dice of the validation cases in their crops; None without any.
-        seconds: that it took, since it was last begun or gone on with.
+        seconds: how long it took since it was last begun or resumed.
         error: why it failed; None where it is finished.
-        cause: what was raised then, where it was in this process.
+        cause: the exception that was raised then, where it was in this process.
     """
 
     spec: RunSpec
@@ -139,7 +139,7 @@ class Pipeline(ABC):
 
     Args:
         spec: the run.
-        watch: told how far a training is; None where nobody looks.
+        watch: function that is told how far a training is; None where nobody looks.
     """
 
     def __init__(self, spec: RunSpec, watch: Watch | None = None) -> None:
@@ -147,7 +147,7 @@ class Pipeline(ABC):
 
     @cached_property
     def training(self) -> Run:
-        """The training, begun or gone on with; its cases are read when it is first asked for."""
+        """The training, begun or resumed; its cases are read when it is first asked for."""
         spec = self.spec
         return open_run(
             spec.cohort,
@@ -189,7 +189,7 @@ class TwoStages(Pipeline):
     @cached_property
     def predictor(self) -> Predictor:
         """The trained model."""
-        return cut_predictor(self.spec.folder / MODEL_NAME, self.spec.device)
+        return cut_predictor(self.spec.folder / MODEL_NAME, self.spec.device, self.spec.config.precision)
 
     def train(self) -> None:
         """Train stage 2."""
@@ -270,9 +270,10 @@ def hand_out(specs: Sequence[RunSpec], watch: RunWatch | None = None, say: Say =
     which runs are done does not matter, and all that they share is the study's folder and the cohort's.
 
     Args:
-        specs: the runs.
-        watch: told the run, the stage, the updates done and in all, and the latest validation Dice.
-        say: told what is waited for.
+        specs: runs to carry out.
+        watch: function that is told the run, the stage, the updates done and in all, and the latest validation
+            Dice.
+        say: function that is told what is waited for.
     """
     return taken_up(specs, lambda spec: carry_out(spec, None if watch is None else partial(watch, spec)), say)
 
@@ -286,7 +287,7 @@ def check_settings_of(folder: Path, config: TrainConfig, stages: int) -> None:
     """Refuse a run that was begun with other settings or stages, or by another version.
 
     Raises:
-        InputError: the first differences, named.
+        InputError: other settings, stages or another version, of which the first are named.
     """
     before = _read_key(folder)
     if before is None:
@@ -307,7 +308,7 @@ def finished(spec: RunSpec) -> RunResult | None:
     """Return the result of a run that is finished, an error where its model is damaged; None of one that is not.
 
     Raises:
-        InputError: it was begun with other settings, cases, stage 1 or version.
+        InputError: a run that was begun with other settings, cases, stage 1 or version.
     """
     before = _read_key(spec.folder)
     if before is None:
@@ -330,17 +331,17 @@ def finished(spec: RunSpec) -> RunResult | None:
 
 
 def carry_out(spec: RunSpec, watch: Watch | None = None) -> RunResult:
-    """Train the networks of a run, or go on with that, and score them. What is there already is kept.
+    """Train the networks of a run, or resume their training, and score them. What is there already is kept.
 
     Args:
-        spec: the run.
-        watch: told how far it is.
+        spec: run to carry out.
+        watch: function that is told how far it is.
 
     Returns:
         What became of it. Whatever goes wrong is in there, so that other runs go on.
 
     Raises:
-        AlreadyClaimed: another process is at it.
+        AlreadyClaimed: another process is carrying it out.
     """
     with claimed(spec.folder / CLAIM_NAME, "a run of a study"):
         began = time.perf_counter()

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metricunet.cohort.prepare import IGNORE_CLASS
 from metricunet.evaluation.features import FEATURE_NAMES, VoxelFeatures, band_features, fit_probes
 from metricunet.evaluation.measures import MEASURE_NAMES, Measures, measure
 from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES, Smoothness, measure_smoothness
@@ -29,8 +28,9 @@ from metricunet.files.record import sha256
 from metricunet.inference.predictor import Predictor
 from metricunet.stages.classes import keep_largest_piece
 from metricunet.stages.locate import classes_on, coarse_probabilities, localise, locate_spec
-from metricunet.stages.network_input import autocast, pick_precision
+from metricunet.stages.network_input import Precision, autocast, pick_precision
 from metricunet.stages.segment import View, read_field
+from metricunet.structures import IGNORE_CLASS, classes_of, values_of
 from metricunet.study.data import TRUTH, ScoredCase, spread
 from metricunet.study.folds import FITTING, Cut, read_cut, read_scan
 from metricunet.training.fit import Located
@@ -103,9 +103,15 @@ class ScoredCut:
         return [Measured(self.cut.name, structure, of_structure) for structure, of_structure in values.items()]
 
 
-def cut_predictor(model: Path, device: str) -> Predictor:
-    """Read a model to segment cuts with; a cut holds no more of the scan than one crop, so there are no reruns."""
-    return Predictor([model], device, reruns=0)
+def cut_predictor(model: Path, device: str, precision: Precision) -> Predictor:
+    """Read a model to segment cuts with; a cut holds no more of the scan than one crop, so there are no reruns.
+
+    Args:
+        model: the model file.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: the precision of the training.
+    """
+    return Predictor([model], device, precision, reruns=0)
 
 
 def segment_cut(predictor: Predictor, cut: Cut, labels: dict[str, int], ignore: int | None) -> ScoredCut:
@@ -140,7 +146,7 @@ def segment_whole_scan(run: Run, located: Located, case: ScoredCase) -> ScoredCu
     _, *shares = coarse_probabilities(located.network, spec, image, run.config.precision)
     classes = classes_on(image, shares)
     keep_largest_piece(classes, run.target)
-    values = np.array([0, *run.labels.values()], dtype=np.uint8)[classes]
+    values = values_of(classes, run.labels)
     found = localise(shares[run.target - 1])
     files = [case.image, *case.references.values()]
     cut = Cut(case.name, image, references, found, sha256(files), case.not_contoured)
@@ -210,11 +216,7 @@ def case_features(
     crop = read_field(stage, cut.image, View(cut.found.centre_mm))
     hu = torch.from_numpy(crop.array).to(predictor.device)
     truth = resample_labels(cut.references[TRUTH], crop.geometry).array
-    classes = np.zeros(truth.shape, dtype=np.uint8)
-    for k, value in enumerate(labels.values(), start=1):
-        classes[truth == value] = k
-    if ignore is not None:
-        classes[truth == ignore] = IGNORE_CLASS
+    classes = classes_of(truth, labels, ignore)
     if cut.not_contoured:
         classes[classes == 0] = IGNORE_CLASS  # it may be what nobody drew
     with autocast(pick_precision(predictor.precision, predictor.device), predictor.device):

@@ -36,15 +36,15 @@ class Scores:
     """One measure of one arm.
 
     Attributes:
-        arm: its name.
-        seeds: one for each row.
-        cases: one for each column.
+        arm: name of the arm.
+        seeds: the seeds, one for each row of the values.
+        cases: names of the cases, one for each column.
         values: float64 [seeds, cases]; NaN where there is none, as the distance of a missed structure.
-        missed: bool [seeds, cases], where the structure was missed. Default: where there is no value. Overlaps of
+        missed: bool [seeds, cases], where the structure was missed; default: where there is no value. Overlaps of
             missed structures are 0, so for them it has to be said.
 
     Raises:
-        InputError: if shapes or names do not fit, or a value is infinite.
+        InputError: shapes or names that do not fit, or a value that is infinite.
     """
 
     arm: str
@@ -64,7 +64,7 @@ class Scores:
         for kind, names in (("seed", self.seeds), ("case", self.cases)):
             twice = sorted({str(n) for n in names if names.count(n) > 1})
             if twice:
-                raise InputError(f"arm {self.arm}: {kind} {twice[0]} is there twice; name every {kind} once")
+                raise InputError(f"arm {self.arm}: {kind} {twice[0]} occurs twice; name every {kind} once")
         if np.isinf(values).any():
             raise InputError(f"arm {self.arm}: a value is infinite; leave out the value of a missed structure")
         if self.missed is not None and self.missed.shape != shape:
@@ -91,12 +91,12 @@ class Scores:
         """Arrange values by seed and case, both sorted.
 
         Args:
-            arm: name.
-            values: (seed, case) to value; None where there is none.
-            missed: (seed, case) of all missed structures. Default: where there is no value.
+            arm: name of the arm.
+            values: seed and case to the value; None where there is none.
+            missed: seed and case of every missed structure; default: where there is no value.
 
         Raises:
-            InputError: if a seed lacks a case that another has.
+            InputError: a seed that lacks a case which another has.
         """
         seeds, cases = sorted({s for s, _ in values}), sorted({c for _, c in values})
         for seed in seeds:
@@ -120,29 +120,30 @@ class Comparison:
     """Arm B against arm A in one measure; n is `runs`, seeds times cases.
 
     Attributes:
-        measure, title, unit: of the measure's definition.
-        better: which values are.
-        arm_a, arm_b: names.
+        measure, title, unit: as the measure's definition has them.
+        better: whether larger or smaller values are better.
+        arm_a, arm_b: names of the arms.
         family: `primary` if p is Holm-corrected in `p_holm`, else `exploratory`.
-        seeds: those that both arms have.
-        cases: how many.
-        runs: seeds times cases.
-        missed_a, missed_b: of the runs, how often the structure was missed.
-        no_value_a, no_value_b: of the runs, how many have no value. Distances: the missed ones; overlaps: none.
-        mean_a, mean_b: over the runs of the arm that have a value; None without any.
+        seeds: the seeds that both arms have.
+        cases: number of cases.
+        runs: number of seeds times number of cases.
+        missed_a, missed_b: in how many of the runs the structure was missed.
+        no_value_a, no_value_b: how many of the runs have no value. Of distances these are the missed ones;
+            overlaps always have one.
+        mean_a, mean_b: mean over the runs of the arm that have a value; None without any.
         difference: mean of B - A over the runs that have a value in both arms; None without any.
-        interval: of the difference, 95 %; see `crossed_bootstrap`. None with fewer than two cases.
+        interval: 95 % interval of the difference; see `crossed_bootstrap`. None with fewer than two cases.
         relative_percent, relative_interval_percent: 100 (sum of B / sum of A - 1) over the same runs; None for a
             measure that can be negative, or whose mean in A is 0.
         difference_of_seed: the difference in each seed.
-        p_of_seed: signed-rank test over the cases in each seed.
-        p: signed-rank test over the cases, of their means over seeds. It speaks of new cases under these seeds;
-            only the interval speaks of new seeds, too.
+        p_of_seed: p of the signed-rank test over the cases in each seed.
+        p: p of the signed-rank test over the cases, of their means over seeds. It speaks of new cases under these
+            seeds; only the interval speaks of new seeds, too.
         p_holm: p corrected for the primary family.
         d_z: Cohen's d_z: mean over standard deviation of the cases' differences (means over seeds; cases with a
             value in both arms). Positive where B is better, as are the two that follow.
-        rank_biserial: see `SignedRank`; of the cases.
-        superiority: probability of superiority: share of cases in which B is better, ties counting half.
+        rank_biserial: rank-biserial correlation over the cases; see `SignedRank`.
+        superiority: probability of superiority: the share of cases in which B is better, ties counting half.
     """
 
     measure: str
@@ -203,13 +204,13 @@ def compare(
     Args:
         a: the arm to beat.
         b: the arm that is claimed to be better.
-        definition: of the measure.
-        better: which of its values are.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+        definition: definition of the measure.
+        better: whether larger or smaller values of it are better.
+        draws: number of draws of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
-        InputError: if the arms have no seed in common, or not the same cases.
+        InputError: the arms have no seed in common, or not the same cases.
     """
     a, b = _paired(a, b)
     sign = 1 if better == "higher" else -1

@@ -70,8 +70,8 @@ class Worthwhile:
     """The smallest benefit that matters.
 
     Attributes:
-        amount: not below 0; 0 if every benefit matters.
-        percent: whether it is a share of the other arm's mean, in percent, or in the measure's unit.
+        amount: number not below 0; it is 0 if every benefit matters.
+        percent: whether the amount is in percent of the other arm's mean, and not in the measure's unit.
     """
 
     amount: float
@@ -94,10 +94,10 @@ class Verdict:
     """What is concluded of a claim.
 
     Attributes:
-        claim: in words.
-        finding: see the top of this module.
-        data: what the study ran on.
-        reasons: sentences with the numbers.
+        claim: the claim in words.
+        finding: what is found of it; see the top of this module.
+        data: name of what the study ran on.
+        reasons: sentences that say why, with the numbers.
     """
 
     claim: str
@@ -158,14 +158,14 @@ def judge(
     """Judge the claim that arm B is better than arm A, in one measure.
 
     Args:
-        claim: in words, without a full stop.
-        main: B against the arm to beat.
-        control: B against the control; None if there is none.
+        claim: the claim in words, without a full stop.
+        main: the comparison of B with the arm to beat.
+        control: the comparison of B with the control; None if there is none.
         worthwhile: the smallest benefit that matters, over A and over the control.
-        data: what the study ran on, as it goes on after "supported on".
+        data: name of what the study ran on, as it goes on after "supported on".
 
     Raises:
-        ValueError: if the comparisons are of different measures, or of different arms B.
+        ValueError: the comparisons are of different measures, or of different arms B.
     """
     if control is not None and (control.measure, control.better, control.arm_b) != (
         main.measure,
@@ -202,11 +202,11 @@ def join(claim: str, verdicts: Sequence[Verdict]) -> Verdict:
     Supported if it is so in all of them, not supported if that is so in any, else not decided.
 
     Args:
-        claim: in words, without a full stop.
-        verdicts: one at least, all on the same data.
+        claim: the claim in words, without a full stop.
+        verdicts: verdicts on the claim, at least one, all on the same data.
 
     Raises:
-        ValueError: if there are none, or they are on different data.
+        ValueError: there are no verdicts, or they are on different data.
     """
     if len({verdict.data for verdict in verdicts}) != 1:
         raise ValueError("a claim needs verdicts, all on the same data")
@@ -224,9 +224,9 @@ class Claim:
     """A claim about a pair of arms.
 
     Attributes:
-        letter: a, b or c, as the design names them.
-        text: in words.
-        measures: all of which have to speak for it.
+        letter: a, b or c, as the design names the claims.
+        text: the claim in words.
+        measures: names of the measures, all of which have to speak for the claim.
     """
 
     letter: str
@@ -239,11 +239,11 @@ class Judged:
     """What a study says of a claim.
 
     Attributes:
-        role: of the pair: `primary`, `secondary.0` and so on.
-        pair: the arms.
-        claim: about them.
-        verdict: of all measures together.
-        parts: of each measure.
+        role: role of the pair: `primary`, `secondary.0` and so on.
+        pair: the arms that the claim is about.
+        claim: the claim about them.
+        verdict: verdict of all measures together.
+        parts: name of each measure and its own verdict.
     """
 
     role: str
@@ -294,10 +294,10 @@ class Conclusions:
     """What a study came to.
 
     Attributes:
-        plan: the study file.
+        plan: the study file, as it was read.
         results: the rows of its runs.
-        comparisons: of its arms.
-        judged: its claims.
+        comparisons: the comparisons of its arms.
+        judged: the verdicts on its claims.
     """
 
     plan: Study
@@ -312,9 +312,9 @@ def conclude(
     """Read a study's tables, compare its arms and judge its claims.
 
     Args:
-        folder: with cases.csv, cases-WHOSE.csv, smoothness.csv and features.csv.
-        plan: the study file; default: the folder's study.yaml.
-        not_contoured: case to structures that its references say nothing of.
+        folder: folder with cases.csv, cases-WHOSE.csv, smoothness.csv and features.csv.
+        plan: the study file; default: study.yaml in the folder.
+        not_contoured: name of a case to the structures that its references say nothing of.
 
     Raises:
         InputError: a file that cannot be read, or a table of another study.

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
+from metricunet.cohort.prepare import PreparedCase
 from metricunet.hu import AIR_HU
+from metricunet.structures import IGNORE_CLASS
 from metricunet.training.augment import Warp, augmented_input, read, read_classes, uniform
 from metricunet.training.config import AugmentConfig, LocateConfig, SegmentConfig
 from metricunet.training.partial_labels import unknown_classes

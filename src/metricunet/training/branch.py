@@ -7,7 +7,6 @@ from dataclasses import fields
 import torch
 from torch import Generator, Tensor
 
-from metricunet.cohort.prepare import IGNORE_CLASS
 from metricunet.errors import InputError
 from metricunet.metric import (
     HardEasySampler,
@@ -22,6 +21,7 @@ from metricunet.metric import (
 )
 from metricunet.metric.sampling import sampler_settings
 from metricunet.networks import Network
+from metricunet.structures import IGNORE_CLASS
 from metricunet.training.augment import augmented_input
 from metricunet.training.batches import SegmentBatches
 from metricunet.training.config import MetricConfig, TrainConfig

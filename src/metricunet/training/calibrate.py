@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase, PrepareSettings, prepare
+from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
 from metricunet.files.model import Calibration, read_model, write_model
@@ -38,6 +38,7 @@ from metricunet.specs import SegmentSpec
 from metricunet.stages.classes import keep_largest_piece
 from metricunet.stages.network_input import Precision
 from metricunet.stages.segment import crop_probabilities
+from metricunet.structures import IGNORE_CLASS
 
 
 @dataclass(frozen=True, eq=False)

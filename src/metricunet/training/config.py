@@ -232,14 +232,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 def load_config(
     preset: str = "default",
     file: Path | None = None,
-    settings: tuple[str, ...] | list[str] = (),
+    settings: Mapping[str, Any] | Sequence[str] = (),
 ) -> TrainConfig:
     """Resolve a configuration: the preset, over it the file, over it the single settings.
 
     Args:
         preset: a key of `PRESETS`.
         file: YAML with any part of `TrainConfig`.
-        settings: `section.key=value`, the value in YAML.
+        settings: `section.key=value`, the value in YAML; or a mapping of `section.key` to the value itself.
 
     Raises:
         InputError: unknown preset, key or section, or a value of the wrong kind, each named.
@@ -247,20 +247,24 @@ def load_config(
     if preset not in PRESETS:
         raise InputError(f"{argument('preset')} must be one of {', '.join(PRESETS)}; got {preset!r}")
     layers: list[Mapping[str, Any]] = [] if file is None else [_yaml(file)]
-    for setting in settings:
-        key, sign, text = setting.partition("=")
-        if not sign or not key:
-            raise InputError(
-                f"{argument('settings')} {setting}: expected section.key=value, such as segment.epochs=20"
-            )
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"{argument('settings')} {setting}: the value is not valid YAML") from error
+    given = settings.items() if isinstance(settings, Mapping) else map(_setting, settings)
+    for key, value in given:
+        nested = value
         for part in reversed(key.split(".")):
-            value = {part: value}
-        layers.append(value)
+            nested = {part: nested}
+        layers.append(nested)
     return merged_config(preset, layers, f"{file} or {argument('settings')}" if file else argument("settings"))
+
+
+def _setting(line: str) -> tuple[str, Any]:
+    """Return key and value of a line `section.key=value`."""
+    key, sign, text = line.partition("=")
+    if not sign or not key:
+        raise InputError(f"{argument('settings')} {line}: expected section.key=value, such as segment.epochs=20")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{argument('settings')} {line}: the value is not valid YAML") from error
 
 
 def merged_config(preset: str, layers: Sequence[Mapping[str, Any]], source: str) -> TrainConfig:

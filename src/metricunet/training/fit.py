@@ -18,7 +18,7 @@ from metricunet.cohort.prepare import PreparedCase, cohort_sha256
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
 from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
-from metricunet.files.model import read_card, read_model, write_model
+from metricunet.files.model import joined, of_stage, read_card, read_model, write_model
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.networks import Network, build_network
@@ -74,7 +74,7 @@ class Located:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the weights by their names in a model file."""
-        return {f"locate.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        return joined(self.network.state_dict(), {})
 
 
 def train(
@@ -87,6 +87,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> Path:
     """Train both stages on a cohort.
 
@@ -99,6 +100,7 @@ def train(
         resume: whether to continue a run that was stopped.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         progress: called with (done, all) while the cohort is prepared.
+        loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
 
     Returns:
         The path of the model file.
@@ -114,7 +116,17 @@ def train(
         check_folder(output, resume)  # a rival may have begun between the two
         own = OwnFiles(output, RECORD_NAME, record.command, inputs=[] if init is None else [init])
         check_results(own, MODEL_NAME)
-        run = open_run(cohort, output, config, fold, resume=resume, device=device, init=init, progress=progress)
+        run = open_run(
+            cohort,
+            output,
+            config,
+            fold,
+            resume=resume,
+            device=device,
+            init=init,
+            progress=progress,
+            loggers=loggers,
+        )
         try:
             staged = train_segment(run, train_locate(run), own.stage(MODEL_NAME))
             record.facts = run_facts(run, read_card(staged).validation)
@@ -151,7 +163,7 @@ def open_run(
         cache_fallback: folder for the prepared cases where the cohort is read-only; default: the run folder.
         progress: called with (done, all) while the cohort is prepared.
         watch: told how far a stage is, in place of a progress bar.
-        loggers: Lightning's, of Fabric or of its trainer (MLflow, W&B), told the numbers of each epoch.
+        loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
 
     Raises:
         InputError: a cohort, configuration or folder that cannot work, or a run of other settings, named.
@@ -186,7 +198,7 @@ def train_locate(run: Run, *, may_find_nothing: bool = False) -> Located:
     Raises:
         InputError: it finds the target in no case that it is validated on.
     """
-    network = _fit_locate(run, run.start)
+    network = _fit_locate(run)
     cases = run.val or run.train
     errors_mm = localisation_errors_mm(network, cases, run.config, run.target)
     holding = sum("centre_mm" in case.facts for case in cases)
@@ -207,7 +219,7 @@ def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) 
         weights: its weights, by their names in a model file.
         errors_mm: its localisation errors, as in `Located`.
     """
-    network = _build(locate_spec(run.config.locate, run.classes).network, run.config.seed, "locate.", weights)
+    network = _build("locate", run, weights)
     return Located(network.eval().to(run.device), errors_mm)
 
 
@@ -222,12 +234,12 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     Returns:
         The path of the model file.
     """
-    segment, score = _fit_segment(run, run.start, located.errors_mm)
+    segment, score = _fit_segment(run, located.errors_mm)
     model = run.folder / MODEL_NAME if model is None else model
     card = model_card(run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm)
     fitted = calibration(segment, card.segment, run.val, run.target, run.config.precision)
     card = replace(card, calibration=fitted)
-    weights = located.weights() | {f"segment.{k}": v for k, v in segment.state_dict().items()}
+    weights = located.weights() | joined({}, segment.state_dict())
     write_model(model, card, weights)
     return model
 
@@ -244,7 +256,7 @@ def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _fit_locate(run: Run, start: dict[str, Tensor] | None) -> Network:
+def _fit_locate(run: Run) -> Network:
     batches = LocateBatches(
         run.train,
         run.config.locate,
@@ -254,12 +266,12 @@ def _fit_locate(run: Run, start: dict[str, Tensor] | None) -> Network:
         not has_sides(run.labels),
         run.device,
     )
-    network = _build(locate_spec(run.config.locate, run.classes).network, run.config.seed, "locate.", start)
+    network = _build("locate", run, run.start)
     fit(run, LocateModule(network, run.config, run.val, run.target), batches)
     return network
 
 
-def _fit_segment(run: Run, start: dict[str, Tensor] | None, errors_mm: np.ndarray) -> tuple[Network, float | None]:
+def _fit_segment(run: Run, errors_mm: np.ndarray) -> tuple[Network, float | None]:
     stage, metric = run.config.segment, run.config.metric
     kind = BlockBatches if stage.spatial_dims == 3 else SegmentBatches
     batches = kind(
@@ -273,27 +285,30 @@ def _fit_segment(run: Run, start: dict[str, Tensor] | None, errors_mm: np.ndarra
     )
     patches = PatchBatches(batches, run.config) if metric.mode == "offline" and metric.weight else None
     # The last before the module: the seed that is set here is that of the branch's first weights, too.
-    network = _build(segment_spec(run.config.segment, run.classes).network, run.config.seed, "segment.", start)
+    network = _build("segment", run, run.start)
     score = fit(run, SegmentModule(network, run.config, run.val, run.classes, patches), batches)
     return network, score
 
 
-def _build(arguments: dict[str, Any], seed: int, prefix: str, start: dict[str, Tensor] | None) -> Network:
-    torch.manual_seed(seed)
-    network = build_network(**arguments)
+def _build(stage: str, run: Run, start: Mapping[str, Tensor] | None) -> Network:
+    torch.manual_seed(run.config.seed)
+    network = build_network(**_networks(run)[stage])
     if start is not None:
-        own = {k.removeprefix(prefix): v for k, v in start.items() if k.startswith(prefix)}
-        network.load_state_dict(own)
+        network.load_state_dict(of_stage(start, stage))
     return network
+
+
+def _networks(run: Run) -> dict[str, dict[str, Any]]:
+    """Return what the network of each stage is built of."""
+    return {
+        "locate": locate_spec(run.config.locate, run.classes).network,
+        "segment": segment_spec(run.config.segment, run.classes).network,
+    }
 
 
 def _initial_weights(init: Path, run: Run) -> dict[str, Tensor]:
     card, weights = read_model(init)
-    wanted = {
-        "locate": locate_spec(run.config.locate, run.classes).network,
-        "segment": segment_spec(run.config.segment, run.classes).network,
-    }
-    for stage, arguments in wanted.items():
+    for stage, arguments in _networks(run).items():
         found = getattr(card, stage).network
         for key, value in arguments.items():
             if found.get(key) != value:

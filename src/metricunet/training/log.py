@@ -85,11 +85,13 @@ def stage_loggers(folder: Path, stage: str, others: Sequence[Logger]) -> Iterato
     ours: list[Logger] = []
     if find_spec("tensorboard") is not None:
         ours.append(TensorBoardLogger(folder, name="tensorboard", version=stage))
+    status = "failed"
     try:
         yield [*others, *ours]
+        status = "success"
     finally:
         for logger in ours:
-            logger.finalize("success")
+            logger.finalize(status)
 
 
 def write_epoch(path: Path, row: Mapping[str, str]) -> None:

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
+from metricunet.cohort.prepare import PreparedCase
 from metricunet.metric import GraphedBranch, PatchMetricLoss
 from metricunet.networks import Network
 from metricunet.stages.locate import class_probabilities
 from metricunet.stages.network_input import autocast, pick_precision
 from metricunet.stages.segment import crop_probabilities, segment_spec
+from metricunet.structures import IGNORE_CLASS
 from metricunet.training.batches import Batch, update_generator
 from metricunet.training.branch import PatchBatches, build_metric
 from metricunet.training.config import LocateConfig, SegmentConfig, TrainConfig
@@ -113,10 +114,6 @@ class StageModule(nn.Module):
         return self.settings.epochs * self.settings.updates_per_epoch
 
     def forward(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what `loss` does."""
-        return self.loss(batch, update)
-
-    def loss(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the scalars for the log."""
         raise NotImplementedError
 
@@ -145,7 +142,7 @@ class LocateModule(StageModule):
         self.settings = config.locate
         self.target = target
 
-    def loss(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the scalars for the log."""
         with self._autocast():
             logits = self.network(batch.images)
@@ -194,7 +191,7 @@ class SegmentModule(StageModule):
             self._on_voxels = GraphedBranch(self.metric)
         self.patches = patches
 
-    def loss(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the scalars for the log."""
         settings = self.config
         with self._autocast():

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metricunet.cohort.prepare import IGNORE_CLASS, PreparedCase
+from metricunet.cohort.prepare import PreparedCase
+from metricunet.structures import IGNORE_CLASS
 
 #: A logit whose probability is zero. Finite, for infinite ones have no gradient in lower precision.
 NEVER = -1e4

@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.loggers.logger import Logger
 from torch import Tensor
 
+from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
@@ -19,7 +20,6 @@ from metricunet.errors import InputError, argument
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
 from metricunet.files.own import STAGING, OwnFiles
-from metricunet.hu import why_not_hu
 from metricunet.progress import Progress
 from metricunet.structures import class_of
 from metricunet.training.checkpoints import check_checkpoints
@@ -163,8 +163,7 @@ def check_cases(run: Run, cohort: Path) -> None:
     if run.val and not any(case.fine is not None for case in run.val):
         raise InputError(f"{cohort}: no validation case contains {target}; choose another fold")
     for case in (*run.train, *run.val):
-        if (reason := why_not_hu(int(case.coarse.array.min()))) is not None:
-            raise InputError(f"{cohort}: case {case.name}: {reason}")
+        refuse_no_hu(case.coarse, f"{cohort}: case {case.name}")
 
 
 def begin(run: Run, fold: Fold, init: Path | None) -> None:

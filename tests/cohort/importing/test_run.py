@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
 from metricunet.cohort.importing import import_cohort
 from metricunet.cohort.importing.run import IMPORT_NAME
@@ -314,3 +315,17 @@ def test_real_structure_sets_without_their_scans_are_named(
     )
     assert "empty_rois_phantom.dcm: was drawn on series 1.2.840.113619.2.55.3.671756986" in ended.err
     assert not (tmp_path / "cohort").exists()
+
+
+def test_a_scan_too_bright_for_hounsfield_units_is_left_out(tree: Path, tmp_path: Path) -> None:
+    def bright(k: int, dataset: Dataset) -> None:
+        dataset.RescaleSlope, dataset.RescaleIntercept = 100, -4000
+
+    patient = Patient("Roe^Jane", "P-900")
+    series = write_ct(tree / "9" / "ct", patient, bright)
+    write_set(tree / "9" / "RS.dcm", patient, series, {"Prostate": PROSTATE, "Bladder": BLADDER})
+    result = import_cohort([tree], tmp_path / "cohort", names=tmp_path / "names.yaml")
+    (refused,) = result.refused
+    assert "the highest value is" in refused
+    assert "no Hounsfield units" in refused
+    assert len(result.cases) == 3

@@ -59,8 +59,8 @@ def test_warming_rounds_do_not_count() -> None:
 
 def test_times_and_ratios_by_hand() -> None:
     # Sorted 1 2 3 4 6: the quartiles with both ends counted in are the second and the fourth.
-    assert Times.of([3.0, 1.0, 2.0, 6.0, 4.0]) == Times(3.0, (2.0, 4.0), 1.0, 5)
-    assert Times.of([7.0]) == Times(7.0, (7.0, 7.0), 7.0, 1)
+    assert Times.of([3.0, 1.0, 2.0, 6.0, 4.0]) == Times(3.0, (2.0, 4.0), 5)
+    assert Times.of([7.0]) == Times(7.0, (7.0, 7.0), 1)
     # 2/1, 3/3, 12/4: pairs are divided, not medians.
     assert Ratio.of([2.0, 3.0, 12.0], [1.0, 3.0, 4.0]) == Ratio(2.0, (1.5, 2.5))
 

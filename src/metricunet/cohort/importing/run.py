@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.contoured import CONTOURED_NAME, contoured_content
 from metricunet.cohort.importing.layouts import AUTO, find_cases
 from metricunet.cohort.importing.merge import merge
@@ -36,7 +37,6 @@ from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, OwnFiles
 from metricunet.files.record import RunRecord, hash_if_readable, sha256
-from metricunet.hu import why_not_hu
 from metricunet.progress import Bars, Progress, no_bars
 from metricunet.volume import Volume
 
@@ -312,8 +312,7 @@ class _Importer:
     def _read_case(self, case: PlannedCase) -> tuple[Report, Volume, Volume]:
         source = case.source
         image = source.read_image()
-        if (reason := why_not_hu(float(image.array.min()))) is not None:
-            raise InputError(f"{source.location}: {reason}")
+        refuse_no_hu(image, source.location)
         merged = merge(case, image, list(self.plan.names.structures))
         if not merged.says_anything:
             reasons = "; ".join(entry["reason"] for entry in merged.structures.values() if "reason" in entry)

@@ -21,17 +21,16 @@ Advance = Callable[[], None]
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one thing measured several times: median, quartiles, least, and how often."""
+    """Seconds of one thing measured several times: median, quartiles, and how often."""
 
     median_s: float
     quartiles_s: tuple[float, float]
-    least_s: float
     n: int
 
     @staticmethod
     def of(seconds: Sequence[float]) -> Times:
         """Summarise; at least one time."""
-        return Times(statistics.median(seconds), quartiles(seconds), min(seconds), len(seconds))
+        return Times(statistics.median(seconds), quartiles(seconds), len(seconds))
 
 
 @dataclass(frozen=True)

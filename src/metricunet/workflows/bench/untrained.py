@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from metricunet.cohort.layout import DatasetInfo
-from metricunet.files.model import ModelCard, write_model
+from metricunet.files.model import ModelCard, joined, write_model
 from metricunet.networks import Network, build_network
 from metricunet.training.card import model_card
 from metricunet.training.config import TrainConfig
@@ -35,8 +35,7 @@ def fresh_model(config: TrainConfig) -> tuple[ModelCard, Network, Network]:
 
 def write_networks(path: Path, card: ModelCard, locate: Network, segment: Network) -> None:
     """Write a model file of two networks."""
-    weights = {f"locate.{name}": tensor for name, tensor in locate.state_dict().items()}
-    write_model(path, card, weights | {f"segment.{name}": tensor for name, tensor in segment.state_dict().items()})
+    write_model(path, card, joined(locate.state_dict(), segment.state_dict()))
 
 
 @torch.no_grad()

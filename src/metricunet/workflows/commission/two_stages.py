@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metricunet import __version__
-from metricunet.files.model import ModelCard, write_model
+from metricunet.files.model import ModelCard, joined, write_model
 from metricunet.files.nifti import read_labels
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.seg.read import read_seg
@@ -50,11 +50,11 @@ def write_known_model(path: Path) -> None:
         "locate": {**common, "in_channels": 1, "spatial_dims": 3},
         "segment": {**common, "in_channels": NEIGHBOURS, "spatial_dims": 2},
     }
-    weights: dict[str, Tensor] = {}
+    weights: dict[str, dict[str, Tensor]] = {}
     for stage, own in arguments.items():
         network = build_network(**own)
         _wire(network)
-        weights |= {f"{stage}.{name}": value for name, value in network.state_dict().items()}
+        weights[stage] = network.state_dict()
     card = ModelCard(
         locate=LocateSpec(arguments["locate"], COARSE_MM, WINDOW_HU),
         segment=SegmentSpec(arguments["segment"], FINE_MM, CROP_VOXELS, WINDOW_HU),
@@ -68,7 +68,7 @@ def write_known_model(path: Path) -> None:
         seed=0,
         version=__version__,
     )
-    write_model(path, card, weights)
+    write_model(path, card, joined(**weights))
 
 
 @torch.no_grad()
