@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import traceback
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -239,3 +241,22 @@ def test_a_run_reads_its_model_once_and_the_runs_of_a_fold_their_stage_1(
         assert {name: (spec.folder / name).read_bytes() for name in before} == before
     assert read == [spec.folder / "model.safetensors" for spec in specs[:2]]
     assert (shared_stage_one.cache_info().misses, shared_stage_one.cache_info().hits) == (1, 1)
+
+
+def test_a_failed_run_holds_nothing_but_its_lines(
+    copied_study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, output = copied_study
+    spec = specs_of(file, output)[0]
+    shutil.rmtree(spec.folder)
+    held: list[weakref.ref[runs.Pipeline]] = []
+
+    def failing(pipeline: runs.Pipeline) -> None:
+        held.append(weakref.ref(pipeline))
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr(runs.TwoStages, "train", failing)
+    done = carry_out(spec)
+    assert done.cause is not None
+    assert held[0]() is None
+    assert 'ZeroDivisionError("odd")' in "".join(traceback.format_exception(done.cause))

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
+from metricunet.errors import without_frames
+
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 Computed = TypeVar("Computed")
@@ -59,6 +61,8 @@ def run_pipeline(
                 if coming:
                     reading = reader.submit(read, coming[0])
                 result = after_reading(item, current)
+                if isinstance(result, Exception):
+                    without_frames(result)  # now: what they hold may be wanting for the next item
                 del current  # it holds a whole scan
                 if last is not None:
                     yield last[0], _settled(last[1])
@@ -75,7 +79,7 @@ def _settled(result: Future[Any] | Exception) -> Any:
         return result.outcome
     if isinstance(result, Exception):
         return result
-    try:
-        return result.result()
-    except Exception as error:
-        return error
+    error = result.exception()
+    if isinstance(error, Exception):
+        return without_frames(error)
+    return result.result()

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import Fold, split_for
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, told, without_frames
 from metricunet.files.atomic import write_text
 from metricunet.files.claim import CLAIM_NAME, claimed
 from metricunet.files.own import FILES, OwnFiles, write_sealed
@@ -214,7 +214,7 @@ def _prepared(
             try:
                 return key, prepare_fold(spec, bar)
             except Exception as error:  # one fold must not cost the others their results
-                faults[key] = error
+                faults[key] = without_frames(error)
                 return key, None
 
     found = dict(taken_up(list(specs), prepare, say))
