@@ -31,6 +31,7 @@ REACHED_BY = {
     "training": ("train",),
     "cohort/importing": ("import",),
     "inference/structure_set.py": ("predict",),
+    "inference/inputs.py": ("predict",),
     "inference/predict.py": ("predict",),
     "inference/case_files.py": ("predict",),
     "workflows/bench": ("bench",),

@@ -366,7 +366,10 @@ def holed(folder: Path) -> Volume:
         (lambda f: mu.load_scan(nib.Nifti1Image(ARRAY, None)), "the nibabel image: states no orientation"),
         (lambda f: mu.load_scan(7), "a scan cannot be a int; expected a path"),
         (lambda f: mu.load_scan("x", name="a/b"), "name must be that of a file"),
-        (lambda f: mu.load_model([]), "no model file is given"),
+        (lambda f: mu.load_model([]), "models: no model file is given"),
+        (lambda f: mu.load_model(f / "none", reruns=-1), "reruns must be 0 or more; got -1"),
+        (lambda f: mu.predict(two_scans(f), [], f / "out"), "models: no model file is given"),
+        (lambda f: mu.predict(two_scans(f), f / "none", f / "out", reruns=-1), "reruns must be 0 or more; got -1"),
         (lambda f: mu.load_model(f / "none"), "none"),
         (
             lambda f: mu.predict("x", "m", formats=["nifti"]),
@@ -425,3 +428,15 @@ def test_a_damaged_neighbour_is_not_passed_over(tmp_path: Path) -> None:
     assert mu.load_scan(tmp_path, series=whole.series_uid).is_dicom
     repaired = mu.load_scan(tmp_path / "two", allow_gaps=True)
     assert repaired.notes
+
+
+def test_a_fault_of_the_program_is_shown_beneath_its_sentence(
+    scan: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise KeyError("odd")
+
+    monkeypatch.setattr("metricunet.inference.predict.judge", failing)
+    with pytest.raises(mu.InputError, match="an unexpected KeyError stopped it") as refused:
+        mu.predict(scan, model_file, tmp_path, device="cpu")
+    assert isinstance(refused.value.__cause__, KeyError)

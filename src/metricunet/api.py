@@ -72,16 +72,27 @@ IN_MEMORY = "the scan"
 
 
 def _in_one_line(function: Callable[P, R]) -> Callable[P, R]:
-    """Let an `InputError` stand alone: its sentence says all, and not the errors of libraries that led to it."""
+    """Let an `InputError` stand alone where its sentence says all that led to it.
+
+    What nobody foresaw is a fault of this package, and stays beneath the sentence.
+    """
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except InputError as error:
-            raise error from None
+            if _is_foreseen(error.__cause__):
+                raise error from None
+            raise
 
     return call
+
+
+def _is_foreseen(cause: BaseException | None) -> bool:
+    while isinstance(cause, OSError | ValueError):  # an InputError among them
+        cause = cause.__cause__
+    return cause is None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -289,13 +300,9 @@ def load_model(models: Paths, *, device: str = "auto", reruns: int = MOST_RERUNS
     Raises:
         InputError: not a model file, a damaged one, or models of different structures.
     """
-    paths = _listed(models)
-    if not paths:
-        raise InputError("no model file is given; expected one path, or several to be averaged")
-    if reruns < 0:
-        raise InputError(f"reruns must be 0 or more; got {reruns}")
     from metricunet.inference.predictor import Predictor
 
+    paths = _listed(models)
     return Model(paths, Predictor(paths, device, reruns=reruns))
 
 

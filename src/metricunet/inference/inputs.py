@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metricunet.cohort.case import check_image
 from metricunet.cohort.layout import CHANNEL_SUFFIX
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.dicom.series import STRICT, CtSeries, SeriesSearch, find_series, search_series
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.own import FILES, read_sealed
@@ -83,6 +83,22 @@ class Refused:
     is_scan: bool = True
     series_uid: str = ""
     error: Exception | None = None
+
+
+def check_models(models: Sequence[Path], reruns: int) -> None:
+    """Refuse, before any work, what no scan can be segmented with.
+
+    Args:
+        models: the model files.
+        reruns: how often stage 2 may run again.
+
+    Raises:
+        InputError: no model, or a negative number.
+    """
+    if not models:
+        raise InputError(f"{argument('models')}: no model file is given; expected one, or several to be averaged")
+    if reruns < 0:
+        raise InputError(f"{argument('reruns')} must be 0 or more; got {reruns}")
 
 
 def find_inputs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -29,11 +29,12 @@ def run_pipeline(
     compute: Callable[[Item, Read], Computed],
     write: Callable[[Item, Computed], Outcome],
     load: Callable[[], object],
-) -> Iterator[tuple[Item, Outcome | Exception]]:
+) -> Generator[tuple[Item, Outcome | Exception], None, None]:
     """Yield each item with its outcome, or with what one of its stages raised, in order.
 
     At any time at most one item is being read, one computed and one written, and no more are kept in memory.
     Whatever goes wrong with an item, foreseen or not, is its own: the others go on.
+    Closed early, it ends when what is being read and written is done.
 
     Args:
         items: what to work on, at least one.

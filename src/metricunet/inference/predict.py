@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from metricunet.errors import InputError, argument, told
 from metricunet.files.claim import claimed
@@ -17,7 +17,7 @@ from metricunet.files.own import FILES, Inputs, OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.inference.case_files import NEED_SERIES, CaseFiles, checked_formats, files_of, provenance_of
-from metricunet.inference.inputs import Refused, ScanInput, find_inputs
+from metricunet.inference.inputs import Refused, ScanInput, check_models, find_inputs
 from metricunet.inference.pipeline import Finished, run_pipeline
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.inference.structure_set import ContourOptions
@@ -28,8 +28,6 @@ from metricunet.volume import Volume
 
 if TYPE_CHECKING:
     from metricunet.inference.predictor import Predictor
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -112,8 +110,7 @@ def predict(
     known = checked_formats(formats)
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the predictions")
-    if reruns < 0:
-        raise InputError(f"{argument('reruns')} must be 0 or more; got {reruns}")
+    check_models(models, reruns)
     options = ContourOptions(contours, holes, smooth, add_to)
     arguments = {"scans": scans, "models": models, "output": output, "formats": formats, "contours": contours}
     arguments |= {"holes": holes, "smooth": smooth, "add_to": add_to, "reruns": reruns}
@@ -136,22 +133,26 @@ def predict(
     own_record.check([])
     for entry in inputs:
         files.check(entry.case)
-    work = _Work(models, device, files, provenance, options, reruns)
     outcomes: list[CaseOutcome] = []
-    stages = run_pipeline(inputs, work.read, work.compute, work.write, work.load)
-    for done, (entry, result) in enumerate(work.released(stages), start=1):
-        if isinstance(result, CaseOutcome):
-            outcomes.append(result)
-        elif len(inputs) == 1 and not refused:
-            raise (
-                result if isinstance(result, InputError) else InputError(f"{entry.path}: {told(result)}")
-            ) from result
-        elif isinstance(result, InputError):
-            refused.append(Refused(entry.path, str(result)))
-        else:
-            refused.append(Refused(entry.path, f"{entry.path}: {told(result)}", error=result))
-        if progress is not None:
-            progress(done, len(inputs))
+    # Whatever ends this, the stages end before the claims do: a scan that is read meanwhile takes another one.
+    with (
+        closing(_Work(models, device, files, provenance, options, reruns)) as work,
+        closing(run_pipeline(inputs, work.read, work.compute, work.write, work.load)) as stages,
+    ):
+        for done, (entry, result) in enumerate(stages, start=1):
+            work.release(entry.case)
+            if isinstance(result, CaseOutcome):
+                outcomes.append(result)
+            elif len(inputs) == 1 and not refused:
+                if isinstance(result, InputError):
+                    raise result
+                raise InputError(f"{entry.path}: {told(result)}") from result
+            elif isinstance(result, InputError):
+                refused.append(Refused(entry.path, str(result)))
+            else:
+                refused.append(Refused(entry.path, f"{entry.path}: {told(result)}", error=result))
+            if progress is not None:
+                progress(done, len(inputs))
     if not outcomes:
         refused.sort(key=lambda r: not r.is_scan)
         more = f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""
@@ -216,15 +217,14 @@ class _Work:
         self.options, self.reruns = options, reruns
         self._claims: dict[str, ExitStack] = {}
 
-    def released(self, stages: Iterable[tuple[ScanInput, Result]]) -> Iterator[tuple[ScanInput, Result]]:
-        """Pass on what became of each case, and let go of its claim."""
-        try:
-            for entry, result in stages:
-                self._claims.pop(entry.case, ExitStack()).close()
-                yield entry, result
-        finally:
-            for claim in self._claims.values():
-                claim.close()
+    def release(self, case: str) -> None:
+        """Let go of the claim of a case, which may have none."""
+        self._claims.pop(case, ExitStack()).close()
+
+    def close(self) -> None:
+        """Let go of all claims."""
+        for case in list(self._claims):
+            self.release(case)
 
     def load(self) -> None:
         from metricunet.inference.predictor import Predictor

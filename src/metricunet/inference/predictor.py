@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard, read_model
+from metricunet.inference.inputs import check_models
 from metricunet.inference.reruns import MOST_RERUNS, next_view
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import pick_device
@@ -110,6 +111,10 @@ class Predictor:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `bf16` or `fp32`.
         reruns: how often stage 2 may look again, elsewhere or farther, where the target reaches its crop's edge.
+
+    Raises:
+        InputError: no model, one that cannot be read, models of different structures, a device that is not there,
+            or a negative number of reruns.
     """
 
     def __init__(
@@ -119,6 +124,7 @@ class Predictor:
         precision: Precision = "auto",
         reruns: int = MOST_RERUNS,
     ) -> None:
+        check_models(models, reruns)
         try:
             self.device = pick_device(device)
         except ValueError as error:
