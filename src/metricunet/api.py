@@ -346,8 +346,7 @@ class Result:
         Raises:
             InputError: the model has no such structure.
         """
-        value = self.model.card.labels[self._named(structure)]
-        return self.labels.with_array(self.labels.array == value)
+        return self.prediction.mask(self._named(structure))
 
     def probability(self, structure: str | None = None) -> Volume:
         """Return the probability of a structure: float32, 0 to 1, on the scan's own grid.

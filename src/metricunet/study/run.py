@@ -19,8 +19,8 @@ from metricunet.files.atomic import write_text
 from metricunet.files.claim import CLAIM_NAME, claimed
 from metricunet.files.own import FILES, OwnFiles, write_sealed
 from metricunet.files.record import RunRecord, sha256
-from metricunet.networks.device import pick_device
 from metricunet.progress import Bars, Say, no_bars, silent
+from metricunet.stages.device import device_named
 from metricunet.study.comparisons import COMPARISONS_CSV, COMPARISONS_JSON
 from metricunet.study.data import READER, TRUTH, StudyData, fitting_cases, scored_cases, study_data
 from metricunet.study.design import STUDY_NAME, Labels, Study, load_study
@@ -158,10 +158,7 @@ def study(
 
 def _check_folder(output: Path, device: str) -> None:
     """Refuse what cannot work before anything is made."""
-    try:
-        pick_device(device)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    device_named(device)
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the study")
     filled = output.is_dir() and not all(map(is_scratch, output.iterdir()))
