@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
@@ -42,11 +43,11 @@ from metricunet.files.images import (
     volume_of_simpleitk,
 )
 from metricunet.files.own import OwnFiles
-from metricunet.files.record import RECORD_NAME, RunRecord
+from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.files.scan import case_name, read_labels
 from metricunet.files.voxels import label_volume
-from metricunet.inference.case_files import provenance_of, write_case
+from metricunet.inference.case_files import CaseOutcome, begun_record, provenance_of, run_facts, write_case
 from metricunet.inference.inputs import ScanInput, find_inputs
 from metricunet.inference.predict import PredictOutcome
 from metricunet.inference.predict import predict as predict_files
@@ -103,13 +104,23 @@ class Scan:
         volume: its voxels, and where they lie in the patient.
         name: of the case; the names of its outputs begin with it.
         source: the file or DICOM series that it was read from; None for a scan that came from memory.
-        source_sha256: hash of the source's files, or of the voxels and the affine of a scan from memory.
     """
 
     volume: Volume
     name: str
     source: ScanInput | None = None
-    source_sha256: str = ""
+
+    @cached_property
+    def source_sha256(self) -> str:
+        """Hash of the source's files, or of the affine and the voxels of a scan from memory."""
+        if self.source is not None:
+            try:
+                return self.source.sha256()
+            except OSError as error:
+                raise InputError(f"{self.source.path}: its files can be read no more ({error})") from error
+        content = hashlib.sha256(self.volume.geometry.affine.tobytes())
+        content.update(np.ascontiguousarray(self.volume.array).tobytes())
+        return content.hexdigest()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -171,18 +182,23 @@ def load_scan(
         _check_name(name)
     if affine is not None and not isinstance(source, np.ndarray):
         raise InputError(f"affine is for an array alone, and the scan is a {type(source).__name__}; leave it out")
+    of_files = {"series": series is not None, "allow_gaps": allow_gaps, "allow_tilt": allow_tilt}
+    if not isinstance(source, str | os.PathLike) and (
+        given := [name for name, is_given in of_files.items() if is_given]
+    ):
+        raise InputError(
+            f"{', '.join(given)}: of use for a path alone, and the scan is a {type(source).__name__}; leave it out"
+        )
     if isinstance(source, Scan):
-        return source if name is None else Scan(source.volume, name, source.source, source.source_sha256)
+        return source if name is None else Scan(source.volume, name, source.source)
     if isinstance(source, str | os.PathLike):
         entry = _only_scan(Path(source), series, Allow(allow_gaps, allow_tilt))
-        content_sha256 = entry.sha256()
-        return Scan(entry.read(), name or entry.case, entry, content_sha256)
+        return Scan(entry.read(), name or entry.case, entry)
     volume, found_name = _from_memory(source, affine)
     for problem in check_image(found_name, volume, IN_MEMORY):
         if problem.severity == "error":
             raise InputError(problem.message)
-    content = hashlib.sha256(volume.geometry.affine.tobytes() + np.ascontiguousarray(volume.array).tobytes())
-    return Scan(volume, name or found_name, None, content.hexdigest())
+    return Scan(volume, name or found_name)
 
 
 def _from_memory(source: object, affine: ArrayLike | None) -> tuple[Volume, str]:
@@ -283,8 +299,10 @@ class Model:
             InputError: as `load_scan`.
         """
         loaded = load_scan(scan)
+        began = time.perf_counter()
         prediction = self.predictor.predict(loaded.volume)
-        return Result(loaded, self, prediction, judge(loaded.name, loaded.volume, prediction, loaded.notes))
+        quality = judge(loaded.name, loaded.volume, prediction, loaded.notes)
+        return Result(loaded, self, prediction, quality, time.perf_counter() - began)
 
 
 @_in_one_line
@@ -315,12 +333,14 @@ class Result:
         model: that segmented it.
         prediction: as it came out, with all that is known of how.
         quality: the verdict (`pass`, `review` or `fail`), its `reasons`, and the numbers that it is made of.
+        seconds: that it took to segment and judge the scan.
     """
 
     scan: Scan
     model: Model
     prediction: Prediction = field(repr=False)
     quality: QualityReport
+    seconds: float = 0.0
 
     @property
     def is_absent(self) -> bool:
@@ -471,11 +491,10 @@ def _saved(
 ) -> tuple[Path, ...]:
     """Write the files of a result, and the record of a run beside them."""
     scan, model = result.scan, result.model
-    provenance = {"input_sha256": scan.source_sha256, **model.provenance}
-    if "rtstruct" in formats:
-        provenance["structure_set"] = options.key()
-    arguments = {"scans": [scan.source.path] if scan.source else [], "models": model.paths, "output": folder}
-    record = RunRecord("predict", {**arguments, "formats": list(formats)})
+    drawn = {"structure_set": options.key()} if "rtstruct" in formats else {}
+    provenance = {**model.provenance, **drawn}
+    scans = [] if scan.source is None else [scan.source.path]
+    record = begun_record(scans, model.paths, folder, formats, options, model.predictor.reruns)
     own = OwnFiles(folder, RECORD_NAME, "predict", inputs=[*scan.files, *model.paths], overwrite=overwrite)
     if folder.is_dir():
         own.check([])
@@ -486,24 +505,12 @@ def _saved(
         scan.source,
         formats=formats,
         options=options,
-        provenance=provenance,
+        provenance={"input_sha256": scan.source_sha256, **provenance},
         inputs=model.paths,
         overwrite=overwrite,
     )
-    quality = result.quality
-    outcome = {
-        "verdict": quality.verdict,
-        "localisation": quality.localisation["status"],
-        "reasons": quality.reasons,
-        "flags": [flag.code for flag in quality.flags],
-        "skipped": False,
-    }
-    record.facts = {
-        **provenance,
-        "device": str(model.predictor.device),
-        "cases": {scan.name: outcome},
-        "refused": [],
-    }
+    outcome = CaseOutcome.of(result.quality, result.seconds)
+    record.facts = run_facts(provenance, model.predictor.device, [outcome])
     own.commit(record.content())
     return (*written, own.path)
 
@@ -588,8 +595,13 @@ def predict(
             names = ", ".join([*writing, *(["add_to"] if add_to is not None else [])])
             raise InputError(f"{names}: these say how files are written; give output=, or call save on the result")
         scan = load_scan(scans, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-        model = models if isinstance(models, Model) else load_model(models, device=device, reruns=reruns)
-        return model.predict(scan)
+        if not isinstance(models, Model):
+            return load_model(models, device=device, reruns=reruns).predict(scan)
+        if device != "auto" or reruns != MOST_RERUNS:
+            raise InputError(
+                "device and reruns: a loaded model has its own; give them to load_model, or its path here"
+            )
+        return models.predict(scan)
     if isinstance(models, Model):
         raise InputError("with output=, models must be paths; for a loaded model, call its predict and save")
     if isinstance(writing.get("formats"), str):

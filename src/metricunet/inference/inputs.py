@@ -152,10 +152,18 @@ def find_inputs(
             )
         names[entry.case] = entry.path
     if not inputs:
-        refused.sort(key=lambda r: not r.is_scan)
-        more = f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""
-        raise InputError(f"{refused[0].reason}{more}" if refused else "nothing to segment")
+        raise nothing_left(refused)
     return inputs, refused
+
+
+def nothing_left(refused: Sequence[Refused]) -> InputError:
+    """Return the error where nothing can be segmented: one reason, of a scan if any, and how many more."""
+    if not refused:
+        return InputError("nothing to segment")
+    first = min(refused, key=lambda entry: not entry.is_scan)
+    error = InputError(first.reason + (f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""))
+    error.__cause__ = first.error
+    return error
 
 
 def scans_at(path: Path, allow: Allow = STRICT) -> tuple[list[ScanInput], list[Refused]]:

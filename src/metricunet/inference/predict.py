@@ -9,15 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metricunet.errors import InputError, argument, told
+from metricunet.errors import InputError, told
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.model import read_card
 from metricunet.files.own import FILES, Inputs, OwnFiles
-from metricunet.files.record import RECORD_NAME, RunRecord
+from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
-from metricunet.inference.case_files import NEED_SERIES, CaseFiles, checked_formats, files_of, provenance_of
-from metricunet.inference.inputs import Refused, ScanInput, check_models, find_inputs
+from metricunet.inference.case_files import (
+    NEED_SERIES,
+    CaseFiles,
+    CaseOutcome,
+    begun_record,
+    checked_formats,
+    files_of,
+    provenance_of,
+    refuse_file,
+    refuse_without_series,
+    run_facts,
+)
+from metricunet.inference.inputs import Refused, ScanInput, check_models, find_inputs, nothing_left
 from metricunet.inference.pipeline import Finished, run_pipeline
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.inference.structure_set import ContourOptions
@@ -28,19 +39,6 @@ from metricunet.volume import Volume
 
 if TYPE_CHECKING:
     from metricunet.inference.predictor import Predictor
-
-
-@dataclass(frozen=True)
-class CaseOutcome:
-    """One case that was segmented, now or before: `reasons` are its verdict's sentences, `flags` their codes."""
-
-    case: str
-    verdict: str
-    status: str
-    reasons: tuple[str, ...]
-    flags: tuple[str, ...]
-    seconds: float
-    skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,22 +106,16 @@ def predict(
             or of somebody else's file.
     """
     known = checked_formats(formats)
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file; expected a folder for the predictions")
+    refuse_file(output)
     check_models(models, reruns)
     options = ContourOptions(contours, holes, smooth, add_to)
-    arguments = {"scans": scans, "models": models, "output": output, "formats": formats, "contours": contours}
-    arguments |= {"holes": holes, "smooth": smooth, "add_to": add_to, "reruns": reruns}
-    record = RunRecord("predict", arguments)
+    record = begun_record(scans, models, output, formats, options, reruns)
     for path in models:
         read_card(path)
-    of_dicom = [name for name in NEED_SERIES if name in known]
-    inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=bool(of_dicom))
-    if of_dicom and (plain := [entry for entry in inputs if entry.series is None]):
-        raise InputError(
-            f"{plain[0].path}: {argument('formats', [of_dicom[0]])} needs a DICOM series to refer to, and this is "
-            f"none; use {argument('formats', ['nifti'])}"
-        )
+    draw = any(name in known for name in NEED_SERIES)
+    inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=draw)
+    for entry in inputs:
+        refuse_without_series(known, entry.series, entry.path)
     kept = Inputs([*(path for entry in inputs for path in files_of(entry)), *models, *filter(None, [add_to])])
     files = CaseFiles(output, known, kept, overwrite)
     single = files.path(inputs[0].case, "rtstruct") if "rtstruct" in known else None
@@ -154,25 +146,8 @@ def predict(
             if progress is not None:
                 progress(done, len(inputs))
     if not outcomes:
-        refused.sort(key=lambda r: not r.is_scan)
-        more = f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""
-        raise InputError(f"{refused[0].reason}{more}") from refused[0].error
-    record.facts = {
-        **provenance,
-        "device": str(work.predictor.device),
-        "cases": {
-            o.case: {
-                "verdict": o.verdict,
-                "localisation": o.status,
-                "reasons": o.reasons,
-                "flags": o.flags,
-                "seconds": o.seconds,
-                "skipped": o.skipped,
-            }
-            for o in outcomes
-        },
-        "refused": [{"path": str(r.path), "reason": r.reason} for r in refused],
-    }
+        raise nothing_left(refused)
+    record.facts = run_facts(provenance, work.predictor.device, outcomes, refused)
     own_record.commit(record.content())
     return PredictOutcome(tuple(outcomes), tuple(refused))
 
@@ -254,10 +229,7 @@ class _Work:
         began = time.perf_counter()
         quality = segmented.quality
         self.files.write(segmented.prediction, quality, entry, self.options, segmented.provenance)
-        seconds = round(segmented.seconds + time.perf_counter() - began, 2)
-        codes = tuple(flag.code for flag in quality.flags)
-        status = quality.localisation["status"]
-        return CaseOutcome(entry.case, quality.verdict, status, tuple(quality.reasons), codes, seconds)
+        return CaseOutcome.of(quality, segmented.seconds + time.perf_counter() - began)
 
 
 def _already_done(
