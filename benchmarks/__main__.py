@@ -30,7 +30,7 @@ def _on_subject(
     from benchmarks.locate import bench_locate
     from benchmarks.segment import bench_segment
     from benchmarks.subject import prepared_subject
-    from metricunet.workflows.bench.timing import device_named
+    from metricunet.stages.device import device_named
 
     run: Any = {"locate": bench_locate, "segment": bench_segment, "calls": bench_calls, "io": bench_files}[part]
     where = device_named(device)
@@ -101,7 +101,7 @@ def feeding(
 ) -> None:
     """A training step with its data, against one on a fixed batch and one that MONAI feeds."""
     from benchmarks.feeding import bench_feeding
-    from metricunet.workflows.bench.timing import device_named
+    from metricunet.stages.device import device_named
 
     _show(bench_feeding(device_named(device), preset=preset, repeats=repeats), json)
 
@@ -110,7 +110,7 @@ def feeding(
 def branch(device: Device = "auto", json: Json = False) -> None:
     """The metric branch alone: memory, growth, pytorch-metric-learning beside it, one CUDA graph."""
     from benchmarks.branch import bench_branch
-    from metricunet.workflows.bench.timing import device_named
+    from metricunet.stages.device import device_named
 
     _show(bench_branch(device_named(device)), json)
 

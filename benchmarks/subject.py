@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.stand_in import write_stand_in
+from metricunet.api import load_scan
 from metricunet.errors import InputError
 from metricunet.files.model import read_card
 from metricunet.phantom import make_phantom
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.volume import Geometry, Volume
-from metricunet.workflows.bench.predict import described, read_scan
+from metricunet.workflows.bench.predict import described
 from metricunet.workflows.ct_writer import CtGrid, write_ct_series
 
 #: As many slices as the phantom gets unless it is said otherwise.
@@ -105,7 +106,8 @@ def prepared_subject(scan: Path | None, model: Path | None, preset: str, slices:
     if scan is None:
         (volume, truth), is_dicom = phantom_scan(slices), True
     else:
-        volume, is_dicom = read_scan(scan)
+        loaded = load_scan(scan)
+        volume, is_dicom = loaded.volume, loaded.is_dicom
     with tempfile.TemporaryDirectory(prefix="metricunet-benchmarks-") as name:
         folder = Path(name)
         used = folder / "model.safetensors" if model is None else model

@@ -28,9 +28,11 @@ from tests.support.command import Command
 ROOT = Path(metricunet.__file__).parent
 #: Modules whose messages name arguments, and the commands that reach them.
 REACHED_BY = {
+    "stages/device.py": ("train", "predict", "bench"),
     "training": ("train",),
     "cohort/importing": ("import",),
     "inference/structure_set.py": ("predict",),
+    "inference/inputs.py": ("predict",),
     "inference/predict.py": ("predict",),
     "inference/case_files.py": ("predict",),
     "workflows/bench": ("bench",),

@@ -136,6 +136,15 @@ class TestSameMasks:
         assert [path.name for path in written] == ["pelvis.nii.gz", "pelvis.quality.json", "run.json"]
         for path in written[:2]:
             assert path.read_bytes() == (tmp_path / "command" / path.name).read_bytes()
+        of_command, of_door = (
+            json.loads((tmp_path / name / "run.json").read_text()) for name in ("command", "door")
+        )
+        assert of_command.keys() == of_door.keys()
+        for content, name in ((of_command, "command"), (of_door, "door")):
+            assert content["arguments"].pop("output") == str(tmp_path / name)
+            assert content["cases"]["pelvis"].pop("seconds") > 0
+            del content["started"], content["timings_s"], content["files"], content["seal"]
+        assert of_command == of_door
         again = metricunet("predict", scan, "-m", model_file, "-o", tmp_path / "door", "--device", "cpu")
         assert "pelvis: pass, found (done before)" in again.out
 
@@ -365,6 +374,11 @@ def holed(folder: Path) -> Volume:
         (lambda f: mu.load_scan(f), "holds no CT scan"),
         (lambda f: mu.load_scan(ARRAY), "does not say where its voxels lie.*affine="),
         (lambda f: mu.load_scan(f, affine=np.eye(4)), "affine is for an array alone"),
+        (lambda f: mu.load_scan(ARRAY, affine=np.eye(4), series="1.2"), "series: of use for a path alone"),
+        (
+            lambda f: mu.load_scan(nib.Nifti1Image(ARRAY, np.eye(4)), allow_gaps=True, allow_tilt=True),
+            "allow_gaps, allow_tilt: of use for a path alone, and the scan is a Nifti1Image; leave",
+        ),
         (lambda f: mu.load_scan(ARRAY[0], affine=np.eye(4)), r"has shape \(8, 8\).*expected three axes"),
         (lambda f: mu.load_scan(ARRAY, affine=np.eye(3)), "its affine .3, 3.*4 x 4"),
         (lambda f: mu.load_scan(ARRAY, affine=np.zeros((4, 4))), "the array: the affine"),
@@ -377,7 +391,10 @@ def holed(folder: Path) -> Volume:
         (lambda f: mu.load_scan(nib.Nifti1Image(ARRAY, None)), "the nibabel image: states no orientation"),
         (lambda f: mu.load_scan(7), "a scan cannot be a int; expected a path"),
         (lambda f: mu.load_scan("x", name="a/b"), "name must be that of a file"),
-        (lambda f: mu.load_model([]), "no model file is given"),
+        (lambda f: mu.load_model([]), "models: no model file is given"),
+        (lambda f: mu.load_model(f / "none", reruns=-1), "reruns must be 0 or more; got -1"),
+        (lambda f: mu.predict(two_scans(f), [], f / "out"), "models: no model file is given"),
+        (lambda f: mu.predict(two_scans(f), f / "none", f / "out", reruns=-1), "reruns must be 0 or more; got -1"),
         (lambda f: mu.load_model(f / "none"), "none"),
         (
             lambda f: mu.predict("x", "m", formats=["nifti"]),
@@ -402,11 +419,14 @@ def test_what_cannot_be_is_refused_in_one_line(call: Any, message: str, tmp_path
     [
         (lambda r, f: r.mask("prostat"), "the model has no structure 'prostat'; it has prostate, bladder"),
         (lambda r, f: r.plot("gland"), "the model has no structure 'gland'"),
-        (lambda r, f: r.save(f, ["rtstruct"]), "pelvis_0000.nii.gz: rtstruct needs a DICOM series"),
+        (lambda r, f: r.save(f, ["rtstruct"]), r"pelvis_0000.nii.gz: formats=\['rtstruct'\] needs a DICOM series"),
         (lambda r, f: r.save(f, "dicom"), "formats? must be of nifti, rtstruct, seg; got 'dicom'"),
         (lambda r, f: r.save(f, smooth=True), "structure set"),
         (lambda r, f: r.plot().save(f / "a.jpg"), "saved as .svg or .html"),
         (lambda r, f: mu.predict("x", r.model, f), "models must be paths"),
+        (lambda r, f: mu.predict(r.scan, r.model, device="cpu"), "device and reruns: a loaded model has its own"),
+        (lambda r, f: mu.predict(r.scan, r.model, reruns=0), "device and reruns: a loaded model has its own"),
+        (lambda r, f: mu.predict(r.scan, r.model, series="1.2"), "series: of use for a path alone.* a Scan"),
         (lambda r, f: mu.evaluate(r, r.labels, f), "both must be paths; save the result"),
         (lambda r, f: mu.evaluate(r, drawn_scan(shape=(20, 20, 20))), "range|whole"),
     ],
@@ -436,3 +456,15 @@ def test_a_damaged_neighbour_is_not_passed_over(tmp_path: Path) -> None:
     assert mu.load_scan(tmp_path, series=whole.series_uid).is_dicom
     repaired = mu.load_scan(tmp_path / "two", allow_gaps=True)
     assert repaired.notes
+
+
+def test_a_fault_of_the_program_is_shown_beneath_its_sentence(
+    scan: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise KeyError("odd")
+
+    monkeypatch.setattr("metricunet.inference.predict.judge", failing)
+    with pytest.raises(mu.InputError, match="an unexpected KeyError stopped it") as refused:
+        mu.predict(scan, model_file, tmp_path, device="cpu")
+    assert isinstance(refused.value.__cause__, KeyError)

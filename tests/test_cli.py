@@ -227,7 +227,7 @@ def test_bad_scans_get_one_clear_line(
         (["--format", "rtstruct"], "needs a DICOM series"),
         (["--format", "seg"], "needs a DICOM series"),
         (["--format", "png"], "--format must be of nifti, rtstruct, seg"),
-        (["--device", "tpu"], "device must be"),
+        (["--device", "tpu"], "--device must be"),
     ],
 )
 def test_bad_arguments_of_predict(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
@@ -41,11 +42,11 @@ from metricunet.files.images import (
     volume_of_simpleitk,
 )
 from metricunet.files.own import OwnFiles
-from metricunet.files.record import RECORD_NAME, RunRecord
+from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.files.scan import case_name, read_labels
 from metricunet.files.voxels import label_volume
-from metricunet.inference.case_files import provenance_of, write_case
+from metricunet.inference.case_files import CaseOutcome, begun_record, provenance_of, run_facts, write_case
 from metricunet.inference.inputs import ScanInput, find_inputs
 from metricunet.inference.predict import PredictOutcome
 from metricunet.inference.predict import predict as predict_files
@@ -73,16 +74,27 @@ IN_MEMORY = "the scan"
 
 
 def _in_one_line(function: Callable[P, R]) -> Callable[P, R]:
-    """Let an `InputError` stand alone: its sentence says all, and not the errors of libraries that led to it."""
+    """Let an `InputError` stand alone where its sentence says all that led to it.
+
+    What nobody foresaw is a fault of this package, and stays beneath the sentence.
+    """
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except InputError as error:
-            raise error from None
+            if _is_foreseen(error.__cause__):
+                raise error from None
+            raise
 
     return call
+
+
+def _is_foreseen(cause: BaseException | None) -> bool:
+    while isinstance(cause, OSError | ValueError):  # an InputError among them
+        cause = cause.__cause__
+    return cause is None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,16 +102,26 @@ class Scan:
     """A CT scan in Hounsfield units, read and checked.
 
     Attributes:
-        volume: its voxels, and where they lie in the patient.
-        name: of the case; the names of its outputs begin with it.
-        source: the file or DICOM series that it was read from; None for a scan that came from memory.
-        source_sha256: hash of the source's files, or of the voxels and the affine of a scan from memory.
+        volume: It holds the voxels, and where they lie in the patient.
+        name: It names the case, and the names of its outputs begin with it.
+        source: The scan was read from this file or DICOM series; None for a scan that came from memory.
     """
 
     volume: Volume
     name: str
     source: ScanInput | None = None
-    source_sha256: str = ""
+
+    @cached_property
+    def source_sha256(self) -> str:
+        """Hash of the source's files, or of the affine and the voxels of a scan from memory."""
+        if self.source is not None:
+            try:
+                return self.source.sha256()
+            except OSError as error:
+                raise InputError(f"{self.source.path}: its files can be read no more ({error})") from error
+        content = hashlib.sha256(self.volume.geometry.affine.tobytes())
+        content.update(np.ascontiguousarray(self.volume.array).tobytes())
+        return content.hexdigest()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -138,20 +160,22 @@ def load_scan(
     gives it: indexed [x, y, z], with an affine to RAS (to the right, the front and the head), in millimetres.
 
     Args:
-        source: one of these:
+        source: The scan is one of these:
             - a path, str or Path, of a file (NIfTI, NRRD, MetaImage) or of a folder that holds one scan, DICOM
               files for example;
             - an image of nibabel (NIfTI) or of SimpleITK;
             - a numpy array [x, y, z], with `affine`;
             - a `Volume`, or a `Scan`, which is returned as it is.
-        affine: of an array: 4 x 4, from the index of a voxel's centre to RAS millimetres.
-        series: SeriesInstanceUID of the series to take, where a folder holds several.
-        name: of the case. Default: the file's name, twelve digits of a series' hashed UID, or `scan`.
-        allow_gaps: resample a DICOM series whose slices are missing or uneven, rather than refuse it.
-        allow_tilt: resample a DICOM series of a tilted gantry, likewise.
+        affine: An array alone takes it: 4 x 4, it maps the index of a voxel's centre to RAS millimetres.
+        series: The series with this SeriesInstanceUID is taken, where a folder holds several.
+        name: The case is called so; by default by the file's name, by twelve digits of a series' hashed UID, or
+            `scan`.
+        allow_gaps: A DICOM series whose slices are missing or uneven is resampled rather than refused.
+        allow_tilt: A DICOM series of a tilted gantry is resampled rather than refused.
 
     Raises:
-        InputError: nothing that can be read, several scans, or values that are no Hounsfield units.
+        InputError: There is nothing that can be read, there are several scans, the values are no Hounsfield units,
+            or an argument is of no use for such a source.
 
     Example:
         image = nibabel.load("scan.nii.gz")
@@ -161,18 +185,23 @@ def load_scan(
         _check_name(name)
     if affine is not None and not isinstance(source, np.ndarray):
         raise InputError(f"affine is for an array alone, and the scan is a {type(source).__name__}; leave it out")
+    of_files = {"series": series is not None, "allow_gaps": allow_gaps, "allow_tilt": allow_tilt}
+    if not isinstance(source, str | os.PathLike) and (
+        given := [name for name, is_given in of_files.items() if is_given]
+    ):
+        raise InputError(
+            f"{', '.join(given)}: of use for a path alone, and the scan is a {type(source).__name__}; leave it out"
+        )
     if isinstance(source, Scan):
-        return source if name is None else Scan(source.volume, name, source.source, source.source_sha256)
+        return source if name is None else Scan(source.volume, name, source.source)
     if isinstance(source, str | os.PathLike):
         entry = _only_scan(Path(source), series, Allow(allow_gaps, allow_tilt))
-        content_sha256 = entry.sha256()
-        return Scan(entry.read(), name or entry.case, entry, content_sha256)
+        return Scan(entry.read(), name or entry.case, entry)
     volume, found_name = _from_memory(source, affine)
     for problem in check_image(found_name, volume, IN_MEMORY):
         if problem.severity == "error":
             raise InputError(problem.message)
-    content = hashlib.sha256(volume.geometry.affine.tobytes() + np.ascontiguousarray(volume.array).tobytes())
-    return Scan(volume, name or found_name, None, content.hexdigest())
+    return Scan(volume, name or found_name)
 
 
 def _from_memory(source: object, affine: ArrayLike | None) -> tuple[Volume, str]:
@@ -232,9 +261,9 @@ class Model:
     """A model file, or several whose probabilities are averaged, ready to segment scans. See `load_model`.
 
     Attributes:
-        paths: of the model files.
-        predictor: that computes.
-        provenance: what its results depend on beside the scan: hash of the files, version, reruns.
+        paths: The model files lie there.
+        predictor: It does the computing.
+        provenance: Results depend on this beside the scan: the hash of the files, the version, the reruns.
     """
 
     def __init__(self, paths: tuple[Path, ...], predictor: Predictor) -> None:
@@ -267,14 +296,16 @@ class Model:
         """Segment a scan, and judge the result.
 
         Args:
-            scan: a `Scan`, or anything that `load_scan` takes without further arguments.
+            scan: It is a `Scan`, or anything that `load_scan` takes without further arguments.
 
         Raises:
-            InputError: as `load_scan`.
+            InputError: The scan cannot be used; see `load_scan`.
         """
         loaded = load_scan(scan)
+        began = time.perf_counter()
         prediction = self.predictor.predict(loaded.volume)
-        return Result(loaded, self, prediction, judge(loaded.name, loaded.volume, prediction, loaded.notes))
+        quality = judge(loaded.name, loaded.volume, prediction, loaded.notes)
+        return Result(loaded, self, prediction, quality, time.perf_counter() - began)
 
 
 @_in_one_line
@@ -282,21 +313,18 @@ def load_model(models: Paths, *, device: str = "auto", reruns: int = MOST_RERUNS
     """Load a model to segment scans with.
 
     Args:
-        models: a model file, str or Path, or several whose probabilities are averaged.
-        device: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`.
-        reruns: how often a scan may be segmented again, elsewhere or farther, where the target reaches the edge of
-            what was looked at.
+        models: This is a model file, str or Path, or several whose probabilities are averaged.
+        device: It computes: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`.
+        reruns: A scan may be segmented again as often as this, elsewhere or farther, where the target reaches the
+            edge of what was looked at.
 
     Raises:
-        InputError: not a model file, a damaged one, or models of different structures.
+        InputError: There is no model file, one that is damaged, or models of different structures, or the device
+            is not there.
     """
-    paths = _listed(models)
-    if not paths:
-        raise InputError("no model file is given; expected one path, or several to be averaged")
-    if reruns < 0:
-        raise InputError(f"reruns must be 0 or more; got {reruns}")
     from metricunet.inference.predictor import Predictor
 
+    paths = _listed(models)
     return Model(paths, Predictor(paths, device, reruns=reruns))
 
 
@@ -305,16 +333,19 @@ class Result:
     """A segmented scan: masks and probabilities on the scan's own grid, and a verdict.
 
     Attributes:
-        scan: that was segmented.
-        model: that segmented it.
-        prediction: as it came out, with all that is known of how.
-        quality: the verdict (`pass`, `review` or `fail`), its `reasons`, and the numbers that it is made of.
+        scan: This was segmented.
+        model: This segmented it.
+        prediction: This is what came out, with all that is known of how.
+        quality: It holds the verdict (`pass`, `review` or `fail`), its `reasons`, and the numbers that it is made
+            of.
+        seconds: It took so long to segment and judge the scan.
     """
 
     scan: Scan
     model: Model
     prediction: Prediction = field(repr=False)
     quality: QualityReport
+    seconds: float = 0.0
 
     @property
     def is_absent(self) -> bool:
@@ -335,13 +366,12 @@ class Result:
         """Return the mask of a structure: bool, on the scan's own grid. All is False where it was not found.
 
         Args:
-            structure: its name; default: the model's target.
+            structure: It is named as in the model; by default it is the model's target.
 
         Raises:
-            InputError: the model has no such structure.
+            InputError: The model has no such structure.
         """
-        value = self.model.card.labels[self._named(structure)]
-        return self.labels.with_array(self.labels.array == value)
+        return self.prediction.mask(self._named(structure))
 
     def probability(self, structure: str | None = None) -> Volume:
         """Return the probability of a structure: float32, 0 to 1, on the scan's own grid.
@@ -351,10 +381,10 @@ class Result:
         were left out of the target's mask still have theirs.
 
         Args:
-            structure: its name; default: the model's target.
+            structure: It is named as in the model; by default it is the model's target.
 
         Raises:
-            InputError: the model has no such structure.
+            InputError: The model has no such structure.
         """
         number = self.model.structures.index(self._named(structure))
         image = self.scan.volume.canonical()
@@ -368,10 +398,10 @@ class Result:
         """Return the volume of a structure's mask in millilitres; 0 where it was not found.
 
         Args:
-            structure: its name; default: the model's target.
+            structure: It is named as in the model; by default it is the model's target.
 
         Raises:
-            InputError: the model has no such structure.
+            InputError: The model has no such structure.
         """
         mask = self.mask(structure)
         return int(np.count_nonzero(mask.array)) * mask.geometry.voxel_volume_ml
@@ -384,10 +414,10 @@ class Result:
         found, the planes meet in the middle of the scan, and the picture says so.
 
         Args:
-            structure: its name; default: the model's target.
+            structure: It is named as in the model; by default it is the model's target.
 
         Raises:
-            InputError: the model has no such structure.
+            InputError: The model has no such structure.
         """
         name, card = self._named(structure), self.model.card
         values = {label: Drawn(value, _colour(k)) for k, (label, value) in enumerate(card.labels.items())}
@@ -424,18 +454,19 @@ class Result:
         they are as they were written; a mask that somebody corrected is not.
 
         Args:
-            folder: to write into; made where it is missing.
-            formats: of `nifti`, `rtstruct` and `seg`; the latter two need a DICOM series.
-            contours: of a structure set: `surface` runs where the probability is one half, `voxel` along voxels'
-                edges.
-            holes: of a structure set: `keep`, `close` or `keyhole`.
-            smooth: smooth the contours of a structure set, no point by more than 0.5 mm.
-            add_to: a structure set of the same scan, to which the new structures are added.
-            overwrite: replace files of others that have an output's name. Inputs are never replaced.
+            folder: The files are written into it; it is made where it is missing.
+            formats: They are one or several of `nifti`, `rtstruct` and `seg`; the latter two need a DICOM series.
+            contours: Those of a structure set run where the probability is one half (`surface`) or along voxels'
+                edges (`voxel`).
+            holes: Those in a structure set are kept as outlines of their own (`keep`), filled (`close`), or joined
+                to the outline around them (`keyhole`).
+            smooth: The contours of a structure set are smoothed, no point by more than 0.5 mm.
+            add_to: The new structures are added to this structure set of the same scan.
+            overwrite: Files of others that have an output's name are replaced. Inputs are never replaced.
 
         Raises:
-            InputError: a format that the scan cannot be written in, or an output that has the name of an input
-                or of somebody else's file. Nothing is written then.
+            InputError: The scan cannot be written in a format, or an output has the name of an input or of
+                somebody else's file. Nothing is written then.
         """
         wanted = [formats] if isinstance(formats, str) else list(formats)
         options = ContourOptions(contours, holes, smooth, None if add_to is None else Path(add_to))
@@ -466,11 +497,10 @@ def _saved(
 ) -> tuple[Path, ...]:
     """Write the files of a result, and the record of a run beside them."""
     scan, model = result.scan, result.model
-    provenance = {"input_sha256": scan.source_sha256, **model.provenance}
-    if "rtstruct" in formats:
-        provenance["structure_set"] = options.key()
-    arguments = {"scans": [scan.source.path] if scan.source else [], "models": model.paths, "output": folder}
-    record = RunRecord("predict", {**arguments, "formats": list(formats)})
+    drawn = {"structure_set": options.key()} if "rtstruct" in formats else {}
+    provenance = {**model.provenance, **drawn}
+    scans = [] if scan.source is None else [scan.source.path]
+    record = begun_record(scans, model.paths, folder, formats, options, model.predictor.reruns)
     own = OwnFiles(folder, RECORD_NAME, "predict", inputs=[*scan.files, *model.paths], overwrite=overwrite)
     if folder.is_dir():
         own.check([])
@@ -481,24 +511,12 @@ def _saved(
         scan.source,
         formats=formats,
         options=options,
-        provenance=provenance,
+        provenance={"input_sha256": scan.source_sha256, **provenance},
         inputs=model.paths,
         overwrite=overwrite,
     )
-    quality = result.quality
-    outcome = {
-        "verdict": quality.verdict,
-        "localisation": quality.localisation["status"],
-        "reasons": quality.reasons,
-        "flags": [flag.code for flag in quality.flags],
-        "skipped": False,
-    }
-    record.facts = {
-        **provenance,
-        "device": str(model.predictor.device),
-        "cases": {scan.name: outcome},
-        "refused": [],
-    }
+    outcome = CaseOutcome.of(result.quality, result.seconds)
+    record.facts = run_facts(provenance, model.predictor.device, [outcome])
     own.commit(record.content())
     return (*written, own.path)
 
@@ -558,33 +576,38 @@ def predict(
     and call its `predict`.
 
     Args:
-        scans: one scan, anything that `load_scan` takes. With `output`: paths of files, of folders of them, or of
-            folders of DICOM series.
-        models: a model file, or several to be averaged; without `output` also a `Model`, which has its own device
-            and reruns.
-        output: folder to write into.
-        device: as in `load_model`.
-        reruns: as in `load_model`.
-        series: SeriesInstanceUID to take alone.
-        allow_gaps: as in `load_scan`.
-        allow_tilt: as in `load_scan`.
-        add_to: as in `Result.save`, with `output`.
-        writing: with `output`: `formats`, `contours`, `holes`, `smooth` and `overwrite`, as in `Result.save`, and
-            `progress`, called with (done, all).
+        scans: This is one scan, anything that `load_scan` takes. With `output` these are paths of files, of
+            folders of them, or of folders of DICOM series.
+        models: This is a model file, or several to be averaged; without `output` it may be a `Model`, which has
+            its own device and reruns.
+        output: The files are written into this folder.
+        device: It computes; see `load_model`.
+        reruns: A scan may be segmented again as often as this; see `load_model`.
+        series: The series with this SeriesInstanceUID is taken alone.
+        allow_gaps: A series with missing or uneven slices is resampled; see `load_scan`.
+        allow_tilt: A series of a tilted gantry is resampled; see `load_scan`.
+        add_to: With `output`, the new structures are added to this structure set; see `Result.save`.
+        writing: With `output`, `formats`, `contours`, `holes`, `smooth` and `overwrite` are as in `Result.save`,
+            and `progress` is called with (done, all).
 
     Returns:
         The result; with `output` what became of each scan.
 
     Raises:
-        InputError: nothing can be done with the input or the arguments.
+        InputError: Nothing can be done with the input or the arguments.
     """
     if output is None:
         if writing or add_to is not None:
             names = ", ".join([*writing, *(["add_to"] if add_to is not None else [])])
             raise InputError(f"{names}: these say how files are written; give output=, or call save on the result")
         scan = load_scan(scans, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-        model = models if isinstance(models, Model) else load_model(models, device=device, reruns=reruns)
-        return model.predict(scan)
+        if not isinstance(models, Model):
+            return load_model(models, device=device, reruns=reruns).predict(scan)
+        if device != "auto" or reruns != MOST_RERUNS:
+            raise InputError(
+                "device and reruns: a loaded model has its own; give them to load_model, or its path here"
+            )
+        return models.predict(scan)
     if isinstance(models, Model):
         raise InputError("with output=, models must be paths; for a loaded model, call its predict and save")
     if isinstance(writing.get("formats"), str):
@@ -636,20 +659,20 @@ def evaluate(
     values. A structure that was not contoured in the reference (contoured.json) is left out.
 
     Args:
-        prediction: a `Result`, or a label map: a file, a `Volume`, or an image of nibabel or SimpleITK. With
-            `output`: a folder with CASE.nii.gz, or one such file.
-        reference: a label map on the same grid: a file, a `Volume`, or an image of nibabel or SimpleITK. With
-            `output`: a folder with CASE.nii.gz, one such file, or a cohort.
-        output: folder for cases.csv, summary.json and report.html.
-        images: with `output`: a folder with the scans, or one scan, for the report's pictures.
-        overwrite: with `output`: replace files of others that have an output's name.
-        progress: with `output`: called with the steps done and the steps in all.
+        prediction: This is a `Result`, or a label map: a file, a `Volume`, or an image of nibabel or SimpleITK.
+            With `output` it is a folder with CASE.nii.gz, or one such file.
+        reference: This is a label map on the same grid: a file, a `Volume`, or an image of nibabel or SimpleITK.
+            With `output` it is a folder with CASE.nii.gz, one such file, or a cohort.
+        output: The folder receives cases.csv, summary.json and report.html.
+        images: With `output`, the report's pictures show these scans: a folder of them, or one.
+        overwrite: With `output`, files of others that have an output's name are replaced.
+        progress: With `output`, it is called with the steps done and the steps in all.
 
     Returns:
         The measures of each structure; with `output` the rows and the summary of all cases.
 
     Raises:
-        InputError: something that cannot be read, two different grids, or a voxel that names no structure.
+        InputError: Something cannot be read, the two grids differ, or a voxel names no structure.
     """
     if output is not None:
         if not isinstance(prediction, str | os.PathLike) or not isinstance(reference, str | os.PathLike):
@@ -733,22 +756,23 @@ def train(
     """Train both stages on a cohort, as `metricunet train` does, and return the path of the model file.
 
     Args:
-        cohort: nnU-Net raw data set: dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz.
-        output: run folder, new or empty: config.yaml, log.csv, checkpoints, model.safetensors, run.json.
-        preset: `default`, or `small` for a CPU.
-        config: YAML file with settings over the preset.
-        settings: single settings over both: `{"segment.epochs": 20}`, or `["segment.epochs=20"]` as on the command
-            line.
-        fold: which fold to validate on; `all` trains on every case.
-        device: as in `load_model`.
-        init: model file to begin from.
-        resume: go on with a run that was stopped.
-        progress: called with (done, all) while the cohort is prepared.
-        loggers: loggers of Lightning, such as `lightning.pytorch.loggers.MLFlowLogger`, told the numbers of each
-            epoch as log.csv has them. They stay open: finalize them when you are done.
+        cohort: This is an nnU-Net raw data set: dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz.
+        output: The run's folder is new or empty, and receives config.yaml, log.csv, checkpoints,
+            model.safetensors and run.json.
+        preset: The settings begin with `default`, or with `small` for a CPU.
+        config: The settings of this YAML file replace the preset's.
+        settings: Single settings replace both: `{"segment.epochs": 20}`, or `["segment.epochs=20"]` as on the
+            command line.
+        fold: The run is validated on this fold; `all` trains on every case.
+        device: It computes; see `load_model`.
+        init: The training begins from this model file.
+        resume: A run that was stopped is continued.
+        progress: It is called with (done, all) while the cohort is prepared.
+        loggers: These loggers of Lightning, such as `lightning.pytorch.loggers.MLFlowLogger`, are told the numbers
+            of each epoch as log.csv has them. They stay open: finalize them when you are done.
 
     Raises:
-        InputError: a cohort, setting, model or folder that cannot work, named.
+        InputError: A cohort, setting, model or folder cannot work; the message names it.
     """
     from metricunet.training.config import load_config
     from metricunet.training.fit import train as train_model

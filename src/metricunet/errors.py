@@ -7,8 +7,12 @@ cases are worked on, either costs its own case alone: see `told`.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+Error = TypeVar("Error", bound=BaseException)
 
 #: A message of a library may be a page long.
 LONGEST_MESSAGE = 300
@@ -58,10 +62,34 @@ def told(error: BaseException) -> str:
     words = " ".join(str(error).split())
     if isinstance(error, InputError):
         return words
-    if isinstance(error, MemoryError):
-        return "there is not enough memory for it on this machine"
     short = words if len(words) <= LONGEST_MESSAGE else f"{words[:LONGEST_MESSAGE]} ..."
+    if is_out_of_memory(error):
+        return "there is not enough memory for it on this machine" + (f" ({short})" if short else "")
     return f"an unexpected {type(error).__name__} stopped it" + (f": {short}" if short else "")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory did not suffice, the machine's or a GPU's."""
+    # torch has its own error for a GPU, and must not be imported for the sake of a message.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def without_frames(error: Error) -> Error:
+    """Let go of what the functions held that an error went through: scans, networks, memory of a GPU.
+
+    For an error that is kept. Its traceback still names every line, and so do those of its causes. Functions that
+    have not returned yet keep what they hold.
+    """
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        left += [one.__cause__, one.__context__]
+    return error
 
 
 def unlike_limits(value: float, *limits: float, digits: int = 3) -> str:

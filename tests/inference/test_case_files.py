@@ -110,7 +110,7 @@ def test_what_cannot_be_written_is_refused_before_any_file(
     bands_model: Path, nifti: ScanInput, tmp_path: Path
 ) -> None:
     result, out = judged(bands_model, nifti), tmp_path / "out"
-    with pytest.raises(InputError, match=r"a\.nii\.gz: rtstruct needs a DICOM series"):
+    with pytest.raises(InputError, match=r"a\.nii\.gz: formats=\['rtstruct'\] needs a DICOM series"):
         write_case(out, *result, nifti, formats=["nifti", "rtstruct"])
     with pytest.raises(InputError, match="nifti, rtstruct, seg; got 'png'"):
         write_case(out, *result, nifti, formats=["png"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import traceback
+import weakref
 from typing import Any
 
 import pytest
@@ -122,3 +124,28 @@ def test_a_stop_by_the_user_or_a_model_that_cannot_be_loaded_ends_all(stage: str
 
     with pytest.raises((ZeroDivisionError, KeyboardInterrupt)):
         list(run_pipeline(range(4), *(fail(name) for name in ("read", "compute", "write", "load"))))
+
+
+@pytest.mark.parametrize("stage", ["read", "compute", "write"])
+def test_a_failed_item_holds_no_memory(stage: str) -> None:
+    class Scan:
+        pass
+
+    kept: list[weakref.ref[Scan]] = []
+
+    def step(name: str) -> Any:
+        def run(item: int, *content: Any) -> int:
+            scan = Scan()
+            if name == stage and item == 0:
+                kept.append(weakref.ref(scan))
+                raise ZeroDivisionError(name)
+            if name == "compute" and item == 1 and stage != "write":
+                assert kept[0]() is None, "the next item may need what the failed one held"
+            return item
+
+        return run
+
+    results = [r for _, r in run_pipeline(range(3), step("read"), step("compute"), step("write"), nothing)]
+    assert kept[0]() is None
+    assert "raise ZeroDivisionError(name)" in "".join(traceback.format_exception(results[0]))
+    assert results[1:] == [1, 2]

@@ -14,6 +14,7 @@ import pytest
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.nifti import read_labels, write_nifti
 from metricunet.files.rtstruct.read import read_rtstruct
+from metricunet.inference.predict import predict
 from metricunet.inference.structure_set import MARK, SYNTHETIC_MARK
 from metricunet.volume import Volume
 from tests.support.command import Command
@@ -334,3 +335,20 @@ def test_a_synthetic_model_marks_names_set_and_descriptions(
         assert dataset.ApprovalStatus == "UNAPPROVED"
         assert {o.RTROIInterpretedType for o in dataset.RTROIObservationsSequence} == {"ORGAN"}
         assert ("synthetic_model" in [flag["code"] for flag in quality["flags"]]) == said
+
+
+def test_a_prediction_that_is_stopped_leaves_no_claim(scan: Volume, model: Path, tmp_path: Path) -> None:
+    for name in "abcd":
+        write_nifti(tmp_path / "scans" / f"{name}.nii.gz", scan)
+
+    def stopped(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    # What is caught holds the frames of the call, as an interactive session does.
+    with pytest.raises(KeyboardInterrupt) as caught:
+        predict([tmp_path / "scans"], [model], tmp_path / "out", device="cpu", progress=stopped)
+    held = [path for path in (tmp_path / "out").rglob("*") if "claim" in path.name]
+    assert held == []
+    del caught
+    done = predict([tmp_path / "scans"], [model], tmp_path / "out", device="cpu")
+    assert [case.case for case in done.cases] == list("abcd")

@@ -45,6 +45,7 @@ def predicted(card: ModelCard, scan: Volume) -> Prediction:
     return Prediction(
         EnsembleCard.of([card]),
         FOUND,
+        scan.geometry,
         canonical.with_array(labels).reordered_like(scan.geometry),
         canonical.with_array(labels).crop(start, classes.shape),
         start,
@@ -88,10 +89,14 @@ def test_a_mask_on_the_scans_own_grid_is_that_of_its_labels(card: ModelCard, axe
     assert not found.mask("bladder").array.any()
 
 
-def test_a_mask_that_cannot_be_is_refused(card: ModelCard) -> None:
-    absent = Prediction(EnsembleCard.of([card]), ABSENT, None)
-    with pytest.raises(InputError, match="prostate was not found"):
-        absent.mask("prostate")
+def test_the_mask_of_what_was_not_found_is_empty(card: ModelCard) -> None:
+    geometry = Geometry.from_parts((3, 4, 5), (3, 1, 1))
+    absent = Prediction(EnsembleCard.of([card]), ABSENT, geometry)
+    mask = absent.mask("prostate")
+    assert mask.geometry is geometry
+    assert mask.array.dtype == bool
+    assert mask.array.shape == (3, 4, 5)
+    assert not mask.array.any()
     with pytest.raises(InputError, match="'rectum'; the model segments prostate, bladder"):
         absent.mask("rectum")
 

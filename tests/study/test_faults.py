@@ -154,8 +154,11 @@ def test_a_fault_in_a_run_costs_that_run_alone(
 
 FAULTS = {
     "a user's": (InputError("case_06: odd"), "case_06: odd"),
-    "memory": (MemoryError(), "memory does not suffice"),
-    "memory of a device": (torch.OutOfMemoryError("CUDA out of memory.\n1 GiB"), "memory does not suffice (CUDA"),
+    "memory": (MemoryError(), "not enough memory for it on this machine; use a smaller batch"),
+    "memory of a device": (
+        torch.OutOfMemoryError("CUDA out of memory.\n1 GiB"),
+        "not enough memory for it on this machine (CUDA out of memory. 1 GiB); use",
+    ),
     "a disk": (OSError(28, "No space left on device"), "No space left on device"),
     "a key": (KeyError("dice"), "dice"),
     "depth": (RecursionError("too deep"), "too deep"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import traceback
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -269,3 +271,22 @@ def test_a_study_computes_in_the_precision_of_its_training_everywhere(
     scored = ScoredCase(case.name, case.image, {"truth": case.label})
     folds.make_cut(scored, run, SimpleNamespace(network=None), (50, 50, 50))  # type: ignore[arg-type]
     assert told == ["bf16"]
+
+
+def test_a_failed_run_holds_nothing_but_its_lines(
+    copied_study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, output = copied_study
+    spec = specs_of(file, output)[0]
+    shutil.rmtree(spec.folder)
+    held: list[weakref.ref[runs.Pipeline]] = []
+
+    def failing(pipeline: runs.Pipeline) -> None:
+        held.append(weakref.ref(pipeline))
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr(runs.TwoStages, "train", failing)
+    done = carry_out(spec)
+    assert done.cause is not None
+    assert held[0]() is None
+    assert 'ZeroDivisionError("odd")' in "".join(traceback.format_exception(done.cause))

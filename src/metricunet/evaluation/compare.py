@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, told, without_frames
 from metricunet.evaluation.cases import CasePair, Matching, RecordedQuality, match_cases, read_quality
 from metricunet.evaluation.figures import Overlay, draw_overlay
 from metricunet.evaluation.measures import NOTHING, align, crop_to_content, measure
@@ -80,7 +80,7 @@ def evaluate(
         try:
             quality, measured = read_quality(pair.quality), _measured(pair, matching)
         except Exception as error:  # whatever it is, it costs this case alone
-            faults.append(CaseFault(pair.case, told(error), error))
+            faults.append(CaseFault(pair.case, told(error), without_frames(error)))
         else:
             qualities[pair.case] = quality
             rows += measured
@@ -101,7 +101,7 @@ def evaluate(
         try:
             overlays.append(_pictured(pair_of[worst.case], matching, worst.structure))
         except Exception as error:  # likewise
-            faults.append(CaseFault(worst.case, told(error), error, scored=True))
+            faults.append(CaseFault(worst.case, told(error), without_frames(error), scored=True))
         if progress is not None:
             progress(done, steps)
     evaluation = replace(evaluation, faults=tuple(sorted(faults, key=lambda fault: fault.case)))

@@ -93,7 +93,7 @@ class CaseFault:
     Attributes:
         case: its name.
         reason: one line.
-        error: the exception as it was raised, with its traceback.
+        error: the exception as it was raised, with the lines of its traceback.
         scored: whether the case has its rows nevertheless: its picture failed, and not its measures.
     """
 

@@ -1,4 +1,7 @@
-"""The files of a predicted case: their names, what they may replace, and how they come to be, the verdict last."""
+"""The files of a predicted case: their names, what they may replace, and how they come to be, the verdict last.
+
+Beside them lies the record of the run, which says what became of each case.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from typing import Any, Literal, get_args
 
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import claimed
+from metricunet.files.dicom.series import CtSeries
 from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import is_nifti, write_nifti
 from metricunet.files.own import Inputs, OwnFiles
-from metricunet.files.record import sha256
+from metricunet.files.record import RunRecord, sha256
 from metricunet.files.seg.write import write_seg
-from metricunet.inference.inputs import QUALITY_SUFFIX, ScanInput
+from metricunet.inference.inputs import QUALITY_SUFFIX, Refused, ScanInput
 from metricunet.inference.structure_set import (
     ContourOptions,
     description_of,
@@ -138,11 +142,8 @@ def write_case(
     options = options or ContourOptions()
     known = checked_formats(formats)
     series = None if source is None else source.series
-    if series is None and (of_dicom := [name for name in NEED_SERIES if name in known]):
-        where = quality.case if source is None else source.path
-        raise InputError(f"{where}: {of_dicom[0]} needs a DICOM series to refer to, and this is none; write nifti")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; expected a folder for the predictions")
+    refuse_without_series(known, series, quality.case if source is None else source.path)
+    refuse_file(folder)
     kept = Inputs([*files_of(source), *inputs, *filter(None, [options.add_to])])
     files = CaseFiles(folder, known, kept, overwrite)
     options.check([series], files.path(quality.case, "rtstruct") if "rtstruct" in known else None)
@@ -152,6 +153,113 @@ def write_case(
         files.write(prediction, quality, source, options, provenance or {})
     there = [folder / name for name in files.names(quality.case).values() if prediction.masks]
     return (*there, own.path)
+
+
+@dataclass(frozen=True)
+class CaseOutcome:
+    """One case that was segmented, now or before: `reasons` are its verdict's sentences, `flags` their codes."""
+
+    case: str
+    verdict: str
+    status: str
+    reasons: tuple[str, ...]
+    flags: tuple[str, ...]
+    seconds: float
+    skipped: bool = False
+
+    @classmethod
+    def of(cls, quality: QualityReport, seconds: float) -> CaseOutcome:
+        """Return the outcome of a case that was segmented just now.
+
+        Args:
+            quality: its verdict.
+            seconds: that reading, segmenting and writing it took, as far as they are known.
+        """
+        flags = tuple(flag.code for flag in quality.flags)
+        status = quality.localisation["status"]
+        return cls(quality.case, quality.verdict, status, tuple(quality.reasons), flags, round(seconds, 2))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the record of a run says of the case."""
+        return {
+            "verdict": self.verdict,
+            "localisation": self.status,
+            "reasons": list(self.reasons),
+            "flags": list(self.flags),
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+        }
+
+
+def begun_record(
+    scans: Sequence[Path],
+    models: Sequence[Path],
+    output: Path,
+    formats: Sequence[str],
+    options: ContourOptions,
+    reruns: int,
+) -> RunRecord:
+    """Return the record of a run that begins, with what it was called with."""
+    arguments = {
+        "scans": scans,
+        "models": models,
+        "output": output,
+        "formats": formats,
+        "contours": options.contours,
+        "holes": options.holes,
+        "smooth": options.smooth,
+        "add_to": options.add_to,
+        "reruns": reruns,
+    }
+    return RunRecord("predict", arguments)
+
+
+def run_facts(
+    provenance: Mapping[str, Any], device: object, cases: Iterable[CaseOutcome], refused: Iterable[Refused] = ()
+) -> dict[str, Any]:
+    """Return what the record of a run says of its end.
+
+    Args:
+        provenance: what all its files depend on, see `provenance_of`.
+        device: that computed.
+        cases: that were segmented.
+        refused: what was not, and why.
+    """
+    return {
+        **provenance,
+        "device": str(device),
+        "cases": {outcome.case: outcome.to_json() for outcome in cases},
+        "refused": [{"path": str(entry.path), "reason": entry.reason} for entry in refused],
+    }
+
+
+def refuse_file(output: Path) -> None:
+    """Refuse to write into what is no folder.
+
+    Raises:
+        InputError: it is a file.
+    """
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; expected a folder for the predictions")
+
+
+def refuse_without_series(formats: Sequence[Format], series: CtSeries | None, where: object) -> None:
+    """Refuse a format that refers to DICOM for a scan that is none.
+
+    Args:
+        formats: that are asked for.
+        series: of the scan; None for one that is no DICOM.
+        where: the scan is, for the message.
+
+    Raises:
+        InputError: the first such format, named.
+    """
+    wanting = [name for name in NEED_SERIES if name in formats]
+    if series is None and wanting:
+        raise InputError(
+            f"{where}: {argument('formats', wanting[:1])} needs a DICOM series to refer to, and this is none; use "
+            f"{argument('formats', ['nifti'])}"
+        )
 
 
 def checked_formats(formats: Sequence[str]) -> tuple[Format, ...]:

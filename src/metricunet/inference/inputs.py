@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metricunet.cohort.case import check_image
 from metricunet.cohort.layout import CHANNEL_SUFFIX
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.dicom.series import STRICT, CtSeries, SeriesSearch, find_series, search_series
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.own import FILES, read_sealed
@@ -85,6 +85,22 @@ class Refused:
     error: Exception | None = None
 
 
+def check_models(models: Sequence[Path], reruns: int) -> None:
+    """Refuse, before any work, what no scan can be segmented with.
+
+    Args:
+        models: the model files.
+        reruns: how often stage 2 may run again.
+
+    Raises:
+        InputError: no model, or a negative number.
+    """
+    if not models:
+        raise InputError(f"{argument('models')}: no model file is given; expected one, or several to be averaged")
+    if reruns < 0:
+        raise InputError(f"{argument('reruns')} must be 0 or more; got {reruns}")
+
+
 def find_inputs(
     paths: Sequence[Path], series_uid: str | None = None, *, allow: Allow = STRICT, draw: bool = False
 ) -> tuple[list[ScanInput], list[Refused]]:
@@ -136,10 +152,18 @@ def find_inputs(
             )
         names[entry.case] = entry.path
     if not inputs:
-        refused.sort(key=lambda r: not r.is_scan)
-        more = f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""
-        raise InputError(f"{refused[0].reason}{more}" if refused else "nothing to segment")
+        raise nothing_left(refused)
     return inputs, refused
+
+
+def nothing_left(refused: Sequence[Refused]) -> InputError:
+    """Return the error where nothing can be segmented: one reason, of a scan if any, and how many more."""
+    if not refused:
+        return InputError("nothing to segment")
+    first = min(refused, key=lambda entry: not entry.is_scan)
+    error = InputError(first.reason + (f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""))
+    error.__cause__ = first.error
+    return error
 
 
 def scans_at(path: Path, allow: Allow = STRICT) -> tuple[list[ScanInput], list[Refused]]:

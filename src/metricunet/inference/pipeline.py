@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
+
+from metricunet.errors import without_frames
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -27,11 +29,12 @@ def run_pipeline(
     compute: Callable[[Item, Read], Computed],
     write: Callable[[Item, Computed], Outcome],
     load: Callable[[], object],
-) -> Iterator[tuple[Item, Outcome | Exception]]:
+) -> Generator[tuple[Item, Outcome | Exception], None, None]:
     """Yield each item with its outcome, or with what one of its stages raised, in order.
 
     At any time at most one item is being read, one computed and one written, and no more are kept in memory.
     Whatever goes wrong with an item, foreseen or not, is its own: the others go on.
+    Closed early, it ends when what is being read and written is done.
 
     Args:
         items: what to work on, at least one.
@@ -59,6 +62,8 @@ def run_pipeline(
                 if coming:
                     reading = reader.submit(read, coming[0])
                 result = after_reading(item, current)
+                if isinstance(result, Exception):
+                    without_frames(result)  # now: what they hold may be wanting for the next item
                 del current  # it holds a whole scan
                 if last is not None:
                     yield last[0], _settled(last[1])
@@ -75,7 +80,7 @@ def _settled(result: Future[Any] | Exception) -> Any:
         return result.outcome
     if isinstance(result, Exception):
         return result
-    try:
-        return result.result()
-    except Exception as error:
-        return error
+    error = result.exception()
+    if isinstance(error, Exception):
+        return without_frames(error)
+    return result.result()

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from metricunet.errors import InputError, argument, told
+from metricunet.errors import InputError, told
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.model import read_card
 from metricunet.files.own import FILES, Inputs, OwnFiles
-from metricunet.files.record import RECORD_NAME, RunRecord
+from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
-from metricunet.inference.case_files import NEED_SERIES, CaseFiles, checked_formats, files_of, provenance_of
-from metricunet.inference.inputs import Refused, ScanInput, find_inputs
+from metricunet.inference.case_files import (
+    NEED_SERIES,
+    CaseFiles,
+    CaseOutcome,
+    begun_record,
+    checked_formats,
+    files_of,
+    provenance_of,
+    refuse_file,
+    refuse_without_series,
+    run_facts,
+)
+from metricunet.inference.inputs import Refused, ScanInput, check_models, find_inputs, nothing_left
 from metricunet.inference.pipeline import Finished, run_pipeline
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.inference.structure_set import ContourOptions
@@ -28,21 +39,6 @@ from metricunet.volume import Volume
 
 if TYPE_CHECKING:
     from metricunet.inference.predictor import Predictor
-
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class CaseOutcome:
-    """One case that was segmented, now or before: `reasons` are its verdict's sentences, `flags` their codes."""
-
-    case: str
-    verdict: str
-    status: str
-    reasons: tuple[str, ...]
-    flags: tuple[str, ...]
-    seconds: float
-    skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,23 +106,16 @@ def predict(
             or of somebody else's file.
     """
     known = checked_formats(formats)
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file; expected a folder for the predictions")
-    if reruns < 0:
-        raise InputError(f"{argument('reruns')} must be 0 or more; got {reruns}")
+    refuse_file(output)
+    check_models(models, reruns)
     options = ContourOptions(contours, holes, smooth, add_to)
-    arguments = {"scans": scans, "models": models, "output": output, "formats": formats, "contours": contours}
-    arguments |= {"holes": holes, "smooth": smooth, "add_to": add_to, "reruns": reruns}
-    record = RunRecord("predict", arguments)
+    record = begun_record(scans, models, output, formats, options, reruns)
     for path in models:
         read_card(path)
-    of_dicom = [name for name in NEED_SERIES if name in known]
-    inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=bool(of_dicom))
-    if of_dicom and (plain := [entry for entry in inputs if entry.series is None]):
-        raise InputError(
-            f"{plain[0].path}: {argument('formats', [of_dicom[0]])} needs a DICOM series to refer to, and this is "
-            f"none; use {argument('formats', ['nifti'])}"
-        )
+    draw = any(name in known for name in NEED_SERIES)
+    inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=draw)
+    for entry in inputs:
+        refuse_without_series(known, entry.series, entry.path)
     kept = Inputs([*(path for entry in inputs for path in files_of(entry)), *models, *filter(None, [add_to])])
     files = CaseFiles(output, known, kept, overwrite)
     single = files.path(inputs[0].case, "rtstruct") if "rtstruct" in known else None
@@ -136,42 +125,29 @@ def predict(
     own_record.check([])
     for entry in inputs:
         files.check(entry.case)
-    work = _Work(models, device, files, provenance, options, reruns)
     outcomes: list[CaseOutcome] = []
-    stages = run_pipeline(inputs, work.read, work.compute, work.write, work.load)
-    for done, (entry, result) in enumerate(work.released(stages), start=1):
-        if isinstance(result, CaseOutcome):
-            outcomes.append(result)
-        elif len(inputs) == 1 and not refused:
-            raise (
-                result if isinstance(result, InputError) else InputError(f"{entry.path}: {told(result)}")
-            ) from result
-        elif isinstance(result, InputError):
-            refused.append(Refused(entry.path, str(result)))
-        else:
-            refused.append(Refused(entry.path, f"{entry.path}: {told(result)}", error=result))
-        if progress is not None:
-            progress(done, len(inputs))
+    # Whatever ends this, the stages end before the claims do: a scan that is read meanwhile takes another one.
+    with (
+        closing(_Work(models, device, files, provenance, options, reruns)) as work,
+        closing(run_pipeline(inputs, work.read, work.compute, work.write, work.load)) as stages,
+    ):
+        for done, (entry, result) in enumerate(stages, start=1):
+            work.release(entry.case)
+            if isinstance(result, CaseOutcome):
+                outcomes.append(result)
+            elif len(inputs) == 1 and not refused:
+                if isinstance(result, InputError):
+                    raise result
+                raise InputError(f"{entry.path}: {told(result)}") from result
+            elif isinstance(result, InputError):
+                refused.append(Refused(entry.path, str(result)))
+            else:
+                refused.append(Refused(entry.path, f"{entry.path}: {told(result)}", error=result))
+            if progress is not None:
+                progress(done, len(inputs))
     if not outcomes:
-        refused.sort(key=lambda r: not r.is_scan)
-        more = f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""
-        raise InputError(f"{refused[0].reason}{more}") from refused[0].error
-    record.facts = {
-        **provenance,
-        "device": str(work.predictor.device),
-        "cases": {
-            o.case: {
-                "verdict": o.verdict,
-                "localisation": o.status,
-                "reasons": o.reasons,
-                "flags": o.flags,
-                "seconds": o.seconds,
-                "skipped": o.skipped,
-            }
-            for o in outcomes
-        },
-        "refused": [{"path": str(r.path), "reason": r.reason} for r in refused],
-    }
+        raise nothing_left(refused)
+    record.facts = run_facts(provenance, work.predictor.device, outcomes, refused)
     own_record.commit(record.content())
     return PredictOutcome(tuple(outcomes), tuple(refused))
 
@@ -216,15 +192,14 @@ class _Work:
         self.options, self.reruns = options, reruns
         self._claims: dict[str, ExitStack] = {}
 
-    def released(self, stages: Iterable[tuple[ScanInput, Result]]) -> Iterator[tuple[ScanInput, Result]]:
-        """Pass on what became of each case, and let go of its claim."""
-        try:
-            for entry, result in stages:
-                self._claims.pop(entry.case, ExitStack()).close()
-                yield entry, result
-        finally:
-            for claim in self._claims.values():
-                claim.close()
+    def release(self, case: str) -> None:
+        """Let go of the claim of a case, which may have none."""
+        self._claims.pop(case, ExitStack()).close()
+
+    def close(self) -> None:
+        """Let go of all claims."""
+        for case in list(self._claims):
+            self.release(case)
 
     def load(self) -> None:
         from metricunet.inference.predictor import Predictor
@@ -254,10 +229,7 @@ class _Work:
         began = time.perf_counter()
         quality = segmented.quality
         self.files.write(segmented.prediction, quality, entry, self.options, segmented.provenance)
-        seconds = round(segmented.seconds + time.perf_counter() - began, 2)
-        codes = tuple(flag.code for flag in quality.flags)
-        status = quality.localisation["status"]
-        return CaseOutcome(entry.case, quality.verdict, status, tuple(quality.reasons), codes, seconds)
+        return CaseOutcome.of(quality, segmented.seconds + time.perf_counter() - began)
 
 
 def _already_done(

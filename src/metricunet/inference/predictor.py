@@ -14,13 +14,14 @@ from torch import Tensor
 
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard, of_stage, read_model
+from metricunet.inference.inputs import check_models
 from metricunet.inference.reruns import MOST_RERUNS, next_view
 from metricunet.networks import Network, build_network
-from metricunet.networks.device import pick_device
 from metricunet.quality.boundary import ClassField, boundary_confidence
 from metricunet.quality.masks import Touched, face_names, inner_faces, reached_faces
 from metricunet.quality.prediction import Crop, EnsembleCard, Prediction, structure_masks
 from metricunet.stages.classes import Pieces, keep_largest_piece, likeliest
+from metricunet.stages.device import device_named
 from metricunet.stages.locate import Localisation, coarse_probabilities, localise
 from metricunet.stages.network_input import Precision
 from metricunet.stages.segment import View, covered_part, field_probabilities, read_field
@@ -111,6 +112,10 @@ class Predictor:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `bf16` or `fp32`.
         reruns: how often stage 2 may look again, elsewhere or farther, where the target reaches its crop's edge.
+
+    Raises:
+        InputError: no model, one that cannot be read, models of different structures, a device that is not there,
+            or a negative number of reruns.
     """
 
     def __init__(
@@ -120,10 +125,8 @@ class Predictor:
         precision: Precision = "auto",
         reruns: int = MOST_RERUNS,
     ) -> None:
-        try:
-            self.device = pick_device(device)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        check_models(models, reruns)
+        self.device = device_named(device)
         self.precision = precision
         self.reruns = reruns
         self.models = [load_model(path, self.device) for path in models]
@@ -138,7 +141,7 @@ class Predictor:
 
     @property
     def card(self) -> ModelCard:
-        """The first model's card."""
+        """What the first model says of itself; what all of them say together is `ensemble`."""
         return self.models[0].card
 
     def predict(self, scan: Volume) -> Prediction:
@@ -156,7 +159,7 @@ class Predictor:
         """
         image = scan.canonical()
         if found.centre_mm is None:
-            return Prediction(self.ensemble, found, None)
+            return Prediction(self.ensemble, found, scan.geometry)
         view: View | None = View(found.centre_mm)
         crops: list[Crop] = []
         kept: _SegmentedField | None = None
@@ -187,7 +190,7 @@ class Predictor:
         mean: Volume | None = None
         for model in self.models:
             shares = coarse_probabilities(model.locate, model.card.locate, image, self.precision)
-            own = shares[self.card.target_class]
+            own = shares[self.ensemble.target_class]
             own = own.with_array(own.array / len(self.models))
             mean = own if mean is None else mean.with_array(mean.array + own.resample(mean.geometry).array)
         assert mean is not None
@@ -200,7 +203,7 @@ class Predictor:
         fields = tuple(self._fine_field(model, hu) for model, hu in zip(self.models, seen, strict=True))
         shares = np.mean([field.read_on(box)[1:] for field in fields], axis=0)
         classes = likeliest(shares)
-        target = self.card.target_class
+        target = self.ensemble.target_class
         pieces = keep_largest_piece(classes, target)
         return _SegmentedField(view, box, start, shares, classes, classes == target, pieces, seen[0], fields)
 
@@ -213,13 +216,14 @@ class Predictor:
     def _paste(
         self, scan: Volume, image: Volume, result: _SegmentedField, crops: tuple[Crop, ...], found: Localisation
     ) -> Prediction:
-        region = Volume(values_of(result.classes, self.card.labels), result.box)
+        region = Volume(values_of(result.classes, self.ensemble.labels), result.box)
         labels = np.zeros(image.geometry.shape, dtype=region.array.dtype)
         inside = tuple(slice(first, first + n) for first, n in zip(result.start, result.box.shape, strict=True))
         labels[inside] = region.array
         return Prediction(
             card=self.ensemble,
             localisation=found,
+            geometry=scan.geometry,
             labels=image.with_array(labels).reordered_like(scan.geometry),
             region=region,
             region_start=result.start,

@@ -18,7 +18,7 @@ from metricunet.files.model import ModelCard
 from metricunet.quality.boundary import BoundaryConfidence
 from metricunet.stages.classes import Box, Mask
 from metricunet.structures import class_of
-from metricunet.volume import Shape, Volume
+from metricunet.volume import Geometry, Shape, Volume
 
 if TYPE_CHECKING:
     from metricunet.stages.locate import Localisation  # imports torch
@@ -121,6 +121,7 @@ class Prediction:
     Attributes:
         card: of the models that made it.
         localisation: what stage 1 found.
+        geometry: of the scan.
         labels: label values on the scan's own grid, uint8 where they fit; None where the target is absent.
         region: the part of the labels that stage 2 looked at, where alone they can differ from 0.
         region_start: the region's first voxel in the scan.
@@ -135,7 +136,8 @@ class Prediction:
 
     card: EnsembleCard
     localisation: Localisation
-    labels: Volume | None
+    geometry: Geometry
+    labels: Volume | None = None
     region: Volume | None = None
     region_start: Shape = (0, 0, 0)
     masks: Mapping[str, StructureMask] = field(default_factory=dict)
@@ -154,16 +156,14 @@ class Prediction:
         )
 
     def mask(self, structure: str) -> Volume:
-        """Return the mask of a structure, bool, on the scan's own grid; empty where it has no voxel.
+        """Return the mask of a structure, bool, on the scan's own grid; empty where it was not found.
 
         Raises:
-            InputError: the models segment no such structure, or no target was found to segment around.
+            InputError: the models segment no such structure.
         """
         if structure not in self.card.labels:
             raise InputError(f"no structure {structure!r}; the model segments {', '.join(self.card.labels)}")
-        if self.labels is None:
-            raise InputError(f"no mask: {self.card.target} was not found ({self.localisation.reason})")
-        mask = self.labels.with_array(np.zeros(self.labels.geometry.shape, dtype=bool))
+        mask = Volume(np.zeros(self.geometry.shape, dtype=bool), self.geometry)
         found = self.masks.get(structure)
         if found is not None:
             mask.canonical().array[found.box] = found.array  # a view

@@ -14,13 +14,13 @@ from rich.console import Console
 
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import Fold, split_for
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, told, without_frames
 from metricunet.files.atomic import write_text
 from metricunet.files.claim import CLAIM_NAME, claimed
 from metricunet.files.own import FILES, OwnFiles, write_sealed
 from metricunet.files.record import RunRecord, sha256
-from metricunet.networks.device import pick_device
 from metricunet.progress import Bars, Say, no_bars, silent
+from metricunet.stages.device import device_named
 from metricunet.study.comparisons import COMPARISONS_CSV, COMPARISONS_JSON
 from metricunet.study.data import READER, TRUTH, StudyData, fitting_cases, scored_cases, study_data
 from metricunet.study.design import STUDY_NAME, Labels, Study, load_study
@@ -158,10 +158,7 @@ def study(
 
 def _check_folder(output: Path, device: str) -> None:
     """Refuse what cannot work before anything is made."""
-    try:
-        pick_device(device)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    device_named(device)
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the study")
     filled = output.is_dir() and not all(map(is_scratch, output.iterdir()))
@@ -214,7 +211,7 @@ def _prepared(
             try:
                 return key, prepare_fold(spec, bar)
             except Exception as error:  # one fold must not cost the others their results
-                faults[key] = error
+                faults[key] = without_frames(error)
                 return key, None
 
     found = dict(taken_up(list(specs), prepare, say))

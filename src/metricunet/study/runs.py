@@ -17,10 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from metricunet.cohort.splits import Fold
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, is_out_of_memory, told, without_frames
 from metricunet.files.atomic import write_json
 from metricunet.files.claim import CLAIM_NAME, claimed
 from metricunet.files.model import read_card
@@ -120,7 +118,7 @@ class RunResult:
         val_dice: best mean Dice of the validation cases in their crops; None without any.
         seconds: how long it took since it was last begun or resumed.
         error: why it failed; None where it is finished.
-        cause: the exception that was raised then, where it was in this process.
+        cause: what was raised then, where it was in this process; it holds nothing of the run but its lines.
     """
 
     spec: RunSpec
@@ -343,6 +341,13 @@ def carry_out(spec: RunSpec, watch: Watch | None = None) -> RunResult:
     Raises:
         AlreadyClaimed: another process is carrying it out.
     """
+    result = _carried_out(spec, watch)
+    if result.cause is not None:
+        without_frames(result.cause)
+    return result
+
+
+def _carried_out(spec: RunSpec, watch: Watch | None) -> RunResult:
     with claimed(spec.folder / CLAIM_NAME, "a run of a study"):
         began = time.perf_counter()
         try:
@@ -359,10 +364,8 @@ def carry_out(spec: RunSpec, watch: Watch | None = None) -> RunResult:
 
 def in_one_line(error: Exception) -> str:
     """Say what went wrong with a training."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        said = " ".join(str(error).split())
-        return f"memory does not suffice ({said}); use a smaller batch, crop or network, or a larger spacing"
-    return told(error)
+    advice = "; use a smaller batch, crop or network, or a larger spacing" if is_out_of_memory(error) else ""
+    return f"{told(error)}{advice}"
 
 
 def _missing(spec: RunSpec) -> list[Table]:

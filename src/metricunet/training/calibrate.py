@@ -30,12 +30,12 @@ from metricunet.errors import InputError
 from metricunet.files.model import Calibration, read_model, write_model
 from metricunet.inference.predictor import load_model
 from metricunet.networks import Network
-from metricunet.networks.device import pick_device
 from metricunet.progress import Progress
 from metricunet.quality.boundary import boundary_error, near
 from metricunet.quality.temperature import fit_temperature, tempered
 from metricunet.specs import SegmentSpec
 from metricunet.stages.classes import keep_largest_piece
+from metricunet.stages.device import device_named
 from metricunet.stages.network_input import Precision
 from metricunet.stages.segment import crop_probabilities
 from metricunet.structures import IGNORE_CLASS
@@ -83,10 +83,7 @@ def calibrate(
         InputError: a model or cohort that cannot be read, other structures, or no case that can be used.
     """
     model, cohort, output = Path(model), Path(cohort), Path(output)
-    try:
-        loaded = load_model(model, pick_device(device))
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    loaded = load_model(model, device_named(device))
     card, content = loaded.card, read_cohort(cohort)
     if content.info.labels != card.labels:
         raise InputError(

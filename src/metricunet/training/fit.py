@@ -22,8 +22,9 @@ from metricunet.files.model import joined, of_stage, read_card, read_model, writ
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.networks import Network, build_network
-from metricunet.networks.device import keep_freed_memory, pick_device
+from metricunet.networks.device import keep_freed_memory
 from metricunet.progress import Progress
+from metricunet.stages.device import device_named
 from metricunet.stages.locate import class_probabilities, localise, locate_spec
 from metricunet.stages.segment import segment_spec
 from metricunet.training.batches import BlockBatches, LocateBatches, SegmentBatches
@@ -168,10 +169,7 @@ def open_run(
     Raises:
         InputError: a cohort, configuration or folder that cannot work, or a run of other settings, named.
     """
-    try:
-        where = pick_device(device)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    where = device_named(device)
     content = read_cohort(cohort)
     check_settings(config, len(content.info.labels) + 1)
     split = split_for(content, fold)

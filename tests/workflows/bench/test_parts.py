@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydicom import Dataset
 
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_nifti, write_nifti
@@ -17,12 +18,13 @@ from metricunet.phantom.make import Phantom
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.workflows.bench import metric, predict, train
 from metricunet.workflows.bench.metric import TrainingStep, bench_metric, ellipses
-from metricunet.workflows.bench.predict import bench_predict, read_scan
+from metricunet.workflows.bench.predict import bench_predict
 from metricunet.workflows.bench.process import Ended, run_metricunet
 from metricunet.workflows.bench.train import bench_train
 from metricunet.workflows.bench.untrained import write_untrained
 from tests.support.cohorts import TINY_SETTINGS, make_scan, make_tiny_cohort
 from tests.support.command import Command
+from tests.support.dicom_series import write_series
 
 CPU = torch.device("cpu")
 SOLID = ("segment.spatial_dims=3", "segment.block_slices=8", "segment.batch_size=2")
@@ -97,9 +99,24 @@ def test_a_model_that_finds_nothing_is_named(
         bench_predict(tmp_path / "air.nii.gz", tiny_model, "small", CPU)
 
 
-def test_a_folder_with_several_scans_is_refused(tiny_cohort: Path) -> None:
-    with pytest.raises(InputError, match="imagesTr: holds 6 scans; expected one to measure on"):
-        read_scan(tiny_cohort / "imagesTr")
+def test_a_folder_with_several_scans_is_refused(tiny_cohort: Path, tiny_model: Path) -> None:
+    with pytest.raises(InputError, match=r"imagesTr: holds 6 scans .*give the path of one file"):
+        bench_predict(tiny_cohort / "imagesTr", tiny_model, "small", CPU)
+
+
+def as_scout(number: int, dataset: Dataset) -> None:
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+
+def test_a_scout_beside_the_scan_is_no_second_one(
+    calls: list[list[str]], scan: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    volume = read_nifti(scan).canonical()
+    write_series(tmp_path / "ct", volume.array.clip(-1000, 2000).astype(np.int16), spacing_mm=volume.spacing_mm)
+    scout = write_series(tmp_path / "scout", shape=(1, 40, 40), edit=as_scout)
+    scout.files[0].rename(tmp_path / "ct" / "scout.dcm")
+    found = bench_predict(tmp_path / "ct", tiny_model, "small", CPU, repeats=1)
+    assert "to nifti and rtstruct" in found.rows["whole"].name
 
 
 def test_an_untrained_model_says_yes_everywhere_and_is_the_same_every_time(scan: Path, tmp_path: Path) -> None:

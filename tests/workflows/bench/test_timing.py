@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metricunet.errors import InputError
 from metricunet.workflows.bench import timing
-from metricunet.workflows.bench.timing import Ratio, Times, alternate, counter, device_named, quartiles, take_turns
+from metricunet.workflows.bench.timing import Ratio, Times, alternate, counter, quartiles, take_turns
 
 CPU = torch.device("cpu")
 
@@ -77,9 +76,3 @@ def test_a_counter_never_passes_its_end() -> None:
     for _ in range(3):
         advance()
     assert seen == [(1, 2), (2, 2), (2, 2)]
-
-
-def test_a_device_that_is_not_there_is_named() -> None:
-    assert device_named("cpu") == CPU
-    with pytest.raises(InputError, match="device must be auto, cpu, cuda or cuda:N; got 'abacus'"):
-        device_named("abacus")

@@ -31,7 +31,7 @@ from metricunet.cohort.importing.report import (
 from metricunet.cohort.importing.source import Found, LeftOut, SourceCase
 from metricunet.cohort.layout import dataset_content, image_path, label_path
 from metricunet.cohort.splits import PATIENTS_NAME
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, told, without_frames
 from metricunet.files.atomic import write_json
 from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import write_nifti
@@ -150,7 +150,7 @@ def import_cohort(
             importer.own.discard()
             raise
         result = summarised(output, plan.names, reports, left_out, found, privacy, importer.done_before)
-        return replace(result, errors=tuple(entry.error for entry in left_out if entry.error is not None))
+        return replace(result, errors=tuple(without_frames(entry.error) for entry in left_out if entry.error))
 
 
 def _refuse_output_in_sources(sources: Sequence[Path], output: Path) -> None:
@@ -258,7 +258,8 @@ class _Importer:
                 self.own.discard()
                 if isinstance(error, _DiskError):
                     raise error.told from error
-                failed.append(LeftOut(case.source.identity, told(error), True, len(case.source.files), error))
+                files = len(case.source.files)
+                failed.append(LeftOut(case.source.identity, told(error), True, files, without_frames(error)))
                 self._save(drop=self._names(case))  # of an earlier import; they belong to it no longer
             done += 1
             progress(done, len(cases))

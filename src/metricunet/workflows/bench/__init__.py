@@ -54,9 +54,9 @@ def bench(
     if repeats is not None and repeats < 1:
         raise InputError(f"{argument('repeats')} must be 1 or more; got {repeats}")
     # Heavy imports wait until the arguments are known to be right.
+    from metricunet.stages.device import device_named
     from metricunet.training.config import PRESETS
     from metricunet.workflows.bench import metric, predict, train
-    from metricunet.workflows.bench.timing import device_named
 
     if preset not in PRESETS:
         raise InputError(f"{argument('preset')} must be one of {', '.join(PRESETS)}; got {preset!r}")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from metricunet.api import load_scan
 from metricunet.errors import InputError, argument
 from metricunet.files.model import read_card
-from metricunet.inference.inputs import find_inputs
 from metricunet.inference.predictor import Predictor
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.networks.device import keep_freed_memory
@@ -60,13 +60,14 @@ def bench_predict(
         folder = Path(name)
         words = "a phantom of difficulty real" if scan is None else str(scan)
         path = phantom_series(folder / "series") if scan is None else scan
-        image, is_dicom = read_scan(path)
+        loaded = load_scan(path)
+        image = loaded.volume
         used, reruns = model, MOST_RERUNS
         if used is None:
             used = folder / "model.safetensors"
             write_untrained(used, load_config(preset))
             reruns = 0  # its mask reaches the crop's edge, wherever that is
-        formats = ("nifti", "rtstruct") if is_dicom else ("nifti",)
+        formats = ("nifti", "rtstruct") if loaded.is_dicom else ("nifti",)
         wholes, startups, peaks = [], [], []
         for k in range(repeats):
             output = folder / f"out-{k}"
@@ -94,18 +95,6 @@ def bench_predict(
     made = f"untrained, preset {preset}: its mask is the whole crop"
     about = {"scan": described(words, image), "model": str(model or made)}
     return Result("predict", MeasuredOn.of(device), about, rows)
-
-
-def read_scan(path: Path) -> tuple[Volume, bool]:
-    """Read the one scan at a path, and tell whether it is a DICOM series.
-
-    Raises:
-        InputError: none, several, or one that cannot be read.
-    """
-    inputs, refused = find_inputs([path])
-    if len(inputs) + len(refused) != 1:
-        raise InputError(f"{path}: holds {len(inputs) + len(refused)} scans; expected one to measure on")
-    return inputs[0].read(), inputs[0].series is not None
 
 
 def phantom_series(folder: Path) -> Path:

@@ -11,8 +11,6 @@ from functools import partial
 
 import torch
 
-from metricunet.errors import InputError
-from metricunet.networks.device import pick_device
 from metricunet.progress import Progress
 
 Run = Callable[[], object]
@@ -130,11 +128,3 @@ def counter(total: int, progress: Progress | None) -> Advance:
             progress(min(done, total), total)
 
     return advance
-
-
-def device_named(name: str) -> torch.device:
-    """Resolve a device as the user names it; an InputError names one that is unknown or not there."""
-    try:
-        return pick_device(name)
-    except ValueError as error:
-        raise InputError(str(error)) from error
