@@ -225,6 +225,17 @@ class TestResult:
         with pytest.raises(mu.InputError, match="is an input"):
             model.predict(path).save(tmp_path, overwrite=True)
 
+    @pytest.mark.parametrize("name", ["a.nii.gz", "a_0000.nii.gz"])
+    def test_nor_is_the_file_of_an_image_in_memory(self, model: Model, tmp_path: Path, name: str) -> None:
+        path, place = tmp_path / name, tmp_path / "a.nii.gz"
+        write_nifti(path, drawn_scan(GLAND, shape=(40, 48, 48)))
+        if path != place:
+            place.symlink_to(path)
+        before = path.read_bytes()
+        with pytest.raises(mu.InputError, match="is an input"):
+            model.predict(nib.load(path)).save(tmp_path, overwrite=True)
+        assert path.read_bytes() == before
+
     def test_scans_from_memory_have_the_names_that_they_are_given(self, model: Model, tmp_path: Path) -> None:
         volume = drawn_scan(GLAND, shape=(40, 48, 48))
         for name in ("first", "second"):
@@ -366,6 +377,15 @@ def holed(folder: Path) -> Volume:
     return mu.load_scan(array, affine=np.eye(4)).volume
 
 
+def cut_short(folder: Path) -> Any:
+    """An image of nibabel whose file was damaged after it was opened."""
+    path = folder / "short.nii"
+    nib.save(nib.Nifti1Image(ARRAY, np.eye(4)), path)
+    image = nib.load(path)
+    path.write_bytes(path.read_bytes()[:400])
+    return image
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -391,6 +411,14 @@ def holed(folder: Path) -> Volume:
         (lambda f: mu.load_scan(nib.Nifti1Image(ARRAY, None)), "the nibabel image: states no orientation"),
         (lambda f: mu.load_scan(7), "a scan cannot be a int; expected a path"),
         (lambda f: mu.load_scan("x", name="a/b"), "name must be that of a file"),
+        (lambda f: mu.load_scan("x", name="a\nb"), "name must be that of a file"),
+        (lambda f: mu.load_scan("x", name="\ud800"), "name must be that of a file"),
+        (lambda f: mu.load_scan("x", name=3), "name must be that of a file"),
+        (lambda f: mu.load_scan(""), "the path of the scan is empty"),
+        (lambda f: mu.load_scan(np.ma.masked_less(ARRAY, 1), affine=np.eye(4)), "the array: is masked"),
+        (lambda f: mu.load_scan(ARRAY, affine="abc"), "the array: its affine holds no numbers"),
+        (lambda f: mu.load_scan(cut_short(f)), "the nibabel image: its voxels cannot be read from its file"),
+        (lambda f: mu.load_model(None), "expected a path, or a list of them; got NoneType"),
         (lambda f: mu.load_model([]), "models: no model file is given"),
         (lambda f: mu.load_model(f / "none", reruns=-1), "reruns must be 0 or more; got -1"),
         (lambda f: mu.predict(two_scans(f), [], f / "out"), "models: no model file is given"),
@@ -422,6 +450,8 @@ def test_what_cannot_be_is_refused_in_one_line(call: Any, message: str, tmp_path
         (lambda r, f: r.save(f, ["rtstruct"]), r"pelvis_0000.nii.gz: formats=\['rtstruct'\] needs a DICOM series"),
         (lambda r, f: r.save(f, "dicom"), "formats? must be of nifti, rtstruct, seg; got 'dicom'"),
         (lambda r, f: r.save(f, smooth=True), "structure set"),
+        (lambda r, f: r.save(f, []), "formats names none"),
+        (lambda r, f: r.save(f, "rtstruct", add_to=f / "none"), "none: no such file; expected the structure set"),
         (lambda r, f: r.plot().save(f / "a.jpg"), "saved as .svg or .html"),
         (lambda r, f: mu.predict("x", r.model, f), "models must be paths"),
         (lambda r, f: mu.predict(r.scan, r.model, device="cpu"), "device and reruns: a loaded model has its own"),

@@ -15,7 +15,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
@@ -35,6 +35,7 @@ from metricunet.evaluation.picture import Drawn, Picture, draw_picture
 from metricunet.evaluation.summary import Evaluation
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.images import (
+    files_of_nibabel,
     is_nibabel,
     is_simpleitk,
     volume_of_array,
@@ -105,11 +106,13 @@ class Scan:
         volume: It holds the voxels, and where they lie in the patient.
         name: It names the case, and the names of its outputs begin with it.
         source: The scan was read from this file or DICOM series; None for a scan that came from memory.
+        origins: An image in memory says that it was read from these files, which no output may replace.
     """
 
     volume: Volume
     name: str
     source: ScanInput | None = None
+    origins: tuple[Path, ...] = ()
 
     @cached_property
     def source_sha256(self) -> str:
@@ -125,8 +128,8 @@ class Scan:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that it was read from; none for a scan that came from memory."""
-        return () if self.source is None else self.source.files
+        """The files that it was read from, as far as they are known."""
+        return self.origins if self.source is None else self.source.files
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -193,33 +196,35 @@ def load_scan(
             f"{', '.join(given)}: of use for a path alone, and the scan is a {type(source).__name__}; leave it out"
         )
     if isinstance(source, Scan):
-        return source if name is None else Scan(source.volume, name, source.source)
+        return source if name is None else replace(source, name=name)
     if isinstance(source, str | os.PathLike):
+        if not os.fspath(source):
+            raise InputError("the path of the scan is empty; expected a file, or a folder of DICOM")
         entry = _only_scan(Path(source), series, Allow(allow_gaps, allow_tilt))
         return Scan(entry.read(), name or entry.case, entry)
-    volume, found_name = _from_memory(source, affine)
+    volume, found_name, origins = _from_memory(source, affine)
     for problem in check_image(found_name, volume, IN_MEMORY):
         if problem.severity == "error":
             raise InputError(problem.message)
-    return Scan(volume, name or found_name)
+    return Scan(volume, name or found_name, origins=origins)
 
 
-def _from_memory(source: object, affine: ArrayLike | None) -> tuple[Volume, str]:
-    """Return a scan that is no file, and what to call it."""
+def _from_memory(source: object, affine: ArrayLike | None) -> tuple[Volume, str, tuple[Path, ...]]:
+    """Return a scan that is no file, what to call it, and the files that it says it was read from."""
     if isinstance(source, Volume):
-        return source, UNNAMED
+        return source, UNNAMED, ()
     if isinstance(source, np.ndarray):
         if affine is None:
             raise InputError(
                 "an array does not say where its voxels lie in the patient; give affine=, 4 x 4, from the index "
                 "[x, y, z] to RAS millimetres, as in load_scan(image.get_fdata(), affine=image.affine)"
             )
-        return volume_of_array(source, affine), UNNAMED
+        return volume_of_array(source, affine), UNNAMED, ()
     if is_nibabel(source):
-        path = getattr(source, "get_filename", lambda: None)()
-        return volume_of_nibabel(source), UNNAMED if path is None else _case_of(Path(path))
+        origins = files_of_nibabel(source)
+        return volume_of_nibabel(source), _case_of(origins[0]) if origins else UNNAMED, origins
     if is_simpleitk(source):
-        return volume_of_simpleitk(source), UNNAMED
+        return volume_of_simpleitk(source), UNNAMED, ()
     raise InputError(
         f"a scan cannot be a {type(source).__name__}; expected a path, an array with its affine, an image of "
         "nibabel or SimpleITK, or a Volume"
@@ -230,8 +235,9 @@ def _case_of(path: Path) -> str:
     return case_name(path).removesuffix(CHANNEL_SUFFIX)
 
 
-def _check_name(name: str) -> None:
-    if not name or name != Path(name).name or name.startswith("."):
+def _check_name(name: object) -> None:
+    plain = isinstance(name, str) and name.isprintable() and name == Path(name).name
+    if not plain or not name or str(name).startswith("."):
         raise InputError(f"name must be that of a file, without folders; got {name!r}")
 
 
@@ -470,6 +476,10 @@ class Result:
         """
         wanted = [formats] if isinstance(formats, str) else list(formats)
         options = ContourOptions(contours, holes, smooth, None if add_to is None else Path(add_to))
+        if options.add_to is not None and not options.add_to.is_file():
+            raise InputError(f"{options.add_to}: no such file; expected the structure set to add to")
+        if not wanted:
+            raise InputError("formats names none; expected one or several of nifti, rtstruct and seg")
         return _saved(self, Path(folder), wanted, options, overwrite)
 
     def _named(self, structure: str | None) -> str:
@@ -512,7 +522,7 @@ def _saved(
         formats=formats,
         options=options,
         provenance={"input_sha256": scan.source_sha256, **provenance},
-        inputs=model.paths,
+        inputs=[*scan.files, *model.paths],
         overwrite=overwrite,
     )
     outcome = CaseOutcome.of(result.quality, result.seconds)
@@ -792,4 +802,8 @@ def train(
 
 
 def _listed(paths: Any) -> tuple[Path, ...]:
-    return (Path(paths),) if isinstance(paths, str | os.PathLike) else tuple(Path(path) for path in paths)
+    if isinstance(paths, str | os.PathLike):
+        return (Path(paths),)
+    if not isinstance(paths, Sequence) or not all(isinstance(path, str | os.PathLike) for path in paths):
+        raise InputError(f"expected a path, or a list of them; got {type(paths).__name__}")
+    return tuple(Path(path) for path in paths)

@@ -120,7 +120,7 @@ REFUSED = {
     ),
     "a training to go on with": (
         "train OLD/cohort -o OLD/run --resume --preset small --config OLD/run.yaml",
-        "OLD/run/log.csv: is not as this training wrote it, or an earlier version did, whose runs",
+        "OLD/run/log.csv: was changed since this training wrote it, or an earlier version wrote it, whose runs",
     ),
     "a training elsewhere on the cache": (
         "train OLD/cohort -o OLD/new --preset small --config OLD/model.yaml",
@@ -169,7 +169,7 @@ def test_a_study_is_not_gone_on_with_when_its_cache_is_gone(metricunet: Command,
     ended = metricunet("study", old / "study.yaml", "-o", old / "study", "--device", "cpu")
     assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 2)  # the first says what comes next
     log = old / "study" / "stage-one" / "fold-0" / "log.csv"
-    assert f"error: {log}: is not as this training wrote it, or an earlier version did" in ended.err
+    assert f"error: {log}: was changed since this training wrote it, or an earlier version" in ended.err
     assert contents(old / "study") == before
 
 

@@ -41,9 +41,13 @@ def test_nothing_is_fetched_from_elsewhere() -> None:
         assert element.get("href", "data:").startswith("data:")
 
 
-def test_a_page_has_the_notes_and_is_replaced(tmp_path: Path) -> None:
+def test_a_page_has_the_notes_and_is_replaced_only_where_asked(tmp_path: Path) -> None:
     path = picture().save(tmp_path / "new" / "a.html")
-    picture("another").save(str(path))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="is there already"):
+        picture("another").save(str(path))
+    assert path.read_bytes() == before
+    picture("another").save(str(path), overwrite=True)
     text = path.read_text(encoding="utf-8")
     assert "<title>another</title>" in text
     assert "<li>1 &lt; 2</li>" in text

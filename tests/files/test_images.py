@@ -71,3 +71,9 @@ def test_an_orientation_that_contradicts_itself_is_refused() -> None:
     image.set_qform(np.diag([1, 1, 4, 1]), code=1)
     with pytest.raises(InputError, match="the nibabel image: its sform and qform"):
         volume_of_nibabel(image)
+
+
+def test_a_label_map_of_simpleitk_is_refused_before_it_can_end_the_process() -> None:
+    image = sitk.Cast(sitk.GetImageFromArray(HU) > 3, sitk.sitkLabelUInt8)
+    with pytest.raises(InputError, match="is a label map, expected numbers"):
+        volume_of_simpleitk(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -47,20 +48,22 @@ class Picture:
     def _repr_svg_(self) -> str:
         return self.svg
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the picture, and return where it is.
 
         Args:
-            path: ends in .svg for the drawing alone, or in .html for a page with the notes below it. A file that
-                is there is replaced.
+            path: ends in .svg for the drawing alone, or in .html for a page with the notes below it.
+            overwrite: whether a file that is there is replaced.
 
         Raises:
-            InputError: another ending.
+            InputError: another ending, or a file that is there already.
         """
         path = Path(path)
         kind = path.suffix.lower()
         if kind not in (".svg", ".html"):
             raise InputError(f"{path}: a picture is saved as .svg or .html; name one of them")
+        if os.path.lexists(path) and not overwrite:
+            raise InputError(f"{path}: is there already; choose another name, or replace it with overwrite=True")
         write_text(path, self.svg if kind == ".svg" else self._page())
         return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -26,6 +27,12 @@ def is_simpleitk(image: object) -> bool:
     return library is not None and isinstance(image, library.Image)
 
 
+def files_of_nibabel(image: Any) -> tuple[Path, ...]:
+    """Return the files that an image of nibabel says it was read from or written to, if any."""
+    names = [holder.filename for holder in getattr(image, "file_map", {}).values()]
+    return tuple(dict.fromkeys(Path(name).absolute() for name in names if name is not None))
+
+
 def volume_of_array(array: NDArray[Any], affine: ArrayLike, name: str = "the array") -> Volume:
     """Return a scan given as nibabel gives it.
 
@@ -38,7 +45,12 @@ def volume_of_array(array: NDArray[Any], affine: ArrayLike, name: str = "the arr
     Raises:
         InputError: not three-dimensional, no real numbers, NaN or infinite values, or an affine that is no grid's.
     """
-    matrix = np.asarray(affine, dtype=np.float64)
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError(f"{name}: is masked; give its values with the masked ones filled: array.filled(-1000)")
+    try:
+        matrix = np.asarray(affine, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name}: its affine holds no numbers; expected 4 x 4") from error
     if array.ndim != 3 or matrix.shape != (4, 4):
         raise InputError(
             f"{name}: has shape {array.shape}, its affine {matrix.shape}; expected three axes [x, y, z], and 4 x 4"
@@ -56,7 +68,11 @@ def volume_of_nibabel(image: Any) -> Volume:
     if not isinstance(image, nib.Nifti1Image | nib.Nifti1Pair):
         raise InputError(f"{name}: is {type(image).__name__}, expected NIfTI; give its array, with affine=")
     axes, geometry = stated_grid(name, image)
-    values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
+    try:
+        values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
+    except (OSError, EOFError, ValueError) as error:  # its voxels are read from the file only now
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name}: its voxels cannot be read from its file any more ({reason})") from error
     return scan_volume(name, _held(values, name).transpose(axes), geometry)
 
 
@@ -68,6 +84,8 @@ def volume_of_simpleitk(image: Any) -> Volume:
     """
     name = "the SimpleITK image"
     library = sys.modules["SimpleITK"]
+    if image.GetPixelIDTypeAsString().startswith("label"):  # asked for anything else it ends the process
+        raise InputError(f"{name}: is a label map, expected numbers; convert it with LabelMapToLabel")
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
             f"{name}: has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} numbers in a "

@@ -31,6 +31,10 @@ def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
         finally:
             reader.dispose()
     # ValueError: numbers and dates that are none; RecursionError: nesting beyond any use, or an alias of itself.
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; expected a YAML file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a folder; expected a YAML file") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{path}: not a readable YAML file ({reason})") from error

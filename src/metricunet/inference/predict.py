@@ -107,6 +107,8 @@ def predict(
     """
     known = checked_formats(formats)
     refuse_file(output)
+    if output.name.startswith("images") and (output.absolute().parent / "dataset.json").is_file():
+        raise InputError(f"{output}: holds the images of a cohort, which masks would spoil; choose another folder")
     check_models(models, reruns)
     options = ContourOptions(contours, holes, smooth, add_to)
     record = begun_record(scans, models, output, formats, options, reruns)

@@ -134,8 +134,8 @@ def check_log(folder: Path) -> None:
         ours = False
     if not ours:
         raise InputError(
-            f"{path}: is not as this training wrote it, or an earlier version did, whose runs cannot be resumed; "
-            "going on would rewrite it: move it elsewhere, or start anew in another folder"
+            f"{path}: was changed since this training wrote it, or an earlier version wrote it, whose runs cannot "
+            "be resumed; going on would rewrite it: move it elsewhere, or start anew in another folder"
         )
 
 
