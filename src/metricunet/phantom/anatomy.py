@@ -236,6 +236,8 @@ def _muscles(patient: Patient, lattice: Lattice, rough: organs.Roughness, trunk:
     nearest, second = lattice.empty(), lattice.empty()
     for name, strand in skeleton.MUSCLE_STRANDS.items():
         swell = skeleton.MUSCLE_SWELL_MM.get(name, skeleton.USUAL_SWELL_MM) * patient.muscle_bulk**4
+        if patient.floor is not None and name == "obturator internus":
+            swell += patient.floor.obturator_mm
         for _, mirror in SIDES:
             box, one = loft(lattice, patient.place_strand(strand, mirror, patient.muscle_bulk))
             if one.size == 0:

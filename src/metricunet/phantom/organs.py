@@ -144,7 +144,7 @@ def _gland_shape(patient: Patient, lattice: Lattice, where: Gland) -> Field:
     slope = np.sqrt(gradient[0] ** 2 + gradient[1] ** 2 + gradient[2] ** 2)
     shape = f / np.maximum(slope, 0.4)
     if patient.median_lobe_mm > 0:
-        r = patient.median_lobe_mm
+        r = patient.median_lobe_mm if patient.base is None else min(patient.median_lobe_mm, 0.45 * a)
         lobe = ellipsoid(lattice, (cx, cy + 0.1 * b, cz + c - 0.1 * r), (r, 0.9 * r, r))
         shape = smooth_min(shape, lobe, 5.0)
     rough = 0.9 * patient.fine_roughness.on(lattice) + 0.6 * patient.roughness.on(lattice)
@@ -162,7 +162,9 @@ def _funnel(patient: Patient, lattice: Lattice, where: Gland) -> Field:
     y = cy - base.neck_forward * b
     top = cz + c / float(np.cos(patient.gland_tilt_rad)) - float(np.tan(patient.gland_tilt_rad)) * (y - cy)
     field = lattice.empty()
-    add_tube(field, lattice, [(cx, y, top + 1.1 * base.neck_mm, 1.3 * base.neck_mm), (cx, y, top, 0.5 * base.neck_mm)])
+    add_tube(
+        field, lattice, [(cx, y, top + 1.1 * base.neck_mm, 1.3 * base.neck_mm), (cx, y, top, 0.5 * base.neck_mm)]
+    )
     if base.neck_depth_mm > 0:
         tip = (cx, y + 0.1 * base.neck_depth_mm, top - base.neck_depth_mm, 1.5)
         add_tube(field, lattice, [(cx, y, top, 0.5 * base.neck_mm), tip], blend_mm=3.0)
@@ -185,7 +187,9 @@ def urine(patient: Patient, lattice: Lattice, whole: Field, gland_field: Field) 
     """
     base = patient.base
     assert base is not None
-    inner = np.minimum(whole + np.float32(base.wall_mm), _funnel(patient, lattice, gland(patient)) + np.float32(0.5))
+    inner = np.minimum(
+        whole + np.float32(base.wall_mm), _funnel(patient, lattice, gland(patient)) + np.float32(0.5)
+    )
     return np.maximum(np.maximum(inner, whole + np.float32(0.4)), np.float32(base.neck_wall_mm) - gland_field)
 
 
@@ -289,8 +293,20 @@ def rectum_strand(patient: Patient) -> dict[float, tuple[Disc, ...]]:
             py = max(py, face + 0.9 * r) if r > 12 else max(face + r - 1.0, min(py, face + r + 5.0))
         radius = min(r, max(8.0, (wall - face) / 2 + 2))
         py = min(py, wall - radius)
-        strand[pz] = ((px - 0.12 * radius, py, 0.94 * radius), (px + 0.12 * radius, py, 0.94 * radius))
+        if patient.press is None:
+            strand[pz] = ((px - 0.12 * radius, py, 0.94 * radius), (px + 0.12 * radius, py, 0.94 * radius))
+        else:
+            wedge = patient.press.wedge * float(np.interp(z, [2.0, 26.0], [1.0, 0.0]))
+            strand[pz] = _wedge(px, py, radius, wedge)
     return strand
+
+
+def _wedge(x: float, y: float, radius: float, wedge: float) -> tuple[Disc, ...]:
+    """A cross-section from round (0) to a teardrop (1), wide in front and narrow where the levator holds it."""
+    side, forth, back = (0.12 + 0.3 * wedge) * radius, 0.25 * wedge * radius, 0.72 * wedge * radius
+    corner, tip = (0.94 - 0.36 * wedge) * radius, (0.94 - 0.62 * wedge) * radius
+    left, right = (x - side, y - forth, corner), (x + side, y - forth, corner)
+    return (x, y, (0.94 - 0.2 * wedge) * radius), left, (x, y + back, tip), right, left
 
 
 def hollows(
@@ -350,7 +366,7 @@ def pelvic_floor(patient: Patient, lattice: Lattice, gland_field: Field, rectum_
     add_tube(canal, lattice, low)
     together = smooth_min(gland_field, smooth_min(rectum_field, canal, 6.0), 14.0)
     flare = 1.7 + np.clip((z - cz - 2) * 0.35, 0, 9)
-    sheet = np.abs(together - flare) - 2.0
+    sheet = np.abs(together - flare) - (2.0 if patient.floor is None else patient.floor.levator_mm / 2)
     pubis = patient.place_point((0.0, -26.0, 0.0))[1]
     limits = np.maximum(np.maximum(z - (cz + 18), cz - c - 16 - z), pubis - y)
     sheet = smooth_max(sheet.astype(np.float32), limits.astype(np.float32), 3.0)
@@ -389,7 +405,7 @@ def bowel(patient: Patient, lattice: Lattice) -> Bowel:
     content = np.full(lattice.shape, 25.0, dtype=np.float32)
     strand = rectum_strand(patient)
     top = max(strand)
-    (x0, y0, r0), _ = strand[top]
+    x0, y0, r0 = strand[top][0]
     loops = list(patient.bowel)
     start: Ball = (x0, y0, top - 4.0, r0)
     first = loops[0].course

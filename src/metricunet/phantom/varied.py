@@ -10,7 +10,17 @@ from metricunet.phantom import variety as v
 from metricunet.phantom.appearance import Appearance, Tissues
 from metricunet.phantom.patient import RECTUM_LEVELS_MM, Patient
 from metricunet.phantom.scanner import BLUR_MM, Scan, scan_range
-from metricunet.phantom.variety import Base, Floor, Lobes, Press, Variety, evenly_in_log, generator, normal, uniform
+from metricunet.phantom.variety import (
+    Base,
+    Floor,
+    Lobes,
+    Press,
+    Variety,
+    evenly_in_log,
+    generator,
+    normal,
+    uniform,
+)
 
 #: The longest varied scan, in slices: thin slices are more frequent than in `real` and should cost no more.
 MOST_SLICES = 150
@@ -60,6 +70,8 @@ def _floor(rng: np.random.Generator) -> Floor:
         apex_mm=normal(rng, *v.APEX_BELOW_FEMURS_MM, *v.APEX_RANGE_MM),
         bulk=uniform(rng, v.FLOOR_BULK),
         shift_mm=(uniform(rng, (-forth, forth)), uniform(rng, (-up, up))),
+        levator_mm=uniform(rng, v.LEVATOR_MM),
+        obturator_mm=uniform(rng, v.OBTURATOR_MM),
     )
 
 
@@ -98,7 +110,7 @@ def _rectum(rng: np.random.Generator) -> dict[str, object]:
         "rectum_radius": radius,
         "rectum_filling": filling,
         "rectum_level": uniform(rng, (0.45, 1.0)),
-        "press": Press(flatten, groove),
+        "press": Press(flatten, groove, uniform(rng, v.WEDGE)),
     }
 
 
@@ -141,7 +153,12 @@ def vary_appearance(
         return appearance
     rng = generator(seed, "image")
     tissues = _tissues(rng, appearance.tissues)
-    medium, dense, layered, level = rng.random(), evenly_in_log(rng, v.MEDIUM_HU), rng.random(), rng.uniform(-12, 8)
+    medium, dense, layered, level = (
+        rng.random(),
+        evenly_in_log(rng, v.MEDIUM_HU),
+        rng.random(),
+        rng.uniform(-12, 8),
+    )
     with_medium = medium < v.MEDIUM_SHARE
     if with_medium and layered < 0.4:
         tissues = replace(tissues, urine=tissues.urine + dense)
@@ -202,12 +219,19 @@ def vary_scan(scan: Scan, seed: int, gland_mm: tuple[float, float], reaches_pros
     if reaches_prostate and cut < v.CUT_GLAND_SHARE:
         edge = gland_mm[0] + at * (gland_mm[1] - gland_mm[0])
         low, high = (edge, max(high, edge + 60)) if end < 0.5 else (min(low, edge - 60), edge)
-        low, high = (low, min(high, low + thickness * MOST_SLICES)) if end < 0.5 else (
-            max(low, high - thickness * MOST_SLICES),
-            high,
+        low, high = (
+            (low, min(high, low + thickness * MOST_SLICES))
+            if end < 0.5
+            else (
+                max(low, high - thickness * MOST_SLICES),
+                high,
+            )
         )
     rows, columns = scan.shape[1:]
-    x, y = (-(columns - 1) * pixel / 2 + float(rng.normal(0, 6)), -(rows - 1) * pixel / 2 + float(rng.normal(12, 8)))
+    x, y = (
+        -(columns - 1) * pixel / 2 + float(rng.normal(0, 6)),
+        -(rows - 1) * pixel / 2 + float(rng.normal(12, 8)),
+    )
     aside, edge, side = rng.random(), uniform(rng, v.CUT_SIDE_MM), rng.random()
     if aside < v.CUT_SIDE_SHARE:
         ends = (x, edge) if side < 0.5 else (-edge, x + (columns - 1) * pixel)

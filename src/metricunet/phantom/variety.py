@@ -15,6 +15,7 @@ APEX_BELOW_FEMURS_MM = (71.0, 7.0)
 APEX_RANGE_MM = (57.0, 85.0)
 FLOOR_BULK = (0.8, 1.25)
 FLOOR_SHIFT_MM = (4.0, 5.0)
+LEVATOR_MM, OBTURATOR_MM = (3.0, 8.0), (0.0, 7.0)
 # Base. Power of the superellipsoid's upper half, 2.25 being round; size of the bladder's neck.
 BASE_POWER = (2.3, 5.0)
 NECK_RADIUS_MM = (4.0, 11.0)
@@ -28,7 +29,7 @@ VESICLE_THICKNESS, VESICLE_LENGTH = (0.6, 1.45), (0.6, 1.25)
 RECTUM_RADIUS_MM = {"empty": (8.0, 12.0), "usual": (12.0, 24.0), "wide": (24.0, 36.0), "great": (36.0, 46.0)}
 RECTUM_SHARE = {"empty": 0.25, "usual": 0.40, "wide": 0.23, "great": 0.12}
 LEAST_DEPTH = 0.5
-GROOVE = (0.02, 0.14)
+GROOVE, WEDGE = (0.02, 0.14), (0.2, 1.0)
 # Gland. Height over width 0.5 to 0.74 on CT, 0.79 on average in `real`, 1.0 on MRI; 28 to 40 mm high while it is
 # no larger than 50 mL.
 VOLUME_MEDIAN_ML, VOLUME_LOG_SD, VOLUME_RANGE_ML = 38.0, 0.5, (15.0, 130.0)
@@ -88,11 +89,15 @@ class Floor:
         apex_mm: the gland's apex, below the top of the femoral heads.
         bulk: thickness against the template.
         shift_mm: of the floor against the bones, front-back and head-foot.
+        levator_mm: thickness of the sheet that hugs the gland.
+        obturator_mm: how much nearer to the gland the muscles on the pelvic wall come than usual.
     """
 
     apex_mm: float
     bulk: float
     shift_mm: tuple[float, float]
+    levator_mm: float
+    obturator_mm: float
 
 
 @dataclass(frozen=True)
@@ -124,10 +129,17 @@ class Base:
 
 @dataclass(frozen=True)
 class Press:
-    """What a distended rectum does to the gland: its depth against its own, and the dent at its back."""
+    """How rectum and gland yield to each other.
+
+    Attributes:
+        flatten: depth of the gland against its own.
+        groove: dent at the gland's back, as a share of its half depth.
+        wedge: how far the rectum beside and below the gland is a teardrop, 0 for round.
+    """
 
     flatten: float
     groove: float
+    wedge: float
 
 
 @dataclass(frozen=True)
