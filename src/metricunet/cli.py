@@ -105,8 +105,8 @@ def phantom(
     difficulty: Annotated[
         Literal["easy", "real", "varied"],
         typer.Option(
-            help="Make coarse scans with little noise (easy), scans like those of hospitals (real), or scans and men "
-            "as different as they come (varied)."
+            help="Make coarse scans with little noise (easy), scans like those of hospitals (real), or "
+            "scans and men as different as they come (varied)."
         ),
     ] = "real",
     structures: Annotated[

@@ -22,6 +22,7 @@ from metricunet.phantom.varied import vary_appearance, vary_patient, vary_scan
 from tests.support.phantoms import structure_fields
 
 SEEDS = range(8)
+ALL = Variety()
 NONE = Variety(**dict.fromkeys(v.GROUPS, False))
 GLAND_MM = (-16.0, 18.0)
 #: What each group may change in a man, his appearance and his scan.
@@ -49,7 +50,7 @@ def plain(seed: int) -> Patient:
 
 
 @cache
-def man(seed: int, variety: Variety = Variety()) -> Patient:
+def man(seed: int, variety: Variety = ALL) -> Patient:
     return vary_patient(plain(seed), variety, seed)
 
 
@@ -59,12 +60,12 @@ def shapes(seed: int) -> anatomy.Anatomy:
     return anatomy.build(man(seed), Lattice.spanning((-80.0, -95.0, -75.0), (80.0, 100.0, 120.0), 3.0))
 
 
-def appearance(seed: int, variety: Variety = Variety()) -> Appearance:
+def appearance(seed: int, variety: Variety = ALL) -> Appearance:
     usual = draw_appearance(np.random.default_rng(seed), "varied", (0.0, 0.0, 0.0), 15.0)
     return vary_appearance(usual, man(seed, variety), variety, seed, 15.0)
 
 
-def scan(seed: int, variety: Variety = Variety(), reaches: bool = True) -> Scan:
+def scan(seed: int, variety: Variety = ALL, reaches: bool = True) -> Scan:
     usual = draw_scan(np.random.default_rng(seed), "varied", GLAND_MM, reaches)
     return vary_scan(usual, seed, GLAND_MM, reaches) if variety.image else usual
 
@@ -76,7 +77,7 @@ def drawn(seed: int, variety: Variety) -> dict[str, object]:
 
 
 def test_without_any_group_a_varied_phantom_is_the_real_one() -> None:
-    bare, real = make_phantom(21, "varied", variety=NONE), make_phantom(21, "real")
+    bare, real = make_phantom(248, "varied", variety=NONE), make_phantom(248, "real")
     assert bare.image.array.tobytes() == real.image.array.tobytes()
     assert bare.labels.array.tobytes() == real.labels.array.tobytes()
     np.testing.assert_array_equal(bare.image.geometry.affine, real.image.geometry.affine)
@@ -113,7 +114,7 @@ def test_a_switch_changes_its_own_group_alone(group: str) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
-    first, again = (make_phantom(3, "varied") for _ in range(2))
+    first, again = (make_phantom(265, "varied") for _ in range(2))
     assert first.image.array.tobytes() == again.image.array.tobytes()
     assert first.labels.array.tobytes() == again.labels.array.tobytes()
     assert first.description == again.description

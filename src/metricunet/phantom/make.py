@@ -78,8 +78,8 @@ def make_phantom(
         variety: which groups a `varied` phantom draws; None for all.
 
     Raises:
-        InputError: if the seed or the number of readers is negative, the difficulty unknown, or a variety given for
-            another difficulty than `varied`.
+        InputError: if the seed or the number of readers is negative, the difficulty unknown, or a variety given
+            for another difficulty than `varied`.
     """
     if difficulty not in get_args(Difficulty):
         raise InputError(f"difficulty must be one of {', '.join(get_args(Difficulty))}; got {difficulty!r}")

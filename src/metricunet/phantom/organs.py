@@ -104,8 +104,8 @@ def _gland_of_width(patient: Patient, width_mm: float) -> Gland:
     dx, dy, dz = patient.gland_shift
     centre = (x0 + dx, y0 + dy + FRONT_Y_MM + b * FRONT_DEPTH, z0 + dz + APEX_Z_MM + 0.8 * c + 0.2 * 15.0)
     if patient.floor is not None:
-        hx, hy, hz = skeleton.FEMORAL_HEAD
-        top = patient.place_point((0.0, hy, hz))[2] + skeleton.FEMORAL_HEAD_RADIUS_MM * patient.girth
+        _, _, height = patient.place_point((0.0, *skeleton.FEMORAL_HEAD[1:]))
+        top = height + skeleton.FEMORAL_HEAD_RADIUS_MM * patient.girth
         centre = (centre[0], centre[1], top - patient.floor.apex_mm + c)
     return Gland(centre, (a, b, c))
 
@@ -155,7 +155,7 @@ def _gland_shape(patient: Patient, lattice: Lattice, where: Gland) -> Field:
 
 
 def _funnel(patient: Patient, lattice: Lattice, where: Gland) -> Field:
-    """The bladder's neck: wide above the gland's base, closed in the gland; upright behind a median lobe's front."""
+    """The bladder's neck: wide above the gland's base, closed in the gland."""
     base = patient.base
     assert base is not None
     (cx, cy, cz), (_, b, c) = where.centre, where.half
@@ -265,7 +265,13 @@ def bladder(patient: Patient, lattice: Lattice) -> Field:
         f = ((rho - 1) * min(a, b, c)).astype(np.float32)
         gradient = np.gradient(f, part.spacing_mm)
         slope = np.sqrt(gradient[0] ** 2 + gradient[1] ** 2 + gradient[2] ** 2)
-        return np.asarray(f / np.maximum(slope, 0.25) + 1.8 * patient.roughness.on(part), dtype=np.float32)
+        field = f / np.maximum(slope, 0.25) + 1.8 * patient.roughness.on(part)
+        if patient.base is not None:
+            # A bladder that hangs low reaches neither under the vesicles nor below the gland's middle.
+            behind, low = where.centre[1] + 0.5 * where.half[1], where.centre[2] + where.half[2] + 7.0
+            field = np.maximum(field, np.minimum(y - np.float32(behind), np.float32(low) - z))
+            field = smooth_max(field, np.float32(where.centre[2] + 0.15 * where.half[2]) - z, 6.0)
+        return np.asarray(field, dtype=np.float32)
 
     return _within(lattice, centre, (a + 34, b + 34, c + 34), shape)
 

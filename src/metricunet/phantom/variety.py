@@ -1,7 +1,7 @@
-"""What the difficulty `varied` draws beyond `real`: five groups, each with a switch, its ranges and its own chance.
+"""What `varied` draws and `real` does not: five groups, each with a switch, ranges and its own chance.
 
-Every range here is a design choice within what the comment beside it names. Lengths are millimetres in the body frame
-of `shapes`. A group draws from a generator of its own, so that leaving one out changes nothing that another draws.
+The ranges are our choice, set to what the comments beside them name. Lengths are millimetres in the body frame of
+`shapes`. A group draws from a generator of its own, so that leaving one out changes nothing that another draws.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ FLOOR_SHIFT_MM = (4.0, 5.0)
 LEVATOR_MM, OBTURATOR_MM = (3.0, 8.0), (0.0, 7.0)
 # Base. Power of the superellipsoid's upper half, 2.25 being round; size of the bladder's neck.
 BASE_POWER = (2.3, 5.0)
-NECK_RADIUS_MM = (4.0, 11.0)
-NECK_DEPTH_MM = (0.0, 9.0)
+NECK_RADIUS_MM = (4.0, 9.0)
+NECK_DEPTH_MM = (0.0, 6.0)
 MEDIAN_LOBE_SHARE, MEDIAN_LOBE_MM = 0.25, (6.0, 14.0)
 WALL_MM = (1.8, 5.5)
 BLADDER_SEAT = (0.5, 0.85)
 VESICLE_THICKNESS, VESICLE_LENGTH = (0.6, 1.45), (0.6, 1.25)
-# Rectum. Outer radius where it is widest; what gas takes off the gland's depth. One real scan, distended by gas, has
-# a gland whose front-back extent is half of its width.
+# Rectum. Outer radius where it is widest; what gas takes off the gland's depth. In one real scan with much gas the
+# gland's front-back extent is half of its width.
 RECTUM_RADIUS_MM = {"empty": (8.0, 12.0), "usual": (12.0, 24.0), "wide": (24.0, 36.0), "great": (36.0, 46.0)}
 RECTUM_SHARE = {"empty": 0.25, "usual": 0.40, "wide": 0.23, "great": 0.12}
 LEAST_DEPTH = 0.5
@@ -106,7 +106,7 @@ class Base:
 
     Attributes:
         power: of the superellipsoid above the gland's middle; higher is flatter.
-        neck_mm, neck_depth_mm: radius of the bladder's neck at the base, and how deep urine funnels into the gland.
+        neck_mm, neck_depth_mm: radius of the bladder's neck at the base, and how deep it reaches into the gland.
         neck_forward: where the neck lies, as a share of the gland's half depth in front of its middle.
         wall_mm: thickness of the bladder's wall.
         neck_wall_mm: what parts urine from the gland.
