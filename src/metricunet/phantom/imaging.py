@@ -210,6 +210,8 @@ def _layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]:
     gland = tissue.gland + 2 * texture + 2 * fine
     # Veins and fascia cover the gland, thickest in front of it and around its apex.
     _, gland_y, gland_z = appearance.gland_mm
+    cover: Values
+    sheath: Values
     if appearance.veins is None:
         cover = 4.8 + 1.2 * texture + np.clip((gland_y - 8 - y) / 2.5, 0, 6) + np.clip((gland_z - 6 - z) / 3, 0, 4)
         sheath = tissue.sheath + 3 * fine - 95 * np.clip(0.5 * texture + 0.5 * fine - 0.75, 0, 1)

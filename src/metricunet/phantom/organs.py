@@ -190,7 +190,8 @@ def urine(patient: Patient, lattice: Lattice, whole: Field, gland_field: Field) 
     inner = np.minimum(
         whole + np.float32(base.wall_mm), _funnel(patient, lattice, gland(patient)) + np.float32(0.5)
     )
-    return np.maximum(np.maximum(inner, whole + np.float32(0.4)), np.float32(base.neck_wall_mm) - gland_field)
+    inner = np.maximum(inner, whole + np.float32(0.4))
+    return np.asarray(np.maximum(inner, np.float32(base.neck_wall_mm) - gland_field), dtype=np.float32)
 
 
 def prostate(patient: Patient, lattice: Lattice) -> Field:
