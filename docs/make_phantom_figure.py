@@ -1,9 +1,9 @@
-"""Redraw docs/images/phantoms.png: six phantoms beside two real pelvic CT scans.
+"""Redraw docs/images/phantoms.png, six phantoms beside two real scans, and varied.png, eight varied phantoms.
 
     python docs/make_phantom_figure.py [--data FOLDER] [-o FILE]
 
 The real scans come from a folder that holds `pelvis_ct_dicom` and `pelvis_ct_nifti`; by default that of the
-environment variable METRICUNET_DATA.
+environment variable METRICUNET_DATA. `--varied` redraws the second picture alone and needs no scan.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ AXIAL_MM = (400.0, 290.0)
 SAGITTAL_MM = (290.0, 190.0)
 PIXEL_MM = 1.0
 PHANTOMS = ((2, "real"), (5, "real"), (0, "real"), (9, "real"), (3, "real"), (6, "easy"))
+VARIED = (2, 3, 6, 7, 9, 10, 14, 8)
 #: Value of the prostate in the organs that come with the NIfTI scan, and its place in the DICOM scan (LPS, mm).
 NIFTI_PROSTATE = 22
 DICOM_PROSTATE_MM = (2.0, -178.0, -463.0)
@@ -49,7 +50,7 @@ class Scan:
 
 def phantom(seed: int, difficulty: str) -> Scan:
     """Make a phantom."""
-    made = make_phantom(seed, "easy" if difficulty == "easy" else "real")
+    made = make_phantom(seed, difficulty)  # type: ignore[arg-type]
     gland = made.labels.with_array((made.labels.array == STRUCTURES["prostate"]).astype(np.float32))
     centre = gland.geometry.to_world(np.argwhere(gland.array > 0).mean(axis=0))
     dz, dy, _ = made.image.spacing_mm
@@ -94,7 +95,7 @@ def view(volume: Volume, centre_mm: np.ndarray, sagittal: bool, fill: float) -> 
     return plane[::-1, :, 0] if sagittal else plane[0]
 
 
-def draw(scans: list[Scan], path: Path) -> None:
+def draw(scans: list[Scan], path: Path, credit: str = "") -> None:
     """Draw two rows of four scans, each an axial view with a sagittal one below it."""
     heights = [AXIAL_MM[1] / AXIAL_MM[0], SAGITTAL_MM[1] / SAGITTAL_MM[0]] * 2
     figure, axes = plt.subplots(
@@ -121,8 +122,7 @@ def draw(scans: list[Scan], path: Path) -> None:
     figure.text(
         0.5,
         0.008,
-        "Volume of the prostate, pixel × slice. Window 350/40 HU. Outline: the true prostate. Right: real scans, "
-        "TCIA CT COLONOGRAPHY (ACRIN 6664) and TotalSegmentator test data (Apache-2.0).",
+        f"Volume of the prostate, pixel × slice. Window 350/40 HU. Outline: the true prostate. {credit}",
         color="white",
         fontsize=8.5,
         ha="center",
@@ -149,13 +149,18 @@ def main() -> None:
     """Parse the arguments and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("METRICUNET_DATA"))
+    parser.add_argument("--varied", action="store_true")
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "images" / "phantoms.png")
     arguments = parser.parse_args()
+    draw([phantom(seed, "varied") for seed in VARIED], arguments.output.with_name("varied.png"))
+    if arguments.varied:
+        return
     if arguments.data is None:
         parser.error("name the folder of real scans with --data or METRICUNET_DATA")
     made = [phantom(seed, difficulty) for seed, difficulty in PHANTOMS]
     real = [real_dicom(arguments.data / "pelvis_ct_dicom"), real_nifti(arguments.data / "pelvis_ct_nifti")]
-    draw([*made[:3], real[0], *made[3:], real[1]], arguments.output)
+    credit = "Right: real scans, TCIA CT COLONOGRAPHY (ACRIN 6664) and TotalSegmentator test data (Apache-2.0)."
+    draw([*made[:3], real[0], *made[3:], real[1]], arguments.output, credit)
 
 
 if __name__ == "__main__":

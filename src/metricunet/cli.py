@@ -103,8 +103,11 @@ def phantom(
         int, typer.Option(help="Draw all that is random from this seed. The same seed gives the same files.")
     ] = 0,
     difficulty: Annotated[
-        Literal["easy", "real"],
-        typer.Option(help="Make coarse scans with little noise (easy), or scans like those of hospitals (real)."),
+        Literal["easy", "real", "varied"],
+        typer.Option(
+            help="Make coarse scans with little noise (easy), scans like those of hospitals (real), or "
+            "scans and men as different as they come (varied)."
+        ),
     ] = "real",
     structures: Annotated[
         str, typer.Option(help="Label these structures, separated by commas, such as prostate,bladder,rectum.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from metricunet.phantom import Phantom, anatomy
+from metricunet.phantom import Phantom, Variety, anatomy
 from metricunet.phantom.make import LATTICE_HIGH_MM, LATTICE_LOW_MM
 from metricunet.phantom.patient import Patient
 from metricunet.phantom.shapes import Lattice
@@ -12,7 +12,11 @@ from metricunet.volume import Geometry, Volume
 
 
 def quick_phantom(
-    seed: int, difficulty: str = "real", reaches_prostate: bool = True, n_readers: int = 0
+    seed: int,
+    difficulty: str = "real",
+    reaches_prostate: bool = True,
+    n_readers: int = 0,
+    variety: Variety | None = None,
 ) -> Phantom:
     """Return a block in a field of noise, with as many readers as asked for."""
     draw = np.random.default_rng(seed)

@@ -7,5 +7,6 @@
 from metricunet.phantom.cohort import make_cohort, reader_path
 from metricunet.phantom.displaced import displace_cohort
 from metricunet.phantom.make import STRUCTURES, Phantom, make_phantom
+from metricunet.phantom.variety import Variety
 
-__all__ = ["STRUCTURES", "Phantom", "displace_cohort", "make_cohort", "make_phantom", "reader_path"]
+__all__ = ["STRUCTURES", "Phantom", "Variety", "displace_cohort", "make_cohort", "make_phantom", "reader_path"]

@@ -76,7 +76,7 @@ class Anatomy:
     Attributes:
         fields: keyed by `body, muscle, soft, hip_left, hip_right, femur_left, femur_right, sacrum, lumbar, disc,
             canal, bowel, bowel_lumen, bowel_gas, bladder, urine, rectum, rectum_lumen, rectum_gas, prostate,
-            seminal_vesicles, penile_bulb`.
+            seminal_vesicles, penile_bulb`, and `floor` where the man has a varied one.
         bowel_hu: what fills the gut at each point.
         heads_mm: centres of the left and the right femoral head.
         table_mm: y of the couch's upper face.
@@ -98,8 +98,16 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
     vesicles = without(organs.seminal_vesicles(patient, lattice, rough), gland, 0.8)
     rectum = without(organs.rectum(patient, lattice, rough), np.minimum(gland, vesicles), 1.0, 3.0)
     rectum = without(rectum, bone, 4.0, 6.0)
-    bladder = without(organs.bladder(patient, lattice), np.minimum(gland, np.minimum(vesicles, rectum - 0.5)), 1.0)
-    bladder = without(bladder, bone, 5.0, 8.0)
+    bladder = organs.bladder(patient, lattice)
+    if patient.base is None:
+        bladder = without(bladder, np.minimum(gland, np.minimum(vesicles, rectum - 0.5)), 1.0)
+        bladder = without(bladder, bone, 5.0, 8.0)
+        whole = bladder
+    else:
+        whole = without(bladder, np.minimum(vesicles, rectum - 0.5), 1.0)
+        whole = smooth_min(without(whole, bone, 5.0, 8.0), organs.bladder_neck(patient, lattice), 5.0)
+        whole = without(whole, np.minimum(vesicles, rectum), 0.4)
+        bladder = without(whole, gland, 0.3)
     fields |= {
         "prostate": gland,
         "seminal_vesicles": vesicles,
@@ -107,7 +115,11 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
         "bladder": bladder,
         "penile_bulb": organs.penile_bulb(patient, lattice),
     }
-    fields |= organs.hollows(patient, lattice, rough, bladder, rectum)
+    fields |= organs.hollows(patient, lattice, rough, whole, rectum)
+    if patient.base is not None:
+        fields["urine"] = organs.urine(patient, lattice, whole, gland)
+    if patient.floor is not None:
+        fields["floor"] = organs.muscular_floor(patient, lattice, patient.floor)
     trunk = _trunk(patient, lattice, with_fat=False)
     muscle = _muscles(patient, lattice, rough, trunk)
     muscle = np.minimum(muscle, organs.pelvic_floor(patient, lattice, gland, rectum))
@@ -121,9 +133,9 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
         "bowel_gas": np.maximum(bowel.gas, inside + 2.5),
         "soft": _soft(patient, lattice),
     }
-    whole = _body(patient, lattice, rough, muscle)
+    surface = _body(patient, lattice, rough, muscle)
     table = _table(patient)
-    fields["body"] = smooth_max(whole, np.broadcast_to(lattice.grids[1] - table, lattice.shape), 14.0)
+    fields["body"] = smooth_max(surface, np.broadcast_to(lattice.grids[1] - table, lattice.shape), 14.0)
     fields["muscle"] = np.maximum(muscle, fields["body"] + 4.0)
     for name in ("soft", "bowel"):
         fields[name] = np.maximum(fields[name], fields["body"] + 3.0)
@@ -172,7 +184,8 @@ def _bones(patient: Patient, lattice: Lattice, rough: organs.Roughness) -> dict[
         joints = np.minimum(joints, ball)
         femur = ball.copy()
         for balls in skeleton.FEMUR_TUBES.values():
-            add_tube(femur, lattice, _placed(patient, balls, mirror), blend_mm=7.0)
+            turned = patient.turn_leg(balls, skeleton.FEMORAL_HEAD, left=not mirror)
+            add_tube(femur, lattice, _placed(patient, turned, mirror), blend_mm=7.0)
         hip = lattice.empty()
         for strand in skeleton.HIP_STRANDS.values():
             add_strand(hip, lattice, patient.place_strand(strand, mirror), blend_mm=5.0)
@@ -223,6 +236,8 @@ def _muscles(patient: Patient, lattice: Lattice, rough: organs.Roughness, trunk:
     nearest, second = lattice.empty(), lattice.empty()
     for name, strand in skeleton.MUSCLE_STRANDS.items():
         swell = skeleton.MUSCLE_SWELL_MM.get(name, skeleton.USUAL_SWELL_MM) * patient.muscle_bulk**4
+        if patient.floor is not None and name == "obturator internus":
+            swell += patient.floor.obturator_mm
         for _, mirror in SIDES:
             box, one = loft(lattice, patient.place_strand(strand, mirror, patient.muscle_bulk))
             if one.size == 0:

@@ -12,6 +12,7 @@ import numpy as np
 
 from metricunet.phantom.scanner import Difficulty
 from metricunet.phantom.shapes import Point, Waves
+from metricunet.phantom.variety import Lobes
 
 #: What `real` adds to the usual HU, so that the means over many finished scans are the measured ones.
 REAL_SHIFT_HU = {
@@ -63,6 +64,9 @@ class Appearance:
         streak_hu: strength of the streaks between the hips.
         seeds_mm: gold markers in the gland, body frame.
         stones_mm: calcifications in the gland (x, y, z, radius, HU).
+        veins: the veins before the gland and what covers it elsewhere; None for a cover as dense as the gland.
+        urine_layer_hu: what contrast medium adds to the urine that lies at the back.
+        urine_level_mm: where that layer begins, behind the gland's centre.
     """
 
     tissues: Tissues
@@ -75,6 +79,9 @@ class Appearance:
     streak_hu: float
     seeds_mm: tuple[Point, ...]
     stones_mm: tuple[tuple[float, float, float, float, float], ...]
+    veins: Lobes | None = None
+    urine_layer_hu: float = 0.0
+    urine_level_mm: float = 0.0
 
 
 def draw_appearance(
@@ -105,7 +112,7 @@ def draw_appearance(
         spongy=about(180.0, 40.0),
         marrow=about(-30.0, 30.0),
     )
-    if difficulty == "real":
+    if difficulty != "easy":
         tissues = replace(tissues, **{name: getattr(tissues, name) + hu for name, hu in REAL_SHIFT_HU.items()})
     spots = centre_mm + 0.55 * half_mm * rng.uniform(-1, 1, (8, 3))
     marked = rng.random() < 0.15

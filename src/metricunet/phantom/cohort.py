@@ -24,8 +24,9 @@ from metricunet.files.atomic import write_json
 from metricunet.files.claim import claimed, refuse_claimed
 from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, SEAL, STAGING, OwnFiles
-from metricunet.phantom.make import STRUCTURES, make_phantom
+from metricunet.phantom.make import STRUCTURES, check_variety, make_phantom
 from metricunet.phantom.scanner import Difficulty
+from metricunet.phantom.variety import Variety
 from metricunet.progress import Progress, no_progress
 from metricunet.volume import Volume
 
@@ -49,6 +50,7 @@ class CohortPlan:
         n_test: number of cases in `imagesTs` and `labelsTs`.
         absent_fraction: share of the cases whose scan does not reach the prostate.
         n_readers: number of readers who contour every case's prostate.
+        variety: which groups `varied` cases draw; None for all.
 
     Raises:
         InputError: an argument is out of range.
@@ -61,6 +63,7 @@ class CohortPlan:
     n_test: int = 0
     absent_fraction: float = 0.0
     n_readers: int = 0
+    variety: Variety | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -72,6 +75,7 @@ class CohortPlan:
             raise InputError(
                 f"difficulty must be one of {', '.join(get_args(Difficulty))}; got {self.difficulty!r}"
             )
+        check_variety(self.variety, self.difficulty)
         if not 0 <= self.absent_fraction <= 1:
             raise InputError(f"absent_fraction must lie between 0 and 1; got {self.absent_fraction:g}")
         names = list(self.structures)
@@ -81,6 +85,7 @@ class CohortPlan:
     @property
     def recipe(self) -> dict[str, Any]:
         """What all cases share, whatever their number is."""
+        varied = {"variety": list((self.variety or Variety()).groups)} if self.difficulty == "varied" else {}
         return {
             "version": RECIPE_VERSION,
             "seed": self.seed,
@@ -88,6 +93,7 @@ class CohortPlan:
             "structures": list(self.structures),
             "absent_fraction": self.absent_fraction,
             "labels": TRUTH,
+            **varied,
         }
 
     def orders(self) -> list[PhantomOrder]:
@@ -101,6 +107,7 @@ class CohortPlan:
                 reaches_prostate=not _absent(k, self.absent_fraction),
                 structures=tuple(self.structures),
                 n_readers=self.n_readers,
+                variety=self.variety,
             )
             for split, count in (("Tr", self.n), ("Ts", self.n_test))
             for k in range(count)
@@ -118,6 +125,7 @@ class PhantomOrder:
     reaches_prostate: bool
     structures: tuple[str, ...]
     n_readers: int
+    variety: Variety | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -137,6 +145,7 @@ def make_cohort(
     workers: int = 1,
     n_readers: int = 0,
     overwrite: bool | None = None,
+    variety: Variety | None = None,
 ) -> list[str]:
     """Write a cohort of phantoms and return the names of its cases, training first.
 
@@ -158,6 +167,7 @@ def make_cohort(
             and so on.
         overwrite: whether files of others that have the name of one of the cohort's may be replaced; None for
             callers without such an option.
+        variety: which groups `varied` cases draw; None for all.
 
     Raises:
         InputError: for arguments out of range, for a folder that holds anything else, and for a file of the cohort
@@ -166,7 +176,7 @@ def make_cohort(
     folder = Path(folder)
     if workers < 1:
         raise InputError(f"workers must be 1 or more; got {workers}")
-    plan = CohortPlan(n, seed, difficulty, structures, n_test, absent_fraction, n_readers)
+    plan = CohortPlan(n, seed, difficulty, structures, n_test, absent_fraction, n_readers, variety)
     orders = plan.orders()
     files = {order.name: order.files for order in orders}
     own = OwnFiles(folder, RECIPE_FILE, COMMAND, overwrite=overwrite)
@@ -389,7 +399,7 @@ def _made(
 def _make(task: tuple[PhantomOrder, Path, Sequence[str]]) -> tuple[PhantomOrder, dict[str, Any]]:
     """Make a case, and write those of its files that are named below a folder."""
     order, folder, names = task
-    phantom = make_phantom(order.seed, order.difficulty, order.reaches_prostate, order.n_readers)
+    phantom = make_phantom(order.seed, order.difficulty, order.reaches_prostate, order.n_readers, order.variety)
     labels = (choose(volume, order.structures) for volume in (phantom.labels, *phantom.readings))
     for name, volume in zip(order.files, (phantom.image, *labels), strict=True):
         if name in names:

@@ -16,10 +16,9 @@ from metricunet.phantom.appearance import Appearance
 from metricunet.phantom.metal import Layer, Metal
 from metricunet.phantom.scanner import Scan
 from metricunet.phantom.shapes import Field, Lattice, Point, Values
+from metricunet.phantom.variety import Lobes
 
 AIR_HU = -1000.0
-#: Full width over which the scanner blurs an edge, pixels apart.
-BLUR_MM = 1.5
 #: Two components of the noise's in-plane grain: standard deviation in millimetres and share of the variance.
 #: Together they give an autocorrelation of 0.64, 0.22 and 0.08 at 1, 2 and 3 mm.
 NOISE_GRAIN = ((0.68, 0.82), (1.6, 0.18))
@@ -124,7 +123,7 @@ class _Painter:
     def __init__(self, anatomy: Anatomy, scan: Scan, appearance: Appearance, above: tuple[Layer, ...]) -> None:
         self.up = Upsampler(anatomy.lattice, scan)
         self.appearance = appearance
-        self.width_mm = float(np.hypot(scan.spacing_mm[1], BLUR_MM))
+        self.width_mm = float(np.hypot(scan.spacing_mm[1], scan.blur_mm))
         self.background = _couch(scan, self.up, anatomy.table_mm, self.width_mm)
         self.layers = (*_layers(anatomy, appearance), *above)
         self._heads = anatomy.heads_mm
@@ -211,8 +210,17 @@ def _layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]:
     gland = tissue.gland + 2 * texture + 2 * fine
     # Veins and fascia cover the gland, thickest in front of it and around its apex.
     _, gland_y, gland_z = appearance.gland_mm
-    cover = 4.8 + 1.2 * texture + np.clip((gland_y - 8 - y) / 2.5, 0, 6) + np.clip((gland_z - 6 - z) / 3, 0, 4)
-    sheath = tissue.sheath + 3 * fine - 95 * np.clip(0.5 * texture + 0.5 * fine - 0.75, 0, 1)
+    cover: Values
+    sheath: Values
+    if appearance.veins is None:
+        cover = 4.8 + 1.2 * texture + np.clip((gland_y - 8 - y) / 2.5, 0, 6) + np.clip((gland_z - 6 - z) / 3, 0, 4)
+        sheath = tissue.sheath + 3 * fine - 95 * np.clip(0.5 * texture + 0.5 * fine - 0.75, 0, 1)
+    else:
+        cover, sheath = _veins(anatomy.lattice, appearance.veins, appearance, texture, fine)
+    urine: Values | float = tissue.urine
+    if appearance.urine_layer_hu:
+        level = np.clip((y - gland_y - appearance.urine_level_mm) / 8 + 0.5, 0, 1)
+        urine = np.broadcast_to(tissue.urine + appearance.urine_layer_hu * level, anatomy.lattice.shape)
     stool = tissue.stool + 18 * fine - 60 * np.clip(grain - 0.9, 0, 2)
     # Denser spongy bone in the femoral heads; thick cortex and fatty marrow in the shafts.
     spongy = tissue.spongy + 70 * grain + 35 * texture
@@ -230,6 +238,7 @@ def _layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]:
         (f["soft"], tissue.soft),
         (f["muscle"], muscle),
         (f["prostate"] - cover, sheath),
+        *([(f["floor"], tissue.muscle - 4 + 2 * fine)] if "floor" in f else []),
         (f["disc"], 78.0),
         (hip, tissue.cortical * 0.88),
         (hip + (1.5 + 0.5 * fine), spongy),
@@ -240,7 +249,7 @@ def _layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]:
         (femur + (2.2 + 4.3 * shaft), femur_inside),
         (f["penile_bulb"], tissue.muscle - 3),
         (f["bladder"], tissue.bladder_wall),
-        (f["urine"], tissue.urine),
+        (f["urine"], urine),
         (f["rectum"], tissue.rectal_wall),
         (f["rectum_lumen"], stool),
         (f["rectum_gas"], AIR_HU + 10),
@@ -250,6 +259,21 @@ def _layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]:
     return tuple(
         (shape.astype(np.float32), hu if isinstance(hu, float) else hu.astype(np.float32)) for shape, hu in layers
     )
+
+
+def _veins(
+    lattice: Lattice, veins: Lobes, appearance: Appearance, texture: Field, fine: Field
+) -> tuple[Field, Field]:
+    """How far the veins reach from the gland, thick in front of it alone, and their HU with fat between them."""
+    z, y, x = lattice.grids
+    gland_x, gland_y, gland_z = appearance.gland_mm
+    in_front = np.clip((gland_y - 6 - y) / 4, 0, 1)
+    width = 20.0 * veins.veins_reach
+    middle = np.exp(-(((x - gland_x) / width) ** 4) - ((z - gland_z + 4) / 24) ** 4)
+    cover = veins.cover_mm * (1 + 0.4 * texture) + veins.veins_mm * in_front * middle * (1 + 0.25 * fine)
+    vein = appearance.tissues.sheath + 0.3 * (appearance.tissues.soft - appearance.tissues.muscle)
+    between = np.clip(0.6 * texture + 0.9 * fine - 0.6, 0, 1)
+    return cover.astype(np.float32), (vein + 4 * fine - 90 * between).astype(np.float32)
 
 
 def _bundles(lattice: Lattice, appearance: Appearance) -> Field:

@@ -17,6 +17,8 @@ from metricunet.phantom.metal import implanted
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Difficulty, Scan, draw_scan
 from metricunet.phantom.shapes import Lattice
+from metricunet.phantom.varied import vary_appearance, vary_patient, vary_scan
+from metricunet.phantom.variety import Variety
 from metricunet.volume import Volume
 
 #: Structures in a phantom's label map. Where two meet within a voxel the one named first has it.
@@ -33,7 +35,7 @@ STRUCTURES: dict[str, int] = {
     "penile_bulb": 10,
 }
 #: The lattice that carries the shapes is this fine; what lies outside its bounds is air and couch.
-LATTICE_MM = {"easy": 4.0, "real": 3.0}
+LATTICE_MM = {"easy": 4.0, "real": 3.0, "varied": 3.0}
 LATTICE_LOW_MM = (-246.0, -192.0)
 LATTICE_HIGH_MM = (246.0, 168.0)
 
@@ -56,21 +58,28 @@ class Phantom:
 
 
 def make_phantom(
-    seed: int, difficulty: Difficulty = "real", reaches_prostate: bool = True, n_readers: int = 0
+    seed: int,
+    difficulty: Difficulty = "real",
+    reaches_prostate: bool = True,
+    n_readers: int = 0,
+    variety: Variety | None = None,
 ) -> Phantom:
     """Make the scan of a random man's pelvis, head first, supine.
 
-    A seed gives the same man in either difficulty, and the same bytes every time.
+    A seed gives the same bytes every time, and the same man in `easy` and `real`; `varied` changes him.
 
     Args:
         seed: 0 or more.
         difficulty: `real` has a clinical scan's contrast, noise and sampling; `easy` is coarser and quieter, and
-            the gland stands out by some 27 HU.
-        reaches_prostate: whether the scan covers the whole prostate; otherwise it holds no part of it.
+            the gland stands out by some 27 HU; `varied` goes beyond `real` in all that `Variety` names.
+        reaches_prostate: whether the scan covers the whole prostate; otherwise it holds no part of it. Of `varied`
+            scans that reach it a few begin or end within the gland.
         n_readers: how many readers contour the prostate. Image and true shape do not depend on it.
+        variety: which groups a `varied` phantom draws; None for all.
 
     Raises:
-        InputError: if the seed or the number of readers is negative, or the difficulty unknown.
+        InputError: if the seed or the number of readers is negative, the difficulty unknown, or a variety given
+            for another difficulty than `varied`.
     """
     if difficulty not in get_args(Difficulty):
         raise InputError(f"difficulty must be one of {', '.join(get_args(Difficulty))}; got {difficulty!r}")
@@ -78,14 +87,22 @@ def make_phantom(
         raise InputError(f"seed must be 0 or more; got {seed}")
     if n_readers < 0:
         raise InputError(f"n_readers must be 0 or more; got {n_readers}")
+    check_variety(variety, difficulty)
+    drawn = (variety or Variety()) if difficulty == "varied" else None
     for_patient, for_scan, for_appearance, for_noise = (
         np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)
     )
     patient = draw_patient(for_patient)
+    if drawn is not None:
+        patient = vary_patient(patient, drawn, seed)
     gland = organs.gland(patient)
     low, high, volume = anatomy.gland_extent(patient)
     scan = draw_scan(for_scan, difficulty, (low[2], high[2]), reaches_prostate)
+    if drawn is not None and drawn.image:
+        scan = vary_scan(scan, seed, (low[2], high[2]), reaches_prostate)
     appearance = draw_appearance(for_appearance, difficulty, gland.centre, min(gland.half))
+    if drawn is not None:
+        appearance = vary_appearance(appearance, patient, drawn, seed, min(gland.half))
     shapes = anatomy.build(patient, _lattice(scan, difficulty))
     geometry = scan.geometry
     labels = render_labels(shapes, scan, STRUCTURES)
@@ -107,12 +124,24 @@ def make_phantom(
         "noise_hu": round(scan.noise_hu, 1),
         "couch": "flat" if scan.couch.flat else "curved",
     }
+    if drawn is not None:
+        holds = scan.start_mm[2] <= low[2] and high[2] <= scan.end_mm[2]
+        description |= {
+            "variety": list(drawn.groups),
+            "gland": "absent" if not reaches_prostate else "whole" if holds else "cut",
+        }
     truth = Volume(labels, geometry)
     readings = tuple(
         truth.with_array(_reread(labels, shapes, patient, scan, readers.draw_reading(seed, number)))
         for number in range(1, n_readers + 1)
     )
     return Phantom(Volume(image, geometry), truth, description, readings)
+
+
+def check_variety(variety: Variety | None, difficulty: Difficulty) -> None:
+    """Refuse a variety for a difficulty that has none."""
+    if variety is not None and difficulty != "varied":
+        raise InputError(f"variety is for the difficulty varied alone; got it for {difficulty}")
 
 
 def _reread(

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from metricunet.phantom import skeleton
 from metricunet.phantom.patient import RECTUM_COURSE_MM, RECTUM_LEVELS_MM, Patient
 from metricunet.phantom.shapes import (
     Ball,
@@ -23,7 +24,9 @@ from metricunet.phantom.shapes import (
     ellipsoid,
     smooth_max,
     smooth_min,
+    without,
 )
+from metricunet.phantom.variety import LEAST_DEPTH, Floor
 
 #: The pelvic floor holds the gland's apex, the symphysis its front: growth goes up and back.
 APEX_Z_MM = -14.5
@@ -75,7 +78,8 @@ class Bowel:
 def gland(patient: Patient) -> Gland:
     """Size and place the prostate so that its volume is the patient's `gland_volume_ml`."""
     wanted = patient.gland_volume_ml
-    width = (wanted * 1000 / (0.56 * patient.gland_ratio[0] * patient.gland_ratio[1])) ** (1 / 3)
+    depth, height = _ratio(patient)
+    width = (wanted * 1000 / (0.56 * depth * height)) ** (1 / 3)
     for _ in range(3):
         trial = _gland_of_width(patient, width)
         reach = 1.6 * max(trial.half)
@@ -94,11 +98,24 @@ def volume_ml(field: Field, lattice: Lattice) -> float:
 
 
 def _gland_of_width(patient: Patient, width_mm: float) -> Gland:
-    a, b, c = width_mm / 2, width_mm * patient.gland_ratio[0] / 2, width_mm * patient.gland_ratio[1] / 2
+    depth, height = _ratio(patient)
+    a, b, c = width_mm / 2, width_mm * depth / 2, width_mm * height / 2
     x0, y0, z0 = patient.place_point((0.0, 0.0, 0.0))
     dx, dy, dz = patient.gland_shift
     centre = (x0 + dx, y0 + dy + FRONT_Y_MM + b * FRONT_DEPTH, z0 + dz + APEX_Z_MM + 0.8 * c + 0.2 * 15.0)
+    if patient.floor is not None:
+        _, _, height = patient.place_point((0.0, *skeleton.FEMORAL_HEAD[1:]))
+        top = height + skeleton.FEMORAL_HEAD_RADIUS_MM * patient.girth
+        centre = (centre[0], centre[1], top - patient.floor.apex_mm + c)
     return Gland(centre, (a, b, c))
+
+
+def _ratio(patient: Patient) -> tuple[float, float]:
+    """The gland's depth and height over its width, pressed by the rectum."""
+    depth, height = patient.gland_ratio
+    if patient.press is None:
+        return depth, height
+    return max(LEAST_DEPTH, depth * patient.press.flatten), max(LEAST_DEPTH, height * patient.press.flatten**0.4)
 
 
 def _gland_shape(patient: Patient, lattice: Lattice, where: Gland) -> Field:
@@ -109,22 +126,72 @@ def _gland_shape(patient: Patient, lattice: Lattice, where: Gland) -> Field:
     v = cos * (y - cy) - sin * (z - cz)
     t = (sin * (y - cy) + cos * (z - cz)) / c
     u = (x - cx) / a
+    if patient.lobes is not None:
+        t = t - patient.lobes.tip * np.clip(u, -1, 1)
+        u = u / (1 + patient.lobes.skew * np.clip(4 * u, -1, 1))
     v = v / np.where(v < 0, b * FRONT_DEPTH, b * BACK_DEPTH)
-    v = v + 0.10 * np.exp(-((u / 0.3) ** 2)) * np.clip(v, 0, 1)
+    groove = 0.10 if patient.press is None else patient.press.groove
+    v = v + groove * np.exp(-((u / 0.3) ** 2)) * np.clip(v, 0, 1)
     taper = 1 + patient.gland_taper * np.clip(t, -1.3, 1.0)
     u = np.abs(u) * (1 + 0.16 * np.clip(-v, 0, 1)) / taper
     v = np.abs(v) / (1 + 0.5 * patient.gland_taper * np.clip(t, -1.3, 1.0))
-    rho = (u**GLAND_POWER + v**GLAND_POWER + np.abs(t) ** GLAND_POWER) ** np.float32(1 / GLAND_POWER)
+    up = np.abs(t) ** GLAND_POWER
+    if patient.base is not None:
+        up = np.where(t > 0, np.abs(t) ** patient.base.power, up)
+    rho = (u**GLAND_POWER + v**GLAND_POWER + up) ** np.float32(1 / GLAND_POWER)
     f = ((rho - 1) * np.float32((a * b * c) ** (1 / 3))).astype(np.float32)
     gradient = np.gradient(f, lattice.spacing_mm)
     slope = np.sqrt(gradient[0] ** 2 + gradient[1] ** 2 + gradient[2] ** 2)
     shape = f / np.maximum(slope, 0.4)
     if patient.median_lobe_mm > 0:
-        r = patient.median_lobe_mm
+        r = patient.median_lobe_mm if patient.base is None else min(patient.median_lobe_mm, 0.45 * a)
         lobe = ellipsoid(lattice, (cx, cy + 0.1 * b, cz + c - 0.1 * r), (r, 0.9 * r, r))
         shape = smooth_min(shape, lobe, 5.0)
     rough = 0.9 * patient.fine_roughness.on(lattice) + 0.6 * patient.roughness.on(lattice)
-    return np.asarray(shape + rough, dtype=np.float32)
+    shape = shape + rough
+    if patient.base is not None and patient.median_lobe_mm == 0:
+        shape = without(shape, _funnel(patient, lattice, where), 0.5, 3.0)
+    return np.asarray(shape, dtype=np.float32)
+
+
+def _funnel(patient: Patient, lattice: Lattice, where: Gland) -> Field:
+    """The bladder's neck: wide above the gland's base, closed in the gland."""
+    base = patient.base
+    assert base is not None
+    (cx, cy, cz), (_, b, c) = where.centre, where.half
+    y = cy - base.neck_forward * b
+    top = cz + c / float(np.cos(patient.gland_tilt_rad)) - float(np.tan(patient.gland_tilt_rad)) * (y - cy)
+    field = lattice.empty()
+    add_tube(
+        field, lattice, [(cx, y, top + 1.1 * base.neck_mm, 1.3 * base.neck_mm), (cx, y, top, 0.5 * base.neck_mm)]
+    )
+    if base.neck_depth_mm > 0:
+        tip = (cx, y + 0.1 * base.neck_depth_mm, top - base.neck_depth_mm, 1.5)
+        add_tube(field, lattice, [(cx, y, top, 0.5 * base.neck_mm), tip], blend_mm=3.0)
+    return field
+
+
+def bladder_neck(patient: Patient, lattice: Lattice) -> Field:
+    """The lowest part of the bladder, which funnels into a varied gland's base."""
+    return _funnel(patient, lattice, gland(patient))
+
+
+def urine(patient: Patient, lattice: Lattice, whole: Field, gland_field: Field) -> Field:
+    """Urine in a varied bladder: a wall all round, and a thinner one towards the gland.
+
+    Args:
+        patient: a man with a varied base.
+        lattice: the points.
+        whole: the bladder as if the gland did not dent it.
+        gland_field: the prostate.
+    """
+    base = patient.base
+    assert base is not None
+    inner = np.minimum(
+        whole + np.float32(base.wall_mm), _funnel(patient, lattice, gland(patient)) + np.float32(0.5)
+    )
+    inner = np.maximum(inner, whole + np.float32(0.4))
+    return np.asarray(np.maximum(inner, np.float32(base.neck_wall_mm) - gland_field), dtype=np.float32)
 
 
 def prostate(patient: Patient, lattice: Lattice) -> Field:
@@ -156,13 +223,21 @@ def seminal_vesicles(patient: Patient, lattice: Lattice, rough: Roughness) -> Fi
     where = gland(patient)
     (cx, cy, cz), (_, b, c) = where.centre, where.half
     field = lattice.empty()
-    for sign in (-1.0, 1.0):
+    for side, sign in enumerate((-1.0, 1.0)):
         course: list[Ball] = [
             (cx + 3 * sign, cy + 0.62 * b, cz + 0.80 * c, 4.5),
             (cx + 12 * sign, cy + 0.74 * b, cz + c + 3, 6.3),
             (cx + 22 * sign, cy + 0.82 * b + 2, cz + c + 7, 6.6),
             (cx + 31 * sign, cy + 0.82 * b + 8, cz + c + 8, 4.8),
         ]
+        if patient.base is not None:
+            thick, long = patient.base.vesicle_thickness[side], patient.base.vesicle_length[side]
+            x0, y0, z0, _ = course[0]
+            rise = patient.base.vesicle_rise_mm
+            course = [
+                (x0 + long * (x - x0), y0 + long * (y - y0), z0 + long * (z - z0) + share * rise, r * thick)
+                for share, (x, y, z, r) in zip((0.0, 0.3, 0.7, 1.0), course, strict=True)
+            ]
         add_tube(field, lattice, course, blend_mm=4.0)
     return np.asarray(field + rough.fine, dtype=np.float32)
 
@@ -174,7 +249,8 @@ def bladder(patient: Patient, lattice: Lattice) -> Field:
     a = min(31.0 * fullness**0.21 * patient.bladder_ratio[0], 48.0)
     b = 33.0 * fullness**0.21 * patient.bladder_ratio[1]
     c = patient.bladder_volume_ml * 1000 / (4.5 * a * b)
-    base = where.centre[2] + 0.72 * where.half[2]
+    seat = 0.72 if patient.base is None else patient.base.seat
+    base = where.centre[2] + seat * where.half[2]
     x0, y0, _ = patient.place_point((0.0, -17.0, 30.0))
     sx, sy, _ = patient.bladder_shift
     centre = (x0 + sx, y0 + sy - 0.15 * b, base + 0.94 * c)
@@ -190,7 +266,13 @@ def bladder(patient: Patient, lattice: Lattice) -> Field:
         f = ((rho - 1) * min(a, b, c)).astype(np.float32)
         gradient = np.gradient(f, part.spacing_mm)
         slope = np.sqrt(gradient[0] ** 2 + gradient[1] ** 2 + gradient[2] ** 2)
-        return np.asarray(f / np.maximum(slope, 0.25) + 1.8 * patient.roughness.on(part), dtype=np.float32)
+        field = f / np.maximum(slope, 0.25) + 1.8 * patient.roughness.on(part)
+        if patient.base is not None:
+            # A bladder that hangs low reaches neither under the vesicles nor below the gland's middle.
+            behind, low = where.centre[1] + 0.5 * where.half[1], where.centre[2] + where.half[2] + 7.0
+            field = np.maximum(field, np.minimum(y - np.float32(behind), np.float32(low) - z))
+            field = smooth_max(field, np.float32(where.centre[2] + 0.15 * where.half[2]) - z, 6.0)
+        return np.asarray(field, dtype=np.float32)
 
     return _within(lattice, centre, (a + 34, b + 34, c + 34), shape)
 
@@ -218,8 +300,20 @@ def rectum_strand(patient: Patient) -> dict[float, tuple[Disc, ...]]:
             py = max(py, face + 0.9 * r) if r > 12 else max(face + r - 1.0, min(py, face + r + 5.0))
         radius = min(r, max(8.0, (wall - face) / 2 + 2))
         py = min(py, wall - radius)
-        strand[pz] = ((px - 0.12 * radius, py, 0.94 * radius), (px + 0.12 * radius, py, 0.94 * radius))
+        if patient.press is None:
+            strand[pz] = ((px - 0.12 * radius, py, 0.94 * radius), (px + 0.12 * radius, py, 0.94 * radius))
+        else:
+            wedge = patient.press.wedge * float(np.interp(z, [2.0, 26.0], [1.0, 0.0]))
+            strand[pz] = _wedge(px, py, radius, wedge)
     return strand
+
+
+def _wedge(x: float, y: float, radius: float, wedge: float) -> tuple[Disc, ...]:
+    """A cross-section from round (0) to a teardrop (1), wide in front and narrow where the levator holds it."""
+    side, forth, back = (0.12 + 0.3 * wedge) * radius, 0.25 * wedge * radius, 0.72 * wedge * radius
+    corner, tip = (0.94 - 0.36 * wedge) * radius, (0.94 - 0.62 * wedge) * radius
+    left, right = (x - side, y - forth, corner), (x + side, y - forth, corner)
+    return (x, y, (0.94 - 0.2 * wedge) * radius), left, (x, y + back, tip), right, left
 
 
 def hollows(
@@ -279,7 +373,7 @@ def pelvic_floor(patient: Patient, lattice: Lattice, gland_field: Field, rectum_
     add_tube(canal, lattice, low)
     together = smooth_min(gland_field, smooth_min(rectum_field, canal, 6.0), 14.0)
     flare = 1.7 + np.clip((z - cz - 2) * 0.35, 0, 9)
-    sheet = np.abs(together - flare) - 2.0
+    sheet = np.abs(together - flare) - (2.0 if patient.floor is None else patient.floor.levator_mm / 2)
     pubis = patient.place_point((0.0, -26.0, 0.0))[1]
     limits = np.maximum(np.maximum(z - (cz + 18), cz - c - 16 - z), pubis - y)
     sheet = smooth_max(sheet.astype(np.float32), limits.astype(np.float32), 3.0)
@@ -288,13 +382,37 @@ def pelvic_floor(patient: Patient, lattice: Lattice, gland_field: Field, rectum_
     return np.minimum(np.minimum(sheet, canal), urethra)
 
 
+def muscular_floor(patient: Patient, lattice: Lattice, floor: Floor) -> Field:
+    """Sphincter, puborectalis, perineal body, transverse muscles and bulb as one mass, hung on the bones."""
+    (cx, cy, cz), (_, _, c) = gland(patient).centre, gland(patient).half
+    back, up = floor.shift_mm
+    field = lattice.empty()
+    mass = {
+        z + up: tuple((x, y + back, r) for x, y, r in discs)
+        for z, discs in patient.place_strand(skeleton.FLOOR_STRAND, thickness=floor.bulk).items()
+    }
+    add_strand(field, lattice, mass)
+    for balls in skeleton.FLOOR_TUBES.values():
+        for sign in (-1.0, 1.0):
+            tube = patient.place_tube(tuple((sign * x, y, z, r) for x, y, z, r in balls), floor.bulk)
+            add_tube(field, lattice, tube, blend_mm=7.0)
+    # The sphincter rises from the floor to wherever the apex is.
+    root = patient.place_point((0.0, 2.0, -26.0))
+    sphincter: list[Ball] = [
+        (cx, cy - 2, cz - 0.85 * c, 9.0 * floor.bulk),
+        (root[0], root[1] + back, min(root[2] + up, cz - c), 13.0 * floor.bulk),
+    ]
+    add_tube(field, lattice, sphincter, blend_mm=10.0)
+    return np.asarray(field + np.float32(0.8) * patient.fine_roughness.on(lattice), dtype=np.float32)
+
+
 def bowel(patient: Patient, lattice: Lattice) -> Bowel:
     """Sigmoid, caecum and small bowel; the first loop starts where the rectum ends."""
     outer, lumen, gas = lattice.empty(), lattice.empty(), lattice.empty()
     content = np.full(lattice.shape, 25.0, dtype=np.float32)
     strand = rectum_strand(patient)
     top = max(strand)
-    (x0, y0, r0), _ = strand[top]
+    x0, y0, r0 = strand[top][0]
     loops = list(patient.bowel)
     start: Ball = (x0, y0, top - 4.0, r0)
     first = loops[0].course

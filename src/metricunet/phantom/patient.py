@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.phantom.shapes import Ball, Point, Strand, Waves
+from metricunet.phantom.variety import Base, Floor, Lobes, Press
 
 GLAND_MEDIAN_ML = 35.0
 GLAND_LOG_SD = 0.45
@@ -47,6 +48,8 @@ class Patient:
         bowel: tubes of gut, each a course of balls, with the HU of its content and the share of gas.
         vessels: small tubes in the pelvic fat.
         table_gap_mm: how much the couch flattens the back.
+        floor, base, press, lobes: what the difficulty `varied` adds; None as in `real`.
+        leg_turn_rad: how far the left and the right leg are turned outward in the hip.
     """
 
     scale: Point
@@ -76,6 +79,11 @@ class Patient:
     bowel: tuple[Loop, ...]
     vessels: tuple[tuple[Ball, ...], ...]
     table_gap_mm: float
+    floor: Floor | None = None
+    base: Base | None = None
+    press: Press | None = None
+    lobes: Lobes | None = None
+    leg_turn_rad: tuple[float, float] = (0.0, 0.0)
 
     def place(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Move template points [n, 3] to where this man has them: scaled, turned, leaning and bent."""
@@ -115,6 +123,17 @@ class Patient:
             )
             for z, chain, rs in zip(heights, placed, radii, strict=True)
         }
+
+    def turn_leg(self, balls: tuple[Ball, ...], hip: Point, left: bool) -> tuple[Ball, ...]:
+        """Turn a femur's balls, tables of the left side, about the upright axis through the hip's centre."""
+        angle = self.leg_turn_rad[0 if left else 1]
+        if angle == 0:
+            return balls
+        c, s = float(np.cos(angle)), float(np.sin(angle))
+        hx, hy, _ = hip
+        return tuple(
+            (hx + c * (x - hx) - s * (y - hy), hy + s * (x - hx) + c * (y - hy), z, r) for x, y, z, r in balls
+        )
 
     @property
     def girth(self) -> float:

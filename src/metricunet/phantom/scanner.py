@@ -11,7 +11,9 @@ from metricunet.phantom.anatomy import Z_RANGE_MM
 from metricunet.phantom.shapes import Point
 from metricunet.volume import Geometry
 
-Difficulty = Literal["easy", "real"]
+Difficulty = Literal["easy", "real", "varied"]
+#: Full width over which the scanner's usual kernel blurs an edge, pixels apart.
+BLUR_MM = 1.5
 #: A scan that reaches the gland covers this much on either side; one that does not misses it by as much.
 MARGIN_MM = 8.0
 #: The longest scan, in slices, of thin slices on a full matrix.
@@ -49,6 +51,7 @@ class Scan:
         sharpness: width of the noise grain against the usual.
         couch: what lies under the patient.
         couch_shift_mm: the couch's middle, left-right.
+        blur_mm: full width over which the kernel blurs an edge, pixels apart.
     """
 
     shape: tuple[int, int, int]
@@ -59,6 +62,7 @@ class Scan:
     sharpness: float
     couch: Couch
     couch_shift_mm: float
+    blur_mm: float = BLUR_MM
 
     @property
     def geometry(self) -> Geometry:
@@ -82,7 +86,7 @@ def draw_scan(
 
     Args:
         rng: source of chance.
-        difficulty: `easy` scans are coarse and quiet, `real` ones are as on clinical scanners.
+        difficulty: `easy` scans are coarse and quiet, all others are as on clinical scanners.
         gland_mm: lowest and highest z of the prostate.
         reaches_prostate: whether the scan covers the gland whole, or misses it entirely.
     """
@@ -100,7 +104,7 @@ def draw_scan(
             )
         )
         noise = 15.0 * float(np.clip(np.exp(0.1 * rng.standard_normal()), 0.8, 1.25)) * (2.5 / thickness) ** 0.2
-    low, high = _range(rng, gland_mm, reaches_prostate, most_mm=thickness * MOST_SLICES)
+    low, high = scan_range(rng, gland_mm, reaches_prostate, most_mm=thickness * MOST_SLICES)
     slices = max(2, int((high - low) / thickness) + 1)
     extent = (side - 1) * pixel
     start = (
@@ -129,10 +133,10 @@ def draw_scan(
     )
 
 
-def _range(
+def scan_range(
     rng: np.random.Generator, gland_mm: tuple[float, float], reaches: bool, most_mm: float
 ) -> tuple[float, float]:
-    """Lowest and highest slice centre."""
+    """Draw the lowest and the highest slice centre of a scan of at most `most_mm`."""
     bottom, top = gland_mm
     lowest, highest = Z_RANGE_MM
     if reaches:

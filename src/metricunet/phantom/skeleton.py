@@ -323,6 +323,22 @@ MUSCLE_STRANDS: dict[str, Strand] = {
         230.0: ((58, 34, 10), (72, 38, 10)),
     },
 }
+#: The pelvic floor of `varied` in the midline, front to back, between the rami and the ischial bones.
+FLOOR_STRAND: Strand = {
+    -10.0: ((0, -8, 8), (0, 6, 10), (0, 31, 13)),
+    -20.0: ((0, -15, 9), (0, 4, 14), (0, 33, 14)),
+    -30.0: ((0, -14, 11), (0, 6, 15), (0, 36, 13)),
+    -40.0: ((0, -14, 13), (0, 10, 12), (0, 41, 12.5)),
+    -50.0: ((0, -16, 12), (0, 10, 8), (0, 45, 12)),
+    -58.0: ((0, -18, 7), (0, 12, 4), (0, 47, 11)),
+}
+#: What ties it to the bones: one side.
+FLOOR_TUBES: dict[str, tuple[Ball, ...]] = {
+    "transverse perineal": ((2, 12, -36, 7), (20, 13, -38, 5), (40, 15, -40, 4)),
+    "puborectalis": ((9, -24, -12, 4), (16, 0, -16, 5), (15, 28, -20, 5)),
+    "deep transverse": ((2, -6, -28, 8), (16, -10, -29, 6)),
+    "ischiocavernosus": ((27, -2, -37, 6.5), (17, -14, -32, 7.5), (8, -27, -36, 8)),
+}
 #: How far each muscle swells beyond its strand, where no neighbour stops it.
 USUAL_SWELL_MM = 6.0
 MUSCLE_SWELL_MM = {

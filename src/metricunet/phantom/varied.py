@@ -1,0 +1,247 @@
+"""Draws what the difficulty `varied` adds, and sets it into a man, his appearance and his scan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from metricunet.phantom import variety as v
+from metricunet.phantom.appearance import Appearance, Tissues
+from metricunet.phantom.patient import RECTUM_LEVELS_MM, Patient
+from metricunet.phantom.scanner import BLUR_MM, Scan, scan_range
+from metricunet.phantom.variety import (
+    Base,
+    Floor,
+    Lobes,
+    Press,
+    Variety,
+    evenly_in_log,
+    generator,
+    normal,
+    uniform,
+)
+
+#: The longest varied scan, in slices: thin slices are more frequent than in `real` and should cost no more.
+MOST_SLICES = 150
+#: Shift of the means that any scanner, voltage or patient brings.
+TISSUE_SD_HU = {
+    "fat": 8.0,
+    "muscle": 5.0,
+    "gland": 6.0,
+    "sheath": 6.0,
+    "vesicles": 6.0,
+    "bladder_wall": 5.0,
+    "urine": 6.0,
+    "rectal_wall": 5.0,
+    "stool": 25.0,
+}
+
+
+def vary_patient(patient: Patient, variety: Variety, seed: int) -> Patient:
+    """Return the man with the anatomy of the groups that are on.
+
+    Args:
+        patient: a man as `real` draws him.
+        variety: which groups are on.
+        seed: of the phantom.
+    """
+    changes: dict[str, object] = {}
+    if variety.floor:
+        changes["floor"] = _floor(generator(seed, "floor"))
+    if variety.base:
+        rng = generator(seed, "base")
+        changes["base"] = _base(rng)
+        lobe, radius = rng.random(), uniform(rng, v.MEDIAN_LOBE_MM)
+        changes["median_lobe_mm"] = radius if lobe < v.MEDIAN_LOBE_SHARE else 0.0
+    if variety.rectum:
+        changes |= _rectum(generator(seed, "rectum"))
+    if variety.gland:
+        changes |= _gland(generator(seed, "gland"))
+    if variety.image:
+        rng = generator(seed, "image", 2)
+        changes["leg_turn_rad"] = tuple(float(np.radians(uniform(rng, v.LEG_TURN_DEG))) for _ in range(2))
+    return replace(patient, **changes)  # type: ignore[arg-type]
+
+
+def _floor(rng: np.random.Generator) -> Floor:
+    forth, up = v.FLOOR_SHIFT_MM
+    return Floor(
+        apex_mm=normal(rng, *v.APEX_BELOW_FEMURS_MM, *v.APEX_RANGE_MM),
+        bulk=uniform(rng, v.FLOOR_BULK),
+        shift_mm=(uniform(rng, (-forth, forth)), uniform(rng, (-up, up))),
+        levator_mm=uniform(rng, v.LEVATOR_MM),
+        obturator_mm=uniform(rng, v.OBTURATOR_MM),
+    )
+
+
+def _base(rng: np.random.Generator) -> Base:
+    size = uniform(rng, v.VESICLE_THICKNESS)
+    return Base(
+        power=uniform(rng, v.BASE_POWER),
+        neck_mm=uniform(rng, v.NECK_RADIUS_MM),
+        neck_depth_mm=uniform(rng, v.NECK_DEPTH_MM),
+        neck_forward=uniform(rng, (0.0, 0.4)),
+        wall_mm=uniform(rng, v.WALL_MM),
+        neck_wall_mm=uniform(rng, (1.0, 3.5)),
+        seat=uniform(rng, v.BLADDER_SEAT),
+        vesicle_thickness=(size * uniform(rng, (0.85, 1.0)), size * uniform(rng, (0.85, 1.0))),
+        vesicle_length=(uniform(rng, v.VESICLE_LENGTH), uniform(rng, v.VESICLE_LENGTH)),
+        vesicle_rise_mm=uniform(rng, (-5.0, 9.0)),
+    )
+
+
+def _rectum(rng: np.random.Generator) -> dict[str, object]:
+    """Radius, content and pressure on the gland; the course stays the man's own."""
+    kind = str(rng.choice(list(v.RECTUM_SHARE), p=list(v.RECTUM_SHARE.values())))
+    widest = uniform(rng, v.RECTUM_RADIUS_MM[kind])
+    gas = float(rng.random()) < (0.85 if kind == "great" else 0.5)
+    filling = "empty" if kind == "empty" else "gas" if gas else "stool"
+    # Distension spares the sphincter; it is greatest at the gland or above it.
+    peak = uniform(rng, (0.0, 35.0))
+    profile = np.interp(RECTUM_LEVELS_MM, [-30, -18, peak - 6, peak + 22, 80], [0.12, 0.45, 1.0, 0.95, 0.6])
+    lumps = np.convolve(rng.standard_normal(len(profile) + 2), [0.25, 0.5, 0.25], mode="valid")
+    radius = np.clip(8.0 + (widest - 8.0) * profile * (1 + 0.15 * lumps), 7.5, v.RECTUM_RADIUS_MM["great"][1])
+    beside = float(np.interp(4.0, RECTUM_LEVELS_MM, radius))
+    force = uniform(rng, (0.3, 1.0)) * (1.0 if filling == "gas" else 0.5)
+    flatten = 1 - 0.42 * force * float(np.clip((beside - 17) / 17, 0, 1))
+    groove = uniform(rng, v.GROOVE) + 0.12 * (1 - flatten) / 0.42
+    return {
+        "rectum_radius": radius,
+        "rectum_filling": filling,
+        "rectum_level": uniform(rng, (0.45, 1.0)),
+        "press": Press(flatten, groove, uniform(rng, v.WEDGE)),
+    }
+
+
+def _gland(rng: np.random.Generator) -> dict[str, object]:
+    volume = float(np.exp(np.log(v.VOLUME_MEDIAN_ML) + v.VOLUME_LOG_SD * rng.standard_normal()))
+    volume = float(np.clip(volume, *v.VOLUME_RANGE_ML))
+    depth = normal(rng, 0.80, 0.08, *v.DEPTH_OVER_WIDTH)
+    # A gland that grows has nowhere to go but up: larger ones are taller.
+    height = normal(rng, *v.HEIGHT_MM, *v.HEIGHT_RANGE_MM) * max(1.0, volume / v.TALL_ML) ** 0.45
+    width = float(np.sqrt(volume * 1000 / (0.56 * depth * height)))
+    return {
+        "gland_volume_ml": volume,
+        "gland_ratio": (depth, float(np.clip(height / width, *v.HEIGHT_OVER_WIDTH))),
+        "gland_tilt_rad": normal(rng, 0.15, 0.15, -0.2, 0.5),
+        "gland_taper": normal(rng, 0.16, 0.08, 0.0, 0.34),
+        "lobes": Lobes(
+            skew=normal(rng, 0.0, 0.06, -v.SKEW, v.SKEW),
+            tip=normal(rng, 0.0, 0.07, -0.15, 0.15),
+            veins_mm=uniform(rng, v.VEINS_MM),
+            veins_reach=uniform(rng, (0.6, 1.1)),
+            cover_mm=uniform(rng, v.COVER_MM),
+        ),
+    }
+
+
+def vary_appearance(
+    appearance: Appearance, patient: Patient, variety: Variety, seed: int, half_mm: float
+) -> Appearance:
+    """Return the appearance with other tissue means, contrast medium, stones and markers, and the gland's veins.
+
+    Args:
+        appearance: as `real` draws it.
+        patient: the man.
+        variety: which groups are on.
+        seed: of the phantom.
+        half_mm: the smallest half axis of the gland; stones and markers lie within.
+    """
+    appearance = replace(appearance, veins=patient.lobes)
+    if not variety.image:
+        return appearance
+    rng = generator(seed, "image")
+    tissues = _tissues(rng, appearance.tissues)
+    medium, dense, layered, level = (
+        rng.random(),
+        evenly_in_log(rng, v.MEDIUM_HU),
+        rng.random(),
+        rng.uniform(-12, 8),
+    )
+    with_medium = medium < v.MEDIUM_SHARE
+    if with_medium and layered < 0.4:
+        tissues = replace(tissues, urine=tissues.urine + dense)
+    spots = appearance.gland_mm + half_mm * rng.uniform(-1, 1, (v.MOST_STONES + v.MOST_MARKERS, 3)) * 0.55
+    stones = int(rng.integers(1, v.MOST_STONES + 1)) if rng.random() < v.STONES_SHARE else 0
+    markers = int(rng.integers(1, v.MOST_MARKERS + 1)) if rng.random() < v.MARKERS_SHARE else 0
+    return replace(
+        appearance,
+        tissues=tissues,
+        urine_layer_hu=dense if with_medium and layered >= 0.4 else 0.0,
+        urine_level_mm=float(level),
+        hardening_hu=float(rng.uniform(0, 12)),
+        streak_hu=float(rng.uniform(1, 8)),
+        stones_mm=tuple(
+            (float(x), float(y), float(z), float(rng.uniform(0.6, 2.8)), float(rng.uniform(150, 900)))
+            for x, y, z in spots[:stones]
+        ),
+        seeds_mm=tuple((float(x), float(y), float(z)) for x, y, z in spots[v.MOST_STONES :][:markers]),
+    )
+
+
+def _tissues(rng: np.random.Generator, tissues: Tissues) -> Tissues:
+    moved = {
+        name: getattr(tissues, name) + sd * float(np.clip(rng.standard_normal(), -2, 2))
+        for name, sd in TISSUE_SD_HU.items()
+    }
+    have, much, share = rng.random(), uniform(rng, v.ENHANCED_HU), rng.uniform(0.1, 0.4)
+    medium = much if have < v.ENHANCED_SHARE else 0.0
+    for name, takes in (("gland", share), ("muscle", 0.08), ("sheath", 0.6 * share), ("rectal_wall", share)):
+        moved[name] += takes * medium
+    # The voltage changes bone more than anything else.
+    bone = uniform(rng, (0.85, 1.3))
+    return replace(
+        tissues,
+        **moved,
+        soft=tissues.soft + medium,
+        cortical=tissues.cortical * bone,
+        spongy=tissues.spongy * bone,
+    )
+
+
+def vary_scan(scan: Scan, seed: int, gland_mm: tuple[float, float], reaches_prostate: bool) -> Scan:
+    """Return the scan on another grid, with other noise and kernel, some of them cut.
+
+    Args:
+        scan: as `real` draws it; couch and place in the room stay.
+        seed: of the phantom.
+        gland_mm: lowest and highest z of the prostate.
+        reaches_prostate: whether the scan shows the gland, or none of it.
+    """
+    rng = generator(seed, "image", 1)
+    thickness = float(rng.choice(v.SLICE_MM, p=v.SLICE_SHARE))
+    pixel = round(evenly_in_log(rng, v.PIXEL_MM), 4)
+    kernel = evenly_in_log(rng, v.KERNEL)
+    noise = evenly_in_log(rng, v.NOISE_HU)
+    low, high = scan_range(rng, gland_mm, reaches_prostate, thickness * MOST_SLICES)
+    cut, at, end = rng.random(), uniform(rng, v.CUT_GLAND_AT), rng.random()
+    if reaches_prostate and cut < v.CUT_GLAND_SHARE:
+        edge = gland_mm[0] + at * (gland_mm[1] - gland_mm[0])
+        low, high = (edge, max(high, edge + 60)) if end < 0.5 else (min(low, edge - 60), edge)
+        low, high = (
+            (low, min(high, low + thickness * MOST_SLICES))
+            if end < 0.5
+            else (
+                max(low, high - thickness * MOST_SLICES),
+                high,
+            )
+        )
+    rows, columns = scan.shape[1:]
+    x, y = (
+        -(columns - 1) * pixel / 2 + float(rng.normal(0, 6)),
+        -(rows - 1) * pixel / 2 + float(rng.normal(12, 8)),
+    )
+    aside, edge, side = rng.random(), uniform(rng, v.CUT_SIDE_MM), rng.random()
+    if aside < v.CUT_SIDE_SHARE:
+        ends = (x, edge) if side < 0.5 else (-edge, x + (columns - 1) * pixel)
+        x, columns = ends[0], int((ends[1] - ends[0]) / pixel) + 1
+    return replace(
+        scan,
+        shape=(max(2, int((high - low) / thickness) + 1), rows, columns),
+        spacing_mm=(thickness, pixel, pixel),
+        start_mm=(x, y, low),
+        noise_hu=noise,
+        sharpness=kernel,
+        blur_mm=BLUR_MM * kernel,
+    )

@@ -1,0 +1,182 @@
+"""What `varied` draws and `real` does not: five groups, each with a switch, ranges and its own chance.
+
+The ranges are our choice, set to what the comments beside them name. Lengths are millimetres in the body frame of
+`shapes`. A group draws from a generator of its own, so that leaving one out changes nothing that another draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+# Floor. Forty pelves of this kind and two real label maps: apex 71 +/- 7 mm below the top of the femurs.
+APEX_BELOW_FEMURS_MM = (71.0, 7.0)
+APEX_RANGE_MM = (57.0, 85.0)
+FLOOR_BULK = (0.8, 1.25)
+FLOOR_SHIFT_MM = (4.0, 5.0)
+LEVATOR_MM, OBTURATOR_MM = (3.0, 8.0), (0.0, 7.0)
+# Base. Power of the superellipsoid's upper half, 2.25 being round; size of the bladder's neck.
+BASE_POWER = (2.3, 5.0)
+NECK_RADIUS_MM = (4.0, 9.0)
+NECK_DEPTH_MM = (0.0, 6.0)
+MEDIAN_LOBE_SHARE, MEDIAN_LOBE_MM = 0.25, (6.0, 14.0)
+WALL_MM = (1.8, 5.5)
+BLADDER_SEAT = (0.5, 0.85)
+VESICLE_THICKNESS, VESICLE_LENGTH = (0.6, 1.45), (0.6, 1.25)
+# Rectum. Outer radius where it is widest; what gas takes off the gland's depth. In one real scan with much gas the
+# gland's front-back extent is half of its width.
+RECTUM_RADIUS_MM = {"empty": (8.0, 12.0), "usual": (12.0, 24.0), "wide": (24.0, 36.0), "great": (36.0, 46.0)}
+RECTUM_SHARE = {"empty": 0.25, "usual": 0.40, "wide": 0.23, "great": 0.12}
+LEAST_DEPTH = 0.5
+GROOVE, WEDGE = (0.02, 0.14), (0.2, 1.0)
+# Gland. Height over width 0.5 to 0.74 on CT, 0.79 on average in `real`, 1.0 on MRI; 28 to 40 mm high while it is
+# no larger than 50 mL.
+VOLUME_MEDIAN_ML, VOLUME_LOG_SD, VOLUME_RANGE_ML = 38.0, 0.5, (15.0, 130.0)
+HEIGHT_MM, HEIGHT_RANGE_MM, TALL_ML = (34.0, 3.5), (28.0, 40.0), 50.0
+HEIGHT_OVER_WIDTH = (0.5, 0.85)
+DEPTH_OVER_WIDTH = (0.6, 0.97)
+SKEW = 0.12
+VEINS_MM, COVER_MM = (3.0, 11.0), (0.5, 4.0)
+# Image.
+NOISE_HU = (5.0, 40.0)
+#: Standard deviation of the noise's grain and width of the edge's blur against a usual kernel, sharp to soft.
+KERNEL = (0.6, 1.8)
+SLICE_MM = (0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.27, 4.0, 5.0)
+SLICE_SHARE = (0.05, 0.05, 0.06, 0.06, 0.08, 0.15, 0.15, 0.15, 0.10, 0.05, 0.10)
+PIXEL_MM = (0.65, 1.37)
+CUT_SIDE_SHARE, CUT_SIDE_MM = 0.12, (70.0, 140.0)
+CUT_GLAND_SHARE, CUT_GLAND_AT = 0.08, (0.2, 0.8)
+MEDIUM_SHARE, MEDIUM_HU = 0.12, (120.0, 1200.0)
+ENHANCED_SHARE, ENHANCED_HU = 0.35, (20.0, 160.0)
+STONES_SHARE, MOST_STONES = 0.45, 14
+MARKERS_SHARE, MOST_MARKERS = 0.15, 5
+LEG_TURN_DEG = (-12.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Variety:
+    """Which groups a varied phantom draws; what is left out stays as in `real`.
+
+    Attributes:
+        floor: one homogeneous pelvic floor hung on the bones, and the height of the gland's apex against them.
+        base: the bladder's neck, the gland's flat base and median lobe, bladder wall, seminal vesicles.
+        rectum: from empty to greatly distended, and how gas flattens the gland.
+        gland: volume, extents and asymmetry, and the veins in front of it.
+        image: noise, kernel, slices, contrast medium, stones, markers, cut fields, turned legs.
+    """
+
+    floor: bool = True
+    base: bool = True
+    rectum: bool = True
+    gland: bool = True
+    image: bool = True
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups that are drawn."""
+        return tuple(name for name in GROUPS if getattr(self, name))
+
+
+GROUPS = tuple(field.name for field in fields(Variety))
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The pelvic floor of one man.
+
+    Attributes:
+        apex_mm: the gland's apex, below the top of the femoral heads.
+        bulk: thickness against the template.
+        shift_mm: of the floor against the bones, front-back and head-foot.
+        levator_mm: thickness of the sheet that hugs the gland.
+        obturator_mm: how much nearer to the gland the muscles on the pelvic wall come than usual.
+    """
+
+    apex_mm: float
+    bulk: float
+    shift_mm: tuple[float, float]
+    levator_mm: float
+    obturator_mm: float
+
+
+@dataclass(frozen=True)
+class Base:
+    """The gland's base and what stands on it.
+
+    Attributes:
+        power: of the superellipsoid above the gland's middle; higher is flatter.
+        neck_mm, neck_depth_mm: radius of the bladder's neck at the base, and how deep it reaches into the gland.
+        neck_forward: where the neck lies, as a share of the gland's half depth in front of its middle.
+        wall_mm: thickness of the bladder's wall.
+        neck_wall_mm: what parts urine from the gland.
+        seat: height at which the bladder stands, as a share of the gland's half height.
+        vesicle_thickness, vesicle_length: of the right and the left vesicle against the usual.
+        vesicle_rise_mm: how much higher the vesicles' ends lie than usual.
+    """
+
+    power: float
+    neck_mm: float
+    neck_depth_mm: float
+    neck_forward: float
+    wall_mm: float
+    neck_wall_mm: float
+    seat: float
+    vesicle_thickness: tuple[float, float]
+    vesicle_length: tuple[float, float]
+    vesicle_rise_mm: float
+
+
+@dataclass(frozen=True)
+class Press:
+    """How rectum and gland yield to each other.
+
+    Attributes:
+        flatten: depth of the gland against its own.
+        groove: dent at the gland's back, as a share of its half depth.
+        wedge: how far the rectum beside and below the gland is a teardrop, 0 for round.
+    """
+
+    flatten: float
+    groove: float
+    wedge: float
+
+
+@dataclass(frozen=True)
+class Lobes:
+    """The gland's asymmetry and what lies in front of it.
+
+    Attributes:
+        skew: how much wider the left half is than the mean of both.
+        tip: how much higher the left half lies, as a share of the half height at its side.
+        veins_mm: thickness of the venous complex in front.
+        veins_reach: its half width, as a share of the gland's smallest half axis.
+        cover_mm: thickness of fascia and veins elsewhere.
+    """
+
+    skew: float
+    tip: float
+    veins_mm: float
+    veins_reach: float
+    cover_mm: float
+
+
+def generator(seed: int, group: str, part: int = 0) -> np.random.Generator:
+    """Return the source of chance of one group of one phantom; parts of a group are drawn apart."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(10 + GROUPS.index(group), part)))
+
+
+def normal(rng: np.random.Generator, mean: float, sd: float, low: float, high: float) -> float:
+    """Draw from a normal distribution, held within bounds."""
+    return float(np.clip(rng.normal(mean, sd), low, high))
+
+
+def uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    """Draw evenly between two bounds."""
+    return float(rng.uniform(*bounds))
+
+
+def evenly_in_log(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    """Draw between two bounds so that each doubling is as likely as the next."""
+    low, high = bounds
+    return float(low * (high / low) ** rng.random())

@@ -1,0 +1,302 @@
+"""The difficulty `varied`: what each group draws, its switch, and that labels still are one man's organs."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from metricunet.errors import InputError
+from metricunet.phantom import STRUCTURES, Variety, anatomy, make_cohort, make_phantom, organs, skeleton
+from metricunet.phantom import variety as v
+from metricunet.phantom.appearance import Appearance, draw_appearance
+from metricunet.phantom.cohort import CohortPlan
+from metricunet.phantom.patient import Patient, draw_patient
+from metricunet.phantom.scanner import Scan, draw_scan
+from metricunet.phantom.shapes import Lattice
+from metricunet.phantom.varied import vary_appearance, vary_patient, vary_scan
+from tests.support.phantoms import structure_fields
+
+SEEDS = range(8)
+ALL = Variety()
+NONE = Variety(**dict.fromkeys(v.GROUPS, False))
+GLAND_MM = (-16.0, 18.0)
+#: What each group may change in a man, his appearance and his scan.
+CHANGES = {
+    "floor": {"floor"},
+    "base": {"base", "median_lobe_mm"},
+    "rectum": {"rectum_radius", "rectum_filling", "rectum_level", "press"},
+    "gland": {"gland_volume_ml", "gland_ratio", "gland_tilt_rad", "gland_taper", "lobes", "veins"},
+    "image": {
+        "leg_turn_rad",
+        "tissues",
+        "urine_layer_hu",
+        "urine_level_mm",
+        "hardening_hu",
+        "streak_hu",
+        "stones_mm",
+    }
+    | {"seeds_mm", "shape", "spacing_mm", "start_mm", "noise_hu", "sharpness", "blur_mm"},
+}
+
+
+@cache
+def plain(seed: int) -> Patient:
+    return draw_patient(np.random.default_rng(np.random.SeedSequence(seed).spawn(4)[0]))
+
+
+@cache
+def man(seed: int, variety: Variety = ALL) -> Patient:
+    return vary_patient(plain(seed), variety, seed)
+
+
+@cache
+def shapes(seed: int) -> anatomy.Anatomy:
+    """The middle of the pelvis; a large bladder's top and what lies outside are of no interest."""
+    return anatomy.build(man(seed), Lattice.spanning((-80.0, -95.0, -75.0), (80.0, 100.0, 120.0), 3.0))
+
+
+def appearance(seed: int, variety: Variety = ALL) -> Appearance:
+    usual = draw_appearance(np.random.default_rng(seed), "varied", (0.0, 0.0, 0.0), 15.0)
+    return vary_appearance(usual, man(seed, variety), variety, seed, 15.0)
+
+
+def scan(seed: int, variety: Variety = ALL, reaches: bool = True) -> Scan:
+    usual = draw_scan(np.random.default_rng(seed), "varied", GLAND_MM, reaches)
+    return vary_scan(usual, seed, GLAND_MM, reaches) if variety.image else usual
+
+
+def drawn(seed: int, variety: Variety) -> dict[str, object]:
+    """Everything that is drawn, by its name; numbers compare by what they print."""
+    parts = man(seed, variety), appearance(seed, variety), scan(seed, variety)
+    return {field.name: repr(getattr(part, field.name)) for part in parts for field in fields(part)}
+
+
+def test_without_any_group_a_varied_phantom_is_the_real_one() -> None:
+    bare, real = make_phantom(248, "varied", variety=NONE), make_phantom(248, "real")
+    assert bare.image.array.tobytes() == real.image.array.tobytes()
+    assert bare.labels.array.tobytes() == real.labels.array.tobytes()
+    np.testing.assert_array_equal(bare.image.geometry.affine, real.image.geometry.affine)
+    assert real.description.items() <= (bare.description | {"difficulty": "real"}).items()
+    assert bare.description["variety"] == []
+
+
+@pytest.mark.parametrize(
+    ("seed", "difficulty", "counts", "mean_hu"),
+    [
+        (3, "easy", [4501, 7417, 5881, 495, 9857, 9622, 29289, 27635, 17103, 0], -514.657),
+        (8, "easy", [1108, 2378, 1874, 510, 9388, 9680, 11800, 12572, 2539, 369], -647.679),
+        (21, "real", [30340, 19956, 41502, 2989, 54643, 55679, 152453, 157701, 95507, 0], -558.411),
+    ],
+)
+def test_other_difficulties_stay_as_they_were(
+    seed: int, difficulty: str, counts: list[int], mean_hu: float
+) -> None:
+    """The numbers are those of recipe version 2, before there was any variety."""
+    made = make_phantom(seed, "easy" if difficulty == "easy" else "real")
+    found = np.bincount(made.labels.array.ravel(), minlength=len(STRUCTURES) + 1)
+    np.testing.assert_allclose(found[1:], counts, rtol=1e-3, atol=2)
+    assert made.image.array.mean(dtype=np.float64) == pytest.approx(mean_hu, abs=0.01)
+
+
+@pytest.mark.parametrize("group", v.GROUPS)
+def test_a_switch_changes_its_own_group_alone(group: str) -> None:
+    changed: set[str] = set()
+    for seed in range(12):
+        every, without = drawn(seed, Variety()), drawn(seed, replace(Variety(), **{group: False}))
+        changed |= {name for name, value in every.items() if without[name] != value}
+    assert changed
+    assert changed <= CHANGES[group]
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    first, again = (make_phantom(265, "varied") for _ in range(2))
+    assert first.image.array.tobytes() == again.image.array.tobytes()
+    assert first.labels.array.tobytes() == again.labels.array.tobytes()
+    assert first.description == again.description
+    assert first.description["variety"] == list(v.GROUPS)
+
+
+def test_glands_have_the_stated_sizes() -> None:
+    men = [man(seed) for seed in range(300)]
+    volumes = np.array([m.gland_volume_ml for m in men])
+    assert np.median(volumes) == pytest.approx(v.VOLUME_MEDIAN_ML, rel=0.12)
+    assert v.VOLUME_RANGE_ML[0] <= volumes.min() < 18
+    assert 90 < volumes.max() <= v.VOLUME_RANGE_ML[1]
+    depth, height = np.array([m.gland_ratio for m in men]).T
+    assert v.HEIGHT_OVER_WIDTH[0] <= height.min() < 0.58
+    assert 0.8 < height.max() <= v.HEIGHT_OVER_WIDTH[1]
+    assert v.DEPTH_OVER_WIDTH[0] <= depth.min()
+    assert depth.max() <= v.DEPTH_OVER_WIDTH[1]
+    skews = [m.lobes.skew for m in men if m.lobes is not None]
+    assert len(skews) == len(men)
+    assert -v.SKEW <= min(skews) < -0.08
+    assert 0.08 < max(skews) <= v.SKEW
+
+
+def test_usual_glands_are_28_to_40_mm_high() -> None:
+    small = [
+        m for m in map(man, range(60)) if m.gland_volume_ml < v.TALL_ML and m.press and m.press.flatten > 0.98
+    ]
+    heights = [2 * organs.gland(m).half[2] for m in small]
+    assert len(heights) > 10
+    assert min(heights) > 25
+    assert max(heights) < 43
+    assert np.mean(heights) == pytest.approx(34, abs=2.5)
+
+
+def test_apices_lie_at_the_stated_height_below_the_femurs() -> None:
+    found = []
+    for seed in range(60):
+        one = man(seed)
+        gland = organs.gland(one)
+        top = one.place_point((0.0, *skeleton.FEMORAL_HEAD[1:]))[2] + skeleton.FEMORAL_HEAD_RADIUS_MM * one.girth
+        found.append(top - (gland.centre[2] - gland.half[2]))
+    assert np.mean(found) == pytest.approx(71, abs=3)
+    assert 4 < np.std(found) < 10
+    assert v.APEX_RANGE_MM[0] - 0.1 <= min(found)
+    assert max(found) <= v.APEX_RANGE_MM[1] + 0.1
+
+
+def test_rectums_go_from_empty_to_greatly_distended_and_press_the_gland() -> None:
+    men = [man(seed) for seed in range(200)]
+    widest = np.array([m.rectum_radius.max() for m in men])
+    assert widest.min() < 10
+    assert 40 < widest.max() <= v.RECTUM_RADIUS_MM["great"][1]
+    assert {m.rectum_filling for m in men} == {"gas", "stool", "empty"}
+    flat = np.array([m.press.flatten for m in men if m.press is not None])
+    assert (flat[widest < 14] == 1).all()
+    assert flat[widest > 36].mean() < 0.8
+    pressed = [organs.gland(men[k]).half for k in np.argsort(flat)[:4]]
+    ratios = [half[1] / half[0] for half in pressed]
+    assert min(ratios) < 0.56
+    assert min(ratios) >= v.LEAST_DEPTH - 1e-6
+
+
+def test_scans_have_the_stated_noise_slices_and_cuts() -> None:
+    scans = [scan(seed) for seed in range(400)]
+    noise = [s.noise_hu for s in scans]
+    assert v.NOISE_HU[0] <= min(noise) < 6
+    assert 35 < max(noise) <= v.NOISE_HU[1]
+    assert {s.spacing_mm[0] for s in scans} == set(v.SLICE_MM)
+    assert min(s.blur_mm for s in scans) < 1.0
+    assert max(s.blur_mm for s in scans) > 2.5
+    whole = [s.start_mm[2] < GLAND_MM[0] and s.end_mm[2] > GLAND_MM[1] for s in scans]
+    assert 1 - np.mean(whole) == pytest.approx(v.CUT_GLAND_SHARE, abs=0.04)
+    starts = sum(s.start_mm[2] > GLAND_MM[0] for s in scans)
+    assert 5 < starts < 400 - sum(whole) - 5
+    aside = [s.shape[2] < s.shape[1] for s in scans]
+    assert np.mean(aside) == pytest.approx(v.CUT_SIDE_SHARE, abs=0.05)
+    for one in scans:
+        assert one.start_mm[0] <= -v.CUT_SIDE_MM[0]
+        assert one.end_mm[0] >= v.CUT_SIDE_MM[0] - one.spacing_mm[2]
+        assert GLAND_MM[0] < one.end_mm[2]
+        assert one.start_mm[2] < GLAND_MM[1]
+
+
+def test_scans_that_miss_the_gland_show_none_of_it() -> None:
+    for seed in range(100):
+        one = scan(seed, reaches=False)
+        assert one.end_mm[2] < GLAND_MM[0] or one.start_mm[2] > GLAND_MM[1]
+
+
+def test_images_have_medium_stones_markers_and_turned_legs_at_times() -> None:
+    looks = [appearance(seed) for seed in range(200)]
+    bright = [a.urine_layer_hu > 100 or a.tissues.urine > 100 for a in looks]
+    assert np.mean(bright) == pytest.approx(v.MEDIUM_SHARE, abs=0.07)
+    assert any(a.urine_layer_hu > 0 for a in looks)
+    assert max(len(a.stones_mm) for a in looks) > 8
+    assert np.mean([bool(a.seeds_mm) for a in looks]) == pytest.approx(v.MARKERS_SHARE, abs=0.08)
+    turns = np.degrees([man(seed).leg_turn_rad for seed in range(200)])
+    assert v.LEG_TURN_DEG[0] <= turns.min() < -8
+    assert 16 < turns.max() <= v.LEG_TURN_DEG[1]
+
+
+def test_a_leg_turned_outward_brings_its_trochanter_back() -> None:
+    def behind(turn: float) -> float:
+        found = structure_fields(replace(plain(1), leg_turn_rad=(np.radians(turn), 0.0)), 4.0)
+        index = np.argwhere(found.fields["femur_left"] < 0)
+        outermost = index[index[:, 2] >= index[:, 2].max() - 2]
+        return float(found.lattice.y[outermost[:, 1]].mean())
+
+    assert behind(20.0) > behind(0.0) + 6
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_gland_is_one_piece_between_bladder_and_floor(seed: int) -> None:
+    found = shapes(seed)
+    z, y, x = (found.lattice.z, found.lattice.y, found.lattice.x)
+    gland = found.fields["prostate"] < 0
+    assert ndimage.label(gland)[1] == 1
+    pieces = ndimage.label(found.fields["bladder"] < 0)[0]
+    assert np.bincount(pieces.ravel())[1:].max() > 0.9 * (pieces > 0).sum()
+    index = np.argwhere(gland)
+    centre = index.mean(axis=0)
+    bladder = np.argwhere(found.fields["bladder"] < 0)
+    assert z[bladder[:, 0]].mean() > np.interp(centre[0], range(len(z)), z) + 8
+    # Straight below the apex there is muscle, and the bladder rests upon the base.
+    low = index[index[:, 0] == index[:, 0].min()].mean(axis=0).round().astype(int)
+    below = (low[0] - 2, low[1], low[2])
+    assert found.fields["floor"][below] < 0
+    assert (found.fields["bladder"][gland]).min() < 4.0
+    assert abs(x[low[2]]) < 20
+    assert -40 < y[low[1]] < 40
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_two_varied_organs_share_a_place(seed: int) -> None:
+    found = shapes(seed).fields
+    solid = ("prostate", "seminal_vesicles", "bladder", "rectum", "hip_left", "hip_right", "femur_left", "sacrum")
+    count = sum((found[name] < 0).astype(int) for name in solid)
+    assert int(count.max()) == 1
+    assert not ((found["penile_bulb"] < 0) & (found["prostate"] < 0)).any()
+    for hollow, whole in (("urine", "bladder"), ("rectum_lumen", "rectum"), ("rectum_gas", "rectum_lumen")):
+        assert (found[whole][found[hollow] < 0] < 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_varied_glands_are_as_large_as_they_were_meant_to_be(seed: int) -> None:
+    _, _, volume = anatomy.gland_extent(man(seed))
+    assert volume == pytest.approx(man(seed).gland_volume_ml, rel=0.06)
+
+
+def test_a_cut_scan_says_so() -> None:
+    # Whether a scan is cut does not depend on where the gland lies.
+    scans = {seed: scan(seed) for seed in range(60)}
+    cut = [k for k, s in scans.items() if s.start_mm[2] > GLAND_MM[0] or s.end_mm[2] < GLAND_MM[1]]
+    seed = min(cut, key=lambda k: scans[k].shape[0])
+    made = make_phantom(seed, "varied")
+    assert made.description["gland"] == "cut"
+    inside = (made.labels.array == STRUCTURES["prostate"]).any(axis=(1, 2))
+    assert inside[0] or inside[-1]
+    assert not inside.all()
+
+
+def test_a_variety_is_for_varied_phantoms_alone() -> None:
+    with pytest.raises(InputError, match="varied"):
+        make_phantom(0, "real", variety=Variety())
+    with pytest.raises(InputError, match="varied"):
+        CohortPlan(1, variety=NONE)
+
+
+@pytest.mark.usefixtures("quick_phantoms")
+def test_a_cohort_states_its_variety_and_goes_on_with_the_same_alone(tmp_path: Path) -> None:
+    few = replace(Variety(), floor=False)
+    assert CohortPlan(1, difficulty="varied", variety=few).recipe["variety"] == [
+        "base",
+        "rectum",
+        "gland",
+        "image",
+    ]
+    assert "variety" not in CohortPlan(1).recipe
+    make_cohort(tmp_path / "cohort", 1, difficulty="varied", variety=few)
+    with pytest.raises(InputError, match="variety"):
+        make_cohort(tmp_path / "cohort", 2, difficulty="varied")
+    assert make_cohort(tmp_path / "cohort", 2, difficulty="varied", variety=few) == [
+        "phantom_0000",
+        "phantom_0001",
+    ]
