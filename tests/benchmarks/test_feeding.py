@@ -41,14 +41,14 @@ def steps(cases: list[PreparedCase]) -> Iterator[TrainingSteps]:
 
 def test_each_way_trains_and_counts_one_block(steps: TrainingSteps, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = 0
-    loss = steps.module.loss
+    forward = steps.module.forward
 
     def counted(*arguments: object) -> object:
         nonlocal taken
         taken += 1
-        return loss(*arguments)  # type: ignore[arg-type]
+        return forward(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(steps.module, "loss", counted)
+    monkeypatch.setattr(steps.module, "forward", counted)
     for way, wanted in (
         (steps.bare, part.BLOCK),
         (steps.ours, part.BLOCK),

@@ -161,7 +161,7 @@ def test_what_is_no_study_file(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         load_study(tmp_path / "s.yaml")
     assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="not a readable YAML file"):
+    with pytest.raises(InputError, match=r"absent.yaml: no such file; expected a YAML file"):
         load_study(tmp_path / "absent.yaml")
 
 

@@ -77,7 +77,7 @@ def test_mistakes_are_named(setting: str, words: str) -> None:
 def test_bad_files_and_presets(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="default, small"):
         load_config("large")
-    with pytest.raises(InputError, match="not a readable YAML"):
+    with pytest.raises(InputError, match="no such file; expected a YAML file"):
         load_config("default", tmp_path / "none.yaml")
     (tmp_path / "c.yaml").write_text("- 1\n")
     with pytest.raises(InputError, match="expected sections"):

@@ -78,7 +78,7 @@ def test_a_file_that_is_not_clear_is_refused(tmp_path: Path, text: str, words: s
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"names.yaml: not a readable"):
+    with pytest.raises(InputError, match=r"names.yaml: no such file; expected a YAML file"):
         read_names(tmp_path / "names.yaml")
 
 
