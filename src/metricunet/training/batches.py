@@ -110,6 +110,10 @@ class SegmentBatches:
         images = augmented_input(images, config.spacing_mm[1:], config.hu_window, self.augment, generator)
         return Batch(images, read_classes(self.labels[case, middle], grid, self._values), self._unknown_of(case))
 
+    def at_epoch(self, epoch: int) -> SegmentBatches:
+        """Return these: a cohort's cases are the same in every epoch."""
+        return self
+
     def _unknown_of(self, case: Tensor) -> Tensor | None:
         return None if self.unknown is None else self.unknown[case]
 
@@ -223,6 +227,10 @@ class LocateBatches:
         images = augmented_input(read(hu, grid), config.spacing_mm, config.hu_window, self.augment, generator)
         unknown = None if self._unknown is None else self._unknown[case]
         return Batch(images, read_classes(labels, grid, self._values), unknown)
+
+    def at_epoch(self, epoch: int) -> LocateBatches:
+        """Return these: a cohort's cases are the same in every epoch."""
+        return self
 
     def _middles(self, case: Tensor, generator: Generator) -> Tensor:
         """Draw the voxel [slice, row, column] of the scan that each patch's middle reads."""

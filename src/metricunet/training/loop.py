@@ -52,6 +52,14 @@ class Batches(Protocol):
         ...
 
 
+class Supply(Protocol):
+    """What a stage is trained on, epoch for epoch."""
+
+    def at_epoch(self, epoch: int) -> Batches:
+        """Return what an epoch draws from, which its number alone decides."""
+        ...
+
+
 @dataclass(eq=False)
 class StageState:
     """A stage in training.
@@ -61,7 +69,6 @@ class StageState:
         module: the stage itself: weights, loss and score.
         trained: the module as Fabric wraps it; to be called for the loss.
         optimizer: the optimizer as Fabric wraps it.
-        batches: the batches to train on.
         epochs: number of epochs that are done.
         best_dice: highest mean Dice of the validation cases after any of them; None without one.
     """
@@ -70,18 +77,17 @@ class StageState:
     module: StageModule
     trained: nn.Module
     optimizer: Optimizer
-    batches: Batches
     epochs: int = 0
     best_dice: float | None = None
 
 
-def fit(run: Run, module: StageModule, batches: Batches) -> float | None:
+def fit(run: Run, module: StageModule, supply: Supply) -> float | None:
     """Train a stage of a run, or continue it, and leave its best weights in the module; unscored, the last ones.
 
     Args:
         run: the run, as `open_run` returned it; its folder is this process's own.
         module: the stage, with the weights to begin from.
-        batches: the batches to train on.
+        supply: the batches to train on.
 
     Returns:
         The mean Dice of the validation cases under these weights; None where there are none.
@@ -101,14 +107,14 @@ def fit(run: Run, module: StageModule, batches: Batches) -> float | None:
     ):
         # The metric branch's CUDA graphs were captured on a stream of their own (GraphedBranch).
         warnings.filterwarnings("ignore", message=".*AccumulateGrad node's stream does not match.*")
-        state = set_up(module, batches, run.device, loggers)
+        state = set_up(module, run.device, loggers)
         if run.resume and last.is_file():
             restore(state, last)
         progress.show(state.epochs * settings.updates_per_epoch)
         for epoch in range(state.epochs, settings.epochs):
             began = time.perf_counter()
             updates = range(epoch * settings.updates_per_epoch, (epoch + 1) * settings.updates_per_epoch)
-            means = train_updates(state, updates, progress.show)
+            means = train_updates(state, supply.at_epoch(epoch), updates, progress.show)
             if not math.isfinite(means["loss"]):
                 raise InputError(
                     f"stage {stage} diverged in epoch {epoch}: loss {means['loss']}; lower {stage}.learning_rate, "
@@ -157,9 +163,7 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def set_up(
-    module: StageModule, batches: Batches, device: torch.device, loggers: Sequence[Logger] = ()
-) -> StageState:
+def set_up(module: StageModule, device: torch.device, loggers: Sequence[Logger] = ()) -> StageState:
     """Bring a stage to a device, with its optimiser: AdamW."""
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # it has tips, for those who write programs
     fabric = Fabric(
@@ -170,14 +174,17 @@ def set_up(
     fabric.launch()
     trained = fabric.setup_module(module)
     optimizer = AdamW(module.parameters(), module.settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
-    return StageState(fabric, module, trained, cast(Optimizer, fabric.setup_optimizers(optimizer)), batches)
+    return StageState(fabric, module, trained, cast(Optimizer, fabric.setup_optimizers(optimizer)))
 
 
-def train_updates(state: StageState, updates: range, done: Callable[[int], None]) -> dict[str, float]:
+def train_updates(
+    state: StageState, batches: Batches, updates: range, done: Callable[[int], None]
+) -> dict[str, float]:
     """Take updates, each on its own batch, without waiting for the device.
 
     Args:
         state: state of the stage.
+        batches: what the updates draw from.
         updates: numbers of the updates.
         done: called after each, with the number of updates done in all.
 
@@ -191,7 +198,7 @@ def train_updates(state: StageState, updates: range, done: Callable[[int], None]
         # The metric branch draws its voxels from torch's own generator, so that has a seed for each update, too.
         torch.manual_seed(update_seed(module.config.seed, module.stream, update))
         generator = update_generator(module.config.seed, module.stream, update, module.device)
-        loss, facts = state.trained(state.batches.draw(generator), update)
+        loss, facts = state.trained(batches.draw(generator), update)
         state.optimizer.zero_grad()
         state.fabric.backward(loss)
         state.optimizer.step()
