@@ -750,9 +750,11 @@ def _label_map(source: object, name: str) -> tuple[Volume, str]:
 
 @_in_one_line
 def train(
-    cohort: str | os.PathLike[str],
+    cohort: str | os.PathLike[str] | None,
     output: str | os.PathLike[str],
     *,
+    phantoms: Literal["easy", "real", "varied"] | None = None,
+    workers: int = 1,
     preset: str = "default",
     config: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
@@ -766,9 +768,12 @@ def train(
     """Train both stages on a cohort, as `metricunet train` does, and return the path of the model file.
 
     Args:
-        cohort: This is an nnU-Net raw data set: dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz.
+        cohort: This is an nnU-Net raw data set: dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz. It
+            is None with `phantoms`.
         output: The run's folder is new or empty, and receives config.yaml, log.csv, checkpoints,
             model.safetensors and run.json.
+        phantoms: Synthetic scans of this difficulty are made beside the training, in place of a cohort.
+        workers: This many processes make them; the model does not depend on it.
         preset: The settings begin with `default`, or with `small` for a CPU.
         config: The settings of this YAML file replace the preset's.
         settings: Single settings replace both: `{"segment.epochs": 20}`, or `["segment.epochs=20"]` as on the
@@ -788,10 +793,12 @@ def train(
     from metricunet.training.fit import train as train_model
 
     chosen: Fold = fold
+    resolved = load_config(preset, None if config is None else Path(config), settings, phantoms=phantoms)
     return train_model(
-        Path(cohort),
+        None if cohort is None else Path(cohort),
         Path(output),
-        config=load_config(preset, None if config is None else Path(config), settings),
+        config=resolved,
+        workers=workers,
         fold=chosen,
         init=None if init is None else Path(init),
         resume=resume,

@@ -243,8 +243,20 @@ def check(
 
 @app.command()
 def train(
-    cohort: Annotated[Path, typer.Argument(help="Cohort to train on: a folder in nnU-Net's raw data layout.")],
     output: Output,
+    cohort: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Cohort to train on: a folder in nnU-Net's raw data layout. It is left out with --phantoms."
+        ),
+    ] = None,
+    phantoms: Annotated[
+        Literal["easy", "real", "varied"] | None,
+        typer.Option(
+            help="Train on synthetic scans of this difficulty, made beside the training, in place of a cohort."
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Make the synthetic scans in this many processes.")] = 1,
     config: Annotated[Path | None, typer.Option(help="Read settings from this YAML file.")] = None,
     preset: Annotated[
         str, typer.Option(help="Begin with the settings named default, or with small ones, which suit a CPU.")
@@ -274,7 +286,7 @@ def train(
 
     if fold != "all" and not fold.isdecimal():
         raise InputError(f"--fold must be a whole number or all; got {fold!r}")
-    settings = load_config(preset, config, set_ or [])
+    settings = load_config(preset, config, set_ or [], phantoms=phantoms)
     with progress_bars() as bar:
         model = run(
             cohort,
@@ -284,7 +296,8 @@ def train(
             init=init,
             resume=resume,
             device=device,
-            progress=bar("preparing"),
+            progress=bar("preparing" if settings.phantoms is None else "phantoms"),
+            workers=workers,
         )
     typer.echo(f"model: {model}")
 

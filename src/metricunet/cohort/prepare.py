@@ -173,13 +173,13 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
         centre = image.geometry.to_world(np.argwhere(mask).mean(axis=0))
         shape = voxels_of(settings.box_mm, settings.fine_spacing_mm)
         fine_grid = image.geometry.box_around(centre, shape, settings.fine_spacing_mm)
-        fine, fine_labels = _hu(image, fine_grid), resample_labels(labels, fine_grid)
+        fine, fine_labels = hu_on(image, fine_grid), resample_labels(labels, fine_grid)
         facts["volume_ml"] = float(mask.sum()) * labels.geometry.voxel_volume_ml
         facts["target_hu"] = float(np.median(image.array[mask]))
         facts["centre_mm"] = [float(v) for v in centre]
     return PreparedCase(
         case.name,
-        _hu(image, coarse),
+        hu_on(image, coarse),
         resample_labels(labels, coarse),
         fine,
         fine_labels,
@@ -188,7 +188,8 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
     )
 
 
-def _hu(image: Volume, grid: Geometry) -> Volume:
+def hu_on(image: Volume, grid: Geometry) -> Volume:
+    """Read a scan on a grid of training: int16 HU, air where the scan has none."""
     array = read_hu(image, grid).array
     return Volume(np.rint(np.clip(array, AIR_HU, 32767)).astype(np.int16), grid)
 

@@ -104,7 +104,7 @@ class CohortPlan:
                 split=split,
                 seed=case_seed(self.seed, split, k),
                 difficulty=self.difficulty,
-                reaches_prostate=not _absent(k, self.absent_fraction),
+                reaches_prostate=not is_absent(k, self.absent_fraction),
                 structures=tuple(self.structures),
                 n_readers=self.n_readers,
                 variety=self.variety,
@@ -273,7 +273,7 @@ def case_seed(seed: int, split: str, number: int) -> int:
     return int(np.random.SeedSequence((seed, 0 if split == "Tr" else 1, number)).generate_state(1)[0])
 
 
-def _absent(number: int, fraction: float) -> bool:
+def is_absent(number: int, fraction: float) -> bool:
     """Spread the share evenly over the cases, so that it holds for every beginning of the cohort."""
     return int((number + 1) * fraction + 1e-9) > int(number * fraction + 1e-9)
 

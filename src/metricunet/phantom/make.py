@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
@@ -13,11 +14,11 @@ from metricunet.errors import InputError
 from metricunet.phantom import anatomy, organs, readers
 from metricunet.phantom.appearance import Appearance, draw_appearance
 from metricunet.phantom.imaging import render_image, render_labels
-from metricunet.phantom.implants import draw_implants
+from metricunet.phantom.implants import Implant, draw_implants
 from metricunet.phantom.metal import Metal, implanted
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Difficulty, Scan, draw_scan
-from metricunet.phantom.shapes import Lattice
+from metricunet.phantom.shapes import Lattice, Point
 from metricunet.phantom.varied import vary_appearance, vary_patient, vary_scan
 from metricunet.phantom.variety import Variety
 from metricunet.volume import Volume
@@ -67,18 +68,44 @@ class Drawn:
         patient: the man's numbers.
         scan: the acquisition that was drawn for him.
         appearance: how his tissues look.
-        shapes: his tissues' signed distances, on a lattice that covers what `scan` sees of him.
-        metal: implants and their artefact; None where the scan holds none.
+        implants: the hips of metal that he has.
+        gland_mm: lowest and highest corner of the gland's box in the body frame, in the scan or not.
         description: plain facts for JSON, as in `Phantom`.
     """
 
     seed: int
+    difficulty: Difficulty
     patient: Patient
     scan: Scan
     appearance: Appearance
-    shapes: anatomy.Anatomy
-    metal: Metal | None
+    implants: tuple[Implant, ...]
+    gland_mm: tuple[Point, Point]
     description: dict[str, Any]
+
+    @cached_property
+    def shapes(self) -> anatomy.Anatomy:
+        """His tissues' signed distances, on a lattice that covers what `scan` sees of him."""
+        return anatomy.build(self.patient, _lattice(self.scan, self.difficulty))
+
+    @cached_property
+    def metal(self) -> Metal | None:
+        """Implants and their artefact; None where the scan holds none."""
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(5,)))
+        draw_implants(rng, self.difficulty)  # the artefact's chance comes after theirs
+        return implanted(self.implants, self.patient, self.shapes, rng) if self.implants else None
+
+    def _shapes_on(self, scan: Scan) -> anatomy.Anatomy:
+        """Return the shapes for a scan: a small one takes a small lattice. Metal lies on the whole one."""
+        if scan is self.scan or self.implants:
+            return self.shapes
+        if scan not in self._built:  # image and labels of a scan are asked for one after the other
+            self._built.clear()
+            self._built[scan] = anatomy.build(self.patient, _lattice(scan, self.difficulty))
+        return self._built[scan]
+
+    @cached_property
+    def _built(self) -> dict[Scan, anatomy.Anatomy]:
+        return {}
 
     def image(self, scan: Scan | None = None) -> Volume:
         """Render the image.
@@ -92,7 +119,7 @@ class Drawn:
         """
         scan = scan or self.scan
         noise = _generators(self.seed)[3]
-        return Volume(render_image(self.shapes, scan, self.appearance, noise, self.metal), scan.geometry)
+        return Volume(render_image(self._shapes_on(scan), scan, self.appearance, noise, self.metal), scan.geometry)
 
     def labels(self, structures: Mapping[str, int] = STRUCTURES, scan: Scan | None = None) -> Volume:
         """Render a label map.
@@ -106,7 +133,7 @@ class Drawn:
             uint8, 0 where there is none of the structures.
         """
         scan = scan or self.scan
-        return Volume(render_labels(self.shapes, scan, structures), scan.geometry)
+        return Volume(render_labels(self._shapes_on(scan), scan, structures), scan.geometry)
 
 
 def make_phantom(
@@ -150,7 +177,7 @@ def draw_phantom(
     reaches_prostate: bool = True,
     variety: Variety | None = None,
 ) -> Drawn:
-    """Draw a phantom and evaluate its shapes, without rendering its scan. Arguments and errors as `make_phantom`."""
+    """Draw a phantom without rendering its scan. Arguments and errors as `make_phantom`."""
     if difficulty not in get_args(Difficulty):
         raise InputError(f"difficulty must be one of {', '.join(get_args(Difficulty))}; got {difficulty!r}")
     if seed < 0:
@@ -169,10 +196,7 @@ def draw_phantom(
     appearance = draw_appearance(for_appearance, difficulty, gland.centre, min(gland.half))
     if groups is not None:
         appearance = vary_appearance(appearance, patient, groups, seed, min(gland.half))
-    shapes = anatomy.build(patient, _lattice(scan, difficulty))
-    for_metal = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,)))
-    implants = draw_implants(for_metal, difficulty)
-    metal = implanted(implants, patient, shapes, for_metal)
+    implants = draw_implants(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,))), difficulty)
     description = {
         "seed": seed,
         "difficulty": difficulty,
@@ -194,7 +218,7 @@ def draw_phantom(
             "variety": list(groups.groups),
             "gland": "absent" if not reaches_prostate else "whole" if holds else "cut",
         }
-    return Drawn(seed, patient, scan, appearance, shapes, metal, description)
+    return Drawn(seed, difficulty, patient, scan, appearance, tuple(implants), (low, high), description)
 
 
 def _generators(seed: int) -> list[np.random.Generator]:
@@ -214,8 +238,8 @@ def _reread(labels: NDArray[np.uint8], drawn: Drawn, reading: readers.Reading) -
     if not (labels == value).any():
         return labels.copy()
     field = readers.contour(drawn.shapes, drawn.patient, reading)
-    seen = replace(drawn, shapes=replace(drawn.shapes, fields={"prostate": field}))
-    contour = seen.labels({"prostate": value}).array
+    seen = replace(drawn.shapes, fields={"prostate": field})
+    contour = render_labels(seen, drawn.scan, {"prostate": value})
     result = np.where(labels == value, 0, labels)
     result[contour == value] = value
     return np.asarray(result, dtype=np.uint8)

@@ -7,19 +7,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from metricunet.cohort.prepare import PreparedCase
 from metricunet.hu import AIR_HU
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.augment import Warp, augmented_input, read, read_classes, uniform
 from metricunet.training.config import AugmentConfig, LocateConfig, SegmentConfig
 from metricunet.training.partial_labels import unknown_classes
+from metricunet.volume import Volume
 
 #: How far an aimed patch's middle may lie from the target's, in sides of the patch.
 AIMED_WITHIN = 0.4
+
+
+class SeenCase(Protocol):
+    """What batches are cut from: a case as one stage, or both, see it; see `PreparedCase`."""
+
+    @property
+    def coarse(self) -> Volume | None:
+        """HU of the whole scan on stage 1's grid."""
+
+    @property
+    def coarse_labels(self) -> Volume | None:
+        """Classes on the same grid."""
+
+    @property
+    def fine(self) -> Volume | None:
+        """HU of the box around the target."""
+
+    @property
+    def fine_labels(self) -> Volume | None:
+        """Classes on the same grid."""
+
+    @property
+    def unknown(self) -> tuple[int, ...]:
+        """Classes that were not contoured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +58,22 @@ class Batch:
     images: Tensor
     labels: Tensor
     unknown: Tensor | None = None
+
+
+class Batches(Protocol):
+    """What a stage is trained on."""
+
+    def draw(self, generator: Generator) -> Batch:
+        """Return the batch of an update, which its generator alone decides."""
+        ...
+
+
+class Supply(Protocol):
+    """What a stage is trained on, epoch for epoch."""
+
+    def at_epoch(self, epoch: int) -> Batches:
+        """Return what an epoch draws from, which its number alone decides."""
+        ...
 
 
 def update_seed(seed: int, stage: int, update: int) -> int:
@@ -62,7 +103,7 @@ class SegmentBatches:
 
     def __init__(
         self,
-        cases: Sequence[PreparedCase],
+        cases: Sequence[SeenCase],
         config: SegmentConfig,
         augment: AugmentConfig,
         classes: int,
@@ -180,7 +221,7 @@ class LocateBatches:
 
     def __init__(
         self,
-        cases: Sequence[PreparedCase],
+        cases: Sequence[SeenCase],
         config: LocateConfig,
         augment: AugmentConfig,
         classes: int,
@@ -195,8 +236,8 @@ class LocateBatches:
             mirror,
             device,
         )
-        hu = [torch.from_numpy(c.coarse.array) for c in cases]
-        labels = [torch.from_numpy(c.coarse_labels.array) for c in cases]
+        hu = [torch.from_numpy(c.coarse.array) for c in cases if c.coarse]
+        labels = [torch.from_numpy(c.coarse_labels.array) for c in cases if c.coarse_labels]
         self._unknown = unknown_classes(cases, classes, device)
         self._values = _values(labels, classes)
         # Scans differ in shape. They lie one after the other, so that any of them is read without asking which.

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -32,7 +32,7 @@ from torch.optim import AdamW, Optimizer
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import UNFINISHED
-from metricunet.training.batches import Batch, update_generator, update_seed
+from metricunet.training.batches import Batches, Supply, update_generator, update_seed
 from metricunet.training.checkpoints import written_checkpoint
 from metricunet.training.log import LOG_NAME, StageProgress, stage_loggers, write_epoch
 from metricunet.training.objectives import StageModule
@@ -42,22 +42,6 @@ WARM_UP_UPDATES = 50
 WEIGHT_DECAY = 1e-2
 #: Raised whenever a checkpoint must be read differently.
 CHECKPOINT_FORMAT = 1
-
-
-class Batches(Protocol):
-    """What a stage is trained on."""
-
-    def draw(self, generator: torch.Generator) -> Batch:
-        """Return the batch of an update, which its generator alone decides."""
-        ...
-
-
-class Supply(Protocol):
-    """What a stage is trained on, epoch for epoch."""
-
-    def at_epoch(self, epoch: int) -> Batches:
-        """Return what an epoch draws from, which its number alone decides."""
-        ...
 
 
 @dataclass(eq=False)

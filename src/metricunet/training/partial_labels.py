@@ -11,18 +11,26 @@ Image Analysis 2021), the marginal loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from metricunet.cohort.prepare import PreparedCase
 from metricunet.structures import IGNORE_CLASS
 
 #: A logit whose probability is zero. Finite, for infinite ones have no gradient in lower precision.
 NEVER = -1e4
 
 
-def unknown_classes(cases: Sequence[PreparedCase], classes: int, device: torch.device) -> Tensor | None:
+class ContouredCase(Protocol):
+    """A case that says which classes were not contoured in it."""
+
+    @property
+    def unknown(self) -> tuple[int, ...]:
+        """Classes that were not contoured."""
+
+
+def unknown_classes(cases: Sequence[ContouredCase], classes: int, device: torch.device) -> Tensor | None:
     """Return which classes were not contoured: bool [cases, classes]; None where all were, in every case."""
     if not any(case.unknown for case in cases):
         return None

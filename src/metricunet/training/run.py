@@ -23,8 +23,9 @@ from metricunet.files.own import STAGING, OwnFiles
 from metricunet.progress import Progress
 from metricunet.structures import class_of
 from metricunet.training.checkpoints import check_checkpoints
-from metricunet.training.config import TrainConfig, differences, dump_config
+from metricunet.training.config import TrainConfig, differences, dump_config, plain
 from metricunet.training.log import Watch, check_log
+from metricunet.training.stream import PhantomStream
 
 #: A target seen in fewer scans than this cannot be learned.
 FEWEST_CASES = 2
@@ -47,6 +48,7 @@ class Run:
         watch: told how far a stage is, in place of a progress bar.
         start: weights to begin from, by their names in a model file; None for random ones.
         loggers: told the numbers of each epoch, beside log.csv; they stay open.
+        stream: makes the patients of later epochs, where there is no cohort; `train` are the first ones.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class Run:
     watch: Watch | None = None
     start: dict[str, Tensor] | None = None
     loggers: tuple[Logger, ...] = ()
+    stream: PhantomStream | None = None
 
     @property
     def labels(self) -> dict[str, int]:
@@ -151,8 +154,8 @@ def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) 
     return home / "prepared" / key
 
 
-def check_cases(run: Run, cohort: Path) -> None:
-    """Fail early on a cohort that cannot work."""
+def check_cases(run: Run, cohort: Path | str) -> None:
+    """Fail early on a cohort that cannot work; it is named in the message."""
     target = run.config.target
     holding = sum(case.fine is not None for case in run.train)
     if holding < FEWEST_CASES:
@@ -166,14 +169,14 @@ def check_cases(run: Run, cohort: Path) -> None:
         refuse_no_hu(case.coarse, f"{cohort}: case {case.name}")
 
 
-def begin(run: Run, fold: Fold, init: Path | None) -> None:
+def begin(run: Run, fold: Fold | None, init: Path | None) -> None:
     """Leave the run's identity in its folder; when resuming, refuse to continue another run."""
     path = state_file(run.folder)
     state = {
         "fold": fold,
         "data_sha256": run.data_sha256,
         "init": None if init is None else str(init),
-        "config": run.config.model_dump(mode="json"),
+        "config": plain(run.config),
     }
     if run.resume:
         check_log(run.folder)
