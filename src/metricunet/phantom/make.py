@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 
 from metricunet.errors import InputError
 from metricunet.phantom import anatomy, organs, readers
-from metricunet.phantom.appearance import draw_appearance
+from metricunet.phantom.appearance import Appearance, draw_appearance
 from metricunet.phantom.imaging import render_image, render_labels
 from metricunet.phantom.implants import draw_implants
-from metricunet.phantom.metal import implanted
+from metricunet.phantom.metal import Metal, implanted
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Difficulty, Scan, draw_scan
 from metricunet.phantom.shapes import Lattice
@@ -57,6 +58,57 @@ class Phantom:
     readings: tuple[Volume, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Everything that decides how a phantom's scan looks, before any voxel is rendered.
+
+    Attributes:
+        seed: of the phantom.
+        patient: the man's numbers.
+        scan: the acquisition that was drawn for him.
+        appearance: how his tissues look.
+        shapes: his tissues' signed distances, on a lattice that covers what `scan` sees of him.
+        metal: implants and their artefact; None where the scan holds none.
+        description: plain facts for JSON, as in `Phantom`.
+    """
+
+    seed: int
+    patient: Patient
+    scan: Scan
+    appearance: Appearance
+    shapes: anatomy.Anatomy
+    metal: Metal | None
+    description: dict[str, Any]
+
+    def image(self, scan: Scan | None = None) -> Volume:
+        """Render the image.
+
+        Args:
+            scan: another grid or another noise, such as the drawn scan with other `start_mm`, `shape` and
+                `spacing_mm`; it lies within what the drawn scan covers. None for the drawn scan itself.
+
+        Returns:
+            int16 HU. The same scan gives the same bytes every time.
+        """
+        scan = scan or self.scan
+        noise = _generators(self.seed)[3]
+        return Volume(render_image(self.shapes, scan, self.appearance, noise, self.metal), scan.geometry)
+
+    def labels(self, structures: Mapping[str, int] = STRUCTURES, scan: Scan | None = None) -> Volume:
+        """Render a label map.
+
+        Args:
+            structures: names out of `STRUCTURES`, with the value that each gets. Where two meet within a voxel the
+                one named first has it.
+            scan: as for `image`.
+
+        Returns:
+            uint8, 0 where there is none of the structures.
+        """
+        scan = scan or self.scan
+        return Volume(render_labels(self.shapes, scan, structures), scan.geometry)
+
+
 def make_phantom(
     seed: int,
     difficulty: Difficulty = "real",
@@ -81,34 +133,46 @@ def make_phantom(
         InputError: if the seed or the number of readers is negative, the difficulty unknown, or a variety given
             for another difficulty than `varied`.
     """
+    if n_readers < 0:
+        raise InputError(f"n_readers must be 0 or more; got {n_readers}")
+    drawn = draw_phantom(seed, difficulty, reaches_prostate, variety)
+    truth = drawn.labels()
+    readings = tuple(
+        truth.with_array(_reread(truth.array, drawn, readers.draw_reading(seed, number)))
+        for number in range(1, n_readers + 1)
+    )
+    return Phantom(drawn.image(), truth, drawn.description, readings)
+
+
+def draw_phantom(
+    seed: int,
+    difficulty: Difficulty = "real",
+    reaches_prostate: bool = True,
+    variety: Variety | None = None,
+) -> Drawn:
+    """Draw a phantom and evaluate its shapes, without rendering its scan; arguments as for `make_phantom`."""
     if difficulty not in get_args(Difficulty):
         raise InputError(f"difficulty must be one of {', '.join(get_args(Difficulty))}; got {difficulty!r}")
     if seed < 0:
         raise InputError(f"seed must be 0 or more; got {seed}")
-    if n_readers < 0:
-        raise InputError(f"n_readers must be 0 or more; got {n_readers}")
     check_variety(variety, difficulty)
-    drawn = (variety or Variety()) if difficulty == "varied" else None
-    for_patient, for_scan, for_appearance, for_noise = (
-        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)
-    )
+    groups = (variety or Variety()) if difficulty == "varied" else None
+    for_patient, for_scan, for_appearance, _ = _generators(seed)
     patient = draw_patient(for_patient)
-    if drawn is not None:
-        patient = vary_patient(patient, drawn, seed)
+    if groups is not None:
+        patient = vary_patient(patient, groups, seed)
     gland = organs.gland(patient)
     low, high, volume = anatomy.gland_extent(patient)
     scan = draw_scan(for_scan, difficulty, (low[2], high[2]), reaches_prostate)
-    if drawn is not None and drawn.image:
+    if groups is not None and groups.image:
         scan = vary_scan(scan, seed, (low[2], high[2]), reaches_prostate)
     appearance = draw_appearance(for_appearance, difficulty, gland.centre, min(gland.half))
-    if drawn is not None:
-        appearance = vary_appearance(appearance, patient, drawn, seed, min(gland.half))
+    if groups is not None:
+        appearance = vary_appearance(appearance, patient, groups, seed, min(gland.half))
     shapes = anatomy.build(patient, _lattice(scan, difficulty))
-    geometry = scan.geometry
-    labels = render_labels(shapes, scan, STRUCTURES)
     for_metal = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,)))
     implants = draw_implants(for_metal, difficulty)
-    image = render_image(shapes, scan, appearance, for_noise, implanted(implants, patient, shapes, for_metal))
+    metal = implanted(implants, patient, shapes, for_metal)
     description = {
         "seed": seed,
         "difficulty": difficulty,
@@ -124,18 +188,18 @@ def make_phantom(
         "noise_hu": round(scan.noise_hu, 1),
         "couch": "flat" if scan.couch.flat else "curved",
     }
-    if drawn is not None:
+    if groups is not None:
         holds = scan.start_mm[2] <= low[2] and high[2] <= scan.end_mm[2]
         description |= {
-            "variety": list(drawn.groups),
+            "variety": list(groups.groups),
             "gland": "absent" if not reaches_prostate else "whole" if holds else "cut",
         }
-    truth = Volume(labels, geometry)
-    readings = tuple(
-        truth.with_array(_reread(labels, shapes, patient, scan, readers.draw_reading(seed, number)))
-        for number in range(1, n_readers + 1)
-    )
-    return Phantom(Volume(image, geometry), truth, description, readings)
+    return Drawn(seed, patient, scan, appearance, shapes, metal, description)
+
+
+def _generators(seed: int) -> list[np.random.Generator]:
+    """Sources of chance of the man, the scan, the appearance and the noise."""
+    return [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
 
 
 def check_variety(variety: Variety | None, difficulty: Difficulty) -> None:
@@ -144,21 +208,16 @@ def check_variety(variety: Variety | None, difficulty: Difficulty) -> None:
         raise InputError(f"variety is for the difficulty varied alone; got it for {difficulty}")
 
 
-def _reread(
-    labels: NDArray[np.uint8],
-    shapes: anatomy.Anatomy,
-    patient: Patient,
-    scan: Scan,
-    reading: readers.Reading,
-) -> NDArray[np.uint8]:
+def _reread(labels: NDArray[np.uint8], drawn: Drawn, reading: readers.Reading) -> NDArray[np.uint8]:
     """Return the label map with the prostate as a reader contours it; without one where the scan has none."""
     value = STRUCTURES["prostate"]
     if not (labels == value).any():
         return labels.copy()
-    seen = replace(shapes, fields={"prostate": readers.contour(shapes, patient, reading)})
-    drawn = render_labels(seen, scan, {"prostate": value})
+    field = readers.contour(drawn.shapes, drawn.patient, reading)
+    seen = replace(drawn, shapes=replace(drawn.shapes, fields={"prostate": field}))
+    contour = seen.labels({"prostate": value}).array
     result = np.where(labels == value, 0, labels)
-    result[drawn == value] = value
+    result[contour == value] = value
     return np.asarray(result, dtype=np.uint8)
 
 
