@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -80,6 +80,7 @@ class Anatomy:
         bowel_hu: what fills the gut at each point.
         heads_mm: centres of the left and the right femoral head.
         table_mm: y of the couch's upper face.
+        contours: what is labelled in place of the field of that name, or beside the fields.
     """
 
     lattice: Lattice
@@ -87,6 +88,11 @@ class Anatomy:
     bowel_hu: Field
     heads_mm: tuple[Point, Point]
     table_mm: float
+    contours: dict[str, Field] = field(default_factory=dict)
+
+    def labelled(self, name: str) -> Field:
+        """Return the signed distance of a structure as label maps hold it."""
+        return self.contours[name] if name in self.contours else self.fields[name]
 
 
 def build(patient: Patient, lattice: Lattice) -> Anatomy:

@@ -85,7 +85,7 @@ def render_labels(anatomy: Anatomy, scan: Scan, structures: Mapping[str, int]) -
     for k in range(scan.shape[0]):
         z = scan.start_mm[2] + k * scan.spacing_mm[0]
         for name, value in reversed(list(structures.items())):
-            slab = up.slab(anatomy.fields[name], z)
+            slab = up.slab(anatomy.labelled(name), z)
             box = up.box(slab, 0.0)
             if box is not None:
                 labels[k][box][up.fine(slab, box) < 0] = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from metricunet.errors import InputError
 from metricunet.phantom import anatomy, organs, readers
 from metricunet.phantom.appearance import Appearance, draw_appearance
+from metricunet.phantom.contours import contours
 from metricunet.phantom.imaging import render_image, render_labels
 from metricunet.phantom.implants import draw_implants
 from metricunet.phantom.metal import Metal, implanted
@@ -34,7 +35,12 @@ STRUCTURES: dict[str, int] = {
     "hip_right": 8,
     "sacrum": 9,
     "penile_bulb": 10,
+    "femoral_head_left": 11,
+    "femoral_head_right": 12,
 }
+#: What phantoms of difficulty `varied` alone are labelled with, and the structure that each is a part of. In a
+#: label map that holds both, the part has its voxels and the whole the rest of them.
+PART_OF = {"femoral_head_left": "femur_left", "femoral_head_right": "femur_right"}
 #: The lattice that carries the shapes is this fine; what lies outside its bounds is air and couch.
 LATTICE_MM = {"easy": 4.0, "real": 3.0, "varied": 3.0}
 LATTICE_LOW_MM = (-246.0, -192.0)
@@ -47,7 +53,8 @@ class Phantom:
 
     Attributes:
         image: int16 HU.
-        labels: uint8, values as in `STRUCTURES`; on the image's grid.
+        labels: uint8, values as in `STRUCTURES`; on the image's grid. `varied` phantoms have the values of the
+            femoral heads, so those of the femurs are what is left of these.
         description: plain facts for JSON: seed, difficulty, volumes, what the scan covers.
         readings: `labels` once more for each reader 1, 2, ...: the prostate as he contours it, all else true.
     """
@@ -94,19 +101,28 @@ class Drawn:
         noise = _generators(self.seed)[3]
         return Volume(render_image(self.shapes, scan, self.appearance, noise, self.metal), scan.geometry)
 
-    def labels(self, structures: Mapping[str, int] = STRUCTURES, scan: Scan | None = None) -> Volume:
+    def labels(self, structures: Mapping[str, int] | None = None, scan: Scan | None = None) -> Volume:
         """Render a label map.
 
         Args:
-            structures: names out of `STRUCTURES`, with the value that each gets. Where two meet within a voxel the
-                one named first has it.
+            structures: names out of `STRUCTURES`, with the value that each gets; None for all that phantoms of
+                this difficulty have, with the values there. Where two meet within a voxel the one named first has
+                it, but a part (`PART_OF`) has its voxels before the whole.
             scan: as for `image`.
 
         Returns:
             uint8, 0 where there is none of the structures.
+
+        Raises:
+            InputError: a structure is unknown, or not labelled in this difficulty.
         """
+        difficulty = self.description["difficulty"]
+        if structures is None:
+            structures = {name: STRUCTURES[name] for name in labelled_structures(difficulty)}
+        check_structures(tuple(structures), difficulty)
+        ordered = sorted(structures.items(), key=lambda item: item[0] not in PART_OF)
         scan = scan or self.scan
-        return Volume(render_labels(self.shapes, scan, structures), scan.geometry)
+        return Volume(render_labels(self.shapes, scan, dict(ordered)), scan.geometry)
 
 
 def make_phantom(
@@ -170,6 +186,8 @@ def draw_phantom(
     if groups is not None:
         appearance = vary_appearance(appearance, patient, groups, seed, min(gland.half))
     shapes = anatomy.build(patient, _lattice(scan, difficulty))
+    if groups is not None:
+        shapes = replace(shapes, contours=contours(patient, shapes.lattice, shapes.fields))
     for_metal = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,)))
     implants = draw_implants(for_metal, difficulty)
     metal = implanted(implants, patient, shapes, for_metal)
@@ -200,6 +218,27 @@ def draw_phantom(
 def _generators(seed: int) -> list[np.random.Generator]:
     """Sources of chance of the man, the scan, the appearance and the noise."""
     return [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
+
+
+def labelled_structures(difficulty: Difficulty) -> tuple[str, ...]:
+    """Return the names of what phantoms of a difficulty are labelled with."""
+    return tuple(name for name in STRUCTURES if difficulty == "varied" or name not in PART_OF)
+
+
+def check_structures(names: Sequence[str], difficulty: Difficulty) -> None:
+    """Refuse names of structures that are unknown, that come twice, or that a difficulty does not label.
+
+    Raises:
+        InputError: in that case.
+    """
+    if not names or len(set(names)) < len(names) or not set(names) <= STRUCTURES.keys():
+        raise InputError(f"structures must be different names out of {', '.join(STRUCTURES)}; got {list(names)}")
+    for name in names:
+        if name not in labelled_structures(difficulty):
+            raise InputError(
+                f"{name} is labelled in phantoms of difficulty varied alone, not in {difficulty} ones; "
+                f"choose varied, or {PART_OF[name]}"
+            )
 
 
 def check_variety(variety: Variety | None, difficulty: Difficulty) -> None:
