@@ -29,11 +29,12 @@ from metricunet.phantom.make import PART_OF
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Scan, draw_scan
 from metricunet.phantom.shapes import Lattice
-from metricunet.phantom.varied import vary_appearance, vary_patient, vary_scan
+from metricunet.phantom.varied import extend_scan, reach, vary_appearance, vary_patient, vary_scan
 from tests.support.phantoms import structure_fields
 
 SEEDS = range(8)
 ALL = Variety()
+PELVIS = replace(ALL, beyond=False)
 NONE = Variety(**dict.fromkeys(v.GROUPS, False))
 GLAND_MM = (-16.0, 18.0)
 #: What each group may change in a man, his appearance and his scan.
@@ -52,6 +53,7 @@ CHANGES = {
         "stones_mm",
     }
     | {"seeds_mm", "shape", "spacing_mm", "start_mm", "noise_hu", "sharpness", "blur_mm"},
+    "beyond": {"shape", "spacing_mm", "start_mm"},
 }
 
 
@@ -78,7 +80,9 @@ def appearance(seed: int, variety: Variety = ALL) -> Appearance:
 
 def scan(seed: int, variety: Variety = ALL, reaches: bool = True) -> Scan:
     usual = draw_scan(np.random.default_rng(seed), "varied", GLAND_MM, reaches)
-    return vary_scan(usual, seed, GLAND_MM, reaches) if variety.image else usual
+    usual = vary_scan(usual, seed, GLAND_MM, reaches) if variety.image else usual
+    reached = reach(seed) if variety.beyond else "pelvis"
+    return usual if reached == "pelvis" else extend_scan(usual, seed, reached, 1.0, GLAND_MM)
 
 
 def drawn(seed: int, variety: Variety) -> dict[str, object]:
@@ -192,7 +196,7 @@ def test_rectums_go_from_empty_to_greatly_distended_and_press_the_gland() -> Non
 
 
 def test_scans_have_the_stated_noise_slices_and_cuts() -> None:
-    scans = [scan(seed) for seed in range(400)]
+    scans = [scan(seed, PELVIS) for seed in range(400)]
     noise = [s.noise_hu for s in scans]
     assert v.NOISE_HU[0] <= min(noise) < 6
     assert 35 < max(noise) <= v.NOISE_HU[1]
@@ -214,7 +218,7 @@ def test_scans_have_the_stated_noise_slices_and_cuts() -> None:
 
 def test_scans_that_miss_the_gland_show_none_of_it() -> None:
     for seed in range(100):
-        one = scan(seed, reaches=False)
+        one = scan(seed, PELVIS, reaches=False)
         assert one.end_mm[2] < GLAND_MM[0] or one.start_mm[2] > GLAND_MM[1]
 
 
@@ -322,7 +326,7 @@ def test_the_rectum_begins_at_the_ischial_tuberosities() -> None:
 
 def test_a_cut_scan_says_so() -> None:
     # Whether a scan is cut does not depend on where the gland lies.
-    scans = {seed: scan(seed) for seed in range(60)}
+    scans = {seed: scan(seed) for seed in range(60) if reach(seed) == "pelvis"}
     cut = [k for k, s in scans.items() if s.start_mm[2] > GLAND_MM[0] or s.end_mm[2] < GLAND_MM[1]]
     seed = min(cut, key=lambda k: scans[k].shape[0])
     made = make_phantom(seed, "varied")
@@ -347,6 +351,7 @@ def test_a_cohort_states_its_variety_and_goes_on_with_the_same_alone(tmp_path: P
         "rectum",
         "gland",
         "image",
+        "beyond",
     ]
     assert "variety" not in CohortPlan(1).recipe
     make_cohort(tmp_path / "cohort", 1, difficulty="varied", variety=few)

@@ -140,7 +140,7 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
         "soft": _soft(patient, lattice),
     }
     surface = _body(patient, lattice, rough, muscle)
-    table = _table(patient)
+    table = table_mm(patient)
     fields["body"] = smooth_max(surface, np.broadcast_to(lattice.grids[1] - table, lattice.shape), 14.0)
     fields["muscle"] = np.maximum(muscle, fields["body"] + 4.0)
     for name in ("soft", "bowel"):
@@ -310,10 +310,10 @@ def _trunk(patient: Patient, lattice: Lattice, with_fat: bool) -> Field:
         back = back + shares[2] * patient.fat_back_mm
     x0 = np.array([patient.place_point((0.0, 10.0, float(z)))[0] for z in lattice.z / sz])
     half = (back - front) / 2
-    return _superellipse(lattice, x0, (front + back) / 2, a, half, 2.3)
+    return superellipse(lattice, x0, (front + back) / 2, a, half, 2.3)
 
 
-def _superellipse(lattice: Lattice, x0: Column, y0: Column, a: Column, b: Column, power: float) -> Field:
+def superellipse(lattice: Lattice, x0: Column, y0: Column, a: Column, b: Column, power: float) -> Field:
     """Lofted superellipse: centre and half axes for each height."""
     columns = [np.asarray(v, dtype=np.float32).reshape(-1, 1, 1) for v in (x0, y0, a, b)]
     _, y, x = lattice.grids
@@ -336,7 +336,7 @@ def _body(patient: Patient, lattice: Lattice, rough: organs.Roughness, muscle: F
         x0 = patient.place_point((sign * cx, cy, -60.0))[0] + sign * 0.25 * patient.fat_side_mm - sign * 10 * drop
         side = ax * patient.scale[0] + 0.7 * patient.fat_side_mm - 12 * drop
         depth = ay * sy + 0.55 * (patient.fat_front_mm * 0.5 + patient.fat_back_mm * 0.7) - 8 * drop
-        thighs = np.minimum(thighs, _superellipse(lattice, x0, cy + 4, side, depth, 2.15))
+        thighs = np.minimum(thighs, superellipse(lattice, x0, cy + 4, side, depth, 2.15))
     share = _step((-28 - lattice.z / sz) / 45)[:, None, None]
     outline = trunk + share * (thighs - trunk)
     outline = smooth_min(outline, np.maximum(muscle, -FAR_MM) - 7.0, 12.0)
@@ -347,7 +347,7 @@ def _body(patient: Patient, lattice: Lattice, rough: organs.Roughness, muscle: F
     return np.asarray(outline + np.float32(1.2) * rough.coarse, dtype=np.float32)
 
 
-def _table(patient: Patient) -> float:
+def table_mm(patient: Patient) -> float:
     """Where the couch stops the back."""
     _, sy, _ = patient.scale
     back = float(TRUNK_MM[:, 3].max()) * sy + 0.9 * patient.fat_back_mm

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
-from metricunet.phantom import anatomy, organs, readers
+from metricunet.phantom import anatomy, organs, readers, whole_body
 from metricunet.phantom.appearance import Appearance, draw_appearance
 from metricunet.phantom.contours import contours
 from metricunet.phantom.imaging import render_image, render_labels
@@ -19,8 +19,9 @@ from metricunet.phantom.metal import Metal, implanted
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Difficulty, Scan, draw_scan
 from metricunet.phantom.shapes import Lattice
-from metricunet.phantom.varied import vary_appearance, vary_patient, vary_scan
+from metricunet.phantom.varied import draw_build, extend_scan, reach, vary_appearance, vary_patient, vary_scan
 from metricunet.phantom.variety import Variety
+from metricunet.phantom.whole_body import WholeBody
 from metricunet.volume import Volume
 
 #: Structures in a phantom's label map. Where two meet within a voxel the one named first has it.
@@ -76,6 +77,7 @@ class Drawn:
         appearance: how his tissues look.
         shapes: his tissues' signed distances, on a lattice that covers what `scan` sees of him.
         metal: implants and their artefact; None where the scan holds none.
+        body: what lies above and below the pelvis; None where the scan shows the pelvis alone.
         description: plain facts for JSON, as in `Phantom`.
     """
 
@@ -85,6 +87,7 @@ class Drawn:
     appearance: Appearance
     shapes: anatomy.Anatomy
     metal: Metal | None
+    body: WholeBody | None
     description: dict[str, Any]
 
     def image(self, scan: Scan | None = None) -> Volume:
@@ -99,7 +102,9 @@ class Drawn:
         """
         scan = scan or self.scan
         noise = _generators(self.seed)[3]
-        return Volume(render_image(self.shapes, scan, self.appearance, noise, self.metal), scan.geometry)
+        return Volume(
+            render_image(self.shapes, scan, self.appearance, noise, self.metal, self.body), scan.geometry
+        )
 
     def labels(self, structures: Mapping[str, int] | None = None, scan: Scan | None = None) -> Volume:
         """Render a label map.
@@ -122,7 +127,7 @@ class Drawn:
         check_structures(tuple(structures), difficulty)
         ordered = sorted(structures.items(), key=lambda item: item[0] not in PART_OF)
         scan = scan or self.scan
-        return Volume(render_labels(self.shapes, scan, dict(ordered)), scan.geometry)
+        return Volume(render_labels(self.shapes, scan, dict(ordered), self.body), scan.geometry)
 
 
 def make_phantom(
@@ -182,10 +187,17 @@ def draw_phantom(
     scan = draw_scan(for_scan, difficulty, (low[2], high[2]), reaches_prostate)
     if groups is not None and groups.image:
         scan = vary_scan(scan, seed, (low[2], high[2]), reaches_prostate)
+    reached = reach(seed) if groups is not None and groups.beyond else "pelvis"
+    if reached != "pelvis":
+        scan = extend_scan(scan, seed, reached, patient.scale[2], (low[2], high[2]))
     appearance = draw_appearance(for_appearance, difficulty, gland.centre, min(gland.half))
     if groups is not None:
         appearance = vary_appearance(appearance, patient, groups, seed, min(gland.half))
-    shapes = anatomy.build(patient, _lattice(scan, difficulty))
+    within = None if reached == "pelvis" else whole_body.pelvis_range_mm(patient)
+    shapes = anatomy.build(patient, _lattice(scan, difficulty, within))
+    body = None
+    if reached != "pelvis":
+        body = whole_body.build(patient, draw_build(seed, reached), appearance, scan.start_mm, scan.end_mm)
     if groups is not None:
         shapes = replace(shapes, contours=contours(patient, shapes.lattice, shapes.fields))
     for_metal = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,)))
@@ -210,9 +222,10 @@ def draw_phantom(
         holds = scan.start_mm[2] <= low[2] and high[2] <= scan.end_mm[2]
         description |= {
             "variety": list(groups.groups),
+            "reach": reached,
             "gland": "absent" if not reaches_prostate else "whole" if holds else "cut",
         }
-    return Drawn(seed, patient, scan, appearance, shapes, metal, description)
+    return Drawn(seed, patient, scan, appearance, shapes, metal, body, description)
 
 
 def _generators(seed: int) -> list[np.random.Generator]:
@@ -260,13 +273,19 @@ def _reread(labels: NDArray[np.uint8], drawn: Drawn, reading: readers.Reading) -
     return np.asarray(result, dtype=np.uint8)
 
 
-def _lattice(scan: Scan, difficulty: Difficulty) -> Lattice:
-    """The lattice that covers what the scan sees of the patient."""
+def _lattice(scan: Scan, difficulty: Difficulty, within_mm: tuple[float, float] | None = None) -> Lattice:
+    """The lattice that covers what the scan sees of the patient, where need be between two heights alone."""
     spacing = LATTICE_MM[difficulty]
     half = scan.spacing_mm[0] / 2
     start, end = scan.start_mm, scan.end_mm
+    low, high = start[2] - half, end[2] + half
+    if within_mm is not None:
+        bottom, top = within_mm[0] - whole_body.BLEND_MM, within_mm[1] + whole_body.BLEND_MM
+        # Far from the pelvis a few planes remain of it, which nobody sees.
+        low = float(np.clip(low, bottom, top - 3 * spacing))
+        high = float(np.clip(high, low + 3 * spacing, top))
     return Lattice.spanning(
-        (max(start[0], LATTICE_LOW_MM[0]), max(start[1], LATTICE_LOW_MM[1]), start[2] - half),
-        (min(end[0], LATTICE_HIGH_MM[0]), min(end[1], LATTICE_HIGH_MM[1]), end[2] + half),
+        (max(start[0], LATTICE_LOW_MM[0]), max(start[1], LATTICE_LOW_MM[1]), low),
+        (min(end[0], LATTICE_HIGH_MM[0]), min(end[1], LATTICE_HIGH_MM[1]), high),
         spacing,
     )

@@ -10,6 +10,7 @@ from metricunet.phantom import variety as v
 from metricunet.phantom.appearance import Appearance, Tissues
 from metricunet.phantom.patient import RECTUM_LEVELS_MM, Patient
 from metricunet.phantom.scanner import BLUR_MM, Scan, scan_range
+from metricunet.phantom.shapes import Ball
 from metricunet.phantom.variety import (
     Base,
     Floor,
@@ -21,6 +22,7 @@ from metricunet.phantom.variety import (
     normal,
     uniform,
 )
+from metricunet.phantom.whole_body import Build
 
 #: The longest varied scan, in slices: thin slices are more frequent than in `real` and should cost no more.
 MOST_SLICES = 150
@@ -244,4 +246,98 @@ def vary_scan(scan: Scan, seed: int, gland_mm: tuple[float, float], reaches_pros
         noise_hu=noise,
         sharpness=kernel,
         blur_mm=BLUR_MM * kernel,
+    )
+
+
+def reach(seed: int) -> str:
+    """Draw how far the scan goes: `pelvis`, `abdomen`, `chest` or `body`."""
+    at = float(generator(seed, "beyond").random())
+    for name, share in v.BEYOND_SHARE.items():
+        if at < share:
+            return name
+        at -= share
+    return "pelvis"
+
+
+def extend_scan(scan: Scan, seed: int, reached: str, stretch: float, gland_mm: tuple[float, float]) -> Scan:
+    """Return the scan that goes on from the pelvis as far as was drawn, with thicker slices where it is long.
+
+    Args:
+        scan: of the pelvis; an end that lies in the gland stays.
+        seed: of the phantom.
+        reached: as `reach` draws it, not `pelvis`.
+        stretch: length of the body against the template.
+        gland_mm: lowest and highest z of the prostate.
+    """
+    rng = generator(seed, "beyond", 1)
+    top, feet = uniform(rng, v.BEYOND_TOP_MM[reached]), rng.random() < 0.5
+    bottom = uniform(rng, v.BEYOND_BOTTOM_MM["feet" if feet else "thighs"])
+    low, high = scan.start_mm[2], scan.end_mm[2]
+    if high > gland_mm[1] or low > gland_mm[0]:
+        high = max(high, top * stretch)
+    if reached == "body" and low < gland_mm[0]:
+        low = min(low, bottom * stretch)
+    return on_range(scan, low, high, v.BEYOND_SLICES[reached], wide=reached == "body")
+
+
+def on_range(scan: Scan, low_mm: float, high_mm: float, most: int, wide: bool) -> Scan:
+    """Return the scan between two heights in at most so many slices, for a whole body with a wide field."""
+    thickness, row, column = scan.spacing_mm
+    if (high_mm - low_mm) / thickness > most:
+        thickness = min((t for t in v.SLICE_MM if (high_mm - low_mm) / t <= most), default=max(v.SLICE_MM))
+    rows, columns = scan.shape[1:]
+    x, y, _ = scan.start_mm
+    pixel = max(column, v.WIDE_FIELD_MM / rows) if wide and rows == columns else column
+    middle_x, middle_y = x + (columns - 1) * column / 2, y + (rows - 1) * row / 2
+    return replace(
+        scan,
+        shape=(max(2, int((high_mm - low_mm) / thickness) + 1), rows, columns),
+        spacing_mm=(thickness, pixel, pixel),
+        start_mm=(middle_x - (columns - 1) * pixel / 2, middle_y - (rows - 1) * pixel / 2, low_mm),
+    )
+
+
+def draw_build(seed: int, reached: str, woman: bool = False) -> Build:
+    """Draw the body outside the pelvis.
+
+    Args:
+        seed: of the phantom.
+        reached: how far the scan goes.
+        woman: whether there are breasts.
+    """
+    rng = generator(seed, "beyond", 2)
+    beside = rng.random() < v.ARMS_BESIDE_SHARE.get(reached, 0.5)
+    up = uniform(rng, (-15.0, 15.0))
+    loops: list[tuple[tuple[Ball, ...], float, float]] = []
+    radius = uniform(rng, (14.0, 24.0))
+    colon = (
+        ((-94, -8, 225), (-98, -4, 258 + up)),
+        ((-98, -4, 258 + up), (-60, -58, 262 + up), (0, -72, 240 + up), (66, -56, 282 + up), (98, 6, 334 + up)),
+        ((98, 6, 334 + up), (104, 20, 290), (98, 0, 225)),
+    )
+    for course in colon:
+        balls = tuple((float(x), float(y), float(z), radius * uniform(rng, (0.75, 1.2))) for x, y, z in course)
+        loops.append((balls, float(rng.uniform(5, 60)), float(rng.choice([0.0, 0.5, 0.8, 0.95]))))
+    for _ in range(int(rng.integers(9, 15))):
+        point, heading = (
+            np.array([*rng.uniform((-80, -70), (80, -5)), rng.uniform(205, 280)]),
+            rng.standard_normal(3),
+        )
+        size = uniform(rng, (9.0, 14.0))
+        course_mm: list[Ball] = []
+        for _ in range(5):
+            course_mm.append((float(point[0]), float(point[1]), float(point[2]), size))
+            heading = 0.7 * heading / np.linalg.norm(heading) + 0.6 * rng.standard_normal(3)
+            point = np.clip(point + 22 * heading / np.linalg.norm(heading), (-85, -78, 200), (85, 5, 300))
+        loops.append((tuple(course_mm), float(rng.uniform(5, 60)), float(rng.choice([0.0, 0.0, 0.0, 0.5, 0.9]))))
+    return Build(
+        arms="beside" if beside else "above",
+        liver=uniform(rng, (0.88, 1.08)),
+        stomach=uniform(rng, (0.6, 1.15)),
+        spleen=uniform(rng, (0.75, 1.25)),
+        kidney=uniform(rng, (0.85, 1.15)),
+        stomach_gas=uniform(rng, (0.0, 0.9)),
+        loops=tuple(loops),
+        breasts_mm=uniform(rng, (34.0, 62.0)) if woman else 0.0,
+        shift_mm=up,
     )

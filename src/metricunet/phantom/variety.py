@@ -1,4 +1,4 @@
-"""What `varied` draws and `real` does not: five groups, each with a switch, ranges and its own chance.
+"""What `varied` draws and `real` does not: six groups, each with a switch, ranges and its own chance.
 
 The ranges are our choice, set to what the comments beside them name. Lengths are millimetres in the body frame of
 `shapes`. A group draws from a generator of its own, so that leaving one out changes nothing that another draws.
@@ -52,6 +52,14 @@ ENHANCED_SHARE, ENHANCED_HU = 0.35, (20.0, 160.0)
 STONES_SHARE, MOST_STONES = 0.45, 14
 MARKERS_SHARE, MOST_MARKERS = 0.15, 5
 LEG_TURN_DEG = (-12.0, 20.0)
+# Beyond the pelvis. Share of the scans that go on upward, and to which heights in the template; whole bodies also
+# go on downward, half of them to the feet. So many slices at most.
+BEYOND_SHARE = {"abdomen": 0.18, "chest": 0.07, "body": 0.05}
+BEYOND_TOP_MM = {"abdomen": (300.0, 480.0), "chest": (560.0, 660.0), "body": (715.0, 905.0)}
+BEYOND_BOTTOM_MM = {"thighs": (-330.0, -200.0), "feet": (-870.0, -845.0)}
+BEYOND_SLICES = {"abdomen": 240, "chest": 240, "body": 360}
+WIDE_FIELD_MM = 500.0
+ARMS_BESIDE_SHARE = {"abdomen": 0.15, "chest": 0.25, "body": 0.5}
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class Variety:
         rectum: from empty to greatly distended, and how gas flattens the gland.
         gland: volume, extents and asymmetry, and the veins in front of it.
         image: noise, kernel, slices, contrast medium, stones, markers, cut fields, turned legs.
+        beyond: scans that go on to abdomen, chest and head, or over the legs, with all that lies there.
     """
 
     floor: bool = True
@@ -71,6 +80,7 @@ class Variety:
     rectum: bool = True
     gland: bool = True
     image: bool = True
+    beyond: bool = True
 
     @property
     def groups(self) -> tuple[str, ...]:
