@@ -313,11 +313,29 @@ def _layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]:
         (f["rectum"], tissue.rectal_wall),
         (f["rectum_lumen"], stool),
         (f["rectum_gas"], AIR_HU + 10),
+        *_female(f, appearance, texture),
         (f["seminal_vesicles"], tissue.vesicles),
         (f["prostate"], gland),
     )
     return tuple(
         (shape.astype(np.float32), hu if isinstance(hu, float) else hu.astype(np.float32)) for shape, hu in layers
+    )
+
+
+def _female(
+    fields: Mapping[str, Field], appearance: Appearance, texture: Field
+) -> tuple[tuple[Values, Values | float], ...]:
+    """A woman's organs; nothing in a man."""
+    if "uterus" not in fields:
+        return ()
+    tissue = appearance.tissues
+    much = max(0.0, tissue.soft - tissue.muscle)
+    return (
+        (fields["vagina"], tissue.muscle - 8 + 0.2 * much),
+        (fields["vagina"] + 3.5, tissue.muscle - 24),
+        (fields["ovaries"], tissue.muscle - 14 + 0.2 * much),
+        (fields["uterus"], tissue.muscle + 2 + 0.5 * much + 3 * texture),
+        (fields["uterus_cavity"], tissue.muscle - 25),
     )
 
 

@@ -19,8 +19,18 @@ from metricunet.phantom.metal import Metal, implanted
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Difficulty, Scan, draw_scan
 from metricunet.phantom.shapes import Lattice
-from metricunet.phantom.varied import draw_build, extend_scan, reach, vary_appearance, vary_patient, vary_scan
-from metricunet.phantom.variety import Variety
+from metricunet.phantom.varied import (
+    draw_build,
+    extend_scan,
+    lose,
+    part_scan,
+    reach,
+    vary_appearance,
+    vary_patient,
+    vary_scan,
+    without_gland,
+)
+from metricunet.phantom.variety import PART_SHARE, Variety
 from metricunet.phantom.whole_body import WholeBody
 from metricunet.volume import Volume
 
@@ -182,13 +192,19 @@ def draw_phantom(
     patient = draw_patient(for_patient)
     if groups is not None:
         patient = vary_patient(patient, groups, seed)
+    lost = lose(seed) if groups is not None and groups.absent and not reaches_prostate else "missed"
+    if lost in ("woman", "prostatectomy"):
+        patient = without_gland(patient, seed, woman=lost == "woman")
     gland = organs.gland(patient)
     low, high, volume = anatomy.gland_extent(patient)
-    scan = draw_scan(for_scan, difficulty, (low[2], high[2]), reaches_prostate)
+    covers = reaches_prostate or patient.lost is not None
+    scan = draw_scan(for_scan, difficulty, (low[2], high[2]), covers)
     if groups is not None and groups.image:
-        scan = vary_scan(scan, seed, (low[2], high[2]), reaches_prostate)
+        scan = vary_scan(scan, seed, (low[2], high[2]), covers)
     reached = reach(seed) if groups is not None and groups.beyond else "pelvis"
-    if reached != "pelvis":
+    if lost in PART_SHARE:
+        reached, scan = lost, part_scan(scan, seed, lost, patient)
+    elif reached != "pelvis":
         scan = extend_scan(scan, seed, reached, patient.scale[2], (low[2], high[2]))
     appearance = draw_appearance(for_appearance, difficulty, gland.centre, min(gland.half))
     if groups is not None:
@@ -197,7 +213,8 @@ def draw_phantom(
     shapes = anatomy.build(patient, _lattice(scan, difficulty, within))
     body = None
     if reached != "pelvis":
-        body = whole_body.build(patient, draw_build(seed, reached), appearance, scan.start_mm, scan.end_mm)
+        build = draw_build(seed, reached, woman=lost == "woman")
+        body = whole_body.build(patient, build, appearance, scan.start_mm, scan.end_mm)
     if groups is not None:
         shapes = replace(shapes, contours=contours(patient, shapes.lattice, shapes.fields))
     for_metal = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,)))
@@ -207,7 +224,7 @@ def draw_phantom(
         "seed": seed,
         "difficulty": difficulty,
         "reaches_prostate": reaches_prostate,
-        "gland_volume_ml": round(volume, 2),
+        "gland_volume_ml": 0.0 if patient.lost else round(volume, 2),
         "bladder_volume_ml": round(patient.bladder_volume_ml),
         "rectum_filling": patient.rectum_filling,
         "markers": len(appearance.seeds_mm),
@@ -225,6 +242,8 @@ def draw_phantom(
             "reach": reached,
             "gland": "absent" if not reaches_prostate else "whole" if holds else "cut",
         }
+        if not reaches_prostate:
+            description["absent"] = lost
     return Drawn(seed, patient, scan, appearance, shapes, metal, body, description)
 
 

@@ -15,6 +15,7 @@ from metricunet.phantom.variety import (
     Base,
     Floor,
     Lobes,
+    Lost,
     Press,
     Variety,
     evenly_in_log,
@@ -151,8 +152,15 @@ def vary_appearance(
         half_mm: the smallest half axis of the gland; stones and markers lie within.
     """
     appearance = replace(appearance, veins=patient.lobes)
-    if not variety.image:
-        return appearance
+    if variety.image:
+        appearance = _vary_look(appearance, seed, half_mm)
+    if patient.lost is not None:
+        clips = tuple((x, y, z, 1.1, 2600.0) for x, y, z in patient.lost.clips_mm)
+        appearance = replace(appearance, stones_mm=clips, seeds_mm=())
+    return appearance
+
+
+def _vary_look(appearance: Appearance, seed: int, half_mm: float) -> Appearance:
     rng = generator(seed, "image")
     tissues = _tissues(rng, appearance.tissues)
     medium, dense, layered, level = (
@@ -246,6 +254,101 @@ def vary_scan(scan: Scan, seed: int, gland_mm: tuple[float, float], reaches_pros
         noise_hu=noise,
         sharpness=kernel,
         blur_mm=BLUR_MM * kernel,
+    )
+
+
+def lose(seed: int) -> str:
+    """Draw what a scan without a prostate shows: `woman`, `prostatectomy`, a part of the body, or `missed`."""
+    rng = generator(seed, "absent")
+    kind = str(
+        rng.choice([*v.ABSENT_SHARE, "missed"], p=[*v.ABSENT_SHARE.values(), 1 - sum(v.ABSENT_SHARE.values())])
+    )
+    part = str(rng.choice(list(v.PART_SHARE), p=list(v.PART_SHARE.values())))
+    return part if kind == "part" else kind
+
+
+def without_gland(patient: Patient, seed: int, woman: bool) -> Patient:
+    """Return a woman, or the man after prostatectomy.
+
+    Args:
+        patient: a man, with all groups.
+        seed: of the phantom.
+        woman: which of the two.
+    """
+    rng = generator(seed, "absent", 1)
+    changes: dict[str, object] = {
+        "gland_volume_ml": v.BED_ML,
+        "gland_ratio": (0.8, 0.7),
+        "median_lobe_mm": 0.0,
+        "lobes": None,
+        "press": None if patient.press is None else replace(patient.press, flatten=1.0),
+    }
+    if not woman:
+        count = int(rng.integers(*v.CLIPS, endpoint=True))
+        sides = rng.choice([-1.0, 1.0], count)
+        deep = rng.random(count) < 0.6
+        clips = np.stack(
+            [
+                sides * np.where(deep, rng.uniform(4, 24, count), rng.uniform(34, 52, count)),
+                np.where(deep, rng.uniform(-8, 26, count), rng.uniform(-30, 24, count)),
+                np.where(deep, rng.uniform(-12, 34, count), rng.uniform(15, 85, count)),
+            ],
+            axis=1,
+        )
+        spots = tuple(patient.place_point((float(x), float(y), float(z))) for x, y, z in clips)
+        lost = Lost(woman=False, vesicles=rng.random() < v.VESICLES_LEFT_SHARE, clips_mm=spots)
+        return replace(patient, **changes, lost=lost)  # type: ignore[arg-type]
+    some, back, aside, size = rng.random(), rng.random(), uniform(rng, (-18.0, 18.0)), uniform(rng, v.UTERUS_SIZE)
+    ovaries = [
+        float(np.where(rng.random() < 0.2, 0.0, rng.uniform(8, 14)))
+        * (2.0 if rng.random() < v.CYST_SHARE / 2 else 1)
+        for _ in range(2)
+    ]
+    scale = patient.scale
+    wide = uniform(rng, (1.02, 1.08))
+    return replace(
+        patient,
+        **changes,  # type: ignore[arg-type]
+        scale=(scale[0] * wide, scale[1], scale[2] * 0.96),
+        muscle_bulk=patient.muscle_bulk * 0.96,
+        fat_side_mm=patient.fat_side_mm * 1.3 + 4,
+        fat_back_mm=patient.fat_back_mm * 1.2 + 3,
+        lost=Lost(
+            woman=True,
+            uterus=0.0 if some < v.NO_UTERUS_SHARE else size,
+            uterus_back=back < v.RETROVERTED_SHARE,
+            uterus_aside_mm=aside,
+            ovaries_mm=(ovaries[0], ovaries[1]),
+        ),
+    )
+
+
+def part_scan(scan: Scan, seed: int, part: str, patient: Patient) -> Scan:
+    """Return the scan of another part of the body: head, shoulder, chest, abdomen or legs.
+
+    Args:
+        scan: of the pelvis.
+        seed: of the phantom.
+        part: as `lose` draws it.
+        patient: whose body it is.
+    """
+    rng = generator(seed, "absent", 2)
+    lowest, highest = v.PART_MM[part]
+    low, high = (uniform(rng, bounds) * patient.scale[2] for bounds in (lowest, highest))
+    scan = on_range(scan, low, high, MOST_SLICES, wide=False)
+    near, one_side, left = rng.random() < 0.7, rng.random() < 0.5, rng.random() < 0.5
+    field = {"head": 250.0, "shoulder": 240.0, "legs": 220.0 if one_side else 420.0}.get(part)
+    if field is None or not near:
+        return scan
+    centre = {"head": (0.0, -10.0), "shoulder": (130.0, 5.0), "legs": (80.0 if one_side else 0.0, 5.0)}[part]
+    rows = max(scan.shape[1:])
+    pixel = field / rows
+    x, y = centre[0] * (1 if left else -1), centre[1]
+    return replace(
+        scan,
+        shape=(scan.shape[0], rows, rows),
+        spacing_mm=(scan.spacing_mm[0], pixel, pixel),
+        start_mm=(x - (rows - 1) * pixel / 2, y - (rows - 1) * pixel / 2, scan.start_mm[2]),
     )
 
 

@@ -335,7 +335,7 @@ class _Maker:
                     )
             legs[low] = both
         trunk_ends = np.float32(PELVIS_MM[0] * sz + 8) - lattice.grids[0]
-        return np.minimum(np.maximum(field, trunk_ends), legs)
+        return np.asarray(np.minimum(np.maximum(field, trunk_ends), legs), dtype=np.float32)
 
     def _add_head(self, field: Field) -> Field:
         for centre, radii in (
@@ -597,7 +597,7 @@ class _Maker:
         for course in courses:
             lattice, rib = self.tubes([course], 0.0, 12.0)
             self.paint(lattice, rib, 0.55 * t.cortical)
-        self._bone([[(0, -88, 590, 11), (0, -96, 540, 10), (0, -100, 470, 9), (0, -99, 440, 5)]], 2.5)
+        self._bone([[(0, -50, 592, 10), (0, -74, 540, 9), (0, -88, 470, 8), (0, -90, 440, 5)]], 2.5)
         for balls in SHOULDER_BONES.values():
             for _, mirror in SIDES:
                 self._bone([[(-x if mirror else x, y, z, r) for x, y, z, r in balls]], 2.5)
