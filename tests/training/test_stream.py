@@ -1,4 +1,4 @@
-"""Training on phantoms that are made beside it: who is in the pool when, and that this alone decides the weights."""
+"""Training on phantoms that are made beside it: who is in the pool, and that this alone decides the weights."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_what_cannot_be_is_refused_before_any_work(
 
 
 def test_a_training_takes_a_cohort_or_phantoms(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"takes a cohort, or phantoms .*; neither was given"):
+    with pytest.raises(InputError, match=r"takes a cohort, or phantoms=.* in its place; neither was given"):
         train(None, tmp_path / "run", config=load_config("small"))
     with pytest.raises(InputError, match="was given, and settings of phantoms, too"):
         train(tmp_path / "cohort", tmp_path / "run", config=config())
