@@ -1,4 +1,4 @@
-"""A training run, from a cohort to one model file. It reads downward: set up, stage 1, stage 2, write."""
+"""A training run, from a cohort to one model file. It reads downward: set up, stage 1, stage 2, organs, write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.fabric.loggers.logger import Logger
 from torch import Tensor
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.names import has_sides
+from metricunet.cohort.names import mirrored_classes
 from metricunet.cohort.prepare import PreparedCase, cohort_sha256
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
@@ -32,10 +32,10 @@ from metricunet.training.branch import PatchBatches
 from metricunet.training.calibrate import calibration
 from metricunet.training.card import model_card
 from metricunet.training.checks import check_settings
-from metricunet.training.config import TrainConfig, load_config
+from metricunet.training.config import BoxConfig, TrainConfig, load_config
 from metricunet.training.log import Watch
 from metricunet.training.loop import fit
-from metricunet.training.objectives import LocateModule, SegmentModule
+from metricunet.training.objectives import LocateModule, OrgansModule, SegmentModule
 from metricunet.training.run import (
     Run,
     begin,
@@ -90,7 +90,7 @@ def train(
     progress: Progress | None = None,
     loggers: Sequence[Logger] = (),
 ) -> Path:
-    """Train both stages on a cohort.
+    """Train both stages on a cohort, and the organs' network where there is to be one.
 
     Args:
         cohort: folder of the cohort, in nnU-Net's raw data layout.
@@ -171,7 +171,7 @@ def open_run(
     """
     where = device_named(device)
     content = read_cohort(cohort)
-    check_settings(config, len(content.info.labels) + 1)
+    check_settings(config, content.info.labels)
     split = split_for(content, fold)
     cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
     data_sha256 = cohort_sha256([*cases, *val])
@@ -222,7 +222,7 @@ def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) 
 
 
 def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Path:
-    """Train stage 2 of a run, or continue its training, and write the model file with both stages.
+    """Train what follows stage 1 in a run, or continue its training, and write the model file with all of it.
 
     Args:
         run: the run, as `open_run` returned it.
@@ -234,12 +234,46 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     """
     segment, score = _fit_segment(run, located.errors_mm)
     model = run.folder / MODEL_NAME if model is None else model
-    card = model_card(run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm)
-    fitted = calibration(segment, card.segment, run.val, run.target, run.config.precision)
+    organs, organs_score = None, None
+    if run.config.organs.structures:
+        network, organs_score = train_organs(run, located)
+        organs = network.state_dict()
+    card = model_card(
+        run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm, organs_score
+    )
+    fitted = calibration(segment, card.segment, run.val, run.segment_target, run.config.precision)
     card = replace(card, calibration=fitted)
-    weights = located.weights() | joined({}, segment.state_dict())
+    weights = located.weights() | joined({}, segment.state_dict(), organs)
     write_model(model, card, weights)
     return model
+
+
+def train_organs(run: Run, located: StageOne) -> tuple[Network, float | None]:
+    """Train the organs' network of a run, or continue its training.
+
+    Args:
+        run: the run, as `open_run` returned it, with structures for this network.
+        located: stage 1, of this run or of another on the same cases.
+
+    Returns:
+        The network, and its best mean Dice of the validation cases; None without one.
+    """
+    stage, names = run.config.organs, run.config.organs.structures
+    partners = mirrored_classes(names)
+    batches = _kind_of(stage)(
+        run.train,
+        stage,
+        run.config.augment,
+        len(names) + 1,
+        partners is not None,
+        jitter_mm(located.errors_mm, stage.smallest_jitter_mm),
+        run.device,
+        partners,
+        "organs",
+    )
+    network = _build("organs", run, run.start)
+    score = fit(run, OrgansModule(network, run.config, run.val, len(names) + 1), batches)
+    return network, score
 
 
 def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
@@ -255,14 +289,16 @@ def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _fit_locate(run: Run) -> Network:
+    partners = mirrored_classes(run.labels)
     batches = LocateBatches(
         run.train,
         run.config.locate,
         run.config.augment,
         run.classes,
         run.target,
-        not has_sides(run.labels),
+        partners is not None,
         run.device,
+        partners,
     )
     network = _build("locate", run, run.start)
     fit(run, LocateModule(network, run.config, run.val, run.target), batches)
@@ -271,21 +307,26 @@ def _fit_locate(run: Run) -> Network:
 
 def _fit_segment(run: Run, errors_mm: np.ndarray) -> tuple[Network, float | None]:
     stage, metric = run.config.segment, run.config.metric
-    kind = BlockBatches if stage.spatial_dims == 3 else SegmentBatches
-    batches = kind(
+    classes, partners = len(run.segment_labels) + 1, mirrored_classes(run.segment_labels)
+    batches = _kind_of(stage)(
         run.train,
         stage,
         run.config.augment,
-        run.classes,
-        not has_sides(run.labels),
+        classes,
+        partners is not None,
         jitter_mm(errors_mm, stage.smallest_jitter_mm),
         run.device,
+        partners,
     )
     patches = PatchBatches(batches, run.config) if metric.mode == "offline" and metric.weight else None
     # The last before the module: the seed that is set here is that of the branch's first weights, too.
     network = _build("segment", run, run.start)
-    score = fit(run, SegmentModule(network, run.config, run.val, run.classes, patches), batches)
+    score = fit(run, SegmentModule(network, run.config, run.val, classes, patches), batches)
     return network, score
+
+
+def _kind_of(stage: BoxConfig) -> type[SegmentBatches]:
+    return BlockBatches if stage.spatial_dims == 3 else SegmentBatches
 
 
 def _build(stage: str, run: Run, start: Mapping[str, Tensor] | None) -> Network:
@@ -298,14 +339,23 @@ def _build(stage: str, run: Run, start: Mapping[str, Tensor] | None) -> Network:
 
 def _networks(run: Run) -> dict[str, dict[str, Any]]:
     """Return what the network of each stage is built of."""
-    return {
+    networks = {
         "locate": locate_spec(run.config.locate, run.classes).network,
-        "segment": segment_spec(run.config.segment, run.classes).network,
+        "segment": segment_spec(run.config.segment, len(run.segment_labels) + 1).network,
     }
+    organs = run.config.organs
+    if organs.structures:
+        networks["organs"] = segment_spec(organs, len(organs.structures) + 1).network
+    return networks
 
 
 def _initial_weights(init: Path, run: Run) -> dict[str, Tensor]:
     card, weights = read_model(init)
+    if run.config.organs.structures and card.organs is None:
+        raise InputError(
+            f"{init}: has no network for organs.structures, which this training asks for; begin from a model that "
+            "has one, or train without these structures"
+        )
     for stage, arguments in _networks(run).items():
         found = getattr(card, stage).network
         for key, value in arguments.items():

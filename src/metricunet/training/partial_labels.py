@@ -15,20 +15,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metricunet.cohort.prepare import PreparedCase
 from metricunet.structures import IGNORE_CLASS
 
 #: A logit whose probability is zero. Finite, for infinite ones have no gradient in lower precision.
 NEVER = -1e4
 
 
-def unknown_classes(cases: Sequence[PreparedCase], classes: int, device: torch.device) -> Tensor | None:
-    """Return which classes were not contoured: bool [cases, classes]; None where all were, in every case."""
-    if not any(case.unknown for case in cases):
+def unknown_classes(unknown: Sequence[tuple[int, ...]], classes: int, device: torch.device) -> Tensor | None:
+    """Return which classes were not contoured: bool [cases, classes]; None where all were, in every case.
+
+    Args:
+        unknown: of each case, the classes that were not contoured.
+        classes: number of classes, background included.
+        device: device of the table.
+    """
+    if not any(unknown):
         return None
-    table = torch.zeros(len(cases), classes, dtype=torch.bool)
-    for row, case in zip(table, cases, strict=True):
-        row[list(case.unknown)] = True
+    table = torch.zeros(len(unknown), classes, dtype=torch.bool)
+    for row, own in zip(table, unknown, strict=True):
+        row[list(own)] = True
     return table.to(device)
 
 

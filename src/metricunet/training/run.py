@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo
-from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
+from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
 from metricunet.errors import InputError, argument
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
 from metricunet.files.own import STAGING, OwnFiles
 from metricunet.progress import Progress
-from metricunet.structures import class_of
+from metricunet.structures import class_of, without
 from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config
 from metricunet.training.log import Watch, check_log
@@ -32,7 +32,7 @@ FEWEST_CASES = 2
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What both stages of a run share.
+    """What all stages of a run share.
 
     Attributes:
         folder: folder of the run.
@@ -74,13 +74,23 @@ class Run:
 
     @property
     def classes(self) -> int:
-        """Classes of the networks, background included."""
+        """Classes of stage 1, background included."""
         return len(self.labels) + 1
 
     @property
     def target(self) -> int:
-        """Class of the target."""
+        """Class of the target in stage 1."""
         return class_of(self.labels, self.config.target)
+
+    @property
+    def segment_labels(self) -> dict[str, int]:
+        """Structures of stage 2 and their values: all but those of the organs' network."""
+        return without(self.labels, self.config.organs.structures)
+
+    @property
+    def segment_target(self) -> int:
+        """Class of the target in stage 2."""
+        return class_of(self.segment_labels, self.config.target)
 
 
 def state_file(folder: Path) -> Path:
@@ -126,8 +136,13 @@ def prepared_cases(
     cohort: Cohort, split: Split, config: TrainConfig, cache_fallback: Path, progress: Progress | None
 ) -> tuple[list[PreparedCase], list[PreparedCase]]:
     """Return the training and the validation cases of a split; see `cache_folder` for where they are kept."""
+    organs = config.organs
     settings = PrepareSettings(
-        config.target, config.locate.spacing_mm, config.segment.spacing_mm, config.segment.box_mm
+        config.target,
+        config.locate.spacing_mm,
+        config.segment.spacing_mm,
+        config.segment.box_mm,
+        OrgansSettings(organs.structures, organs.spacing_mm, organs.box_mm) if organs.structures else None,
     )
     wanted = {*split.train, *split.val}
     cases: list[Case] = [case for case in cohort.training if case.name in wanted]
@@ -146,7 +161,7 @@ def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) 
         settings: the settings that the cases are prepared with; each has a folder of its own.
         cache_fallback: the folder that holds the cases where that of the cohort cannot be written.
     """
-    key = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps(settings.to_json()).encode()).hexdigest()[:12]
     home = cohort if os.access(cohort, os.W_OK) else cache_fallback
     return home / "prepared" / key
 
