@@ -27,6 +27,12 @@ def class_of(structures: Iterable[str], name: str) -> int:
     return list(structures).index(name) + 1
 
 
+def without(labels: Mapping[str, int], names: Iterable[str]) -> dict[str, int]:
+    """Return the labels of all structures but those named, in their order."""
+    left_out = set(names)
+    return {name: value for name, value in labels.items() if name not in left_out}
+
+
 def classes_of(values: NDArray[Any], labels: Mapping[str, int], ignore: int | None = None) -> NDArray[np.uint8]:
     """Map label values to the networks' classes.
 

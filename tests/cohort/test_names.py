@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import pytest
 
-from metricunet.cohort.names import has_sides, standard_name
+from metricunet.cohort.names import mirrored_classes, standard_name
 
 
 @pytest.mark.parametrize("name", ["femur_left", "Femur_L", "femur-lt", "FemurLeft", "LFemur", "Hip R", "femur.rt"])
 def test_a_side_is_seen_however_it_is_spelt(name: str) -> None:
-    assert has_sides({"prostate": 1, name: 2})
+    assert mirrored_classes(["prostate", name]) is None
 
 
 @pytest.mark.parametrize("name", ["prostate", "Rectum", "bladder", "Lens", "PTV4140", "SeminalVes", "Colon", "LN"])
 def test_no_side_is_seen_where_there_is_none(name: str) -> None:
-    assert not has_sides({name: 1})
+    assert mirrored_classes([name]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("femoral_head_left", "femoral_head_right"),
+        ("Femur_L", "Femur_R"),
+        ("femur-lt", "femur-rt"),
+        ("FemurLeft", "FemurRight"),
+        ("LFemur", "RFemur"),
+        ("HIP LEFT", "HIP RIGHT"),
+    ],
+)
+def test_in_a_mirror_image_each_side_is_the_other(one: str, other: str) -> None:
+    assert mirrored_classes([one, "prostate", other]) == (0, 3, 2, 1)
+    assert mirrored_classes([other, one]) == (0, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "names", [["femur_left", "hip_right"], ["femur_left", "femur_right", "hip_l"], ["FemurLeft", "femur_right"]]
+)
+def test_a_side_without_a_partner_of_its_name_forbids_mirror_images(names: list[str]) -> None:
+    assert mirrored_classes(names) is None
 
 
 def test_the_users_name_goes_before_the_standard_one() -> None:

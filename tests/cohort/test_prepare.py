@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.prepare import PreparedCase, PrepareSettings, cohort_sha256, prepare
+from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSettings, cohort_sha256, prepare
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.structures import IGNORE_CLASS
-from tests.support.cohorts import edit_json
+from tests.support.cohorts import ORGAN_LABELS, edit_json, make_organs_cohort
 
 SETTINGS = PrepareSettings("prostate", (6, 6, 6), (4, 2, 2), (80, 96, 96))
 
@@ -154,3 +154,76 @@ def test_values_that_are_no_hounsfield_units(folder: Path, shift: int, found: st
 def test_an_unknown_target(folder: Path) -> None:
     with pytest.raises(InputError, match="must be one of prostate"):
         run(folder, replace(SETTINGS, target="bladder"))
+
+
+ORGANS = ("side_right", "bowl", "side_left")
+
+
+def test_organs_have_a_box_of_their_own_with_classes_of_their_own(tmp_path: Path) -> None:
+    """By values in the labels: prostate 1, left 2, right 3, bowl 4."""
+    folder = make_organs_cohort(tmp_path / "cohort", 1)
+    settings = replace(SETTINGS, organs=OrgansSettings(ORGANS, (4, 4, 4), (128, 96, 160)))
+    (case,) = run(folder, settings)
+    (plain,) = run(folder)
+    box, fine = case.box("organs"), case.box("fine")
+    assert box is not None
+    assert fine is not None
+    assert box.labels.array.shape == (32, 24, 40)
+    assert box.hu.array.dtype == np.int16
+    assert set(np.unique(fine.labels.array)) == {0, 1}
+    assert set(np.unique(case.coarse_labels.array)) == {0, *ORGAN_LABELS.values()}
+    labels = read_labels(folder / "labelsTr" / "case_00.nii.gz")
+    target = labels.geometry.to_world(np.argwhere(labels.array == 1).mean(axis=0))
+    for found in (box.labels, fine.labels):
+        np.testing.assert_allclose(found.geometry.centre_mm, target, atol=1e-6)
+    for k, name in enumerate(ORGANS, start=1):
+        wanted = labels.array == ORGAN_LABELS[name]
+        got = box.labels.array == k
+        centre = labels.geometry.to_world(np.argwhere(wanted).mean(axis=0))
+        np.testing.assert_allclose(box.labels.geometry.to_world(np.argwhere(got).mean(axis=0)), centre, atol=1)
+        assert got.sum() * 64 == pytest.approx(wanted.sum() * labels.geometry.voxel_volume_ml * 1000, rel=0.15)
+    # What the other stages read, and the hash, is as without; the target is among stage 2's classes alone.
+    np.testing.assert_array_equal(case.coarse.array, plain.coarse.array)
+    np.testing.assert_array_equal(case.coarse_labels.array, plain.coarse_labels.array)
+    assert plain.fine is not None
+    np.testing.assert_array_equal(fine.hu.array, plain.fine.array)
+    assert plain.box("organs") is None
+    assert cohort_sha256([case]) == cohort_sha256([plain])
+
+
+def test_the_cache_keeps_the_organs(tmp_path: Path) -> None:
+    folder = make_organs_cohort(tmp_path / "cohort", 2, absent=[1])
+    settings = replace(SETTINGS, organs=OrgansSettings(ORGANS, (4, 4, 4), (128, 96, 160)))
+    first = run(folder, settings)
+    stamp = [p.stat().st_mtime_ns for p in sorted((folder / "prepared").iterdir())]
+    second = run(folder, settings)
+    assert [p.stat().st_mtime_ns for p in sorted((folder / "prepared").iterdir())] == stamp
+    one, two = (cases[0].box("organs") for cases in (first, second))
+    assert one is not None
+    assert two is not None
+    np.testing.assert_array_equal(one.labels.array, two.labels.array)
+    np.testing.assert_array_equal(one.hu.array, two.hu.array)
+    assert second[1].box("organs") is None
+
+
+def test_classes_that_were_not_contoured_are_each_networks_own(tmp_path: Path) -> None:
+    """Of all structures: prostate 1, left 2, right 3, bowl 4. The organs' network has right 1 and left 2."""
+    folder = make_organs_cohort(tmp_path / "cohort", 1)
+    settings = replace(SETTINGS, organs=OrgansSettings(("side_right", "side_left"), (4, 4, 4), (96, 96, 160)))
+    (case,) = run(folder, settings)
+    case = replace(case, unknown=(2, 4))
+    box, fine = case.box("organs"), case.box("fine")
+    assert box is not None
+    assert fine is not None
+    assert (box.unknown, fine.unknown) == ((2,), (2,))
+    assert (replace(case, unknown=(1, 3)).box() or fine).unknown == (1,)
+
+
+def test_settings_without_organs_are_those_from_before_there_were_any() -> None:
+    """The name of the cache's folder and the key of each case hang on them."""
+    assert SETTINGS.to_json() == {
+        "target": "prostate",
+        "coarse_spacing_mm": [6, 6, 6],
+        "fine_spacing_mm": [4, 2, 2],
+        "box_mm": [80, 96, 96],
+    }

@@ -18,6 +18,7 @@ from metricunet.errors import InputError
 from metricunet.files.model import (
     CARD_KEY,
     FORMAT_VERSION,
+    ORGANS_FORMAT_VERSION,
     Calibration,
     ModelCard,
     joined,
@@ -79,6 +80,52 @@ def test_a_calibration_is_kept(tmp_path: Path) -> None:
     assert card.temperature == 1.7
 
 
+LABELS = {"rectum": 3, "prostate": 1, "bladder": 2}
+WITH_ORGANS = replace(
+    CARD,
+    locate=replace(CARD.locate, network={**CARD.locate.network, "classes": 4}),
+    labels=LABELS,
+    tg263={name: name.title() for name in LABELS},
+    organs=SegmentSpec(
+        {"architecture": "unet", "in_channels": 5, "classes": 3}, (2.0, 2.0, 2.0), (96, 80, 128), (-250.0, 450.0)
+    ),
+    organs_structures=("bladder", "rectum"),
+    format_version=ORGANS_FORMAT_VERSION,
+)
+
+
+def test_the_organs_network_is_kept(tmp_path: Path) -> None:
+    card = read_card(write(tmp_path / "model.safetensors", WITH_ORGANS))
+    assert card == WITH_ORGANS
+    assert card.segment_labels == {"prostate": 1}
+    assert card.segment_target_class == 1
+
+
+def test_a_file_without_organs_says_nothing_of_them(tmp_path: Path) -> None:
+    """So it is, to the byte, what versions before them wrote, and can read."""
+    path = write(tmp_path / "model.safetensors")
+    assert b"organs" not in path.read_bytes()
+    assert read_card(path).format_version == FORMAT_VERSION
+    card = read_card(path)
+    assert (card.organs, card.organs_structures, card.segment_labels) == (None, (), CARD.labels)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"organs": None},
+        {"organs_structures": ()},
+        {"organs_structures": ("bladder", "bladder")},
+        {"organs_structures": ("bladder", "prostate")},
+        {"organs_structures": ("bladder", "colon")},
+        {"organs_structures": ("bladder",)},
+    ],
+)
+def test_organs_that_cannot_be_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="card is damaged"):
+        read_card(write(tmp_path / "model.safetensors", replace(WITH_ORGANS, **change)))
+
+
 def test_a_file_from_before_calibration_is_not_calibrated(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors")
     content = path.read_bytes()
@@ -138,8 +185,8 @@ def test_both_stages_have_the_keys_of_the_first_version(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_says_to_upgrade(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.safetensors", replace(CARD, format_version=FORMAT_VERSION + 1))
-    with pytest.raises(InputError, match=f"model format {FORMAT_VERSION + 1} is newer.*upgrade"):
+    path = write(tmp_path / "m.safetensors", replace(CARD, format_version=ORGANS_FORMAT_VERSION + 1))
+    with pytest.raises(InputError, match=f"model format {ORGANS_FORMAT_VERSION + 1} is newer.*upgrade"):
         read_card(path)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from metricunet.cohort.prepare import PrepareSettings, hu_on
+from metricunet.cohort.prepare import OrgansSettings, PrepareSettings, hu_on
 from metricunet.phantom import stream
 from metricunet.phantom.imaging import NOISE_SLICE_MM, render_image
 from metricunet.phantom.make import Drawn, draw_phantom
@@ -16,7 +16,8 @@ from metricunet.phantom.stream import StreamRecipe, coarser, streamed_case, with
 from metricunet.stages.locate import coarse_grid
 from metricunet.volume import Volume, resample_labels
 
-SETTINGS = PrepareSettings("prostate")
+ORGANS = OrgansSettings(("bladder",), (2.0, 2.0, 2.0), (232.0, 192.0, 288.0))
+SETTINGS = PrepareSettings("prostate", organs=ORGANS)
 RECIPE = StreamRecipe(3, "varied", ("prostate", "bladder"), "prostate", absent_fraction=0.25)
 #: The first patient whose scan shows no prostate, by his number.
 ABSENT = 3
@@ -47,27 +48,43 @@ def streamed(quiet: Drawn) -> stream.StreamedCase:
     """The same man from the stream."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "draw_phantom", lambda *_: quiet)
-        return streamed_case(RECIPE, SETTINGS, "train", 0, ("coarse", "fine"))
+        return streamed_case(RECIPE, SETTINGS, "train", 0, ("coarse", "fine", "organs"))
 
 
 def test_the_fine_box_is_that_of_the_whole_scan(
     whole: tuple[Volume, Volume], streamed: stream.StreamedCase
 ) -> None:
     image, labels = whole
-    assert streamed.fine is not None
-    assert streamed.fine_labels is not None
-    grid = streamed.fine.geometry
+    fine = streamed.box("fine")
+    assert fine is not None
+    grid = fine.hu.geometry
     centre = labels.geometry.to_world(np.argwhere(labels.array == 1).mean(axis=0))
     np.testing.assert_allclose(grid.centre_mm, centre, atol=1e-6)
-    np.testing.assert_array_equal(streamed.fine_labels.array, resample_labels(labels, grid).array)
+    target = labels.with_array((labels.array == 1).astype(np.uint8))
+    np.testing.assert_array_equal(fine.labels.array, resample_labels(target, grid).array)
     # Each rendering rounds for itself.
-    gap = np.abs(hu_on(image, grid).array.astype(float) - streamed.fine.array)
+    gap = np.abs(hu_on(image, grid).array.astype(float) - fine.hu.array)
     inside = np.ones(gap.shape, dtype=bool)
     assert np.quantile(gap[inside], 0.999) <= 1
     assert streamed.facts["volume_ml"] == pytest.approx(
         (labels.array == 1).sum() * labels.geometry.voxel_volume_ml
     )
     assert streamed.facts["target_hu"] == np.median(image.array[labels.array == 1])
+
+
+def test_the_box_of_the_organs_is_near_that_of_the_whole_scan(
+    whole: tuple[Volume, Volume], streamed: stream.StreamedCase
+) -> None:
+    image, labels = whole
+    found = streamed.box("organs")
+    assert found is not None
+    grid = found.hu.geometry
+    assert grid.extent_mm == pytest.approx(ORGANS.box_mm)
+    np.testing.assert_allclose(grid.centre_mm, streamed.facts["centre_mm"], atol=1e-6)
+    bladder = labels.with_array((labels.array == 2).astype(np.uint8))
+    assert (resample_labels(bladder, grid).array == found.labels.array).mean() > 0.999
+    gap = np.abs(hu_on(image, grid).array.astype(float) - found.hu.array)
+    assert np.median(gap) < 4
 
 
 def test_the_coarse_scan_is_near_that_of_the_whole_scan(
@@ -89,9 +106,7 @@ def test_the_coarse_scan_is_near_that_of_the_whole_scan(
 
 def test_the_same_patient_comes_out_the_same() -> None:
     one, two = (streamed_case(RECIPE, SETTINGS, "train", 1, ("fine",)) for _ in range(2))
-    assert one.fine is not None
-    assert two.fine is not None
-    np.testing.assert_array_equal(one.fine.array, two.fine.array)
+    np.testing.assert_array_equal(one.boxes["fine"].hu.array, two.boxes["fine"].hu.array)
     assert one.coarse is None
     assert one.facts == two.facts
 
@@ -106,7 +121,7 @@ def test_who_is_who() -> None:
 
 def test_a_patient_without_a_prostate_has_no_fine_box() -> None:
     case = streamed_case(RECIPE, SETTINGS, "train", ABSENT, ("fine",))
-    assert case.fine is None
+    assert not case.boxes
     assert "centre_mm" not in case.facts
 
 

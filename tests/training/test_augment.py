@@ -84,7 +84,7 @@ def test_the_spline_is_scipys_and_reproduces_straight_lines(voxels: int, spacing
 @pytest.mark.parametrize(("shape", "spacing_mm"), [((32, 48), (1.0, 1.0)), ((8, 16, 24), (4.0, 3.0, 2.0))])
 def test_without_changes_a_crop_is_read_as_it_is(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> None:
     warp = Warp(shape, spacing_mm, changes(), True, CPU)
-    found = positions(warp, warp.draw(3, seeded(0)), shape)
+    found = positions(warp, warp.draw(3, seeded(0))[0], shape)
     torch.testing.assert_close(found, offsets(shape).expand_as(found), atol=1e-4, rtol=0)
 
 
@@ -94,7 +94,7 @@ def test_a_moved_control_point_moves_voxels_as_its_spline_says(
 ) -> None:
     """These crops are 64 mm wide, so the third control point is at the middle voxel: a weight of 2/3 per axis."""
     warp = Warp(shape, spacing_mm, changes(), True, CPU)
-    points = warp.draw(1, seeded(0)).clone()
+    points = warp.draw(1, seeded(0))[0].clone()
     points[(0, *[2] * len(shape), 0)] += 6.0
     moved = (positions(warp, points, shape) - offsets(shape))[0]
     voxel = tuple(n // 2 for n in shape)
@@ -109,7 +109,7 @@ def test_a_turn_is_a_turn_in_mm_where_voxels_are_not_square() -> None:
     """Read back in mm, the map must keep lengths and right angles."""
     spacing_mm = (3.0, 1.0)
     warp = Warp((16, 48), spacing_mm, changes(rotation_deg=60), False, CPU)
-    found = positions(warp, warp.draw(8, seeded(3)), (16, 48))
+    found = positions(warp, warp.draw(8, seeded(3))[0], (16, 48))
     along = (found[:, :, :, 1:] - found[:, :, :, :-1]) * torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
     down = (found[:, :, 1:] - found[:, :, :-1]) * torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
     torch.testing.assert_close(along.norm(dim=1), torch.ones(8, 16, 47), atol=1e-3, rtol=0)
@@ -128,7 +128,7 @@ def test_a_field_moves_no_voxel_further_than_it_may_and_never_folds(
     shape = (12, 24, 28) if space else (48, 56)
     config = changes(elastic_mm=LARGEST_ELASTIC_MM, elastic_share=1)
     warp = Warp(shape, (step_mm,) * len(shape), config, False, CPU)
-    found = positions(warp, warp.draw(2, seeded(seed)), shape)
+    found = positions(warp, warp.draw(2, seeded(seed))[0], shape)
     assert (found - offsets(shape)).abs().max() * step_mm <= LARGEST_ELASTIC_MM + 1e-3
     assert determinants(found).min() > 0
 
@@ -148,7 +148,7 @@ def test_the_worst_field_does_not_fold() -> None:
     for shape in ((96, 96), (24, 24, 24)):
         step_mm = 96 / shape[0]
         warp = Warp(shape, (step_mm,) * len(shape), changes(), False, CPU)
-        points = warp.draw(1, seeded(0))
+        points = warp.draw(1, seeded(0))[0]
         signs = [torch.arange(n) % 2 * -2.0 + 1 for n in points.shape[1:-1]]
         checker = signs[0][:, None] * signs[1]
         if len(shape) == 3:
@@ -174,7 +174,7 @@ def test_the_default_field_is_smooth_and_of_the_stated_size() -> None:
     config = changes(elastic_mm=8, elastic_share=1)
     for shape, step_mm, part in (((128, 128), 1.0, 0.277), ((40, 48, 48), 4.0, 0.191)):
         warp = Warp(shape, (step_mm,) * len(shape), config, False, CPU)
-        found = positions(warp, warp.draw(12, seeded(1)), shape)
+        found = positions(warp, warp.draw(12, seeded(1))[0], shape)
         moved_mm = (found - offsets(shape)) * step_mm
         assert moved_mm.std() == pytest.approx(8 * part, rel=0.1)
         assert determinants(found).min() > 0.3
@@ -186,7 +186,7 @@ def test_the_default_field_is_smooth_and_of_the_stated_size() -> None:
 def test_the_share_of_images_with_a_field() -> None:
     for share in (0.0, 0.3, 1.0):
         warp = Warp((16, 16), (4.0, 4.0), changes(elastic_share=share), False, CPU)
-        moved = (positions(warp, warp.draw(400, seeded(0)), (16, 16)) - offsets((16, 16))).abs().amax((1, 2, 3))
+        moved = (positions(warp, warp.draw(400, seeded(0))[0], (16, 16)) - offsets((16, 16))).abs().amax((1, 2, 3))
         assert float((moved > 1e-3).float().mean()) == pytest.approx(share, abs=0.07)
 
 
@@ -201,7 +201,7 @@ def test_nothing_is_read_beyond_the_reach(seed: int, rotation_deg: float, scale:
     shape, spacing_mm = ((6, 20, 12), (4.0, 2.0, 3.0)) if space else ((20, 12), (2.0, 3.0))
     config = changes(rotation_deg=rotation_deg, scale=scale, mirror=True, elastic_mm=12, elastic_share=1)
     warp = Warp(shape, spacing_mm, config, True, CPU)
-    found = warp.spread(warp.draw(16, seeded(seed))).abs().flatten(1, -2).amax((0, 1))
+    found = warp.spread(warp.draw(16, seeded(seed))[0]).abs().flatten(1, -2).amax((0, 1))
     assert (found <= torch.tensor(warp.reach_voxels()[::-1]) + 1e-3).all()
 
 
@@ -214,8 +214,10 @@ def test_mirroring_is_left_right_and_only_where_it_is_allowed() -> None:
     for shape in ((8, 10), (4, 8, 10)):
         for mirror, allowed in ((True, True), (True, False), (False, True)):
             warp = Warp(shape, (1.0,) * len(shape), changes(mirror=mirror), allowed, CPU)
-            found = positions(warp, warp.draw(64, seeded(1)), shape)
+            points, mirrored = warp.draw(64, seeded(1))
+            found = positions(warp, points, shape)
             flipped = found[:, 0].flatten(1)[:, 0] > 0
+            assert torch.equal(mirrored, flipped)
             assert bool(flipped.any()) == (mirror and allowed)
             assert not bool(flipped.all())
             wanted = torch.where(
@@ -235,7 +237,7 @@ def test_an_image_that_equals_its_labels_still_does_after_every_move(seed: int, 
     config = changes(rotation_deg=30, scale=0.2, mirror=True, elastic_mm=12, elastic_share=1)
     warp = Warp(shape, spacing_mm, config, True, CPU)
     size = torch.tensor(coarse.shape[::-1])
-    grid = warp.grid(warp.draw(4, seeded(seed)), ((size - 1) / 2).expand(4, -1), size)
+    grid = warp.grid(warp.draw(4, seeded(seed))[0], ((size - 1) / 2).expand(4, -1), size)
     image = read(labels[:, None].float(), grid)[:, 0]
     assert torch.equal(read_classes(labels, grid, [1]), (image > 0.5).to(torch.uint8))
 

@@ -88,3 +88,13 @@ def test_differences_name_both_values() -> None:
     one, two = load_config("small"), load_config("small", settings=["metric.weight=0.3", "seed=2"])
     assert differences(one, two) == ["seed was 0, is 2", "metric.weight was 0.1, is 0.3"]
     assert differences(one, one) == []
+
+
+def test_settings_of_organs_that_are_not_asked_for_make_no_difference() -> None:
+    """A run from before there were organs is resumed under any preset of today."""
+    before, after = load_config("default"), load_config("default", settings=["organs.epochs=3"])
+    assert differences(before, after) == []
+    asked = load_config("default", settings=["organs.structures=[bladder]"])
+    assert len(differences(before, asked)) == 1
+    more = load_config("default", settings=["organs.structures=[bladder]", "organs.epochs=3"])
+    assert differences(asked, more) == ["organs.epochs was 40, is 3"]

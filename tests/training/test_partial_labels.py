@@ -181,7 +181,7 @@ def test_a_batch_says_of_each_image_what_its_case_does_not_know(cases: list[Prep
 @pytest.mark.parametrize("kind", ["locate", "segment", "block"])
 def test_partial_cases_change_neither_images_nor_labels_nor_the_draw(cases: list[PreparedCase], kind: str) -> None:
     partial = [replace(cases[0], unknown=(2,)), *cases[1:]]
-    assert unknown_classes(cases, 3, CPU) is None
+    assert unknown_classes([case.unknown for case in cases], 3, CPU) is None
     plain, masked = (batches(kind, own).draw(update_generator(0, 1, 5, CPU)) for own in (cases, partial))
     assert plain.unknown is None
     assert masked.unknown is not None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from metricunet.cohort.prepare import PrepareSettings
+from metricunet.cohort.prepare import BoxName, PrepareSettings, TargetBox
 from metricunet.errors import InputError
 from metricunet.files.model import read_card, read_model
 from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use
@@ -49,19 +49,19 @@ def tiny_case(
     image, labels = image.canonical(), labels.canonical()
     coarse = coarse_grid(image.geometry, settings.coarse_spacing_mm)
     facts: dict[str, Any] = {"spacing_mm": list(image.spacing_mm)}
-    fine = fine_labels = None
+    boxes: dict[BoxName, TargetBox] = {}
     if held:
         centre = image.geometry.to_world(np.argwhere(labels.array).mean(axis=0))
         shape = voxels_of(settings.box_mm, settings.fine_spacing_mm)
         grid = image.geometry.box_around(centre, shape, settings.fine_spacing_mm)
-        fine, fine_labels = read_hu(image, grid), resample_labels(labels, grid)
+        if "fine" in parts:
+            boxes["fine"] = TargetBox(read_hu(image, grid), resample_labels(labels, grid))
         facts |= {"volume_ml": 20.0, "target_hu": 60.0, "centre_mm": centre.tolist()}
     return StreamedCase(
         f"{use}_{number}",
         read_hu(image, coarse) if "coarse" in parts else None,
         resample_labels(labels, coarse) if "coarse" in parts else None,
-        fine if "fine" in parts else None,
-        fine_labels if "fine" in parts else None,
+        boxes,
         facts,
     )
 

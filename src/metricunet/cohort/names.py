@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 #: Structure names as cohorts spell them, and the TG-263 primary name.
 TG263_NAMES = {
@@ -18,7 +18,7 @@ TG263_NAMES = {
     "bowel": "Bag_Bowel",
 }
 
-_SIDES = frozenset({"left", "right", "l", "r", "lt", "rt"})
+_OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lt": "rt", "rt": "lt"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
@@ -27,11 +27,30 @@ def standard_name(structure: str, given: Mapping[str, str]) -> str:
     return given.get(structure) or TG263_NAMES.get(structure.lower()) or structure
 
 
-def has_sides(structures: Mapping[str, int]) -> bool:
-    """Tell whether any structure is of one side, so that images must not be mirrored in training.
+def mirrored_classes(structures: Iterable[str]) -> tuple[int, ...] | None:
+    """Return the class that each class becomes in a mirror image, the background's first.
 
+    A structure of one side becomes the one of the same name on the other side; all others stay what they are.
     Words end at anything but a letter, and where a capital follows a small letter or begins a new word:
-    `Femur_L`, `femur-lt`, `FemurLeft` and `LFemur` are all of one side.
+    `Femur_L`, `femur-lt`, `FemurLeft` and `LFemur` are all of one side, `Femur_R` is the first one's other.
+
+    Args:
+        structures: names, whose classes are 1, 2, ... in their order.
+
+    Returns:
+        None where a structure of one side has no other among them, so that no image may be mirrored.
     """
-    words = {word.lower() for name in structures for word in _WORD.findall(name)}
-    return bool(words & _SIDES)
+    names = [None, *structures]
+    others = [None if name is None else _WORD.sub(_other_side, name) for name in names]
+    if not set(others) <= set(names):
+        return None
+    return tuple(names.index(name) for name in others)
+
+
+def _other_side(word: re.Match[str]) -> str:
+    """Return the word for the other side as the word is spelt; a word that names no side as it is."""
+    found = word.group()
+    other = _OTHER_SIDE.get(found.lower())
+    if other is None:
+        return found
+    return other.upper() if found.isupper() else other.capitalize() if found[0].isupper() else other

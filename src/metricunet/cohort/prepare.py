@@ -1,8 +1,8 @@
-"""Preparing a cohort for training: what both stages read, resampled once and cached.
+"""Preparing a cohort for training: what the networks read, resampled once and cached.
 
 For each case: the whole scan on stage 1's coarse grid, and a fine box around the target, larger than stage 2's
-crop so that the crop can be jittered and turned inside it. The cache notices when a file, the settings or the
-meaning of the labels change.
+crop so that the crop can be jittered and turned inside it; where there is an organs' network, a box of its own,
+likewise. The cache notices when a file, the settings or the meaning of the labels change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -30,11 +30,28 @@ from metricunet.progress import Progress
 from metricunet.stages.locate import coarse_grid
 from metricunet.stages.network_input import read_hu
 from metricunet.stages.segment import central_crop
-from metricunet.structures import class_of, classes_of
+from metricunet.structures import class_of, classes_of, without
 from metricunet.volume import Geometry, Volume, resample_labels, voxels_of
 
 #: Raised whenever the cached arrays would come out differently.
 CACHE_VERSION = 2
+#: The boxes of a case around the target: stage 2's, and the organs' network's.
+BoxName = Literal["fine", "organs"]
+
+
+@dataclass(frozen=True)
+class OrgansSettings:
+    """What the box of the organs' network depends on.
+
+    Attributes:
+        structures: the structures that the network segments, in the order of its classes.
+        spacing_mm: voxel spacing of the box: slice, row, column.
+        box_mm: sides of the box: slice, row, column.
+    """
+
+    structures: tuple[str, ...]
+    spacing_mm: tuple[float, float, float]
+    box_mm: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -46,12 +63,39 @@ class PrepareSettings:
         coarse_spacing_mm: voxel spacing of stage 1: slice, row, column.
         fine_spacing_mm: voxel spacing of stage 2: slice, row, column.
         box_mm: sides of the fine box: slice, row, column.
+        organs: the box of the organs' network; None where there is no such network.
     """
 
     target: str
     coarse_spacing_mm: tuple[float, float, float] = (4.0, 4.0, 4.0)
     fine_spacing_mm: tuple[float, float, float] = (2.0, 1.0, 1.0)
     box_mm: tuple[float, float, float] = (136.0, 160.0, 160.0)
+    organs: OrgansSettings | None = None
+
+    @property
+    def organs_structures(self) -> tuple[str, ...]:
+        """Structures of the organs' network; none where there is none."""
+        return () if self.organs is None else self.organs.structures
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; without an organs' network, those from before there was one."""
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {name: value for name, value in content.items() if value is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class TargetBox:
+    """A box around the target.
+
+    Attributes:
+        hu: int16 HU.
+        labels: uint8 classes of the network that reads the box, on the same grid.
+        unknown: those of its classes that were not contoured, whose voxels are among the background's.
+    """
+
+    hu: Volume
+    labels: Volume
+    unknown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +105,16 @@ class PreparedCase:
     Attributes:
         name: name of the case.
         coarse: int16 HU [slice, row, column] of the whole scan.
-        coarse_labels: uint8 classes on the same grid.
-        fine: int16 HU of the box around the target; None where the scan holds no target.
-        fine_labels: uint8 classes on the same grid.
+        coarse_labels: uint8 classes on the same grid, of all structures.
+        fine: int16 HU of stage 2's box around the target; None where the scan holds no target.
+        fine_labels: uint8 classes of stage 2 on the same grid: of all structures but the organs' network's.
         facts: numbers that describe the case: `spacing_mm` of the scan, and of the target `volume_ml`,
             `target_hu` and `centre_mm`, which are absent without it.
         source_sha256: hash of image and labels.
-        unknown: classes that were not contoured, whose voxels are among the background's.
+        unknown: classes of all structures that were not contoured, whose voxels are among the background's.
+        organs: int16 HU of the organs' box; None where the scan holds no target, or there is no such network.
+        organs_labels: uint8 classes of the organs' network on the same grid.
+        organs_classes: the structures of the organs' network, in its order, by their classes among all structures.
     """
 
     name: str
@@ -78,16 +125,34 @@ class PreparedCase:
     facts: dict[str, Any]
     source_sha256: str
     unknown: tuple[int, ...] = ()
+    organs: Volume | None = None
+    organs_labels: Volume | None = None
+    organs_classes: tuple[int, ...] = ()
 
-    def central_crop(self, shape: Sequence[int]) -> tuple[Volume, Volume] | None:
-        """Cut image and classes to the middle of the fine box; None where the scan holds no target.
+    def box(self, name: BoxName = "fine") -> TargetBox | None:
+        """Return a box around the target; None where the scan holds no target, or there is no such box."""
+        own = self.organs_classes
+        if name == "organs":
+            if self.organs is None or self.organs_labels is None:
+                return None
+            unknown = tuple(own.index(k) + 1 for k in self.unknown if k in own)
+            return TargetBox(self.organs, self.organs_labels, unknown)
+        if self.fine is None or self.fine_labels is None:
+            return None
+        unknown = tuple(k - sum(organ < k for organ in own) for k in self.unknown if k not in own)
+        return TargetBox(self.fine, self.fine_labels, unknown)
+
+    def central_crop(self, shape: Sequence[int], name: BoxName = "fine") -> TargetBox | None:
+        """Cut a box to its middle; None where the scan holds no target, or there is no such box.
 
         Args:
             shape: voxels along slice, row and column, no more than the box has.
+            name: the name of the box.
         """
-        if self.fine is None or self.fine_labels is None:
+        box = self.box(name)
+        if box is None:
             return None
-        return central_crop(self.fine, shape), central_crop(self.fine_labels, shape)
+        return TargetBox(central_crop(box.hu, shape), central_crop(box.labels, shape), box.unknown)
 
 
 def prepare(
@@ -108,6 +173,7 @@ def prepare(
             f"setting target is {settings.target!r}; it must be one of {', '.join(info.labels)}, as dataset.json "
             "spells them"
         )
+    organs = tuple(class_of(info.labels, name) for name in settings.organs_structures)
     stored = {case.name: _stored(case, info, settings, cache) for case in cases}
     prepared = []
     for done, case in enumerate(cases, start=1):
@@ -116,7 +182,7 @@ def prepare(
             found = _prepare(case, info, settings)
             _store(_cache_file(case, cache), found, _key(case, info, settings))
         unknown = tuple(class_of(info.labels, name) for name in case.not_contoured)
-        prepared.append(replace(found, unknown=unknown))
+        prepared.append(replace(found, unknown=unknown, organs_classes=organs))
         if progress is not None:
             progress(done, len(cases))
     return prepared
@@ -150,7 +216,7 @@ def _key(case: Case, info: DatasetInfo, settings: PrepareSettings) -> dict[str, 
     files = (*scan_files(case.image), *scan_files(case.label))
     return {
         "cache_version": CACHE_VERSION,
-        "settings": json.loads(json.dumps(asdict(settings))),
+        "settings": settings.to_json(),
         "labels": info.labels,
         "ignore": info.ignore,
         "not_contoured": list(case.not_contoured),  # its labels are checked against this
@@ -163,17 +229,24 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
     scan = read_case(case, info)
     image = scan.image.canonical()
     values = scan.labels.canonical()
-    labels = values.with_array(classes_of(values.array, info.labels, info.ignore))
+    labels = _classes(values, info.labels, info.ignore)
     target = class_of(info.labels, settings.target)
     coarse = coarse_grid(image.geometry, settings.coarse_spacing_mm)
     mask = labels.array == target
     facts: dict[str, Any] = {"spacing_mm": list(image.spacing_mm)}
-    fine = fine_labels = None
+    fine = fine_labels = organs = organs_labels = None
     if mask.any():
         centre = image.geometry.to_world(np.argwhere(mask).mean(axis=0))
         shape = voxels_of(settings.box_mm, settings.fine_spacing_mm)
         fine_grid = image.geometry.box_around(centre, shape, settings.fine_spacing_mm)
-        fine, fine_labels = hu_on(image, fine_grid), resample_labels(labels, fine_grid)
+        own = without(info.labels, settings.organs_structures)
+        fine = hu_on(image, fine_grid)
+        fine_labels = resample_labels(_classes(values, own, info.ignore), fine_grid)
+        if settings.organs is not None:
+            shape = voxels_of(settings.organs.box_mm, settings.organs.spacing_mm)
+            grid = image.geometry.box_around(centre, shape, settings.organs.spacing_mm)
+            own = {name: info.labels[name] for name in settings.organs.structures}
+            organs, organs_labels = hu_on(image, grid), resample_labels(_classes(values, own, info.ignore), grid)
         facts["volume_ml"] = float(mask.sum()) * labels.geometry.voxel_volume_ml
         facts["target_hu"] = float(np.median(image.array[mask]))
         facts["centre_mm"] = [float(v) for v in centre]
@@ -185,7 +258,13 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
         fine_labels,
         facts,
         sha256([*scan_files(case.image), *scan_files(case.label)]),
+        organs=organs,
+        organs_labels=organs_labels,
     )
+
+
+def _classes(values: Volume, labels: Mapping[str, int], ignore: int | None) -> Volume:
+    return values.with_array(classes_of(values.array, labels, ignore))
 
 
 def hu_on(image: Volume, grid: Geometry) -> Volume:
@@ -194,9 +273,13 @@ def hu_on(image: Volume, grid: Geometry) -> Volume:
     return Volume(np.rint(np.clip(array, AIR_HU, 32767)).astype(np.int16), grid)
 
 
+#: What the cache holds of a case, by the names of its attributes.
+_VOLUMES = ("coarse", "coarse_labels", "fine", "fine_labels", "organs", "organs_labels")
+
+
 def _store(path: Path, case: PreparedCase, key: dict[str, Any]) -> None:
     arrays: dict[str, NDArray[Any]] = {}
-    for name in ("coarse", "coarse_labels", "fine", "fine_labels"):
+    for name in _VOLUMES:
         volume = getattr(case, name)
         if volume is not None:
             arrays[name] = volume.array
@@ -216,7 +299,7 @@ def _load(path: Path) -> tuple[PreparedCase, dict[str, Any]] | None:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as content:
             description = json.loads(content["description"].tobytes().decode("utf-8"))
             volumes = {}
-            for name in ("coarse", "coarse_labels", "fine", "fine_labels"):
+            for name in _VOLUMES:
                 if name in content:
                     array = content[name]
                     volumes[name] = Volume(array, Geometry(array.shape, content[f"{name}_affine"]))
@@ -228,6 +311,8 @@ def _load(path: Path) -> tuple[PreparedCase, dict[str, Any]] | None:
             volumes.get("fine_labels"),
             description["facts"],
             description["source_sha256"],
+            organs=volumes.get("organs"),
+            organs_labels=volumes.get("organs_labels"),
         )
         return case, description["key"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):

@@ -1,4 +1,4 @@
-"""The model file: one safetensors file with the weights of both stages and a JSON card in its header.
+"""The model file: one safetensors file with the weights of all networks and a JSON card in its header.
 
 No pickle is ever read. The card says how to build and feed the networks and what they were trained on.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.specs import LocateSpec, SegmentSpec
-from metricunet.structures import class_of
+from metricunet.structures import class_of, without
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Raised when a file written before could no longer be read right.
 FORMAT_VERSION = 1
+#: Of a file with an organs' network, which versions of the program that know the former alone cannot read right.
+ORGANS_FORMAT_VERSION = 2
 CARD_KEY = "metricunet"
 #: No card and table of tensors is longer than this many bytes. As objects they take a hundred times as many.
 LONGEST_HEADER = 1 << 22
@@ -67,7 +69,7 @@ class ModelCard:
     Attributes:
         locate: stage 1.
         segment: stage 2.
-        labels: structure name to its value in label files; the network's class k is the k-th entry, from 1.
+        labels: structure name to its value in label files; stage 1's class k is the k-th entry, from 1.
         tg263: structure name to its standard name in structure sets (AAPM TG-263).
         target: the structure that steers localisation and crop.
         ranges: smallest and largest value seen in training, by quantity (`volume_ml`, `slice_spacing_mm`, ...;
@@ -82,6 +84,9 @@ class ModelCard:
         format_version: version of the file's format.
         calibration: calibration of stage 2's probabilities; None where there were no validation cases, or the file
             is older.
+        organs: the organs' network, which sees a larger crop around the same centre; None where there is none.
+        organs_structures: the structures that it segments, its class k the k-th of them, from 1. All others are
+            stage 2's, in the order of the labels.
     """
 
     locate: LocateSpec
@@ -99,11 +104,18 @@ class ModelCard:
     intended_use: str = INTENDED_USE
     format_version: int = field(default=FORMAT_VERSION)
     calibration: Calibration | None = None
+    organs: SegmentSpec | None = None
+    organs_structures: tuple[str, ...] = ()
 
     @property
-    def target_class(self) -> int:
-        """The networks' class of the target."""
-        return class_of(self.labels, self.target)
+    def segment_labels(self) -> dict[str, int]:
+        """Structures of stage 2 and their values; its class k is the k-th entry, from 1."""
+        return without(self.labels, self.organs_structures)
+
+    @property
+    def segment_target_class(self) -> int:
+        """Stage 2's class of the target."""
+        return class_of(self.segment_labels, self.target)
 
     @property
     def temperature(self) -> float:
@@ -119,6 +131,8 @@ class ModelCard:
 def card_content(card: ModelCard) -> dict[str, Any]:
     """Return a card as plain values, as the file holds it and `metricunet info --json` prints it."""
     content = asdict(card)
+    if card.organs is None:
+        del content["organs"], content["organs_structures"]
     # Both stages have the same keys in the file, so that every version of the format reads every file of it.
     stage_one = content["locate"]
     content["locate"] = {
@@ -140,14 +154,17 @@ def write_model(path: Path, card: ModelCard, weights: dict[str, Tensor]) -> None
         save_file(contiguous, temporary, metadata={CARD_KEY: json.dumps(card_content(card))})
 
 
-def joined(locate: Mapping[str, Tensor], segment: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of both stages by their names in a model file.
+def joined(
+    locate: Mapping[str, Tensor], segment: Mapping[str, Tensor], organs: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the weights of all networks by their names in a model file.
 
     Args:
         locate: weights of stage 1 by their names in its network; may be empty.
         segment: weights of stage 2, likewise.
+        organs: weights of the organs' network, likewise; None where there is none.
     """
-    stages = {"locate": locate, "segment": segment}
+    stages = {"locate": locate, "segment": segment, "organs": organs or {}}
     return {f"{stage}.{name}": tensor for stage, own in stages.items() for name, tensor in own.items()}
 
 
@@ -156,7 +173,7 @@ def of_stage(weights: Mapping[str, Tensor], stage: str) -> dict[str, Tensor]:
 
     Args:
         weights: weights by their names in a model file.
-        stage: `locate` or `segment`.
+        stage: `locate`, `segment` or `organs`.
     """
     prefix = f"{stage}."
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
@@ -223,16 +240,16 @@ def _card(path: Path, content: dict[str, Any]) -> ModelCard:
     found = content.get("format_version")
     if not isinstance(found, int):
         raise InputError(f"{path}: the card's format_version is {repr(found)[:80]}; expected a whole number")
-    if found > FORMAT_VERSION:
+    if found > ORGANS_FORMAT_VERSION:
         raise InputError(
-            f"{path}: model format {found} is newer than this metricunet reads ({FORMAT_VERSION}); "
+            f"{path}: model format {found} is newer than this metricunet reads ({ORGANS_FORMAT_VERSION}); "
             "upgrade with `pip install --upgrade metricunet`"
         )
     from pydantic import TypeAdapter, ValidationError  # not needed to write a card
 
     try:
         card = TypeAdapter(ModelCard).validate_python(content)
-        for stage in (card.locate, card.segment):
+        for stage in (card.locate, card.segment, card.organs or card.segment):
             # Files from before there was a choice name no architecture.
             stage.network.setdefault("architecture", "unet")
         _check(card)
@@ -278,16 +295,25 @@ def _check(card: ModelCard) -> None:
             _expect(0 < value < math.inf, f"calibration.{name}", "a number above 0")
         low, high = card.calibration.boundary_error_mm
         _expect(0 <= low <= high < math.inf, "calibration.boundary_error_mm", "low and high")
+    organs = card.organs_structures
+    apart = len(set(organs)) == len(organs) and card.target not in organs
+    known = apart and set(organs) <= set(card.labels) and bool(organs) == (card.organs is not None)
+    _expect(known, "organs_structures", "structures of the organs' network, each once, the target not among them")
     _check_stage("locate", card.locate, len(labels) + 1)
-    _check_stage("segment", card.segment, len(labels) + 1)
-    crop = card.segment.crop_voxels
-    fits = min(crop) >= 1 and math.prod(crop) <= MOST_CROP_VOXELS
-    _expect(fits, "segment.crop_voxels", f"three sides of at most {MOST_CROP_VOXELS} voxels together")
-    block = 1 if card.segment.block_slices is None else card.segment.block_slices
-    _expect(1 <= block <= MOST_BLOCK_SLICES, "segment.block_slices", f"1 to {MOST_BLOCK_SLICES}")
     _expect(card.locate.network["in_channels"] == 1, "locate.network.in_channels", "1")
+    _check_box("segment", card.segment, len(labels) - len(organs) + 1)
+    if card.organs is not None:
+        _check_box("organs", card.organs, len(organs) + 1)
+
+
+def _check_box(name: str, stage: SegmentSpec, classes: int) -> None:
+    _check_stage(name, stage, classes)
+    fits = min(stage.crop_voxels) >= 1 and math.prod(stage.crop_voxels) <= MOST_CROP_VOXELS
+    _expect(fits, f"{name}.crop_voxels", f"three sides of at most {MOST_CROP_VOXELS} voxels together")
+    block = 1 if stage.block_slices is None else stage.block_slices
+    _expect(1 <= block <= MOST_BLOCK_SLICES, f"{name}.block_slices", f"1 to {MOST_BLOCK_SLICES}")
     # Neighbours lie on both sides of the slice in 2.5D; in 3D slices are no channels.
-    _expect(card.segment.input_slices % 2 == 1 or card.segment.block_slices is not None, "in_channels", "odd")
+    _expect(stage.input_slices % 2 == 1 or stage.block_slices is not None, "in_channels", "odd")
 
 
 def _check_stage(name: str, stage: LocateSpec | SegmentSpec, classes: int) -> None:
@@ -298,7 +324,9 @@ def _check_stage(name: str, stage: LocateSpec | SegmentSpec, classes: int) -> No
     for key, value in stage.network.items():
         field = f"{name}.network.{str(key)[:LONGEST_NAME]}"
         _expect(_is_small(value), field, f"whole numbers from 1 to {MOST_CHANNELS}, or a word")
-    _expect(stage.network["classes"] == classes, f"{name}.network.classes", f"{classes}, one more than the labels")
+    _expect(
+        stage.network["classes"] == classes, f"{name}.network.classes", f"{classes}, one more than its structures"
+    )
     _expect(stage.network.get("levels", 1) <= MOST_LEVELS, f"{name}.network.levels", f"at most {MOST_LEVELS}")
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metricunet.cohort.prepare import PrepareSettings, hu_on
+from metricunet.cohort.prepare import BoxName, PrepareSettings, TargetBox, hu_on
 from metricunet.phantom.cohort import RECIPE_VERSION, is_absent
 from metricunet.phantom.imaging import NOISE_GRAIN, NOISE_SLICE_MM
 from metricunet.phantom.make import Drawn, draw_phantom
@@ -25,11 +25,11 @@ from metricunet.phantom.scanner import Difficulty, Scan
 from metricunet.phantom.shapes import Point
 from metricunet.phantom.variety import Variety
 from metricunet.stages.locate import coarse_grid
-from metricunet.structures import class_of
-from metricunet.volume import Volume, resample_labels, voxels_of
+from metricunet.structures import without
+from metricunet.volume import FloatArray, Volume, resample_labels, voxels_of
 
-#: What a stage sees of a patient: the whole field on the coarse grid, or the box around the target.
-Part = Literal["coarse", "fine"]
+#: What a network sees of a patient: the whole field on stage 1's grid, or a box around the target.
+Part = Literal["coarse", "fine", "organs"]
 #: A patient is drawn for training or for validation; no patient of the one is one of the other, or of a cohort.
 Use = Literal["train", "validate"]
 _KEYS: dict[Use, int] = {"train": 2, "validate": 3}
@@ -79,8 +79,7 @@ class StreamedCase:
         name: name of the patient.
         coarse: int16 HU [slice, row, column] of the whole scan; None where it was not asked for.
         coarse_labels: uint8 classes on the same grid.
-        fine: int16 HU of the box around the target; None where the scan holds none, or it was not asked for.
-        fine_labels: uint8 classes on the same grid.
+        boxes: the boxes around the target that were asked for; none where the scan holds no target.
         facts: as of `metricunet.cohort.prepare.PreparedCase`.
         unknown: none; every structure of a phantom is known.
     """
@@ -88,10 +87,13 @@ class StreamedCase:
     name: str
     coarse: Volume | None
     coarse_labels: Volume | None
-    fine: Volume | None
-    fine_labels: Volume | None
+    boxes: Mapping[BoxName, TargetBox]
     facts: dict[str, Any]
     unknown: tuple[int, ...] = ()
+
+    def box(self, name: BoxName) -> TargetBox | None:
+        """Return a box around the target; None where the scan holds none, or it was not asked for."""
+        return self.boxes.get(name)
 
 
 def streamed_case(
@@ -111,46 +113,67 @@ def streamed_case(
     )
     values = {name: value for value, name in enumerate(recipe.structures, start=1)}
     facts: dict[str, Any] = {"spacing_mm": list(drawn.scan.spacing_mm)}
-    coarse = coarse_labels = fine = fine_labels = None
+    coarse = coarse_labels = None
     if "coarse" in parts:
         slices, rows, columns = settings.coarse_spacing_mm
         scan = coarser(drawn.scan, (slices / 2, rows / 2, columns / 2))
         grid = coarse_grid(drawn.scan.geometry, settings.coarse_spacing_mm)
         coarse = hu_on(drawn.image(scan), grid)
         coarse_labels = resample_labels(drawn.labels(values, scan), grid)
-    if "fine" in parts:
-        found = _around_target(drawn, values, recipe, settings)
+    boxes: dict[BoxName, TargetBox] = {}
+    if "fine" in parts or "organs" in parts:
+        found = _target(drawn, recipe.target, settings)
         if found is not None:
-            fine, fine_labels, more = found
-            facts |= more
+            target_scan, target = found
+            centre_mm = target.geometry.to_world(np.argwhere(target.array).mean(axis=0))
+            facts["volume_ml"] = float(target.array.sum()) * target.geometry.voxel_volume_ml
+            facts["centre_mm"] = [float(v) for v in centre_mm]
+            if "fine" in parts:
+                image = drawn.image(target_scan)
+                facts["target_hu"] = float(np.median(image.array[target.array > 0]))
+                boxes["fine"] = _box(drawn, image, target_scan, centre_mm, values, settings, "fine")
+            if "organs" in parts:
+                assert settings.organs is not None
+                reach = np.array(settings.organs.box_mm[::-1]) / 2 + max(settings.organs.spacing_mm)
+                middle = centre_mm - drawn.scan.world_shift_mm
+                part = within(drawn.scan, (middle - reach).tolist(), (middle + reach).tolist())
+                assert part is not None
+                part = coarser(part, settings.organs.spacing_mm)
+                boxes["organs"] = _box(drawn, drawn.image(part), part, centre_mm, values, settings, "organs")
     name = f"{'phantom' if use == 'train' else 'validation'}_{number:06d}"
-    return StreamedCase(name, coarse, coarse_labels, fine, fine_labels, facts)
+    return StreamedCase(name, coarse, coarse_labels, boxes, facts)
 
 
-def _around_target(
-    drawn: Drawn, values: dict[str, int], recipe: StreamRecipe, settings: PrepareSettings
-) -> tuple[Volume, Volume, dict[str, Any]] | None:
-    """Render and read the box around the target; None where the scan holds no voxel of it."""
-    reach = np.array(settings.box_mm[::-1]) / 2 + OFF_CENTRE_MM
+def _target(drawn: Drawn, target: str, settings: PrepareSettings) -> tuple[Scan, Volume] | None:
+    """Return the part of the scan that stage 2's box lies in, and the target's mask there; None without target."""
     low, high = (np.clip(corner, drawn.scan.start_mm, drawn.scan.end_mm) for corner in drawn.gland_mm)
-    middle = (low + high) / 2
-    scan = within(drawn.scan, middle - reach, middle + reach)
+    reach = np.array(settings.box_mm[::-1]) / 2 + OFF_CENTRE_MM
+    scan = within(drawn.scan, (low + high) / 2 - reach, (low + high) / 2 + reach)
     if scan is None:
         return None
-    labels = drawn.labels(values, scan)
-    mask = labels.array == class_of(recipe.structures, recipe.target)
-    if not mask.any():
-        return None
-    image = drawn.image(scan)
-    centre = labels.geometry.to_world(np.argwhere(mask).mean(axis=0))
-    shape = voxels_of(settings.box_mm, settings.fine_spacing_mm)
-    grid = labels.geometry.box_around(centre, shape, settings.fine_spacing_mm)
-    facts = {
-        "volume_ml": float(mask.sum()) * labels.geometry.voxel_volume_ml,
-        "target_hu": float(np.median(image.array[mask])),
-        "centre_mm": [float(v) for v in centre],
-    }
-    return hu_on(image, grid), resample_labels(labels, grid), facts
+    mask = drawn.labels({target: 1}, scan)
+    return (scan, mask) if mask.array.any() else None
+
+
+def _box(
+    drawn: Drawn,
+    image: Volume,
+    scan: Scan,
+    centre_mm: FloatArray,
+    values: Mapping[str, int],
+    settings: PrepareSettings,
+    name: BoxName,
+) -> TargetBox:
+    """Read a box around the target from the part of the scan that holds it, with the classes of its network."""
+    if name == "organs":
+        assert settings.organs is not None
+        own, spacing_mm, box_mm = settings.organs.structures, settings.organs.spacing_mm, settings.organs.box_mm
+    else:
+        own = tuple(without(values, settings.organs_structures))
+        spacing_mm, box_mm = settings.fine_spacing_mm, settings.box_mm
+    grid = image.geometry.box_around(centre_mm, voxels_of(box_mm, spacing_mm), spacing_mm)
+    labels = drawn.labels({structure: k for k, structure in enumerate(own, start=1)}, scan)
+    return TargetBox(hu_on(image, grid), resample_labels(labels, grid))
 
 
 def within(scan: Scan, low_mm: Sequence[float], high_mm: Sequence[float]) -> Scan | None:

@@ -227,7 +227,11 @@ def _check(plan: Study, data: StudyData, output: Path) -> None:
     cohort = read_cohort(data.cohort)
     for arm, config in plan.arms.items():
         try:
-            check_settings(config, len(cohort.info.labels) + 1)
+            check_settings(config, cohort.info.labels)
+            if config.organs.structures:
+                raise InputError(
+                    "setting organs.structures is given; a study scores the structures of stage 2 alone"
+                )
         except InputError as error:
             raise InputError(f"{plan.path}: arm {arm}: {error}") from error
     for fold in plan.folds:

@@ -94,12 +94,12 @@ class Warp:
         self._points_mm = torch.stack(grids[::-1], dim=-1).to(device)
         self._per_mm = torch.tensor([1 / step for step in reversed(self.spacing_mm)], device=device)
 
-    def draw(self, batch: int, generator: Generator) -> Tensor:
+    def draw(self, batch: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Draw the maps of a batch.
 
         Returns:
             [batch, *control points, axes], where the control points go: offsets (column, row[, slice]) from the
-            middle that the crop's middle reads, in voxels.
+            middle that the crop's middle reads, in voxels; and whether left and right are exchanged: bool [batch].
         """
         points, config = self._points_mm[None], self.config
         if config.rotation_deg or config.scale or (self.mirror and config.mirror):
@@ -113,7 +113,8 @@ class Warp:
         else:
             points = points.expand(batch, *points.shape[1:])
         turned = torch.bmm(points[..., :2].flatten(1, -2), plane.transpose(1, 2)).view_as(points[..., :2])
-        return torch.cat([turned, points[..., 2:]], dim=-1) * self._per_mm
+        mirrored = plane[:, 0, 0] * plane[:, 1, 1] < plane[:, 0, 1] * plane[:, 1, 0]
+        return torch.cat([turned, points[..., 2:]], dim=-1) * self._per_mm, mirrored
 
     def spread(self, points: Tensor) -> Tensor:
         """Evaluate the spline at every voxel: [batch, *control points, axes] to [batch, *shape, axes]."""
@@ -195,6 +196,36 @@ def read_classes(labels: Tensor, grid: Tensor, values: Sequence[int]) -> Tensor:
         found.masked_fill_(share > best, value)
         best, rest = torch.maximum(best, share), rest - share
     return found.mul_(best > rest)
+
+
+class Sides:
+    """What becomes of classes in images whose left and right are exchanged.
+
+    Args:
+        partners: class that each class becomes, the background's first, as
+            `metricunet.cohort.names.mirrored_classes` returns them.
+        device: device of the batches.
+    """
+
+    def __init__(self, partners: Sequence[int], device: torch.device) -> None:
+        self._classes = torch.tensor(partners, device=device)
+        table = torch.arange(256, dtype=torch.uint8)
+        table[: len(partners)] = torch.tensor(partners, dtype=torch.uint8)
+        self._table = table.to(device)
+
+    def of_labels(self, labels: Tensor, mirrored: Tensor) -> Tensor:
+        """Exchange the sides in mirrored images.
+
+        Args:
+            labels: [batch, *space], uint8 classes; ignored voxels stay so.
+            mirrored: [batch], bool.
+        """
+        each = mirrored.view(-1, *[1] * (labels.dim() - 1))
+        return torch.where(each, self._table[labels.long()], labels)
+
+    def of_unknown(self, unknown: Tensor, mirrored: Tensor) -> Tensor:
+        """Exchange the sides that were not contoured in mirrored images; `unknown` is bool [batch, classes]."""
+        return torch.where(mirrored[:, None], unknown[:, self._classes], unknown)
 
 
 def blur_matrices(length: int, sigma: Tensor) -> Tensor:

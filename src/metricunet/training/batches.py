@@ -12,10 +12,11 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from metricunet.cohort.prepare import BoxName, TargetBox
 from metricunet.hu import AIR_HU
 from metricunet.structures import IGNORE_CLASS
-from metricunet.training.augment import Warp, augmented_input, read, read_classes, uniform
-from metricunet.training.config import AugmentConfig, LocateConfig, SegmentConfig
+from metricunet.training.augment import Sides, Warp, augmented_input, read, read_classes, uniform
+from metricunet.training.config import AugmentConfig, BoxConfig, LocateConfig
 from metricunet.training.partial_labels import unknown_classes
 from metricunet.volume import Volume
 
@@ -23,8 +24,8 @@ from metricunet.volume import Volume
 AIMED_WITHIN = 0.4
 
 
-class SeenCase(Protocol):
-    """What batches are cut from: a case as one stage, or both, see it; see `PreparedCase`."""
+class CoarseCase(Protocol):
+    """A case as stage 1 sees it; see `metricunet.cohort.prepare.PreparedCase`."""
 
     @property
     def coarse(self) -> Volume | None:
@@ -35,16 +36,15 @@ class SeenCase(Protocol):
         """Classes on the same grid."""
 
     @property
-    def fine(self) -> Volume | None:
-        """HU of the box around the target."""
-
-    @property
-    def fine_labels(self) -> Volume | None:
-        """Classes on the same grid."""
-
-    @property
     def unknown(self) -> tuple[int, ...]:
         """Classes that were not contoured."""
+
+
+class BoxedCase(Protocol):
+    """A case as stage 2 and the organs' network see it; see `metricunet.cohort.prepare.PreparedCase`."""
+
+    def box(self, name: BoxName) -> TargetBox | None:
+        """Return a box around the target; None where the scan holds none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,31 +87,35 @@ def update_generator(seed: int, stage: int, update: int, device: torch.device) -
 
 
 class SegmentBatches:
-    """Batches of stage 2: stacks of slices from the fine boxes.
+    """Batches of stage 2, or of the organs' network: stacks of slices from the boxes around the target.
 
-    The crop's middle is jittered by the localiser's own error, for stage 2 must bear what stage 1 does to it.
+    The crop's middle is jittered by the localiser's own error, for a network must bear what stage 1 does to it.
 
     Args:
-        cases: prepared cases with a fine box.
-        config: settings of stage 2.
+        cases: prepared cases; those without the box are passed over.
+        config: settings of the network.
         augment: ranges of the random changes.
         classes: number of classes, background included.
         mirror: whether left and right may be exchanged.
         jitter_mm: standard deviation of the crop's middle along slice, row and column.
         device: device that holds the crops.
+        partners: class that each class becomes in a mirror image; None: all stay what they are.
+        box: the box that the network reads.
     """
 
     def __init__(
         self,
-        cases: Sequence[SeenCase],
-        config: SegmentConfig,
+        cases: Sequence[BoxedCase],
+        config: BoxConfig,
         augment: AugmentConfig,
         classes: int,
         mirror: bool,
         jitter_mm: tuple[float, float, float],
         device: torch.device,
+        partners: Sequence[int] | None = None,
+        box: BoxName = "fine",
     ) -> None:
-        fine = [c for c in cases if c.fine is not None and c.fine_labels is not None]
+        boxes = [found for case in cases if (found := case.box(box)) is not None]
         self.config, self.augment, self.classes, self.mirror, self.device = (
             config,
             augment,
@@ -119,11 +123,10 @@ class SegmentBatches:
             mirror,
             device,
         )
-        self.hu = torch.stack([torch.from_numpy(c.fine.array) for c in fine if c.fine]).to(device)
-        self.labels = torch.stack([torch.from_numpy(c.fine_labels.array) for c in fine if c.fine_labels]).to(
-            device
-        )
-        self.unknown = unknown_classes(fine, classes, device)
+        self.hu = torch.stack([torch.from_numpy(found.hu.array) for found in boxes]).to(device)
+        self.labels = torch.stack([torch.from_numpy(found.labels.array) for found in boxes]).to(device)
+        self.unknown = unknown_classes([found.unknown for found in boxes], classes, device)
+        self._exchanged = _sides(partners, device)
         self._values = _values([self.labels], classes)
         target = (self.labels > 0) & (self.labels != IGNORE_CLASS)
         self._holds = target.flatten(2).any(dim=2).float()
@@ -145,11 +148,13 @@ class SegmentBatches:
         case = torch.randint(self.hu.shape[0], (size,), generator=generator, device=self.device)
         middle = self._slices(case, generator)
         centre = self._centres(size, generator)
-        grid = self._warp.grid(self._warp.draw(size, generator), centre, self._size)
+        points, mirrored = self._warp.draw(size, generator)
+        grid = self._warp.grid(points, centre, self._size)
         stack = (middle[:, None] + self._neighbours).clamp_(0, depth - 1)
         images = read(self.hu[case[:, None], stack].float(), grid)
         images = augmented_input(images, config.spacing_mm[1:], config.hu_window, self.augment, generator)
-        return Batch(images, read_classes(self.labels[case, middle], grid, self._values), self._unknown_of(case))
+        labels = read_classes(self.labels[case, middle], grid, self._values)
+        return _mirrored(Batch(images, labels, self._unknown_of(case)), self._exchanged, mirrored)
 
     def at_epoch(self, epoch: int) -> SegmentBatches:
         """Return these: a cohort's cases are the same in every epoch."""
@@ -176,7 +181,7 @@ class SegmentBatches:
 
 
 class BlockBatches(SegmentBatches):
-    """Batches of stage 2 in 3D: `batch_size` blocks of `block_slices` slices, every slice labelled.
+    """Batches of a 3D network: `batch_size` blocks of `block_slices` slices, every slice labelled.
 
     Jitter, choice of slices and random changes are those of `SegmentBatches`; the slices of a block are turned,
     scaled, mirrored and changed in HU together. A block lies anywhere around the slice that was chosen, and wholly
@@ -191,13 +196,15 @@ class BlockBatches(SegmentBatches):
         first = self._first_slices(self._slices(case, generator), generator)
         stack = first[:, None] + torch.arange(block, device=self.device)
         centre = self._centres(size, generator)
-        grid = self._warp.grid(self._warp.draw(size, generator), centre, self._size)
+        points, mirrored = self._warp.draw(size, generator)
+        grid = self._warp.grid(points, centre, self._size)
         # The slices are channels here, so that each of them is turned alike.
         images = read(self.hu[case[:, None], stack].float(), grid)[:, None]
         images = augmented_input(images, config.spacing_mm, config.hu_window, self.augment, generator)
         labels = self.labels[case[:, None], stack].flatten(0, 1)
         planes = read_classes(labels, grid.repeat_interleave(block, dim=0), self._values)
-        return Batch(images, planes.view(size, block, *planes.shape[1:]), self._unknown_of(case))
+        batch = Batch(images, planes.view(size, block, *planes.shape[1:]), self._unknown_of(case))
+        return _mirrored(batch, self._exchanged, mirrored)
 
     def _first_slices(self, chosen: Tensor, generator: Generator) -> Tensor:
         """Choose each block's first slice, so that the block holds the chosen slice, wherever that lies in it."""
@@ -217,17 +224,19 @@ class LocateBatches:
         target: class of the target.
         mirror: whether left and right may be exchanged.
         device: device that holds the scans.
+        partners: class that each class becomes in a mirror image; None: all stay what they are.
     """
 
     def __init__(
         self,
-        cases: Sequence[SeenCase],
+        cases: Sequence[CoarseCase],
         config: LocateConfig,
         augment: AugmentConfig,
         classes: int,
         target: int,
         mirror: bool,
         device: torch.device,
+        partners: Sequence[int] | None = None,
     ) -> None:
         self.config, self.augment, self.classes, self.mirror, self.device = (
             config,
@@ -236,9 +245,11 @@ class LocateBatches:
             mirror,
             device,
         )
-        hu = [torch.from_numpy(c.coarse.array) for c in cases if c.coarse]
-        labels = [torch.from_numpy(c.coarse_labels.array) for c in cases if c.coarse_labels]
-        self._unknown = unknown_classes(cases, classes, device)
+        scans = [(c.coarse, c.coarse_labels, c.unknown) for c in cases if c.coarse and c.coarse_labels]
+        hu = [torch.from_numpy(image.array) for image, _, _ in scans]
+        labels = [torch.from_numpy(classes.array) for _, classes, _ in scans]
+        self._unknown = unknown_classes([unknown for _, _, unknown in scans], classes, device)
+        self._exchanged = _sides(partners, device)
         self._values = _values(labels, classes)
         # Scans differ in shape. They lie one after the other, so that any of them is read without asking which.
         self._hu = torch.cat([scan.flatten() for scan in hu]).to(device)
@@ -263,11 +274,12 @@ class LocateBatches:
         middle = self._middles(case, generator)
         whole = middle.floor().long()
         hu, labels = self._blocks(case, whole)
-        points = self._warp.draw(config.batch_size, generator)
+        points, mirrored = self._warp.draw(config.batch_size, generator)
         grid = self._warp.grid(points, (middle - whole - self._first).flip(1), self._size)
         images = augmented_input(read(hu, grid), config.spacing_mm, config.hu_window, self.augment, generator)
         unknown = None if self._unknown is None else self._unknown[case]
-        return Batch(images, read_classes(labels, grid, self._values), unknown)
+        batch = Batch(images, read_classes(labels, grid, self._values), unknown)
+        return _mirrored(batch, self._exchanged, mirrored)
 
     def at_epoch(self, epoch: int) -> LocateBatches:
         """Return these: a cohort's cases are the same in every epoch."""
@@ -293,6 +305,21 @@ class LocateBatches:
         place = place + self._begin[case].view(-1, 1, 1, 1)
         hu = self._hu[place].float().masked_fill_(~inside, AIR_HU)
         return hu[:, None], self._labels[place] * inside
+
+
+def _sides(partners: Sequence[int] | None, device: torch.device) -> Sides | None:
+    """Return what exchanges the classes of both sides; None where no class has one."""
+    if partners is None or list(partners) == list(range(len(partners))):
+        return None
+    return Sides(partners, device)
+
+
+def _mirrored(batch: Batch, sides: Sides | None, mirrored: Tensor) -> Batch:
+    """Give the structures of mirrored images the sides that they lie on."""
+    if sides is None:
+        return batch
+    unknown = None if batch.unknown is None else sides.of_unknown(batch.unknown, mirrored)
+    return Batch(batch.images, sides.of_labels(batch.labels, mirrored), unknown)
 
 
 def _values(labels: Sequence[Tensor], classes: int) -> list[int]:

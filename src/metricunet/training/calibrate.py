@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
+from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
 from metricunet.files.model import Calibration, read_model, write_model
@@ -92,11 +92,18 @@ def calibrate(
         )
     chosen = set(split_for(content, fold).val)
     stage = card.segment
-    settings = PrepareSettings(card.target, card.locate.spacing_mm, stage.spacing_mm, stage.crop_mm)
+    organs = card.organs
+    settings = PrepareSettings(
+        card.target,
+        card.locate.spacing_mm,
+        stage.spacing_mm,
+        stage.crop_mm,
+        None if organs is None else OrgansSettings(card.organs_structures, organs.spacing_mm, organs.crop_mm),
+    )
     files = [case for case in content.training if case.name in chosen]
     with TemporaryDirectory() as temporary:
         cases = prepare(files, content.info, settings, Path(cache or temporary), progress)
-    found = calibration(loaded.segment, stage, cases, card.target_class)
+    found = calibration(loaded.segment, stage, cases, card.segment_target_class)
     if found is None:
         raise InputError(
             f"{cohort}: the model finds {card.target} in no validation case of fold {fold} that holds it, so "
@@ -119,7 +126,7 @@ def calibration(
         network: network of stage 2, in evaluation mode.
         stage: the spec of stage 2.
         cases: validation cases; those without the target, or where nothing is predicted, are passed over.
-        target: class of the target.
+        target: class of the target in stage 2.
         precision: precision to compute in.
 
     Returns:
@@ -152,9 +159,9 @@ def validated(
     Where a structure was not contoured, its voxels are among the background's, and so is its probability.
     """
     crop = case.central_crop(stage.crop_voxels)
-    if crop is None or target in case.unknown:
+    if crop is None or target in crop.unknown:
         return None
-    hu, labels = crop
+    hu = crop.hu
     images = torch.from_numpy(hu.array).to(next(network.parameters()).device)
     found = crop_probabilities(network, stage, images, precision).cpu().numpy()
     classes = found.argmax(axis=0).astype(np.uint8)
@@ -162,11 +169,11 @@ def validated(
     mask = classes == target
     if not mask.any():
         return None
-    for k in case.unknown:
+    for k in crop.unknown:
         found[0] += found[k]
         found[k] = 0
     part = near(mask, hu.spacing_mm)
-    return Validated(found[:, *part], mask[part], labels.array[part], hu.spacing_mm)
+    return Validated(found[:, *part], mask[part], crop.labels.array[part], hu.spacing_mm)
 
 
 def mm_scale(expected_mm: NDArray[np.floating], true_mm: NDArray[np.floating]) -> float:

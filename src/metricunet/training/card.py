@@ -10,13 +10,13 @@ from metricunet import __version__
 from metricunet.cohort.layout import DatasetInfo
 from metricunet.cohort.names import standard_name
 from metricunet.cohort.prepare import PreparedCase
-from metricunet.files.model import ModelCard
+from metricunet.files.model import FORMAT_VERSION, ORGANS_FORMAT_VERSION, ModelCard
 from metricunet.hu import level_hu, noise_hu
 from metricunet.quality.checks import EXTENTS
 from metricunet.stages.classes import box_of
 from metricunet.stages.locate import locate_spec
 from metricunet.stages.segment import segment_spec
-from metricunet.structures import class_of
+from metricunet.structures import class_of, without
 from metricunet.training.config import TrainConfig
 
 
@@ -28,6 +28,7 @@ def model_card(
     data_sha256: str,
     crop_dice: float | None,
     errors_mm: np.ndarray,
+    organs_dice: float | None = None,
 ) -> ModelCard:
     """Fill in the card of a training.
 
@@ -39,26 +40,33 @@ def model_card(
         data_sha256: hash of all their files.
         crop_dice: best mean Dice of the validation cases in their crops.
         errors_mm: localisation errors of the validation cases [cases, 3].
+        organs_dice: the same as `crop_dice` of the organs' network.
     """
-    classes = len(info.labels) + 1
+    organs = config.organs.structures
+    own = without(info.labels, organs)
     validation = {"cases": float(len(val))} if val else {}
     if crop_dice is not None:
         validation["crop_dice"] = crop_dice
+    if organs_dice is not None:
+        validation["organs_dice"] = organs_dice
     if val and len(errors_mm):
         validation["localisation_error_mm"] = float(np.linalg.norm(errors_mm, axis=1).mean())
     return ModelCard(
-        locate=locate_spec(config.locate, classes),
-        segment=segment_spec(config.segment, classes),
+        locate=locate_spec(config.locate, len(info.labels) + 1),
+        segment=segment_spec(config.segment, len(own) + 1),
         labels=info.labels,
         tg263={name: standard_name(name, config.tg263) for name in info.labels},
         target=config.target,
-        ranges=training_ranges(config, class_of(info.labels, config.target), train),
+        ranges=training_ranges(config, class_of(own, config.target), train),
         validation=validation,
         trained_on=info.trained_on or "not stated",
         data_sha256=data_sha256,
         seed=config.seed,
         version=__version__,
         license=config.license,
+        format_version=ORGANS_FORMAT_VERSION if organs else FORMAT_VERSION,
+        organs=segment_spec(config.organs, len(organs) + 1) if organs else None,
+        organs_structures=organs,
     )
 
 
@@ -73,7 +81,7 @@ def training_ranges(
 
     Args:
         config: configuration of the training.
-        target: class of the target.
+        target: class of the target in stage 2.
         cases: training cases; those without the target count for the scans' quantities alone.
     """
     columns: dict[str, list[float]] = {}
@@ -91,13 +99,13 @@ def training_ranges(
 def _fine_facts(config: TrainConfig, target: int, case: PreparedCase) -> Iterator[tuple[str, float]]:
     # The cached box is larger than the crop that a prediction sees.
     central = case.central_crop(config.segment.crop_voxels)
-    if case.fine is None or case.fine_labels is None or central is None:
+    if case.fine_labels is None or central is None:
         return
     box = box_of(case.fine_labels.array == target)
     if box is not None:
-        sides = [(p.stop - p.start) * step for p, step in zip(box, case.fine.spacing_mm, strict=True)]
+        sides = [(p.stop - p.start) * step for p, step in zip(box, case.fine_labels.spacing_mm, strict=True)]
         yield from zip(EXTENTS, sides, strict=True)
-    crop = central[0].array
+    crop = central.hu.array
     for name, value in (("crop_hu", level_hu(crop)), ("noise_hu", noise_hu(crop))):
         if value is not None:
             yield name, value

@@ -9,7 +9,7 @@ from metricunet.files.own import check_rewritten, rewritten
 
 #: Beside the checkpoints: the hashes of each as it is, and as it was before.
 HASHES = "sha256.json"
-STAGES, KINDS = ("locate", "segment"), ("last", "best")
+STAGES, KINDS = ("locate", "segment", "organs"), ("last", "best")
 
 
 def written_checkpoint(path: Path) -> AbstractContextManager[Path]:

@@ -2,50 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from metricunet.errors import InputError
 from metricunet.networks import Network, build_network
 from metricunet.stages.segment import segment_spec
+from metricunet.structures import without
 from metricunet.training.branch import build_metric
-from metricunet.training.config import SegmentConfig, TrainConfig
+from metricunet.training.config import BoxConfig, TrainConfig
 
 #: The dimensions a network comes in, and the fewest levels it can have.
 DIMS: dict[str, tuple[int, ...]] = {"unet": (2, 3), "fcn": (2,), "vnet": (3,)}
 FEWEST_LEVELS = {"unet": 2, "fcn": 3, "vnet": 2}
 
 
-def check_settings(config: TrainConfig, classes: int) -> None:
-    """Check that settings fit each other.
+def check_settings(config: TrainConfig, labels: Mapping[str, int]) -> None:
+    """Check that settings fit each other and the structures.
 
     Args:
         config: every setting.
-        classes: number of classes of the networks, background included.
+        labels: structure name to its value, of the cohort.
 
     Raises:
         InputError: it names the first setting that does not fit.
     """
-    segment, locate = config.segment, config.locate
-    check_network(segment)
+    locate = config.locate
+    check_organs(config, labels)
+    classes = len(without(labels, config.organs.structures)) + 1
+    network = check_box("segment", config.segment, classes)
     with torch.device("meta"):
-        network = build_network(**segment_spec(config.segment, classes).network)
         build_metric(network, config, classes)
-    if segment.slices % 2 == 0:
-        raise InputError(f"setting segment.slices is {segment.slices}; expected an odd number: one middle slice")
-    for crop, box, step in zip(segment.crop_mm, segment.box_mm, segment.spacing_mm, strict=True):
-        if crop > box:
-            raise InputError(
-                f"setting segment.crop_mm is {crop:g} where segment.box_mm is {box:g}; enlarge the box"
-            )
-        if step > crop:
-            raise InputError(f"setting segment.spacing_mm is {step:g} where segment.crop_mm is {crop:g}")
-    for side in segment.crop_voxels[1:]:
-        if side % network.divisor:
-            raise InputError(
-                f"setting segment.crop_mm gives {side} voxels in the slice; with segment.levels "
-                f"{segment.levels} it must be a multiple of {network.divisor}"
-            )
-    check_field(segment, network)
+    if config.organs.structures:
+        check_box("organs", config.organs, len(config.organs.structures) + 1)
     divisor = 2 ** (locate.levels - 1)
     if any(side % divisor for side in locate.patch_voxels):
         raise InputError(
@@ -54,7 +44,64 @@ def check_settings(config: TrainConfig, classes: int) -> None:
         )
 
 
-def check_network(stage: SegmentConfig) -> None:
+def check_organs(config: TrainConfig, labels: Mapping[str, int]) -> None:
+    """Check that the organs' network has structures of the cohort, each once, and the target is not among them.
+
+    Raises:
+        InputError: it names the structure.
+    """
+    names = config.organs.structures
+    for k, name in enumerate(names):
+        if name == config.target:
+            raise InputError(
+                f"setting organs.structures names {name}, which is the target; that is stage 2's, so leave it out"
+            )
+        if name not in labels:
+            raise InputError(
+                f"setting organs.structures names {name!r}; expected some of {', '.join(labels)}, as dataset.json "
+                "spells them"
+            )
+        if name in names[:k]:
+            raise InputError(f"setting organs.structures names {name} more than once; leave the others out")
+
+
+def check_box(section: str, stage: BoxConfig, classes: int) -> Network:
+    """Check the settings of a network on a box around the target.
+
+    Args:
+        section: name of these settings in the configuration.
+        stage: the settings.
+        classes: number of classes, background included.
+
+    Returns:
+        The network, without memory for its weights.
+
+    Raises:
+        InputError: it names the first setting that does not fit.
+    """
+    check_network(section, stage)
+    with torch.device("meta"):
+        network = build_network(**segment_spec(stage, classes).network)
+    if stage.slices % 2 == 0:
+        raise InputError(f"setting {section}.slices is {stage.slices}; expected an odd number: one middle slice")
+    for crop, box, step in zip(stage.crop_mm, stage.box_mm, stage.spacing_mm, strict=True):
+        if crop > box:
+            raise InputError(
+                f"setting {section}.crop_mm is {crop:g} where {section}.box_mm is {box:g}; enlarge the box"
+            )
+        if step > crop:
+            raise InputError(f"setting {section}.spacing_mm is {step:g} where {section}.crop_mm is {crop:g}")
+    for side in stage.crop_voxels[1:]:
+        if side % network.divisor:
+            raise InputError(
+                f"setting {section}.crop_mm gives {side} voxels in the slice; with {section}.levels "
+                f"{stage.levels} it must be a multiple of {network.divisor}"
+            )
+    check_field(section, stage, network)
+    return network
+
+
+def check_network(section: str, stage: BoxConfig) -> None:
     """Check that there is such a network.
 
     Raises:
@@ -63,17 +110,17 @@ def check_network(stage: SegmentConfig) -> None:
     known = DIMS[stage.network]
     if stage.spatial_dims not in known:
         raise InputError(
-            f"setting segment.spatial_dims is {stage.spatial_dims}; with segment.network {stage.network} it must "
-            f"be {known[0]}"
+            f"setting {section}.spatial_dims is {stage.spatial_dims}; with {section}.network {stage.network} it "
+            f"must be {known[0]}"
         )
     if stage.levels < FEWEST_LEVELS[stage.network]:
         raise InputError(
-            f"setting segment.levels is {stage.levels}; segment.network {stage.network} needs "
+            f"setting {section}.levels is {stage.levels}; {section}.network {stage.network} needs "
             f"{FEWEST_LEVELS[stage.network]} or more"
         )
 
 
-def check_field(stage: SegmentConfig, network: Network) -> None:
+def check_field(section: str, stage: BoxConfig, network: Network) -> None:
     """Check that a block can be halved as often as the network does, and that normalisation has voxels to work on.
 
     Raises:
@@ -84,17 +131,17 @@ def check_field(stage: SegmentConfig, network: Network) -> None:
     if stage.spatial_dims == 3:
         if stage.block_slices % network.divisor:
             raise InputError(
-                f"setting segment.block_slices is {stage.block_slices}; with segment.levels {stage.levels} it "
+                f"setting {section}.block_slices is {stage.block_slices}; with {section}.levels {stage.levels} it "
                 f"must be a multiple of {network.divisor}"
             )
         if stage.block_slices > slices:
             raise InputError(
-                f"setting segment.block_slices is {stage.block_slices}, but segment.crop_mm holds {slices} "
+                f"setting {section}.block_slices is {stage.block_slices}, but {section}.crop_mm holds {slices} "
                 "slices; take smaller blocks or a taller crop"
             )
         space.insert(0, stage.block_slices)
     if all(side == network.normalised_stride for side in space):
         raise InputError(
-            f"setting segment.levels is {stage.levels}: a crop of {' x '.join(map(str, space))} voxels leaves one "
-            "voxel at the coarsest level; take fewer levels or a larger segment.crop_mm"
+            f"setting {section}.levels is {stage.levels}: a crop of {' x '.join(map(str, space))} voxels leaves "
+            f"one voxel at the coarsest level; take fewer levels or a larger {section}.crop_mm"
         )

@@ -49,8 +49,8 @@ class LocateConfig(_Section):
     learning_rate: Positive = 3e-3
 
 
-class SegmentConfig(_Section):
-    """Stage 2: a network on a fixed box around the located centre.
+class BoxConfig(_Section):
+    """A network on a fixed box around the located centre.
 
     Attributes:
         network: `unet`, `fcn` (FCN-8s, 2.5D alone) or `vnet` (3D alone).
@@ -101,6 +101,25 @@ class SegmentConfig(_Section):
     def input_slices(self) -> int:
         """Slices that the network takes: of a block in 3D, neighbours in 2.5D."""
         return self.block_slices if self.spatial_dims == 3 else self.slices
+
+
+class SegmentConfig(BoxConfig):
+    """Stage 2: the target, and what lies close to it."""
+
+
+class OrgansConfig(BoxConfig):
+    """The organs' network: organs at risk, wanted whole, in a larger and coarser box around the located centre.
+
+    Attributes:
+        structures: names of the structures that it segments, which stage 2 then does not; none of them: there is
+            no such network. The target is always stage 2's.
+    """
+
+    spacing_mm: Size = (2.0, 2.0, 2.0)
+    crop_mm: Size = (192.0, 160.0, 256.0)
+    box_mm: Size = (232.0, 192.0, 288.0)
+    hu_window: tuple[float, float] = (-250.0, 450.0)
+    structures: tuple[str, ...] = ()
 
 
 class MetricConfig(_Section):
@@ -174,8 +193,8 @@ class AugmentConfig(_Section):
     Attributes:
         rotation_deg: greatest turn in the axial plane, either way. Patients lie within a few degrees of straight.
         scale: greatest stretch or shrinking, along columns and rows apart; 0.1 is 10 %.
-        mirror: whether left and right are exchanged in half of the images; never done where a structure is of one
-            side.
+        mirror: whether left and right are exchanged in half of the images, with the structures of either side;
+            never done where one of these has no partner on the other side among the network's structures.
         elastic_mm: greatest move of a control point of the smooth random field, along each axis; no voxel moves
             further. The field's standard deviation is about a quarter of it in the slice, a fifth in space. Up to
             0.4 of the distance of the control points (`ELASTIC_GRID_MM`) it cannot fold. A few mm are what bladder
@@ -240,6 +259,7 @@ class TrainConfig(_Section):
     tg263: dict[str, str] = {}
     locate: LocateConfig = LocateConfig()
     segment: SegmentConfig = SegmentConfig()
+    organs: OrgansConfig = OrgansConfig()
     metric: MetricConfig = MetricConfig()
     augment: AugmentConfig = AugmentConfig()
     phantoms: PhantomsConfig | None = None
@@ -251,6 +271,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "locate": {"base_channels": 8, "epochs": 8},
         "segment": {"base_channels": 16, "batch_size": 8, "epochs": 12},
+        "organs": {"base_channels": 16, "batch_size": 8, "epochs": 12},
     },
 }
 
@@ -328,9 +349,15 @@ def plain(config: TrainConfig) -> dict[str, Any]:
 
 
 def differences(before: TrainConfig, after: TrainConfig) -> list[str]:
-    """Name each setting that differs, with both values."""
+    """Name each setting that differs, with both values; those of an organs' network only where there is one."""
     one, two = _flat(plain(before)), _flat(plain(after))
-    return [f"{key} was {one.get(key)}, is {two.get(key)}" for key in one | two if one.get(key) != two.get(key)]
+    idle = not before.organs.structures and not after.organs.structures
+    differing = [key for key in one | two if one.get(key) != two.get(key)]
+    return [
+        f"{key} was {one.get(key)}, is {two.get(key)}"
+        for key in differing
+        if not (idle and key.startswith("organs."))
+    ]
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A training run, from a cohort to one model file. It reads downward: set up, stage 1, stage 2, write."""
+"""A training run, from a cohort to one model file. It reads downward: set up, stage 1, stage 2, organs, write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning.fabric.loggers.logger import Logger
 from torch import Tensor
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.names import has_sides
+from metricunet.cohort.names import mirrored_classes
 from metricunet.cohort.prepare import PreparedCase, cohort_sha256
 from metricunet.cohort.splits import Fold, Split, split_for
 from metricunet.errors import InputError, argument
@@ -28,15 +28,22 @@ from metricunet.progress import Progress
 from metricunet.stages.device import device_named
 from metricunet.stages.locate import class_probabilities, localise, locate_spec
 from metricunet.stages.segment import segment_spec
-from metricunet.training.batches import BlockBatches, LocateBatches, SeenCase, SegmentBatches, Supply
+from metricunet.training.batches import (
+    BlockBatches,
+    BoxedCase,
+    CoarseCase,
+    LocateBatches,
+    SegmentBatches,
+    Supply,
+)
 from metricunet.training.branch import PatchBatches
 from metricunet.training.calibrate import calibration
 from metricunet.training.card import model_card
 from metricunet.training.checks import check_settings
-from metricunet.training.config import TrainConfig, load_config, plain
+from metricunet.training.config import BoxConfig, TrainConfig, load_config, plain
 from metricunet.training.log import Watch
 from metricunet.training.loop import fit
-from metricunet.training.objectives import LocateModule, SegmentModule
+from metricunet.training.objectives import LocateModule, OrgansModule, SegmentModule
 from metricunet.training.run import (
     Run,
     begin,
@@ -93,7 +100,7 @@ def train(
     loggers: Sequence[Logger] = (),
     workers: int = 1,
 ) -> Path:
-    """Train both stages on a cohort, or on phantoms that are made beside the training.
+    """Train on a cohort, or on phantoms that are made beside it: both stages, and an organs' network if wanted.
 
     Args:
         cohort: folder of the cohort, in nnU-Net's raw data layout; None where the configuration has a section
@@ -193,7 +200,7 @@ def open_run(
     stream = cohort if isinstance(cohort, PhantomStream) else None
     if isinstance(cohort, PhantomStream):
         info = cohort.info
-        check_settings(config, len(info.labels) + 1)
+        check_settings(config, info.labels)
         cases, val = cohort.first(progress)
         split = Split(tuple(case.name for case in cases), tuple(case.name for case in val))
         data_sha256 = cohort.sha256
@@ -202,7 +209,7 @@ def open_run(
             raise InputError(f"{cohort}: settings of phantoms were given, too; a training takes one or the other")
         content = read_cohort(cohort)
         info = content.info
-        check_settings(config, len(info.labels) + 1)
+        check_settings(config, info.labels)
         split = split_for(content, fold)
         cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
         data_sha256 = cohort_sha256([*cases, *val])
@@ -264,7 +271,7 @@ def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) 
 
 
 def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Path:
-    """Train stage 2 of a run, or continue its training, and write the model file with both stages.
+    """Train what follows stage 1 in a run, or continue its training, and write the model file with all of it.
 
     Args:
         run: the run, as `open_run` returned it.
@@ -276,12 +283,54 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     """
     segment, score = _fit_segment(run, located.errors_mm)
     model = run.folder / MODEL_NAME if model is None else model
-    card = model_card(run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm)
-    fitted = calibration(segment, card.segment, run.val, run.target, run.config.precision)
+    organs, organs_score = None, None
+    if run.config.organs.structures:
+        network, organs_score = train_organs(run, located)
+        organs = network.state_dict()
+    card = model_card(
+        run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm, organs_score
+    )
+    fitted = calibration(segment, card.segment, run.val, run.segment_target, run.config.precision)
     card = replace(card, calibration=fitted)
-    weights = located.weights() | joined({}, segment.state_dict())
+    weights = located.weights() | joined({}, segment.state_dict(), organs)
     write_model(model, card, weights)
     return model
+
+
+def train_organs(run: Run, located: StageOne) -> tuple[Network, float | None]:
+    """Train the organs' network of a run, or continue its training.
+
+    Args:
+        run: the run, as `open_run` returned it, with structures for this network.
+        located: stage 1, of this run or of another on the same cases.
+
+    Returns:
+        The network, and its best mean Dice of the validation cases; None without one.
+    """
+    stage, names = run.config.organs, run.config.organs.structures
+    partners = mirrored_classes(names)
+
+    def build(cases: Sequence[BoxedCase]) -> SegmentBatches:
+        return _kind_of(stage)(
+            cases,
+            stage,
+            run.config.augment,
+            len(names) + 1,
+            partners is not None,
+            jitter_mm(located.errors_mm, stage.smallest_jitter_mm),
+            run.device,
+            partners,
+            "organs",
+        )
+
+    supply: Supply
+    if run.stream is None:
+        supply = build(run.train)
+    else:
+        supply = StreamedBatches(run.stream, "organs", stage.epochs, run.train, build)
+    network = _build("organs", run, run.start)
+    score = fit(run, OrgansModule(network, run.config, run.val, len(names) + 1), supply)
+    return network, score
 
 
 def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
@@ -297,15 +346,18 @@ def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _fit_locate(run: Run) -> Network:
-    def build(cases: Sequence[SeenCase]) -> LocateBatches:
+    partners = mirrored_classes(run.labels)
+
+    def build(cases: Sequence[CoarseCase]) -> LocateBatches:
         return LocateBatches(
             cases,
             run.config.locate,
             run.config.augment,
             run.classes,
             run.target,
-            not has_sides(run.labels),
+            partners is not None,
             run.device,
+            partners,
         )
 
     supply: Supply
@@ -320,17 +372,18 @@ def _fit_locate(run: Run) -> Network:
 
 def _fit_segment(run: Run, errors_mm: np.ndarray) -> tuple[Network, float | None]:
     stage, metric = run.config.segment, run.config.metric
-    kind = BlockBatches if stage.spatial_dims == 3 else SegmentBatches
+    classes, partners = len(run.segment_labels) + 1, mirrored_classes(run.segment_labels)
 
-    def build(cases: Sequence[SeenCase]) -> SegmentBatches:
-        return kind(
+    def build(cases: Sequence[BoxedCase]) -> SegmentBatches:
+        return _kind_of(stage)(
             cases,
             stage,
             run.config.augment,
-            run.classes,
-            not has_sides(run.labels),
+            classes,
+            partners is not None,
             jitter_mm(errors_mm, stage.smallest_jitter_mm),
             run.device,
+            partners,
         )
 
     patches: PatchBatches | None = None
@@ -342,8 +395,12 @@ def _fit_segment(run: Run, errors_mm: np.ndarray) -> tuple[Network, float | None
         supply = StreamedBatches(run.stream, "fine", stage.epochs, run.train, build)
     # The last before the module: the seed that is set here is that of the branch's first weights, too.
     network = _build("segment", run, run.start)
-    score = fit(run, SegmentModule(network, run.config, run.val, run.classes, patches), supply)
+    score = fit(run, SegmentModule(network, run.config, run.val, classes, patches), supply)
     return network, score
+
+
+def _kind_of(stage: BoxConfig) -> type[SegmentBatches]:
+    return BlockBatches if stage.spatial_dims == 3 else SegmentBatches
 
 
 def _build(stage: str, run: Run, start: Mapping[str, Tensor] | None) -> Network:
@@ -356,14 +413,23 @@ def _build(stage: str, run: Run, start: Mapping[str, Tensor] | None) -> Network:
 
 def _networks(run: Run) -> dict[str, dict[str, Any]]:
     """Return what the network of each stage is built of."""
-    return {
+    networks = {
         "locate": locate_spec(run.config.locate, run.classes).network,
-        "segment": segment_spec(run.config.segment, run.classes).network,
+        "segment": segment_spec(run.config.segment, len(run.segment_labels) + 1).network,
     }
+    organs = run.config.organs
+    if organs.structures:
+        networks["organs"] = segment_spec(organs, len(organs.structures) + 1).network
+    return networks
 
 
 def _initial_weights(init: Path, run: Run) -> dict[str, Tensor]:
     card, weights = read_model(init)
+    if run.config.organs.structures and card.organs is None:
+        raise InputError(
+            f"{init}: has no network for organs.structures, which this training asks for; begin from a model that "
+            "has one, or train without these structures"
+        )
     for stage, arguments in _networks(run).items():
         found = getattr(card, stage).network
         for key, value in arguments.items():

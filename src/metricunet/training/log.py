@@ -98,7 +98,7 @@ def write_epoch(path: Path, row: Mapping[str, str]) -> None:
     """Add the row of an epoch to log.csv, in place of those that a resumed run repeats: of this epoch and later.
 
     Args:
-        path: path of log.csv, which both stages share.
+        path: path of log.csv, which all stages share.
         row: the texts of the row by their columns, `stage` and `epoch` among them.
     """
     rows = []

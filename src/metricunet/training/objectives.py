@@ -1,6 +1,6 @@
 """What each stage is trained for: the loss of a batch, and the score of a validation case.
 
-The losses of a segmentation come first, then the two stages, which put them on what their networks say.
+The losses of a segmentation come first, then the stages, which put them on what their networks say.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metricunet.cohort.prepare import PreparedCase
+from metricunet.cohort.prepare import BoxName, PreparedCase
 from metricunet.metric import GraphedBranch, PatchMetricLoss
 from metricunet.networks import Network
 from metricunet.stages.locate import class_probabilities
@@ -21,12 +21,14 @@ from metricunet.stages.segment import crop_probabilities, segment_spec
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.batches import Batch, update_generator
 from metricunet.training.branch import PatchBatches, build_metric
-from metricunet.training.config import LocateConfig, SegmentConfig, TrainConfig
+from metricunet.training.config import BoxConfig, LocateConfig, SegmentConfig, TrainConfig
 from metricunet.training.partial_labels import certain_labels, merge_unknown
 
 LOCATE_STAGE, SEGMENT_STAGE = 0, 1
 #: The patches of the offline baseline draw from a stream of their own, so that the crops stay those of other arms.
 PATCH_STREAM = 1 << 20
+#: The organs' network draws from a stream that no other seed's stages have either.
+ORGANS_STREAM = 3 << 20
 #: This many voxels keep the soft Dice of an absent class defined.
 SMOOTH = 1.0
 
@@ -80,7 +82,7 @@ def segmentation_loss(
 
 
 class StageModule(nn.Module):
-    """What both stages share.
+    """What all stages share.
 
     Args:
         network: the network to train.
@@ -95,7 +97,7 @@ class StageModule(nn.Module):
 
     stage: str
     stream: int
-    settings: LocateConfig | SegmentConfig
+    settings: LocateConfig | BoxConfig
 
     def __init__(self, network: Network, config: TrainConfig, cases: Sequence[PreparedCase]) -> None:
         super().__init__()
@@ -160,7 +162,75 @@ class LocateModule(StageModule):
         return dice(probabilities.argmax(dim=0) == self.target, labels == self.target)
 
 
-class SegmentModule(StageModule):
+class BoxModule(StageModule):
+    """A network on a box around the target: Dice and cross-entropy.
+
+    Args:
+        network: the network.
+        config: configuration of the training.
+        settings: the network's section of it.
+        cases: validation cases; those without the box are passed over.
+        classes: number of classes, background included.
+
+    Attributes:
+        box: name of the box that it reads.
+    """
+
+    box: BoxName
+    settings: BoxConfig
+
+    def __init__(
+        self,
+        network: Network,
+        config: TrainConfig,
+        settings: BoxConfig,
+        cases: Sequence[PreparedCase],
+        classes: int,
+    ) -> None:
+        super().__init__(network, config, [case for case in cases if case.box(self.box) is not None])
+        self.settings = settings
+        self.classes = classes
+
+    def forward(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch and the scalars for the log."""
+        with self._autocast():
+            logits = self.network(batch.images)
+        return self._segmentation_loss(logits, batch), {}
+
+    def _segmentation_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        weights = self.settings.dice_weight, self.settings.cross_entropy_weight
+        return segmentation_loss(logits, batch.labels, *weights, IGNORE_CLASS, batch.unknown)
+
+    def score(self, case: PreparedCase) -> float | None:
+        """Return the mean Dice of the structures that were contoured, in the crop around the true centre."""
+        spec = segment_spec(self.settings, self.classes)
+        crop = case.central_crop(spec.crop_voxels, self.box)
+        assert crop is not None
+        hu, labels = (torch.from_numpy(v.array).to(self.device) for v in (crop.hu, crop.labels))
+        found = crop_probabilities(self.network, spec, hu, self.config.precision).argmax(dim=0)
+        known = (k for k in range(1, self.classes) if k not in crop.unknown)
+        scores = [dice(found == k, labels == k) for k in known]
+        present = [s for s in scores if s is not None]
+        return sum(present) / len(present) if present else None
+
+
+class OrgansModule(BoxModule):
+    """The organs' network; it has no metric branch.
+
+    Args:
+        network: the network.
+        config: configuration of the training.
+        cases: validation cases; those without the box are passed over.
+        classes: number of classes, background included.
+    """
+
+    stage, stream, box = "organs", ORGANS_STREAM, "organs"
+
+    def __init__(self, network: Network, config: TrainConfig, cases: Sequence[PreparedCase], classes: int) -> None:
+        super().__init__(network, config, config.organs, cases, classes)
+
+
+class SegmentModule(BoxModule):
     """Stage 2: Dice and cross-entropy, and the voxel-metric branch on the decoder's maps.
 
     Args:
@@ -171,7 +241,7 @@ class SegmentModule(StageModule):
         patches: the patches of the offline baseline, where the configuration asks for it.
     """
 
-    stage, stream = "segment", SEGMENT_STAGE
+    stage, stream, box = "segment", SEGMENT_STAGE, "fine"
     settings: SegmentConfig
 
     def __init__(
@@ -182,9 +252,7 @@ class SegmentModule(StageModule):
         classes: int,
         patches: PatchBatches | None = None,
     ) -> None:
-        super().__init__(network, config, [case for case in cases if case.fine is not None])
-        self.settings = config.segment
-        self.classes = classes
+        super().__init__(network, config, config.segment, cases, classes)
         self.metric = build_metric(network, config, classes)
         self._on_voxels: GraphedBranch | None = None
         if self.metric is not None and not isinstance(self.metric, PatchMetricLoss):
@@ -196,14 +264,7 @@ class SegmentModule(StageModule):
         settings = self.config
         with self._autocast():
             logits, maps, _ = self.network.forward_with_maps(batch.images)
-        loss = segmentation_loss(
-            logits,
-            batch.labels,
-            settings.segment.dice_weight,
-            settings.segment.cross_entropy_weight,
-            IGNORE_CLASS,
-            batch.unknown,
-        )
+        loss = self._segmentation_loss(logits, batch)
         if self.metric is None:
             return loss, {}
         branch, facts = self._branch_loss(maps, logits, certain_labels(batch.labels, batch.unknown), update)
@@ -227,18 +288,6 @@ class SegmentModule(StageModule):
                 spacing_mm = settings.segment.spacing_mm[-self.network.spatial_dims :]
                 out = self._on_voxels(taps, labels, logits, spacing_mm)
         return out.loss, {**{name: part.detach() for name, part in out.parts.items()}, **out.statistics}
-
-    def score(self, case: PreparedCase) -> float | None:
-        """Return the mean Dice of the structures that were contoured, in the crop around the true centre."""
-        spec = segment_spec(self.settings, self.classes)
-        crop = case.central_crop(spec.crop_voxels)
-        assert crop is not None
-        hu, labels = (torch.from_numpy(v.array).to(self.device) for v in crop)
-        found = crop_probabilities(self.network, spec, hu, self.config.precision).argmax(dim=0)
-        known = (k for k in range(1, self.classes) if k not in case.unknown)
-        scores = [dice(found == k, labels == k) for k in known]
-        present = [s for s in scores if s is not None]
-        return sum(present) / len(present) if present else None
 
 
 def dice(found: Tensor, wanted: Tensor) -> float | None:

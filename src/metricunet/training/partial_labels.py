@@ -11,7 +11,6 @@ Image Analysis 2021), the marginal loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,21 +21,19 @@ from metricunet.structures import IGNORE_CLASS
 NEVER = -1e4
 
 
-class ContouredCase(Protocol):
-    """A case that says which classes were not contoured in it."""
+def unknown_classes(unknown: Sequence[tuple[int, ...]], classes: int, device: torch.device) -> Tensor | None:
+    """Return which classes were not contoured: bool [cases, classes]; None where all were, in every case.
 
-    @property
-    def unknown(self) -> tuple[int, ...]:
-        """Classes that were not contoured."""
-
-
-def unknown_classes(cases: Sequence[ContouredCase], classes: int, device: torch.device) -> Tensor | None:
-    """Return which classes were not contoured: bool [cases, classes]; None where all were, in every case."""
-    if not any(case.unknown for case in cases):
+    Args:
+        unknown: of each case, the classes that were not contoured.
+        classes: number of classes, background included.
+        device: device of the table.
+    """
+    if not any(unknown):
         return None
-    table = torch.zeros(len(cases), classes, dtype=torch.bool)
-    for row, case in zip(table, cases, strict=True):
-        row[list(case.unknown)] = True
+    table = torch.zeros(len(unknown), classes, dtype=torch.bool)
+    for row, own in zip(table, unknown, strict=True):
+        row[list(own)] = True
     return table.to(device)
 
 

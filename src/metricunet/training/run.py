@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.fabric.loggers.logger import Logger
@@ -14,18 +15,20 @@ from torch import Tensor
 
 from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo
-from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
+from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
 from metricunet.errors import InputError, argument
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
 from metricunet.files.own import STAGING, OwnFiles
 from metricunet.progress import Progress
-from metricunet.structures import class_of
+from metricunet.structures import class_of, without
 from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config, plain
 from metricunet.training.log import Watch, check_log
-from metricunet.training.stream import PhantomStream
+
+if TYPE_CHECKING:
+    from metricunet.training.stream import PhantomStream
 
 #: A target seen in fewer scans than this cannot be learned.
 FEWEST_CASES = 2
@@ -33,7 +36,7 @@ FEWEST_CASES = 2
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What both stages of a run share.
+    """What all stages of a run share.
 
     Attributes:
         folder: folder of the run.
@@ -77,13 +80,23 @@ class Run:
 
     @property
     def classes(self) -> int:
-        """Classes of the networks, background included."""
+        """Classes of stage 1, background included."""
         return len(self.labels) + 1
 
     @property
     def target(self) -> int:
-        """Class of the target."""
+        """Class of the target in stage 1."""
         return class_of(self.labels, self.config.target)
+
+    @property
+    def segment_labels(self) -> dict[str, int]:
+        """Structures of stage 2 and their values: all but those of the organs' network."""
+        return without(self.labels, self.config.organs.structures)
+
+    @property
+    def segment_target(self) -> int:
+        """Class of the target in stage 2."""
+        return class_of(self.segment_labels, self.config.target)
 
 
 def state_file(folder: Path) -> Path:
@@ -125,13 +138,23 @@ def is_scratch(path: Path) -> bool:
     return path.name == CLAIM_NAME or path.match(UNFINISHED) or path.name.startswith(STAGING)
 
 
+def prepare_settings(config: TrainConfig) -> PrepareSettings:
+    """Return the grids on which a training reads its cases."""
+    organs = config.organs
+    return PrepareSettings(
+        config.target,
+        config.locate.spacing_mm,
+        config.segment.spacing_mm,
+        config.segment.box_mm,
+        OrgansSettings(organs.structures, organs.spacing_mm, organs.box_mm) if organs.structures else None,
+    )
+
+
 def prepared_cases(
     cohort: Cohort, split: Split, config: TrainConfig, cache_fallback: Path, progress: Progress | None
 ) -> tuple[list[PreparedCase], list[PreparedCase]]:
     """Return the training and the validation cases of a split; see `cache_folder` for where they are kept."""
-    settings = PrepareSettings(
-        config.target, config.locate.spacing_mm, config.segment.spacing_mm, config.segment.box_mm
-    )
+    settings = prepare_settings(config)
     wanted = {*split.train, *split.val}
     cases: list[Case] = [case for case in cohort.training if case.name in wanted]
     prepared = prepare(
@@ -149,7 +172,7 @@ def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) 
         settings: the settings that the cases are prepared with; each has a folder of its own.
         cache_fallback: the folder that holds the cases where that of the cohort cannot be written.
     """
-    key = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps(settings.to_json()).encode()).hexdigest()[:12]
     home = cohort if os.access(cohort, os.W_OK) else cache_fallback
     return home / "prepared" / key
 

@@ -18,14 +18,16 @@ from contextlib import contextmanager
 from functools import partial
 
 from metricunet.cohort.layout import DatasetInfo
-from metricunet.cohort.prepare import PreparedCase, PrepareSettings
+from metricunet.cohort.prepare import PreparedCase
 from metricunet.errors import InputError
 from metricunet.phantom.make import STRUCTURES
 from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use, streamed_case
 from metricunet.phantom.variety import GROUPS, Variety
 from metricunet.progress import Progress
-from metricunet.training.batches import Batches, SeenCase
+from metricunet.structures import class_of
+from metricunet.training.batches import Batches
 from metricunet.training.config import TrainConfig
+from metricunet.training.run import prepare_settings
 
 
 class PhantomStream:
@@ -52,9 +54,7 @@ class PhantomStream:
             self.phantoms.absent_fraction,
             Variety(**left_out) if self.phantoms.difficulty == "varied" else None,
         )
-        self.settings = PrepareSettings(
-            config.target, config.locate.spacing_mm, config.segment.spacing_mm, config.segment.box_mm
-        )
+        self.settings = prepare_settings(config)
         self._workers = workers
         self._executor: ProcessPoolExecutor | None = None
 
@@ -95,11 +95,31 @@ class PhantomStream:
         wanted: list[tuple[Use, int]] = [("train", n) for n in self.numbers(0)]
         wanted += [("validate", n) for n in range(self.phantoms.validation)]
         cases = []
-        for done, future in enumerate(self._submit(wanted, ("coarse", "fine")), start=1):
-            cases.append(_prepared(future.result(), self.sha256))
+        parts: list[Part] = ["coarse", "fine"]
+        if self.settings.organs is not None:
+            parts.append("organs")
+        for done, future in enumerate(self._submit(wanted, parts), start=1):
+            cases.append(self._prepared(future.result()))
             if progress is not None:
                 progress(done, len(wanted))
         return cases[: self.phantoms.pool], cases[self.phantoms.pool :]
+
+    def _prepared(self, case: StreamedCase) -> PreparedCase:
+        assert case.coarse is not None
+        assert case.coarse_labels is not None
+        fine, organs = case.box("fine"), case.box("organs")
+        return PreparedCase(
+            case.name,
+            case.coarse,
+            case.coarse_labels,
+            None if fine is None else fine.hu,
+            None if fine is None else fine.labels,
+            case.facts,
+            f"{self.sha256}:{case.name}",
+            organs=None if organs is None else organs.hu,
+            organs_labels=None if organs is None else organs.labels,
+            organs_classes=tuple(class_of(self.info.labels, s) for s in self.settings.organs_structures),
+        )
 
     def numbers(self, epoch: int) -> range:
         """Return the numbers of the patients in the pool of an epoch."""
@@ -133,11 +153,11 @@ class StreamedBatches:
         stream: PhantomStream,
         part: Part,
         epochs: int,
-        first: Sequence[SeenCase],
-        build: Callable[[Sequence[SeenCase]], Batches],
+        first: Sequence[PreparedCase],
+        build: Callable[[Sequence[PreparedCase | StreamedCase]], Batches],
     ) -> None:
         self.stream, self.part, self.epochs, self.build = stream, part, epochs, build
-        self._pool: dict[int, SeenCase] = dict(zip(stream.numbers(0), first, strict=True))
+        self._pool: dict[int, PreparedCase | StreamedCase] = dict(zip(stream.numbers(0), first, strict=True))
         self._ordered: dict[int, Future[StreamedCase]] = {}
 
     def at_epoch(self, epoch: int) -> Batches:
@@ -201,17 +221,3 @@ def _check(config: TrainConfig) -> None:
             "setting metric.mode is offline; its patches are drawn once from a cohort, and these phantoms come "
             "and go: use metric.mode=online, or make a cohort with `metricunet phantom`"
         )
-
-
-def _prepared(case: StreamedCase, sha256: str) -> PreparedCase:
-    assert case.coarse is not None
-    assert case.coarse_labels is not None
-    return PreparedCase(
-        case.name,
-        case.coarse,
-        case.coarse_labels,
-        case.fine,
-        case.fine_labels,
-        case.facts,
-        f"{sha256}:{case.name}",
-    )
