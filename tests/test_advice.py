@@ -34,6 +34,8 @@ REACHED_BY = {
     "inference/structure_set.py": ("predict",),
     "inference/inputs.py": ("predict",),
     "inference/predict.py": ("predict",),
+    "inference/models.py": ("predict",),
+    "evaluation/held_out.py": ("evaluate",),
     "inference/case_files.py": ("predict",),
     "workflows/bench": ("bench",),
     "phantom/cohort.py": ("phantom",),

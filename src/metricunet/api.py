@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
@@ -47,8 +48,17 @@ from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.files.scan import case_name, read_labels
 from metricunet.files.voxels import label_volume
-from metricunet.inference.case_files import CaseOutcome, begun_record, provenance_of, run_facts, write_case
+from metricunet.inference.case_files import (
+    CaseOutcome,
+    begun_record,
+    provenance_of,
+    run_facts,
+    withheld_formats,
+    withheld_line,
+    write_case,
+)
 from metricunet.inference.inputs import ScanInput, find_inputs
+from metricunet.inference.models import chosen_models, warnings_of
 from metricunet.inference.predict import PredictOutcome
 from metricunet.inference.predict import predict as predict_files
 from metricunet.inference.reruns import MOST_RERUNS
@@ -315,11 +325,13 @@ class Model:
 
 
 @_in_one_line
-def load_model(models: Paths, *, device: str = "auto", reruns: int = MOST_RERUNS) -> Model:
+def load_model(models: Paths | None = None, *, device: str = "auto", reruns: int = MOST_RERUNS) -> Model:
     """Load a model to segment scans with.
 
     Args:
-        models: This is a model file, str or Path, or several whose probabilities are averaged.
+        models: This is a model file, str or Path, or several whose probabilities are averaged. By default these
+            are the files that the environment variable METRICUNET_MODEL names, separated as in PATH, else the
+            model that is shipped with the package, which gives a `UserWarning`.
         device: It computes: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`.
         reruns: A scan may be segmented again as often as this, elsewhere or farther, where the target reaches the
             edge of what was looked at.
@@ -330,7 +342,7 @@ def load_model(models: Paths, *, device: str = "auto", reruns: int = MOST_RERUNS
     """
     from metricunet.inference.predictor import Predictor
 
-    paths = _listed(models)
+    paths = _chosen(models)
     return Model(paths, Predictor(paths, device, reruns=reruns))
 
 
@@ -451,6 +463,7 @@ class Result:
         smooth: bool = False,
         add_to: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
+        draw_anyway: bool = False,
     ) -> tuple[Path, ...]:
         """Write the files that `metricunet predict` writes, and return their paths.
 
@@ -469,6 +482,9 @@ class Result:
             smooth: The contours of a structure set are smoothed, no point by more than 0.5 mm.
             add_to: The new structures are added to this structure set of the same scan.
             overwrite: Files of others that have an output's name are replaced. Inputs are never replaced.
+            draw_anyway: Structure sets and segmentations are written even where `quality.doubt` is `strong` and
+                the model was trained on synthetic scans, or descends from one that was, without validation on
+                patients. Otherwise they are withheld then, with a `UserWarning`.
 
         Raises:
             InputError: The scan cannot be written in a format, or an output has the name of an input or of
@@ -480,7 +496,7 @@ class Result:
             raise InputError(f"{options.add_to}: no such file; expected the structure set to add to")
         if not wanted:
             raise InputError("formats names none; expected one or several of nifti, rtstruct and seg")
-        return _saved(self, Path(folder), wanted, options, overwrite)
+        return _saved(self, Path(folder), wanted, options, overwrite, draw_anyway)
 
     def _named(self, structure: str | None) -> str:
         name = self.model.target if structure is None else structure
@@ -503,14 +519,19 @@ def _colour(number: int) -> str:
 
 
 def _saved(
-    result: Result, folder: Path, formats: Sequence[str], options: ContourOptions, overwrite: bool
+    result: Result,
+    folder: Path,
+    formats: Sequence[str],
+    options: ContourOptions,
+    overwrite: bool,
+    draw_anyway: bool,
 ) -> tuple[Path, ...]:
     """Write the files of a result, and the record of a run beside them."""
     scan, model = result.scan, result.model
     drawn = {"structure_set": options.key()} if "rtstruct" in formats else {}
     provenance = {**model.provenance, **drawn}
     scans = [] if scan.source is None else [scan.source.path]
-    record = begun_record(scans, model.paths, folder, formats, options, model.predictor.reruns)
+    record = begun_record(scans, model.paths, folder, formats, options, model.predictor.reruns, draw_anyway)
     own = OwnFiles(folder, RECORD_NAME, "predict", inputs=[*scan.files, *model.paths], overwrite=overwrite)
     if folder.is_dir():
         own.check([])
@@ -524,17 +545,21 @@ def _saved(
         provenance={"input_sha256": scan.source_sha256, **provenance},
         inputs=[*scan.files, *model.paths],
         overwrite=overwrite,
+        draw_anyway=draw_anyway,
     )
-    outcome = CaseOutcome.of(result.quality, result.seconds)
-    record.facts = run_facts(provenance, model.predictor.device, [outcome])
+    withheld = () if draw_anyway else withheld_formats(result.prediction, result.quality, formats)
+    outcome = CaseOutcome.of(result.quality, result.seconds, withheld)
+    record.facts |= run_facts(provenance, model.predictor.device, [outcome])
     own.commit(record.content())
+    if withheld:
+        warnings.warn(f"{scan.name}: {withheld_line(withheld)}", stacklevel=4)  # at the line that called save
     return (*written, own.path)
 
 
 @overload
 def predict(
     scans: object,
-    models: Paths | Model,
+    models: Paths | Model | None = None,
     output: None = None,
     *,
     device: str = "auto",
@@ -548,7 +573,29 @@ def predict(
 @overload
 def predict(
     scans: Paths,
-    models: Paths,
+    models: Paths | None = None,
+    *,
+    output: str | os.PathLike[str],
+    device: str = "auto",
+    reruns: int = MOST_RERUNS,
+    series: str | None = None,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
+    formats: str | Sequence[str] = ("nifti",),
+    contours: Outline = "surface",
+    holes: Holes = "keep",
+    smooth: bool = False,
+    add_to: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    draw_anyway: bool = False,
+    progress: Progress | None = None,
+) -> PredictOutcome: ...
+
+
+@overload
+def predict(
+    scans: Paths,
+    models: Paths | None,
     output: str | os.PathLike[str],
     *,
     device: str = "auto",
@@ -562,6 +609,7 @@ def predict(
     smooth: bool = False,
     add_to: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    draw_anyway: bool = False,
     progress: Progress | None = None,
 ) -> PredictOutcome: ...
 
@@ -569,7 +617,7 @@ def predict(
 @_in_one_line
 def predict(
     scans: Any,
-    models: Any,
+    models: Any = None,
     output: str | os.PathLike[str] | None = None,
     *,
     device: str = "auto",
@@ -588,8 +636,8 @@ def predict(
     Args:
         scans: This is one scan, anything that `load_scan` takes. With `output` these are paths of files, of
             folders of them, or of folders of DICOM series.
-        models: This is a model file, or several to be averaged; without `output` it may be a `Model`, which has
-            its own device and reruns.
+        models: This is a model file, or several to be averaged, and by default what `load_model` takes then;
+            without `output` it may be a `Model`, which has its own device and reruns.
         output: The files are written into this folder.
         device: It computes; see `load_model`.
         reruns: A scan may be segmented again as often as this; see `load_model`.
@@ -597,8 +645,8 @@ def predict(
         allow_gaps: A series with missing or uneven slices is resampled; see `load_scan`.
         allow_tilt: A series of a tilted gantry is resampled; see `load_scan`.
         add_to: With `output`, the new structures are added to this structure set; see `Result.save`.
-        writing: With `output`, `formats`, `contours`, `holes`, `smooth` and `overwrite` are as in `Result.save`,
-            and `progress` is called with (done, all).
+        writing: With `output`, `formats`, `contours`, `holes`, `smooth`, `overwrite` and `draw_anyway` are as in
+            `Result.save`, and `progress` is called with (done, all).
 
     Returns:
         The result; with `output` what became of each scan.
@@ -612,7 +660,10 @@ def predict(
             raise InputError(f"{names}: these say how files are written; give output=, or call save on the result")
         scan = load_scan(scans, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
         if not isinstance(models, Model):
-            return load_model(models, device=device, reruns=reruns).predict(scan)
+            from metricunet.inference.predictor import Predictor
+
+            paths = _chosen(models)
+            return Model(paths, Predictor(paths, device, reruns=reruns)).predict(scan)
         if device != "auto" or reruns != MOST_RERUNS:
             raise InputError(
                 "device and reruns: a loaded model has its own; give them to load_model, or its path here"
@@ -624,7 +675,7 @@ def predict(
         writing["formats"] = [writing["formats"]]
     return predict_files(
         _listed(scans),
-        _listed(models),
+        _chosen(models),
         Path(output),
         device=device,
         reruns=reruns,
@@ -647,6 +698,7 @@ def evaluate(
     output: str | os.PathLike[str],
     *,
     images: str | os.PathLike[str] | None = None,
+    write_card: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation: ...
@@ -659,6 +711,7 @@ def evaluate(
     output: str | os.PathLike[str] | None = None,
     *,
     images: str | os.PathLike[str] | None = None,
+    write_card: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Measures] | Evaluation:
@@ -675,6 +728,8 @@ def evaluate(
             With `output` it is a folder with CASE.nii.gz, one such file, or a cohort.
         output: The folder receives cases.csv, summary.json and report.html.
         images: With `output`, the report's pictures show these scans: a folder of them, or one.
+        write_card: With `output`, a copy of this model file, which made the predictions, is written into that
+            folder with the scores in its card. It takes 20 or more scans of patients that no training has seen.
         overwrite: With `output`, files of others that have an output's name are replaced.
         progress: With `output`, it is called with the steps done and the steps in all.
 
@@ -692,11 +747,14 @@ def evaluate(
             Path(reference),
             Path(output),
             images=None if images is None else Path(images),
+            write_card=None if write_card is None else Path(write_card),
             overwrite=overwrite,
             progress=progress,
         )
-    if images is not None or overwrite or progress is not None:
-        raise InputError("images, overwrite and progress are for the report of whole folders; give output=")
+    if images is not None or write_card is not None or overwrite or progress is not None:
+        raise InputError(
+            "images, write_card, overwrite and progress are for the report of whole folders; give output="
+        )
     of_model = prediction.model.card.labels if isinstance(prediction, Result) else None
     truth, reference_name = _label_map(reference, "the reference")
     labels, ignore = dict(of_model or DEFAULT_LABELS), None
@@ -806,6 +864,14 @@ def train(
         progress=progress,
         loggers=loggers,
     )
+
+
+def _chosen(models: Paths | None) -> tuple[Path, ...]:
+    """Return the model files to segment with, and warn of what has to be said of them."""
+    paths = chosen_models() if models is None else _listed(models)
+    for warning in warnings_of(paths):
+        warnings.warn(warning, stacklevel=4)  # at the line that called this package
+    return paths
 
 
 def _listed(paths: Any) -> tuple[Path, ...]:

@@ -310,11 +310,15 @@ def predict(
     ],
     output: Output,
     model: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
-            "-m", "--model", help="Segment with this model file. Where it is given again, the models are averaged."
+            "-m",
+            "--model",
+            help="Segment with this model file. Where it is given again, the models are averaged. Without it, the "
+            "environment variable METRICUNET_MODEL names the model or models; without that, the shipped model is "
+            "used.",
         ),
-    ],
+    ] = None,
     format_: Annotated[
         str,
         typer.Option(
@@ -367,16 +371,30 @@ def predict(
         bool,
         typer.Option("--strict", help="End with status 1 also if a case needs review, not only if one fails."),
     ] = False,
+    draw_anyway: Annotated[
+        bool,
+        typer.Option(
+            "--draw-anyway",
+            help="Write structure sets and segmentations also where the doubt is strong and the model was trained "
+            "on synthetic scans, or descends from one that was, without validation on patients.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment the prostate in scans; write masks or structure sets, and say which cases need review."""
+    from metricunet.inference.models import chosen_models, warnings_of
+
+    models = chosen_models(model or ())
+    for warning in warnings_of(models):
+        _say(f"warning: {warning}")
+    from metricunet.inference.case_files import withheld_line
     from metricunet.inference.predict import predict as run
 
     formats = [f.strip() for f in format_.split(",")]
     with progress_bars() as bar:
         outcome = run(
             scans,
-            model,
+            models,
             output,
             formats=formats,
             series=series,
@@ -389,13 +407,16 @@ def predict(
             allow_gaps=allow_gaps,
             allow_tilt=allow_tilt,
             overwrite=overwrite,
+            draw_anyway=draw_anyway,
             progress=bar("segmenting"),
         )
     for case in outcome.cases:
         time = "done before" if case.skipped else f"{case.seconds:.1f} s"
-        typer.echo(f"{case.case}: {case.verdict}, {case.status} ({time})")
+        typer.echo(f"{case.case}: {case.verdict}, {case.status}, doubt {case.doubt} ({time})")
         for reason in case.reasons:
             typer.echo(f"  {reason}")
+        if case.withheld:
+            typer.echo(f"  {withheld_line(case.withheld)}")
     for refused in outcome.refused:
         if refused.error is not None:
             _say_failed(refused.reason, refused.error)
@@ -412,6 +433,14 @@ def evaluate(
     images: Annotated[
         Path | None, typer.Option(help="Show these scans, a file or a folder, in the report's pictures.")
     ] = None,
+    write_card: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a copy of this model file, which made the predictions, into the output folder, with the "
+            "scores in its card. It takes 20 or more scans of patients that no training has seen.",
+            metavar="MODEL",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -420,7 +449,15 @@ def evaluate(
     from metricunet.evaluation.summary import fault_line, format_summary
 
     with progress_bars() as bar:
-        result = run(predictions, references, output, images=images, overwrite=overwrite, progress=bar("scoring"))
+        result = run(
+            predictions,
+            references,
+            output,
+            images=images,
+            write_card=write_card,
+            overwrite=overwrite,
+            progress=bar("scoring"),
+        )
     for fault in result.faults:
         _trace(fault.error)
     if json:
@@ -430,6 +467,8 @@ def evaluate(
     else:
         typer.echo(format_summary(result))
         typer.echo(f"report: {output / 'report.html'}")
+        if result.model is not None:
+            typer.echo(f"model with these scores in its card: {result.model}")
     raise typer.Exit(SOME_FAILED if result.failed or result.faults else DONE)
 
 
@@ -452,23 +491,44 @@ def study(
 
 
 @app.command()
-def info(model: Annotated[Path, typer.Argument(help="Model file to describe.")], json: Json = False) -> None:
+def info(
+    model: Annotated[
+        Path | None, typer.Argument(help="Model file to describe. Without it, the shipped model is described.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Print what a model file says about its model: structures, training data, settings and calibration."""
     from metricunet.files.model import card_content, read_card
+    from metricunet.inference.models import shipped_model
 
-    card = card_content(read_card(model))
+    card = read_card(model or shipped_model())
+    content = card_content(card)
     if json:
-        _print_json(card)
+        _print_json(content)
         return
-    for name, value in card.items():
+    for name, value in content.items():
         if isinstance(value, dict):
             typer.echo(f"{name}:")
             for key, entry in value.items():
-                typer.echo(f"  {key}: {entry}")
+                shown = f"{len(entry)} known by the hashes of their files" if key == "scans" else entry
+                typer.echo(f"  {key}: {shown}")
         elif name == "calibration":
             typer.echo("calibration: not calibrated, so the temperature is 1")
+        elif name == "lineage":
+            typer.echo(
+                f"lineage: {'' if value else 'none known, trained from random weights or by an older version'}"
+            )
+            for ancestor in value:
+                kind = "synthetic scans only" if ancestor["synthetic"] else f"{len(ancestor['cases'])} known cases"
+                typer.echo(f"  {ancestor['name']}: trained on {kind}, weights {ancestor['weights_sha256']}")
+        elif name == "cases":
+            typer.echo(f"cases: {len(value)} known by the hashes of their files (--json lists them)")
+        elif name == "validated":
+            typer.echo("validated: no scores on patients in this card")
         else:
             typer.echo(f"{name}: {value}")
+    if card.held_back:
+        typer.echo(f"verdicts are review at best: {card.held_back}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ A case is the name of its reference file without suffix. Its prediction has the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,6 +247,16 @@ def labels_beside(
 def _described(folder: Path) -> Path | None:
     sources = (folder, folder.absolute().parent)
     return next((source for source in sources if (source / "dataset.json").is_file()), None)
+
+
+def said_synthetic(files: Iterable[Path]) -> Path | None:
+    """Return a dataset.json, beside one of the files or one folder above, that says that its scans are synthetic.
+
+    Raises:
+        InputError: such a file cannot be read.
+    """
+    described = dict.fromkeys(filter(None, map(_described, sorted({file.parent for file in files}))))
+    return next((d / "dataset.json" for d in described if read_dataset_json(d).trained_on == "synthetic"), None)
 
 
 def _some(names: Any) -> str:

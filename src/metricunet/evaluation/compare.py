@@ -11,6 +11,7 @@ import numpy as np
 from metricunet.errors import InputError, told, without_frames
 from metricunet.evaluation.cases import CasePair, Matching, RecordedQuality, match_cases, read_quality
 from metricunet.evaluation.figures import Overlay, draw_overlay
+from metricunet.evaluation.held_out import held_out_cases
 from metricunet.evaluation.measures import NOTHING, align, crop_to_content, measure
 from metricunet.evaluation.report import MAX_OVERLAYS, render_report, worst_first
 from metricunet.evaluation.summary import CaseFault, CaseRow, Evaluation, cases_csv, summarise
@@ -33,6 +34,7 @@ def evaluate(
     output: Path,
     *,
     images: Path | None = None,
+    write_card: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -51,13 +53,16 @@ def evaluate(
         references: a folder with CASE.nii.gz, one such file, or a cohort in nnU-Net's raw layout.
         output: the folder to write to. Only files that an earlier evaluation wrote there are replaced.
         images: a folder with the scans, or one scan, for the report's pictures; see `match_cases`.
+        write_card: model file that made the predictions, of which a copy is written to the output folder with the
+            scores in its card; see `metricunet.evaluation.held_out` for what that takes.
         overwrite: whether files of others that have the outputs' names may be replaced; inputs never are.
         progress: called with the steps done and the steps in all; the last call says that all are done.
 
     Raises:
         InputError: nothing matches, no case can be scored (a file that cannot be read, a prediction on another
             grid than its reference, a voxel whose value names no structure), or an output would replace an input
-            or a file that is not an earlier evaluation's. Nothing is written then.
+            or a file that is not an earlier evaluation's; or the scores may not stand in the model's card. Nothing
+            is written then.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, expected a folder for the results; choose another folder")
@@ -66,12 +71,15 @@ def evaluate(
         "references": references,
         "output": output,
         "images": images,
+        "write_card": write_card,
         "overwrite": overwrite,
     }
     record = RunRecord(COMMAND, arguments)
     matching = match_cases(predictions, references, images)
-    own = OwnFiles(output, EVALUATION_RECORD, COMMAND, overwrite=overwrite, inputs=matching.files)
+    inputs = [*matching.files, *filter(None, [write_card])]
+    own = OwnFiles(output, EVALUATION_RECORD, COMMAND, overwrite=overwrite, inputs=inputs)
     own.check(OUTPUTS)
+    held_out = None if write_card is None else held_out_cases(write_card, matching, output, overwrite)
     steps = len(matching.pairs) + min(MAX_OVERLAYS, len(matching.pairs)) + 1
     rows: list[CaseRow] = []
     qualities: dict[str, RecordedQuality] = {}
@@ -105,6 +113,7 @@ def evaluate(
         if progress is not None:
             progress(done, steps)
     evaluation = replace(evaluation, faults=tuple(sorted(faults, key=lambda fault: fault.case)))
+    scores = None if held_out is None else held_out.scores(evaluation)
     report = render_report(evaluation, overlays, predictions=predictions, references=references)
     record.facts = {
         "cases": len(evaluation.cases),
@@ -119,6 +128,8 @@ def evaluate(
     except BaseException:
         own.discard()
         raise
+    if held_out is not None and scores is not None:
+        evaluation = replace(evaluation, model=held_out.write(scores))
     if progress is not None:
         progress(steps, steps)
     return evaluation

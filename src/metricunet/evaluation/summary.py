@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,7 @@ class Evaluation:
         quality: for each case that was scored what the predictor said of it.
         faults: cases that could not be scored, and those whose picture could not be drawn. The former are in no
             mean, and count nowhere else.
+        model: the model file that was written with the scores in its card; None where none was asked for.
     """
 
     rows: tuple[CaseRow, ...]
@@ -123,6 +125,7 @@ class Evaluation:
     unmatched: tuple[str, ...]
     quality: dict[str, RecordedQuality]
     faults: tuple[CaseFault, ...] = ()
+    model: Path | None = None
 
     def __repr__(self) -> str:
         means = ((name, entry.measures["dice"].mean) for name, entry in self.summary.items())

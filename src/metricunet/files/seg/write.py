@@ -60,6 +60,7 @@ def write_seg(
     structures: Sequence[Structure],
     *,
     description: str,
+    content: str = MARK,
     made: datetime | None = None,
 ) -> tuple[str, ...]:
     """Write masks on a CT series' grid as a DICOM segmentation, whole or not at all.
@@ -72,6 +73,7 @@ def write_seg(
         series: the scan; patient, study and references are taken from its headers.
         structures: each with a name of its own; at least one mask must not be empty.
         description: goes into each segment's description and ought to say how the masks were made.
+        content: what the segmentation as a whole is described as, at most 64 characters.
         made: the segmentation's date and time; now by default.
 
     Returns:
@@ -93,7 +95,7 @@ def write_seg(
     with warnings.catch_warnings():
         # Patient data are copied as they stand, odd as they may be, so that they match those of the scan.
         warnings.simplefilter("ignore")
-        dataset = _segmentation(series, used, masks, filled, description, made or datetime.now())
+        dataset = _segmentation(series, used, masks, filled, description, content, made or datetime.now())
         with written_whole(path) as temporary:
             dataset.save_as(temporary, enforce_file_format=True)
     return tuple(structure.name for structure in structures if structure not in filled)
@@ -121,6 +123,7 @@ def _segmentation(
     masks: NDArray[np.bool_],
     structures: Sequence[Structure],
     description: str,
+    content: str,
     moment: datetime,
 ) -> Dataset:
     """Build the data set of masks [slice, row, column, structure], whose slices are the series' slices `used`."""
@@ -142,7 +145,7 @@ def _segmentation(
         software_versions=__version__,
         device_serial_number="none",
         content_label="METRICUNET_AUTO",
-        content_description=MARK,
+        content_description=content,
         # Set below: highdicom refuses what the standard's list of character sets does not hold as one value.
         specific_character_set=None,
     )
