@@ -18,8 +18,8 @@ from metricunet.errors import InputError
 from metricunet.files.model import (
     CARD_KEY,
     FORMAT_VERSION,
-    ORGANS_FORMAT_VERSION,
     LEAST_PATIENT_CASES,
+    ORGANS_FORMAT_VERSION,
     Ancestor,
     Calibration,
     ModelCard,
