@@ -149,10 +149,10 @@ def _codes(path: Path, value: Any) -> dict[str, Code]:
             for text, most in zip(texts, longest, strict=True)
         ):
             raise InputError(
-                f"{path}: codes: {name} has {entry!r}, expected [value, scheme, meaning] of at most "
-                f"{LONGEST_VALUE}, {LONGEST_VALUE} and {LONGEST_MEANING} characters, such as [41216001, SCT, Prostate]"
+                f"{path}: codes: {name} has {entry!r}, expected [value, scheme, meaning], such as "
+                f"[41216001, SCT, Prostate], of at most {', '.join(map(str, longest))} characters"
             )
-        codes[str(name)] = Code(*texts)
+        codes[str(name)] = Code(texts[0], texts[1], texts[2])
     return codes
 
 

@@ -218,7 +218,9 @@ def _segment(number: int, structure: Structure, description: str) -> SegmentDesc
         display_color=CIELabColor.from_rgb(*structure.colour),
     )
     segment.SegmentDescription = " ".join(text for text in (structure.description, description) if text)
-    segment.SegmentedPropertyTypeCodeSequence = DicomSequence([kind.item()])
+    if kind.side is not None:
+        side = DicomSequence([kind.side.item()])
+        segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = side
     return segment
 
 
