@@ -263,6 +263,7 @@ def convert(
     own.check(job.known_files())
     with claimed(own.claim, "a conversion"):
         try:
+            own.tidy()  # what a killed process placed and did not state is no names of values to go by
             job.check_source(own)
             read = found.read([item.held for item in job.asked])
             for done, (item, drawn) in enumerate(zip(job.asked, read, strict=True), start=1):
@@ -290,6 +291,8 @@ class _Job:
     style: Style
     case: str
     notes: list[str] = field(default_factory=list)
+    #: Of the structures in the label maps of the output folder; empty where none is written.
+    values: dict[str, int] = field(default_factory=dict)
 
     @property
     def asked(self) -> list[_Item]:
@@ -410,7 +413,9 @@ class _Job:
         cases[self.case] = {**before, **{target: {**entry, "outputs": files} for target, files in made.items()}}
         files = [name for names in made.values() for name in names]
         shared = [NAMES] if "nifti" in made and not (own.folder / NAMES).is_file() else []
-        own.add({**record.content(), "cases": cases}, drop=[name for name in gone if name not in files])
+        labels = self.values or (own.content() or {}).get("labels", {})
+        dropped = [name for name in gone if name not in files]
+        own.add({**record.content(), "cases": cases, "labels": labels}, drop=dropped)
         return tuple(own.folder / name for name in [*files, *dict.fromkeys(shared)])
 
     def _write_labels(self, own: OwnFiles) -> list[str]:
@@ -434,7 +439,10 @@ class _Job:
         or the source's own; what has none gets the next that is free.
         """
         path = own.folder / NAMES
-        there = dict(read_dataset_json(own.folder).labels) if path.is_file() else {}
+        # The record knows them too, should a process be killed after it placed new names for old ones.
+        there = dict(
+            read_dataset_json(own.folder).labels if path.is_file() else (own.content() or {}).get("labels", {})
+        )
         stated = dict(self.names.labels) if self.names is not None else {}
         for name, value in stated.items():
             other = next((n for n, v in there.items() if v == value and n != name), None)
@@ -450,7 +458,7 @@ class _Job:
                 free = own_value is not None and own_value not in values.values() and own_value <= LARGEST_VALUE
                 taken = {*values.values(), *(v for v in wanted.values() if v is not None)}
                 values[name] = own_value if free and own_value else next(v for v in count(1) if v not in taken)
-        if values != there:
+        if values != there or not path.is_file():
             ours = any(own.holds(NAMES, value) for value in own.stated().get(NAMES, ()))
             if path.is_file() and not ours and not own.overwrite:
                 new = listed(name for name in values if name not in there)
@@ -460,6 +468,7 @@ class _Job:
                 )
             content = dataset_content(values, 0, "Structures converted by metricunet", "converted structures")
             write_json(own.stage(NAMES), content)
+        self.values = values
         return values
 
     def _write_masks(self, own: OwnFiles) -> list[str]:
