@@ -705,7 +705,7 @@ class _Maker:
                 for name in ("femur", "condyles")
             ]
             lattice, femur = self.tubes(courses, 6.0)
-            if femur.size:
+            if min(lattice.shape) >= 2:
                 contours[f"femur_{side}"] = Tissue(lattice, femur, 0.0)
         return contours
 

@@ -6,6 +6,7 @@ ignore: [BODY, "PTV*"]                           # not imported; * stands for an
 absent: {prostate: [0f3a5b7c9d1e]}               # cases that hold no such structure, as opposed to no contour
 match_case: false                                # Prostate and PROSTATE are one spelling; default: true
 undecided: []                                    # left to be sorted; nothing is imported while it is not empty
+codes: {prostate: [41216001, SCT, Prostate]}     # value, scheme and meaning, for DICOM that is written of it
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import Any
 import yaml
 
 from metricunet.errors import InputError, argument
+from metricunet.files.dicom.codes import LONGEST_MEANING, LONGEST_VALUE, Code
 from metricunet.files.yaml_file import read_yaml
 
-RESERVED = ("ignore", "absent", "match_case", "undecided")
+RESERVED = ("ignore", "absent", "match_case", "undecided", "codes")
 #: What nnU-Net keeps for itself among the names of labels.
 TAKEN = ("background",)
 #: Spellings that a skeleton puts under a structure, without anything but letters.
@@ -49,6 +51,7 @@ class NamesFile:
         absent: each structure with the cases, patients or series that do not hold it.
         match_case: whether capital and small letters differ.
         undecided: spellings that are not sorted yet.
+        codes: what structures are, for programs that read DICOM.
     """
 
     source: str
@@ -57,6 +60,7 @@ class NamesFile:
     absent: dict[str, tuple[str, ...]] = field(default_factory=dict)
     match_case: bool = True
     undecided: tuple[str, ...] = ()
+    codes: dict[str, Code] = field(default_factory=dict)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -111,6 +115,7 @@ def read_names(path: Path) -> NamesFile:
         absent={str(k): _spellings(path, f"absent.{k}", v) for k, v in absent.items()},
         match_case=match_case,
         undecided=_spellings(path, "undecided", content.get("undecided")),
+        codes=_codes(path, content.get("codes")),
     )
     _check(path, names)
     return names
@@ -126,6 +131,29 @@ def _spellings(path: Path, name: Hashable, value: Any) -> tuple[str, ...]:
         if isinstance(text, bool) or not isinstance(text, str | int):
             raise InputError(f"{path}: {name} has the spelling {text!r}, which is no text; put it in quotes")
     return tuple(str(text) for text in value)
+
+
+def _codes(path: Path, value: Any) -> dict[str, Code]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{path}: codes is {value!r}, expected an object such as {{prostate: [41216001, SCT, Prostate]}}"
+        )
+    codes: dict[str, Code] = {}
+    for name, entry in value.items():
+        texts = [str(text).strip() for text in entry] if isinstance(entry, list) else []
+        longest = (LONGEST_VALUE, LONGEST_VALUE, LONGEST_MEANING)
+        if len(texts) != len(longest) or not all(
+            0 < len(text) <= most and text.isprintable() and "\\" not in text
+            for text, most in zip(texts, longest, strict=True)
+        ):
+            raise InputError(
+                f"{path}: codes: {name} has {entry!r}, expected [value, scheme, meaning], such as "
+                f"[41216001, SCT, Prostate], of at most {', '.join(map(str, longest))} characters"
+            )
+        codes[str(name)] = Code(texts[0], texts[1], texts[2])
+    return codes
 
 
 def _check(path: Path, names: NamesFile) -> None:
@@ -152,9 +180,10 @@ def _check(path: Path, names: NamesFile) -> None:
                     f"{path}: spelling {spelling!r} is under {before[0]} and under {name}{how}; keep one"
                 )
             places[key] = name, spelling
-    for name in names.absent:
-        if name not in names.structures:
-            raise InputError(f"{path}: absent names {name!r}, expected one of {', '.join(names.structures)}")
+    for what, named in (("absent", names.absent), ("codes", names.codes)):
+        for name in named:
+            if name not in names.structures:
+                raise InputError(f"{path}: {what} names {name!r}, expected one of {', '.join(names.structures)}")
 
 
 @dataclass(frozen=True)
