@@ -103,6 +103,7 @@ class Matching:
         naming: which names of the two sides are one.
         notes: sentences on the names that are not compared.
         faults: the name of each file that could not be read, and why.
+        unread: those of them that are predictions.
     """
 
     pairs: tuple[CasePair, ...]
@@ -114,6 +115,7 @@ class Matching:
     naming: Naming
     notes: tuple[str, ...] = ()
     faults: tuple[tuple[str, InputError], ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -212,6 +214,7 @@ def match_cases(
         naming,
         notes,
         (*predicted.faults, *found.faults),
+        tuple(name for name, _ in predicted.faults),
     )
 
 
@@ -361,8 +364,8 @@ def _files_by_case(source: Path, what: str, finder: SeriesFinder | None, scan: P
         found[case] = path
     if found or any((source / name).is_dir() for name in IMAGES_OF):
         return _Found(found)
-    by_kind = contour_files_below(source)
-    return _drawn_by_case(by_kind["rtstruct"] or by_kind["seg"], finder, scan)
+    files, damaged = contour_files_below(source)
+    return _drawn_by_case(sorted([*files, *damaged]) if files else [], finder, scan)
 
 
 def _drawn_by_case(paths: Sequence[Path], finder: SeriesFinder | None, scan: Path | None) -> _Found:
@@ -374,7 +377,7 @@ def _drawn_by_case(paths: Sequence[Path], finder: SeriesFinder | None, scan: Pat
         finder = _finder_for(path, finder, scan)
         try:
             kind = contour_kind(path)
-            assert kind is not None  # it was found as one
+            assert kind is not None  # it was found as one, or says that it is damaged
             file = read_contour_file(path, kind)
             case = finder.of_file(file).case
         except InputError as error:

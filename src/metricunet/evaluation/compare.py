@@ -265,6 +265,12 @@ def _masks(
 
 
 def _measured(pair: CasePair, matching: Matching, tolerances_mm: Mapping[str, float]) -> Measured:
+    if pair.prediction is None and pair.quality is None and matching.unread:
+        # Of which case a damaged file is cannot be known, and what may be there was not missed.
+        raise InputError(
+            f"{pair.reference}: no prediction that can be read was drawn on its scan, and "
+            f"{', '.join(matching.unread[:3])} cannot be read; export that again"
+        )
     prediction, reference, grid = _read(pair, matching)
     known = known_as(pair.case, pair.scan)
     absent = {name for name, key in matching.structures.items() if matching.naming.is_absent(key, *known)}

@@ -67,18 +67,24 @@ def contour_kind(path: Path) -> ContourKind | None:
     return None if found is None else KINDS.get(text_of(found.dataset, "Modality"))
 
 
-def contour_files_below(folder: Path) -> dict[ContourKind, list[Path]]:
-    """Return the structure sets and the segmentations in a folder and its subfolders."""
+def contour_files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the structure sets in a folder and its subfolders, or the segmentations where there is no set.
+
+    Returns:
+        The files, and those that might be such files and cannot be read.
+    """
     found: dict[ContourKind, list[Path]] = {"rtstruct": [], "seg": []}
+    damaged: list[Path] = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith("."):
             try:
                 kind = contour_kind(path)
             except DamagedFileError:
-                continue  # whether it is one cannot be known
-            if kind is not None:
-                found[kind].append(path)
-    return found
+                damaged.append(path)
+            else:
+                if kind is not None:
+                    found[kind].append(path)
+    return found["rtstruct"] or found["seg"], damaged
 
 
 def read_contour_file(path: Path, kind: ContourKind) -> ContourFile:
