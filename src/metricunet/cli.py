@@ -26,7 +26,13 @@ app = typer.Typer(
 DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
 
 #: Arguments of Python functions that are not called as the parameter of the command which they come from.
-PARAMETERS = {"formats": "format_", "models": "model", "settings": "set_"}
+PARAMETERS = {
+    "formats": "format_",
+    "models": "model",
+    "settings": "set_",
+    "tolerance_mm": "tolerance",
+    "tolerances_mm": "tolerance",
+}
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Write all results into this folder.")]
 Device = Annotated[
@@ -514,9 +520,35 @@ def convert(
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Predicted mask, or a folder of predicted masks.")],
-    references: Annotated[Path, typer.Argument(help="Reference mask, or a folder of reference masks.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="Predicted mask, RTSTRUCT or DICOM SEG, or a folder of these.")
+    ],
+    references: Annotated[
+        Path, typer.Argument(help="Reference mask, RTSTRUCT or DICOM SEG, or a folder of these.")
+    ],
     output: Output,
+    scan: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure on the grid of this scan. RTSTRUCT and SEG need the folder of their DICOM series, or a "
+            "folder of several."
+        ),
+    ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read from this YAML file which spellings of a name mean which structure, as import does.",
+            metavar="FILE",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Accept contours that are off by this many mm in added path length and surface Dice: 2, or for "
+            "one structure rectum=3. Give it again for more.",
+            metavar="MM",
+        ),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Show these scans, a file or a folder, in the report's pictures.")
     ] = None,
@@ -531,15 +563,21 @@ def evaluate(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Score predicted masks against reference masks; write a row for each case, a summary and a report."""
+    """Score predicted masks or contours against references; write a row for each case, a summary and a report."""
     from metricunet.evaluation.compare import evaluate as run
+    from metricunet.evaluation.naming import split_tolerances
     from metricunet.evaluation.summary import fault_line, format_summary
 
+    general, of_structures = split_tolerances(tolerance or [])
     with progress_bars() as bar:
         result = run(
             predictions,
             references,
             output,
+            scan=scan,
+            names=names,
+            tolerance_mm=general,
+            tolerances_mm=of_structures,
             images=images,
             write_card=write_card,
             overwrite=overwrite,
@@ -551,6 +589,8 @@ def evaluate(
         _print_json({name: entry.to_json() for name, entry in result.summary.items()})
         for fault in result.faults:
             _say(fault_line(fault))
+        for note in result.notes:
+            _say(f"note: {note}")
     else:
         typer.echo(format_summary(result))
         typer.echo(f"report: {output / 'report.html'}")

@@ -5,6 +5,7 @@ bladder: [Bladder, Blase]                        # order: where two structures o
 ignore: [BODY, "PTV*"]                           # not imported; * stands for anything
 absent: {prostate: [0f3a5b7c9d1e]}               # cases that hold no such structure, as opposed to no contour
 match_case: false                                # Prostate and PROSTATE are one spelling; default: true
+tolerance_mm: {prostate: 2, bladder: 3}          # by how much a contour may be off, for the evaluation alone
 undecided: []                                    # left to be sorted; nothing is imported while it is not empty
 codes: {prostate: [41216001, SCT, Prostate]}     # value, scheme and meaning, for DICOM that is written of it
 """
@@ -12,6 +13,7 @@ codes: {prostate: [41216001, SCT, Prostate]}     # value, scheme and meaning, fo
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -25,7 +27,7 @@ from metricunet.errors import InputError, argument
 from metricunet.files.dicom.codes import LONGEST_MEANING, LONGEST_VALUE, Code
 from metricunet.files.yaml_file import read_yaml
 
-RESERVED = ("ignore", "absent", "match_case", "undecided", "codes")
+RESERVED = ("ignore", "absent", "match_case", "undecided", "codes", "tolerance_mm")
 #: What nnU-Net keeps for itself among the names of labels.
 TAKEN = ("background",)
 #: Spellings that a skeleton puts under a structure, without anything but letters.
@@ -52,6 +54,7 @@ class NamesFile:
         match_case: whether capital and small letters differ.
         undecided: spellings that are not sorted yet.
         codes: what structures are, for programs that read DICOM.
+        tolerances_mm: structure to the tolerance of its contour in an evaluation.
     """
 
     source: str
@@ -61,6 +64,7 @@ class NamesFile:
     match_case: bool = True
     undecided: tuple[str, ...] = ()
     codes: dict[str, Code] = field(default_factory=dict)
+    tolerances_mm: dict[str, float] = field(default_factory=dict)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -116,6 +120,7 @@ def read_names(path: Path) -> NamesFile:
         match_case=match_case,
         undecided=_spellings(path, "undecided", content.get("undecided")),
         codes=_codes(path, content.get("codes")),
+        tolerances_mm=_tolerances(path, content.get("tolerance_mm")),
     )
     _check(path, names)
     return names
@@ -156,6 +161,18 @@ def _codes(path: Path, value: Any) -> dict[str, Code]:
     return codes
 
 
+def _tolerances(path: Path, value: Any) -> dict[str, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: tolerance_mm is {value!r}, expected an object of structure to millimetres")
+    for name, number in value.items():
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not 0 <= number < math.inf:
+            raise InputError(f"{path}: tolerance_mm.{name} is {number!r}, expected a distance of 0 mm or more")
+    return {str(name): float(number) for name, number in value.items()}
+
+
 def _check(path: Path, names: NamesFile) -> None:
     if not names.structures:
         raise InputError(f"{path}: names no structure; expected lines such as 'prostate: [Prostate, PROSTATE]'")
@@ -180,10 +197,15 @@ def _check(path: Path, names: NamesFile) -> None:
                     f"{path}: spelling {spelling!r} is under {before[0]} and under {name}{how}; keep one"
                 )
             places[key] = name, spelling
-    for what, named in (("absent", names.absent), ("codes", names.codes)):
+    for field_name, named in (
+        ("absent", names.absent),
+        ("codes", names.codes),
+        ("tolerance_mm", names.tolerances_mm),
+    ):
         for name in named:
             if name not in names.structures:
-                raise InputError(f"{path}: {what} names {name!r}, expected one of {', '.join(names.structures)}")
+                known = ", ".join(names.structures)
+                raise InputError(f"{path}: {field_name} names {name!r}, expected one of {known}")
 
 
 @dataclass(frozen=True)
