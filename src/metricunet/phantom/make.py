@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
@@ -13,9 +14,9 @@ from metricunet.errors import InputError
 from metricunet.phantom import anatomy, organs, readers, whole_body
 from metricunet.phantom.appearance import Appearance, draw_appearance
 from metricunet.phantom.contours import contours
-from metricunet.phantom.imaging import render_image, render_labels
+from metricunet.phantom.imaging import render_image, render_labels, tissue_layers
 from metricunet.phantom.implants import draw_implants
-from metricunet.phantom.metal import Metal, implanted
+from metricunet.phantom.metal import Layer, Metal, implanted
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Difficulty, Scan, draw_scan
 from metricunet.phantom.shapes import Lattice
@@ -100,6 +101,11 @@ class Drawn:
     body: WholeBody | None
     description: dict[str, Any]
 
+    @cached_property
+    def _layers(self) -> tuple[Layer, ...]:
+        """The tissues' HU, kept for all grids on which the image is rendered."""
+        return tissue_layers(self.shapes, self.appearance)
+
     def image(self, scan: Scan | None = None) -> Volume:
         """Render the image.
 
@@ -113,7 +119,8 @@ class Drawn:
         scan = scan or self.scan
         noise = _generators(self.seed)[3]
         return Volume(
-            render_image(self.shapes, scan, self.appearance, noise, self.metal, self.body), scan.geometry
+            render_image(self.shapes, scan, self.appearance, self._layers, noise, self.metal, self.body),
+            scan.geometry,
         )
 
     def labels(self, structures: Mapping[str, int] | None = None, scan: Scan | None = None) -> Volume:
@@ -240,6 +247,16 @@ def draw_phantom(
         description |= {
             "variety": list(groups.groups),
             "reach": reached,
+            "devices": [
+                name
+                for name, there in (
+                    ("catheter", patient.catheter),
+                    ("balloon", patient.balloon),
+                    ("spacer", patient.spacer),
+                    ("sources", patient.sources),
+                )
+                if there
+            ],
             "gland": "absent" if not reaches_prostate else "whole" if holds else "cut",
         }
         if not reaches_prostate:

@@ -8,15 +8,19 @@ import numpy as np
 
 from metricunet.phantom import variety as v
 from metricunet.phantom.appearance import Appearance, Tissues
+from metricunet.phantom.organs import gland
 from metricunet.phantom.patient import RECTUM_LEVELS_MM, Patient
 from metricunet.phantom.scanner import BLUR_MM, Scan, scan_range
-from metricunet.phantom.shapes import Ball
+from metricunet.phantom.shapes import Ball, Point
 from metricunet.phantom.variety import (
+    Balloon,
     Base,
+    Catheter,
     Floor,
     Lobes,
     Lost,
     Press,
+    Spacer,
     Variety,
     evenly_in_log,
     generator,
@@ -57,10 +61,20 @@ def vary_patient(patient: Patient, variety: Variety, seed: int) -> Patient:
         changes["base"] = _base(rng)
         lobe, radius = rng.random(), uniform(rng, v.MEDIAN_LOBE_MM)
         changes["median_lobe_mm"] = radius if lobe < v.MEDIAN_LOBE_SHARE else 0.0
+        rng = generator(seed, "base", 1)
+        have, catheter = (
+            rng.random(),
+            Catheter(uniform(rng, v.CATHETER_BALLOON_MM), uniform(rng, v.CATHETER_AIR_MM)),
+        )
+        changes["catheter"] = catheter if have < v.CATHETER_SHARE else None
     if variety.rectum:
         changes |= _rectum(generator(seed, "rectum"))
+        changes |= _kept_off(generator(seed, "rectum", 1), changes)
     if variety.gland:
         changes |= _gland(generator(seed, "gland"))
+        rng = generator(seed, "gland", 1)
+        if rng.random() < v.SOURCES_SHARE:
+            changes["sources"] = _sources(rng)
     if variety.image:
         rng = generator(seed, "image", 2)
         changes["leg_turn_rad"] = tuple(float(np.radians(uniform(rng, v.LEG_TURN_DEG))) for _ in range(2))
@@ -117,6 +131,37 @@ def _rectum(rng: np.random.Generator) -> dict[str, object]:
     }
 
 
+def _kept_off(rng: np.random.Generator, rectum: dict[str, object]) -> dict[str, object]:
+    """A balloon in the rectum, or gel before it."""
+    at, air, dense = rng.random(3)
+    radius, half = uniform(rng, v.BALLOON_RADIUS_MM), uniform(rng, v.BALLOON_HALF_MM)
+    water, thickness = uniform(rng, (-5.0, 30.0)), uniform(rng, v.SPACER_MM)
+    gel = uniform(rng, v.SPACER_DENSE_HU if dense < v.SPACER_DENSE_SHARE else v.SPACER_HU)
+    if at < v.BALLOON_SHARE:
+        profile = np.interp(
+            RECTUM_LEVELS_MM, [-30, -20, 12 - 0.8 * half, 12, 12 + half, 50], [0, 0.1, 0.85, 1, 0.8, 0.2]
+        )
+        press = rectum["press"]
+        assert isinstance(press, Press)
+        flatten = 1 - 0.35 * float(np.clip((radius - 16) / 14, 0, 1))
+        return {
+            "rectum_radius": 9.0 + (radius - 9.0) * profile,
+            "rectum_filling": "gas" if air < v.BALLOON_AIR_SHARE else "stool",
+            "balloon": Balloon(half, -985.0 if air < v.BALLOON_AIR_SHARE else water),
+            "press": Press(flatten, press.groove, 0.3 * press.wedge),
+        }
+    if at < v.BALLOON_SHARE + v.SPACER_SHARE:
+        return {"spacer": Spacer(thickness, gel)}
+    return {}
+
+
+def _sources(rng: np.random.Generator) -> tuple[Point, ...]:
+    """Rows of sources along the body, most of them near the gland's surface."""
+    points = rng.standard_normal((int(rng.integers(*v.SOURCES)), 3))
+    points *= rng.uniform(0.35, 0.85, (len(points), 1)) ** 0.5 / np.linalg.norm(points, axis=1, keepdims=True)
+    return tuple((float(x), float(y), float(z)) for x, y, z in points)
+
+
 def _gland(rng: np.random.Generator) -> dict[str, object]:
     volume = float(np.exp(np.log(v.VOLUME_MEDIAN_ML) + v.VOLUME_LOG_SD * rng.standard_normal()))
     volume = float(np.clip(volume, *v.VOLUME_RANGE_ML))
@@ -154,6 +199,10 @@ def vary_appearance(
     appearance = replace(appearance, veins=patient.lobes)
     if variety.image:
         appearance = _vary_look(appearance, seed, half_mm)
+    if patient.sources:
+        where = gland(patient)
+        sources = np.asarray(where.centre) + np.asarray(patient.sources) * where.half
+        appearance = replace(appearance, sources_mm=tuple((float(x), float(y), float(z)) for x, y, z in sources))
     if patient.lost is not None:
         clips = tuple((x, y, z, 1.1, 2600.0) for x, y, z in patient.lost.clips_mm)
         appearance = replace(appearance, stones_mm=clips, seeds_mm=())
@@ -281,6 +330,9 @@ def without_gland(patient: Patient, seed: int, woman: bool) -> Patient:
         "gland_ratio": (0.8, 0.7),
         "median_lobe_mm": 0.0,
         "lobes": None,
+        "catheter": None,
+        "spacer": None,
+        "sources": (),
         "press": None if patient.press is None else replace(patient.press, flatten=1.0),
     }
     if not woman:

@@ -23,12 +23,18 @@ NECK_DEPTH_MM = (0.0, 6.0)
 MEDIAN_LOBE_SHARE, MEDIAN_LOBE_MM = 0.25, (6.0, 14.0)
 WALL_MM = (1.8, 5.5)
 BLADDER_SEAT = (0.5, 0.85)
+CATHETER_SHARE, CATHETER_BALLOON_MM, CATHETER_AIR_MM = 0.06, (8.0, 14.0), (0.0, 14.0)
 VESICLE_THICKNESS, VESICLE_LENGTH = (0.6, 1.45), (0.6, 1.25)
 # Rectum. Outer radius where it is widest; what gas takes off the gland's depth. In one real scan with much gas the
 # gland's front-back extent is half of its width.
 RECTUM_RADIUS_MM = {"empty": (8.0, 12.0), "usual": (12.0, 24.0), "wide": (24.0, 36.0), "great": (36.0, 46.0)}
 RECTUM_SHARE = {"empty": 0.25, "usual": 0.40, "wide": 0.23, "great": 0.12}
 LEAST_DEPTH = 0.5
+# An endorectal balloon, three in five of them full of air, the rest of water; gel that parts gland and rectum.
+BALLOON_SHARE, BALLOON_RADIUS_MM, BALLOON_HALF_MM, BALLOON_AIR_SHARE = 0.04, (19.0, 28.0), (28.0, 38.0), 0.6
+SPACER_SHARE, SPACER_MM, SPACER_HU = 0.06, (7.0, 15.0), (0.0, 40.0)
+#: Some gels are made to be seen.
+SPACER_DENSE_SHARE, SPACER_DENSE_HU = 0.3, (120.0, 300.0)
 GROOVE, WEDGE = (0.02, 0.14), (0.2, 1.0)
 # Gland. Height over width 0.5 to 0.74 on CT, 0.79 on average in `real`, 1.0 on MRI; 28 to 40 mm high while it is
 # no larger than 50 mL.
@@ -38,6 +44,8 @@ HEIGHT_OVER_WIDTH = (0.5, 0.85)
 DEPTH_OVER_WIDTH = (0.6, 0.97)
 SKEW = 0.12
 VEINS_MM, COVER_MM = (3.0, 11.0), (0.5, 4.0)
+#: Radioactive sources left in the gland by brachytherapy.
+SOURCES_SHARE, SOURCES = 0.04, (35, 110)
 # Image.
 NOISE_HU = (5.0, 40.0)
 #: Standard deviation of the noise's grain and width of the edge's blur against a usual kernel, sharp to soft.
@@ -86,9 +94,11 @@ class Variety:
 
     Attributes:
         floor: one homogeneous pelvic floor hung on the bones, and the height of the gland's apex against them.
-        base: the bladder's neck, the gland's flat base and median lobe, bladder wall, seminal vesicles.
-        rectum: from empty to greatly distended, and how gas flattens the gland.
-        gland: volume, extents and asymmetry, and the veins in front of it.
+        base: the bladder's neck, the gland's flat base and median lobe, bladder wall, seminal vesicles; a urinary
+            catheter.
+        rectum: from empty to greatly distended, and how gas flattens the gland; an endorectal balloon, and gel
+            that keeps the rectum off.
+        gland: volume, extents and asymmetry, and the veins in front of it; sources of brachytherapy.
         image: noise, kernel, slices, contrast medium, stones, markers, cut fields, turned legs.
         beyond: scans that go on to abdomen, chest and head, or over the legs, with all that lies there.
         absent: women, men after prostatectomy and other parts of the body among the scans without a prostate.
@@ -151,6 +161,40 @@ class Lost:
     uterus_aside_mm: float = 0.0
     ovaries_mm: tuple[float, float] = (0.0, 0.0)
     clips_mm: tuple[tuple[float, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Catheter:
+    """A urinary catheter.
+
+    Attributes:
+        balloon_mm: radius of the balloon that holds it in the bladder.
+        air_mm: depth of the air in front of the urine.
+    """
+
+    balloon_mm: float
+    air_mm: float
+
+
+@dataclass(frozen=True)
+class Balloon:
+    """A balloon in the rectum.
+
+    Attributes:
+        half_mm: half its length.
+        hu: what fills it.
+    """
+
+    half_mm: float
+    hu: float
+
+
+@dataclass(frozen=True)
+class Spacer:
+    """Gel between gland and rectum: thickness, and how it looks."""
+
+    thickness_mm: float
+    hu: float
 
 
 @dataclass(frozen=True)
