@@ -57,6 +57,12 @@ CHANGES = {
     },
     "image": {
         "leg_turn_rad",
+        "fat_side_mm",
+        "fat_front_mm",
+        "fat_back_mm",
+        "prone",
+        "bowel",
+        "voltage_kv",
         "tissues",
         "urine_layer_hu",
         "urine_level_mm",

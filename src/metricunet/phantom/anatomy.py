@@ -84,6 +84,7 @@ class Anatomy:
         bowel_hu: what fills the gut at each point.
         heads_mm: centres of the left and the right femoral head.
         table_mm: y of the couch's upper face.
+        prone: whether the couch is in front of the patient.
         contours: what is labelled in place of the field of that name, or beside the fields.
     """
 
@@ -92,6 +93,7 @@ class Anatomy:
     bowel_hu: Field
     heads_mm: tuple[Point, Point]
     table_mm: float
+    prone: bool = False
     contours: dict[str, Field] = field(default_factory=dict)
     balloon_hu: float = 0.0
     spacer_hu: float = 0.0
@@ -163,7 +165,7 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
     }
     surface = _body(patient, lattice, rough, muscle)
     table = table_mm(patient)
-    fields["body"] = smooth_max(surface, np.broadcast_to(lattice.grids[1] - table, lattice.shape), 14.0)
+    fields["body"] = smooth_max(surface, beyond_table(patient, lattice), 14.0)
     fields["muscle"] = np.maximum(muscle, fields["body"] + 4.0)
     for name in ("soft", "bowel"):
         fields[name] = np.maximum(fields[name], fields["body"] + 3.0)
@@ -175,6 +177,7 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
         bowel.content_hu,
         heads,
         table,
+        patient.prone,
         balloon_hu=patient.balloon.hu if patient.balloon else 0.0,
         spacer_hu=patient.spacer.hu if patient.spacer else 0.0,
     )
@@ -191,8 +194,9 @@ def _put_in(patient: Patient, lattice: Lattice, fields: dict[str, Field]) -> Non
         tube, balloon = organs.catheter(patient, lattice, patient.catheter.balloon_mm)
         fields["catheter"], fields["catheter_balloon"] = tube, np.maximum(balloon, fields["bladder"] + 1.5)
         (_, y, _), (_, half, _) = organs.bladder_place(patient)
-        level = np.float32(y - half + patient.catheter.air_mm)
-        fields["bladder_air"] = np.maximum(fields["urine"] + 0.5, lattice.grids[1] - level).astype(np.float32)
+        up = patient.upward
+        air = up * lattice.grids[1] - np.float32(up * y - half + patient.catheter.air_mm)
+        fields["bladder_air"] = np.maximum(fields["urine"] + 0.5, air).astype(np.float32)
 
 
 def _without_gland(
@@ -423,8 +427,26 @@ def _body(patient: Patient, lattice: Lattice, rough: organs.Roughness, muscle: F
     return np.asarray(outline + np.float32(1.2) * rough.coarse, dtype=np.float32)
 
 
+def beyond_table(patient: Patient, lattice: Lattice) -> Field:
+    """How far points lie within the couch, which flattens the patient."""
+    y = lattice.grids[1]
+    table = table_mm(patient)
+    return np.broadcast_to(table - y if patient.prone else y - table, lattice.shape)
+
+
+def reach_mm(patient: Patient) -> tuple[float, float, float]:
+    """Return how far the body goes to a side, and its front and back in the body frame."""
+    sx, sy, _ = patient.scale
+    half = float(TRUNK_MM[:, 1].max()) * sx + patient.fat_side_mm + 14.0
+    front = float(TRUNK_MM[:, 2].min()) * sy - 1.1 * patient.fat_front_mm - 10.0
+    back = float(TRUNK_MM[:, 3].max()) * sy + patient.fat_back_mm + 10.0
+    return half, front, back
+
+
 def table_mm(patient: Patient) -> float:
     """Where the couch stops the back."""
     _, sy, _ = patient.scale
+    if patient.prone:
+        return float(TRUNK_MM[:, 2].min()) * sy - 0.75 * patient.fat_front_mm
     back = float(TRUNK_MM[:, 3].max()) * sy + 0.9 * patient.fat_back_mm
     return max(back - patient.table_gap_mm, float(TRUNK_MM[:, 3].max()) * sy + 8.0)

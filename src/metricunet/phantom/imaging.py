@@ -169,7 +169,7 @@ class _Painter:
         self.up = Upsampler(anatomy.lattice, scan)
         self.appearance = appearance
         self.width_mm = float(np.hypot(scan.spacing_mm[1], scan.blur_mm))
-        self.background = _couch(scan, self.up, anatomy.table_mm, self.width_mm)
+        self.background = _couch(scan, self.up, anatomy.table_mm, self.width_mm, anatomy.prone)
         self.layers = tuple((self.up, *layer) for layer in layers)
         self.body = body
         self.outside, self.arms = (
@@ -290,6 +290,8 @@ def tissue_layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]
     urine: Values | float = tissue.urine
     if appearance.urine_layer_hu:
         level = np.clip((y - gland_y - appearance.urine_level_mm) / 8 + 0.5, 0, 1)
+        if anatomy.prone:
+            level = 1 - level
         urine = np.broadcast_to(tissue.urine + appearance.urine_layer_hu * level, anatomy.lattice.shape)
     stool = tissue.stool + 18 * fine - 60 * np.clip(grain - 0.9, 0, 2)
     # Denser spongy bone in the femoral heads; thick cortex and fatty marrow in the shafts.
@@ -400,11 +402,13 @@ def _bundles(lattice: Lattice, appearance: Appearance) -> Field:
     return np.asarray(field * np.clip((y - 30) / 25, 0, 1), dtype=np.float32)
 
 
-def _couch(scan: Scan, up: Upsampler, table_mm: float, width_mm: float) -> Field:
+def _couch(scan: Scan, up: Upsampler, table_mm: float, width_mm: float, prone: bool) -> Field:
     """Air and the couch, the same in every slice."""
     couch = scan.couch
     x, y = up.x_mm - np.float32(scan.couch_shift_mm), up.y_mm[:, None]
     half = couch.thickness_mm / 2
+    if prone:
+        y, table_mm = -y, -table_mm
     if couch.flat:
         edge = np.abs(x) - couch.half_width_mm
         outer = np.maximum(np.abs(y - table_mm - half) - half, edge + np.clip(y - table_mm, 0, None) * 0.9)

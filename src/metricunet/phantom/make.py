@@ -15,7 +15,7 @@ from metricunet.phantom import anatomy, organs, readers, whole_body
 from metricunet.phantom.appearance import Appearance, draw_appearance
 from metricunet.phantom.contours import contours
 from metricunet.phantom.imaging import render_image, render_labels, tissue_layers
-from metricunet.phantom.implants import draw_implants
+from metricunet.phantom.implants import IMPLANT_SHARE, draw_implants
 from metricunet.phantom.metal import Layer, Metal, implanted
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Difficulty, Scan, draw_scan
@@ -31,7 +31,7 @@ from metricunet.phantom.varied import (
     vary_scan,
     without_gland,
 )
-from metricunet.phantom.variety import PART_SHARE, Variety
+from metricunet.phantom.variety import HIPS_SHARE, PART_SHARE, Variety
 from metricunet.phantom.whole_body import WholeBody
 from metricunet.volume import Volume
 
@@ -217,15 +217,16 @@ def draw_phantom(
     if groups is not None:
         appearance = vary_appearance(appearance, patient, groups, seed, min(gland.half))
     within = None if reached == "pelvis" else whole_body.pelvis_range_mm(patient)
-    shapes = anatomy.build(patient, _lattice(scan, difficulty, within))
+    shapes = anatomy.build(patient, _lattice(scan, difficulty, patient if groups is not None else None, within))
     body = None
     if reached != "pelvis":
-        build = draw_build(seed, reached, woman=lost == "woman")
+        build = draw_build(seed, reached, groups or Variety(), woman=lost == "woman")
         body = whole_body.build(patient, build, appearance, scan.start_mm, scan.end_mm)
     if groups is not None:
         shapes = replace(shapes, contours=contours(patient, shapes.lattice, shapes.fields))
     for_metal = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,)))
-    implants = draw_implants(for_metal, difficulty)
+    hips = HIPS_SHARE if groups is not None and groups.image else IMPLANT_SHARE
+    implants = draw_implants(for_metal, difficulty, hips)
     metal = implanted(implants, patient, shapes, for_metal)
     description = {
         "seed": seed,
@@ -247,6 +248,8 @@ def draw_phantom(
         description |= {
             "variety": list(groups.groups),
             "reach": reached,
+            "voltage_kv": appearance.voltage_kv,
+            "position": "prone" if patient.prone else "supine",
             "devices": [
                 name
                 for name, there in (
@@ -309,8 +312,17 @@ def _reread(labels: NDArray[np.uint8], drawn: Drawn, reading: readers.Reading) -
     return np.asarray(result, dtype=np.uint8)
 
 
-def _lattice(scan: Scan, difficulty: Difficulty, within_mm: tuple[float, float] | None = None) -> Lattice:
-    """The lattice that covers what the scan sees of the patient, where need be between two heights alone."""
+def _lattice(
+    scan: Scan, difficulty: Difficulty, varied: Patient | None, within_mm: tuple[float, float] | None
+) -> Lattice:
+    """The lattice that covers what the scan sees of the patient.
+
+    Args:
+        scan: what it sees.
+        difficulty: decides on the spacing.
+        varied: a man of difficulty `varied`, who may be too large for the usual bounds.
+        within_mm: lowest and highest z, where the scan goes on beyond the pelvis.
+    """
     spacing = LATTICE_MM[difficulty]
     half = scan.spacing_mm[0] / 2
     start, end = scan.start_mm, scan.end_mm
@@ -320,8 +332,12 @@ def _lattice(scan: Scan, difficulty: Difficulty, within_mm: tuple[float, float] 
         # Far from the pelvis a few planes remain of it, which nobody sees.
         low = float(np.clip(low, bottom, top - 3 * spacing))
         high = float(np.clip(high, low + 3 * spacing, top))
+    (left, front), (right, back) = LATTICE_LOW_MM, LATTICE_HIGH_MM
+    if varied is not None:
+        half, fore, aft = anatomy.reach_mm(varied)
+        left, right, front, back = min(left, -half), max(right, half), min(front, fore), max(back, aft)
     return Lattice.spanning(
-        (max(start[0], LATTICE_LOW_MM[0]), max(start[1], LATTICE_LOW_MM[1]), low),
-        (min(end[0], LATTICE_HIGH_MM[0]), min(end[1], LATTICE_HIGH_MM[1]), high),
+        (max(start[0], left), max(start[1], front), low),
+        (min(end[0], right), min(end[1], back), high),
         spacing,
     )

@@ -397,8 +397,9 @@ def hollows(
     slack = np.interp(radius, [11.0, 28.0], RECTUM_WALL_MM)
     wall = slack + closed + (5.0 if patient.rectum_filling == "empty" else 0.0)
     lumen = (rectum_field + wall).astype(np.float32)
-    level = centre - radius + 2 * radius * patient.rectum_level
-    flat = (y - level).astype(np.float32)
+    up = patient.upward
+    level = up * centre - radius + 2 * radius * patient.rectum_level
+    flat = (up * y - level).astype(np.float32)
     if patient.rectum_filling == "gas":
         gas = np.maximum(lumen, flat)
     elif patient.rectum_filling == "stool":
@@ -540,7 +541,8 @@ def bowel(patient: Patient, lattice: Lattice) -> Bowel:
             inner = tube + loop.wall_mm
             lumen[box] = np.minimum(lumen[box], inner)
             if loop.gas > 0:
-                # Gas rises to the front of each piece of gut.
-                level = np.float32((a[1] + b[1]) / 2 + (2 * loop.gas - 1) * (a[3] + b[3]) / 2)
-                gas[box] = np.minimum(gas[box], np.maximum(inner, part.grids[1] - level))
+                # Gas rises to the front of each piece of gut, or to the back of one who lies prone.
+                up = patient.upward
+                level = np.float32(up * (a[1] + b[1]) / 2 + (2 * loop.gas - 1) * (a[3] + b[3]) / 2)
+                gas[box] = np.minimum(gas[box], np.maximum(inner, up * part.grids[1] - level))
     return Bowel(outer, lumen, gas, content)

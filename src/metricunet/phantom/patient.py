@@ -52,6 +52,7 @@ class Patient:
         catheter, balloon, spacer: what was put into bladder and rectum, and between rectum and gland.
         sources: brachytherapy's sources in the gland, as shares of its half axes.
         lost: what is there in place of the prostate; None where that is there.
+        prone: whether the patient lies on his belly: gas rises to the back, and the couch is in front.
         leg_turn_rad: how far the left and the right leg are turned outward in the hip.
     """
 
@@ -91,6 +92,7 @@ class Patient:
     spacer: Spacer | None = None
     sources: tuple[Point, ...] = ()
     lost: Lost | None = None
+    prone: bool = False
     leg_turn_rad: tuple[float, float] = (0.0, 0.0)
 
     def place(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -142,6 +144,11 @@ class Patient:
         return tuple(
             (hx + c * (x - hx) - s * (y - hy), hy + s * (x - hx) + c * (y - hy), z, r) for x, y, z, r in balls
         )
+
+    @property
+    def upward(self) -> float:
+        """1 where gas rises to the front, -1 where it rises to the back."""
+        return -1.0 if self.prone else 1.0
 
     @property
     def girth(self) -> float:

@@ -60,6 +60,20 @@ ENHANCED_SHARE, ENHANCED_HU = 0.35, (20.0, 160.0)
 STONES_SHARE, MOST_STONES = 0.45, 14
 MARKERS_SHARE, MOST_MARKERS = 0.15, 5
 LEG_TURN_DEG = (-12.0, 20.0)
+#: Voltage of the tube in kV: its share, and what it makes of bone and iodine against 120 kV, and of fat in HU.
+VOLTAGE_SHARE = {80: 0.06, 100: 0.22, 120: 0.57, 140: 0.15}
+VOLTAGE_BONE = {80: 1.45, 100: 1.18, 120: 1.0, 140: 0.9}
+VOLTAGE_IODINE = {80: 1.7, 100: 1.3, 120: 1.0, 140: 0.85}
+VOLTAGE_FAT_HU = {80: -9.0, 100: -4.0, 120: 0.0, 140: 3.0}
+#: Contrast medium in the gut, by mouth, and in the rectum.
+BOWEL_MEDIUM_SHARE, BOWEL_MEDIUM_HU = 0.15, (150.0, 900.0)
+RECTAL_MEDIUM_SHARE, RECTAL_MEDIUM_HU = 0.05, (150.0, 700.0)
+#: Thin and obese: share, and the fat under the skin against the usual; the most at side, front and back.
+THIN_SHARE, THIN = 0.2, (0.25, 0.6)
+OBESE_SHARE, OBESE, MOST_FAT_MM = 0.2, (1.3, 2.0), (70.0, 105.0, 58.0)
+PRONE_SHARE = 0.04
+#: Artificial hips, twice as frequent as in `real`.
+HIPS_SHARE = 0.12
 # Beyond the pelvis. Share of the scans that go on upward, and to which heights in the template; whole bodies also
 # go on downward, half of them to the feet. So many slices at most.
 BEYOND_SHARE = {"abdomen": 0.18, "chest": 0.07, "body": 0.05}
@@ -99,7 +113,8 @@ class Variety:
         rectum: from empty to greatly distended, and how gas flattens the gland; an endorectal balloon, and gel
             that keeps the rectum off.
         gland: volume, extents and asymmetry, and the veins in front of it; sources of brachytherapy.
-        image: noise, kernel, slices, contrast medium, stones, markers, cut fields, turned legs.
+        image: noise, kernel, slices, voltage, contrast medium, stones, markers, cut fields; turned legs,
+            artificial hips, thin and obese men, men who lie prone.
         beyond: scans that go on to abdomen, chest and head, or over the legs, with all that lies there.
         absent: women, men after prostatectomy and other parts of the body among the scans without a prostate.
     """
