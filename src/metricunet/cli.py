@@ -115,11 +115,19 @@ def phantom(
             "scans and men as different as they come (varied)."
         ),
     ] = "real",
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave this group of what varied scans draw as in real ones: floor, base, rectum, gland, image, "
+            "beyond or absent. Give it again to leave out more.",
+            metavar="GROUP",
+        ),
+    ] = None,
     structures: Annotated[
         str, typer.Option(help="Label these structures, separated by commas, such as prostate,bladder,rectum.")
     ] = "prostate",
     absent: Annotated[
-        float, typer.Option(min=0, max=1, help="Let this share of the scans end before they reach the prostate.")
+        float, typer.Option(min=0, max=1, help="Let this share of the scans show no prostate.")
     ] = 0.0,
     readers: Annotated[
         int,
@@ -138,12 +146,18 @@ def phantom(
     overwrite: Overwrite = False,
 ) -> None:
     """Make synthetic CT scans of the pelvis with exact labels, in nnU-Net's raw data layout."""
-    from metricunet.phantom import displace_cohort, make_cohort
+    from metricunet.phantom import Variety, displace_cohort, make_cohort
     from metricunet.phantom.cohort import CohortPlan
     from metricunet.phantom.displaced import check_displaced
 
     wanted: dict[str, Any] = {"n": n, "seed": seed, "difficulty": difficulty, "n_test": test, "n_readers": readers}
     wanted |= {"structures": [s.strip() for s in structures.split(",")], "absent_fraction": absent}
+    if without:
+        if difficulty != "varied":
+            raise InputError(f"--without is for varied scans; add --difficulty varied to --without {without[0]}")
+        if unknown := [name for name in without if name not in Variety().groups]:
+            raise InputError(f"--without must be one of {', '.join(Variety().groups)}; got {unknown[0]!r}")
+        wanted["variety"] = Variety(**dict.fromkeys(without, False))
     if displaced is not None:
         if readers < 1:
             raise InputError("--displaced needs a reader's contours; add --readers 1 or more")

@@ -43,11 +43,26 @@ GLAND_MM = (-16.0, 18.0)
 #: What each group may change in a man, his appearance and his scan.
 CHANGES = {
     "floor": {"floor"},
-    "base": {"base", "median_lobe_mm"},
-    "rectum": {"rectum_radius", "rectum_filling", "rectum_level", "press"},
-    "gland": {"gland_volume_ml", "gland_ratio", "gland_tilt_rad", "gland_taper", "lobes", "veins"},
+    "base": {"base", "median_lobe_mm", "catheter"},
+    "rectum": {"rectum_radius", "rectum_filling", "rectum_level", "press", "balloon", "spacer"},
+    "gland": {
+        "gland_volume_ml",
+        "gland_ratio",
+        "gland_tilt_rad",
+        "gland_taper",
+        "lobes",
+        "veins",
+        "sources",
+        "sources_mm",
+    },
     "image": {
         "leg_turn_rad",
+        "fat_side_mm",
+        "fat_front_mm",
+        "fat_back_mm",
+        "prone",
+        "bowel",
+        "voltage_kv",
         "tissues",
         "urine_layer_hu",
         "urine_level_mm",
@@ -337,6 +352,39 @@ def test_a_cut_scan_says_so() -> None:
     inside = (made.labels.array == STRUCTURES["prostate"]).any(axis=(1, 2))
     assert inside[0] or inside[-1]
     assert not inside.all()
+
+
+def test_devices_are_as_frequent_as_stated() -> None:
+    men = [man(seed) for seed in range(800)]
+    for name, share in (
+        ("catheter", v.CATHETER_SHARE),
+        ("balloon", v.BALLOON_SHARE),
+        ("spacer", v.SPACER_SHARE),
+        ("sources", v.SOURCES_SHARE),
+    ):
+        assert np.mean([bool(getattr(one, name)) for one in men]) == pytest.approx(share, abs=0.03)
+    assert all(v.SOURCES[0] <= len(one.sources) < v.SOURCES[1] for one in men if one.sources)
+
+
+@cache
+def with_device(name: str) -> anatomy.Anatomy:
+    """The middle of the pelvis of the first man who has it."""
+    return shapes(next(seed for seed in range(300) if getattr(man(seed), name)))
+
+
+def test_devices_lie_where_they_belong() -> None:
+    held = with_device("balloon")
+    assert (held.fields["rectum"][held.fields["balloon"] < 0] < 0).all()
+    assert (held.fields["balloon"] < 0).sum() * 0.027 > 15
+    held = with_device("spacer")
+    gel = held.fields["spacer"] < 0
+    assert 3 < gel.sum() * 0.027 < 45
+    for other in ("prostate", "rectum", "seminal_vesicles"):
+        assert not (gel & (held.fields[other] < 0)).any()
+    held = with_device("catheter")
+    tube = held.fields["catheter"] < 0
+    assert (tube & (held.fields["prostate"] < 0)).any()
+    assert (held.fields["bladder"][held.fields["catheter_balloon"] < 0] < 0).all()
 
 
 @cache
