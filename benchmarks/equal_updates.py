@@ -62,7 +62,7 @@ def validation_dice(
     torch.manual_seed(seed)
     module = SegmentModule(build_network(**segment_spec(config.segment, 2).network), config, val, 2)
     given = Given(batches_of(way, train, config, updates))
-    train_updates(set_up(module, given, CPU), range(updates), lambda done: None)
+    train_updates(set_up(module, CPU), given, range(updates), lambda done: None)
     assert next(given.batches, None) is None  # a loader lets its workers go when it has given its last batch
     score = validate(module)
     assert score is not None

@@ -164,7 +164,7 @@ class TrainingSteps:
             cases, config.segment, config.augment, CLASSES, True, (jitter, jitter, jitter), device
         )
         self.module = SegmentModule(fresh_model(config)[2].to(device), config, [], CLASSES).to(device).train()
-        self.optimizer = set_up(self.module, self.batches, device).optimizer
+        self.optimizer = set_up(self.module, device).optimizer
         self.fixed = self._draw(0)
         self.update = 0
         try:

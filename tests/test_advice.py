@@ -23,6 +23,7 @@ from metricunet.training.config import load_config
 from metricunet.training.fit import train
 from metricunet.workflows.bench import bench
 from metricunet.workflows.check import check
+from metricunet.workflows.convert import convert
 from tests.support.command import Command
 
 ROOT = Path(metricunet.__file__).parent
@@ -34,11 +35,14 @@ REACHED_BY = {
     "inference/structure_set.py": ("predict",),
     "inference/inputs.py": ("predict",),
     "inference/predict.py": ("predict",),
+    "inference/models.py": ("predict",),
+    "evaluation/held_out.py": ("evaluate",),
     "inference/case_files.py": ("predict",),
     "workflows/bench": ("bench",),
     "phantom/cohort.py": ("phantom",),
     "files/own.py": ("predict", "evaluate", "import", "phantom"),  # it is told by the others that they have none
     "files/dicom/series.py": ("predict",),
+    "workflows/convert.py": ("convert",),
     "files/dicom/stack.py": ("check", "predict"),
 }
 #: What a user of Python calls in place of each command.
@@ -49,6 +53,7 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "bench": (bench,),
     "phantom": (make_cohort,),
     "evaluate": (evaluate,),
+    "convert": (convert,),
     "check": (check,),
 }
 #: A function of its own in Python, an option of a command.

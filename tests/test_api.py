@@ -146,7 +146,7 @@ class TestSameMasks:
             del content["started"], content["timings_s"], content["files"], content["seal"]
         assert of_command == of_door
         again = metricunet("predict", scan, "-m", model_file, "-o", tmp_path / "door", "--device", "cpu")
-        assert "pelvis: pass, found (done before)" in again.out
+        assert "pelvis: pass, found, doubt none (done before)" in again.out
 
     def test_a_dicom_folder_gives_the_commands_structure_set(
         self, metricunet: Command, model: Model, model_file: Path, dicom: Written, tmp_path: Path
@@ -179,6 +179,58 @@ class TestSameMasks:
         assert read_labels(tmp_path / "pelvis.nii.gz").array.tobytes() == result.labels.array.tobytes()
         alone = mu.predict(scan, model_file, device="cpu")
         assert alone.labels.array.tobytes() == result.labels.array.tobytes()
+
+
+class TestTheModelThatNobodyNames:
+    @pytest.fixture
+    def shipped(self, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.delenv("METRICUNET_MODEL", raising=False)
+        monkeypatch.setattr("metricunet.inference.models.SHIPPED", model_file)
+        return model_file
+
+    def test_the_shipped_one_is_used_with_a_warning(self, shipped: Path, scan: Path, tmp_path: Path) -> None:
+        with pytest.warns(UserWarning, match="trained on synthetic scans only and not validated") as caught:
+            model = mu.load_model(device="cpu")
+        assert model.paths == (shipped,)
+        assert [(warning.filename, len(caught)) for warning in caught] == [(__file__, 1)]
+        with pytest.warns(UserWarning, match="for research only"):
+            assert mu.predict(scan, device="cpu").model.paths == (shipped,)
+        with pytest.warns(UserWarning, match="for research only"):
+            mu.predict(scan, output=tmp_path, device="cpu")
+        record = json.loads((tmp_path / "run.json").read_text())
+        assert record["warnings"] == [str(caught[0].message)]
+        assert record["arguments"]["models"] == [str(shipped)]
+
+    def test_the_environment_comes_first_and_warns_of_nothing(
+        self, shipped: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mine = write_bands_model(tmp_path / "mine.safetensors", LABELS, BANDS)
+        monkeypatch.setenv("METRICUNET_MODEL", str(mine))
+        assert mu.load_model(device="cpu").paths == (mine,)
+        mu.predict(scan, output=tmp_path / "out", device="cpu")
+        assert json.loads((tmp_path / "out" / "run.json").read_text())["warnings"] == []
+
+    def test_a_build_without_one_says_how_to_name_one(
+        self, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("metricunet.inference.models.SHIPPED", tmp_path / "none")
+        with pytest.raises(mu.InputError, match="ships no model; name a model file with models, or in the env"):
+            mu.load_model()
+
+    def test_strong_doubt_withholds_a_structure_set_with_a_warning(
+        self, model_file: Path, dicom: Written, tmp_path: Path
+    ) -> None:
+        dark = {"target_hu": (0.0, 20.0)}
+        file = write_bands_model(tmp_path / "m.safetensors", LABELS, BANDS, trained_on="synthetic", ranges=dark)
+        result = mu.load_model(file, device="cpu").predict(dicom.folder)
+        assert result.quality.doubt == "strong"
+        with pytest.warns(UserWarning, match="rtstruct not written, .* then draw with draw_anyway=True") as caught:
+            written = result.save(tmp_path / "out", ["nifti", "rtstruct"])
+        assert caught[0].filename == __file__
+        assert [path.name.partition(".")[2] for path in written] == ["nii.gz", "quality.json", "json"]
+        assert all(path.is_file() for path in written)
+        written = result.save(tmp_path / "out", ["nifti", "rtstruct"], draw_anyway=True)
+        assert any(path.name.endswith(".rtstruct.dcm") for path in written)
 
 
 class TestResult:
@@ -418,7 +470,7 @@ def cut_short(folder: Path) -> Any:
         (lambda f: mu.load_scan(np.ma.masked_less(ARRAY, 1), affine=np.eye(4)), "the array: is masked"),
         (lambda f: mu.load_scan(ARRAY, affine="abc"), "the array: its affine holds no numbers"),
         (lambda f: mu.load_scan(cut_short(f)), "the nibabel image: its voxels cannot be read from its file"),
-        (lambda f: mu.load_model(None), "expected a path, or a list of them; got NoneType"),
+        (lambda f: mu.load_model(3), "expected a path, or a list of them; got int"),
         (lambda f: mu.load_model([]), "models: no model file is given"),
         (lambda f: mu.load_model(f / "none", reruns=-1), "reruns must be 0 or more; got -1"),
         (lambda f: mu.predict(two_scans(f), [], f / "out"), "models: no model file is given"),
@@ -430,6 +482,7 @@ def cut_short(folder: Path) -> Any:
         ),
         (lambda f: mu.evaluate(f, f), "is a folder; give the file of one case, or output="),
         (lambda f: mu.evaluate(ARRAY, ARRAY), "the reference: cannot be a ndarray"),
+        (lambda f: mu.evaluate("a", "b", write_card="m"), "for the report of whole folders; give output="),
         (lambda f: mu.evaluate("a", "b", images="c"), "for the report of whole folders; give output="),
         (lambda f: mu.train(f / "none", f / "run"), "none"),
     ],

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from metricunet.files.model import Ancestor, read_model, write_model
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from tests.support.command import Command
 from tests.support.dicom_series import write_series
@@ -116,7 +118,8 @@ def test_dicom_in_rtstruct_out(
     metricunet: Command, tiny_cohort: Path, tiny_model: Path, tmp_path: Path, patient_position: str
 ) -> None:
     folder, out = dicom_of(tiny_cohort, tmp_path / "ct", patient_position), tmp_path / "out"
-    ended = metricunet("predict", folder, "-m", tiny_model, "-o", out, "--format", "nifti,rtstruct")
+    words = ["-o", out, "--format", "nifti,rtstruct", "--draw-anyway"]
+    ended = metricunet("predict", folder, "-m", tiny_model, *words)
     assert ended.err == ""
     (mask_file,) = out.glob("*.nii.gz")
     (structure_file,) = out.glob("*.rtstruct.dcm")
@@ -340,9 +343,63 @@ def test_train_names_a_bad_setting(metricunet: Command, tiny_cohort: Path, tmp_p
 def test_info(metricunet: Command, tiny_model: Path) -> None:
     ended = metricunet("info", tiny_model)
     assert "trained_on: synthetic" in ended.out
+    assert "verdicts are review at best: the model was trained on synthetic scans only" in ended.out
     card = json.loads(metricunet("info", tiny_model, "--json").out)
     assert card["target"] == "prostate"
     assert card["intended_use"].startswith("Research")
+
+
+def test_info_of_a_model_with_ancestors(metricunet: Command, tiny_model: Path, tmp_path: Path) -> None:
+    card, weights = read_model(tiny_model)
+    lineage = (
+        Ancestor("base", "a" * 64, synthetic=True),
+        Ancestor("theirs", "b" * 64, False, ("c" * 64, "d" * 64)),
+    )
+    path = tmp_path / "model.safetensors"
+    write_model(path, replace(card, trained_on="patients", lineage=lineage, cases=("e" * 64,)), weights)
+    text = metricunet("info", path).out
+    assert f"  base: trained on synthetic scans only, weights {'a' * 64}\n" in text
+    assert f"  theirs: trained on 2 known cases, weights {'b' * 64}\n" in text
+    assert "cases: 1 known by the hashes of their files" in text
+    assert "validated: no scores on patients in this card" in text
+    assert "review at best: the model descends from one that was trained on synthetic scans only (base)" in text
+    assert json.loads(metricunet("info", path, "--json").out)["lineage"][1]["cases"] == ["c" * 64, "d" * 64]
+
+
+def test_without_a_model_the_shipped_one_is_used_and_warned_of(
+    metricunet: Command, tiny_cohort: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("METRICUNET_MODEL", raising=False)
+    monkeypatch.setattr("metricunet.inference.models.SHIPPED", tiny_model)
+    scan = tiny_cohort / "imagesTs" / "case_06_0000.nii.gz"
+    ended = metricunet("predict", scan, "-o", tmp_path / "out")
+    assert ended.status == 0
+    assert ended.err.startswith("warning: the shipped model was trained on synthetic scans only and not validated")
+    assert ended.err.count("\n") == 1
+    (said,) = json.loads((tmp_path / "out" / "run.json").read_text())["warnings"]
+    assert ended.err == f"warning: {said}\n"
+    assert metricunet("info").out == metricunet("info", tiny_model).out
+    monkeypatch.setenv("METRICUNET_MODEL", str(tiny_model.with_name("none")))
+    ended = metricunet("predict", scan, "-o", tmp_path / "other")
+    assert ended.status == 2
+    assert "METRICUNET_MODEL names it" in ended.err
+
+
+def test_a_build_without_a_model_says_so(
+    metricunet: Command, tiny_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("METRICUNET_MODEL", raising=False)
+    monkeypatch.setattr("metricunet.inference.models.SHIPPED", tmp_path / "none")
+    ended = metricunet("predict", tiny_cohort / "imagesTs", "-o", tmp_path / "out")
+    assert ended.status == 2
+    assert ended.err.startswith(
+        "error: this build of metricunet ships no model; name a model file with -m, or in "
+    )
+    assert "METRICUNET_MODEL" in ended.err
+    ended = metricunet("info")
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert "ships no model; give a model file" in ended.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_evaluate_misses_count(metricunet: Command, tiny_cohort: Path, tmp_path: Path) -> None:

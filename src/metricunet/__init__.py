@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from metricunet.errors import InputError
     from metricunet.metric import VoxelMetricLoss
     from metricunet.volume import Volume
+    from metricunet.workflows.convert import convert
 
     __version__: str
 
@@ -27,6 +28,7 @@ __all__ = [
     "Volume",
     "VoxelMetricLoss",
     "__version__",
+    "convert",
     "evaluate",
     "load_model",
     "load_scan",
@@ -39,6 +41,7 @@ _HOMES = {
     "InputError": "metricunet.errors",
     "Volume": "metricunet.volume",
     "VoxelMetricLoss": "metricunet.metric",
+    "convert": "metricunet.workflows.convert",
     "evaluate": "metricunet.api",
     "load_model": "metricunet.api",
     "load_scan": "metricunet.api",

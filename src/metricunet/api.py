@@ -14,23 +14,36 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from metricunet.cohort.case import check_image
+from metricunet.cohort.importing.names_file import read_names
 from metricunet.cohort.layout import CHANNEL_SUFFIX
-from metricunet.errors import InputError
-from metricunet.evaluation.cases import DEFAULT_LABELS, labels_beside
-from metricunet.evaluation.compare import comparable
+from metricunet.errors import InputError, argument
+from metricunet.evaluation.cases import DEFAULT_LABELS, LabelMaps, labels_beside
+from metricunet.evaluation.compare import comparable, label_side, measure_sides
 from metricunet.evaluation.compare import evaluate as evaluate_files
+from metricunet.evaluation.contour_files import (
+    CaseScan,
+    ContourFile,
+    SeriesFinder,
+    Side,
+    contour_kind,
+    holds_series,
+    open_side,
+    read_contour_file,
+)
 from metricunet.evaluation.figures import draw_overlay
-from metricunet.evaluation.measures import Measures, measure
+from metricunet.evaluation.measures import Measures, measure, on_grid
+from metricunet.evaluation.naming import NamedCase, Naming, choose_structures, choose_tolerances
 from metricunet.evaluation.picture import Drawn, Picture, draw_picture
 from metricunet.evaluation.summary import Evaluation
 from metricunet.files.dicom.stack import Allow
@@ -45,10 +58,19 @@ from metricunet.files.images import (
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
-from metricunet.files.scan import case_name, read_labels
+from metricunet.files.scan import case_name, is_scan, read_labels
 from metricunet.files.voxels import label_volume
-from metricunet.inference.case_files import CaseOutcome, begun_record, provenance_of, run_facts, write_case
+from metricunet.inference.case_files import (
+    CaseOutcome,
+    begun_record,
+    provenance_of,
+    run_facts,
+    withheld_formats,
+    withheld_line,
+    write_case,
+)
 from metricunet.inference.inputs import ScanInput, find_inputs
+from metricunet.inference.models import chosen_models, warnings_of
 from metricunet.inference.predict import PredictOutcome
 from metricunet.inference.predict import predict as predict_files
 from metricunet.inference.reruns import MOST_RERUNS
@@ -315,11 +337,13 @@ class Model:
 
 
 @_in_one_line
-def load_model(models: Paths, *, device: str = "auto", reruns: int = MOST_RERUNS) -> Model:
+def load_model(models: Paths | None = None, *, device: str = "auto", reruns: int = MOST_RERUNS) -> Model:
     """Load a model to segment scans with.
 
     Args:
-        models: This is a model file, str or Path, or several whose probabilities are averaged.
+        models: This is a model file, str or Path, or several whose probabilities are averaged. By default these
+            are the files that the environment variable METRICUNET_MODEL names, separated as in PATH, else the
+            model that is shipped with the package, which gives a `UserWarning`.
         device: It computes: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`.
         reruns: A scan may be segmented again as often as this, elsewhere or farther, where the target reaches the
             edge of what was looked at.
@@ -330,7 +354,7 @@ def load_model(models: Paths, *, device: str = "auto", reruns: int = MOST_RERUNS
     """
     from metricunet.inference.predictor import Predictor
 
-    paths = _listed(models)
+    paths = _chosen(models)
     return Model(paths, Predictor(paths, device, reruns=reruns))
 
 
@@ -450,6 +474,7 @@ class Result:
         smooth: bool = False,
         add_to: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
+        draw_anyway: bool = False,
     ) -> tuple[Path, ...]:
         """Write the files that `metricunet predict` writes, and return their paths.
 
@@ -468,6 +493,9 @@ class Result:
             smooth: The contours of a structure set are smoothed, no point by more than 0.5 mm.
             add_to: The new structures are added to this structure set of the same scan.
             overwrite: Files of others that have an output's name are replaced. Inputs are never replaced.
+            draw_anyway: Structure sets and segmentations are written even where `quality.doubt` is `strong` and
+                the model was trained on synthetic scans, or descends from one that was, without validation on
+                patients. Otherwise they are withheld then, with a `UserWarning`.
 
         Raises:
             InputError: The scan cannot be written in a format, or an output has the name of an input or of
@@ -479,7 +507,7 @@ class Result:
             raise InputError(f"{options.add_to}: no such file; expected the structure set to add to")
         if not wanted:
             raise InputError("formats names none; expected one or several of nifti, rtstruct and seg")
-        return _saved(self, Path(folder), wanted, options, overwrite)
+        return _saved(self, Path(folder), wanted, options, overwrite, draw_anyway)
 
     def _named(self, structure: str | None) -> str:
         name = self.model.target if structure is None else structure
@@ -502,14 +530,19 @@ def _colour(number: int) -> str:
 
 
 def _saved(
-    result: Result, folder: Path, formats: Sequence[str], options: ContourOptions, overwrite: bool
+    result: Result,
+    folder: Path,
+    formats: Sequence[str],
+    options: ContourOptions,
+    overwrite: bool,
+    draw_anyway: bool,
 ) -> tuple[Path, ...]:
     """Write the files of a result, and the record of a run beside them."""
     scan, model = result.scan, result.model
     drawn = {"structure_set": options.key()} if "rtstruct" in formats else {}
     provenance = {**model.provenance, **drawn}
     scans = [] if scan.source is None else [scan.source.path]
-    record = begun_record(scans, model.paths, folder, formats, options, model.predictor.reruns)
+    record = begun_record(scans, model.paths, folder, formats, options, model.predictor.reruns, draw_anyway)
     own = OwnFiles(folder, RECORD_NAME, "predict", inputs=[*scan.files, *model.paths], overwrite=overwrite)
     if folder.is_dir():
         own.check([])
@@ -523,17 +556,21 @@ def _saved(
         provenance={"input_sha256": scan.source_sha256, **provenance},
         inputs=[*scan.files, *model.paths],
         overwrite=overwrite,
+        draw_anyway=draw_anyway,
     )
-    outcome = CaseOutcome.of(result.quality, result.seconds)
-    record.facts = run_facts(provenance, model.predictor.device, [outcome])
+    withheld = () if draw_anyway else withheld_formats(result.prediction, result.quality, formats)
+    outcome = CaseOutcome.of(result.quality, result.seconds, withheld)
+    record.facts |= run_facts(provenance, model.predictor.device, [outcome])
     own.commit(record.content())
+    if withheld:
+        warnings.warn(f"{scan.name}: {withheld_line(withheld)}", stacklevel=4)  # at the line that called save
     return (*written, own.path)
 
 
 @overload
 def predict(
     scans: object,
-    models: Paths | Model,
+    models: Paths | Model | None = None,
     output: None = None,
     *,
     device: str = "auto",
@@ -547,7 +584,29 @@ def predict(
 @overload
 def predict(
     scans: Paths,
-    models: Paths,
+    models: Paths | None = None,
+    *,
+    output: str | os.PathLike[str],
+    device: str = "auto",
+    reruns: int = MOST_RERUNS,
+    series: str | None = None,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
+    formats: str | Sequence[str] = ("nifti",),
+    contours: Outline = "surface",
+    holes: Holes = "keep",
+    smooth: bool = False,
+    add_to: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    draw_anyway: bool = False,
+    progress: Progress | None = None,
+) -> PredictOutcome: ...
+
+
+@overload
+def predict(
+    scans: Paths,
+    models: Paths | None,
     output: str | os.PathLike[str],
     *,
     device: str = "auto",
@@ -561,6 +620,7 @@ def predict(
     smooth: bool = False,
     add_to: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    draw_anyway: bool = False,
     progress: Progress | None = None,
 ) -> PredictOutcome: ...
 
@@ -568,7 +628,7 @@ def predict(
 @_in_one_line
 def predict(
     scans: Any,
-    models: Any,
+    models: Any = None,
     output: str | os.PathLike[str] | None = None,
     *,
     device: str = "auto",
@@ -587,8 +647,8 @@ def predict(
     Args:
         scans: This is one scan, anything that `load_scan` takes. With `output` these are paths of files, of
             folders of them, or of folders of DICOM series.
-        models: This is a model file, or several to be averaged; without `output` it may be a `Model`, which has
-            its own device and reruns.
+        models: This is a model file, or several to be averaged, and by default what `load_model` takes then;
+            without `output` it may be a `Model`, which has its own device and reruns.
         output: The files are written into this folder.
         device: It computes; see `load_model`.
         reruns: A scan may be segmented again as often as this; see `load_model`.
@@ -596,8 +656,8 @@ def predict(
         allow_gaps: A series with missing or uneven slices is resampled; see `load_scan`.
         allow_tilt: A series of a tilted gantry is resampled; see `load_scan`.
         add_to: With `output`, the new structures are added to this structure set; see `Result.save`.
-        writing: With `output`, `formats`, `contours`, `holes`, `smooth` and `overwrite` are as in `Result.save`,
-            and `progress` is called with (done, all).
+        writing: With `output`, `formats`, `contours`, `holes`, `smooth`, `overwrite` and `draw_anyway` are as in
+            `Result.save`, and `progress` is called with (done, all).
 
     Returns:
         The result; with `output` what became of each scan.
@@ -611,7 +671,10 @@ def predict(
             raise InputError(f"{names}: these say how files are written; give output=, or call save on the result")
         scan = load_scan(scans, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
         if not isinstance(models, Model):
-            return load_model(models, device=device, reruns=reruns).predict(scan)
+            from metricunet.inference.predictor import Predictor
+
+            paths = _chosen(models)
+            return Model(paths, Predictor(paths, device, reruns=reruns)).predict(scan)
         if device != "auto" or reruns != MOST_RERUNS:
             raise InputError(
                 "device and reruns: a loaded model has its own; give them to load_model, or its path here"
@@ -623,7 +686,7 @@ def predict(
         writing["formats"] = [writing["formats"]]
     return predict_files(
         _listed(scans),
-        _listed(models),
+        _chosen(models),
         Path(output),
         device=device,
         reruns=reruns,
@@ -636,7 +699,16 @@ def predict(
 
 
 @overload
-def evaluate(prediction: object, reference: object, output: None = None) -> dict[str, Measures]: ...
+def evaluate(
+    prediction: object,
+    reference: object,
+    output: None = None,
+    *,
+    scan: object = None,
+    names: str | os.PathLike[str] | None = None,
+    tolerance_mm: float | None = None,
+    tolerances_mm: Mapping[str, float] | None = None,
+) -> dict[str, Measures]: ...
 
 
 @overload
@@ -645,7 +717,12 @@ def evaluate(
     reference: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
+    scan: str | os.PathLike[str] | None = None,
+    names: str | os.PathLike[str] | None = None,
+    tolerance_mm: float | None = None,
+    tolerances_mm: Mapping[str, float] | None = None,
     images: str | os.PathLike[str] | None = None,
+    write_card: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation: ...
@@ -657,7 +734,12 @@ def evaluate(
     reference: Any,
     output: str | os.PathLike[str] | None = None,
     *,
+    scan: Any = None,
+    names: str | os.PathLike[str] | None = None,
+    tolerance_mm: float | None = None,
+    tolerances_mm: Mapping[str, float] | None = None,
     images: str | os.PathLike[str] | None = None,
+    write_card: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Measures] | Evaluation:
@@ -667,13 +749,25 @@ def evaluate(
     the result, or label 1 is the prostate. A `Result` is compared by the names of structures, all else by label
     values. A structure that was not contoured in the reference (contoured.json) is left out.
 
+    Where a side is a DICOM structure set or segmentation, both are compared by names: those of the names file that
+    the reference has, else those that both sides have. What the reference has no contour of is left out, what the
+    prediction has none of was missed.
+
     Args:
-        prediction: This is a `Result`, or a label map: a file, a `Volume`, or an image of nibabel or SimpleITK.
-            With `output` it is a folder with CASE.nii.gz, or one such file.
-        reference: This is a label map on the same grid: a file, a `Volume`, or an image of nibabel or SimpleITK.
-            With `output` it is a folder with CASE.nii.gz, one such file, or a cohort.
+        prediction: This is a `Result`, or a label map: a file, a `Volume`, or an image of nibabel or SimpleITK; or
+            the file of a structure set or segmentation. With `output` it is one such file, or a folder of them.
+        reference: This is a label map on the same grid: a file, a `Volume`, or an image of nibabel or SimpleITK;
+            or the file of a structure set or segmentation. With `output` it is one such file, a folder of them,
+            or a cohort.
         output: The folder receives cases.csv, summary.json and report.html.
+        scan: All is measured on the grid of this scan: a path or a `Scan`; with `output` a path of one or several.
+            Structure sets and segmentations need their DICOM series; a `Result` of a series has it.
+        names: This names file, as of an import, says which spellings of a name mean which structure.
+        tolerance_mm: By so much a contour may be off in added path length and surface Dice; 2 by default.
+        tolerances_mm: Structures of these names have a tolerance of their own.
         images: With `output`, the report's pictures show these scans: a folder of them, or one.
+        write_card: With `output`, a copy of this model file, which made the predictions, is written into that
+            folder with the scores in its card. It takes 20 or more scans of patients that no training has seen.
         overwrite: With `output`, files of others that have an output's name are replaced.
         progress: With `output`, it is called with the steps done and the steps in all.
 
@@ -681,58 +775,188 @@ def evaluate(
         The measures of each structure; with `output` the rows and the summary of all cases.
 
     Raises:
-        InputError: Something cannot be read, the two grids differ, or a voxel names no structure.
+        InputError: Something cannot be read, the two grids differ, a voxel names no structure, contours were drawn
+            on another scan, or no structure has a name that both sides have.
     """
     if output is not None:
         if not isinstance(prediction, str | os.PathLike) or not isinstance(reference, str | os.PathLike):
             raise InputError("with output=, both must be paths; save the result, and evaluate its folder")
+        if scan is not None and not isinstance(scan, str | os.PathLike):
+            raise InputError(f"with output=, scan must be a path; got {type(scan).__name__}")
         return evaluate_files(
             Path(prediction),
             Path(reference),
             Path(output),
+            scan=None if scan is None else Path(scan),
+            names=None if names is None else Path(names),
+            tolerance_mm=tolerance_mm,
+            tolerances_mm=tolerances_mm,
             images=None if images is None else Path(images),
+            write_card=None if write_card is None else Path(write_card),
             overwrite=overwrite,
             progress=progress,
         )
-    if images is not None or overwrite or progress is not None:
-        raise InputError("images, overwrite and progress are for the report of whole folders; give output=")
+    if images is not None or write_card is not None or overwrite or progress is not None:
+        raise InputError(
+            "images, write_card, overwrite and progress are for the report of whole folders; give output="
+        )
+    naming = Naming(None if names is None else read_names(Path(names)))
+    sides = _ComparedSide.of(prediction, "the prediction"), _ComparedSide.of(reference, "the reference")
+    files = [side.file for side in sides if side.file is not None]
+    if files or scan is not None or names is not None:
+        if not files and names is None:
+            naming = Naming(exact=True)
+        return _compared_on_scan(sides, _case_scan(scan, prediction, files), naming, tolerance_mm, tolerances_mm)
     of_model = prediction.model.card.labels if isinstance(prediction, Result) else None
-    truth, reference_name = _label_map(reference, "the reference")
-    labels, ignore = dict(of_model or DEFAULT_LABELS), None
+    found, truth = sides
+    labels, ignore = found.labels or DEFAULT_LABELS, None
     unknown: tuple[str, ...] = ()
     if isinstance(reference, str | os.PathLike):
-        path = Path(reference)
-        labels, ignore, not_contoured = labels_beside(path.parent, labels)
-        unknown = not_contoured.get(case_name(path), ())
-    names = [name for name in labels if of_model is None or name in of_model]
-    if not names:
+        labels, ignore, unknown = truth.maps(labels)
+    shared = [name for name in labels if of_model is None or name in of_model]
+    if not shared:
         raise InputError(
-            f"{reference_name}: holds {', '.join(labels)}, and the model segments {', '.join(of_model or {})}; "
+            f"{truth.name}: holds {', '.join(labels)}, and the model segments {', '.join(of_model or {})}; "
             "nothing can be compared"
         )
+    drawn, predicted = truth.volume(), found.volume()
     if isinstance(prediction, Result):
-        masks = {name: prediction.mask(name).array for name in names}
-        array = np.zeros(prediction.labels.array.shape, dtype=np.uint16)
-        for name in names:
+        masks = {name: prediction.mask(name).array for name in shared}
+        array = np.zeros(predicted.array.shape, dtype=np.uint16)
+        for name in shared:
             array[masks[name]] = labels[name]
-        found, prediction_name = prediction.labels.with_array(array), f"the result of {prediction.scan.name}"
-    else:
-        found, prediction_name = _label_map(prediction, "the prediction")
-    found, truth = comparable(found, truth, set(labels.values()), ignore, (prediction_name, reference_name))
+        predicted = predicted.with_array(array)
+    tolerances = choose_tolerances({n: n for n in shared}, Naming(exact=True), tolerance_mm, tolerances_mm)
+    p, r = comparable(predicted, drawn, set(labels.values()), ignore, (found.name, truth.name))
     return {
-        name: measure(found.with_array(found.array == labels[name]), truth.with_array(truth.array == labels[name]))
-        for name in names
+        name: measure(
+            p.with_array(p.array == labels[name]), r.with_array(r.array == labels[name]), tolerances[name]
+        )
+        for name in shared
         if name not in unknown
     }
 
 
-def _label_map(source: object, name: str) -> tuple[Volume, str]:
-    """Return a label map, and what to call it in messages."""
-    if isinstance(source, str | os.PathLike):
+@dataclass(frozen=True, eq=False)
+class _ComparedSide:
+    """What `evaluate` was given for one side.
+
+    Attributes:
+        name: what to call it in messages.
+        source: as it was given.
+        file: what it says of itself, where it is a structure set or segmentation.
+        labels: of the model, where it is a result.
+    """
+
+    name: str
+    source: Any
+    file: ContourFile | None = None
+    labels: dict[str, int] | None = None
+
+    @classmethod
+    def of(cls, source: Any, name: str) -> _ComparedSide:
+        if isinstance(source, Result):
+            return cls(f"the result of {source.scan.name}", source, labels=dict(source.model.card.labels))
+        if not isinstance(source, str | os.PathLike):
+            return cls(name, source)
         path = Path(source)
         if path.is_dir():
             raise InputError(f"{path}: is a folder; give the file of one case, or output= to score all of them")
-        return read_labels(path), str(path)
+        kind = contour_kind(path) if path.is_file() and not is_scan(path) else None
+        return cls(str(path), path, None if kind is None else read_contour_file(path, kind))
+
+    def volume(self) -> Volume:
+        """Return its label map."""
+        return self.source.labels if isinstance(self.source, Result) else _label_map(self.source, self.name)
+
+    def maps(
+        self, otherwise: Mapping[str, int] = DEFAULT_LABELS
+    ) -> tuple[dict[str, int], int | None, tuple[str, ...]]:
+        """Return what the values of its label map mean, the ignored value, and what was not contoured."""
+        if self.labels is not None or not isinstance(self.source, Path):
+            return dict(self.labels or otherwise), None, ()
+        labels, ignore, not_contoured = labels_beside(self.source.parent, otherwise)
+        return labels, ignore, not_contoured.get(case_name(self.source), ())
+
+
+def _case_scan(scan: Any, prediction: Any, files: Sequence[ContourFile]) -> CaseScan | Scan | None:
+    """Return the scan that a case is measured on; None where there is none.
+
+    Raises:
+        InputError: structure sets or segmentations without the series that they were drawn on.
+    """
+    if scan is None and isinstance(prediction, Result) and files:
+        scan = prediction.scan
+    if isinstance(scan, str | os.PathLike):
+        path = Path(scan)
+        if not holds_series(path):
+            scan = CaseScan(path)
+        else:
+            finder = SeriesFinder(path)
+            series = finder.of_files(files) if files else finder.of_case("")
+            if series is None:
+                raise InputError(f"{path}: holds {len(finder.search.series)} CT series; give the folder of one")
+            scan = CaseScan(series.folder, series)
+    elif isinstance(scan, Scan) and scan.source is not None and scan.source.series is not None:
+        scan = CaseScan(scan.source.path, scan.source.series)
+    elif scan is not None and not isinstance(scan, Scan):
+        raise InputError(f"scan cannot be a {type(scan).__name__}; expected a path, or what load_scan returns")
+    if files and not (isinstance(scan, CaseScan) and scan.series is not None):
+        raise InputError(
+            f"{files[0].path}: is a DICOM structure set or segmentation, whose contours lie on a DICOM scan; give "
+            f"the folder of that series by {argument('scan')}"
+        )
+    return cast("CaseScan | Scan | None", scan)
+
+
+def _compared_on_scan(
+    sides: tuple[_ComparedSide, _ComparedSide],
+    scan: CaseScan | Scan | None,
+    naming: Naming,
+    tolerance_mm: float | None,
+    tolerances_mm: Mapping[str, float] | None,
+) -> dict[str, Measures]:
+    """Compare by names, on the grid of a scan or of the reference."""
+    series = scan.series if isinstance(scan, CaseScan) else None
+    if scan is None:
+        grid, grid_name = sides[1].volume().geometry, sides[1].name
+    else:
+        grid = scan.geometry() if isinstance(scan, CaseScan) else scan.volume.geometry
+        grid_name = f"the scan {scan.path}" if isinstance(scan, CaseScan) else "the scan"
+    maps = [side.maps() for side in sides]
+    if naming.exact and sides[0].labels is None:
+        maps[0] = maps[1]  # one dataset.json for both
+    named = [
+        tuple(labels) if side.file is None else side.file.names
+        for side, (labels, _, _) in zip(sides, maps, strict=True)
+    ]
+    titles = [
+        name for side, (labels, _, _) in zip(sides, maps, strict=True) if side.file is None for name in labels
+    ]
+    case = (sides[1].name,) if series is None else (series.case, series.series_uid)
+    names = sides[0].name, sides[1].name
+    chosen = choose_structures(naming, [NamedCase(case, *named)], titles, names)
+    tolerances = choose_tolerances(chosen.keys, naming, tolerance_mm, tolerances_mm)
+    opened: list[Side] = []
+    for side, (labels, ignore, unknown) in zip(sides, maps, strict=True):
+        if side.file is not None:
+            assert series is not None  # there is no comparing such a file without it
+            opened.append(open_side(side.file, series, naming, set(chosen.keys.values())))
+        else:
+            values = on_grid(side.volume(), grid, side.name, grid_name)
+            own = LabelMaps(labels, ignore, {"": unknown})
+            opened.append(label_side(side.name, values, own, naming, ""))
+    absent = {name for name, key in chosen.keys.items() if naming.is_absent(key, *case)}
+    found = measure_sides(case[0], opened[0], opened[1], grid, chosen.keys, tolerances, absent)
+    for fault in found.faults:
+        raise fault.error
+    return {row.structure: row.measures for row in found.rows if row.contoured}
+
+
+def _label_map(source: object, name: str) -> Volume:
+    """Return a label map; `name` is what to call it in messages."""
+    if isinstance(source, Path):
+        return read_labels(source)
     if is_nibabel(source):
         source = volume_of_nibabel(source)
     elif is_simpleitk(source):
@@ -744,14 +968,16 @@ def _label_map(source: object, name: str) -> tuple[Volume, str]:
         )
     if source.array.dtype.kind == "b":
         source = source.with_array(source.array.astype(np.uint8))
-    return label_volume(name, source), name
+    return label_volume(name, source)
 
 
 @_in_one_line
 def train(
-    cohort: str | os.PathLike[str],
+    cohort: str | os.PathLike[str] | None,
     output: str | os.PathLike[str],
     *,
+    phantoms: Literal["easy", "real", "varied"] | None = None,
+    workers: int = 1,
     preset: str = "default",
     config: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
@@ -765,9 +991,12 @@ def train(
     """Train both stages on a cohort, as `metricunet train` does, and return the path of the model file.
 
     Args:
-        cohort: This is an nnU-Net raw data set: dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz.
+        cohort: This is an nnU-Net raw data set: dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz. It
+            is None with `phantoms`.
         output: The run's folder is new or empty, and receives config.yaml, log.csv, checkpoints,
             model.safetensors and run.json.
+        phantoms: Synthetic scans of this difficulty are made beside the training, in place of a cohort.
+        workers: This many processes make them; the model does not depend on it.
         preset: The settings begin with `default`, or with `small` for a CPU.
         config: The settings of this YAML file replace the preset's.
         settings: Single settings replace both: `{"segment.epochs": 20}`, or `["segment.epochs=20"]` as on the
@@ -787,10 +1016,12 @@ def train(
     from metricunet.training.fit import train as train_model
 
     chosen: Fold = fold
+    resolved = load_config(preset, None if config is None else Path(config), settings, phantoms=phantoms)
     return train_model(
-        Path(cohort),
+        None if cohort is None else Path(cohort),
         Path(output),
-        config=load_config(preset, None if config is None else Path(config), settings),
+        config=resolved,
+        workers=workers,
         fold=chosen,
         init=None if init is None else Path(init),
         resume=resume,
@@ -798,6 +1029,14 @@ def train(
         progress=progress,
         loggers=loggers,
     )
+
+
+def _chosen(models: Paths | None) -> tuple[Path, ...]:
+    """Return the model files to segment with, and warn of what has to be said of them."""
+    paths = chosen_models() if models is None else _listed(models)
+    for warning in warnings_of(paths):
+        warnings.warn(warning, stacklevel=4)  # at the line that called this package
+    return paths
 
 
 def _listed(paths: Any) -> tuple[Path, ...]:

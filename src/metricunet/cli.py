@@ -26,7 +26,13 @@ app = typer.Typer(
 DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
 
 #: Arguments of Python functions that are not called as the parameter of the command which they come from.
-PARAMETERS = {"formats": "format_", "models": "model", "settings": "set_"}
+PARAMETERS = {
+    "formats": "format_",
+    "models": "model",
+    "settings": "set_",
+    "tolerance_mm": "tolerance",
+    "tolerances_mm": "tolerance",
+}
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Write all results into this folder.")]
 Device = Annotated[
@@ -243,8 +249,20 @@ def check(
 
 @app.command()
 def train(
-    cohort: Annotated[Path, typer.Argument(help="Cohort to train on: a folder in nnU-Net's raw data layout.")],
     output: Output,
+    cohort: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Cohort to train on: a folder in nnU-Net's raw data layout. It is left out with --phantoms."
+        ),
+    ] = None,
+    phantoms: Annotated[
+        Literal["easy", "real", "varied"] | None,
+        typer.Option(
+            help="Train on synthetic scans of this difficulty, made beside the training, in place of a cohort."
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Make the synthetic scans in this many processes.")] = 1,
     config: Annotated[Path | None, typer.Option(help="Read settings from this YAML file.")] = None,
     preset: Annotated[
         str, typer.Option(help="Begin with the settings named default, or with small ones, which suit a CPU.")
@@ -274,7 +292,7 @@ def train(
 
     if fold != "all" and not fold.isdecimal():
         raise InputError(f"--fold must be a whole number or all; got {fold!r}")
-    settings = load_config(preset, config, set_ or [])
+    settings = load_config(preset, config, set_ or [], phantoms=phantoms)
     with progress_bars() as bar:
         model = run(
             cohort,
@@ -284,7 +302,8 @@ def train(
             init=init,
             resume=resume,
             device=device,
-            progress=bar("preparing"),
+            progress=bar("preparing" if settings.phantoms is None else "phantoms"),
+            workers=workers,
         )
     typer.echo(f"model: {model}")
 
@@ -297,11 +316,15 @@ def predict(
     ],
     output: Output,
     model: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
-            "-m", "--model", help="Segment with this model file. Where it is given again, the models are averaged."
+            "-m",
+            "--model",
+            help="Segment with this model file. Where it is given again, the models are averaged. Without it, the "
+            "environment variable METRICUNET_MODEL names the model or models; without that, the shipped model is "
+            "used.",
         ),
-    ],
+    ] = None,
     format_: Annotated[
         str,
         typer.Option(
@@ -354,16 +377,30 @@ def predict(
         bool,
         typer.Option("--strict", help="End with status 1 also if a case needs review, not only if one fails."),
     ] = False,
+    draw_anyway: Annotated[
+        bool,
+        typer.Option(
+            "--draw-anyway",
+            help="Write structure sets and segmentations also where the doubt is strong and the model was trained "
+            "on synthetic scans, or descends from one that was, without validation on patients.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment the prostate in scans; write masks or structure sets, and say which cases need review."""
+    from metricunet.inference.models import chosen_models, warnings_of
+
+    models = chosen_models(model or ())
+    for warning in warnings_of(models):
+        _say(f"warning: {warning}")
+    from metricunet.inference.case_files import withheld_line
     from metricunet.inference.predict import predict as run
 
     formats = [f.strip() for f in format_.split(",")]
     with progress_bars() as bar:
         outcome = run(
             scans,
-            model,
+            models,
             output,
             formats=formats,
             series=series,
@@ -376,13 +413,16 @@ def predict(
             allow_gaps=allow_gaps,
             allow_tilt=allow_tilt,
             overwrite=overwrite,
+            draw_anyway=draw_anyway,
             progress=bar("segmenting"),
         )
     for case in outcome.cases:
         time = "done before" if case.skipped else f"{case.seconds:.1f} s"
-        typer.echo(f"{case.case}: {case.verdict}, {case.status} ({time})")
+        typer.echo(f"{case.case}: {case.verdict}, {case.status}, doubt {case.doubt} ({time})")
         for reason in case.reasons:
             typer.echo(f"  {reason}")
+        if case.withheld:
+            typer.echo(f"  {withheld_line(case.withheld)}")
     for refused in outcome.refused:
         if refused.error is not None:
             _say_failed(refused.reason, refused.error)
@@ -392,31 +432,170 @@ def predict(
 
 
 @app.command()
-def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Predicted mask, or a folder of predicted masks.")],
-    references: Annotated[Path, typer.Argument(help="Reference mask, or a folder of reference masks.")],
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Structures to convert: a label map (NIfTI, NRRD, MetaImage), a folder of masks, an RTSTRUCT or "
+            "a SEG."
+        ),
+    ],
     output: Output,
+    scan: Annotated[
+        Path,
+        typer.Option(
+            help="The scan that the structures belong to: a folder of DICOM or, for --to nifti and masks, a file."
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Write nifti (a label map), masks (a file for each structure), rtstruct (DICOM structure set), "
+            "seg (DICOM segmentation), or several of these, separated by commas."
+        ),
+    ],
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read from this YAML file which spellings of a name mean which structure, and which to ignore.",
+            metavar="FILE",
+        ),
+    ] = None,
+    series: Annotated[str | None, typer.Option(help="Take the DICOM series with this SeriesInstanceUID.")] = None,
+    case: Annotated[str | None, typer.Option(help="Name the outputs so, and not as the source is named.")] = None,
+    contours: Annotated[
+        Literal["surface", "voxel"],
+        typer.Option(
+            help="Draw the contours of a structure set along the edges of the mask's voxels (voxel), or halfway "
+            "between the voxels' centres (surface)."
+        ),
+    ] = "voxel",
+    smooth: Annotated[
+        bool,
+        typer.Option(
+            "--smooth", help="Smooth the contours of a structure set, moving no point by more than 0.5 mm."
+        ),
+    ] = False,
+    holes: Annotated[
+        Literal["keep", "close", "keyhole"],
+        typer.Option(
+            help="Draw a hole in a structure set as a contour of its own (keep), leave it out (close), or join it "
+            "to the contour around it by a line (keyhole)."
+        ),
+    ] = "keep",
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Convert label maps, structure sets (RTSTRUCT) and segmentations (SEG) into each other, on their scan."""
+    from metricunet.workflows.convert import convert as run
+
+    with progress_bars() as bar:
+        done = run(
+            source,
+            output,
+            scan=scan,
+            to=to,
+            names=names,
+            series=series,
+            case=case,
+            contours=contours,
+            smooth=smooth,
+            holes=holes,
+            overwrite=overwrite,
+            progress=bar("converting"),
+        )
+    if json:
+        _print_json(done.to_json())
+    else:
+        typer.echo(done.text())
+    for note in done.notes:
+        _say(f"note: {note}")
+    for outcome in done.structures:
+        for note in outcome.notes:
+            _say(f"note: {note}")
+        if outcome.status == "left out":
+            _say(f"left out: {outcome.name}: {outcome.reason}")
+    raise typer.Exit(SOME_FAILED if done.failed else DONE)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Argument(help="Predicted mask, RTSTRUCT or DICOM SEG, or a folder of these.")
+    ],
+    references: Annotated[
+        Path, typer.Argument(help="Reference mask, RTSTRUCT or DICOM SEG, or a folder of these.")
+    ],
+    output: Output,
+    scan: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure on the grid of this scan. RTSTRUCT and SEG need the folder of their DICOM series, or a "
+            "folder of several."
+        ),
+    ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read from this YAML file which spellings of a name mean which structure, as import does.",
+            metavar="FILE",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Accept contours that are off by this many mm in added path length and surface Dice: 2, or for "
+            "one structure rectum=3. Give it again for more.",
+            metavar="MM",
+        ),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Show these scans, a file or a folder, in the report's pictures.")
+    ] = None,
+    write_card: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a copy of this model file, which made the predictions, into the output folder, with the "
+            "scores in its card. It takes 20 or more scans of patients that no training has seen.",
+            metavar="MODEL",
+        ),
     ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Score predicted masks against reference masks; write a row for each case, a summary and a report."""
+    """Score predicted masks or contours against references; write a row for each case, a summary and a report."""
     from metricunet.evaluation.compare import evaluate as run
+    from metricunet.evaluation.naming import split_tolerances
     from metricunet.evaluation.summary import fault_line, format_summary
 
+    general, of_structures = split_tolerances(tolerance or [])
     with progress_bars() as bar:
-        result = run(predictions, references, output, images=images, overwrite=overwrite, progress=bar("scoring"))
+        result = run(
+            predictions,
+            references,
+            output,
+            scan=scan,
+            names=names,
+            tolerance_mm=general,
+            tolerances_mm=of_structures,
+            images=images,
+            write_card=write_card,
+            overwrite=overwrite,
+            progress=bar("scoring"),
+        )
     for fault in result.faults:
         _trace(fault.error)
     if json:
         _print_json({name: entry.to_json() for name, entry in result.summary.items()})
         for fault in result.faults:
             _say(fault_line(fault))
+        for note in result.notes:
+            _say(f"note: {note}")
     else:
         typer.echo(format_summary(result))
         typer.echo(f"report: {output / 'report.html'}")
+        if result.model is not None:
+            typer.echo(f"model with these scores in its card: {result.model}")
     raise typer.Exit(SOME_FAILED if result.failed or result.faults else DONE)
 
 
@@ -439,23 +618,44 @@ def study(
 
 
 @app.command()
-def info(model: Annotated[Path, typer.Argument(help="Model file to describe.")], json: Json = False) -> None:
+def info(
+    model: Annotated[
+        Path | None, typer.Argument(help="Model file to describe. Without it, the shipped model is described.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Print what a model file says about its model: structures, training data, settings and calibration."""
     from metricunet.files.model import card_content, read_card
+    from metricunet.inference.models import shipped_model
 
-    card = card_content(read_card(model))
+    card = read_card(model or shipped_model())
+    content = card_content(card)
     if json:
-        _print_json(card)
+        _print_json(content)
         return
-    for name, value in card.items():
+    for name, value in content.items():
         if isinstance(value, dict):
             typer.echo(f"{name}:")
             for key, entry in value.items():
-                typer.echo(f"  {key}: {entry}")
+                shown = f"{len(entry)} known by the hashes of their files" if key == "scans" else entry
+                typer.echo(f"  {key}: {shown}")
         elif name == "calibration":
             typer.echo("calibration: not calibrated, so the temperature is 1")
+        elif name == "lineage":
+            typer.echo(
+                f"lineage: {'' if value else 'none known, trained from random weights or by an older version'}"
+            )
+            for ancestor in value:
+                kind = "synthetic scans only" if ancestor["synthetic"] else f"{len(ancestor['cases'])} known cases"
+                typer.echo(f"  {ancestor['name']}: trained on {kind}, weights {ancestor['weights_sha256']}")
+        elif name == "cases":
+            typer.echo(f"cases: {len(value)} known by the hashes of their files (--json lists them)")
+        elif name == "validated":
+            typer.echo("validated: no scores on patients in this card")
         else:
             typer.echo(f"{name}: {value}")
+    if card.held_back:
+        typer.echo(f"verdicts are review at best: {card.held_back}")
 
 
 @app.command()

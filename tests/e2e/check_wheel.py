@@ -48,6 +48,10 @@ def main() -> None:
         # Two updates teach nothing, so an absent prostate (status 1) is as good an answer as any.
         predict = (program, "predict", "cohort/imagesTs", "-m", "run/model.safetensors", "-o", "out")
         print(run(*predict, allowed=(0, 1), cwd=folder))
+        if (ROOT / "src/metricunet/models/base.safetensors").is_file():
+            print(run(program, "info", cwd=folder))
+            run(program, "predict", "cohort/imagesTs", "-o", "shipped", allowed=(0, 1), cwd=folder)
+            assert (folder / "shipped/run.json").is_file()
         run(program, "evaluate", "out", "cohort/labelsTs", "-o", "scores", allowed=(0, 1), cwd=folder)
         print(run(program, "info", "run/model.safetensors", cwd=folder))
         assert (folder / "out/run.json").is_file()

@@ -33,7 +33,7 @@ def test_folders_pair_by_name_in_order(tmp_path: Path) -> None:
     assert names([pair.prediction for pair in matching.pairs]) == [None, "b.nii.gz", "c.nii.gz"]
     assert matching.unmatched == ("y", "z")
     assert matching.labels == {"prostate": 1}
-    assert matching.ignore is None
+    assert matching.reference_maps.ignore is None
 
 
 def test_two_files_are_a_pair_whatever_their_names(tmp_path: Path) -> None:
@@ -138,9 +138,10 @@ def test_a_case_in_both_splits(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_nifti(tmp_path: Path) -> None:
-    touch(tmp_path / "a.dcm", tmp_path / "b.nii.gz")
-    with pytest.raises(InputError, match=r"a\.dcm: the prediction is not named"):
-        match_cases(tmp_path / "a.dcm", tmp_path / "b.nii.gz")
+    touch(tmp_path / "b.nii.gz")
+    (tmp_path / "a.txt").write_text("no mask")
+    with pytest.raises(InputError, match=r"a\.txt: the prediction is not named"):
+        match_cases(tmp_path / "a.txt", tmp_path / "b.nii.gz")
 
 
 def test_quality_is_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from metricunet.errors import InputError
 from metricunet.evaluation.compare import OUTPUTS, evaluate
 from metricunet.evaluation.measures import MEASURE_NAMES
-from metricunet.evaluation.summary import format_summary
+from metricunet.evaluation.summary import CONTOUR_COLUMNS, format_summary
 from metricunet.files.nifti import write_nifti
 from metricunet.volume import Geometry, Volume
 
@@ -49,7 +49,9 @@ def test_a_folder_end_to_end(folders: Any, gland: Gland) -> None:
     assert result.unmatched == ("stray",)
     rows = read_rows(folders.output)
     assert [case for case, _ in rows] == ["absent", "empty_mask", "invented", "no_mask", "perfect", "shifted"]
-    assert rows["perfect", "prostate"] == dict(zip(MEASURE_NAMES, (1, 0, 1, 1, 0, 1, 0), strict=True))
+    columns = (*MEASURE_NAMES, *CONTOUR_COLUMNS)
+    assert list(rows["perfect", "prostate"]) == list(columns)
+    assert tuple(rows["perfect", "prostate"].values()) == (1, 0, 1, 1, 0, 1, 0, 2, 0, 1, 0, 0, 0, 1)
     assert set(rows["absent", "prostate"].values()) == {None}
     assert rows["no_mask", "prostate"] == rows["empty_mask", "prostate"]
     assert rows["no_mask", "prostate"]["dice"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from metricunet.cohort.names import TG263_NAMES
 from metricunet.files.dicom.series import CtSeries, find_series
+from metricunet.files.model import Ancestor, read_model, write_model
 from metricunet.files.nifti import read_labels, write_nifti
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.inference.predict import predict
@@ -335,6 +338,102 @@ def test_a_synthetic_model_marks_names_set_and_descriptions(
         assert dataset.ApprovalStatus == "UNAPPROVED"
         assert {o.RTROIInterpretedType for o in dataset.RTROIObservationsSequence} == {"ORGAN"}
         assert ("synthetic_model" in [flag["code"] for flag in quality["flags"]]) == said
+
+
+def test_marks_are_seen_where_names_are_cut_at_16_characters() -> None:
+    for name in (*TG263_NAMES.values(), "Femur_Head_L"):
+        assert f"{name}{SYNTHETIC_MARK}"[:16] != name
+        assert "^a" in f"{name}{SYNTHETIC_MARK}"[:16]
+
+
+def descendant(path: Path, model: Path) -> Path:
+    """Write a model that was begun from a synthetic one and trained on patients."""
+    card, weights = read_model(model)
+    write_model(path, replace(card, lineage=(Ancestor("base", "a" * 64, synthetic=True),)), weights)
+    return path
+
+
+def test_a_descendant_of_a_synthetic_model_is_marked_and_held_back(
+    metricunet: Command, series: CtSeries, model: Path, tmp_path: Path
+) -> None:
+    file = descendant(tmp_path / "m.safetensors", model)
+    _, path, quality = predicted(metricunet, series, file, tmp_path / "out", "--format", "nifti,rtstruct,seg")
+    assert (quality["verdict"], quality["flags"][0]["code"]) == ("review", "synthetic_model")
+    assert "descends from one that was trained on synthetic scans only (base)" in quality["reasons"][0]
+    dataset = pydicom.dcmread(path)
+    assert dataset.StructureSetROISequence[0].ROIName == f"Prostate{SYNTHETIC_MARK}"
+    assert dataset.StructureSetName == "Machine-made, not reviewed, begun on synthetic scans"
+    assert dataset.StructureSetDescription.endswith(
+        "begun from one trained on synthetic scans only. Not validated on patients."
+    )
+    (segmentation,) = (tmp_path / "out").glob("*.seg.dcm")
+    found = pydicom.dcmread(segmentation)
+    assert found.ContentDescription == dataset.StructureSetName
+    assert {segment.SegmentAlgorithmType for segment in found.SegmentSequence} == {"AUTOMATIC"}
+    assert found.SegmentSequence[0].SegmentLabel == f"Prostate{SYNTHETIC_MARK}"
+    assert "Not validated on patients" in found.SegmentSequence[0].SegmentDescription
+
+
+#: No gland of the training cases was as dark.
+DARK = {"target_hu": (0.0, 20.0)}
+
+
+def test_strong_doubt_of_a_synthetic_model_withholds_structure_sets_until_one_insists(
+    metricunet: Command, series: CtSeries, model: Path, tmp_path: Path
+) -> None:
+    file = write_bands_model(tmp_path / "m.safetensors", LABELS, BANDS, trained_on="synthetic", ranges=DARK)
+    out = tmp_path / "out"
+    words = ["predict", series.folder, "-m", file, "-o", out, "--format", "nifti,rtstruct,seg", "--device", "cpu"]
+
+    def run(*more: str) -> tuple[int, str, dict[str, Any], list[str]]:
+        ended = metricunet(*words, *more)
+        assert ended.err == ""
+        (quality,) = out.glob("*.quality.json")
+        case = quality.name.removesuffix(".quality.json")
+        names = sorted(path.name.removeprefix(case) for path in out.iterdir() if path.name.startswith(case))
+        return ended.status, ended.out, json.loads(quality.read_text()), names
+
+    status, text, quality, names = run()
+    assert (status, names) == (1, [".nii.gz", ".quality.json"])
+    assert "review, found, doubt strong" in text
+    assert "  rtstruct and seg not written, for the doubt is strong" in text
+    assert "then draw with --draw-anyway" in text
+    assert (quality["doubt"], quality["withheld"]) == ("strong", ["rtstruct", "seg"])
+    (entry,) = json.loads((out / "run.json").read_text())["cases"].values()
+    assert (entry["doubt"], entry["withheld"]) == ("strong", ["rtstruct", "seg"])
+    status, text, *_ = run()
+    assert status == 1
+    assert "done before" in text
+    assert "not written" in text
+
+    every = [".nii.gz", ".quality.json", ".rtstruct.dcm", ".seg.dcm"]
+    status, text, quality, names = run("--draw-anyway")
+    assert (status, names) == (0, every)
+    assert "done before" not in text
+    assert (quality["withheld"], quality["drawn_anyway"]) == ([], ["rtstruct", "seg"])
+    assert "done before" in run("--draw-anyway")[1]
+    # Who does not insist any more gets none.
+    status, _, _, names = run()
+    assert (status, names) == (1, [".nii.gz", ".quality.json"])
+
+
+@pytest.mark.parametrize("trained_on", ["synthetic", "drawn shapes"])
+def test_nothing_is_withheld_without_strong_doubt_or_of_other_models(
+    metricunet: Command, series: CtSeries, tmp_path: Path, trained_on: str
+) -> None:
+    ranges = {"volume_ml": (1.0, 2.0)} if trained_on == "synthetic" else DARK
+    file = write_bands_model(tmp_path / "m.safetensors", LABELS, BANDS, trained_on=trained_on, ranges=ranges)
+    *_, quality = predicted(metricunet, series, file, tmp_path / "out")
+    assert quality["doubt"] == ("some" if trained_on == "synthetic" else "strong")
+    assert (quality["withheld"], quality["drawn_anyway"]) == ([], [])
+
+
+def test_a_case_without_a_mask_has_nothing_to_withhold(metricunet: Command, model: Path, tmp_path: Path) -> None:
+    empty = written(drawn_scan(shape=(20, 40, 40), spacing_mm=(3, 2, 2)), tmp_path / "ct")
+    file = write_bands_model(tmp_path / "m.safetensors", LABELS, BANDS, trained_on="synthetic", ranges=DARK)
+    ended = metricunet("predict", empty.folder, "-m", file, "-o", tmp_path / "out", "--format", "rtstruct")
+    assert "fail, absent, doubt some" in ended.out
+    assert "not written" not in ended.out
 
 
 def test_a_prediction_that_is_stopped_leaves_no_claim(scan: Volume, model: Path, tmp_path: Path) -> None:

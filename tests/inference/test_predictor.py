@@ -190,7 +190,7 @@ def test_reasons_of_the_verdict(predictor: Predictor, unseen: tuple[Volume, Volu
     scan = unseen[0]
     quality = judge("c", scan, predictor.predict(scan))
     assert quality.verdict == "review"
-    assert quality.reasons[0] == "the model was trained on synthetic scans only"
+    assert quality.reasons[0].startswith("the model was trained on synthetic scans only")
     volume = quality.structures["prostate"]["volume_ml"]
     assert volume == pytest.approx(30, abs=12)
     # Cut the scan through the middle of the target: it touches the last slice.

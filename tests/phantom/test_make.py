@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from metricunet.errors import InputError
-from metricunet.phantom import STRUCTURES, Phantom, make_phantom
+from metricunet.phantom import STRUCTURES, Phantom, draw_phantom, make_phantom
 from metricunet.volume import CANONICAL_DIRECTIONS
 
 
@@ -109,6 +110,29 @@ def test_the_description_is_plain_json() -> None:
     description = easy(3).description
     assert json.loads(json.dumps(description, allow_nan=False)) == description
     assert description["seed"] == 3
+
+
+def test_what_is_drawn_renders_on_its_own_scan_and_on_any_part_of_it() -> None:
+    drawn, made = draw_phantom(11, "easy"), easy(11)
+    assert drawn.image().array.tobytes() == made.image.array.tobytes()
+    assert drawn.labels().array.tobytes() == made.labels.array.tobytes()
+    assert drawn.description == made.description
+    dz, dy, dx = drawn.scan.spacing_mm
+    x, y, z = drawn.scan.start_mm
+    slices, rows, columns = drawn.scan.shape
+    part = replace(
+        drawn.scan, start_mm=(x + 20 * dx, y + 10 * dy, z + 2 * dz), shape=(slices - 3, rows - 25, columns - 40)
+    )
+    inside = np.s_[2:-1, 10:-15, 20:-20]
+    np.testing.assert_array_equal(drawn.labels(scan=part).array, made.labels.array[inside])
+    # The same tissues under other noise.
+    difference = drawn.image(part).array.astype(float) - made.image.array[inside]
+    assert abs(difference.mean()) < 0.5
+    assert 3 < difference.std() < 20
+    assert drawn.image(part).geometry.same_grid(drawn.labels({"bladder": 7}, part).geometry)
+    np.testing.assert_array_equal(
+        drawn.labels({"bladder": 7}, part).array == 7, drawn.labels(scan=part).array == STRUCTURES["bladder"]
+    )
 
 
 @pytest.mark.parametrize(

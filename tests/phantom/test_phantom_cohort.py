@@ -136,6 +136,7 @@ def test_another_recipe_is_refused(cohort: Path, changed: dict[str, object], mes
         ({"absent_fraction": 1.5}, "absent_fraction must lie between 0 and 1; got 1.5"),
         ({"structures": ("liver",)}, "structures must be different names out of prostate"),
         ({"structures": ()}, "structures must be different names"),
+        ({"structures": ("femoral_head_left",)}, "varied alone, not in real ones; choose varied, or femur_left"),
         ({"structures": ("prostate", "prostate")}, "structures must be different names"),
     ],
 )

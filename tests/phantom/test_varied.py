@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -11,18 +12,32 @@ import pytest
 from scipy import ndimage
 
 from metricunet.errors import InputError
-from metricunet.phantom import STRUCTURES, Variety, anatomy, make_cohort, make_phantom, organs, skeleton
+from metricunet.phantom import (
+    STRUCTURES,
+    Drawn,
+    Variety,
+    anatomy,
+    draw_phantom,
+    make_cohort,
+    make_phantom,
+    organs,
+    skeleton,
+)
 from metricunet.phantom import variety as v
 from metricunet.phantom.appearance import Appearance, draw_appearance
-from metricunet.phantom.cohort import CohortPlan
+from metricunet.phantom.cohort import CohortPlan, choose
+from metricunet.phantom.contours import contours
+from metricunet.phantom.make import PART_OF
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Scan, draw_scan
 from metricunet.phantom.shapes import Lattice
-from metricunet.phantom.varied import vary_appearance, vary_patient, vary_scan
+from metricunet.phantom.varied import extend_scan, lose, reach, vary_appearance, vary_patient, vary_scan
+from metricunet.volume import Volume
 from tests.support.phantoms import structure_fields
 
 SEEDS = range(8)
 ALL = Variety()
+PELVIS = replace(ALL, beyond=False)
 NONE = Variety(**dict.fromkeys(v.GROUPS, False))
 GLAND_MM = (-16.0, 18.0)
 #: What each group may change in a man, his appearance and his scan.
@@ -41,6 +56,7 @@ CHANGES = {
         "stones_mm",
     }
     | {"seeds_mm", "shape", "spacing_mm", "start_mm", "noise_hu", "sharpness", "blur_mm"},
+    "beyond": {"shape", "spacing_mm", "start_mm"},
 }
 
 
@@ -67,7 +83,9 @@ def appearance(seed: int, variety: Variety = ALL) -> Appearance:
 
 def scan(seed: int, variety: Variety = ALL, reaches: bool = True) -> Scan:
     usual = draw_scan(np.random.default_rng(seed), "varied", GLAND_MM, reaches)
-    return vary_scan(usual, seed, GLAND_MM, reaches) if variety.image else usual
+    usual = vary_scan(usual, seed, GLAND_MM, reaches) if variety.image else usual
+    reached = reach(seed) if variety.beyond else "pelvis"
+    return usual if reached == "pelvis" else extend_scan(usual, seed, reached, 1.0, GLAND_MM)
 
 
 def drawn(seed: int, variety: Variety) -> dict[str, object]:
@@ -79,7 +97,10 @@ def drawn(seed: int, variety: Variety) -> dict[str, object]:
 def test_without_any_group_a_varied_phantom_is_the_real_one() -> None:
     bare, real = make_phantom(248, "varied", variety=NONE), make_phantom(248, "real")
     assert bare.image.array.tobytes() == real.image.array.tobytes()
-    assert bare.labels.array.tobytes() == real.labels.array.tobytes()
+    # Contours are another matter: they do not follow a group.
+    same = [name for name in STRUCTURES if name != "rectum" and not name.startswith("femoral")]
+    assert (choose(bare.labels, same).array == choose(real.labels, same).array).mean() > 0.9999
+    assert not np.isin(real.labels.array, [STRUCTURES[name] for name in PART_OF]).any()
     np.testing.assert_array_equal(bare.image.geometry.affine, real.image.geometry.affine)
     assert real.description.items() <= (bare.description | {"difficulty": "real"}).items()
     assert bare.description["variety"] == []
@@ -99,11 +120,11 @@ def test_other_difficulties_stay_as_they_were(
     """The numbers are those of recipe version 2, before there was any variety."""
     made = make_phantom(seed, "easy" if difficulty == "easy" else "real")
     found = np.bincount(made.labels.array.ravel(), minlength=len(STRUCTURES) + 1)
-    np.testing.assert_allclose(found[1:], counts, rtol=1e-3, atol=2)
+    np.testing.assert_allclose(found[1 : len(counts) + 1], counts, rtol=1e-3, atol=2)
     assert made.image.array.mean(dtype=np.float64) == pytest.approx(mean_hu, abs=0.01)
 
 
-@pytest.mark.parametrize("group", v.GROUPS)
+@pytest.mark.parametrize("group", [group for group in v.GROUPS if group != "absent"])
 def test_a_switch_changes_its_own_group_alone(group: str) -> None:
     changed: set[str] = set()
     for seed in range(12):
@@ -178,7 +199,7 @@ def test_rectums_go_from_empty_to_greatly_distended_and_press_the_gland() -> Non
 
 
 def test_scans_have_the_stated_noise_slices_and_cuts() -> None:
-    scans = [scan(seed) for seed in range(400)]
+    scans = [scan(seed, PELVIS) for seed in range(400)]
     noise = [s.noise_hu for s in scans]
     assert v.NOISE_HU[0] <= min(noise) < 6
     assert 35 < max(noise) <= v.NOISE_HU[1]
@@ -200,7 +221,7 @@ def test_scans_have_the_stated_noise_slices_and_cuts() -> None:
 
 def test_scans_that_miss_the_gland_show_none_of_it() -> None:
     for seed in range(100):
-        one = scan(seed, reaches=False)
+        one = scan(seed, PELVIS, reaches=False)
         assert one.end_mm[2] < GLAND_MM[0] or one.start_mm[2] > GLAND_MM[1]
 
 
@@ -264,9 +285,51 @@ def test_varied_glands_are_as_large_as_they_were_meant_to_be(seed: int) -> None:
     assert volume == pytest.approx(man(seed).gland_volume_ml, rel=0.06)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_femoral_heads_are_ball_and_neck_in_one_piece(seed: int) -> None:
+    found = structure_fields(man(seed), 4.0)
+    drawn = contours(man(seed), found.lattice, found.fields)
+    for side in ("left", "right"):
+        head = drawn[f"femoral_head_{side}"] < 0
+        assert np.bincount(ndimage.label(head)[0].ravel())[1:].max() > 0.99 * head.sum()
+        assert (found.fields[f"femur_{side}"][head] < 0).all()
+        assert 45 < head.sum() * 0.064 < 130
+        extents = [4 * np.ptp(np.flatnonzero(head.any(axis=axes))) for axes in ((1, 2), (0, 2), (0, 1))]
+        assert all(34 < extent < 90 for extent in extents)
+
+
+def test_a_femur_labelled_without_its_head_is_whole() -> None:
+    drawn = draw_phantom(265, "varied")
+    alone, both = (
+        drawn.labels(values) for values in ({"femur_left": 1}, {"femur_left": 1, "femoral_head_left": 2})
+    )
+    whole, head = alone.array == 1, both.array == 2
+    assert head.any()
+    assert ((both.array > 0) == whole).all()
+    chosen = choose(drawn.labels(), ("femur_left",)).array == 1
+    assert (chosen == whole).mean() > 0.9999
+    chosen = choose(drawn.labels(), ("femoral_head_left", "femur_left")).array
+    assert ((chosen == 1) == head).mean() > 0.9999
+    assert ((chosen == 2) == (whole & ~head)).mean() > 0.9999
+
+
+def test_the_rectum_begins_at_the_ischial_tuberosities() -> None:
+    for seed in range(3):
+        found = draw_phantom(seed, "varied")
+        tissue, contour = found.shapes.fields["rectum"] < 0, found.shapes.labelled("rectum") < 0
+        z = found.shapes.lattice.z
+        hips = np.minimum(found.shapes.fields["hip_left"], found.shapes.fields["hip_right"]) < 0
+        lowest = {name: z[mask.any(axis=(1, 2))][0] for name, mask in (("bone", hips), ("contour", contour))}
+        assert contour[tissue].all()
+        assert abs(lowest["bone"] - lowest["contour"]) < 10
+        assert np.bincount(ndimage.label(contour)[0].ravel())[1:].max() > 0.99 * contour.sum()
+        for other in ("prostate", "bladder", "penile_bulb"):
+            assert not (contour & (found.shapes.fields[other] < 0)).any()
+
+
 def test_a_cut_scan_says_so() -> None:
     # Whether a scan is cut does not depend on where the gland lies.
-    scans = {seed: scan(seed) for seed in range(60)}
+    scans = {seed: scan(seed) for seed in range(60) if reach(seed) == "pelvis"}
     cut = [k for k, s in scans.items() if s.start_mm[2] > GLAND_MM[0] or s.end_mm[2] < GLAND_MM[1]]
     seed = min(cut, key=lambda k: scans[k].shape[0])
     made = make_phantom(seed, "varied")
@@ -274,6 +337,101 @@ def test_a_cut_scan_says_so() -> None:
     inside = (made.labels.array == STRUCTURES["prostate"]).any(axis=(1, 2))
     assert inside[0] or inside[-1]
     assert not inside.all()
+
+
+@cache
+def kind(wanted: str, draw: Callable[[int], str]) -> int:
+    """The first seed for which this is drawn."""
+    return next(seed for seed in range(500) if draw(seed) == wanted)
+
+
+def outside(seed: int, reaches: bool = True) -> tuple[Drawn, Volume, Volume]:
+    """What is drawn, and its image and labels at 6 mm."""
+    found = draw_phantom(seed, "varied", reaches)
+    slices, rows, columns = (
+        max(2, int(n * mm / 6)) for n, mm in zip(found.scan.shape, found.scan.spacing_mm, strict=True)
+    )
+    coarse = replace(found.scan, shape=(slices, rows, columns), spacing_mm=(6.0, 6.0, 6.0), noise_hu=5.0)
+    return found, found.image(coarse), found.labels(scan=coarse)
+
+
+def test_scans_go_on_as_far_and_as_often_as_stated() -> None:
+    reached = [reach(seed) for seed in range(1500)]
+    for name, share in v.BEYOND_SHARE.items():
+        assert np.mean([r == name for r in reached]) == pytest.approx(share, abs=0.03)
+    for name, slices in v.BEYOND_SLICES.items():
+        seeds = [seed for seed in range(300) if reached[seed] == name]
+        scans = [extend_scan(scan(seed, PELVIS), seed, name, 1.0, GLAND_MM) for seed in seeds]
+        assert max(s.shape[0] for s in scans) <= slices + 1
+        tops = [s.end_mm[2] for s in scans if s.end_mm[2] > 216]
+        assert len(tops) > len(seeds) / 2
+        assert v.BEYOND_TOP_MM[name][0] - 6 <= min(tops)
+        assert max(tops) <= v.BEYOND_TOP_MM[name][1]
+
+
+def test_a_body_has_lungs_above_and_femurs_below_its_pelvis() -> None:
+    whole = (
+        s for s in range(500) if reach(s) == "body" and scan(s).start_mm[2] < -200 and scan(s).end_mm[2] > 700
+    )
+    found, image, labels = outside(next(whole))
+    z = found.scan.start_mm[2] + 6.0 * np.arange(image.array.shape[0])
+    middle = np.abs(found.scan.start_mm[0] + 6.0 * np.arange(image.array.shape[2])) < 120
+    lungs = image.array[(z > 480) & (z < 540)][..., middle]
+    assert 0.1 < ((lungs > -930) & (lungs < -700)).mean() < 0.5
+    assert (image.array[(z > 730) & (z < 800)] > 500).any()
+    for name, value in STRUCTURES.items():
+        held = z[(labels.array == value).any(axis=(1, 2))]
+        assert len(held)
+        assert held.max() < 216
+        if not name.startswith("femur"):
+            assert held.min() > -150
+    # From one lattice to the next femurs go on.
+    femur = (labels.array == STRUCTURES["femur_left"]).sum(axis=(1, 2))
+    assert (femur[(z > -195) & (z < -60)] > 4).all()
+
+
+def test_scans_without_a_prostate_show_what_is_stated() -> None:
+    kinds = [lose(seed) for seed in range(1500)]
+    for name in ("woman", "prostatectomy"):
+        assert np.mean([k == name for k in kinds]) == pytest.approx(v.ABSENT_SHARE[name], abs=0.04)
+    assert np.mean([k in v.PART_SHARE for k in kinds]) == pytest.approx(v.ABSENT_SHARE["part"], abs=0.04)
+
+
+@pytest.mark.parametrize("who", ["woman", "prostatectomy"])
+def test_nothing_of_a_prostate_is_left(who: str) -> None:
+    found, _, labels = outside(kind(who, lose), reaches=False)
+    assert found.description["absent"] == who
+    assert found.description["gland_volume_ml"] == 0
+    held = {name for name, value in STRUCTURES.items() if (labels.array == value).any()}
+    assert {"bladder", "rectum", "femoral_head_left"} <= held
+    assert not held & {"prostate", *(("seminal_vesicles", "penile_bulb") if who == "woman" else ())}
+    bladder = found.shapes.fields["bladder"] < 0
+    assert np.bincount(ndimage.label(bladder)[0].ravel())[1:].max() > 0.95 * bladder.sum()
+    solid = [
+        found.shapes.fields[name] < 0
+        for name in ("bladder", "rectum", "uterus", "ovaries", "hip_left", "sacrum", "seminal_vesicles")
+        if name in found.shapes.fields
+    ]
+    assert int(np.sum(solid, axis=0).max()) == 1
+    lowest = found.shapes.lattice.z[bladder.any(axis=(1, 2))][0]
+    assert lowest < found.appearance.gland_mm[2] + 12
+
+
+@pytest.mark.parametrize("part", v.PART_SHARE)
+def test_other_parts_of_the_body_hold_nothing_of_the_pelvis(part: str) -> None:
+    found, image, labels = outside(kind(part, lose), reaches=False)
+    assert found.description["absent"] == found.description["reach"] == part
+    allowed = {"legs": ("femur_left", "femur_right"), "abdomen": ("hip_left", "hip_right", "sacrum")}.get(part, ())
+    assert {n for n, value in STRUCTURES.items() if (labels.array == value).any()} <= {*allowed}
+    assert (image.array > 250).sum() > 20
+    assert ((image.array > 0) & (image.array < 100)).mean() > 0.02
+
+
+def test_scans_with_a_prostate_do_not_ask_who_has_none() -> None:
+    every, without = (
+        draw_phantom(265, "varied", variety=variety) for variety in (ALL, replace(ALL, absent=False))
+    )
+    assert every.labels().array.tobytes() == without.labels().array.tobytes()
 
 
 def test_a_variety_is_for_varied_phantoms_alone() -> None:
@@ -291,6 +449,8 @@ def test_a_cohort_states_its_variety_and_goes_on_with_the_same_alone(tmp_path: P
         "rectum",
         "gland",
         "image",
+        "beyond",
+        "absent",
     ]
     assert "variety" not in CohortPlan(1).recipe
     make_cohort(tmp_path / "cohort", 1, difficulty="varied", variety=few)

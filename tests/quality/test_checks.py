@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metricunet.quality.checks import CHECKS, flags_of
+from metricunet.quality.checks import CHECKS, doubt_of, flags_of
 from metricunet.quality.findings import Findings, HuFindings, StructureFindings
 
 GLAND = StructureFindings(
@@ -69,7 +69,7 @@ def changed(**changes: object) -> Findings:
 CASES: dict[str, tuple[list[tuple[Findings, str]], list[Findings]]] = {
     "absent": ([(changed(status="absent", structures={}, hu=None), "prostate not found: one candi")], [SOUND]),
     "empty": ([(changed(structures={}, hu=None), "segments no voxel")], [SOUND]),
-    "synthetic_model": ([(changed(synthetic=True), "synthetic scans only")], [SOUND]),
+    "synthetic_model": ([(changed(held_back="the model saw phantoms"), "saw phantoms")], [SOUND]),
     "localisation": ([(changed(status="uncertain", confidence=0.4), "uncertain (confidence 0.40)")], [SOUND]),
     "stage_distance": (
         [(changed(stage_distance_mm=10.1), "10.1 mm apart")],
@@ -201,12 +201,39 @@ def test_a_model_of_few_ranges_is_checked_by_those_alone() -> None:
 
 
 def test_a_failed_case_says_nothing_of_a_mask() -> None:
-    verdict, flags = flags_of(changed(status="absent", structures={}, synthetic=True, notes=("a note",)))
+    verdict, flags = flags_of(changed(status="absent", structures={}, held_back="phantoms", notes=("a note",)))
     assert (verdict, [flag.code for flag in flags]) == ("fail", ["absent", "scan_notes"])
 
 
 def test_several_flags_come_in_the_tables_order() -> None:
-    findings = replace(gland(volume_ml=500.0), synthetic=True, notes=("one", "two"))
+    findings = replace(gland(volume_ml=500.0), held_back="phantoms", notes=("one", "two"))
     verdict, flags = flags_of(findings)
     assert verdict == "review"
     assert [flag.code for flag in flags] == ["synthetic_model", "volume", "scan_notes", "scan_notes"]
+
+
+@pytest.mark.parametrize(
+    ("findings", "doubt"),
+    [
+        (SOUND, "none"),
+        (changed(held_back="phantoms"), "none"),
+        (changed(held_back="phantoms", notes=("a repair",)), "some"),
+        (hu(noise_hu=90.0), "some"),
+        (gland(volume_ml=500.0), "some"),
+        (hu(target_hu=900.0), "strong"),
+        (hu(crop_hu=900.0), "strong"),
+        (gland(extent_mm=(66.0, 40.0, 45.0)), "strong"),
+        (changed(spacing_mm=(5.0, 1.0, 1.0)), "strong"),
+        (changed(stage_distance_mm=11.0), "strong"),
+        (changed(stage_overlap=0.4, notes=("a repair",)), "strong"),
+        (gland(scan_faces=("feet",)), "strong"),
+        (changed(structures={}, hu=None), "strong"),
+        (changed(status="absent", structures={}, hu=None), "some"),
+    ],
+)
+def test_doubt_is_that_of_the_worst_flag(findings: Findings, doubt: str) -> None:
+    assert doubt_of(flag.code for flag in flags_of(findings)[1]) == doubt
+
+
+def test_a_flag_of_another_version_brings_some_doubt() -> None:
+    assert doubt_of(["of_tomorrow"]) == "some"

@@ -60,7 +60,8 @@ def test_several_cards_say_what_any_of_them_has_seen(card: ModelCard) -> None:
     assert both.synthetic
     assert (both.labels, both.target, both.target_class) == (LABELS, "prostate", 1)
     one = EnsembleCard.of([card])
-    assert (one.ranges, one.synthetic) == (card.ranges, False)
+    assert (one.ranges, one.synthetic, one.held_back) == (card.ranges, False, "")
+    assert both.held_back == other.held_back != ""
 
 
 def test_masks_lie_on_the_smallest_boxes_that_hold_them() -> None:

@@ -240,19 +240,19 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
         shape = voxels_of(settings.box_mm, settings.fine_spacing_mm)
         fine_grid = image.geometry.box_around(centre, shape, settings.fine_spacing_mm)
         own = without(info.labels, settings.organs_structures)
-        fine = _hu(image, fine_grid)
+        fine = hu_on(image, fine_grid)
         fine_labels = resample_labels(_classes(values, own, info.ignore), fine_grid)
         if settings.organs is not None:
             shape = voxels_of(settings.organs.box_mm, settings.organs.spacing_mm)
             grid = image.geometry.box_around(centre, shape, settings.organs.spacing_mm)
             own = {name: info.labels[name] for name in settings.organs.structures}
-            organs, organs_labels = _hu(image, grid), resample_labels(_classes(values, own, info.ignore), grid)
+            organs, organs_labels = hu_on(image, grid), resample_labels(_classes(values, own, info.ignore), grid)
         facts["volume_ml"] = float(mask.sum()) * labels.geometry.voxel_volume_ml
         facts["target_hu"] = float(np.median(image.array[mask]))
         facts["centre_mm"] = [float(v) for v in centre]
     return PreparedCase(
         case.name,
-        _hu(image, coarse),
+        hu_on(image, coarse),
         resample_labels(labels, coarse),
         fine,
         fine_labels,
@@ -267,7 +267,8 @@ def _classes(values: Volume, labels: Mapping[str, int], ignore: int | None) -> V
     return values.with_array(classes_of(values.array, labels, ignore))
 
 
-def _hu(image: Volume, grid: Geometry) -> Volume:
+def hu_on(image: Volume, grid: Geometry) -> Volume:
+    """Read a scan on a grid of training: int16 HU, air where the scan has none."""
     array = read_hu(image, grid).array
     return Volume(np.rint(np.clip(array, AIR_HU, 32767)).astype(np.int16), grid)
 

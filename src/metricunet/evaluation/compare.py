@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from metricunet.cohort.importing.names_file import read_names
 from metricunet.errors import InputError, told, without_frames
-from metricunet.evaluation.cases import CasePair, Matching, RecordedQuality, match_cases, read_quality
+from metricunet.evaluation.cases import (
+    CasePair,
+    LabelMaps,
+    Matching,
+    RecordedQuality,
+    known_as,
+    match_cases,
+    read_quality,
+)
+from metricunet.evaluation.contour_files import LabelSide, Side, open_side
 from metricunet.evaluation.figures import Overlay, draw_overlay
-from metricunet.evaluation.measures import NOTHING, align, crop_to_content, measure
+from metricunet.evaluation.held_out import held_out_cases
+from metricunet.evaluation.measures import ALL_DEFINITIONS, NOTHING, align, crop_to_content, measure, on_grid
+from metricunet.evaluation.naming import Naming, choose_tolerances
 from metricunet.evaluation.report import MAX_OVERLAYS, render_report, worst_first
-from metricunet.evaluation.summary import CaseFault, CaseRow, Evaluation, cases_csv, summarise
+from metricunet.evaluation.summary import (
+    CONTOUR_COLUMNS,
+    CaseFault,
+    CaseRow,
+    Evaluation,
+    cases_csv,
+    summarise,
+)
 from metricunet.files.atomic import write_json, write_text
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, hash_if_readable
 from metricunet.files.scan import read_labels, read_scan
 from metricunet.progress import Progress
-from metricunet.volume import Volume
+from metricunet.volume import Geometry, Volume
 
 COMMAND = "evaluate"
 #: Of its own name, for the results may lie beside those of a prediction.
@@ -32,7 +51,12 @@ def evaluate(
     references: Path,
     output: Path,
     *,
+    scan: Path | None = None,
+    names: Path | None = None,
+    tolerance_mm: float | None = None,
+    tolerances_mm: Mapping[str, float] | None = None,
     images: Path | None = None,
+    write_card: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -43,21 +67,38 @@ def evaluate(
     one, label 1 is the prostate. A structure that was not contoured in a reference (contoured.json) has no
     measures there.
 
+    Either side may be DICOM structure sets or segmentations; each goes onto the grid of its scan, and is measured
+    as its mask. With a names file its structures are compared that some reference names, else those that both
+    sides of some case name. A structure set tells only what was drawn: what a reference lacks, or has no contour
+    of, was not contoured; what a prediction lacks was missed.
+
     A case that cannot be read or measured is among the evaluation's `faults` and in no number; the others are
-    scored as they would be without it. A case whose picture cannot be drawn keeps its numbers.
+    scored as they would be without it. So is a structure that cannot be measured in a case where others can. A
+    case whose picture cannot be drawn keeps its numbers.
 
     Args:
-        predictions: a folder with CASE.nii.gz (and CASE.quality.json), or one such file.
-        references: a folder with CASE.nii.gz, one such file, or a cohort in nnU-Net's raw layout.
+        predictions: a folder with CASE.nii.gz (and CASE.quality.json), or one such file; or structure sets or
+            segmentations, see `match_cases`.
+        references: a folder with CASE.nii.gz, one such file, or a cohort in nnU-Net's raw layout; or structure
+            sets or segmentations.
         output: the folder to write to. Only files that an earlier evaluation wrote there are replaced.
-        images: a folder with the scans, or one scan, for the report's pictures; see `match_cases`.
+        scan: the scans on whose grids all is measured; structure sets and segmentations need their DICOM series.
+        names: a names file, as of an import: which spellings of a name mean which structure.
+        tolerance_mm: the tolerance of added path length and surface Dice, for structures without one of their own;
+            by default `SURFACE_TOLERANCE_MM`.
+        tolerances_mm: structure to its own tolerance; it counts before that of the names file.
+        images: a folder with the scans, or one scan, for the report's pictures; see `match_cases`. By default
+            these show `scan`.
+        write_card: model file that made the predictions, of which a copy is written to the output folder with the
+            scores in its card; see `metricunet.evaluation.held_out` for what that takes.
         overwrite: whether files of others that have the outputs' names may be replaced; inputs never are.
         progress: called with the steps done and the steps in all; the last call says that all are done.
 
     Raises:
         InputError: nothing matches, no case can be scored (a file that cannot be read, a prediction on another
-            grid than its reference, a voxel whose value names no structure), or an output would replace an input
-            or a file that is not an earlier evaluation's. Nothing is written then.
+            grid than its reference, a structure set of another scan, a voxel whose value names no structure), or
+            an output would replace an input or a file that is not an earlier evaluation's; or the scores may not
+            stand in the model's card. Nothing is written then.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, expected a folder for the results; choose another folder")
@@ -65,35 +106,49 @@ def evaluate(
         "predictions": predictions,
         "references": references,
         "output": output,
+        "scan": scan,
+        "names": names,
+        "tolerance_mm": tolerance_mm,
+        "tolerances_mm": dict(tolerances_mm or {}),
         "images": images,
+        "write_card": write_card,
         "overwrite": overwrite,
     }
     record = RunRecord(COMMAND, arguments)
-    matching = match_cases(predictions, references, images)
-    own = OwnFiles(output, EVALUATION_RECORD, COMMAND, overwrite=overwrite, inputs=matching.files)
+    matching = match_cases(
+        predictions, references, images, scan=scan, names=None if names is None else read_names(names)
+    )
+    tolerances = choose_tolerances(matching.structures, matching.naming, tolerance_mm, tolerances_mm)
+    files = (*matching.files, *([names] if names is not None else []), *filter(None, [write_card]))
+    own = OwnFiles(output, EVALUATION_RECORD, COMMAND, overwrite=overwrite, inputs=files)
     own.check(OUTPUTS)
+    held_out = None if write_card is None else held_out_cases(write_card, matching, output, overwrite)
     steps = len(matching.pairs) + min(MAX_OVERLAYS, len(matching.pairs)) + 1
     rows: list[CaseRow] = []
     qualities: dict[str, RecordedQuality] = {}
-    faults: list[CaseFault] = []
+    faults = [CaseFault(name, str(error), without_frames(error)) for name, error in matching.faults]
+    notes = list(matching.notes)
     for done, pair in enumerate(matching.pairs, start=1):
         try:
-            quality, measured = read_quality(pair.quality), _measured(pair, matching)
+            quality, measured = read_quality(pair.quality), _measured(pair, matching, tolerances)
         except Exception as error:  # whatever it is, it costs this case alone
             faults.append(CaseFault(pair.case, told(error), without_frames(error)))
         else:
             qualities[pair.case] = quality
-            rows += measured
+            rows += measured.rows
+            faults += measured.faults
+            notes += measured.notes
         if progress is not None:
             progress(done, steps)
     if not qualities:
         raise InputError(_nothing_scored(predictions, faults)) from faults[0].error
     evaluation = Evaluation(
         rows=tuple(rows),
-        summary=summarise(rows),
+        summary=summarise(rows, ALL_DEFINITIONS, tolerances),
         unpredicted=tuple(p.case for p in matching.pairs if p.prediction is None and p.case in qualities),
         unmatched=matching.unmatched,
         quality=qualities,
+        notes=tuple(dict.fromkeys(notes)),
     )
     pair_of = {pair.case: pair for pair in matching.pairs}
     overlays: list[Overlay] = []
@@ -105,20 +160,36 @@ def evaluate(
         if progress is not None:
             progress(done, steps)
     evaluation = replace(evaluation, faults=tuple(sorted(faults, key=lambda fault: fault.case)))
+    scores = None if held_out is None else held_out.scores(evaluation)
     report = render_report(evaluation, overlays, predictions=predictions, references=references)
     record.facts = {
         "cases": len(evaluation.cases),
-        "faults": [{"case": f.case, "scored": f.scored, "reason": f.reason} for f in evaluation.faults],
-        "inputs": {str(path): hash_if_readable(path) for path in matching.files},
+        "structures": tolerances,
+        "faults": [
+            {"case": f.case, "structure": f.structure or None, "scored": f.scored, "reason": f.reason}
+            for f in evaluation.faults
+        ],
+        "notes": list(evaluation.notes),
+        "pairs": {
+            p.case: {
+                "prediction": None if p.prediction is None else str(p.prediction),
+                "reference": str(p.reference),
+                "scan": None if p.scan is None else str(p.scan.path),
+            }
+            for p in matching.pairs
+        },
+        "inputs": {str(path): hash_if_readable(path) for path in files},
     }
     try:
-        write_text(own.stage("cases.csv"), cases_csv(evaluation.rows))
+        write_text(own.stage("cases.csv"), cases_csv(evaluation.rows, CONTOUR_COLUMNS))
         write_json(own.stage("summary.json"), {name: s.to_json() for name, s in evaluation.summary.items()})
         write_text(own.stage("report.html"), report)
         own.commit(record.content())
     except BaseException:
         own.discard()
         raise
+    if held_out is not None and scores is not None:
+        evaluation = replace(evaluation, model=held_out.write(scores))
     if progress is not None:
         progress(steps, steps)
     return evaluation
@@ -130,39 +201,173 @@ def _nothing_scored(predictions: Path, faults: Sequence[CaseFault]) -> str:
     return f"{predictions}: none of the {len(faults)} cases could be scored; {faults[0].case}: {faults[0].reason}"
 
 
-def _measured(pair: CasePair, matching: Matching) -> list[CaseRow]:
-    prediction, reference = _read(pair, matching)
-    unknown = matching.not_contoured.get(pair.case, ())
-    return [
-        CaseRow(pair.case, structure, NOTHING, contoured=False)
-        if structure in unknown
-        else CaseRow(
-            pair.case,
-            structure,
-            measure(
-                prediction.with_array(prediction.array == value),
-                reference.with_array(reference.array == value),
-            ),
+@dataclass(frozen=True)
+class Measured:
+    """What came of one case.
+
+    Attributes:
+        rows: one for each structure that could be measured, or was not contoured.
+        faults: the structures that could not be measured.
+        notes: sentences on what was odd in what was read.
+    """
+
+    rows: tuple[CaseRow, ...]
+    faults: tuple[CaseFault, ...]
+    notes: tuple[str, ...]
+
+
+def measure_sides(
+    case: str,
+    prediction: Side | None,
+    reference: Side,
+    grid: Geometry,
+    structures: Mapping[str, str],
+    tolerances_mm: Mapping[str, float],
+    absent: Collection[str] = (),
+) -> Measured:
+    """Measure every structure of one case.
+
+    Args:
+        case: its name.
+        prediction: the predicted structures; None where nothing was predicted.
+        reference: the structures to compare with, on the grid of the former.
+        grid: that grid.
+        structures: name of each structure to what `Naming.structure_of` calls it.
+        tolerances_mm: name of each structure to its tolerance.
+        absent: names of structures that the case is known not to hold.
+
+    Raises:
+        Exception: no structure can be measured; what the first one failed with.
+    """
+    rows: list[CaseRow] = []
+    faults: list[CaseFault] = []
+    for name, key in structures.items():
+        try:
+            pair = _masks(prediction, reference, grid, key, name in absent)
+            if pair is None:
+                rows.append(CaseRow(case, name, NOTHING, contoured=False))
+            else:
+                rows.append(CaseRow(case, name, measure(*pair, tolerances_mm[name])))
+        except Exception as error:  # whatever it is, it costs this structure alone
+            faults.append(CaseFault(case, told(error), without_frames(error), scored=True, structure=name))
+    if faults and not any(row.contoured for row in rows):
+        raise faults[0].error
+    notes = [*reference.notes, *(prediction.notes if prediction is not None else ())]
+    return Measured(tuple(rows), tuple(faults), tuple(dict.fromkeys(notes)))
+
+
+def _masks(
+    prediction: Side | None, reference: Side, grid: Geometry, structure: str, absent: bool
+) -> tuple[Volume, Volume] | None:
+    """Return the two masks of a structure; None where the reference says nothing of it."""
+    nothing = Volume(np.zeros(grid.shape, dtype=bool), grid)
+    drawn = reference.mask(structure)
+    if drawn is None and not absent:
+        return None
+    found = None if prediction is None else prediction.mask(structure)
+    masks = [nothing if mask is None else mask for mask in (found, drawn)]
+    for side in (prediction, reference):
+        if side is not None and side.ignored is not None:
+            known = ~side.ignored
+            masks = [mask.with_array((mask.array != 0) & known) for mask in masks]
+    return masks[0], masks[1]
+
+
+def _measured(pair: CasePair, matching: Matching, tolerances_mm: Mapping[str, float]) -> Measured:
+    if pair.prediction is None and pair.quality is None and matching.unread:
+        # Of which case a damaged file is cannot be known, and what may be there was not missed.
+        raise InputError(
+            f"{pair.reference}: no prediction that can be read was drawn on its scan, and "
+            f"{', '.join(matching.unread[:3])} cannot be read; export that again"
         )
-        for structure, value in matching.labels.items()
-    ]
+    prediction, reference, grid = _read(pair, matching)
+    known = known_as(pair.case, pair.scan)
+    absent = {name for name, key in matching.structures.items() if matching.naming.is_absent(key, *known)}
+    return measure_sides(pair.case, prediction, reference, grid, matching.structures, tolerances_mm, absent)
 
 
 def _pictured(pair: CasePair, matching: Matching, structure: str) -> Overlay:
-    prediction, reference = _read(pair, matching)
-    image = None if pair.image is None else read_scan(pair.image)
-    return draw_overlay(pair.case, structure, matching.labels[structure], prediction, reference, image)
+    prediction, reference, grid = _read(pair, matching)
+    # Where structures overlap, the one that the picture is of has the voxel, then the first.
+    order = sorted(matching.structures, key=lambda name: name != structure)
+    maps = [_painted(side, grid, matching, order) for side in (prediction, reference)]
+    return draw_overlay(pair.case, structure, matching.labels[structure], maps[0], maps[1], _image(pair))
 
 
-def _read(pair: CasePair, matching: Matching) -> tuple[Volume, Volume]:
-    """Read both label maps; see `comparable`."""
+def _image(pair: CasePair) -> Volume | None:
+    if pair.image is not None:
+        return read_scan(pair.image)
+    return None if pair.scan is None else pair.scan.read()
+
+
+def _painted(side: Side | None, grid: Geometry, matching: Matching, order: Sequence[str]) -> Volume:
+    """Return the structures of one side as a label map; what cannot be used is left out."""
+    array = np.zeros(grid.shape, dtype=np.uint16)
+    for name in reversed(order):
+        try:
+            mask = None if side is None else side.mask(matching.structures[name])
+        except InputError:
+            continue
+        if mask is not None:
+            array[mask.array != 0] = matching.labels[name]
+    return Volume(array, grid)
+
+
+def _read(pair: CasePair, matching: Matching) -> tuple[Side | None, Side, Geometry]:
+    """Open both sides on the grid that they are measured on."""
+    if pair.scan is None:
+        return _read_maps(pair, matching)
+    grid, series = pair.scan.geometry(), pair.scan.series
+    sides: list[Side | None] = []
+    for path, maps in ((pair.prediction, matching.prediction_maps), (pair.reference, matching.reference_maps)):
+        if path is None:
+            sides.append(None)
+        elif path in pair.drawn:
+            assert series is not None  # such files were matched with their series
+            sides.append(open_side(pair.drawn[path], series, matching.naming, set(matching.structures.values())))
+        else:
+            labels = on_grid(read_labels(path), grid, str(path), f"the scan {pair.scan.path}")
+            sides.append(label_side(str(path), labels, maps, matching.naming, pair.case))
+    prediction, reference = sides
+    assert reference is not None  # every pair has one
+    return prediction, reference, grid
+
+
+def label_side(name: str, volume: Volume, maps: LabelMaps, naming: Naming, case: str) -> LabelSide:
+    """Return a label map as a side.
+
+    Args:
+        name: what to call it in messages.
+        volume: the label map.
+        maps: what its values mean.
+        naming: which names are one.
+        case: name of the case, by which contoured.json knows it.
+
+    Raises:
+        InputError: a value that names no structure.
+    """
+    _check_values(name, volume, set(maps.labels.values()) | ({maps.ignore} if maps.ignore else set()))
+    side = LabelSide(name, volume, maps.labels, naming, maps.not_contoured.get(case, ()))
+    if maps.ignore is not None:
+        side.ignored = volume.array == maps.ignore
+    return side
+
+
+def _read_maps(pair: CasePair, matching: Matching) -> tuple[Side | None, Side, Geometry]:
+    """Read two label maps; see `comparable`."""
+    maps = matching.reference_maps
     reference = read_labels(pair.reference)
     if pair.prediction is None:
         prediction = reference.with_array(np.zeros_like(reference.array))
     else:
         prediction = read_labels(pair.prediction)
     names = str(pair.prediction), str(pair.reference)
-    return comparable(prediction, reference, set(matching.labels.values()), matching.ignore, names)
+    prediction, reference = comparable(prediction, reference, set(maps.labels.values()), maps.ignore, names)
+    return (
+        LabelSide(names[0], prediction, maps.labels, matching.naming),
+        LabelSide(names[1], reference, maps.labels, matching.naming, maps.not_contoured.get(pair.case, ())),
+        reference.geometry,
+    )
 
 
 def comparable(

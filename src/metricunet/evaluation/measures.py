@@ -9,11 +9,15 @@ are the points where the 0.5 level of the mask, interpolated along grid lines, c
 are at distance 0, and masks whose flat sides lie k voxels apart are at exactly k voxels. Curved surfaces are
 steps of voxels: the average distance of concentric spheres comes out short by up to a quarter of the coarsest
 spacing; distances to the nearest point of any face would fall short two to three times as much.
+
+The contour of a mask, slice by slice, is the set of its voxel edges: every edge in the plane of a slice between a
+voxel inside and a voxel outside, the outside of the scan included. It is what a structure set draws along voxels.
+Slices are those across the axis that is nearest to head-foot.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,14 +25,14 @@ from numpy.typing import NDArray
 
 from metricunet.errors import InputError
 from metricunet.files.grids import difference
-from metricunet.volume import FloatArray, Volume
+from metricunet.volume import FloatArray, Geometry, Volume
 
 BoolArray = NDArray[np.bool_]
 Outcome = Literal["measured", "missed", "false_positive", "true_absent"]
 #: `not_contoured`: nobody drew the structure in the reference, so nothing can be said of the prediction.
 RowOutcome = Literal[Outcome, "not_contoured"]
 
-#: What `surface_dice_2mm` forgives.
+#: What `surface_dice_2mm` forgives, and unless another tolerance is chosen also the measures of contour review.
 SURFACE_TOLERANCE_MM = 2.0
 #: Spacings come from float32 headers; a distance is within a tolerance if it exceeds it by no more than this.
 ROUNDING_MM = 1e-4
@@ -44,6 +48,8 @@ class Definition:
         unit: empty for a ratio.
         best: the value of a perfect prediction.
         text: the definition in a sentence or two.
+        is_signed: whether it is best at 0 and lies on either side of it.
+        is_length: whether its millimetres are a length of contour, which a missed structure has, too.
     """
 
     name: str
@@ -51,6 +57,8 @@ class Definition:
     unit: str
     best: float
     text: str
+    is_signed: bool = False
+    is_length: bool = False
 
     @property
     def heading(self) -> str:
@@ -65,9 +73,10 @@ class Definition:
     @property
     def is_distance(self) -> bool:
         """Tell whether the measure is a distance, which a missed structure does not have."""
-        return self.unit == "mm"
+        return self.unit == "mm" and not self.is_length
 
 
+#: What every comparison measures.
 DEFINITIONS: tuple[Definition, ...] = (
     Definition("dice", "Dice", "", 1.0, "2 |P ∩ R| / (|P| + |R|), counted in voxels."),
     Definition(
@@ -114,24 +123,84 @@ DEFINITIONS: tuple[Definition, ...] = (
         "mL",
         0.0,
         "Volume of P minus volume of R: positive where too much was predicted.",
+        is_signed=True,
     ),
 )
 
 MEASURE_NAMES: tuple[str, ...] = tuple(definition.name for definition in DEFINITIONS)
 #: Measures that are best at 0 and can lie on either side of it, so that neither larger nor smaller is better.
-SIGNED = ("volume_difference_ml",)
+SIGNED = tuple(definition.name for definition in DEFINITIONS if definition.is_signed)
+
+#: What those ask who review contours; measured where a tolerance is given.
+CONTOUR_DEFINITIONS: tuple[Definition, ...] = (
+    Definition(
+        "added_path_length_mm",
+        "Added path length",
+        "mm",
+        0.0,
+        "The length of R's contour that P lacks, summed over all slices: of the voxel edges of R whose centre is "
+        "farther than the tolerance from the centre of every voxel edge of P in that slice. All of R's contour "
+        "for a missed structure; blank where the reference is empty.",
+        is_length=True,
+    ),
+    Definition(
+        "surface_dice",
+        "Surface Dice, own tolerance",
+        "",
+        1.0,
+        "The share of the area of both surfaces together that lies within the structure's tolerance of the other "
+        "surface.",
+    ),
+    Definition(
+        "shift_left_mm",
+        "Shift to the left",
+        "mm",
+        0.0,
+        "How far the centre of P's voxels lies from that of R's to the patient's left; negative: to the right.",
+        is_signed=True,
+    ),
+    Definition(
+        "shift_back_mm",
+        "Shift to the back",
+        "mm",
+        0.0,
+        "How far it lies to the patient's back; negative: to the front.",
+        is_signed=True,
+    ),
+    Definition(
+        "shift_head_mm",
+        "Shift to the head",
+        "mm",
+        0.0,
+        "How far it lies to the patient's head; negative: to the feet.",
+        is_signed=True,
+    ),
+    Definition(
+        "volume_ratio",
+        "Volume ratio",
+        "",
+        1.0,
+        "Volume of P over volume of R; 0 for a missed structure, blank where the reference is empty.",
+    ),
+)
+CONTOUR_NAMES: tuple[str, ...] = tuple(definition.name for definition in CONTOUR_DEFINITIONS)
+#: In the order of the columns of an evaluation's cases.csv.
+ALL_DEFINITIONS = (*DEFINITIONS, *CONTOUR_DEFINITIONS)
 
 
 @dataclass(frozen=True)
 class Measures:
     """The measures of one structure in one scan; None where a measure has no value.
 
-    | reference | prediction | overlap and surface Dice     | distances | volume difference |
-    | --------- | ---------- | ---------------------------- | --------- | ----------------- |
-    | present   | present    | measured                     | measured  | measured          |
-    | present   | empty      | 0 (missed)                   | None      | minus R's volume  |
-    | empty     | present    | 0, but sensitivity None      | None      | P's volume        |
-    | empty     | empty      | None (truly absent)          | None      | None              |
+    | reference | prediction | overlap and surface Dice     | distances, shifts | volume difference |
+    | --------- | ---------- | ---------------------------- | ----------------- | ----------------- |
+    | present   | present    | measured                     | measured          | measured          |
+    | present   | empty      | 0 (missed)                   | None              | minus R's volume  |
+    | empty     | present    | 0, but sensitivity None      | None              | P's volume        |
+    | empty     | empty      | None (truly absent)          | None              | None              |
+
+    Added path length and volume ratio are measured wherever there is a reference. The measures of contour review,
+    from `tolerance_mm` on, are None where no tolerance was given.
     """
 
     dice: float | None
@@ -141,6 +210,13 @@ class Measures:
     hd95_mm: float | None
     surface_dice_2mm: float | None
     volume_difference_ml: float | None
+    tolerance_mm: float | None = None
+    added_path_length_mm: float | None = None
+    surface_dice: float | None = None
+    shift_left_mm: float | None = None
+    shift_back_mm: float | None = None
+    shift_head_mm: float | None = None
+    volume_ratio: float | None = None
 
     def __repr__(self) -> str:
         values = (f"{name}={value:.4g}" for name in MEASURE_NAMES if (value := self.value(name)) is not None)
@@ -157,7 +233,7 @@ class Measures:
         return "missed" if self.asd_mm is None else "measured"
 
     def value(self, name: str) -> float | None:
-        """Return the measure with a name of `MEASURE_NAMES`."""
+        """Return the measure with a name of `MEASURE_NAMES` or `CONTOUR_NAMES`."""
         found: float | None = getattr(self, name)
         return found
 
@@ -176,10 +252,16 @@ class SurfaceDistances:
     reference_area_mm2: FloatArray
 
 
-def measure(prediction: Volume, reference: Volume) -> Measures:
+def measure(prediction: Volume, reference: Volume, tolerance_mm: float | None = None) -> Measures:
     """Measure a predicted mask against a reference mask; what is not 0 is inside.
 
     The masks may be stored in different axis orders and directions, as long as the voxels are the same.
+
+    Args:
+        prediction: mask.
+        reference: mask on the same grid.
+        tolerance_mm: by how much a contour may be off before anybody would draw it again. The measures of contour
+            review are measured where it is given.
 
     Raises:
         InputError: if the two grids do not hold the same voxels.
@@ -191,19 +273,75 @@ def measure(prediction: Volume, reference: Volume) -> Measures:
     if not n_p and not n_r:
         return NOTHING
     if not n_p:
-        return Measures(0.0, None, 0.0, 0.0, None, 0.0, volume_difference_ml)
-    if not n_r:
-        return Measures(0.0, None, None, 0.0, None, 0.0, volume_difference_ml)
-    distances = surface_distances(p, r, reference.spacing_mm)
-    return Measures(
-        dice=2 * n_both / (n_p + n_r),
-        asd_mm=average_surface_distance_mm(distances),
-        sensitivity=n_both / n_r,
-        ppv=n_both / n_p,
-        hd95_mm=percentile_surface_distance_mm(distances, 95),
-        surface_dice_2mm=surface_dice(distances, SURFACE_TOLERANCE_MM),
-        volume_difference_ml=volume_difference_ml,
+        found = Measures(0.0, None, 0.0, 0.0, None, 0.0, volume_difference_ml)
+    elif not n_r:
+        found = Measures(0.0, None, None, 0.0, None, 0.0, volume_difference_ml)
+    else:
+        distances = surface_distances(p, r, reference.spacing_mm)
+        found = Measures(
+            dice=2 * n_both / (n_p + n_r),
+            asd_mm=average_surface_distance_mm(distances),
+            sensitivity=n_both / n_r,
+            ppv=n_both / n_p,
+            hd95_mm=percentile_surface_distance_mm(distances, 95),
+            surface_dice_2mm=surface_dice(distances, SURFACE_TOLERANCE_MM),
+            volume_difference_ml=volume_difference_ml,
+        )
+        if tolerance_mm is not None:
+            left, back, head = _shift_mm(prediction.with_array(p), reference.with_array(r))
+            found = replace(
+                found,
+                surface_dice=surface_dice(distances, tolerance_mm),
+                shift_left_mm=left,
+                shift_back_mm=back,
+                shift_head_mm=head,
+            )
+    if tolerance_mm is None:
+        return found
+    return replace(
+        found,
+        tolerance_mm=tolerance_mm,
+        added_path_length_mm=added_path_length_mm(prediction, reference, tolerance_mm) if n_r else None,
+        surface_dice=0.0 if found.surface_dice is None else found.surface_dice,
+        volume_ratio=n_p / n_r if n_r else None,
     )
+
+
+def added_path_length_mm(prediction: Volume, reference: Volume, tolerance_mm: float = 0.0) -> float:
+    """Return the length of the reference's contour that the prediction lacks, over all slices.
+
+    The measure is that of Vaassen et al. (Physics and Imaging in Radiation Oncology 2020), which has no tolerance,
+    counted in voxel edges and in millimetres. An edge of the reference counts with its length where its centre is
+    farther than the tolerance from the centre of every edge of the prediction in that slice.
+
+    Args:
+        prediction: mask; what is not 0 is inside.
+        reference: mask on the same grid.
+        tolerance_mm: by how much a contour may be off and still count as drawn; at 0 each edge must be the
+            prediction's, too.
+
+    Raises:
+        InputError: if the two grids do not hold the same voxels.
+    """
+    from scipy.spatial import cKDTree  # slow to import
+
+    prediction, reference = crop_to_content(align(prediction, reference), reference)
+    prediction, reference = prediction.canonical(), reference.canonical()
+    limit_mm = tolerance_mm + ROUNDING_MM
+    # Slices are set so far apart that no edge is within reach of one in another slice.
+    apart_mm = 2 * limit_mm + 1
+    wanted = _edges(reference.array != 0, reference.spacing_mm, apart_mm)
+    there = np.concatenate(_edges(prediction.array != 0, reference.spacing_mm, apart_mm))
+    # Edges between two rows run along the columns, and the other way round.
+    lengths_mm = reference.spacing_mm[2], reference.spacing_mm[1]
+    if not len(there):
+        return sum(len(centres) * length for centres, length in zip(wanted, lengths_mm, strict=True))
+    tree = cKDTree(there, balanced_tree=False, compact_nodes=False)
+    total_mm = 0.0
+    for centres, length_mm in zip(wanted, lengths_mm, strict=True):
+        distances_mm, _ = tree.query(centres, distance_upper_bound=2 * limit_mm)
+        total_mm += int(np.count_nonzero(distances_mm > limit_mm)) * length_mm
+    return total_mm
 
 
 def surface_distances(
@@ -277,6 +415,21 @@ def align(
         ) from None
 
 
+def on_grid(labels: Volume, grid: Geometry, name: str, grid_name: str) -> Volume:
+    """Bring a label map to the axis order and directions of its scan. A view, not a copy.
+
+    Raises:
+        InputError: if its grid does not hold the scan's voxels; both are named.
+    """
+    try:
+        return labels.reordered_like(grid)
+    except InputError:
+        raise InputError(
+            f"{name}: its grid is not that of its scan: {difference(labels.geometry, grid, grid_name)}. Choose "
+            "the scan that it belongs to, or resample it to that grid"
+        ) from None
+
+
 def crop_to_content(first: Volume, second: Volume) -> tuple[Volume, Volume]:
     """Cut two volumes of one grid to the smallest box that holds all voxels of either that are not 0."""
     start, stop = [], []
@@ -287,6 +440,34 @@ def crop_to_content(first: Volume, second: Volume) -> tuple[Volume, Volume]:
         stop.append(int(used[-1]) + 1 if used.size else 1)
     shape = [high - low for low, high in zip(start, stop, strict=True)]
     return first.crop(start, shape), second.crop(start, shape)
+
+
+def _shift_mm(prediction: Volume, reference: Volume) -> tuple[float, float, float]:
+    """Return how far the centre of one mask lies from that of another on the same grid, in LPS millimetres."""
+    apart = np.argwhere(prediction.array).mean(axis=0) - np.argwhere(reference.array).mean(axis=0)
+    # What is less than a picometre is rounding, and must not carry a sign.
+    left, back, head = np.round(reference.geometry.affine[:3, :3] @ apart, 9) + 0.0
+    return float(left), float(back), float(head)
+
+
+def _edges(
+    mask: BoolArray, spacing_mm: tuple[float, float, float], apart_mm: float
+) -> tuple[FloatArray, FloatArray]:
+    """Return the centres [edges, 3] of a mask's edges: those between two rows, and those between two columns.
+
+    Args:
+        mask: [slice, row, column].
+        spacing_mm: along slice, row and column.
+        apart_mm: how far from each other slices shall be set.
+    """
+    padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
+    scale = np.array([apart_mm, *spacing_mm[1:]])
+    centres: list[FloatArray] = []
+    for axis in (1, 2):
+        index = np.argwhere(np.diff(padded, axis=axis)).astype(np.float64)
+        index[:, axis] += 0.5
+        centres.append(index * scale)
+    return centres[0], centres[1]
 
 
 def _faces(mask: BoolArray, spacing_mm: tuple[float, float, float]) -> tuple[FloatArray, FloatArray]:

@@ -134,7 +134,7 @@ def _axis(values: Sequence[float], definition: Definition) -> tuple[float, float
     """Choose an axis that holds all values and the best one: low, high and the step of its ticks."""
     low, high = min(*values, definition.best), max(*values, definition.best)
     missing = LEAST_RANGE[definition.unit] - (high - low)
-    if missing > 0 and definition.unit == "mL":
+    if missing > 0 and definition.is_signed:
         low, high = low - missing / 2, high + missing / 2
     elif missing > 0 and definition.is_ratio:
         low -= missing

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from metricunet import __version__
 from metricunet.evaluation.cases import DEFAULT_LABELS, RecordedQuality
 from metricunet.evaluation.figures import VIEW_MM, WINDOW_HU, Overlay
-from metricunet.evaluation.measures import DEFINITIONS, Definition
+from metricunet.evaluation.measures import ALL_DEFINITIONS, CONTOUR_DEFINITIONS, DEFINITIONS, Definition
 from metricunet.evaluation.plots import MARGIN, WIDTH, distribution
 from metricunet.evaluation.summary import (
     CaseRow,
     Evaluation,
     counted,
     fault_line,
+    heading,
     mean_and_std,
     number,
     what_failed,
@@ -80,13 +81,18 @@ def render_report(
         references: folder or file of the references; the report names it, too.
     """
     template = report_template("metricunet.evaluation", mean_and_std=mean_and_std, counted=counted, number=number)
-    plots = [distribution(evaluation, definition) for definition in DEFINITIONS]
+    summary = next(iter(evaluation.summary.values()))
+    measured = tuple(d for d in ALL_DEFINITIONS if d.name in summary.measures)
+    plots = [distribution(evaluation, definition) for definition in measured]
     return template.render(
         version=__version__,
         predictions=predictions.resolve().name,
         references=references.resolve().name,
         evaluation=evaluation,
         definitions=DEFINITIONS,
+        contour_definitions=[d for d in measured if d in CONTOUR_DEFINITIONS],
+        measured=measured,
+        heading=heading,
         target=_target(evaluation),
         tiles=_tiles(evaluation),
         plots=[plot for plot in plots if plot is not None],

@@ -5,16 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from metricunet.evaluation.cases import RecordedQuality
-from metricunet.evaluation.measures import DEFINITIONS, MEASURE_NAMES, Definition, Measures, RowOutcome
+from metricunet.evaluation.measures import (
+    ALL_DEFINITIONS,
+    CONTOUR_NAMES,
+    DEFINITIONS,
+    MEASURE_NAMES,
+    Definition,
+    Measures,
+    RowOutcome,
+)
 
 CSV_COLUMNS: tuple[str, ...] = ("case", "structure", *MEASURE_NAMES)
+#: The columns that an evaluation has beside these, at the end.
+CONTOUR_COLUMNS: tuple[str, ...] = ("tolerance_mm", *CONTOUR_NAMES)
 
 
 @dataclass(frozen=True)
@@ -42,11 +53,11 @@ class Statistics:
     Attributes:
         mean, median: over all values; None without values.
         std: standard deviation of the sample (n - 1 below the line); None with fewer than two values.
-        n: cases for which the measure could exist: for distances and sensitivity those with a reference, for
-            the other measures those with a reference or a prediction.
-        missed: those of n whose reference is present and whose prediction is empty. They count as 0 in ratios
-            and as minus the reference's volume in the volume difference. They have no distances, whose mean,
-            std and median are over n - missed.
+        n: cases for which the measure could exist: for distances, sensitivity, added path length and volume ratio
+            those with a reference, for the other measures those with a reference or a prediction.
+        missed: those of n whose reference is present and whose prediction is empty. They count as 0 in ratios,
+            as minus the reference's volume in the volume difference and with the whole contour in the added path
+            length. They have no distances, whose mean, std and median are over n - missed.
     """
 
     mean: float | None
@@ -64,11 +75,13 @@ class StructureSummary:
         measures: the measures by their names.
         true_absent: cases in which the structure was rightly not predicted.
         not_contoured: cases whose reference says nothing of the structure; they count nowhere else.
+        tolerance_mm: the tolerance of its measures of contour review; None where these were not measured.
     """
 
     measures: dict[str, Statistics]
     true_absent: int
     not_contoured: int = 0
+    tolerance_mm: float | None = None
 
     @property
     def n(self) -> int:
@@ -81,9 +94,11 @@ class StructureSummary:
         return self.measures["dice"].missed
 
     def to_json(self) -> dict[str, Any]:
-        """Return measure to statistics, and beside the measures `true_absent` and `not_contoured`."""
-        counts = {"true_absent": self.true_absent, "not_contoured": self.not_contoured}
-        return {name: asdict(s) for name, s in self.measures.items()} | counts
+        """Return measure to statistics, and beside these `true_absent`, `not_contoured` and any `tolerance_mm`."""
+        rest: dict[str, Any] = {"true_absent": self.true_absent, "not_contoured": self.not_contoured}
+        if self.tolerance_mm is not None:
+            rest["tolerance_mm"] = self.tolerance_mm
+        return {name: asdict(s) for name, s in self.measures.items()} | rest
 
 
 @dataclass(frozen=True)
@@ -94,13 +109,15 @@ class CaseFault:
         case: its name.
         reason: one line.
         error: the exception as it was raised, with the lines of its traceback.
-        scored: whether the case has its rows nevertheless: its picture failed, and not its measures.
+        scored: whether the case has its rows nevertheless: its picture failed, or one of several structures.
+        structure: the structure that has no row; empty where the whole case, or its picture, failed.
     """
 
     case: str
     reason: str
     error: Exception
     scored: bool = False
+    structure: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,8 +130,10 @@ class Evaluation:
         unpredicted: cases that have a reference and no predicted mask.
         unmatched: predictions that have no reference; they are not in the rows.
         quality: for each case that was scored what the predictor said of it.
-        faults: cases that could not be scored, and those whose picture could not be drawn. The former are in no
-            mean, and count nowhere else.
+        faults: cases, or structures of a case, that could not be scored, and cases whose picture could not be
+            drawn. What was not scored is in no mean, and counts nowhere else.
+        notes: sentences on what is not compared, and on what was odd in structure sets.
+        model: the model file that was written with the scores in its card; None where none was asked for.
     """
 
     rows: tuple[CaseRow, ...]
@@ -123,6 +142,8 @@ class Evaluation:
     unmatched: tuple[str, ...]
     quality: dict[str, RecordedQuality]
     faults: tuple[CaseFault, ...] = ()
+    model: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         means = ((name, entry.measures["dice"].mean) for name, entry in self.summary.items())
@@ -145,16 +166,27 @@ class Evaluation:
         return tuple(case for case in self.cases if case in missed)
 
 
-def summarise(rows: Iterable[CaseRow]) -> dict[str, StructureSummary]:
-    """Summarise every structure, in the order in which they first appear."""
+def summarise(
+    rows: Iterable[CaseRow],
+    definitions: Sequence[Definition] = DEFINITIONS,
+    tolerances_mm: Mapping[str, float] | None = None,
+) -> dict[str, StructureSummary]:
+    """Summarise every structure, in the order in which they first appear.
+
+    Args:
+        rows: one for each case and structure.
+        definitions: the measures to summarise.
+        tolerances_mm: structure to the tolerance of its measures of contour review.
+    """
     by_structure: dict[str, list[CaseRow]] = {}
     for row in rows:
         by_structure.setdefault(row.structure, []).append(row)
     return {
         structure: StructureSummary(
-            measures={d.name: _statistics(d, [row.measures for row in own]) for d in DEFINITIONS},
+            measures={d.name: _statistics(d, [row.measures for row in own]) for d in definitions},
             true_absent=sum(row.outcome == "true_absent" for row in own),
             not_contoured=sum(row.outcome == "not_contoured" for row in own),
+            tolerance_mm=(tolerances_mm or {}).get(structure),
         )
         for structure, own in by_structure.items()
     }
@@ -172,14 +204,17 @@ def _statistics(definition: Definition, measured: list[Measures]) -> Statistics:
     )
 
 
-def cases_csv(rows: Iterable[CaseRow]) -> str:
-    """Return cases.csv: a line for each row, blank where a measure has no value."""
+def cases_csv(rows: Iterable[CaseRow], more: Sequence[str] = ()) -> str:
+    """Return cases.csv: a line for each row, blank where a measure has no value.
+
+    Args:
+        rows: what to write.
+        more: columns after `CSV_COLUMNS`, such as `CONTOUR_COLUMNS`.
+    """
+    columns = (*CSV_COLUMNS, *more)
     return table_csv(
-        CSV_COLUMNS,
-        (
-            [row.case, row.structure, *(csv_number(row.measures.value(name)) for name in MEASURE_NAMES)]
-            for row in rows
-        ),
+        columns,
+        ([row.case, row.structure, *(csv_number(row.measures.value(n)) for n in columns[2:])] for row in rows),
     )
 
 
@@ -213,7 +248,7 @@ def number(value: float | None, definition: Definition, *, signed: bool = False)
     if value is None or not math.isfinite(value):
         return "–"
     decimals = 3 if definition.is_ratio else 2 if definition.is_distance else 1
-    text = f"{value:+.{decimals}f}" if signed and definition.unit == "mL" else f"{value:.{decimals}f}"
+    text = f"{value:+.{decimals}f}" if signed and definition.is_signed else f"{value:.{decimals}f}"
     if float(text) == 0:
         text = text.lstrip("+-")
     return text.replace("-", "−")
@@ -234,6 +269,17 @@ def counted(statistics: Statistics, definition: Definition) -> str:
     return str(statistics.n)
 
 
+def heading(definition: Definition, summary: StructureSummary) -> str:
+    """Return the heading of a measure, with the structure's tolerance where it depends on that."""
+    depends = definition.name in ("added_path_length_mm", "surface_dice")
+    if not depends or summary.tolerance_mm is None:
+        return definition.heading
+    tolerance = f"{summary.tolerance_mm:g} mm"
+    if definition.is_ratio:
+        return f"{definition.title} {tolerance}"
+    return f"{definition.title}, tolerance {tolerance} [{definition.unit}]"
+
+
 def what_failed(evaluation: Evaluation, case: str) -> str:
     """Say what is missing in a case that failed."""
     if case in evaluation.unpredicted:
@@ -244,7 +290,10 @@ def what_failed(evaluation: Evaluation, case: str) -> str:
 
 def fault_line(fault: CaseFault) -> str:
     """Say what became of a case in which something went wrong."""
-    what = "scored, but its picture could not be drawn" if fault.scored else "failed, not scored"
+    if fault.structure:
+        what = f"{fault.structure} failed, not scored"
+    else:
+        what = "scored, but its picture could not be drawn" if fault.scored else "failed, not scored"
     return f"{fault.case}: {what}: {fault.reason}"
 
 
@@ -259,9 +308,11 @@ def format_summary(evaluation: Evaluation) -> str:
             counts.append(f"{summary.not_contoured} not contoured")
         lines += [f"{structure}: {', '.join(counts)}", ""]
         table = [("", "mean ± std", "median", "cases")]
-        for d in DEFINITIONS:
+        for d in (d for d in ALL_DEFINITIONS if d.name in summary.measures):
             s = summary.measures[d.name]
-            table.append((d.heading, mean_and_std(s, d), number(s.median, d, signed=True), counted(s, d)))
+            table.append(
+                (heading(d, summary), mean_and_std(s, d), number(s.median, d, signed=True), counted(s, d))
+            )
         widths = [max(len(line[column]) for line in table) for column in range(4)]
         for line in table:
             cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
@@ -274,6 +325,7 @@ def format_summary(evaluation: Evaluation) -> str:
         if names:
             lines.append(f"{label}: {', '.join(names)}")
     lines += [fault_line(fault) for fault in evaluation.faults]
+    lines += [f"note: {note}" for note in evaluation.notes]
     if any(not fault.scored for fault in evaluation.faults):
         lines.append(f"All numbers are over the {_plural(len(evaluation.cases), 'case')} that could be scored.")
     return "\n".join(lines).rstrip() + "\n"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +38,9 @@ SPACING_RANGE_MM = (0.1, 20.0)
 WIDEST_HU = 100_000.0
 LONGEST_NAME = 64
 LONGEST_TEXT = 10_000
+SHA256 = re.compile("[0-9a-f]{64}")
+#: Scans of patients that a model of synthetic origin has to be evaluated on before a verdict may be `pass`.
+LEAST_PATIENT_CASES = 20
 INTENDED_USE = (
     "Research on segmentation of the prostate in CT. Not a medical device; every contour needs review by a "
     "qualified person before any use."
@@ -60,6 +64,42 @@ class Calibration:
     boundary_error_mm: tuple[float, float]
     cases: int
     fit: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A model whose weights a training began with, or that such a model was begun with in its turn.
+
+    Attributes:
+        name: name of its file, without the ending.
+        weights_sha256: hash of its weights.
+        synthetic: whether its own training saw synthetic scans only.
+        cases: SHA-256 of the image files of each of its training cases; empty where they are not known.
+    """
+
+    name: str
+    weights_sha256: str
+    synthetic: bool
+    cases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PatientScores:
+    """How a model did on scans of patients which neither its training nor that of any ancestor has seen.
+
+    Attributes:
+        cases: number of the scans in which the reference holds the target.
+        missed: number of these in which the model did not find it.
+        means: mean of each measure over all scans, by structure and measure.
+        scans: SHA-256 of the files of each scan.
+        version: version of metricunet that scored them.
+    """
+
+    cases: int
+    missed: int
+    means: dict[str, dict[str, float]]
+    scans: tuple[str, ...]
+    version: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +127,11 @@ class ModelCard:
         organs: the organs' network, which sees a larger crop around the same centre; None where there is none.
         organs_structures: the structures that it segments, its class k the k-th of them, from 1. All others are
             stage 2's, in the order of the labels.
+        lineage: models that this one descends from, the oldest first; empty where its training began with random
+            weights, or the file is older.
+        cases: SHA-256 of the image files of each training case, in the order of the hashes; empty where there are
+            no such files, or the file is older.
+        validated: scores on scans of patients; None where there are none.
     """
 
     locate: LocateSpec
@@ -106,6 +151,9 @@ class ModelCard:
     calibration: Calibration | None = None
     organs: SegmentSpec | None = None
     organs_structures: tuple[str, ...] = ()
+    lineage: tuple[Ancestor, ...] = ()
+    cases: tuple[str, ...] = ()
+    validated: PatientScores | None = None
 
     @property
     def segment_labels(self) -> dict[str, int]:
@@ -124,8 +172,22 @@ class ModelCard:
 
     @property
     def synthetic(self) -> bool:
-        """Whether the model has seen phantoms only."""
+        """Whether its own training saw synthetic scans only, whatever its ancestors saw."""
         return self.trained_on == "synthetic"
+
+    @property
+    def held_back(self) -> str:
+        """Why no verdict on its masks is better than `review`; empty where one may be."""
+        if self.validated is not None and self.validated.cases >= LEAST_PATIENT_CASES:
+            return ""
+        first = next((one for one in self.lineage if one.synthetic), None)
+        if self.synthetic:
+            origin = "was trained on synthetic scans only"
+        elif first is not None:
+            origin = f"descends from one that was trained on synthetic scans only ({first.name[:LONGEST_NAME]})"
+        else:
+            return ""
+        return f"the model {origin}, and its card has no evaluation on {LEAST_PATIENT_CASES} or more patients"
 
 
 def card_content(card: ModelCard) -> dict[str, Any]:
@@ -299,6 +361,7 @@ def _check(card: ModelCard) -> None:
     apart = len(set(organs)) == len(organs) and card.target not in organs
     known = apart and set(organs) <= set(card.labels) and bool(organs) == (card.organs is not None)
     _expect(known, "organs_structures", "structures of the organs' network, each once, the target not among them")
+    _check_origin(card)
     _check_stage("locate", card.locate, len(labels) + 1)
     _expect(card.locate.network["in_channels"] == 1, "locate.network.in_channels", "1")
     _check_box("segment", card.segment, len(labels) - len(organs) + 1)
@@ -314,6 +377,20 @@ def _check_box(name: str, stage: SegmentSpec, classes: int) -> None:
     _expect(1 <= block <= MOST_BLOCK_SLICES, f"{name}.block_slices", f"1 to {MOST_BLOCK_SLICES}")
     # Neighbours lie on both sides of the slice in 2.5D; in 3D slices are no channels.
     _expect(stage.input_slices % 2 == 1 or stage.block_slices is not None, "in_channels", "odd")
+
+
+def _check_origin(card: ModelCard) -> None:
+    hashes = [*card.cases, *(value for one in card.lineage for value in (one.weights_sha256, *one.cases))]
+    names = [one.name for one in card.lineage]
+    if card.validated is not None:
+        hashes += card.validated.scans
+        names.append(card.validated.version)
+        counted = 0 <= card.validated.missed <= card.validated.cases <= len(card.validated.scans)
+        _expect(counted, "validated", "no more cases than scans, and no more missed than cases")
+        means = [value for means in card.validated.means.values() for value in means.values()]
+        _expect(all(map(math.isfinite, means)), "validated.means", "finite numbers")
+    _expect(all(map(SHA256.fullmatch, hashes)), "lineage, cases and validated", "hashes of 64 hexadecimal digits")
+    _expect(all(len(name) <= LONGEST_TEXT for name in names), "lineage", f"at most {LONGEST_TEXT} characters")
 
 
 def _check_stage(name: str, stage: LocateSpec | SegmentSpec, classes: int) -> None:

@@ -20,12 +20,15 @@ from metricunet.files.own import Inputs, OwnFiles
 from metricunet.files.record import RunRecord, sha256
 from metricunet.files.seg.write import write_seg
 from metricunet.inference.inputs import QUALITY_SUFFIX, Refused, ScanInput
+from metricunet.inference.models import warnings_of
 from metricunet.inference.structure_set import (
     ContourOptions,
     description_of,
+    set_name_of,
     structures_of,
     write_structure_set,
 )
+from metricunet.quality.checks import Doubt, doubt_of
 from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import QualityReport
 
@@ -34,6 +37,8 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", "seg": ".seg.dcm"}
 #: What refers to the files of a scan, and cannot be written without them.
 NEED_SERIES: tuple[Format, ...] = ("rtstruct", "seg")
+#: Fields of a verdict's file: the formats that were asked for and not written, and those that one insisted on.
+WITHHELD, DRAWN_ANYWAY = "withheld", "drawn_anyway"
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,14 @@ class CaseFiles:
         formats: of the masks.
         inputs: files that are never replaced.
         overwrite: whether files of others that have an output's name may be replaced.
+        draw_anyway: whether structure sets are written even where `withheld_formats` names them.
     """
 
     folder: Path
     formats: tuple[Format, ...]
     inputs: Inputs
     overwrite: bool = False
+    draw_anyway: bool = False
 
     def own(self, case: str) -> OwnFiles:
         """Return the files of a case, whose record is its verdict."""
@@ -81,7 +88,7 @@ class CaseFiles:
         source: ScanInput | None,
         options: ContourOptions,
         provenance: Mapping[str, Any],
-    ) -> None:
+    ) -> tuple[str, ...]:
         """Write the files of a case, all or none of them. The caller holds the claim of the case.
 
         Args:
@@ -91,16 +98,24 @@ class CaseFiles:
             options: how a structure set is drawn.
             provenance: what the files depend on, as `provenance_of` gives it; it becomes part of the verdict.
 
+        Returns:
+            The formats that were asked for and are withheld.
+
         Raises:
             InputError: something cannot be written, or a file of somebody else is in its place.
         """
         own = self.own(quality.case)
+        doubtful = withheld_formats(prediction, quality, self.formats)
+        withheld = () if self.draw_anyway else doubtful
+        names = {name: file for name, file in self.names(quality.case).items() if name not in withheld}
+        said = {WITHHELD: list(withheld), DRAWN_ANYWAY: list(doubtful) if self.draw_anyway else []}
         try:
-            drawn = _stage_masks(own, self.names(quality.case), prediction, source, options)
+            drawn = _stage_masks(own, names, prediction, source, options)
             # The verdict is written last: where it is, the case is whole.
-            own.commit({**quality.to_json(drawn), **provenance})
+            own.commit({**quality.to_json(drawn), **said, **provenance})
         finally:
             own.discard()
+        return withheld
 
 
 def write_case(
@@ -114,6 +129,7 @@ def write_case(
     provenance: Mapping[str, Any] | None = None,
     inputs: Iterable[Path] = (),
     overwrite: bool = False,
+    draw_anyway: bool = False,
 ) -> tuple[Path, ...]:
     """Write what was predicted of one scan, as `metricunet predict` writes it.
 
@@ -131,6 +147,7 @@ def write_case(
             of it fits, does `metricunet predict` take the case for done.
         inputs: more files that are never replaced, such as the models.
         overwrite: replace files of others that have an output's name.
+        draw_anyway: write structure sets even where `withheld_formats` names them.
 
     Returns:
         The files that are there now, the verdict last.
@@ -145,19 +162,53 @@ def write_case(
     refuse_without_series(known, series, quality.case if source is None else source.path)
     refuse_file(folder)
     kept = Inputs([*files_of(source), *inputs, *filter(None, [options.add_to])])
-    files = CaseFiles(folder, known, kept, overwrite)
+    files = CaseFiles(folder, known, kept, overwrite, draw_anyway)
     options.check([series], files.path(quality.case, "rtstruct") if "rtstruct" in known else None)
     files.check(quality.case)
     own = files.own(quality.case)
     with claimed(own.claim, f"a prediction of case {quality.case}"):
-        files.write(prediction, quality, source, options, provenance or {})
-    there = [folder / name for name in files.names(quality.case).values() if prediction.masks]
-    return (*there, own.path)
+        withheld = files.write(prediction, quality, source, options, provenance or {})
+    written = [name for name in known if prediction.masks and name not in withheld]
+    return (*(files.path(quality.case, name) for name in written), own.path)
+
+
+def withheld_formats(prediction: Prediction, quality: QualityReport, formats: Sequence[str]) -> tuple[str, ...]:
+    """Return the formats that are written only if the user insists: what a planning system would take in.
+
+    There are some where the models' verdicts are held back and the doubt is strong. Of models whose verdicts are
+    not held back a verdict tells enough.
+
+    Args:
+        prediction: of the scan.
+        quality: its verdict.
+        formats: that are asked for.
+    """
+    held = prediction.card.held_back and quality.doubt == "strong" and prediction.masks
+    return tuple(name for name in NEED_SERIES if held and name in formats)
+
+
+def withheld_line(formats: Sequence[str]) -> str:
+    """Say that formats are withheld, and how to get them."""
+    return (
+        f"{' and '.join(formats)} not written, for the doubt is strong and the model has not been validated on "
+        f"patients; look at the mask first, then draw with {argument('draw_anyway', True)}"
+    )
 
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """One case that was segmented, now or before: `reasons` are its verdict's sentences, `flags` their codes."""
+    """One case that was segmented, now or before.
+
+    Attributes:
+        case: its name.
+        verdict: `pass`, `review` or `fail`.
+        status: of stage 1.
+        reasons: the verdict's sentences.
+        flags: their codes.
+        seconds: that it took; 0 if it was done before.
+        skipped: whether it was done before.
+        withheld: formats that were asked for and not written, see `withheld_formats`.
+    """
 
     case: str
     verdict: str
@@ -166,28 +217,40 @@ class CaseOutcome:
     flags: tuple[str, ...]
     seconds: float
     skipped: bool = False
+    withheld: tuple[str, ...] = ()
+
+    @property
+    def doubt(self) -> Doubt:
+        """How much the flags speak against the mask: `none`, `some` or `strong`."""
+        return doubt_of(self.flags)
 
     @classmethod
-    def of(cls, quality: QualityReport, seconds: float) -> CaseOutcome:
+    def of(cls, quality: QualityReport, seconds: float, withheld: Sequence[str] = ()) -> CaseOutcome:
         """Return the outcome of a case that was segmented just now.
 
         Args:
             quality: its verdict.
             seconds: that reading, segmenting and writing it took, as far as they are known.
+            withheld: formats that were asked for and not written.
         """
         flags = tuple(flag.code for flag in quality.flags)
         status = quality.localisation["status"]
-        return cls(quality.case, quality.verdict, status, tuple(quality.reasons), flags, round(seconds, 2))
+        reasons = tuple(quality.reasons)
+        return cls(
+            quality.case, quality.verdict, status, reasons, flags, round(seconds, 2), withheld=tuple(withheld)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return what the record of a run says of the case."""
         return {
             "verdict": self.verdict,
+            "doubt": self.doubt,
             "localisation": self.status,
             "reasons": list(self.reasons),
             "flags": list(self.flags),
             "seconds": self.seconds,
             "skipped": self.skipped,
+            WITHHELD: list(self.withheld),
         }
 
 
@@ -198,6 +261,7 @@ def begun_record(
     formats: Sequence[str],
     options: ContourOptions,
     reruns: int,
+    draw_anyway: bool = False,
 ) -> RunRecord:
     """Return the record of a run that begins, with what it was called with."""
     arguments = {
@@ -210,8 +274,9 @@ def begun_record(
         "smooth": options.smooth,
         "add_to": options.add_to,
         "reruns": reruns,
+        "draw_anyway": draw_anyway,
     }
-    return RunRecord("predict", arguments)
+    return RunRecord("predict", arguments, {"warnings": warnings_of(models)})
 
 
 def run_facts(
@@ -320,14 +385,12 @@ def _stage_masks(
     drawn: dict[str, dict[str, Any]] = {}
     if series is None or not paths.keys() & set(NEED_SERIES):
         return drawn
-    synthetic = prediction.card.synthetic
-    description = description_of(synthetic)
+    card = prediction.card
     surface = options.contours == "surface" and "rtstruct" in paths
     structures = structures_of(prediction, surface)
     if "rtstruct" in paths:
-        drawn = write_structure_set(
-            paths["rtstruct"], series, structures, options, description=description, synthetic=synthetic
-        )
+        drawn = write_structure_set(paths["rtstruct"], series, structures, options, card)
     if "seg" in paths:
-        write_seg(paths["seg"], series, list(structures.values()), description=description)
+        members = list(structures.values())
+        write_seg(paths["seg"], series, members, description=description_of(card), content=set_name_of(card))
     return drawn

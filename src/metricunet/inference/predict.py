@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,9 @@ from metricunet.files.own import FILES, Inputs, OwnFiles
 from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.inference.case_files import (
+    DRAWN_ANYWAY,
     NEED_SERIES,
+    WITHHELD,
     CaseFiles,
     CaseOutcome,
     begun_record,
@@ -56,9 +58,14 @@ class PredictOutcome:
         )
 
     def failed(self, strict: bool = False) -> bool:
-        """Whether any case failed or any scan was refused; with `strict`, also whether any needs review."""
+        """Whether any case failed, any scan was refused, or any output was withheld.
+
+        With `strict`, also whether any case needs review.
+        """
         bad = {"fail", "review"} if strict else {"fail"}
-        return any(r.is_scan for r in self.refused) or any(case.verdict in bad for case in self.cases)
+        return any(r.is_scan for r in self.refused) or any(
+            case.verdict in bad or case.withheld for case in self.cases
+        )
 
 
 def predict(
@@ -77,6 +84,7 @@ def predict(
     allow_gaps: bool = False,
     allow_tilt: bool = False,
     overwrite: bool = False,
+    draw_anyway: bool = False,
     progress: Progress | None = None,
 ) -> PredictOutcome:
     """Segment scans and write masks, structure sets and verdicts.
@@ -99,6 +107,8 @@ def predict(
         allow_gaps: resample DICOM series whose slices are missing or uneven, rather than refuse them.
         allow_tilt: resample DICOM series of a tilted gantry, likewise; `nifti` alone can be written of them.
         overwrite: replace files of others that have an output's name. Inputs are never replaced.
+        draw_anyway: write structure sets and segmentations even where the doubt is strong and the model of
+            synthetic origin, see `withheld_formats`.
         progress: called with (done, all).
 
     Raises:
@@ -111,7 +121,7 @@ def predict(
         raise InputError(f"{output}: holds the images of a cohort, which masks would spoil; choose another folder")
     check_models(models, reruns)
     options = ContourOptions(contours, holes, smooth, add_to)
-    record = begun_record(scans, models, output, formats, options, reruns)
+    record = begun_record(scans, models, output, formats, options, reruns, draw_anyway)
     for path in models:
         read_card(path)
     draw = any(name in known for name in NEED_SERIES)
@@ -119,7 +129,7 @@ def predict(
     for entry in inputs:
         refuse_without_series(known, entry.series, entry.path)
     kept = Inputs([*(path for entry in inputs for path in files_of(entry)), *models, *filter(None, [add_to])])
-    files = CaseFiles(output, known, kept, overwrite)
+    files = CaseFiles(output, known, kept, overwrite, draw_anyway)
     single = files.path(inputs[0].case, "rtstruct") if "rtstruct" in known else None
     options.check([entry.series for entry in inputs], single)
     provenance = provenance_of(models, reruns, options if "rtstruct" in known else None)
@@ -149,7 +159,7 @@ def predict(
                 progress(done, len(inputs))
     if not outcomes:
         raise nothing_left(refused)
-    record.facts = run_facts(provenance, work.predictor.device, outcomes, refused)
+    record.facts |= run_facts(provenance, work.predictor.device, outcomes, refused)
     own_record.commit(record.content())
     return PredictOutcome(tuple(outcomes), tuple(refused))
 
@@ -215,7 +225,7 @@ class _Work:
         with ExitStack() as claim:
             claim.enter_context(claimed(own.claim, f"a prediction of case {entry.case}"))
             self._claims[entry.case] = claim.pop_all()
-        done = _already_done(entry.case, own, self.files.names(entry.case).values(), provenance)
+        done = _already_done(entry.case, own, self.files, provenance)
         if done is not None:
             own.settle()  # an earlier run may have been killed when all was there
             raise Finished(done)
@@ -230,18 +240,20 @@ class _Work:
     def write(self, entry: ScanInput, segmented: _Segmented) -> CaseOutcome:
         began = time.perf_counter()
         quality = segmented.quality
-        self.files.write(segmented.prediction, quality, entry, self.options, segmented.provenance)
-        return CaseOutcome.of(quality, segmented.seconds + time.perf_counter() - began)
+        withheld = self.files.write(segmented.prediction, quality, entry, self.options, segmented.provenance)
+        return CaseOutcome.of(quality, segmented.seconds + time.perf_counter() - began, withheld)
 
 
-def _already_done(
-    case: str, own: OwnFiles, names: Iterable[str], provenance: dict[str, Any]
-) -> CaseOutcome | None:
+def _already_done(case: str, own: OwnFiles, files: CaseFiles, provenance: dict[str, Any]) -> CaseOutcome | None:
     """Return the outcome of an earlier run of the same model on the same scan, if its outputs are as written."""
     quality = own.content()
     if quality is None or any(quality.get(name) != value for name, value in provenance.items()):
         return None
-    if quality["structures"] and not quality[FILES].keys() >= set(names):
+    withheld = [name for name in quality.get(WITHHELD, []) if name in files.formats]
+    if (withheld and files.draw_anyway) or (quality.get(DRAWN_ANYWAY) and not files.draw_anyway):
+        return None
+    names = {name for format_, name in files.names(case).items() if format_ not in withheld}
+    if quality["structures"] and not quality[FILES].keys() >= names:
         return None
     if not own.is_whole():
         return None
@@ -253,4 +265,5 @@ def _already_done(
         tuple(flag["code"] for flag in quality["flags"]),
         0.0,
         skipped=True,
+        withheld=tuple(withheld),
     )

@@ -23,7 +23,7 @@ from metricunet.files.rtstruct.outlines import (
     WrittenStructure,
 )
 from metricunet.files.rtstruct.write import write_rtstruct
-from metricunet.quality.prediction import Prediction
+from metricunet.quality.prediction import EnsembleCard, Prediction
 from metricunet.stages.classes import border_probability
 from metricunet.volume import Volume
 
@@ -32,7 +32,8 @@ COLOURS = (
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0)),
     (0, 114, 178),
 )
-#: What follows the standard name. Planning systems show names of 16 characters: Prostate^autosyn has as many.
+#: What follows the standard name, after the caret that TG-263 has for a clinic's own qualifiers. Planning systems
+#: show names of 16 characters: Prostate^autosyn has as many, and of longer ones the mark's beginning is seen.
 MARK, SYNTHETIC_MARK = "^auto", "^autosyn"
 LABEL, SYNTHETIC_LABEL = "metricunet auto", "synthetic auto"
 
@@ -106,14 +107,27 @@ class ContourOptions:
         check_addable(self.add_to, cases[0])
 
 
-def description_of(synthetic: bool) -> str:
-    """Return what every DICOM object says of how its structures were made.
-
-    Args:
-        synthetic: whether a model was trained on synthetic scans only.
-    """
+def description_of(card: EnsembleCard) -> str:
+    """Return what every DICOM object says of how its structures were made, by the models of this card."""
     words = f"Made by metricunet {version('metricunet')}, not reviewed. Research use only."
-    return f"{words} Model trained on synthetic scans only." if synthetic else words
+    if card.synthetic:
+        words += " Model trained on synthetic scans only."
+    elif card.held_back:
+        words += " Model begun from one trained on synthetic scans only."
+    return f"{words} Not validated on patients." if card.held_back else words
+
+
+def set_name_of(card: EnsembleCard) -> str:
+    """Return what a structure set is called, and a segmentation described as, by the models of this card."""
+    name = "Machine-made, not reviewed"
+    if not is_marked(card):
+        return name
+    return f"{name}, {'trained' if card.synthetic else 'begun'} on synthetic scans"
+
+
+def is_marked(card: EnsembleCard) -> bool:
+    """Whether structures bear the mark of synthetic scans: a model saw no other, or descends from one such."""
+    return card.synthetic or bool(card.held_back)
 
 
 def structures_of(prediction: Prediction, surface: bool = True) -> dict[str, Structure]:
@@ -124,7 +138,7 @@ def structures_of(prediction: Prediction, surface: bool = True) -> dict[str, Str
         surface: whether they shall have the probability that a sub-voxel outline needs.
     """
     card = prediction.card
-    mark = SYNTHETIC_MARK if card.synthetic else MARK
+    mark = SYNTHETIC_MARK if is_marked(card) else MARK
     return {
         name: Structure(
             name=f"{card.tg263[name]}{mark}",
@@ -142,9 +156,7 @@ def write_structure_set(
     series: CtSeries,
     structures: Mapping[str, Structure],
     options: ContourOptions,
-    *,
-    description: str,
-    synthetic: bool,
+    card: EnsembleCard,
 ) -> dict[str, dict[str, Any]]:
     """Write a structure set, or another one with the structures added.
 
@@ -154,7 +166,7 @@ def write_structure_set(
         For each structure what was written of it, as `CASE.quality.json` tells it.
     """
     drawing: dict[str, Any] = {
-        "description": description,
+        "description": description_of(card),
         "outline": options.contours,
         "holes": options.holes,
         "smoothing_mm": options.smoothing_mm,
@@ -163,11 +175,8 @@ def write_structure_set(
     if options.add_to is not None:
         done = add_to_rtstruct(options.add_to, path, series, members, on_clash="suffix", **drawing)
     else:
-        name = "Machine-made, not reviewed"
-        if synthetic:
-            name += ", trained on synthetic scans"
-        label = SYNTHETIC_LABEL if synthetic else LABEL
-        done = write_rtstruct(path, series, members, label=label, set_name=name, **drawing)
+        label = SYNTHETIC_LABEL if is_marked(card) else LABEL
+        done = write_rtstruct(path, series, members, label=label, set_name=set_name_of(card), **drawing)
     return {name: _reported(written) for name, written in zip(structures, done, strict=True)}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from metricunet.phantom.shapes import (
     smooth_min,
     without,
 )
+from metricunet.phantom.variety import Lost
 
 #: How far up and down the template reaches.
 Z_RANGE_MM = (-165.0, 215.0)
@@ -76,10 +77,12 @@ class Anatomy:
     Attributes:
         fields: keyed by `body, muscle, soft, hip_left, hip_right, femur_left, femur_right, sacrum, lumbar, disc,
             canal, bowel, bowel_lumen, bowel_gas, bladder, urine, rectum, rectum_lumen, rectum_gas, prostate,
-            seminal_vesicles, penile_bulb`, and `floor` where the man has a varied one.
+            seminal_vesicles, penile_bulb`, `floor` where the man has a varied one, and `uterus, uterus_cavity,
+            vagina, ovaries` in a woman. What somebody lacks is empty.
         bowel_hu: what fills the gut at each point.
         heads_mm: centres of the left and the right femoral head.
         table_mm: y of the couch's upper face.
+        contours: what is labelled in place of the field of that name, or beside the fields.
     """
 
     lattice: Lattice
@@ -87,6 +90,11 @@ class Anatomy:
     bowel_hu: Field
     heads_mm: tuple[Point, Point]
     table_mm: float
+    contours: dict[str, Field] = field(default_factory=dict)
+
+    def labelled(self, name: str) -> Field:
+        """Return the signed distance of a structure as label maps hold it."""
+        return self.contours[name] if name in self.contours else self.fields[name]
 
 
 def build(patient: Patient, lattice: Lattice) -> Anatomy:
@@ -94,12 +102,19 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
     rough = organs.Roughness.of(patient, lattice)
     fields = _bones(patient, lattice, rough)
     bone = np.minimum.reduce([fields[k] for k in ("hip_left", "hip_right", "sacrum")])
-    gland = _prostate(patient, lattice, fields)
-    vesicles = without(organs.seminal_vesicles(patient, lattice, rough), gland, 0.8)
+    lost = patient.lost
+    bed = _prostate(patient, lattice, fields)
+    gland = bed if lost is None else lattice.empty()
+    vesicles = lattice.empty()
+    if lost is None or lost.vesicles:
+        vesicles = without(organs.seminal_vesicles(patient, lattice, rough), gland, 0.8)
     rectum = without(organs.rectum(patient, lattice, rough), np.minimum(gland, vesicles), 1.0, 3.0)
     rectum = without(rectum, bone, 4.0, 6.0)
     bladder = organs.bladder(patient, lattice)
-    if patient.base is None:
+    if lost is not None:
+        bladder, rectum = _without_gland(patient, lattice, lost, bladder, rectum, vesicles, bone, fields)
+        whole = bladder
+    elif patient.base is None:
         bladder = without(bladder, np.minimum(gland, np.minimum(vesicles, rectum - 0.5)), 1.0)
         bladder = without(bladder, bone, 5.0, 8.0)
         whole = bladder
@@ -113,20 +128,23 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
         "seminal_vesicles": vesicles,
         "rectum": rectum,
         "bladder": bladder,
-        "penile_bulb": organs.penile_bulb(patient, lattice),
+        "penile_bulb": lattice.empty() if lost and lost.woman else organs.penile_bulb(patient, lattice),
     }
     fields |= organs.hollows(patient, lattice, rough, whole, rectum)
-    if patient.base is not None:
+    if patient.base is not None and lost is None:
         fields["urine"] = organs.urine(patient, lattice, whole, gland)
     if patient.floor is not None:
         fields["floor"] = organs.muscular_floor(patient, lattice, patient.floor)
     trunk = _trunk(patient, lattice, with_fat=False)
     muscle = _muscles(patient, lattice, rough, trunk)
-    muscle = np.minimum(muscle, organs.pelvic_floor(patient, lattice, gland, rectum))
-    muscle = np.minimum(muscle, _genitals(patient, lattice))
+    muscle = np.minimum(muscle, organs.pelvic_floor(patient, lattice, bed, rectum))
+    if lost is None or not lost.woman:
+        muscle = np.minimum(muscle, _genitals(patient, lattice))
     bowel = organs.bowel(patient, lattice)
     inside = smooth_max(bowel.outer, trunk + 11.0, 6.0)
     inside = without(inside, np.minimum(bladder, rectum), 1.5, 4.0)
+    if "uterus" in fields:
+        inside = without(inside, np.minimum(fields["uterus"], fields["ovaries"]), 1.5, 4.0)
     fields |= {
         "bowel": without(inside, bone, 6.0, 4.0),
         "bowel_lumen": np.maximum(bowel.lumen, inside + 2.5),
@@ -134,7 +152,7 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
         "soft": _soft(patient, lattice),
     }
     surface = _body(patient, lattice, rough, muscle)
-    table = _table(patient)
+    table = table_mm(patient)
     fields["body"] = smooth_max(surface, np.broadcast_to(lattice.grids[1] - table, lattice.shape), 14.0)
     fields["muscle"] = np.maximum(muscle, fields["body"] + 4.0)
     for name in ("soft", "bowel"):
@@ -142,6 +160,32 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
     hx, hy, hz = skeleton.FEMORAL_HEAD
     heads = patient.place_point((hx, hy, hz)), patient.place_point((-hx, hy, hz))
     return Anatomy(lattice, fields, bowel.content_hu, heads, table)
+
+
+def _without_gland(
+    patient: Patient,
+    lattice: Lattice,
+    lost: Lost,
+    bladder: Field,
+    rectum: Field,
+    vesicles: Field,
+    bone: Field,
+    fields: dict[str, Field],
+) -> tuple[Field, Field]:
+    """Bladder and rectum of somebody who has no prostate; adds a woman's organs to the fields."""
+    organs_of_woman = vesicles
+    if lost.woman:
+        female = organs.female(patient, lattice, lost, bladder)
+        solid = np.minimum(female["uterus"], female["vagina"])
+        female["ovaries"] = without(without(female["ovaries"], solid, 1.0), bone, 6.0)
+        for name in ("uterus", "vagina"):
+            female[name] = without(female[name], bone, 4.0, 4.0)
+        fields |= female
+        rectum = without(rectum, solid, 1.0, 3.0)
+        organs_of_woman = np.minimum(solid, female["ovaries"])
+    bladder = smooth_min(bladder, organs.drawn_neck(patient, lattice), 8.0)
+    bladder = without(bladder, np.minimum(organs_of_woman, rectum - 0.5), 1.0)
+    return without(bladder, bone, 5.0, 8.0), rectum
 
 
 def gland_extent(patient: Patient) -> tuple[Point, Point, float]:
@@ -280,7 +324,10 @@ def _genitals(patient: Patient, lattice: Lattice) -> Field:
 
 def _soft(patient: Patient, lattice: Lattice) -> Field:
     field = lattice.empty()
-    for balls in skeleton.SOFT_TUBES.values():
+    woman = patient.lost is not None and patient.lost.woman
+    for name, balls in skeleton.SOFT_TUBES.items():
+        if woman and name in ("spermatic cord", "crus"):
+            continue
         for _, mirror in SIDES:
             add_tube(field, lattice, _placed(patient, balls, mirror), blend_mm=2.0)
     for balls in patient.vessels:
@@ -304,10 +351,10 @@ def _trunk(patient: Patient, lattice: Lattice, with_fat: bool) -> Field:
         back = back + shares[2] * patient.fat_back_mm
     x0 = np.array([patient.place_point((0.0, 10.0, float(z)))[0] for z in lattice.z / sz])
     half = (back - front) / 2
-    return _superellipse(lattice, x0, (front + back) / 2, a, half, 2.3)
+    return superellipse(lattice, x0, (front + back) / 2, a, half, 2.3)
 
 
-def _superellipse(lattice: Lattice, x0: Column, y0: Column, a: Column, b: Column, power: float) -> Field:
+def superellipse(lattice: Lattice, x0: Column, y0: Column, a: Column, b: Column, power: float) -> Field:
     """Lofted superellipse: centre and half axes for each height."""
     columns = [np.asarray(v, dtype=np.float32).reshape(-1, 1, 1) for v in (x0, y0, a, b)]
     _, y, x = lattice.grids
@@ -330,10 +377,12 @@ def _body(patient: Patient, lattice: Lattice, rough: organs.Roughness, muscle: F
         x0 = patient.place_point((sign * cx, cy, -60.0))[0] + sign * 0.25 * patient.fat_side_mm - sign * 10 * drop
         side = ax * patient.scale[0] + 0.7 * patient.fat_side_mm - 12 * drop
         depth = ay * sy + 0.55 * (patient.fat_front_mm * 0.5 + patient.fat_back_mm * 0.7) - 8 * drop
-        thighs = np.minimum(thighs, _superellipse(lattice, x0, cy + 4, side, depth, 2.15))
+        thighs = np.minimum(thighs, superellipse(lattice, x0, cy + 4, side, depth, 2.15))
     share = _step((-28 - lattice.z / sz) / 45)[:, None, None]
     outline = trunk + share * (thighs - trunk)
     outline = smooth_min(outline, np.maximum(muscle, -FAR_MM) - 7.0, 12.0)
+    if patient.lost is not None and patient.lost.woman:
+        return np.asarray(outline + np.float32(1.2) * rough.coarse, dtype=np.float32)
     scrotum = ellipsoid(lattice, patient.place_point((0, -84.0, -78.0)), (36, 28, 40))
     outline = smooth_min(outline, scrotum, 14.0)
     shaft = ((0.0, -70.0, -36.0, 17.0), (0.0, -104.0, -50.0, 17.0), (0.0, -112.0, -78.0, 16.0))
@@ -341,7 +390,7 @@ def _body(patient: Patient, lattice: Lattice, rough: organs.Roughness, muscle: F
     return np.asarray(outline + np.float32(1.2) * rough.coarse, dtype=np.float32)
 
 
-def _table(patient: Patient) -> float:
+def table_mm(patient: Patient) -> float:
     """Where the couch stops the back."""
     _, sy, _ = patient.scale
     back = float(TRUNK_MM[:, 3].max()) * sy + 0.9 * patient.fat_back_mm

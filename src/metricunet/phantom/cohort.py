@@ -24,7 +24,7 @@ from metricunet.files.atomic import write_json
 from metricunet.files.claim import claimed, refuse_claimed
 from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, SEAL, STAGING, OwnFiles
-from metricunet.phantom.make import STRUCTURES, check_variety, make_phantom
+from metricunet.phantom.make import PART_OF, STRUCTURES, check_structures, check_variety, make_phantom
 from metricunet.phantom.scanner import Difficulty
 from metricunet.phantom.variety import Variety
 from metricunet.progress import Progress, no_progress
@@ -78,9 +78,7 @@ class CohortPlan:
         check_variety(self.variety, self.difficulty)
         if not 0 <= self.absent_fraction <= 1:
             raise InputError(f"absent_fraction must lie between 0 and 1; got {self.absent_fraction:g}")
-        names = list(self.structures)
-        if not names or len(set(names)) < len(names) or not set(names) <= STRUCTURES.keys():
-            raise InputError(f"structures must be different names out of {', '.join(STRUCTURES)}; got {names}")
+        check_structures(tuple(self.structures), self.difficulty)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -104,7 +102,7 @@ class CohortPlan:
                 split=split,
                 seed=case_seed(self.seed, split, k),
                 difficulty=self.difficulty,
-                reaches_prostate=not _absent(k, self.absent_fraction),
+                reaches_prostate=not is_absent(k, self.absent_fraction),
                 structures=tuple(self.structures),
                 n_readers=self.n_readers,
                 variety=self.variety,
@@ -273,7 +271,7 @@ def case_seed(seed: int, split: str, number: int) -> int:
     return int(np.random.SeedSequence((seed, 0 if split == "Tr" else 1, number)).generate_state(1)[0])
 
 
-def _absent(number: int, fraction: float) -> bool:
+def is_absent(number: int, fraction: float) -> bool:
     """Spread the share evenly over the cases, so that it holds for every beginning of the cohort."""
     return int((number + 1) * fraction + 1e-9) > int(number * fraction + 1e-9)
 
@@ -408,8 +406,14 @@ def _make(task: tuple[PhantomOrder, Path, Sequence[str]]) -> tuple[PhantomOrder,
 
 
 def choose(labels: Volume, structures: Iterable[str]) -> Volume:
-    """Keep some structures of a phantom's label map, renumbered 1, 2, ... in the order given."""
+    """Keep some structures of a phantom's label map, renumbered 1, 2, ... in the order given.
+
+    A femur without its head among the structures is the whole femur.
+    """
     table = np.zeros(max(STRUCTURES.values()) + 1, dtype=np.uint8)
-    for value, name in enumerate(structures, start=1):
+    values = {name: value for value, name in enumerate(structures, start=1)}
+    for part, whole in PART_OF.items():
+        table[STRUCTURES[part]] = values.get(whole, 0)
+    for name, value in values.items():
         table[STRUCTURES[name]] = value
     return labels.with_array(table[labels.array])

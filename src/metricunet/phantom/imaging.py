@@ -6,7 +6,7 @@ mixture; a thick slice is the mean of two thinner ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from metricunet.phantom.metal import Layer, Metal
 from metricunet.phantom.scanner import Scan
 from metricunet.phantom.shapes import Field, Lattice, Point, Values
 from metricunet.phantom.variety import Lobes
+from metricunet.phantom.whole_body import WholeBody
 
 AIR_HU = -1000.0
 #: Two components of the noise's in-plane grain: standard deviation in millimetres and share of the variance.
@@ -46,6 +47,10 @@ class Upsampler:
         k = int(place)
         share = np.float32(place - k)
         return np.asarray(field[k] * (1 - share) + field[k + 1] * share, dtype=np.float32)
+
+    def reaches(self, z_mm: float) -> bool:
+        """Return whether the lattice holds this height."""
+        return float(self._z[0]) <= z_mm <= float(self._z[-1])
 
     def box(self, slab: Field, reach_mm: float) -> tuple[slice, slice] | None:
         """Return the pixels at which a shape may lie nearer than `reach_mm`, or None."""
@@ -78,25 +83,56 @@ def _places(axis: Field, wanted: Field) -> tuple[NDArray[np.int64], Field]:
     return index, (place - index).astype(np.float32)
 
 
-def render_labels(anatomy: Anatomy, scan: Scan, structures: Mapping[str, int]) -> NDArray[np.uint8]:
-    """Return the label map: each voxel's centre lies in the structure, the first named winning an overlap."""
+def render_labels(
+    anatomy: Anatomy, scan: Scan, structures: Mapping[str, int], body: WholeBody | None = None
+) -> NDArray[np.uint8]:
+    """Return the label map: each voxel's centre lies in the structure, the first named winning an overlap.
+
+    Args:
+        anatomy: the pelvis.
+        scan: the grid.
+        structures: names and values.
+        body: what lies above and below the pelvis, where the scan goes on beyond it.
+    """
     up = Upsampler(anatomy.lattice, scan)
+    contours = {} if body is None else body.contours
+    outside = {name: Upsampler(contour.lattice, scan) for name, contour in contours.items()}
     labels = np.zeros(scan.shape, dtype=np.uint8)
     for k in range(scan.shape[0]):
         z = scan.start_mm[2] + k * scan.spacing_mm[0]
+        within = body is None or body.pelvis_share(z) >= 0.5
         for name, value in reversed(list(structures.items())):
-            slab = up.slab(anatomy.fields[name], z)
-            box = up.box(slab, 0.0)
+            if within:
+                seen, slab = up, up.slab(anatomy.labelled(name), z)
+            elif name in outside and outside[name].reaches(z):
+                seen, slab = outside[name], outside[name].slab(contours[name].shape, z)
+            else:
+                continue
+            box = seen.box(slab, 0.0)
             if box is not None:
-                labels[k][box][up.fine(slab, box) < 0] = value
+                labels[k][box][seen.fine(slab, box) < 0] = value
     return labels
 
 
 def render_image(
-    anatomy: Anatomy, scan: Scan, appearance: Appearance, rng: np.random.Generator, metal: Metal | None = None
+    anatomy: Anatomy,
+    scan: Scan,
+    appearance: Appearance,
+    rng: np.random.Generator,
+    metal: Metal | None = None,
+    body: WholeBody | None = None,
 ) -> NDArray[np.int16]:
-    """Return the scan in HU, int16; with implants and what they do to the image, where there are any."""
-    painter = _Painter(anatomy, scan, appearance, () if metal is None else metal.layers)
+    """Return the scan in HU, int16.
+
+    Args:
+        anatomy: the pelvis.
+        scan: grid, kernel and noise.
+        appearance: HU of the tissues.
+        rng: source of the noise.
+        metal: implants and what they do to the image, where there are any.
+        body: what lies above and below the pelvis, where the scan goes on beyond it.
+    """
+    painter = _Painter(anatomy, scan, appearance, () if metal is None else metal.layers, body)
     streaks = None if metal is None else Upsampler(metal.lattice, scan)
     noise = _Noise(scan, rng)
     thickness = scan.spacing_mm[0]
@@ -120,33 +156,57 @@ def render_image(
 class _Painter:
     """Paints one thin slice, tissue over tissue, from the outside in."""
 
-    def __init__(self, anatomy: Anatomy, scan: Scan, appearance: Appearance, above: tuple[Layer, ...]) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        scan: Scan,
+        appearance: Appearance,
+        above: tuple[Layer, ...],
+        body: WholeBody | None,
+    ) -> None:
         self.up = Upsampler(anatomy.lattice, scan)
         self.appearance = appearance
         self.width_mm = float(np.hypot(scan.spacing_mm[1], scan.blur_mm))
         self.background = _couch(scan, self.up, anatomy.table_mm, self.width_mm)
-        self.layers = (*_layers(anatomy, appearance), *above)
+        self.layers = tuple((self.up, *layer) for layer in (*_layers(anatomy, appearance), *above))
+        self.body = body
+        self.outside, self.arms = (
+            tuple((Upsampler(tissue.lattice, scan), tissue.shape, tissue.hu) for tissue in tissues)
+            for tissues in (((), ()) if body is None else (body.tissues, body.arms))
+        )
         self._heads = anatomy.heads_mm
 
     def paint(self, z_mm: float) -> Field:
         """Return one plane [row, column] in HU, without noise."""
+        pelvis = 1.0 if self.body is None else self.body.pelvis_share(z_mm)
         plane = self.background.copy()
-        scale = np.float32(1 / self.width_mm)
-        for shape, value in self.layers:
-            slab = self.up.slab(shape, z_mm)
-            box = self.up.box(slab, self.width_mm / 2)
-            if box is None:
-                continue
-            share = self.up.fine(slab, box)
-            share *= -scale
-            share += np.float32(0.5)
-            np.clip(share, 0, 1, out=share)
-            hu = np.float32(value) if isinstance(value, float) else self.up.fine(self.up.slab(value, z_mm), box)
-            target = plane[box]
-            target += share * (hu - target)
+        if pelvis > 0:
+            self._paint(plane, self.layers, z_mm)
+            self._paint(plane, self.arms, z_mm)
+        if pelvis < 1:
+            other = self.background.copy()
+            self._paint(other, self.outside, z_mm)
+            plane = other if pelvis == 0 else np.float32(pelvis) * plane + np.float32(1 - pelvis) * other
         self._spots(plane, z_mm)
         plane -= self._band(z_mm)
         return plane
+
+    def _paint(self, plane: Field, layers: Sequence[tuple[Upsampler, Field, Field | float]], z_mm: float) -> None:
+        scale = np.float32(1 / self.width_mm)
+        for up, shape, value in layers:
+            if self.body is not None and not up.reaches(z_mm):
+                continue
+            slab = up.slab(shape, z_mm)
+            box = up.box(slab, self.width_mm / 2)
+            if box is None:
+                continue
+            share = up.fine(slab, box)
+            share *= -scale
+            share += np.float32(0.5)
+            np.clip(share, 0, 1, out=share)
+            hu = np.float32(value) if isinstance(value, float) else up.fine(up.slab(value, z_mm), box)
+            target = plane[box]
+            target += share * (hu - target)
 
     def hip_share(self, z_mm: float) -> float:
         """How much this slice suffers from the hips: 1 at the femoral heads."""
@@ -253,11 +313,29 @@ def _layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]:
         (f["rectum"], tissue.rectal_wall),
         (f["rectum_lumen"], stool),
         (f["rectum_gas"], AIR_HU + 10),
+        *_female(f, appearance, texture),
         (f["seminal_vesicles"], tissue.vesicles),
         (f["prostate"], gland),
     )
     return tuple(
         (shape.astype(np.float32), hu if isinstance(hu, float) else hu.astype(np.float32)) for shape, hu in layers
+    )
+
+
+def _female(
+    fields: Mapping[str, Field], appearance: Appearance, texture: Field
+) -> tuple[tuple[Values, Values | float], ...]:
+    """A woman's organs; nothing in a man."""
+    if "uterus" not in fields:
+        return ()
+    tissue = appearance.tissues
+    much = max(0.0, tissue.soft - tissue.muscle)
+    return (
+        (fields["vagina"], tissue.muscle - 8 + 0.2 * much),
+        (fields["vagina"] + 3.5, tissue.muscle - 24),
+        (fields["ovaries"], tissue.muscle - 14 + 0.2 * much),
+        (fields["uterus"], tissue.muscle + 2 + 0.5 * much + 3 * texture),
+        (fields["uterus_cavity"], tissue.muscle - 25),
     )
 
 

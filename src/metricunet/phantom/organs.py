@@ -26,7 +26,7 @@ from metricunet.phantom.shapes import (
     smooth_min,
     without,
 )
-from metricunet.phantom.variety import LEAST_DEPTH, Floor
+from metricunet.phantom.variety import LEAST_DEPTH, Floor, Lost
 
 #: The pelvic floor holds the gland's apex, the symphysis its front: growth goes up and back.
 APEX_Z_MM = -14.5
@@ -192,6 +192,68 @@ def urine(patient: Patient, lattice: Lattice, whole: Field, gland_field: Field) 
     )
     inner = np.maximum(inner, whole + np.float32(0.4))
     return np.asarray(np.maximum(inner, np.float32(base.neck_wall_mm) - gland_field), dtype=np.float32)
+
+
+def drawn_neck(patient: Patient, lattice: Lattice) -> Field:
+    """The lowest part of a bladder without a prostate below it: drawn down to the pelvic floor."""
+    (cx, cy, cz), (_, _, c) = gland(patient).centre, gland(patient).half
+    field = lattice.empty()
+    add_tube(field, lattice, [(cx, cy - 3, cz + c + 8, 11.0), (cx, cy - 2, cz - 0.2 * c, 4.0)])
+    return field
+
+
+def female(patient: Patient, lattice: Lattice, lost: Lost, bladder_field: Field) -> dict[str, Field]:
+    """A woman's organs.
+
+    Args:
+        patient: the woman.
+        lattice: the points.
+        lost: her uterus and ovaries.
+        bladder_field: on whose dome the uterus lies.
+
+    Returns:
+        `uterus`, `uterus_cavity`, `vagina` and `ovaries`.
+    """
+    (cx, cy, cz), _ = gland(patient).centre, gland(patient).half
+    vault = (cx, cy + 24.0, cz + 34.0)
+    vagina = lattice.empty()
+    add_strand(
+        vagina,
+        lattice,
+        {
+            cz - 34.0: ((cx - 8, cy + 10, 4.0), (cx + 8, cy + 10, 4.0)),
+            cz - 4.0: ((cx - 13, cy + 15, 4.5), (cx + 13, cy + 15, 4.5)),
+            cz + 20.0: ((cx - 15, cy + 20, 5.0), (cx + 15, cy + 20, 5.0)),
+            vault[2]: ((cx - 10, vault[1], 5.0), (cx + 10, vault[1], 5.0)),
+        },
+    )
+    uterus, cavity, ovaries = lattice.empty(), lattice.empty(), lattice.empty()
+    size, aside = lost.uterus, lost.uterus_aside_mm
+    if size > 0:
+        neck = (vault[0], vault[1] - 2.0, vault[2] - 4.0)
+        if lost.uterus_back:
+            middle = (cx + 0.5 * aside, vault[1] + 8.0, vault[2] + 24.0 * size)
+            end = (cx + aside, vault[1] + 18.0, vault[2] + 46.0 * size)
+        else:
+            # Over the bladder's dome, however high that is.
+            over = (lattice.grids[2] > cx - 20) & (lattice.grids[2] < cx + 20) & (bladder_field < 0)
+            heights = lattice.z[over.any(axis=(1, 2))]
+            dome = max(float(heights[-1]) if len(heights) else vault[2], vault[2])
+            middle = (cx + 0.5 * aside, vault[1] - 12.0, 0.6 * vault[2] + 0.4 * dome + 22.0 * size)
+            end = (cx + aside, vault[1] - 36.0 * size, max(vault[2] + 34.0 * size, dome + 16.0 * size))
+        add_tube(uterus, lattice, [(*neck, 13.0), (*middle, 17.0 * size), (*end, 23.0 * size)], 6.0)
+        add_tube(cavity, lattice, [(*middle, 2.5), (*end, 5.0 * size)], 3.0)
+        uterus = uterus + np.float32(1.5) * patient.roughness.on(lattice)
+    for sign, radius in zip((-1.0, 1.0), lost.ovaries_mm, strict=True):
+        if radius > 0:
+            centre = (cx + sign * 40.0 + 0.5 * aside, cy + 26.0, cz + 62.0)
+            ovaries = np.minimum(ovaries, ellipsoid(lattice, centre, (radius, 0.8 * radius, 1.2 * radius)))
+    return {
+        "uterus": np.asarray(uterus, dtype=np.float32),
+        "uterus_cavity": np.maximum(cavity, uterus + 5.0).astype(np.float32),
+        "vagina": vagina,
+        "ovaries": np.asarray(ovaries, dtype=np.float32),
+    }
 
 
 def prostate(patient: Patient, lattice: Lattice) -> Field:

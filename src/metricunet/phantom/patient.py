@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.phantom.shapes import Ball, Point, Strand, Waves
-from metricunet.phantom.variety import Base, Floor, Lobes, Press
+from metricunet.phantom.variety import Base, Floor, Lobes, Lost, Press
 
 GLAND_MEDIAN_ML = 35.0
 GLAND_LOG_SD = 0.45
@@ -49,6 +49,7 @@ class Patient:
         vessels: small tubes in the pelvic fat.
         table_gap_mm: how much the couch flattens the back.
         floor, base, press, lobes: what the difficulty `varied` adds; None as in `real`.
+        lost: what is there in place of the prostate; None where that is there.
         leg_turn_rad: how far the left and the right leg are turned outward in the hip.
     """
 
@@ -83,6 +84,7 @@ class Patient:
     base: Base | None = None
     press: Press | None = None
     lobes: Lobes | None = None
+    lost: Lost | None = None
     leg_turn_rad: tuple[float, float] = (0.0, 0.0)
 
     def place(self, points: NDArray[np.float64]) -> NDArray[np.float64]:

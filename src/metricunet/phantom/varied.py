@@ -10,10 +10,12 @@ from metricunet.phantom import variety as v
 from metricunet.phantom.appearance import Appearance, Tissues
 from metricunet.phantom.patient import RECTUM_LEVELS_MM, Patient
 from metricunet.phantom.scanner import BLUR_MM, Scan, scan_range
+from metricunet.phantom.shapes import Ball
 from metricunet.phantom.variety import (
     Base,
     Floor,
     Lobes,
+    Lost,
     Press,
     Variety,
     evenly_in_log,
@@ -21,6 +23,7 @@ from metricunet.phantom.variety import (
     normal,
     uniform,
 )
+from metricunet.phantom.whole_body import Build
 
 #: The longest varied scan, in slices: thin slices are more frequent than in `real` and should cost no more.
 MOST_SLICES = 150
@@ -149,8 +152,15 @@ def vary_appearance(
         half_mm: the smallest half axis of the gland; stones and markers lie within.
     """
     appearance = replace(appearance, veins=patient.lobes)
-    if not variety.image:
-        return appearance
+    if variety.image:
+        appearance = _vary_look(appearance, seed, half_mm)
+    if patient.lost is not None:
+        clips = tuple((x, y, z, 1.1, 2600.0) for x, y, z in patient.lost.clips_mm)
+        appearance = replace(appearance, stones_mm=clips, seeds_mm=())
+    return appearance
+
+
+def _vary_look(appearance: Appearance, seed: int, half_mm: float) -> Appearance:
     rng = generator(seed, "image")
     tissues = _tissues(rng, appearance.tissues)
     medium, dense, layered, level = (
@@ -244,4 +254,193 @@ def vary_scan(scan: Scan, seed: int, gland_mm: tuple[float, float], reaches_pros
         noise_hu=noise,
         sharpness=kernel,
         blur_mm=BLUR_MM * kernel,
+    )
+
+
+def lose(seed: int) -> str:
+    """Draw what a scan without a prostate shows: `woman`, `prostatectomy`, a part of the body, or `missed`."""
+    rng = generator(seed, "absent")
+    kind = str(
+        rng.choice([*v.ABSENT_SHARE, "missed"], p=[*v.ABSENT_SHARE.values(), 1 - sum(v.ABSENT_SHARE.values())])
+    )
+    part = str(rng.choice(list(v.PART_SHARE), p=list(v.PART_SHARE.values())))
+    return part if kind == "part" else kind
+
+
+def without_gland(patient: Patient, seed: int, woman: bool) -> Patient:
+    """Return a woman, or the man after prostatectomy.
+
+    Args:
+        patient: a man, with all groups.
+        seed: of the phantom.
+        woman: which of the two.
+    """
+    rng = generator(seed, "absent", 1)
+    changes: dict[str, object] = {
+        "gland_volume_ml": v.BED_ML,
+        "gland_ratio": (0.8, 0.7),
+        "median_lobe_mm": 0.0,
+        "lobes": None,
+        "press": None if patient.press is None else replace(patient.press, flatten=1.0),
+    }
+    if not woman:
+        count = int(rng.integers(*v.CLIPS, endpoint=True))
+        sides = rng.choice([-1.0, 1.0], count)
+        deep = rng.random(count) < 0.6
+        clips = np.stack(
+            [
+                sides * np.where(deep, rng.uniform(4, 24, count), rng.uniform(34, 52, count)),
+                np.where(deep, rng.uniform(-8, 26, count), rng.uniform(-30, 24, count)),
+                np.where(deep, rng.uniform(-12, 34, count), rng.uniform(15, 85, count)),
+            ],
+            axis=1,
+        )
+        spots = tuple(patient.place_point((float(x), float(y), float(z))) for x, y, z in clips)
+        lost = Lost(woman=False, vesicles=rng.random() < v.VESICLES_LEFT_SHARE, clips_mm=spots)
+        return replace(patient, **changes, lost=lost)  # type: ignore[arg-type]
+    some, back, aside, size = rng.random(), rng.random(), uniform(rng, (-18.0, 18.0)), uniform(rng, v.UTERUS_SIZE)
+    ovaries = [
+        float(np.where(rng.random() < 0.2, 0.0, rng.uniform(8, 14)))
+        * (2.0 if rng.random() < v.CYST_SHARE / 2 else 1)
+        for _ in range(2)
+    ]
+    scale = patient.scale
+    wide = uniform(rng, (1.02, 1.08))
+    return replace(
+        patient,
+        **changes,  # type: ignore[arg-type]
+        scale=(scale[0] * wide, scale[1], scale[2] * 0.96),
+        muscle_bulk=patient.muscle_bulk * 0.96,
+        fat_side_mm=patient.fat_side_mm * 1.3 + 4,
+        fat_back_mm=patient.fat_back_mm * 1.2 + 3,
+        lost=Lost(
+            woman=True,
+            uterus=0.0 if some < v.NO_UTERUS_SHARE else size,
+            uterus_back=back < v.RETROVERTED_SHARE,
+            uterus_aside_mm=aside,
+            ovaries_mm=(ovaries[0], ovaries[1]),
+        ),
+    )
+
+
+def part_scan(scan: Scan, seed: int, part: str, patient: Patient) -> Scan:
+    """Return the scan of another part of the body: head, shoulder, chest, abdomen or legs.
+
+    Args:
+        scan: of the pelvis.
+        seed: of the phantom.
+        part: as `lose` draws it.
+        patient: whose body it is.
+    """
+    rng = generator(seed, "absent", 2)
+    lowest, highest = v.PART_MM[part]
+    low, high = (uniform(rng, bounds) * patient.scale[2] for bounds in (lowest, highest))
+    scan = on_range(scan, low, high, MOST_SLICES, wide=False)
+    near, one_side, left = rng.random() < 0.7, rng.random() < 0.5, rng.random() < 0.5
+    field = {"head": 250.0, "shoulder": 240.0, "legs": 220.0 if one_side else 420.0}.get(part)
+    if field is None or not near:
+        return scan
+    centre = {"head": (0.0, -10.0), "shoulder": (130.0, 5.0), "legs": (80.0 if one_side else 0.0, 5.0)}[part]
+    rows = max(scan.shape[1:])
+    pixel = field / rows
+    x, y = centre[0] * (1 if left else -1), centre[1]
+    return replace(
+        scan,
+        shape=(scan.shape[0], rows, rows),
+        spacing_mm=(scan.spacing_mm[0], pixel, pixel),
+        start_mm=(x - (rows - 1) * pixel / 2, y - (rows - 1) * pixel / 2, scan.start_mm[2]),
+    )
+
+
+def reach(seed: int) -> str:
+    """Draw how far the scan goes: `pelvis`, `abdomen`, `chest` or `body`."""
+    at = float(generator(seed, "beyond").random())
+    for name, share in v.BEYOND_SHARE.items():
+        if at < share:
+            return name
+        at -= share
+    return "pelvis"
+
+
+def extend_scan(scan: Scan, seed: int, reached: str, stretch: float, gland_mm: tuple[float, float]) -> Scan:
+    """Return the scan that goes on from the pelvis as far as was drawn, with thicker slices where it is long.
+
+    Args:
+        scan: of the pelvis; an end that lies in the gland stays.
+        seed: of the phantom.
+        reached: as `reach` draws it, not `pelvis`.
+        stretch: length of the body against the template.
+        gland_mm: lowest and highest z of the prostate.
+    """
+    rng = generator(seed, "beyond", 1)
+    top, feet = uniform(rng, v.BEYOND_TOP_MM[reached]), rng.random() < 0.5
+    bottom = uniform(rng, v.BEYOND_BOTTOM_MM["feet" if feet else "thighs"])
+    low, high = scan.start_mm[2], scan.end_mm[2]
+    if high > gland_mm[1] or low > gland_mm[0]:
+        high = max(high, top * stretch)
+    if reached == "body" and low < gland_mm[0]:
+        low = min(low, bottom * stretch)
+    return on_range(scan, low, high, v.BEYOND_SLICES[reached], wide=reached == "body")
+
+
+def on_range(scan: Scan, low_mm: float, high_mm: float, most: int, wide: bool) -> Scan:
+    """Return the scan between two heights in at most so many slices, for a whole body with a wide field."""
+    thickness, row, column = scan.spacing_mm
+    if (high_mm - low_mm) / thickness > most:
+        thickness = min((t for t in v.SLICE_MM if (high_mm - low_mm) / t <= most), default=max(v.SLICE_MM))
+    rows, columns = scan.shape[1:]
+    x, y, _ = scan.start_mm
+    pixel = max(column, v.WIDE_FIELD_MM / rows) if wide and rows == columns else column
+    middle_x, middle_y = x + (columns - 1) * column / 2, y + (rows - 1) * row / 2
+    return replace(
+        scan,
+        shape=(max(2, int((high_mm - low_mm) / thickness) + 1), rows, columns),
+        spacing_mm=(thickness, pixel, pixel),
+        start_mm=(middle_x - (columns - 1) * pixel / 2, middle_y - (rows - 1) * pixel / 2, low_mm),
+    )
+
+
+def draw_build(seed: int, reached: str, woman: bool = False) -> Build:
+    """Draw the body outside the pelvis.
+
+    Args:
+        seed: of the phantom.
+        reached: how far the scan goes.
+        woman: whether there are breasts.
+    """
+    rng = generator(seed, "beyond", 2)
+    beside = rng.random() < v.ARMS_BESIDE_SHARE.get(reached, 0.5)
+    up = uniform(rng, (-15.0, 15.0))
+    loops: list[tuple[tuple[Ball, ...], float, float]] = []
+    radius = uniform(rng, (14.0, 24.0))
+    colon = (
+        ((-94, -8, 225), (-98, -4, 258 + up)),
+        ((-98, -4, 258 + up), (-60, -58, 262 + up), (0, -72, 240 + up), (66, -56, 282 + up), (98, 6, 334 + up)),
+        ((98, 6, 334 + up), (104, 20, 290), (98, 0, 225)),
+    )
+    for course in colon:
+        balls = tuple((float(x), float(y), float(z), radius * uniform(rng, (0.75, 1.2))) for x, y, z in course)
+        loops.append((balls, float(rng.uniform(5, 60)), float(rng.choice([0.0, 0.5, 0.8, 0.95]))))
+    for _ in range(int(rng.integers(9, 15))):
+        point, heading = (
+            np.array([*rng.uniform((-80, -70), (80, -5)), rng.uniform(205, 280)]),
+            rng.standard_normal(3),
+        )
+        size = uniform(rng, (9.0, 14.0))
+        course_mm: list[Ball] = []
+        for _ in range(5):
+            course_mm.append((float(point[0]), float(point[1]), float(point[2]), size))
+            heading = 0.7 * heading / np.linalg.norm(heading) + 0.6 * rng.standard_normal(3)
+            point = np.clip(point + 22 * heading / np.linalg.norm(heading), (-85, -78, 200), (85, 5, 300))
+        loops.append((tuple(course_mm), float(rng.uniform(5, 60)), float(rng.choice([0.0, 0.0, 0.0, 0.5, 0.9]))))
+    return Build(
+        arms="beside" if beside else "above",
+        liver=uniform(rng, (0.88, 1.08)),
+        stomach=uniform(rng, (0.6, 1.15)),
+        spleen=uniform(rng, (0.75, 1.25)),
+        kidney=uniform(rng, (0.85, 1.15)),
+        stomach_gas=uniform(rng, (0.0, 0.9)),
+        loops=tuple(loops),
+        breasts_mm=uniform(rng, (34.0, 62.0)) if woman else 0.0,
+        shift_mm=up,
     )

@@ -1,4 +1,4 @@
-"""What `varied` draws and `real` does not: five groups, each with a switch, ranges and its own chance.
+"""What `varied` draws and `real` does not: seven groups, each with a switch, ranges and its own chance.
 
 The ranges are our choice, set to what the comments beside them name. Lengths are millimetres in the body frame of
 `shapes`. A group draws from a generator of its own, so that leaving one out changes nothing that another draws.
@@ -52,6 +52,32 @@ ENHANCED_SHARE, ENHANCED_HU = 0.35, (20.0, 160.0)
 STONES_SHARE, MOST_STONES = 0.45, 14
 MARKERS_SHARE, MOST_MARKERS = 0.15, 5
 LEG_TURN_DEG = (-12.0, 20.0)
+# Beyond the pelvis. Share of the scans that go on upward, and to which heights in the template; whole bodies also
+# go on downward, half of them to the feet. So many slices at most.
+BEYOND_SHARE = {"abdomen": 0.18, "chest": 0.07, "body": 0.05}
+BEYOND_TOP_MM = {"abdomen": (300.0, 480.0), "chest": (560.0, 660.0), "body": (715.0, 905.0)}
+BEYOND_BOTTOM_MM = {"thighs": (-330.0, -200.0), "feet": (-870.0, -845.0)}
+BEYOND_SLICES = {"abdomen": 240, "chest": 240, "body": 360}
+WIDE_FIELD_MM = 500.0
+ARMS_BESIDE_SHARE = {"abdomen": 0.15, "chest": 0.25, "body": 0.5}
+
+# Absent. What scans without a prostate show; the rest are men's, ending before it. Which part of the body scans of
+# others show, and its lowest and highest height in the template.
+ABSENT_SHARE = {"woman": 0.28, "prostatectomy": 0.17, "part": 0.25}
+PART_SHARE = {"head": 0.2, "shoulder": 0.1, "chest": 0.25, "abdomen": 0.3, "legs": 0.15}
+PART_MM = {
+    "head": ((640.0, 705.0), (880.0, 905.0)),
+    "shoulder": ((480.0, 540.0), (640.0, 680.0)),
+    "chest": ((330.0, 410.0), (590.0, 650.0)),
+    "abdomen": ((150.0, 240.0), (390.0, 500.0)),
+    "legs": ((-840.0, -420.0), (-350.0, -130.0)),
+}
+#: The place of the gland is kept in those who have none, at this volume; nothing of it is painted.
+BED_ML = 3.0
+NO_UTERUS_SHARE, RETROVERTED_SHARE, CYST_SHARE = 0.2, 0.2, 0.25
+UTERUS_SIZE = (0.6, 1.3)
+VESICLES_LEFT_SHARE = 0.1
+CLIPS = (4, 24)
 
 
 @dataclass(frozen=True)
@@ -64,6 +90,8 @@ class Variety:
         rectum: from empty to greatly distended, and how gas flattens the gland.
         gland: volume, extents and asymmetry, and the veins in front of it.
         image: noise, kernel, slices, contrast medium, stones, markers, cut fields, turned legs.
+        beyond: scans that go on to abdomen, chest and head, or over the legs, with all that lies there.
+        absent: women, men after prostatectomy and other parts of the body among the scans without a prostate.
     """
 
     floor: bool = True
@@ -71,6 +99,8 @@ class Variety:
     rectum: bool = True
     gland: bool = True
     image: bool = True
+    beyond: bool = True
+    absent: bool = True
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -98,6 +128,29 @@ class Floor:
     shift_mm: tuple[float, float]
     levator_mm: float
     obturator_mm: float
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What is there in place of the prostate.
+
+    Attributes:
+        woman: whether it is a woman, otherwise a man after prostatectomy.
+        vesicles: whether seminal vesicles are there.
+        uterus: its size; 0 for none.
+        uterus_back: whether it leans back over the rectum rather than forward over the bladder.
+        uterus_aside_mm: how far its end lies from the midline.
+        ovaries_mm: radii of the right and the left ovary; 0 for none.
+        clips_mm: metal clips in the bed of the gland and on the pelvic wall.
+    """
+
+    woman: bool
+    vesicles: bool = False
+    uterus: float = 0.0
+    uterus_back: bool = False
+    uterus_aside_mm: float = 0.0
+    ovaries_mm: tuple[float, float] = (0.0, 0.0)
+    clips_mm: tuple[tuple[float, float, float], ...] = ()
 
 
 @dataclass(frozen=True)

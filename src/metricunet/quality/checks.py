@@ -6,9 +6,9 @@ by: it stays, whatever becomes of the sentence. docs/predictions.md says why eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from metricunet.cohort.names import standard_name
 from metricunet.errors import unlike_limits
@@ -16,6 +16,9 @@ from metricunet.quality.findings import Findings, Range
 
 #: How a case is judged.
 Grade = Literal["pass", "review", "fail"]
+#: How much a case's flags speak against its mask, whatever is held against the model as such.
+Doubt = Literal["none", "some", "strong"]
+DOUBTS: tuple[Doubt, ...] = get_args(Doubt)
 Find = Callable[[Findings], Iterator[str]]
 
 #: Stage 1's centre and stage 2's centroid: a quarter of a gland's width apart, and the two saw different things.
@@ -60,12 +63,20 @@ class QualityCheck:
         verdict: the least that one of its flags brings.
         find: yields a sentence for each flag.
         of_mask: whether it speaks of the mask, so that it has no say where there is none.
+        doubt: the least that one of its flags brings.
     """
 
     code: str
     verdict: Grade
     find: Find
     of_mask: bool = True
+    doubt: Doubt = "some"
+
+
+def doubt_of(codes: Iterable[str]) -> Doubt:
+    """Return how much doubt flags bring together, by their codes; one that is not in the table brings some."""
+    known = {check.code: check.doubt for check in CHECKS}
+    return max((known.get(code, "some") for code in codes), key=DOUBTS.index, default="none")
 
 
 def flags_of(findings: Findings) -> tuple[Grade, tuple[Flag, ...]]:
@@ -87,8 +98,8 @@ def _empty(findings: Findings) -> Iterator[str]:
 
 
 def _synthetic(findings: Findings) -> Iterator[str]:
-    if findings.synthetic:
-        yield "the model was trained on synthetic scans only"
+    if findings.held_back:
+        yield findings.held_back
 
 
 def _localisation(findings: Findings) -> Iterator[str]:
@@ -321,18 +332,18 @@ def _listed(faces: tuple[str, ...] | list[str]) -> str:
 #: In the order in which a case's reasons are told.
 CHECKS: tuple[QualityCheck, ...] = (
     QualityCheck("absent", "fail", _absent),
-    QualityCheck("empty", "fail", _empty),
-    QualityCheck("synthetic_model", "review", _synthetic),
+    QualityCheck("empty", "fail", _empty, doubt="strong"),
+    QualityCheck("synthetic_model", "review", _synthetic, doubt="none"),
     QualityCheck("localisation", "review", _localisation),
-    QualityCheck("stage_distance", "review", _stage_distance),
-    QualityCheck("stage_overlap", "review", _stage_overlap),
+    QualityCheck("stage_distance", "review", _stage_distance, doubt="strong"),
+    QualityCheck("stage_overlap", "review", _stage_overlap, doubt="strong"),
     QualityCheck("touches_crop", "review", _touches_crop),
-    QualityCheck("touches_scan", "review", _touches_scan),
+    QualityCheck("touches_scan", "review", _touches_scan, doubt="strong"),
     QualityCheck("volume", "review", _volume),
-    QualityCheck("extent", "review", _extent),
-    QualityCheck("spacing", "review", _spacing),
-    QualityCheck("target_hu", "review", _target_hu),
-    QualityCheck("crop_hu", "review", _crop_hu),
+    QualityCheck("extent", "review", _extent, doubt="strong"),
+    QualityCheck("spacing", "review", _spacing, doubt="strong"),
+    QualityCheck("target_hu", "review", _target_hu, doubt="strong"),
+    QualityCheck("crop_hu", "review", _crop_hu, doubt="strong"),
     QualityCheck("noise", "review", _noise),
     QualityCheck("metal", "review", _metal),
     QualityCheck("not_tissue", "review", _not_tissue),

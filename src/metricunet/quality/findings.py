@@ -114,7 +114,7 @@ class Findings:
         status: of stage 1.
         confidence: of stage 1, 0 to 1.
         reason: of stage 1, in words.
-        synthetic: whether any of the models was trained on synthetic scans only.
+        held_back: why no verdict on the models' masks is better than `review`; empty where one may be.
         structures: of each structure that has a voxel, what its mask is like.
         standard_names: of all structures (TG-263).
         ranges: smallest and largest value seen in training, by quantity. What is not there is not checked.
@@ -135,7 +135,7 @@ class Findings:
     status: str
     confidence: float
     reason: str
-    synthetic: bool = False
+    held_back: str = ""
     structures: Mapping[str, StructureFindings] = field(default_factory=dict)
     standard_names: Mapping[str, str] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
@@ -167,7 +167,7 @@ def findings_of(scan: Volume, prediction: Prediction, notes: tuple[str, ...] = (
         "status": localisation.status,
         "confidence": localisation.confidence,
         "reason": localisation.reason,
-        "synthetic": card.synthetic,
+        "held_back": card.held_back,
         "standard_names": card.tg263,
         "ranges": card.ranges,
         # In the order of the canonical axes, as the training cases' are.

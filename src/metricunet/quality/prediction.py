@@ -33,7 +33,8 @@ class EnsembleCard:
         tg263: structure name to its standard name in structure sets (AAPM TG-263).
         target: the structure that steers localisation and crop.
         ranges: smallest and largest value that any of the models has seen in training, by quantity.
-        synthetic: whether any of the models has seen phantoms only.
+        synthetic: whether the own training of any of the models saw synthetic scans only.
+        held_back: why no verdict is better than `review`; empty where one may be. One such model is enough.
         organs_structures: structures of the organs' network, in the order of its classes; others are stage 2's.
     """
 
@@ -42,6 +43,7 @@ class EnsembleCard:
     target: str
     ranges: Mapping[str, tuple[float, float]]
     synthetic: bool
+    held_back: str = ""
     organs_structures: tuple[str, ...] = ()
 
     @classmethod
@@ -60,6 +62,7 @@ class EnsembleCard:
             target=first.target,
             ranges={q: (min(r[0] for r in ranges), max(r[1] for r in ranges)) for q, ranges in seen.items()},
             synthetic=any(card.synthetic for card in cards),
+            held_back=next((card.held_back for card in cards if card.held_back), ""),
             organs_structures=first.organs_structures,
         )
 

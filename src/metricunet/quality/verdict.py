@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from metricunet.quality.checks import Flag, Grade, flags_of
+from metricunet.quality.checks import Doubt, Flag, Grade, doubt_of, flags_of
 from metricunet.quality.findings import findings_of
 from metricunet.quality.prediction import Prediction
 from metricunet.volume import Volume
@@ -46,6 +46,11 @@ class QualityReport:
         """The sentences of the flags."""
         return [flag.text for flag in self.flags]
 
+    @property
+    def doubt(self) -> Doubt:
+        """How much the flags speak against the mask. That a model may never pass counts for nothing here."""
+        return doubt_of(flag.code for flag in self.flags)
+
     def to_json(self, contours: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
         """Return a plain dictionary.
 
@@ -57,6 +62,7 @@ class QualityReport:
             "case": self.case,
             "localisation": self.localisation,
             "verdict": self.verdict,
+            "doubt": self.doubt,
             "reasons": self.reasons,
             "flags": [flag.to_json() for flag in self.flags],
             "structures": {name: {**found, **drawn.get(name, {})} for name, found in self.structures.items()},

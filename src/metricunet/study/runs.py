@@ -39,7 +39,7 @@ from metricunet.study.scoring import (
     segment_whole_scan,
 )
 from metricunet.study.sharing import refuse_others, taken_up
-from metricunet.training.config import TrainConfig, differences
+from metricunet.training.config import TrainConfig, differences, plain
 from metricunet.training.fit import MODEL_NAME, Located, open_run, run_facts, train_segment
 from metricunet.training.log import Watch
 from metricunet.training.run import Run, state_file
@@ -102,7 +102,7 @@ class RunSpec:
         """Return what the results depend on; the shared stage 1 is no part of that where there is one stage."""
         own = {"locate_sha256": self.prepared.locate_sha256} if self.stages == 2 else {"stages": 1}
         return own | {
-            "config": self.config.model_dump(mode="json"),
+            "config": plain(self.config),
             "version": version("metricunet"),
             "data_sha256": self.prepared.data_sha256,
             "scored_sha256": self.prepared.scored_sha256,

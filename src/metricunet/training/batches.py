@@ -7,19 +7,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from metricunet.cohort.prepare import BoxName, PreparedCase
+from metricunet.cohort.prepare import BoxName, TargetBox
 from metricunet.hu import AIR_HU
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.augment import Sides, Warp, augmented_input, read, read_classes, uniform
 from metricunet.training.config import AugmentConfig, BoxConfig, LocateConfig
 from metricunet.training.partial_labels import unknown_classes
+from metricunet.volume import Volume
 
 #: How far an aimed patch's middle may lie from the target's, in sides of the patch.
 AIMED_WITHIN = 0.4
+
+
+class CoarseCase(Protocol):
+    """A case as stage 1 sees it; see `metricunet.cohort.prepare.PreparedCase`."""
+
+    @property
+    def coarse(self) -> Volume | None:
+        """HU of the whole scan on stage 1's grid."""
+
+    @property
+    def coarse_labels(self) -> Volume | None:
+        """Classes on the same grid."""
+
+    @property
+    def unknown(self) -> tuple[int, ...]:
+        """Classes that were not contoured."""
+
+
+class BoxedCase(Protocol):
+    """A case as stage 2 and the organs' network see it; see `metricunet.cohort.prepare.PreparedCase`."""
+
+    def box(self, name: BoxName) -> TargetBox | None:
+        """Return a box around the target; None where the scan holds none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +58,22 @@ class Batch:
     images: Tensor
     labels: Tensor
     unknown: Tensor | None = None
+
+
+class Batches(Protocol):
+    """What a stage is trained on."""
+
+    def draw(self, generator: Generator) -> Batch:
+        """Return the batch of an update, which its generator alone decides."""
+        ...
+
+
+class Supply(Protocol):
+    """What a stage is trained on, epoch for epoch."""
+
+    def at_epoch(self, epoch: int) -> Batches:
+        """Return what an epoch draws from, which its number alone decides."""
+        ...
 
 
 def update_seed(seed: int, stage: int, update: int) -> int:
@@ -64,7 +105,7 @@ class SegmentBatches:
 
     def __init__(
         self,
-        cases: Sequence[PreparedCase],
+        cases: Sequence[BoxedCase],
         config: BoxConfig,
         augment: AugmentConfig,
         classes: int,
@@ -114,6 +155,10 @@ class SegmentBatches:
         images = augmented_input(images, config.spacing_mm[1:], config.hu_window, self.augment, generator)
         labels = read_classes(self.labels[case, middle], grid, self._values)
         return _mirrored(Batch(images, labels, self._unknown_of(case)), self._exchanged, mirrored)
+
+    def at_epoch(self, epoch: int) -> SegmentBatches:
+        """Return these: a cohort's cases are the same in every epoch."""
+        return self
 
     def _unknown_of(self, case: Tensor) -> Tensor | None:
         return None if self.unknown is None else self.unknown[case]
@@ -184,7 +229,7 @@ class LocateBatches:
 
     def __init__(
         self,
-        cases: Sequence[PreparedCase],
+        cases: Sequence[CoarseCase],
         config: LocateConfig,
         augment: AugmentConfig,
         classes: int,
@@ -200,9 +245,10 @@ class LocateBatches:
             mirror,
             device,
         )
-        hu = [torch.from_numpy(c.coarse.array) for c in cases]
-        labels = [torch.from_numpy(c.coarse_labels.array) for c in cases]
-        self._unknown = unknown_classes([case.unknown for case in cases], classes, device)
+        scans = [(c.coarse, c.coarse_labels, c.unknown) for c in cases if c.coarse and c.coarse_labels]
+        hu = [torch.from_numpy(image.array) for image, _, _ in scans]
+        labels = [torch.from_numpy(classes.array) for _, classes, _ in scans]
+        self._unknown = unknown_classes([unknown for _, _, unknown in scans], classes, device)
         self._exchanged = _sides(partners, device)
         self._values = _values(labels, classes)
         # Scans differ in shape. They lie one after the other, so that any of them is read without asking which.
@@ -234,6 +280,10 @@ class LocateBatches:
         unknown = None if self._unknown is None else self._unknown[case]
         batch = Batch(images, read_classes(labels, grid, self._values), unknown)
         return _mirrored(batch, self._exchanged, mirrored)
+
+    def at_epoch(self, epoch: int) -> LocateBatches:
+        """Return these: a cohort's cases are the same in every epoch."""
+        return self
 
     def _middles(self, case: Tensor, generator: Generator) -> Tensor:
         """Draw the voxel [slice, row, column] of the scan that each patch's middle reads."""

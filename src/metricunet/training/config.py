@@ -224,8 +224,33 @@ class AugmentConfig(_Section):
     low_resolution_share: Share = 0.2
 
 
+class PhantomsConfig(_Section):
+    """Phantoms that are made beside the training, in place of a cohort.
+
+    Attributes:
+        difficulty: `easy`, `real` or `varied`, as `metricunet phantom` makes them.
+        structures: structures of a phantom that the model learns, by their names.
+        without: groups that `varied` phantoms do not draw; they look as in `real` there.
+        absent_fraction: share of the patients whose scan shows no prostate.
+        pool: number of patients that an epoch draws from.
+        new_per_epoch: number of them that are exchanged after each epoch of a stage, the oldest first.
+        validation: number of further patients that are scored after each epoch; with none the last weights stay.
+    """
+
+    difficulty: Literal["easy", "real", "varied"] = "varied"
+    structures: tuple[str, ...] = ("prostate",)
+    without: tuple[str, ...] = ()
+    absent_fraction: Share = 0.2
+    pool: Annotated[int, Field(ge=4)] = 96
+    new_per_epoch: Annotated[int, Field(ge=0)] = 32
+    validation: Annotated[int, Field(ge=0)] = 24
+
+
 class TrainConfig(_Section):
-    """Everything that decides how a training ends, the cohort apart."""
+    """Everything that decides how a training ends, the cohort apart.
+
+    `phantoms` is there where the patients are made beside the training, and None where they come from a cohort.
+    """
 
     seed: int = 0
     target: str = "prostate"
@@ -237,6 +262,7 @@ class TrainConfig(_Section):
     organs: OrgansConfig = OrgansConfig()
     metric: MetricConfig = MetricConfig()
     augment: AugmentConfig = AugmentConfig()
+    phantoms: PhantomsConfig | None = None
 
 
 #: Named starting points. `small` fits a CPU: half the width, smaller batches.
@@ -254,6 +280,7 @@ def load_config(
     preset: str = "default",
     file: Path | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
+    phantoms: str | None = None,
 ) -> TrainConfig:
     """Resolve a configuration: the preset, over it the file, over it the single settings.
 
@@ -261,6 +288,7 @@ def load_config(
         preset: a key of `PRESETS`.
         file: YAML with any part of `TrainConfig`.
         settings: `section.key=value`, the value in YAML; or a mapping of `section.key` to the value itself.
+        phantoms: difficulty of phantoms that take the cohort's place; None where the file and the settings decide.
 
     Raises:
         InputError: unknown preset, key or section, or a value of the wrong kind, each named.
@@ -268,6 +296,8 @@ def load_config(
     if preset not in PRESETS:
         raise InputError(f"{argument('preset')} must be one of {', '.join(PRESETS)}; got {preset!r}")
     layers: list[Mapping[str, Any]] = [] if file is None else [_yaml(file)]
+    if phantoms is not None:
+        layers.append({"phantoms": {"difficulty": phantoms}})
     given = settings.items() if isinstance(settings, Mapping) else map(_setting, settings)
     for key, value in given:
         nested = value
@@ -310,12 +340,17 @@ def merged_config(preset: str, layers: Sequence[Mapping[str, Any]], source: str)
 
 def dump_config(config: TrainConfig) -> str:
     """Write a configuration as YAML that `load_config` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(plain(config), sort_keys=False)
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """Return a configuration as plain values for YAML and JSON; a section that is not there is left out."""
+    return config.model_dump(mode="json", exclude_none=True)
 
 
 def differences(before: TrainConfig, after: TrainConfig) -> list[str]:
     """Name each setting that differs, with both values; those of an organs' network only where there is one."""
-    one, two = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    one, two = _flat(plain(before)), _flat(plain(after))
     idle = not before.organs.structures and not after.organs.structures
     differing = [key for key in one | two if one.get(key) != two.get(key)]
     return [
@@ -355,6 +390,7 @@ def _explain(error: ValidationError, source: str) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         section = key.rpartition(".")[0]
-        model: type[BaseModel] = type(getattr(TrainConfig(), section)) if section else TrainConfig
+        default = PhantomsConfig() if section == "phantoms" else getattr(TrainConfig(), section, None)
+        model: type[BaseModel] = type(default) if isinstance(default, BaseModel) else TrainConfig
         return f"setting {key} (from {source}) is unknown; expected one of {', '.join(model.model_fields)}"
     return f"setting {key} (from {source}) is {repr(first['input'])[:200]}: {first['msg']}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +16,8 @@ from torch import Tensor
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.names import mirrored_classes
 from metricunet.cohort.prepare import PreparedCase, cohort_sha256
-from metricunet.cohort.splits import Fold, split_for
-from metricunet.errors import InputError
+from metricunet.cohort.splits import Fold, Split, split_for
+from metricunet.errors import InputError, argument
 from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
 from metricunet.files.model import joined, of_stage, read_card, read_model, write_model
 from metricunet.files.own import OwnFiles
@@ -27,12 +28,19 @@ from metricunet.progress import Progress
 from metricunet.stages.device import device_named
 from metricunet.stages.locate import class_probabilities, localise, locate_spec
 from metricunet.stages.segment import segment_spec
-from metricunet.training.batches import BlockBatches, LocateBatches, SegmentBatches
+from metricunet.training.batches import (
+    BlockBatches,
+    BoxedCase,
+    CoarseCase,
+    LocateBatches,
+    SegmentBatches,
+    Supply,
+)
 from metricunet.training.branch import PatchBatches
 from metricunet.training.calibrate import calibration
 from metricunet.training.card import model_card
 from metricunet.training.checks import check_settings
-from metricunet.training.config import BoxConfig, TrainConfig, load_config
+from metricunet.training.config import BoxConfig, TrainConfig, load_config, plain
 from metricunet.training.log import Watch
 from metricunet.training.loop import fit
 from metricunet.training.objectives import LocateModule, OrgansModule, SegmentModule
@@ -44,6 +52,7 @@ from metricunet.training.run import (
     check_results,
     prepared_cases,
 )
+from metricunet.training.stream import PhantomStream, StreamedBatches
 
 MODEL_NAME = "model.safetensors"
 A_TRAINING = "a training"
@@ -79,7 +88,7 @@ class Located:
 
 
 def train(
-    cohort: Path,
+    cohort: Path | None,
     output: Path,
     *,
     config: TrainConfig | None = None,
@@ -89,11 +98,13 @@ def train(
     device: str = "auto",
     progress: Progress | None = None,
     loggers: Sequence[Logger] = (),
+    workers: int = 1,
 ) -> Path:
-    """Train both stages on a cohort, and the organs' network where there is to be one.
+    """Train on a cohort, or on phantoms that are made beside it: both stages, and an organs' network if wanted.
 
     Args:
-        cohort: folder of the cohort, in nnU-Net's raw data layout.
+        cohort: folder of the cohort, in nnU-Net's raw data layout; None where the configuration has a section
+            `phantoms`, and there alone.
         output: run folder: config.yaml, log.csv, checkpoints, model.safetensors, run.json.
         config: every setting; default: the preset `default`.
         fold: number of the fold to validate on; `all` trains on every case.
@@ -102,6 +113,7 @@ def train(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         progress: called with (done, all) while the cohort is prepared.
         loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
+        workers: number of processes that make phantoms beside the training; the model does not depend on it.
 
     Returns:
         The path of the model file.
@@ -110,15 +122,17 @@ def train(
         InputError: a cohort, configuration, model or folder that cannot work, named.
     """
     config = load_config() if config is None else config
+    if workers < 1:
+        raise InputError(f"{argument('workers')} must be 1 or more; got {workers}")
     record = RunRecord("train", {"cohort": cohort, "output": output, "fold": fold, "init": init, "resume": resume})
     refuse_claimed(output / CLAIM_NAME, A_TRAINING)
     check_folder(output, resume)  # so that nothing, not even a claim, is written into somebody else's folder
-    with claimed(output / CLAIM_NAME, A_TRAINING):
+    with claimed(output / CLAIM_NAME, A_TRAINING), _patients(cohort, config, workers) as source:
         check_folder(output, resume)  # a rival may have begun between the two
         own = OwnFiles(output, RECORD_NAME, record.command, inputs=[] if init is None else [init])
         check_results(own, MODEL_NAME)
         run = open_run(
-            cohort,
+            source,
             output,
             config,
             fold,
@@ -137,8 +151,21 @@ def train(
     return output / MODEL_NAME
 
 
+@contextmanager
+def _patients(cohort: Path | None, config: TrainConfig, workers: int) -> Iterator[Path | PhantomStream]:
+    """Yield the cohort, or the stream that takes its place while the block lasts."""
+    if (cohort is None) == (config.phantoms is None):
+        found = "neither was given" if cohort is None else f"{cohort} was given, and settings of phantoms, too"
+        raise InputError(f"a training takes a cohort, or {argument('phantoms', 'varied')} in its place; {found}")
+    if cohort is not None:
+        yield cohort
+    else:
+        with PhantomStream(config, workers).open() as stream:
+            yield stream
+
+
 def open_run(
-    cohort: Path,
+    cohort: Path | PhantomStream,
     output: Path,
     config: TrainConfig,
     fold: Fold,
@@ -154,10 +181,10 @@ def open_run(
     """Read and check everything that a run needs, and mark the folder as its own.
 
     Args:
-        cohort: folder of the cohort, in nnU-Net's raw data layout.
+        cohort: folder of the cohort, in nnU-Net's raw data layout; or an open stream of phantoms.
         output: run folder.
         config: every setting.
-        fold: number of the fold to validate on; `all` trains on every case.
+        fold: number of the fold to validate on; `all` trains on every case. A stream has none.
         resume: whether to continue the run that was stopped in the output folder.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         init: model file to begin from.
@@ -170,18 +197,40 @@ def open_run(
         InputError: a cohort, configuration or folder that cannot work, or a run of other settings, named.
     """
     where = device_named(device)
-    content = read_cohort(cohort)
-    check_settings(config, content.info.labels)
-    split = split_for(content, fold)
-    cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
-    data_sha256 = cohort_sha256([*cases, *val])
+    stream = cohort if isinstance(cohort, PhantomStream) else None
+    if isinstance(cohort, PhantomStream):
+        info = cohort.info
+        check_settings(config, info.labels)
+        cases, val = cohort.first(progress)
+        split = Split(tuple(case.name for case in cases), tuple(case.name for case in val))
+        data_sha256 = cohort.sha256
+    else:
+        if config.phantoms is not None:
+            raise InputError(f"{cohort}: settings of phantoms were given, too; a training takes one or the other")
+        content = read_cohort(cohort)
+        info = content.info
+        check_settings(config, info.labels)
+        split = split_for(content, fold)
+        cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
+        data_sha256 = cohort_sha256([*cases, *val])
     run = Run(
-        output, config, content.info, split, cases, val, data_sha256, where, resume, watch, loggers=tuple(loggers)
+        output,
+        config,
+        info,
+        split,
+        cases,
+        val,
+        data_sha256,
+        where,
+        resume,
+        watch,
+        loggers=tuple(loggers),
+        stream=stream,
     )
-    check_cases(run, cohort)
+    check_cases(run, "the phantoms of this training" if isinstance(cohort, PhantomStream) else cohort)
     if init is not None:
         run = replace(run, start=_initial_weights(init, run))
-    begin(run, fold, init)
+    begin(run, None if stream else fold, init)
     keep_freed_memory()
     return run
 
@@ -260,26 +309,34 @@ def train_organs(run: Run, located: StageOne) -> tuple[Network, float | None]:
     """
     stage, names = run.config.organs, run.config.organs.structures
     partners = mirrored_classes(names)
-    batches = _kind_of(stage)(
-        run.train,
-        stage,
-        run.config.augment,
-        len(names) + 1,
-        partners is not None,
-        jitter_mm(located.errors_mm, stage.smallest_jitter_mm),
-        run.device,
-        partners,
-        "organs",
-    )
+
+    def build(cases: Sequence[BoxedCase]) -> SegmentBatches:
+        return _kind_of(stage)(
+            cases,
+            stage,
+            run.config.augment,
+            len(names) + 1,
+            partners is not None,
+            jitter_mm(located.errors_mm, stage.smallest_jitter_mm),
+            run.device,
+            partners,
+            "organs",
+        )
+
+    supply: Supply
+    if run.stream is None:
+        supply = build(run.train)
+    else:
+        supply = StreamedBatches(run.stream, "organs", stage.epochs, run.train, build)
     network = _build("organs", run, run.start)
-    score = fit(run, OrgansModule(network, run.config, run.val, len(names) + 1), batches)
+    score = fit(run, OrgansModule(network, run.config, run.val, len(names) + 1), supply)
     return network, score
 
 
 def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
     """Return what run.json says of a training, the scores of its validation among it."""
     return {
-        "config": run.config.model_dump(mode="json"),
+        "config": plain(run.config),
         "seed": run.config.seed,
         "split": asdict(run.split),
         "data_sha256": run.data_sha256,
@@ -290,38 +347,55 @@ def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
 
 def _fit_locate(run: Run) -> Network:
     partners = mirrored_classes(run.labels)
-    batches = LocateBatches(
-        run.train,
-        run.config.locate,
-        run.config.augment,
-        run.classes,
-        run.target,
-        partners is not None,
-        run.device,
-        partners,
-    )
+
+    def build(cases: Sequence[CoarseCase]) -> LocateBatches:
+        return LocateBatches(
+            cases,
+            run.config.locate,
+            run.config.augment,
+            run.classes,
+            run.target,
+            partners is not None,
+            run.device,
+            partners,
+        )
+
+    supply: Supply
+    if run.stream is None:
+        supply = build(run.train)
+    else:
+        supply = StreamedBatches(run.stream, "coarse", run.config.locate.epochs, run.train, build)
     network = _build("locate", run, run.start)
-    fit(run, LocateModule(network, run.config, run.val, run.target), batches)
+    fit(run, LocateModule(network, run.config, run.val, run.target), supply)
     return network
 
 
 def _fit_segment(run: Run, errors_mm: np.ndarray) -> tuple[Network, float | None]:
     stage, metric = run.config.segment, run.config.metric
     classes, partners = len(run.segment_labels) + 1, mirrored_classes(run.segment_labels)
-    batches = _kind_of(stage)(
-        run.train,
-        stage,
-        run.config.augment,
-        classes,
-        partners is not None,
-        jitter_mm(errors_mm, stage.smallest_jitter_mm),
-        run.device,
-        partners,
-    )
-    patches = PatchBatches(batches, run.config) if metric.mode == "offline" and metric.weight else None
+
+    def build(cases: Sequence[BoxedCase]) -> SegmentBatches:
+        return _kind_of(stage)(
+            cases,
+            stage,
+            run.config.augment,
+            classes,
+            partners is not None,
+            jitter_mm(errors_mm, stage.smallest_jitter_mm),
+            run.device,
+            partners,
+        )
+
+    patches: PatchBatches | None = None
+    supply: Supply
+    if run.stream is None:
+        supply = batches = build(run.train)
+        patches = PatchBatches(batches, run.config) if metric.mode == "offline" and metric.weight else None
+    else:
+        supply = StreamedBatches(run.stream, "fine", stage.epochs, run.train, build)
     # The last before the module: the seed that is set here is that of the branch's first weights, too.
     network = _build("segment", run, run.start)
-    score = fit(run, SegmentModule(network, run.config, run.val, classes, patches), batches)
+    score = fit(run, SegmentModule(network, run.config, run.val, classes, patches), supply)
     return network, score
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -32,7 +32,7 @@ from torch.optim import AdamW, Optimizer
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import UNFINISHED
-from metricunet.training.batches import Batch, update_generator, update_seed
+from metricunet.training.batches import Batches, Supply, update_generator, update_seed
 from metricunet.training.checkpoints import written_checkpoint
 from metricunet.training.log import LOG_NAME, StageProgress, stage_loggers, write_epoch
 from metricunet.training.objectives import StageModule
@@ -44,14 +44,6 @@ WEIGHT_DECAY = 1e-2
 CHECKPOINT_FORMAT = 1
 
 
-class Batches(Protocol):
-    """What a stage is trained on."""
-
-    def draw(self, generator: torch.Generator) -> Batch:
-        """Return the batch of an update, which its generator alone decides."""
-        ...
-
-
 @dataclass(eq=False)
 class StageState:
     """A stage in training.
@@ -61,7 +53,6 @@ class StageState:
         module: the stage itself: weights, loss and score.
         trained: the module as Fabric wraps it; to be called for the loss.
         optimizer: the optimizer as Fabric wraps it.
-        batches: the batches to train on.
         epochs: number of epochs that are done.
         best_dice: highest mean Dice of the validation cases after any of them; None without one.
     """
@@ -70,18 +61,17 @@ class StageState:
     module: StageModule
     trained: nn.Module
     optimizer: Optimizer
-    batches: Batches
     epochs: int = 0
     best_dice: float | None = None
 
 
-def fit(run: Run, module: StageModule, batches: Batches) -> float | None:
+def fit(run: Run, module: StageModule, supply: Supply) -> float | None:
     """Train a stage of a run, or continue it, and leave its best weights in the module; unscored, the last ones.
 
     Args:
         run: the run, as `open_run` returned it; its folder is this process's own.
         module: the stage, with the weights to begin from.
-        batches: the batches to train on.
+        supply: the batches to train on.
 
     Returns:
         The mean Dice of the validation cases under these weights; None where there are none.
@@ -101,14 +91,14 @@ def fit(run: Run, module: StageModule, batches: Batches) -> float | None:
     ):
         # The metric branch's CUDA graphs were captured on a stream of their own (GraphedBranch).
         warnings.filterwarnings("ignore", message=".*AccumulateGrad node's stream does not match.*")
-        state = set_up(module, batches, run.device, loggers)
+        state = set_up(module, run.device, loggers)
         if run.resume and last.is_file():
             restore(state, last)
         progress.show(state.epochs * settings.updates_per_epoch)
         for epoch in range(state.epochs, settings.epochs):
             began = time.perf_counter()
             updates = range(epoch * settings.updates_per_epoch, (epoch + 1) * settings.updates_per_epoch)
-            means = train_updates(state, updates, progress.show)
+            means = train_updates(state, supply.at_epoch(epoch), updates, progress.show)
             if not math.isfinite(means["loss"]):
                 raise InputError(
                     f"stage {stage} diverged in epoch {epoch}: loss {means['loss']}; lower {stage}.learning_rate, "
@@ -157,9 +147,7 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def set_up(
-    module: StageModule, batches: Batches, device: torch.device, loggers: Sequence[Logger] = ()
-) -> StageState:
+def set_up(module: StageModule, device: torch.device, loggers: Sequence[Logger] = ()) -> StageState:
     """Bring a stage to a device, with its optimiser: AdamW."""
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # it has tips, for those who write programs
     fabric = Fabric(
@@ -170,14 +158,17 @@ def set_up(
     fabric.launch()
     trained = fabric.setup_module(module)
     optimizer = AdamW(module.parameters(), module.settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
-    return StageState(fabric, module, trained, cast(Optimizer, fabric.setup_optimizers(optimizer)), batches)
+    return StageState(fabric, module, trained, cast(Optimizer, fabric.setup_optimizers(optimizer)))
 
 
-def train_updates(state: StageState, updates: range, done: Callable[[int], None]) -> dict[str, float]:
+def train_updates(
+    state: StageState, batches: Batches, updates: range, done: Callable[[int], None]
+) -> dict[str, float]:
     """Take updates, each on its own batch, without waiting for the device.
 
     Args:
         state: state of the stage.
+        batches: what the updates draw from.
         updates: numbers of the updates.
         done: called after each, with the number of updates done in all.
 
@@ -191,7 +182,7 @@ def train_updates(state: StageState, updates: range, done: Callable[[int], None]
         # The metric branch draws its voxels from torch's own generator, so that has a seed for each update, too.
         torch.manual_seed(update_seed(module.config.seed, module.stream, update))
         generator = update_generator(module.config.seed, module.stream, update, module.device)
-        loss, facts = state.trained(state.batches.draw(generator), update)
+        loss, facts = state.trained(batches.draw(generator), update)
         state.optimizer.zero_grad()
         state.fabric.backward(loss)
         state.optimizer.step()

@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.fabric.loggers.logger import Logger
@@ -23,8 +24,11 @@ from metricunet.files.own import STAGING, OwnFiles
 from metricunet.progress import Progress
 from metricunet.structures import class_of, without
 from metricunet.training.checkpoints import check_checkpoints
-from metricunet.training.config import TrainConfig, differences, dump_config
+from metricunet.training.config import TrainConfig, differences, dump_config, plain
 from metricunet.training.log import Watch, check_log
+
+if TYPE_CHECKING:
+    from metricunet.training.stream import PhantomStream
 
 #: A target seen in fewer scans than this cannot be learned.
 FEWEST_CASES = 2
@@ -47,6 +51,7 @@ class Run:
         watch: told how far a stage is, in place of a progress bar.
         start: weights to begin from, by their names in a model file; None for random ones.
         loggers: told the numbers of each epoch, beside log.csv; they stay open.
+        stream: makes the patients of later epochs, where there is no cohort; `train` are the first ones.
     """
 
     folder: Path
@@ -61,6 +66,7 @@ class Run:
     watch: Watch | None = None
     start: dict[str, Tensor] | None = None
     loggers: tuple[Logger, ...] = ()
+    stream: PhantomStream | None = None
 
     @property
     def labels(self) -> dict[str, int]:
@@ -132,18 +138,23 @@ def is_scratch(path: Path) -> bool:
     return path.name == CLAIM_NAME or path.match(UNFINISHED) or path.name.startswith(STAGING)
 
 
-def prepared_cases(
-    cohort: Cohort, split: Split, config: TrainConfig, cache_fallback: Path, progress: Progress | None
-) -> tuple[list[PreparedCase], list[PreparedCase]]:
-    """Return the training and the validation cases of a split; see `cache_folder` for where they are kept."""
+def prepare_settings(config: TrainConfig) -> PrepareSettings:
+    """Return the grids on which a training reads its cases."""
     organs = config.organs
-    settings = PrepareSettings(
+    return PrepareSettings(
         config.target,
         config.locate.spacing_mm,
         config.segment.spacing_mm,
         config.segment.box_mm,
         OrgansSettings(organs.structures, organs.spacing_mm, organs.box_mm) if organs.structures else None,
     )
+
+
+def prepared_cases(
+    cohort: Cohort, split: Split, config: TrainConfig, cache_fallback: Path, progress: Progress | None
+) -> tuple[list[PreparedCase], list[PreparedCase]]:
+    """Return the training and the validation cases of a split; see `cache_folder` for where they are kept."""
+    settings = prepare_settings(config)
     wanted = {*split.train, *split.val}
     cases: list[Case] = [case for case in cohort.training if case.name in wanted]
     prepared = prepare(
@@ -166,8 +177,8 @@ def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) 
     return home / "prepared" / key
 
 
-def check_cases(run: Run, cohort: Path) -> None:
-    """Fail early on a cohort that cannot work."""
+def check_cases(run: Run, cohort: Path | str) -> None:
+    """Fail early on a cohort that cannot work; it is named in the message."""
     target = run.config.target
     holding = sum(case.fine is not None for case in run.train)
     if holding < FEWEST_CASES:
@@ -181,14 +192,14 @@ def check_cases(run: Run, cohort: Path) -> None:
         refuse_no_hu(case.coarse, f"{cohort}: case {case.name}")
 
 
-def begin(run: Run, fold: Fold, init: Path | None) -> None:
+def begin(run: Run, fold: Fold | None, init: Path | None) -> None:
     """Leave the run's identity in its folder; when resuming, refuse to continue another run."""
     path = state_file(run.folder)
     state = {
         "fold": fold,
         "data_sha256": run.data_sha256,
         "init": None if init is None else str(init),
-        "config": run.config.model_dump(mode="json"),
+        "config": plain(run.config),
     }
     if run.resume:
         check_log(run.folder)

@@ -21,7 +21,7 @@ from metricunet.files import slicer
 from metricunet.files.grids import difference
 from metricunet.files.scan import case_name, is_scan, read_labels, read_scan, scan_files
 from metricunet.progress import Bars
-from metricunet.volume import Volume
+from metricunet.volume import Geometry, Volume
 
 NNUNET, PAIRS = "nnunet", "pairs"
 #: Folders of nnU-Net's layout and AMOS22's, and what their cases are for.
@@ -69,7 +69,7 @@ class LabelMapCase(SourceCase):
 
     def read_regions(self, wanted: Sequence[Named], image: Volume) -> Iterator[Region]:
         """Take structures out of the label map."""
-        array = on_grid(self.labels, image, self.image)
+        array = on_grid(self.labels, image.geometry, self.image.name)
         strange = sorted(set(np.unique(array).tolist()) - {0, *self.values.values()})
         if strange:
             what = "is nnU-Net's ignore label" if strange[0] == self.ignore else "has no name"
@@ -85,19 +85,24 @@ class LabelMapCase(SourceCase):
             yield Region(named, "contoured", mask) if mask.any() else Region(named, "absent")
 
 
-def on_grid(path: Path, image: Volume, image_path: Path) -> np.ndarray:
+def on_grid(path: Path, grid: Geometry, scan_name: str) -> np.ndarray:
     """Read labels in the axis order of a scan.
+
+    Args:
+        path: the label map.
+        grid: the scan's.
+        scan_name: what to call the scan in messages.
 
     Raises:
         InputError: they lie on another grid.
     """
-    labels = slicer.read_segmentation(path, image.geometry) if slicer.is_segmentation(path) else read_labels(path)
+    labels = slicer.read_segmentation(path, grid) if slicer.is_segmentation(path) else read_labels(path)
     try:
-        return labels.reordered_like(image.geometry).array
+        return labels.reordered_like(grid).array
     except InputError:
         raise InputError(
             f"{path}: lies on another grid than its scan: "
-            f"{difference(labels.geometry, image.geometry, image_path.name)}; resample it to the scan (nearest "
+            f"{difference(labels.geometry, grid, scan_name)}; resample it to the scan (nearest "
             "neighbour)"
         ) from None
 

@@ -5,12 +5,15 @@ bladder: [Bladder, Blase]                        # order: where two structures o
 ignore: [BODY, "PTV*"]                           # not imported; * stands for anything
 absent: {prostate: [0f3a5b7c9d1e]}               # cases that hold no such structure, as opposed to no contour
 match_case: false                                # Prostate and PROSTATE are one spelling; default: true
+tolerance_mm: {prostate: 2, bladder: 3}          # by how much a contour may be off, for the evaluation alone
 undecided: []                                    # left to be sorted; nothing is imported while it is not empty
+codes: {prostate: [41216001, SCT, Prostate]}     # value, scheme and meaning, for DICOM that is written of it
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -21,9 +24,10 @@ from typing import Any
 import yaml
 
 from metricunet.errors import InputError, argument
+from metricunet.files.dicom.codes import LONGEST_MEANING, LONGEST_VALUE, Code
 from metricunet.files.yaml_file import read_yaml
 
-RESERVED = ("ignore", "absent", "match_case", "undecided")
+RESERVED = ("ignore", "absent", "match_case", "undecided", "codes", "tolerance_mm")
 #: What nnU-Net keeps for itself among the names of labels.
 TAKEN = ("background",)
 #: Spellings that a skeleton puts under a structure, without anything but letters.
@@ -49,6 +53,8 @@ class NamesFile:
         absent: each structure with the cases, patients or series that do not hold it.
         match_case: whether capital and small letters differ.
         undecided: spellings that are not sorted yet.
+        codes: what structures are, for programs that read DICOM.
+        tolerances_mm: structure to the tolerance of its contour in an evaluation.
     """
 
     source: str
@@ -57,6 +63,8 @@ class NamesFile:
     absent: dict[str, tuple[str, ...]] = field(default_factory=dict)
     match_case: bool = True
     undecided: tuple[str, ...] = ()
+    codes: dict[str, Code] = field(default_factory=dict)
+    tolerances_mm: dict[str, float] = field(default_factory=dict)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -111,6 +119,8 @@ def read_names(path: Path) -> NamesFile:
         absent={str(k): _spellings(path, f"absent.{k}", v) for k, v in absent.items()},
         match_case=match_case,
         undecided=_spellings(path, "undecided", content.get("undecided")),
+        codes=_codes(path, content.get("codes")),
+        tolerances_mm=_tolerances(path, content.get("tolerance_mm")),
     )
     _check(path, names)
     return names
@@ -126,6 +136,41 @@ def _spellings(path: Path, name: Hashable, value: Any) -> tuple[str, ...]:
         if isinstance(text, bool) or not isinstance(text, str | int):
             raise InputError(f"{path}: {name} has the spelling {text!r}, which is no text; put it in quotes")
     return tuple(str(text) for text in value)
+
+
+def _codes(path: Path, value: Any) -> dict[str, Code]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{path}: codes is {value!r}, expected an object such as {{prostate: [41216001, SCT, Prostate]}}"
+        )
+    codes: dict[str, Code] = {}
+    for name, entry in value.items():
+        texts = [str(text).strip() for text in entry] if isinstance(entry, list) else []
+        longest = (LONGEST_VALUE, LONGEST_VALUE, LONGEST_MEANING)
+        if len(texts) != len(longest) or not all(
+            0 < len(text) <= most and text.isprintable() and "\\" not in text
+            for text, most in zip(texts, longest, strict=True)
+        ):
+            raise InputError(
+                f"{path}: codes: {name} has {entry!r}, expected [value, scheme, meaning], such as "
+                f"[41216001, SCT, Prostate], of at most {', '.join(map(str, longest))} characters"
+            )
+        codes[str(name)] = Code(texts[0], texts[1], texts[2])
+    return codes
+
+
+def _tolerances(path: Path, value: Any) -> dict[str, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: tolerance_mm is {value!r}, expected an object of structure to millimetres")
+    for name, number in value.items():
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not 0 <= number < math.inf:
+            raise InputError(f"{path}: tolerance_mm.{name} is {number!r}, expected a distance of 0 mm or more")
+    return {str(name): float(number) for name, number in value.items()}
 
 
 def _check(path: Path, names: NamesFile) -> None:
@@ -152,9 +197,15 @@ def _check(path: Path, names: NamesFile) -> None:
                     f"{path}: spelling {spelling!r} is under {before[0]} and under {name}{how}; keep one"
                 )
             places[key] = name, spelling
-    for name in names.absent:
-        if name not in names.structures:
-            raise InputError(f"{path}: absent names {name!r}, expected one of {', '.join(names.structures)}")
+    for field_name, named in (
+        ("absent", names.absent),
+        ("codes", names.codes),
+        ("tolerance_mm", names.tolerances_mm),
+    ):
+        for name in named:
+            if name not in names.structures:
+                known = ", ".join(names.structures)
+                raise InputError(f"{path}: {field_name} names {name!r}, expected one of {known}")
 
 
 @dataclass(frozen=True)

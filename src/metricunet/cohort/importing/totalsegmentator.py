@@ -36,7 +36,7 @@ class SubjectCase(SourceCase):
     def read_regions(self, wanted: Sequence[Named], image: Volume) -> Iterator[Region]:
         """Read the masks of structures."""
         for named in wanted:
-            mask = on_grid(named.key, image, self.folder / SCAN) != 0
+            mask = on_grid(named.key, image.geometry, SCAN) != 0
             yield Region(named, "contoured", mask) if mask.any() else Region(named, "absent")
 
 

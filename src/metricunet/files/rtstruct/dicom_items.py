@@ -12,6 +12,7 @@ from pydicom.sequence import Sequence as DicomSequence
 
 from metricunet import __version__
 from metricunet.errors import InputError
+from metricunet.files.dicom.codes import code_of
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.rtstruct.outlines import Drawing, Structure, check_probability
 from metricunet.volume import FloatArray
@@ -56,11 +57,11 @@ def check_structures(path: Path, series: CtSeries, structures: Sequence[Structur
                 f"{at}: its description and the set's take {length} bytes, at most "
                 f"{SHORT_TEXT - ROOM_FOR_REMARKS} are accepted; shorten them"
             )
-        if not structure.mask.geometry.same_grid(series.geometry):
+        if not structure.lies_on(series.geometry):
             raise InputError(f"{at}: its mask is not on the grid of series {series.series_uid}; resample it first")
         if not structure.mask.array.any():
             raise InputError(f"{at}: its mask is empty; leave the structure out")
-        if not series.on_slices(structure.mask.array).any():
+        if not series.on_slices(structure.inside(series.geometry)).any():
             raise InputError(f"{at}: its mask lies between two slices, where others are missing; leave it out")
         check_probability(structure, series, at)
 
@@ -109,7 +110,7 @@ def roi_item(number: int, structure: Structure, drawing: Drawing, series: CtSeri
     roi.ROIName = structure.name.strip()
     words = (structure.description.strip(), description.strip(), drawing.remarks)
     roi.ROIDescription = " ".join(word for word in words if word)
-    roi.ROIGenerationAlgorithm = "AUTOMATIC"
+    roi.ROIGenerationAlgorithm = "AUTOMATIC" if structure.automatic else ""
     how = "sub-voxel outline" if drawing.outline == "surface" else "outline along voxel edges"
     roi.ROIGenerationDescription = f"metricunet {__version__}, {how}"[:LONG_STRING]
     return roi
@@ -131,6 +132,9 @@ def observation_item(number: int, roi_number: int, structure: Structure) -> Data
     observation.ReferencedROINumber = roi_number
     observation.RTROIInterpretedType = structure.interpreted_type
     observation.ROIInterpreter = ""
+    code = structure.code or code_of(structure.name)
+    if code is not None:
+        observation.RTROIIdentificationCodeSequence = DicomSequence([code.item()])
     return observation
 
 

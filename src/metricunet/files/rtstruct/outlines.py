@@ -14,8 +14,16 @@ from metricunet.files.contours.holes import with_keyholes, without_holes
 from metricunet.files.contours.masks import outlines
 from metricunet.files.contours.smooth import cross, signed_area, smoothed, without_idle_points
 from metricunet.files.contours.surface import LEVEL, level_outlines
+from metricunet.files.dicom.codes import Code
 from metricunet.files.dicom.series import CtSeries
-from metricunet.volume import ROUNDED_GRID_TOLERANCE_MM, FloatArray, Geometry, Shape, Volume
+from metricunet.volume import (
+    ROUNDED_GRID_TOLERANCE_MM,
+    SAME_GRID_TOLERANCE_MM,
+    FloatArray,
+    Geometry,
+    Shape,
+    Volume,
+)
 
 Outline = Literal["surface", "voxel"]
 Holes = Literal["keep", "keyhole", "close"]
@@ -37,7 +45,8 @@ class Structure:
 
     Attributes:
         name: its name, of at most 64 characters.
-        mask: nonzero is inside, on the scan's own grid. It decides which voxels belong to the structure.
+        mask: nonzero is inside, on the scan's own grid, or on a part of it beyond which nothing is inside. It
+            decides which voxels belong to the structure.
         colour: red, green, blue from 0 to 255.
         interpreted_type: ORGAN, CTV, AVOIDANCE or the like (RTROIInterpretedType).
         description: goes into ROIDescription.
@@ -45,6 +54,8 @@ class Structure:
             one half, but for what was removed or filled afterwards. With it outlines can run between voxels'
             centres (outline "surface"). Of several classes give p / (p + the largest other), which is one half
             on the border between the two.
+        code: what it is, for programs; by default what SNOMED CT calls a structure of its name.
+        automatic: whether a program drew it. False where nobody knows, and nothing is said then.
     """
 
     name: str
@@ -53,6 +64,25 @@ class Structure:
     interpreted_type: str = "ORGAN"
     description: str = ""
     probability: Volume | None = None
+    code: Code | None = None
+    automatic: bool = True
+
+    def lies_on(self, grid: Geometry) -> bool:
+        """Tell whether the mask is on a grid, or on a part of it."""
+        return self._start(grid) is not None
+
+    def inside(self, grid: Geometry) -> NDArray[np.bool_]:
+        """Return the mask on the whole of a grid that it lies on: bool [slice, row, column]."""
+        if self.mask.array.shape == grid.shape:
+            return np.asarray(self.mask.array != 0)
+        start = self._start(grid)
+        assert start is not None  # `lies_on` was asked before
+        whole = np.zeros(grid.shape, dtype=bool)
+        whole[_box(start, self.mask.array.shape)] = self.mask.array != 0
+        return whole
+
+    def _start(self, grid: Geometry) -> Shape | None:
+        return _first_voxel(self.mask.geometry, grid, SAME_GRID_TOLERANCE_MM)
 
 
 @dataclass(frozen=True)
@@ -143,13 +173,14 @@ def check_probability(structure: Structure, series: CtSeries, at: str) -> None:
     field = structure.probability
     if field is None:
         return
-    start = _first_voxel(field.geometry, series.geometry)
+    # A mask's grid counts with its tolerance; outlines run between voxels, so their field must lie more exactly.
+    start = _first_voxel(field.geometry, series.geometry, ROUNDED_GRID_TOLERANCE_MM)
     if start is None:
         raise InputError(f"{at}: its probability is not on the grid of series {series.series_uid}")
     low, high = float(field.array.min()), float(field.array.max())
     if not (low >= -PROBABILITY_ROUNDING and high <= 1 + PROBABILITY_ROUNDING):
         raise InputError(f"{at}: its probability runs from {low:g} to {high:g}, expected 0 to 1")
-    mask = structure.mask.array[_box(start, field.array.shape)] != 0
+    mask = structure.inside(series.geometry)[_box(start, field.array.shape)]
     if np.count_nonzero(mask) != np.count_nonzero(structure.mask.array):
         raise InputError(f"{at}: its probability covers a part of its mask alone; give that of all of it")
     inside = field.array[mask]
@@ -159,15 +190,14 @@ def check_probability(structure: Structure, series: CtSeries, at: str) -> None:
         )
 
 
-def _first_voxel(part: Geometry, whole: Geometry) -> Shape | None:
+def _first_voxel(part: Geometry, whole: Geometry, tolerance_mm: float) -> Shape | None:
     """Return where a part of a grid begins; None for what is no part of it."""
     s, r, c = (int(v) for v in np.rint(whole.to_index(part.origin_mm)))
     inside = all(
         first >= 0 and first + n <= total
         for first, n, total in zip((s, r, c), part.shape, whole.shape, strict=True)
     )
-    # A mask's grid counts with its tolerance; outlines run between voxels, so their field must lie more exactly.
-    same = inside and part.same_grid(whole.crop((s, r, c), part.shape), ROUNDED_GRID_TOLERANCE_MM)
+    same = inside and part.same_grid(whole.crop((s, r, c), part.shape), tolerance_mm)
     return (s, r, c) if same else None
 
 
@@ -177,7 +207,7 @@ def _box(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
 
 def _planes(field: Volume, series: CtSeries) -> Callable[[int], NDArray[np.float32]]:
     """Return what gives the probability on the whole of a slice, by the slice's number in the series."""
-    start = _first_voxel(field.geometry, series.geometry)
+    start = _first_voxel(field.geometry, series.geometry, ROUNDED_GRID_TOLERANCE_MM)
     assert start is not None  # `check_probability` has seen to it
     grid_slice = series.on_slices(np.arange(series.geometry.shape[0]))
 
@@ -193,7 +223,7 @@ def drawn(structure: Structure, series: CtSeries, style: Style) -> Drawing:
     """Draw a structure slice by slice, each in the very plane that the slice's file states."""
     field = structure.probability if style.outline == "surface" else None
     plane_of = None if field is None else _planes(field, series)
-    inside = series.on_slices(structure.mask.array) != 0
+    inside = series.on_slices(structure.inside(series.geometry))
     spacing = np.asarray(series.geometry.spacing_mm[1:])
     pixels_ml = series.thickness_mm * spacing.prod() / 1000
     contours: list[tuple[int, FloatArray]] = []

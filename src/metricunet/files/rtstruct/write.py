@@ -88,6 +88,8 @@ def write_rtstruct(
         # Patient data are copied as they stand, odd as they may be, so that they match those of the scan.
         warnings.simplefilter("ignore")
         dataset = _header(series, moment)
+        if not all(structure.automatic for structure in structures):
+            dataset.SeriesDescription = "Converted contours"
         dataset.StructureSetLabel = label
         dataset.StructureSetName = set_name
         dataset.StructureSetDescription = description

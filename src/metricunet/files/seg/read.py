@@ -42,6 +42,37 @@ class _Frame:
     steps_mm: FloatArray
 
 
+@dataclass(frozen=True)
+class SegDescription:
+    """What a segmentation says of itself.
+
+    Attributes:
+        names: labels of its segments, in the order of the file.
+        frame_uid: frame of reference, if it states one.
+        series_uids: SeriesInstanceUID of each series that it refers to.
+    """
+
+    names: tuple[str, ...]
+    frame_uid: str | None
+    series_uids: tuple[str, ...]
+
+
+def describe_seg(path: Path) -> SegDescription:
+    """Read which segments a segmentation has, and what it was made on, but no voxel.
+
+    Raises:
+        InputError: not a DICOM segmentation, damaged, or two segments of one label.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd but harmless values in others' files
+        dataset = _open(path)
+        return SegDescription(
+            tuple(_segments(path, dataset).values()),
+            text_of(dataset, "FrameOfReferenceUID") or None,
+            _referenced_series(dataset),
+        )
+
+
 def read_seg(path: Path, series: CtSeries, names: Collection[str] | None = None) -> dict[str, Volume]:
     """Read the masks of a segmentation, binary, fractional or label map, on a scan's own grid.
 
@@ -136,13 +167,16 @@ def _check_frame_of_reference(path: Path, dataset: Dataset, series: CtSeries) ->
             f"{path}: frame of reference is {stated}, but {wanted} in series {series.series_uid}; "
             "choose the segmentation that was made on this scan, or register the two first"
         )
-    if not stated:
-        referenced = [text_of(i, "SeriesInstanceUID") for i in dataset.get("ReferencedSeriesSequence") or []]
-        if series.series_uid not in referenced:
-            raise InputError(
-                f"{path}: states no frame of reference and does not refer to series {series.series_uid}, so its "
-                "place is unknown; choose the segmentation that was made on this scan"
-            )
+    if not stated and series.series_uid not in _referenced_series(dataset):
+        raise InputError(
+            f"{path}: states no frame of reference and does not refer to series {series.series_uid}, so its "
+            "place is unknown; choose the segmentation that was made on this scan"
+        )
+
+
+def _referenced_series(dataset: Dataset) -> tuple[str, ...]:
+    named = (text_of(item, "SeriesInstanceUID") for item in dataset.get("ReferencedSeriesSequence") or [])
+    return tuple(uid for uid in named if uid)
 
 
 def _fill(path: Path, dataset: Dataset, geometry: Geometry, masks: dict[int, NDArray[np.uint8]]) -> None:

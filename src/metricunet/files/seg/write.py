@@ -20,6 +20,7 @@ from pydicom.uid import UID, generate_uid
 from metricunet import __version__
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
+from metricunet.files.dicom.codes import ANATOMICAL_STRUCTURE, Code, code_of
 from metricunet.files.dicom.patient import patient_and_study
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.dicom.slice import CT_IMAGE
@@ -29,29 +30,11 @@ from metricunet.files.rtstruct.outlines import Structure
 
 if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
-    from pydicom.sr.coding import Code
+    from pydicom.sr.coding import Code as Concept
 
-#: SNOMED CT codes of structures, by the beginning of their TG-263 name (without the side).
-SNOMED = {
-    "prostate": ("41216001", "Prostate"),
-    "bladder": ("89837001", "Bladder"),
-    "rectum": ("34402009", "Rectum"),
-    "seminalves": ("64739004", "Seminal vesicle"),
-    "femur": ("71341001", "Femur"),
-    "femur_head": ("2812003", "Head of femur"),
-    "penilebulb": ("52737000", "Bulb of penis"),
-    "canal_anal": ("34381000", "Anal canal"),
-    "colon": ("71854001", "Colon"),
-    "colon_sigmoid": ("60184004", "Sigmoid colon"),
-    "bowel_small": ("30315005", "Small intestine"),
-    "bowel_large": ("14742008", "Large intestine"),
-    "urethra": ("13648007", "Urethra"),
-    "sacrum": ("54735007", "Sacrum"),
-}
-SIDES = {"l": ("7771000", "Left"), "r": ("24028007", "Right")}
-#: The category of all of them, and the type of a structure without a code of its own.
-ANATOMICAL_STRUCTURE = ("91723000", "Anatomical structure")
 MARK = "Machine-made, not reviewed"
+#: The same where nobody knows who drew it.
+CONVERTED_MARK = "Converted, origin not stated"
 
 
 def write_seg(
@@ -60,6 +43,7 @@ def write_seg(
     structures: Sequence[Structure],
     *,
     description: str,
+    content: str = MARK,
     made: datetime | None = None,
 ) -> tuple[str, ...]:
     """Write masks on a CT series' grid as a DICOM segmentation, whole or not at all.
@@ -72,6 +56,7 @@ def write_seg(
         series: the scan; patient, study and references are taken from its headers.
         structures: each with a name of its own; at least one mask must not be empty.
         description: goes into each segment's description and ought to say how the masks were made.
+        content: what the segmentation as a whole is described as, at most 64 characters.
         made: the segmentation's date and time; now by default.
 
     Returns:
@@ -83,17 +68,17 @@ def write_seg(
     """
     series.check_planes()
     _check_structures(path, series, structures)
-    filled = [structure for structure in structures if series.on_slices(structure.mask.array).any()]
+    filled = [structure for structure in structures if series.on_slices(structure.inside(series.geometry)).any()]
     if not filled:
         raise InputError(f"{path}: no structure has a voxel; a segmentation needs at least one that is not empty")
-    arrays = [series.on_slices(s.mask.array) for s in filled]
+    arrays = [series.on_slices(s.inside(series.geometry)) for s in filled]
     used = np.flatnonzero(np.any([array.any(axis=(1, 2)) for array in arrays], axis=0)).tolist()
     # Each mask stays whole in memory, although its axis is the last: highdicom sums over them.
-    masks = np.moveaxis(np.stack([array[used] != 0 for array in arrays]), 0, -1)
+    masks = np.moveaxis(np.stack([array[used] for array in arrays]), 0, -1)
     with warnings.catch_warnings():
         # Patient data are copied as they stand, odd as they may be, so that they match those of the scan.
         warnings.simplefilter("ignore")
-        dataset = _segmentation(series, used, masks, filled, description, made or datetime.now())
+        dataset = _segmentation(series, used, masks, filled, description, content, made or datetime.now())
         with written_whole(path) as temporary:
             dataset.save_as(temporary, enforce_file_format=True)
     return tuple(structure.name for structure in structures if structure not in filled)
@@ -111,7 +96,7 @@ def _check_structures(path: Path, series: CtSeries, structures: Sequence[Structu
         taken.add(name.casefold())
         if not all(0 <= value <= 255 for value in structure.colour):
             raise InputError(f"{at}: colour {structure.colour}, expected three values from 0 to 255")
-        if not structure.mask.geometry.same_grid(series.geometry):
+        if not structure.lies_on(series.geometry):
             raise InputError(f"{at}: its mask is not on the grid of series {series.series_uid}; resample it first")
 
 
@@ -121,6 +106,7 @@ def _segmentation(
     masks: NDArray[np.bool_],
     structures: Sequence[Structure],
     description: str,
+    content: str,
     moment: datetime,
 ) -> Dataset:
     """Build the data set of masks [slice, row, column, structure], whose slices are the series' slices `used`."""
@@ -141,14 +127,15 @@ def _segmentation(
         manufacturer_model_name="metricunet",
         software_versions=__version__,
         device_serial_number="none",
-        content_label="METRICUNET_AUTO",
-        content_description=MARK,
+        content_label="METRICUNET_AUTO" if all(s.automatic for s in structures) else "CONVERTED",
+        content_description=content if all(s.automatic for s in structures) else CONVERTED_MARK,
         # Set below: highdicom refuses what the standard's list of character sets does not hold as one value.
         specific_character_set=None,
     )
     set_character_set(dataset, series.header, texts)
     _refer_to_frames(dataset, series, used)
-    dataset.SeriesDescription = f"Segmentation. {MARK}"
+    mark = MARK if all(structure.automatic for structure in structures) else CONVERTED_MARK
+    dataset.SeriesDescription = f"Segmentation. {mark}"
     dataset.ContentCreatorName = ""
     for event in ("InstanceCreation", "Content", "Series"):
         setattr(dataset, f"{event}Date", moment.strftime("%Y%m%d"))
@@ -213,39 +200,33 @@ def _segment(number: int, structure: Structure, description: str) -> SegmentDesc
     from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
     from pydicom.sr.codedict import codes
 
-    kind, side = _codes(structure.name)
+    kind = structure.code or code_of(structure.name) or ANATOMICAL_STRUCTURE
+    automatic = structure.automatic
     segment = SegmentDescription(
         segment_number=number,
         segment_label=structure.name.strip(),
-        segmented_property_category=_code(ANATOMICAL_STRUCTURE),
-        segmented_property_type=_code(kind),
-        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        segmented_property_category=_concept(ANATOMICAL_STRUCTURE),
+        segmented_property_type=_concept(kind),
+        # DICOM has no word for an origin that nobody knows. What was converted is not called automatic, lest
+        # contours of people be taken for those of a program; nor manual, lest it be trusted.
+        algorithm_type=getattr(SegmentAlgorithmTypeValues, "AUTOMATIC" if automatic else "SEMIAUTOMATIC"),
         algorithm_identification=AlgorithmIdentificationSequence(
-            name="metricunet", family=codes.DCM.ArtificialIntelligence, version=__version__
+            name="metricunet" if automatic else "metricunet convert, origin not stated",
+            family=codes.DCM.ArtificialIntelligence if automatic else codes.DCM.ManualProcessing,
+            version=__version__,
         ),
         tracking_id=structure.name.strip(),
         tracking_uid=generate_uid(),
         display_color=CIELabColor.from_rgb(*structure.colour),
     )
     segment.SegmentDescription = " ".join(text for text in (structure.description, description) if text)
-    if side is not None:
-        modifier = Dataset()
-        modifier.CodeValue, modifier.CodeMeaning = side
-        modifier.CodingSchemeDesignator = "SCT"
-        segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
+    if kind.side is not None:
+        side = DicomSequence([kind.side.item()])
+        segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = side
     return segment
 
 
-def _codes(name: str) -> tuple[tuple[str, str], tuple[str, str] | None]:
-    """Return SNOMED CT code and meaning of a structure, and of its side if the name has one."""
-    # What follows ^ is the author's own, as in Prostate^auto.
-    words = name.split("^")[0].strip().casefold().replace(" ", "_").split("_")
-    side = SIDES.get(words[-1]) if len(words) > 1 else None
-    kind = SNOMED.get("_".join(words[:-1] if side else words))
-    return (kind, side) if kind else (ANATOMICAL_STRUCTURE, None)
+def _concept(code: Code) -> Concept:
+    from pydicom.sr.coding import Code as Concept
 
-
-def _code(value: tuple[str, str]) -> Code:
-    from pydicom.sr.coding import Code
-
-    return Code(value[0], "SCT", value[1])
+    return Concept(code.value, code.scheme, code.meaning)

@@ -1,0 +1,169 @@
+"""Scores on patients for a model's card: whose predictions they are of, and that no training has seen the scans.
+
+A model of synthetic origin is held at `review` until its card has such scores. So they count only for what the
+model itself predicted, each file as it was written, of enough scans of patients, none of which its own training
+has seen, or that of a model that it descends from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from metricunet import __version__
+from metricunet.errors import InputError, argument
+from metricunet.evaluation.cases import CasePair, Matching, said_synthetic
+from metricunet.evaluation.summary import Evaluation
+from metricunet.files.model import (
+    LEAST_PATIENT_CASES,
+    ModelCard,
+    PatientScores,
+    read_card,
+    read_model,
+    write_model,
+)
+from metricunet.files.own import FILES, Inputs, read_sealed
+from metricunet.files.record import sha256
+from metricunet.files.scan import scan_files
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Cases that a model may be scored on for its card.
+
+    Attributes:
+        model: the model file.
+        card: what it says of itself.
+        scans: case to the SHA-256 of its scan.
+        written: where the model goes with its scores.
+    """
+
+    model: Path
+    card: ModelCard
+    scans: Mapping[str, str]
+    written: Path
+
+    def scores(self, evaluation: Evaluation) -> PatientScores:
+        """Return what the card will say.
+
+        Raises:
+            InputError: a case could not be scored, or too few of the references hold the target.
+        """
+        lost = next((fault for fault in evaluation.faults if not fault.scored), None)
+        if lost is not None:
+            raise InputError(
+                f"{lost.case}: could not be scored ({lost.reason}); scores for a model's card must be of all cases"
+            )
+        outcomes = [row.outcome for row in evaluation.rows if row.structure == self.card.target]
+        missed, cases = outcomes.count("missed"), outcomes.count("missed") + outcomes.count("measured")
+        _check_number(self.model, cases, f"cases whose reference holds {self.card.target}")
+        means = {
+            name: {measure: found.mean for measure, found in summary.measures.items() if found.mean is not None}
+            for name, summary in evaluation.summary.items()
+            if name in self.card.labels
+        }
+        return PatientScores(cases, missed, means, tuple(sorted(self.scans.values())), __version__)
+
+    def write(self, scores: PatientScores) -> Path:
+        """Write the model with its scores, and return the path."""
+        write_model(self.written, replace(self.card, validated=scores), read_model(self.model)[1])
+        return self.written
+
+
+def held_out_cases(model: Path, matching: Matching, output: Path, overwrite: bool) -> HeldOut:
+    """Make sure, before any scoring, that the scores of these cases may stand in the card of a model.
+
+    Args:
+        model: the model file that made the predictions.
+        matching: the cases.
+        output: folder that the model is written into, under its own name.
+        overwrite: whether a file that has this name there may be replaced; the model itself never is.
+
+    Raises:
+        InputError: the scans are synthetic or too few, one is known to a training or occurs twice, what the
+            training has seen is not known, a case was not predicted by this model alone or was changed since, or a
+            file is in the way.
+    """
+    card, written = read_card(model), output / model.name
+    if os.path.lexists(written):
+        if written in Inputs([model, *matching.files]):
+            raise InputError(f"{written}: is an input and would be overwritten; choose another folder")
+        if written.is_dir() or not overwrite:
+            raise InputError(
+                f"{written}: is there already; choose another folder, or replace it with "
+                f"{argument('overwrite', True)}"
+            )
+    phantoms = said_synthetic(matching.files)
+    if phantoms is not None:
+        raise InputError(
+            f"{phantoms}: says that its scans are synthetic; scores for a model's card must be of patients"
+        )
+    value = matching.labels.get(card.target)
+    if value != card.labels[card.target]:
+        raise InputError(
+            f"{model}: labels {card.target} with {card.labels[card.target]}, the references with "
+            f"{'nothing' if value is None else value}; expected the very labels of the model in their dataset.json"
+        )
+    _check_number(model, len(matching.pairs), "cases")
+    seen, digest = _seen(model, card), sha256([model])
+    scans: dict[str, str] = {}
+    for pair in matching.pairs:
+        scan = _scan_of(pair, model, digest)
+        hashes = {scan, *(() if pair.image is None else (sha256(scan_files(pair.image)),))}
+        known = next((seen[found] for found in hashes if found in seen), None)
+        if known is not None:
+            raise InputError(
+                f"{pair.case}: its scan was a training case of {known}; scores for a model's card must be of "
+                "scans that no training has seen"
+            )
+        twin = next((case for case, other in scans.items() if other == scan), None)
+        if twin is not None:
+            raise InputError(f"{pair.case}: its scan is that of {twin}; leave one of the two out")
+        scans[pair.case] = scan
+    return HeldOut(model, card, scans, written)
+
+
+def _check_number(model: Path, found: int, what: str) -> None:
+    if found < LEAST_PATIENT_CASES:
+        raise InputError(
+            f"{model}: scores for its card must be of {LEAST_PATIENT_CASES} or more {what}; {found} are there"
+        )
+
+
+def _seen(model: Path, card: ModelCard) -> dict[str, str]:
+    """Return the hash of each scan that a training has seen, and the name of the model whose training it was."""
+    seen: dict[str, str] = {}
+    trainings = [(str(model), card.synthetic, card.cases)]
+    trainings += [(one.name, one.synthetic, one.cases) for one in card.lineage]
+    for name, synthetic, cases in trainings:
+        if not cases and not synthetic:
+            raise InputError(
+                f"{model}: its card does not say which cases {name} was trained on, so nobody can tell whether "
+                "these were among them; train it again with this version"
+            )
+        seen |= dict.fromkeys(cases, name)
+    return seen
+
+
+def _scan_of(pair: CasePair, model: Path, digest: str) -> str:
+    """Return the hash of the scan of a case that this model predicted, and nobody has changed since."""
+    verdict = None if pair.quality is None else read_sealed(pair.quality)
+    if verdict is None or verdict.get("command") != "predict":
+        raise InputError(
+            f"{pair.case}: has no verdict that `metricunet predict` wrote and nobody changed; predict the case "
+            f"with {model}, or leave its reference out"
+        )
+    if verdict.get("model_sha256") != digest:
+        raise InputError(
+            f"{pair.quality}: another model than {model} predicted this case, or several did; predict it with "
+            "this one alone"
+        )
+    stated = verdict[FILES]
+    if pair.prediction is None:
+        if verdict.get("structures"):
+            raise InputError(f"{pair.quality}: its mask is not there; predict the case again as nifti")
+    elif stated.get(pair.prediction.name) != sha256([pair.prediction]):
+        raise InputError(f"{pair.prediction}: was changed since it was predicted; predict the case again")
+    return str(verdict["input_sha256"])

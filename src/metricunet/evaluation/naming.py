@@ -1,0 +1,219 @@
+"""Which names of two sides mean one structure, which structures are compared, and how far off each may be."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from metricunet.cohort.importing.names_file import NamesFile, listed
+from metricunet.cohort.names import TG263_NAMES
+from metricunet.errors import InputError, argument
+from metricunet.evaluation.measures import SURFACE_TOLERANCE_MM
+
+#: What a prediction's structure set adds to a structure's name: ^auto, ^autosyn, and a number where it was taken.
+MARK = re.compile(r"\^auto(syn)?(_\d+)?$")
+#: Names that one note lists.
+MOST_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Tells which structure a name means.
+
+    Attributes:
+        file: the names file; None where there is none.
+        exact: whether, without a file, a name means itself alone: both sides have the names of one dataset.json.
+            Else names are one that differ in capitals, signs and spaces alone, or are TG-263's for the other.
+    """
+
+    file: NamesFile | None = None
+    exact: bool = False
+
+    def structure_of(self, spelling: str) -> str | None:
+        """Return what a name means: the same text for all names of one structure; None where it means none."""
+        if self.file is None:
+            return spelling if self.exact else _folded(unmarked(spelling))
+        for name in (spelling, unmarked(spelling)):
+            if (found := self.file.structure_of(name)) is not None:
+                return found
+        # The structure's own name is one of its spellings, unless it is to be ignored.
+        own = unmarked(spelling)
+        return own if own in self.file.structures and own not in self.file.ignore else None
+
+    def ignores(self, spelling: str) -> bool:
+        """Tell whether a name is to be passed over without a word."""
+        return self.file is not None and self.file.ignores(spelling)
+
+    def is_absent(self, structure: str, *names: str) -> bool:
+        """Tell whether the names file says that a case does not hold a structure.
+
+        Args:
+            structure: what `structure_of` returns.
+            names: those by which the case is known: its name, its series' UID.
+        """
+        return self.file is not None and bool(set(self.file.absent.get(structure, ())) & set(names))
+
+
+@dataclass(frozen=True)
+class NamedCase:
+    """The names that both sides of one case have; those of a prediction that is missing are none.
+
+    Attributes:
+        case: names by which the case is known.
+        prediction, reference: names as they are spelled.
+    """
+
+    case: tuple[str, ...]
+    prediction: tuple[str, ...]
+    reference: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChosenStructures:
+    """What is compared.
+
+    Attributes:
+        keys: name of each structure for people, to what `Naming.structure_of` calls it.
+        notes: sentences on the names that are not compared.
+    """
+
+    keys: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def unmarked(spelling: str) -> str:
+    """Return a name without the mark that predictions give to it."""
+    return MARK.sub("", spelling.strip())
+
+
+def choose_structures(
+    naming: Naming, cases: Sequence[NamedCase], titles: Iterable[str], sides: tuple[str, str]
+) -> ChosenStructures:
+    """Choose the structures to compare, over all cases.
+
+    With a names file these are its structures that some reference names, or that it calls absent in some case.
+    Without one these are the structures that both sides of some case name.
+
+    Args:
+        naming: which names are one.
+        cases: the names of each.
+        titles: names that people know the structures by, where there is no names file; the references' own count
+            where a structure is not among them.
+        sides: what to call predictions and references in messages.
+
+    Raises:
+        InputError: there is no such structure.
+    """
+    of_references = {key for case in cases for name in case.reference if (key := naming.structure_of(name))}
+    if naming.file is not None:
+        absent = {s for s in naming.file.structures for case in cases if naming.is_absent(s, *case.case)}
+        keys = {name: name for name in naming.file.structures if name in of_references | absent}
+    else:
+        common = {
+            key
+            for case in cases
+            for name in case.prediction
+            if (key := naming.structure_of(name)) and key in {naming.structure_of(r) for r in case.reference}
+        }
+        keys = {}
+        for name in (*titles, *(unmarked(name) for case in cases for name in case.reference)):
+            key = naming.structure_of(name)
+            if key in common and key not in keys.values():
+                keys[name] = str(key)
+    if not keys:
+        raise InputError(_none_in_common(naming, cases, sides))
+    notes = [
+        note
+        for side, names in (("predictions", "prediction"), ("references", "reference"))
+        if (note := _left_out(naming, keys.values(), side, [getattr(case, names) for case in cases]))
+    ]
+    return ChosenStructures(keys, tuple(notes))
+
+
+def choose_tolerances(
+    keys: Mapping[str, str], naming: Naming, general_mm: float | None, of_structures: Mapping[str, float] | None
+) -> dict[str, float]:
+    """Return each structure's tolerance: its own, else that of the names file, else the general one.
+
+    Args:
+        keys: name of each structure to what `Naming.structure_of` calls it.
+        naming: the names file may state tolerances.
+        general_mm: of the structures that have none of their own; None for `SURFACE_TOLERANCE_MM`.
+        of_structures: structure to its tolerance, in any spelling of its name.
+
+    Raises:
+        InputError: a tolerance that is no distance, or of a structure that is not compared.
+    """
+    general = SURFACE_TOLERANCE_MM if general_mm is None else general_mm
+    stated = {} if naming.file is None else naming.file.tolerances_mm
+    found = {name: stated.get(key, general) for name, key in keys.items()}
+    for spelling, value in (of_structures or {}).items():
+        own = [name for name, key in keys.items() if spelling == name or naming.structure_of(spelling) == key]
+        if not own:
+            raise InputError(
+                f"{argument('tolerances_mm')} names {spelling!r}, which is not compared; expected one of "
+                f"{', '.join(keys)}"
+            )
+        found[own[0]] = value
+    for name, value in found.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(
+                f"{argument('tolerance_mm')}: {value:g} mm for {name}; expected a distance of 0 mm or more"
+            )
+    return found
+
+
+def split_tolerances(texts: Sequence[str]) -> tuple[float | None, dict[str, float]]:
+    """Read tolerances as they are typed: `2` for all structures, `rectum=3` for one.
+
+    Returns:
+        The general one, None where there is none, and structure to its own, in millimetres.
+
+    Raises:
+        InputError: a text that is no number.
+    """
+    general: float | None = None
+    own: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            raise InputError(
+                f"{argument('tolerance_mm')} is {text!r}; expected millimetres such as 2, or rectum=3"
+            ) from None
+        if name:
+            own[name.strip()] = value
+        else:
+            general = value
+    return general, own
+
+
+def _folded(name: str) -> str:
+    standard = TG263_NAMES.get(name.lower(), name)
+    return re.sub(r"[\W_]+", "", standard).casefold() or standard.casefold()
+
+
+def _none_in_common(naming: Naming, cases: Sequence[NamedCase], sides: tuple[str, str]) -> str:
+    predicted = listed(dict.fromkeys(name for case in cases for name in case.prediction), MOST_NAMED) or "none"
+    drawn = listed(dict.fromkeys(name for case in cases for name in case.reference), MOST_NAMED) or "none"
+    if naming.file is None:
+        return (
+            f"{sides[0]}: has no structure of a name that {sides[1]} has, too (prediction: {predicted}; "
+            f"reference: {drawn}); say which names are one in a file, and give it by {argument('names')}"
+        )
+    return (
+        f"{naming.file.source}: no spelling in it is the name of a structure in {sides[1]} (which has {drawn}); "
+        "list the names as they are spelled there"
+    )
+
+
+def _left_out(naming: Naming, keys: Iterable[str], side: str, names: Sequence[Sequence[str]]) -> str:
+    """Say which names of one side are not compared; empty where there are none."""
+    kept = set(keys)
+    count = Counter(name for of_case in names for name in dict.fromkeys(of_case))
+    rest = [name for name in count if naming.structure_of(name) not in kept and not naming.ignores(name)]
+    return f"not compared, of the {side}: {listed(rest, MOST_NAMED)}" if rest else ""

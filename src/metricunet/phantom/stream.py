@@ -1,0 +1,245 @@
+"""Phantoms as a training reads them, made straight on the grids of its stages, with no scan in between.
+
+A patient is drawn and his scan is planned as for a cohort, but only what a stage will see is rendered: the box
+around the gland on the scan's own grid, and the whole field on a grid that is at least twice as fine as stage 1's.
+Both are read from there by the code that reads a real scan. What a scan on disk would have given differs in the
+noise, which is drawn anew, and in the coarse image by less than its own noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metricunet.cohort.prepare import BoxName, PrepareSettings, TargetBox, hu_on
+from metricunet.phantom.cohort import RECIPE_VERSION, is_absent
+from metricunet.phantom.imaging import NOISE_GRAIN, NOISE_SLICE_MM
+from metricunet.phantom.make import Drawn, draw_phantom
+from metricunet.phantom.scanner import Difficulty, Scan
+from metricunet.phantom.shapes import Point
+from metricunet.phantom.variety import Variety
+from metricunet.stages.locate import coarse_grid
+from metricunet.structures import without
+from metricunet.volume import FloatArray, Volume, resample_labels, voxels_of
+
+#: What a network sees of a patient: the whole field on stage 1's grid, or a box around the target.
+Part = Literal["coarse", "fine", "organs"]
+#: A patient is drawn for training or for validation; no patient of the one is one of the other, or of a cohort.
+Use = Literal["train", "validate"]
+_KEYS: dict[Use, int] = {"train": 2, "validate": 3}
+#: The centroid of what a scan shows of the gland lies within this of the middle of its extent.
+OFF_CENTRE_MM = 10.0
+
+
+@dataclass(frozen=True)
+class StreamRecipe:
+    """What all patients of a stream share.
+
+    Attributes:
+        seed: seed of the stream.
+        difficulty: difficulty of all patients, as in `make_phantom`.
+        structures: names from `STRUCTURES`; they become the classes 1, 2, ... in this order.
+        target: the structure that the fine box is centred on.
+        absent_fraction: share of the patients whose scan does not reach the prostate.
+        variety: groups that `varied` patients draw; None for all.
+    """
+
+    seed: int
+    difficulty: Difficulty
+    structures: tuple[str, ...]
+    target: str
+    absent_fraction: float
+    variety: Variety | None = None
+
+    def sha256(self, **more: Any) -> str:
+        """Return a hash of the recipe and of what else decides which patients there are."""
+        content = {"version": RECIPE_VERSION, **asdict(self), **more}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
+
+    def reaches_target(self, number: int) -> bool:
+        """Tell whether the scan of a patient reaches the prostate."""
+        return not is_absent(number, self.absent_fraction)
+
+    def patient_seed(self, use: Use, number: int) -> int:
+        """Return the seed that `draw_phantom` gets for a patient."""
+        return int(np.random.SeedSequence((self.seed, _KEYS[use], number)).generate_state(1)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedCase:
+    """A patient as the stages read him. Axes run to the head, the back and the left.
+
+    Attributes:
+        name: name of the patient.
+        coarse: int16 HU [slice, row, column] of the whole scan; None where it was not asked for.
+        coarse_labels: uint8 classes on the same grid.
+        boxes: the boxes around the target that were asked for; none where the scan holds no target.
+        facts: as of `metricunet.cohort.prepare.PreparedCase`.
+        unknown: none; every structure of a phantom is known.
+    """
+
+    name: str
+    coarse: Volume | None
+    coarse_labels: Volume | None
+    boxes: Mapping[BoxName, TargetBox]
+    facts: dict[str, Any]
+    unknown: tuple[int, ...] = ()
+
+    def box(self, name: BoxName) -> TargetBox | None:
+        """Return a box around the target; None where the scan holds none, or it was not asked for."""
+        return self.boxes.get(name)
+
+
+def streamed_case(
+    recipe: StreamRecipe, settings: PrepareSettings, use: Use, number: int, parts: Sequence[Part]
+) -> StreamedCase:
+    """Make one patient. The same arguments give the same bytes every time.
+
+    Args:
+        recipe: what all patients share.
+        settings: grids of the stages.
+        use: whether he is drawn for training or for validation.
+        number: his number, from 0.
+        parts: what is wanted of him.
+    """
+    drawn = draw_phantom(
+        recipe.patient_seed(use, number), recipe.difficulty, recipe.reaches_target(number), recipe.variety
+    )
+    values = {name: value for value, name in enumerate(recipe.structures, start=1)}
+    facts: dict[str, Any] = {"spacing_mm": list(drawn.scan.spacing_mm)}
+    coarse = coarse_labels = None
+    if "coarse" in parts:
+        slices, rows, columns = settings.coarse_spacing_mm
+        scan = coarser(drawn.scan, (slices / 2, rows / 2, columns / 2))
+        grid = coarse_grid(drawn.scan.geometry, settings.coarse_spacing_mm)
+        coarse = hu_on(drawn.image(scan), grid)
+        coarse_labels = resample_labels(drawn.labels(values, scan), grid)
+    boxes: dict[BoxName, TargetBox] = {}
+    if "fine" in parts or "organs" in parts:
+        found = _target(drawn, recipe.target, settings)
+        if found is not None:
+            target_scan, target = found
+            centre_mm = target.geometry.to_world(np.argwhere(target.array).mean(axis=0))
+            facts["volume_ml"] = float(target.array.sum()) * target.geometry.voxel_volume_ml
+            facts["centre_mm"] = [float(v) for v in centre_mm]
+            if "fine" in parts:
+                image = drawn.image(target_scan)
+                facts["target_hu"] = float(np.median(image.array[target.array > 0]))
+                boxes["fine"] = _box(drawn, image, target_scan, centre_mm, values, settings, "fine")
+            if "organs" in parts:
+                assert settings.organs is not None
+                reach = np.array(settings.organs.box_mm[::-1]) / 2 + max(settings.organs.spacing_mm)
+                middle = centre_mm - drawn.scan.world_shift_mm
+                part = within(drawn.scan, (middle - reach).tolist(), (middle + reach).tolist())
+                assert part is not None
+                part = coarser(part, settings.organs.spacing_mm)
+                boxes["organs"] = _box(drawn, drawn.image(part), part, centre_mm, values, settings, "organs")
+    name = f"{'phantom' if use == 'train' else 'validation'}_{number:06d}"
+    return StreamedCase(name, coarse, coarse_labels, boxes, facts)
+
+
+def _target(drawn: Drawn, target: str, settings: PrepareSettings) -> tuple[Scan, Volume] | None:
+    """Return the part of the scan that stage 2's box lies in, and the target's mask there; None without target."""
+    low, high = (np.clip(corner, drawn.scan.start_mm, drawn.scan.end_mm) for corner in drawn.gland_mm)
+    reach = np.array(settings.box_mm[::-1]) / 2 + OFF_CENTRE_MM
+    scan = within(drawn.scan, (low + high) / 2 - reach, (low + high) / 2 + reach)
+    if scan is None:
+        return None
+    mask = drawn.labels({target: 1}, scan)
+    return (scan, mask) if mask.array.any() else None
+
+
+def _box(
+    drawn: Drawn,
+    image: Volume,
+    scan: Scan,
+    centre_mm: FloatArray,
+    values: Mapping[str, int],
+    settings: PrepareSettings,
+    name: BoxName,
+) -> TargetBox:
+    """Read a box around the target from the part of the scan that holds it, with the classes of its network."""
+    if name == "organs":
+        assert settings.organs is not None
+        own, spacing_mm, box_mm = settings.organs.structures, settings.organs.spacing_mm, settings.organs.box_mm
+    else:
+        own = tuple(without(values, settings.organs_structures))
+        spacing_mm, box_mm = settings.fine_spacing_mm, settings.box_mm
+    grid = image.geometry.box_around(centre_mm, voxels_of(box_mm, spacing_mm), spacing_mm)
+    labels = drawn.labels({structure: k for k, structure in enumerate(own, start=1)}, scan)
+    return TargetBox(hu_on(image, grid), resample_labels(labels, grid))
+
+
+def within(scan: Scan, low_mm: Sequence[float], high_mm: Sequence[float]) -> Scan | None:
+    """Return the part of an acquisition between two corners, on the same voxels; None where there is none.
+
+    Args:
+        scan: the acquisition.
+        low_mm: the lowest x, y and z that are wanted, in the body frame.
+        high_mm: the highest ones.
+    """
+    starts, counts = [], []
+    for axis, (low, high) in enumerate(zip(low_mm, high_mm, strict=True)):
+        step, count = scan.spacing_mm[2 - axis], scan.shape[2 - axis]
+        first = max(0, int(np.floor((low - scan.start_mm[axis]) / step)))
+        last = min(count - 1, int(np.ceil((high - scan.start_mm[axis]) / step)))
+        if last < first:
+            return None
+        starts.append(scan.start_mm[axis] + first * step)
+        counts.append(last - first + 1)
+    return replace(scan, start_mm=(starts[0], starts[1], starts[2]), shape=(counts[2], counts[1], counts[0]))
+
+
+def coarser(scan: Scan, most_mm: Point) -> Scan:
+    """Return an acquisition whose voxels are each several of a finer one's, as a mean over them would look.
+
+    Args:
+        scan: the acquisition.
+        most_mm: the spacing along slice, row and column that the new one does not exceed, unless the old one does.
+    """
+    joined = [
+        min(max(1, int(most / step + 1e-6)), n)
+        for most, step, n in zip(most_mm, scan.spacing_mm, scan.shape, strict=True)
+    ]
+    shape = [n // k for n, k in zip(scan.shape, joined, strict=True)]
+    spacing = [step * k for step, k in zip(scan.spacing_mm, joined, strict=True)]
+    start = [
+        a + (k - 1) / 2 * step
+        for a, k, step in zip(scan.start_mm, joined[::-1], scan.spacing_mm[::-1], strict=True)
+    ]
+    return replace(
+        scan,
+        shape=(shape[0], shape[1], shape[2]),
+        spacing_mm=(spacing[0], spacing[1], spacing[2]),
+        start_mm=(start[0], start[1], start[2]),
+        noise_hu=scan.noise_hu * _noise_share(scan, joined),
+    )
+
+
+def _noise_share(scan: Scan, joined: Sequence[int]) -> float:
+    """Return the standard deviation of the mean of joined voxels against that of one."""
+    slices, rows, columns = joined
+    step_mm, row_mm, column_mm = scan.spacing_mm
+    along = _mean_variance(np.exp(-step_mm * np.arange(slices) / NOISE_SLICE_MM))
+    plane = 0.0
+    for grain_mm, share in NOISE_GRAIN:
+        # What a Gaussian filter leaves of the correlation at a distance.
+        wide_mm = 2 * grain_mm * scan.sharpness
+        across = [
+            _mean_variance(np.exp(-((np.arange(n) * step / wide_mm) ** 2)))
+            for n, step in ((rows, row_mm), (columns, column_mm))
+        ]
+        plane += share * across[0] * across[1]
+    return float(np.sqrt(along * plane))
+
+
+def _mean_variance(correlation: NDArray[np.float64]) -> float:
+    """Return the variance of the mean of values of variance 1 that correlate so at 0, 1, 2, ... steps."""
+    count = len(correlation)
+    return float((count + 2 * ((count - np.arange(1, count)) * correlation[1:]).sum()) / count**2)

@@ -1,0 +1,223 @@
+"""Training on phantoms that are made beside it: a pool of patients, some of whom make room for new ones.
+
+After each epoch the oldest patients of the pool leave it and as many new ones come, made meanwhile in processes
+of their own. Who is in the pool depends on the seed and the number of the epoch alone, neither on the speed nor on
+the number of processes: the same seed gives the same weights, and a resumed run sees what an unbroken one would.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+
+from metricunet.cohort.layout import DatasetInfo
+from metricunet.cohort.prepare import PreparedCase
+from metricunet.errors import InputError
+from metricunet.phantom.make import STRUCTURES
+from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use, streamed_case
+from metricunet.phantom.variety import GROUPS, Variety
+from metricunet.progress import Progress
+from metricunet.structures import class_of
+from metricunet.training.batches import Batches
+from metricunet.training.config import TrainConfig
+from metricunet.training.run import prepare_settings
+
+
+class PhantomStream:
+    """Patients by their numbers, made in worker processes.
+
+    Args:
+        config: configuration of the training, with a section `phantoms`.
+        workers: number of processes that make patients.
+
+    Raises:
+        InputError: structures, groups or sizes that cannot be.
+    """
+
+    def __init__(self, config: TrainConfig, workers: int) -> None:
+        assert config.phantoms is not None
+        self.config, self.phantoms = config, config.phantoms
+        _check(config)
+        left_out = dict.fromkeys(self.phantoms.without, False)
+        self.recipe = StreamRecipe(
+            config.seed,
+            self.phantoms.difficulty,
+            self.phantoms.structures,
+            config.target,
+            self.phantoms.absent_fraction,
+            Variety(**left_out) if self.phantoms.difficulty == "varied" else None,
+        )
+        self.settings = prepare_settings(config)
+        self._workers = workers
+        self._executor: ProcessPoolExecutor | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[PhantomStream]:
+        """Hold the worker processes; they end with the block."""
+        with ProcessPoolExecutor(
+            self._workers, multiprocessing.get_context("spawn"), initializer=_stay_with_parent
+        ) as executor:
+            self._executor = executor
+            try:
+                yield self
+            finally:
+                self._executor = None
+                executor.shutdown(cancel_futures=True)
+
+    @property
+    def info(self) -> DatasetInfo:
+        """What dataset.json would say of a cohort of these patients."""
+        return DatasetInfo(
+            labels={name: value for value, name in enumerate(self.phantoms.structures, start=1)},
+            trained_on="synthetic",
+            description=f"synthetic pelvic CT, difficulty {self.phantoms.difficulty}, made beside the training",
+        )
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that decides which patients a training sees."""
+        sizes = self.phantoms.model_dump(mode="json", include={"pool", "new_per_epoch", "validation"})
+        return self.recipe.sha256(**sizes)
+
+    def first(self, progress: Progress | None) -> tuple[list[PreparedCase], list[PreparedCase]]:
+        """Make the patients of the first epoch and those of the validation, as both stages see them.
+
+        Args:
+            progress: called with (done, all) after each.
+        """
+        wanted: list[tuple[Use, int]] = [("train", n) for n in self.numbers(0)]
+        wanted += [("validate", n) for n in range(self.phantoms.validation)]
+        cases = []
+        parts: list[Part] = ["coarse", "fine"]
+        if self.settings.organs is not None:
+            parts.append("organs")
+        for done, future in enumerate(self._submit(wanted, parts), start=1):
+            cases.append(self._prepared(future.result()))
+            if progress is not None:
+                progress(done, len(wanted))
+        return cases[: self.phantoms.pool], cases[self.phantoms.pool :]
+
+    def _prepared(self, case: StreamedCase) -> PreparedCase:
+        assert case.coarse is not None
+        assert case.coarse_labels is not None
+        fine, organs = case.box("fine"), case.box("organs")
+        return PreparedCase(
+            case.name,
+            case.coarse,
+            case.coarse_labels,
+            None if fine is None else fine.hu,
+            None if fine is None else fine.labels,
+            case.facts,
+            f"{self.sha256}:{case.name}",
+            organs=None if organs is None else organs.hu,
+            organs_labels=None if organs is None else organs.labels,
+            organs_classes=tuple(class_of(self.info.labels, s) for s in self.settings.organs_structures),
+        )
+
+    def numbers(self, epoch: int) -> range:
+        """Return the numbers of the patients in the pool of an epoch."""
+        first = epoch * self.phantoms.new_per_epoch
+        return range(first, first + self.phantoms.pool)
+
+    def order(self, numbers: Sequence[int], part: Part) -> dict[int, Future[StreamedCase]]:
+        """Order patients for a training stage, the first first; they are made meanwhile."""
+        wanted: list[tuple[Use, int]] = [("train", n) for n in numbers]
+        return dict(zip(numbers, self._submit(wanted, (part,)), strict=True))
+
+    def _submit(self, wanted: Sequence[tuple[Use, int]], parts: Sequence[Part]) -> list[Future[StreamedCase]]:
+        assert self._executor is not None, "the stream is not open"
+        make = partial(streamed_case, self.recipe, self.settings)
+        return [self._executor.submit(make, use, number, parts) for use, number in wanted]
+
+
+class StreamedBatches:
+    """What a stage is trained on, from a stream: batches from the pool of each epoch.
+
+    Args:
+        stream: the stream, open.
+        part: what the stage sees of a patient.
+        epochs: number of epochs of the stage.
+        first: the patients of the first epoch.
+        build: makes the batches from a pool.
+    """
+
+    def __init__(
+        self,
+        stream: PhantomStream,
+        part: Part,
+        epochs: int,
+        first: Sequence[PreparedCase],
+        build: Callable[[Sequence[PreparedCase | StreamedCase]], Batches],
+    ) -> None:
+        self.stream, self.part, self.epochs, self.build = stream, part, epochs, build
+        self._pool: dict[int, PreparedCase | StreamedCase] = dict(zip(stream.numbers(0), first, strict=True))
+        self._ordered: dict[int, Future[StreamedCase]] = {}
+
+    def at_epoch(self, epoch: int) -> Batches:
+        """Return the batches of an epoch, and order the patients of the next."""
+        numbers = self.stream.numbers(epoch)
+        self._order(numbers)
+        self._pool = {n: self._pool[n] if n in self._pool else self._ordered.pop(n).result() for n in numbers}
+        if epoch + 1 < self.epochs:
+            self._order(self.stream.numbers(epoch + 1))
+        return self.build(list(self._pool.values()))
+
+    def _order(self, numbers: range) -> None:
+        missing = [n for n in numbers if n not in self._pool and n not in self._ordered]
+        self._ordered |= self.stream.order(missing, self.part)
+
+
+def _stay_with_parent() -> None:
+    """Let a worker leave Ctrl-C to its parent, and end when that is killed; it would wait for work for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with(sentinel: int) -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _check(config: TrainConfig) -> None:
+    """Refuse what cannot be made or learnt from.
+
+    Raises:
+        InputError: it names the setting.
+    """
+    phantoms = config.phantoms
+    assert phantoms is not None
+    names = list(phantoms.structures)
+    if not names or len(set(names)) < len(names) or not set(names) <= STRUCTURES.keys():
+        raise InputError(
+            f"setting phantoms.structures is {names}; expected different names out of {', '.join(STRUCTURES)}"
+        )
+    if config.target not in names:
+        raise InputError(f"setting target is {config.target!r}; it must be one of phantoms.structures, {names}")
+    if phantoms.without and phantoms.difficulty != "varied":
+        raise InputError(
+            f"setting phantoms.without is {list(phantoms.without)}; groups can be left out of varied phantoms "
+            f"alone, and phantoms.difficulty is {phantoms.difficulty}"
+        )
+    if unknown := set(phantoms.without) - set(GROUPS):
+        raise InputError(
+            f"setting phantoms.without names {', '.join(sorted(unknown))}; the groups are {', '.join(GROUPS)}"
+        )
+    if phantoms.new_per_epoch > phantoms.pool:
+        raise InputError(
+            f"setting phantoms.new_per_epoch is {phantoms.new_per_epoch}; expected at most phantoms.pool, "
+            f"{phantoms.pool}, or some patients would never be seen"
+        )
+    if config.metric.mode == "offline" and config.metric.weight:
+        raise InputError(
+            "setting metric.mode is offline; its patches are drawn once from a cohort, and these phantoms come "
+            "and go: use metric.mode=online, or make a cohort with `metricunet phantom`"
+        )

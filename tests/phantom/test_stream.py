@@ -1,0 +1,173 @@
+"""Phantoms made straight on the grids of the stages: the same patients that a scan on disk would have shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from metricunet.cohort.prepare import OrgansSettings, PrepareSettings, hu_on
+from metricunet.phantom import stream
+from metricunet.phantom.imaging import NOISE_SLICE_MM, render_image
+from metricunet.phantom.make import Drawn, draw_phantom
+from metricunet.phantom.scanner import Couch, Scan
+from metricunet.phantom.stream import StreamRecipe, coarser, streamed_case, within
+from metricunet.stages.locate import coarse_grid
+from metricunet.volume import Volume, resample_labels
+
+ORGANS = OrgansSettings(("bladder",), (2.0, 2.0, 2.0), (232.0, 192.0, 288.0))
+SETTINGS = PrepareSettings("prostate", organs=ORGANS)
+RECIPE = StreamRecipe(3, "varied", ("prostate", "bladder"), "prostate", absent_fraction=0.25)
+#: The first patient whose scan shows no prostate, by his number.
+ABSENT = 3
+
+
+def scan_of(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], noise_hu: float = 20.0) -> Scan:
+    couch = Couch(True, 200.0, 40.0, -300.0, -900.0)
+    return Scan(shape, spacing_mm, (-10.0, -20.0, -30.0), (1.0, 2.0, 3.0), noise_hu, 1.0, couch, 0.0)
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Drawn:
+    """The first patient, without noise."""
+    drawn = draw_phantom(RECIPE.patient_seed("train", 0), "varied")
+    return replace(
+        drawn, scan=replace(drawn.scan, noise_hu=0.0), appearance=replace(drawn.appearance, streak_hu=0.0)
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(quiet: Drawn) -> tuple[Volume, Volume]:
+    """His scan as it would lie on a disk, and its labels."""
+    return quiet.image(), quiet.labels({"prostate": 1, "bladder": 2})
+
+
+@pytest.fixture(scope="module")
+def streamed(quiet: Drawn) -> stream.StreamedCase:
+    """The same man from the stream."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "draw_phantom", lambda *_: quiet)
+        return streamed_case(RECIPE, SETTINGS, "train", 0, ("coarse", "fine", "organs"))
+
+
+def test_the_fine_box_is_that_of_the_whole_scan(
+    whole: tuple[Volume, Volume], streamed: stream.StreamedCase
+) -> None:
+    image, labels = whole
+    fine = streamed.box("fine")
+    assert fine is not None
+    grid = fine.hu.geometry
+    centre = labels.geometry.to_world(np.argwhere(labels.array == 1).mean(axis=0))
+    np.testing.assert_allclose(grid.centre_mm, centre, atol=1e-6)
+    target = labels.with_array((labels.array == 1).astype(np.uint8))
+    np.testing.assert_array_equal(fine.labels.array, resample_labels(target, grid).array)
+    # Each rendering rounds for itself.
+    gap = np.abs(hu_on(image, grid).array.astype(float) - fine.hu.array)
+    inside = np.ones(gap.shape, dtype=bool)
+    assert np.quantile(gap[inside], 0.999) <= 1
+    assert streamed.facts["volume_ml"] == pytest.approx(
+        (labels.array == 1).sum() * labels.geometry.voxel_volume_ml
+    )
+    assert streamed.facts["target_hu"] == np.median(image.array[labels.array == 1])
+
+
+def test_the_box_of_the_organs_is_near_that_of_the_whole_scan(
+    whole: tuple[Volume, Volume], streamed: stream.StreamedCase
+) -> None:
+    image, labels = whole
+    found = streamed.box("organs")
+    assert found is not None
+    grid = found.hu.geometry
+    assert grid.extent_mm == pytest.approx(ORGANS.box_mm)
+    np.testing.assert_allclose(grid.centre_mm, streamed.facts["centre_mm"], atol=1e-6)
+    bladder = labels.with_array((labels.array == 2).astype(np.uint8))
+    assert (resample_labels(bladder, grid).array == found.labels.array).mean() > 0.999
+    gap = np.abs(hu_on(image, grid).array.astype(float) - found.hu.array)
+    assert np.median(gap) < 4
+
+
+def test_the_coarse_scan_is_near_that_of_the_whole_scan(
+    whole: tuple[Volume, Volume], streamed: stream.StreamedCase
+) -> None:
+    image, labels = whole
+    grid = coarse_grid(image.geometry, SETTINGS.coarse_spacing_mm)
+    assert streamed.coarse is not None
+    assert streamed.coarse_labels is not None
+    assert streamed.coarse.geometry.same_grid(grid)
+    same = resample_labels(labels, grid).array == streamed.coarse_labels.array
+    assert same.mean() > 0.999
+    expected = hu_on(image, grid).array
+    soft = np.abs(expected) < 200
+    gap = expected[soft].astype(float) - streamed.coarse.array[soft]
+    assert abs(gap.mean()) < 1
+    assert np.abs(gap).mean() < 5
+
+
+def test_the_same_patient_comes_out_the_same() -> None:
+    one, two = (streamed_case(RECIPE, SETTINGS, "train", 1, ("fine",)) for _ in range(2))
+    np.testing.assert_array_equal(one.boxes["fine"].hu.array, two.boxes["fine"].hu.array)
+    assert one.coarse is None
+    assert one.facts == two.facts
+
+
+def test_who_is_who() -> None:
+    seeds = {RECIPE.patient_seed(use, n) for use in ("train", "validate") for n in range(50)}
+    assert len(seeds) == 100
+    assert [n for n in range(8) if not RECIPE.reaches_target(n)] == [ABSENT, ABSENT + 4]
+    assert RECIPE.sha256(pool=3) != RECIPE.sha256(pool=4)
+    assert RECIPE.sha256() != replace(RECIPE, seed=4).sha256()
+
+
+def test_a_patient_without_a_prostate_has_no_fine_box() -> None:
+    case = streamed_case(RECIPE, SETTINGS, "train", ABSENT, ("fine",))
+    assert not case.boxes
+    assert "centre_mm" not in case.facts
+
+
+def test_a_part_of_a_scan_lies_on_its_voxels() -> None:
+    scan = scan_of((40, 50, 60), (2.0, 0.5, 0.7))
+    part = within(scan, (0.0, -15.0, 10.3), (12.0, -10.0, 21.0))
+    assert part is not None
+    offset = (np.array(part.start_mm) - scan.start_mm) / np.array(scan.spacing_mm[::-1])
+    np.testing.assert_allclose(offset, np.round(offset), atol=1e-9)
+    assert all(a <= b for a, b in zip(part.start_mm, (0.0, -15.0, 10.3), strict=True))
+    assert all(a >= b for a, b in zip(part.end_mm, (12.0, -10.0, 21.0), strict=True))
+    assert part.spacing_mm == scan.spacing_mm
+    all_of_it = within(scan, (-1e3,) * 3, (1e3,) * 3)
+    assert all_of_it == scan
+    assert within(scan, (-10.0, -20.0, 200.0), (0.0, 0.0, 300.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("spacing", "most", "joined"),
+    [
+        ((2.0, 0.5, 0.5), (2.0, 2.0, 2.0), (1, 4, 4)),
+        ((0.6, 0.9, 0.9), (2.0, 2.0, 2.0), (3, 2, 2)),
+        ((5.0, 2.5, 2.5), (2.0, 2.0, 2.0), (1, 1, 1)),
+    ],
+)
+def test_a_coarser_scan_covers_the_same_field(
+    spacing: tuple[float, float, float], most: tuple[float, float, float], joined: tuple[int, int, int]
+) -> None:
+    scan = scan_of((24, 48, 48), spacing)
+    found = coarser(scan, most)
+    np.testing.assert_allclose(found.spacing_mm, np.array(spacing) * joined)
+    assert found.shape == tuple(n // k for n, k in zip(scan.shape, joined, strict=True))
+    faces = np.array(scan.start_mm) - np.array(spacing[::-1]) / 2
+    np.testing.assert_allclose(np.array(found.start_mm) - np.array(found.spacing_mm[::-1]) / 2, faces)
+    if joined == (1, 1, 1):
+        assert found.noise_hu == scan.noise_hu
+
+
+def test_the_noise_of_a_coarser_scan_is_that_of_the_mean() -> None:
+    joined, spacing = (2, 3, 3), (1.0, 0.7, 0.7)
+    scan = scan_of((60, 240, 240), spacing)
+    expected = coarser(scan, (2.0, 2.1, 2.1)).noise_hu
+    drawn = draw_phantom(0, "easy")
+    # High above the patient there is air and nothing else: less noisy by a factor of its own.
+    far = replace(scan, start_mm=(-80.0, -2000.0, 0.0))
+    image = render_image(drawn.shapes, far, drawn.appearance, np.random.default_rng(0)).astype(float)
+    blocks = image.reshape(30, joined[0], 80, joined[1], 80, joined[2]).mean(axis=(1, 3, 5))
+    assert blocks.std() / image.std() == pytest.approx(expected / scan.noise_hu, rel=0.05)
+    assert spacing[0] > NOISE_SLICE_MM  # else neighbouring slices would be too alike for so few of them

@@ -1,0 +1,194 @@
+"""Training on phantoms that are made beside it: who is in the pool, and that this alone decides the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from metricunet.cohort.prepare import BoxName, PrepareSettings, TargetBox
+from metricunet.errors import InputError
+from metricunet.files.model import read_card, read_model
+from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use
+from metricunet.stages.locate import coarse_grid
+from metricunet.stages.network_input import read_hu
+from metricunet.training import loop, stream
+from metricunet.training.config import TrainConfig, load_config
+from metricunet.training.fit import train
+from metricunet.training.stream import PhantomStream, StreamedBatches
+from metricunet.volume import resample_labels, voxels_of
+from tests.support.cohorts import TINY_SETTINGS, make_scan
+
+TINY = (
+    *TINY_SETTINGS,
+    "phantoms.pool=5",
+    "phantoms.new_per_epoch=2",
+    "phantoms.validation=2",
+    "locate.epochs=3",
+    "locate.updates_per_epoch=100",
+    "segment.epochs=3",
+    "segment.updates_per_epoch=3",
+)
+
+
+def config(*settings: str) -> TrainConfig:
+    return load_config("small", settings=[*TINY, *settings], phantoms="varied")
+
+
+def tiny_case(
+    recipe: StreamRecipe, settings: PrepareSettings, use: Use, number: int, parts: Sequence[Part]
+) -> StreamedCase:
+    """A patient as simple as those of the tiny cohort, in place of a phantom; the fifth has no target."""
+    held = number % 5 != 4
+    image, labels = make_scan(recipe.patient_seed(use, number) % 10_000, held)
+    image, labels = image.canonical(), labels.canonical()
+    coarse = coarse_grid(image.geometry, settings.coarse_spacing_mm)
+    facts: dict[str, Any] = {"spacing_mm": list(image.spacing_mm)}
+    boxes: dict[BoxName, TargetBox] = {}
+    if held:
+        centre = image.geometry.to_world(np.argwhere(labels.array).mean(axis=0))
+        shape = voxels_of(settings.box_mm, settings.fine_spacing_mm)
+        grid = image.geometry.box_around(centre, shape, settings.fine_spacing_mm)
+        if "fine" in parts:
+            boxes["fine"] = TargetBox(read_hu(image, grid), resample_labels(labels, grid))
+        facts |= {"volume_ml": 20.0, "target_hu": 60.0, "centre_mm": centre.tolist()}
+    return StreamedCase(
+        f"{use}_{number}",
+        read_hu(image, coarse) if "coarse" in parts else None,
+        resample_labels(labels, coarse) if "coarse" in parts else None,
+        boxes,
+        facts,
+    )
+
+
+class AtOnce(Executor):
+    """Does what it is given at once, and remembers it."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.asked.append(args)
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@pytest.fixture
+def simple(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patients that take no time, in this process."""
+    monkeypatch.setattr(stream, "streamed_case", tiny_case)
+    monkeypatch.setattr(stream, "ProcessPoolExecutor", AtOnce)
+
+
+def test_who_is_in_the_pool(simple: None) -> None:
+    given = PhantomStream(config(), 1)
+    assert [list(given.numbers(e)) for e in range(3)] == [[0, 1, 2, 3, 4], [2, 3, 4, 5, 6], [4, 5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize("begin", [0, 2])
+def test_an_epoch_draws_from_its_pool_wherever_a_run_begins(simple: None, begin: int) -> None:
+    pools: list[list[str]] = []
+    with PhantomStream(config(), 1).open() as given:
+        first, val = given.first(None)
+        assert len(val) == 2
+        supply = StreamedBatches(given, "fine", 3, first, lambda cases: pools.append([c.name for c in cases]))  # type: ignore[arg-type, attr-defined, func-returns-value]
+        for epoch in range(begin, 3):
+            supply.at_epoch(epoch)
+    expected = [[f"train_{n}" for n in given.numbers(epoch)] for epoch in range(begin, 3)]
+    assert pools == expected
+
+
+def test_no_patient_is_ordered_twice_or_beyond_the_end(simple: None) -> None:
+    with PhantomStream(config(), 1).open() as given:
+        first, _ = given.first(None)
+        supply = StreamedBatches(given, "coarse", 3, first, lambda cases: cases)  # type: ignore[arg-type, return-value]
+        executor = given._executor
+        assert isinstance(executor, AtOnce)
+        executor.asked.clear()
+        for epoch in range(3):
+            supply.at_epoch(epoch)
+        assert [number for _, number, _ in executor.asked] == [5, 6, 7, 8]
+        assert {parts for *_, parts in executor.asked} == {("coarse",)}
+
+
+def weights_of(model: Path) -> dict[str, torch.Tensor]:
+    return read_model(model)[1]
+
+
+def test_a_model_from_a_stream(simple: None, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    model = train(None, tmp_path / "run", config=config(), progress=lambda *f: told.append(f))
+    assert told == [(k, 7) for k in range(1, 8)]
+    card = read_card(model)
+    assert card.trained_on == "synthetic"
+    assert card.labels == {"prostate": 1}
+    assert card.validation["cases"] == 2
+    assert card.ranges["volume_ml"] == (20, 20)
+    text = (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
+    assert load_config(file=tmp_path / "run" / "config.yaml").phantoms == config().phantoms
+    assert "phantoms:" in text
+
+
+def test_a_resumed_run_ends_with_the_same_weights(
+    simple: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = weights_of(train(None, tmp_path / "whole", config=config()))
+    steps = iter(range(100))
+    validate = loop.validate
+
+    def stopped(module: Any) -> float | None:
+        if next(steps) == 4:  # in the second epoch of stage 2
+            raise KeyboardInterrupt
+        return validate(module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(None, tmp_path / "part", config=config())
+    resumed = weights_of(train(None, tmp_path / "part", config=config(), resume=True))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_another_seed_is_not_gone_on_with(simple: None, tmp_path: Path) -> None:
+    train(None, tmp_path / "run", config=config())
+    with pytest.raises(InputError, match="seed was 0, is 1"):
+        train(None, tmp_path / "run", config=config("seed=1"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["phantoms.structures=[prostate, spleen]"], "phantoms.structures is .*spleen"),
+        (["phantoms.structures=[bladder]"], "target is 'prostate'"),
+        (["phantoms.without=[flor]"], "phantoms.without names flor; the groups are floor"),
+        (["phantoms.difficulty=real", "phantoms.without=[floor]"], "varied phantoms alone"),
+        (["phantoms.new_per_epoch=6"], "at most phantoms.pool, 5"),
+        (["metric.mode=offline"], "metric.mode is offline"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(
+    simple: None, tmp_path: Path, settings: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(None, tmp_path / "run", config=config(*settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_takes_a_cohort_or_phantoms(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"takes a cohort, or phantoms=.* in its place; neither was given"):
+        train(None, tmp_path / "run", config=load_config("small"))
+    with pytest.raises(InputError, match="was given, and settings of phantoms, too"):
+        train(tmp_path / "cohort", tmp_path / "run", config=config())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_of_phantoms_that_is_unknown() -> None:
+    with pytest.raises(InputError, match=r"phantoms.pol .* expected one of difficulty, structures"):
+        config("phantoms.pol=3")
