@@ -406,9 +406,9 @@ class Result:
     def probability(self, structure: str | None = None) -> Volume:
         """Return the probability of a structure: float32, 0 to 1, on the scan's own grid.
 
-        It is what the networks say, averaged over the models. Stage 2 looks at a box around the target alone;
-        outside the box the probability is 0, and all is 0 where the target was not found. Separate pieces that
-        were left out of the target's mask still have theirs.
+        It is what the networks say, averaged over the models. Stage 2 looks at a box around the target alone, the
+        organs' network at a larger one; outside its box a structure's probability is 0, and all is 0 where the
+        target was not found. Separate pieces that were left out of a mask still have theirs.
 
         Args:
             structure: It is named as in the model; by default it is the model's target.
@@ -416,12 +416,11 @@ class Result:
         Raises:
             InputError: The model has no such structure.
         """
-        number = self.model.structures.index(self._named(structure))
+        name = self._named(structure)
         image = self.scan.volume.canonical()
         whole = image.with_array(np.zeros(image.array.shape, dtype=np.float32))
-        region, shares = self.prediction.region, self.prediction.shares
-        if region is not None and shares is not None:
-            whole = whole.paste(shares[number], self.prediction.region_start)
+        if self.prediction.shares is not None:
+            whole = whole.paste(self.prediction.probability(name), self.prediction.looked_at(name)[1])
         return whole.reordered_like(self.scan.volume.geometry)
 
     def volume_ml(self, structure: str | None = None) -> float:

@@ -132,6 +132,13 @@ CASES: dict[str, tuple[list[tuple[Findings, str]], list[Findings]]] = {
     "pieces": ([(gland(pieces=3, loose_ml=1.0), "1.0 mL of separate pieces")], [gland(pieces=3, loose_ml=0.9)]),
     "holes": ([(gland(holes=2, holes_ml=0.1), "2 holes")], [gland(holes=2, holes_ml=0.09)]),
     "mask_gap": ([(gland(empty_slices=2), "missing on 2 slices")], [gland(empty_slices=0)]),
+    "organ_cut": (
+        [(replace(organs(bladder=(0.0, 0.0, 30.0)), organs=("bladder",)), "bladder reaches the edge of the box")],
+        [
+            organs(bladder=(0.0, 0.0, 30.0)),  # stage 2's, which may always go on outside the crop
+            replace(gland(cropped=False), organs=("prostate", "bladder")),
+        ],
+    ),
     "slice_gap": ([(changed(repeated_slices=1), "1 of the slices")], [SOUND]),
     "scan_notes": ([(changed(notes=("a slice was added",)), "a slice was added")], [SOUND]),
     "organ_order": (

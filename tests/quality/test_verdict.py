@@ -121,6 +121,12 @@ RAISING: dict[str, list[Case]] = {
     "pieces": [Case(drawn(GLAND, (ball((-27, 0, 20), 8), GLAND_HU)))],
     "holes": [Case(drawn(GLAND, (box((-4, -4, -40), (4, 4, 40)), -90.0)))],
     "mask_gap": [Case(drawn(GLAND, BLADDER, (box((-40, -40, 24), (40, 40, 26)), -90.0)))],
+    "organ_cut": [
+        Case(
+            drawn(GLAND, (box((-8, -16, 18), (8, 0, 59)), BLADDER_HU)),
+            {"bands": (GLAND_BAND, BANDS[2]), "organs": {"bladder": BANDS[1]}, "organs_crop_voxels": (20, 18, 30)},
+        )
+    ],
     "slice_gap": [Case(drawn(GLAND, edit=copied_slice)), Case(drawn(GLAND, edit=blank_slice))],
     "scan_notes": [Case(drawn(GLAND), notes=("3 slices were averaged",))],
     "organ_order": [

@@ -12,7 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metricunet.files.model import Calibration, ModelCard, write_model
+from metricunet.files.model import (
+    FORMAT_VERSION,
+    ORGANS_FORMAT_VERSION,
+    Calibration,
+    ModelCard,
+    write_model,
+)
 from metricunet.networks import Network, NetworkOutput, build
 from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.volume import Geometry, Volume
@@ -23,6 +29,8 @@ STEEPNESS = 0.1
 FAT_HU, GLAND_HU, AIR_HU = -90.0, 60.0, -1000.0
 #: Half-way between fat and gland, and far above it.
 GLAND_BAND = (-15.0, 135.0)
+#: A band that no voxel lies in.
+NOWHERE = (5000.0, 6000.0)
 
 Shape = Callable[[NDArray[np.float64]], NDArray[np.bool_]]
 
@@ -71,18 +79,27 @@ def write_bands_model(
     crop_voxels: tuple[int, int, int] = (32, 32, 32),
     tg263: Mapping[str, str] | None = None,
     calibration: Calibration | None = None,
+    organs: Mapping[str, tuple[float, float]] | None = None,
+    organs_spacing_mm: tuple[float, float, float] = (4.0, 4.0, 4.0),
+    organs_crop_voxels: tuple[int, int, int] = (28, 18, 30),
 ) -> Path:
-    """Write a model file whose stages answer with bands of HU, one for each label in order."""
-    labels = dict(labels or {"prostate": 1})
+    """Write a model file whose stages answer with bands of HU, one for each label of the stage in order.
+
+    Those of `organs` are the organs' network's; stage 1 sees none of them. The others are stage 2's, with `bands`.
+    """
+    labels, organs = dict(labels or {"prostate": 1}), dict(organs or {})
 
     def network(found: Sequence[tuple[float, float]], dims: int) -> dict[str, object]:
         # A card holds small numbers and words alone, so the bands are written as text.
         text = " ".join(f"{low:g}:{high:g}" for low, high in found)
-        sizes = {"spatial_dims": dims, "in_channels": 1, "classes": len(labels) + 1}
+        sizes = {"spatial_dims": dims, "in_channels": 1, "classes": len(found) + 1}
         return {"architecture": "bands", "bands": text, **sizes}
 
+    if locate_bands is None:
+        own = iter(bands)
+        locate_bands = [NOWHERE if name in organs else next(own) for name in labels]
     card = ModelCard(
-        locate=LocateSpec(network(locate_bands or bands, 3), (4.0, 4.0, 4.0), WINDOW),
+        locate=LocateSpec(network(locate_bands, 3), (4.0, 4.0, 4.0), WINDOW),
         segment=SegmentSpec(network(bands, 2), spacing_mm, crop_voxels, WINDOW, 1),
         labels=labels,
         tg263=dict(tg263 or {name: name.title().replace("_", "") for name in labels}),
@@ -94,8 +111,14 @@ def write_bands_model(
         seed=0,
         version="0",
         calibration=calibration,
+        organs=SegmentSpec(network(list(organs.values()), 2), organs_spacing_mm, organs_crop_voxels, WINDOW, 1)
+        if organs
+        else None,
+        organs_structures=tuple(organs),
+        format_version=ORGANS_FORMAT_VERSION if organs else FORMAT_VERSION,
     )
-    weights = {f"{stage}.nothing": torch.zeros(1) for stage in ("locate", "segment")}
+    stages = ("locate", "segment", "organs") if organs else ("locate", "segment")
+    weights = {f"{stage}.nothing": torch.zeros(1) for stage in stages}
     write_model(path, card, weights)
     return path
 

@@ -71,7 +71,7 @@ def two_sided_case(unknown: tuple[int, ...] = ()) -> PreparedCase:
     column = np.indices(geometry.shape)[2]
     hu = Volume((4 * column).astype(np.int16), geometry)
     classes = np.where(column < 24, 1, 2).astype(np.uint8)
-    classes[:, :14] = IGNORE_CLASS
+    classes[:, 30:34] = IGNORE_CLASS
     labels = hu.with_array(classes)
     return PreparedCase("c", hu, labels, hu, labels, {}, "", unknown, hu, labels)
 

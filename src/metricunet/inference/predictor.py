@@ -1,4 +1,9 @@
-"""The two-stage predictor: holds the loaded models; maps a scan to a label map on the scan's own grid."""
+"""The predictor: holds the loaded models; maps a scan to a label map on the scan's own grid.
+
+Stage 1 locates the target, stage 2 segments it and what lies close to it. Where the models have an organs'
+network, it looks at a larger box around the same centre, and its structures take what stage 2's leave: the target
+is what it is without them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,8 @@ from metricunet.inference.reruns import MOST_RERUNS, next_view
 from metricunet.networks import Network, build_network
 from metricunet.quality.boundary import ClassField, boundary_confidence
 from metricunet.quality.masks import Touched, face_names, inner_faces, reached_faces
-from metricunet.quality.prediction import Crop, EnsembleCard, Prediction, structure_masks
+from metricunet.quality.prediction import Crop, EnsembleCard, OrgansPart, Prediction, structure_masks
+from metricunet.specs import SegmentSpec
 from metricunet.stages.classes import Pieces, keep_largest_piece, likeliest
 from metricunet.stages.device import device_named
 from metricunet.stages.locate import Localisation, coarse_probabilities, localise
@@ -28,14 +34,18 @@ from metricunet.stages.segment import View, covered_part, field_probabilities, r
 from metricunet.structures import values_of
 from metricunet.volume import Geometry, Volume
 
+#: Slices of a scan on which the organs are told apart at once: it takes a float for each voxel and organ.
+SLICES_AT_ONCE = 16
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model file, ready to compute."""
+    """A model file, ready to compute; `organs` is None where it has no such network."""
 
     card: ModelCard
     locate: Network
     segment: Network
+    organs: Network | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +66,14 @@ class _SegmentedField:
     fields: tuple[ClassField, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class _SegmentedOrgans:
+    """What the organs' network makes of a scan: its part, and its classes there but where stage 2 has its own."""
+
+    part: OrgansPart
+    classes: NDArray[np.uint8]
+
+
 def load_model(path: Path, device: torch.device) -> LoadedModel:
     """Read a model file and build its networks.
 
@@ -63,12 +81,15 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
         InputError: not a model file, of a newer format, damaged, or its weights do not fit its card.
     """
     card, weights = read_model(path)
-    networks = []
-    for stage in ("locate", "segment"):
-        own = of_stage(weights, stage)
-        networks.append(_build(path, stage, getattr(card, stage).network, own).to(device).eval())
-    _check_fits(path, card, networks[1])
-    return LoadedModel(card, networks[0], networks[1])
+    networks = {}
+    for stage in ("locate", "segment", "organs"):
+        spec = getattr(card, stage)
+        if spec is None:
+            continue
+        networks[stage] = _build(path, stage, spec.network, of_stage(weights, stage)).to(device).eval()
+        if stage != "locate":
+            _check_fits(path, "stage 2" if stage == "segment" else "the organs' network", spec, networks[stage])
+    return LoadedModel(card, **networks)
 
 
 def _build(path: Path, stage: str, arguments: dict[str, Any], weights: dict[str, Tensor]) -> Network:
@@ -89,17 +110,17 @@ def _build(path: Path, stage: str, arguments: dict[str, Any], weights: dict[str,
     return network
 
 
-def _check_fits(path: Path, card: ModelCard, network: Network) -> None:
-    """Refuse a card whose crop stage 2 cannot halve as often as it does.
+def _check_fits(path: Path, stage: str, spec: SegmentSpec, network: Network) -> None:
+    """Refuse a card with a crop that the stage's network cannot halve as often as it does.
 
     Raises:
         InputError: naming the sides.
     """
-    in_slice = card.segment.crop_voxels[1:]
-    sides = (card.segment.input_slices, *in_slice) if network.spatial_dims == 3 else in_slice
+    in_slice = spec.crop_voxels[1:]
+    sides = (spec.input_slices, *in_slice) if network.spatial_dims == 3 else in_slice
     if any(side % network.divisor for side in sides) or max(sides) <= network.normalised_stride:
         raise InputError(
-            f"{path}: stage 2 is to look at {' x '.join(map(str, sides))} voxels, expected multiples of "
+            f"{path}: {stage} is to look at {' x '.join(map(str, sides))} voxels, expected multiples of "
             f"{network.divisor}; the model's card is damaged, copy the file again"
         )
 
@@ -108,7 +129,7 @@ class Predictor:
     """Segments scans with one model, or with the mean probabilities of several.
 
     Args:
-        models: model files; all must name the same structures and target.
+        models: model files; all must name the same structures, target and organs.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `bf16` or `fp32`.
         reruns: how often stage 2 may look again, elsewhere or farther, where the target reaches its crop's edge.
@@ -132,6 +153,11 @@ class Predictor:
         self.models = [load_model(path, self.device) for path in models]
         first = self.models[0].card
         for path, model in zip(models, self.models, strict=True):
+            if model.card.organs_structures != first.organs_structures:
+                raise InputError(
+                    f"{path}: its organs' network segments {_listed(model.card)}, the first model's "
+                    f"{_listed(first)}; only models of the same structures can be averaged"
+                )
             if (model.card.labels, model.card.target) != (first.labels, first.target):
                 raise InputError(
                     f"{path}: segments {model.card.labels} around {model.card.target}, the first model "
@@ -153,7 +179,7 @@ class Predictor:
         return localise(self._coarse_probability(scan.canonical()), self.ensemble.ranges.get("volume_ml"))
 
     def segment(self, scan: Volume, found: Localisation) -> Prediction:
-        """Segment a scan around what was found: stage 2.
+        """Segment a scan around what was found: stage 2, and the organs' network where there is one.
 
         A part of the scan that holds the crop and a margin will do where nothing is run again.
         """
@@ -177,7 +203,10 @@ class Predictor:
                 view = None  # from there the target is not seen at all: the crop before stays
         assert kept is not None
         crops[used] = replace(crops[used], used=True)
-        return self._paste(scan, image, kept, tuple(crops), found)
+        organs = None
+        if self.ensemble.organs_structures:
+            organs = self._segment_organs(image, View(found.centre_mm), kept)
+        return self._paste(scan, image, kept, organs, tuple(crops), found)
 
     def _next(self, geometry: Geometry, result: _SegmentedField, touched: Touched, looks: int) -> View | None:
         if looks > self.reruns or not face_names(touched):
@@ -203,31 +232,74 @@ class Predictor:
         fields = tuple(self._fine_field(model, hu) for model, hu in zip(self.models, seen, strict=True))
         shares = np.mean([field.read_on(box)[1:] for field in fields], axis=0)
         classes = likeliest(shares)
-        target = self.ensemble.target_class
+        target = self.ensemble.segment_target_class
         pieces = keep_largest_piece(classes, target)
         return _SegmentedField(view, box, start, shares, classes, classes == target, pieces, seen[0], fields)
 
     def _fine_field(self, model: LoadedModel, field: Volume) -> ClassField:
         """Return the probabilities of all classes on stage 2's own grid."""
+        return self._class_field(model.segment, model.card.segment, field)
+
+    def _class_field(self, network: Network, spec: SegmentSpec, field: Volume) -> ClassField:
         voxels = torch.from_numpy(field.array).to(self.device)
-        probabilities = field_probabilities(model.segment, model.card.segment, voxels, self.precision)
+        probabilities = field_probabilities(network, spec, voxels, self.precision)
         return ClassField(probabilities.cpu().numpy(), field.geometry)
 
+    def _segment_organs(self, image: Volume, view: View, result: _SegmentedField) -> _SegmentedOrgans:
+        """Segment the organs where stage 2 has found none of its own structures, each in one piece."""
+        fields, specs = [], []
+        for model in self.models:
+            spec = model.card.organs
+            assert spec is not None
+            assert model.organs is not None
+            fields.append(self._class_field(model.organs, spec, read_field(spec, image, view)))
+            specs.append(spec)
+        box, start = covered_part(specs, image.geometry, view)
+        names = self.ensemble.organs_structures
+        part = OrgansPart(names, box, start, tuple(fields))
+        classes = np.empty(box.shape, dtype=np.uint8)
+        for first in range(0, box.shape[0], SLICES_AT_ONCE):
+            slices = min(SLICES_AT_ONCE, box.shape[0] - first)
+            shares = part.shares_on(box.crop((first, 0, 0), (slices, *box.shape[1:])))
+            classes[first : first + slices] = likeliest(shares)
+        offset = [first - begin for first, begin in zip(start, result.start, strict=True)]
+        taken = Volume(result.classes, result.box).crop(offset, box.shape)
+        classes[taken.array != 0] = 0
+        pieces = {name: keep_largest_piece(classes, k) for k, name in enumerate(names, start=1)}
+        return _SegmentedOrgans(replace(part, pieces={n: p for n, p in pieces.items() if p.count}), classes)
+
     def _paste(
-        self, scan: Volume, image: Volume, result: _SegmentedField, crops: tuple[Crop, ...], found: Localisation
+        self,
+        scan: Volume,
+        image: Volume,
+        result: _SegmentedField,
+        organs: _SegmentedOrgans | None,
+        crops: tuple[Crop, ...],
+        found: Localisation,
     ) -> Prediction:
-        region = Volume(values_of(result.classes, self.ensemble.labels), result.box)
-        labels = np.zeros(image.geometry.shape, dtype=region.array.dtype)
-        inside = tuple(slice(first, first + n) for first, n in zip(result.start, result.box.shape, strict=True))
-        labels[inside] = region.array
+        card = self.ensemble
+        region = Volume(values_of(result.classes, card.segment_labels), result.box)
+        masks = structure_masks(result.classes, list(card.segment_labels), result.start)
+        inside = _slices(result.start, result.box)
+        if organs is None:
+            labels = np.zeros(image.geometry.shape, dtype=region.array.dtype)
+            labels[inside] = region.array
+        else:
+            names, part = card.organs_structures, organs.part
+            values = values_of(organs.classes, {name: card.labels[name] for name in names})
+            labels = np.zeros(image.geometry.shape, dtype=np.result_type(region.array, values))
+            labels[_slices(part.start, part.geometry)] = values
+            labels[inside] = np.where(region.array != 0, region.array, labels[inside])
+            masks |= structure_masks(organs.classes, names, part.start)
+            masks = {name: masks[name] for name in card.labels if name in masks}
         return Prediction(
-            card=self.ensemble,
+            card=card,
             localisation=found,
             geometry=scan.geometry,
             labels=image.with_array(labels).reordered_like(scan.geometry),
             region=region,
             region_start=result.start,
-            masks=structure_masks(result.classes, list(self.ensemble.labels), result.start),
+            masks=masks,
             shares=result.shares,
             seen=result.seen,
             crops=crops,
@@ -236,10 +308,20 @@ class Predictor:
             boundary=boundary_confidence(
                 result.fields,
                 [model.card.calibration for model in self.models],
-                self.ensemble.target_class,
+                card.segment_target_class,
                 Volume(result.target, result.box),
             ),
+            organs=None if organs is None else organs.part,
         )
+
+
+def _listed(card: ModelCard) -> str:
+    return ", ".join(card.organs_structures) or "nothing"
+
+
+def _slices(start: Sequence[int], part: Geometry) -> tuple[slice, ...]:
+    """Return the voxels of a scan that are those of a part of its grid."""
+    return tuple(slice(first, first + n) for first, n in zip(start, part.shape, strict=True))
 
 
 def _recorded(result: _SegmentedField, touched: Touched) -> Crop:

@@ -28,7 +28,10 @@ from metricunet.stages.classes import border_probability
 from metricunet.volume import Volume
 
 #: Colours of structures in planning systems, in their order; told apart also by the colour-blind.
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0))
+COLOURS = (
+    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0)),
+    (0, 114, 178),
+)
 #: What follows the standard name, after the caret that TG-263 has for a clinic's own qualifiers. Planning systems
 #: show names of 16 characters: Prostate^autosyn has as many, and of longer ones the mark's beginning is seen.
 MARK, SYNTHETIC_MARK = "^auto", "^autosyn"
@@ -141,7 +144,7 @@ def structures_of(prediction: Prediction, surface: bool = True) -> dict[str, Str
             name=f"{card.tg263[name]}{mark}",
             mask=prediction.mask(name),
             colour=COLOURS[k % len(COLOURS)],
-            probability=_surface(prediction, name, k) if surface else None,
+            probability=_surface(prediction, name) if surface else None,
         )
         for k, name in enumerate(card.labels)
         if name in prediction.masks
@@ -186,17 +189,17 @@ def _reported(written: WrittenStructure) -> dict[str, Any]:
     return content
 
 
-def _surface(prediction: Prediction, name: str, k: int) -> Volume:
-    """Return the probability of structure `k` on the part of the scan's own grid that it lies on.
+def _surface(prediction: Prediction, name: str) -> Volume:
+    """Return the probability of a structure on the part of the scan's own grid that it lies on.
 
-    The part has a voxel more on each side, as far as stage 2 looked: between those and the mask the surface runs.
+    The part has a voxel more on each side, as far as the network looked: between those and the mask the surface
+    runs.
     """
-    labels, region, shares = prediction.labels, prediction.region, prediction.shares
-    assert labels is not None
-    assert region is not None
-    assert shares is not None
-    sides = zip(prediction.masks[name].box, prediction.region_start, region.array.shape, strict=True)
-    wide = tuple(slice(max(0, part.start - first - 1), min(n, part.stop - first + 1)) for part, first, n in sides)
-    field = border_probability(shares[(slice(None), *wide)], k)
-    part = Volume(np.ascontiguousarray(field), region.geometry.crop([w.start for w in wide], field.shape))
-    return part.reordered(*part.geometry.axes_to(labels.geometry))
+    assert prediction.labels is not None
+    looked_at, start = prediction.looked_at(name)
+    sides = zip(prediction.masks[name].box, start, looked_at.shape, strict=True)
+    s, r, c = (slice(max(0, part.start - first - 1), min(n, part.stop - first + 1)) for part, first, n in sides)
+    shares, k = prediction.shares_in(name, (s, r, c))
+    field = border_probability(shares, k)
+    part = Volume(np.ascontiguousarray(field), looked_at.crop([s.start, r.start, c.start], field.shape))
+    return part.reordered(*part.geometry.axes_to(prediction.labels.geometry))

@@ -250,6 +250,13 @@ def _mask_gap(findings: Findings) -> Iterator[str]:
             yield f"{name} is missing on {found.empty_slices} slices between its first and its last"
 
 
+def _organ_cut(findings: Findings) -> Iterator[str]:
+    for name in findings.organs:
+        found = findings.structures.get(name)
+        if found and found.cropped:
+            yield f"{name} reaches the edge of the box that organs are looked for in, so part of it may be missing"
+
+
 def _slice_gap(findings: Findings) -> Iterator[str]:
     if findings.repeated_slices:
         yield (
@@ -344,6 +351,7 @@ CHECKS: tuple[QualityCheck, ...] = (
     QualityCheck("pieces", "review", _pieces),
     QualityCheck("holes", "review", _holes),
     QualityCheck("mask_gap", "review", _mask_gap),
+    QualityCheck("organ_cut", "review", _organ_cut),
     QualityCheck("slice_gap", "review", _slice_gap),
     QualityCheck("scan_notes", "review", _scan_notes, of_mask=False),
     QualityCheck("organ_order", "review", _order),

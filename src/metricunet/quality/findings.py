@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metricunet.hu import level_hu, noise_hu
-from metricunet.quality.masks import face_names, gaps_of, holes_of, outer_faces, pieces_of, reached_faces
-from metricunet.quality.prediction import Prediction, StructureMask
+from metricunet.quality.masks import (
+    face_names,
+    gaps_of,
+    holes_of,
+    inner_faces,
+    outer_faces,
+    pieces_of,
+    reached_faces,
+)
+from metricunet.quality.prediction import OrgansPart, Prediction, StructureMask
 from metricunet.volume import Volume
 
 if TYPE_CHECKING:
@@ -37,13 +45,14 @@ class StructureFindings:
         volume_ml: of all its voxels.
         centre_mm: LPS centroid.
         extent_mm: sides of its box, voxels' faces included: head-foot, front-back, left-right.
-        pieces: connected parts; of the target before all but the largest were removed.
-        loose_ml: volume outside the largest part; of the target, what was removed.
+        pieces: connected parts; of the target and the organs before all but the largest were removed.
+        loose_ml: volume outside the largest part; of the target and the organs, what was removed.
         holes: parts of slices that it encloses.
         holes_ml: their volume.
         empty_slices: without a voxel of it, between its first and its last.
         scan_faces: edges of the scan that it reaches.
-        cropped: whether stage 2's crop may cut it, as it may every structure but the target.
+        cropped: whether a crop may cut it: any of stage 2's structures but the target, and an organ that reaches
+            the edge of what its network looked at, where the scan goes on.
     """
 
     volume_ml: float
@@ -119,6 +128,7 @@ class Findings:
         notes: what reading the scan has to say of it, a sentence each.
         boundary_mm: expected error of the target's boundary; None where no model was calibrated for it.
         boundary_seen_mm: smallest and largest of the validation cases.
+        organs: the structures of the organs' network, which are wanted whole.
     """
 
     target: str
@@ -139,6 +149,7 @@ class Findings:
     notes: tuple[str, ...] = ()
     boundary_mm: float | None = None
     boundary_seen_mm: Range | None = None
+    organs: tuple[str, ...] = ()
 
 
 def findings_of(scan: Volume, prediction: Prediction, notes: tuple[str, ...] = ()) -> Findings:
@@ -163,6 +174,7 @@ def findings_of(scan: Volume, prediction: Prediction, notes: tuple[str, ...] = (
         "spacing_mm": image.spacing_mm,
         "looks": max(1, len(prediction.crops)),
         "notes": notes,
+        "organs": card.organs_structures,
     }
     if prediction.region is None:
         return Findings(**common)
@@ -237,10 +249,14 @@ def _structure(
     middle = np.array([float(axis.mean()) for axis in np.nonzero(mask.array)]) + _within(mask, prediction)
     x, y, z = region.geometry.to_world(middle).tolist()
     s, r, c = (n * step for n, step in zip(mask.array.shape, spacing, strict=True))
-    is_target = name == prediction.card.target
+    is_target, organs = name == prediction.card.target, prediction.organs
     holes = holes_of(mask.array)
+    cropped = not is_target
     if is_target:
         count, loose_ml = prediction.pieces, prediction.removed_ml
+    elif organs is not None and name in organs.structures:
+        count, loose_ml = organs.pieces[name].count, organs.pieces[name].loose_voxels * voxel_ml
+        cropped = _is_cut(mask, organs, image)
     else:
         pieces = pieces_of(mask.array)
         count, loose_ml = pieces.count, pieces.loose_voxels * voxel_ml
@@ -255,8 +271,16 @@ def _structure(
         holes_ml=holes.voxels * voxel_ml,
         empty_slices=gaps_of(mask.array),
         scan_faces=face_names(edges),
-        cropped=not is_target,
+        cropped=cropped,
     )
+
+
+def _is_cut(mask: StructureMask, organs: OrgansPart, image: Volume) -> bool:
+    """Tell whether an organ reaches a face of what its network looked at that is not also the edge of the scan."""
+    ends = zip(mask.box, organs.start, organs.geometry.shape, strict=True)
+    reached = tuple((part.start == first, part.stop == first + n) for part, first, n in ends)
+    inner = inner_faces(reached, organs.start, organs.geometry.shape, image.geometry.shape)
+    return any(low or high for low, high in inner)
 
 
 def _hu(image: Volume, prediction: Prediction, target: StructureMask) -> HuFindings:

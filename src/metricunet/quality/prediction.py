@@ -15,9 +15,9 @@ from scipy import ndimage
 
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard
-from metricunet.quality.boundary import BoundaryConfidence
-from metricunet.stages.classes import Box, Mask
-from metricunet.structures import class_of
+from metricunet.quality.boundary import BoundaryConfidence, ClassField
+from metricunet.stages.classes import Box, Mask, Pieces
+from metricunet.structures import class_of, without
 from metricunet.volume import Geometry, Shape, Volume
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ class EnsembleCard:
     """What the cards of the models that a prediction averages say together. A single model is an ensemble of one.
 
     Attributes:
-        labels: structure name to its value in label files; the networks' class k is the k-th entry, from 1.
+        labels: structure name to its value in label files; stage 1's class k is the k-th entry, from 1.
         tg263: structure name to its standard name in structure sets (AAPM TG-263).
         target: the structure that steers localisation and crop.
         ranges: smallest and largest value that any of the models has seen in training, by quantity.
         synthetic: whether the own training of any of the models saw synthetic scans only.
         held_back: why no verdict is better than `review`; empty where one may be. One such model is enough.
+        organs_structures: structures of the organs' network, in the order of its classes; others are stage 2's.
     """
 
     labels: Mapping[str, int]
@@ -43,10 +44,11 @@ class EnsembleCard:
     ranges: Mapping[str, tuple[float, float]]
     synthetic: bool
     held_back: str = ""
+    organs_structures: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, cards: Sequence[ModelCard]) -> EnsembleCard:
-        """Put the cards of models together that have the same labels and target.
+        """Put the cards of models together that have the same labels, target and organs.
 
         Args:
             cards: at least one; names of structures are the first one's.
@@ -61,12 +63,23 @@ class EnsembleCard:
             ranges={q: (min(r[0] for r in ranges), max(r[1] for r in ranges)) for q, ranges in seen.items()},
             synthetic=any(card.synthetic for card in cards),
             held_back=next((card.held_back for card in cards if card.held_back), ""),
+            organs_structures=first.organs_structures,
         )
 
     @property
     def target_class(self) -> int:
-        """The networks' class of the target."""
+        """Stage 1's class of the target."""
         return class_of(self.labels, self.target)
+
+    @property
+    def segment_labels(self) -> dict[str, int]:
+        """Structures of stage 2 and their values; its class k is the k-th entry, from 1."""
+        return without(self.labels, self.organs_structures)
+
+    @property
+    def segment_target_class(self) -> int:
+        """Stage 2's class of the target."""
+        return class_of(self.segment_labels, self.target)
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,34 @@ class StructureMask:
 
 
 @dataclass(frozen=True, eq=False)
+class OrgansPart:
+    """What the organs' network makes of a scan. Its probabilities are kept on its own grid, which is coarser.
+
+    Attributes:
+        structures: its structures, in the order of its classes.
+        geometry: the part of the scan's grid that it looked at; axes are canonical.
+        start: the part's first voxel in the scan.
+        fields: probabilities of each model on its own grid.
+        pieces: connected parts of each structure that was found, before all but the largest were left out.
+    """
+
+    structures: tuple[str, ...]
+    geometry: Geometry
+    start: Shape
+    fields: tuple[ClassField, ...]
+    pieces: Mapping[str, Pieces] = field(default_factory=dict)
+
+    def shares_on(self, geometry: Geometry) -> NDArray[np.float32]:
+        """Return the mean probabilities of its structures on a part of the scan's grid [structures, *part]."""
+        return np.stack([self.share_on(geometry, k) for k in range(len(self.structures))])
+
+    def share_on(self, geometry: Geometry, structure: int) -> NDArray[np.float32]:
+        """Return the mean probability of one structure, by its place among them from 0, likewise [*part]."""
+        read = [Volume(f.array[structure + 1], f.geometry).resample(geometry).array for f in self.fields]
+        return np.asarray(sum(read[1:], start=read[0]) / np.float32(len(read)), dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What the predictor makes of a scan. Apart from `labels`, axes run to the head, the back and the left.
 
@@ -126,15 +167,16 @@ class Prediction:
         localisation: what stage 1 found.
         geometry: of the scan.
         labels: label values on the scan's own grid, uint8 where they fit; None where the target is absent.
-        region: the part of the labels that stage 2 looked at, where alone they can differ from 0.
+        region: the label values of stage 2's structures on the part of the scan that it looked at.
         region_start: the region's first voxel in the scan.
         masks: of each structure that has a voxel, in the order of the card's labels.
-        shares: probabilities [structures, *region] of all classes but the background, as they came out.
+        shares: probabilities [structures, *region] of all classes of stage 2 but the background, as they came out.
         seen: HU of the field as the first model's stage 2 saw it, on its own grid.
         crops: every field that stage 2 has segmented, in order; one of them is the one that was used.
         pieces: connected parts of the target, before all but the largest were left out of the labels.
         removed_ml: volume of the parts that were left out.
         boundary: how far the target's boundary is expected to be off; None where there is no target.
+        organs: what the organs' network saw and said; None where there is no such network, or no target.
     """
 
     card: EnsembleCard
@@ -150,6 +192,7 @@ class Prediction:
     pieces: int = 0
     removed_ml: float = 0.0
     boundary: BoundaryConfidence | None = None
+    organs: OrgansPart | None = None
 
     def __repr__(self) -> str:
         found = self.localisation
@@ -171,6 +214,41 @@ class Prediction:
         if found is not None:
             mask.canonical().array[found.box] = found.array  # a view
         return mask
+
+    def looked_at(self, structure: str) -> tuple[Geometry, Shape]:
+        """Return the part of the scan on which a structure was looked for, and the part's first voxel in the scan.
+
+        Raises:
+            ValueError: the target is absent, so nothing was looked for.
+        """
+        if self.organs is not None and structure in self.organs.structures:
+            return self.organs.geometry, self.organs.start
+        if self.region is None:
+            raise ValueError(f"{structure} was not looked for: there is no {self.card.target}")
+        return self.region.geometry, self.region_start
+
+    def shares_in(self, structure: str, box: Box) -> tuple[NDArray[np.float32], int]:
+        """Return the probabilities of a structure and of those that the same network tells apart from it.
+
+        Args:
+            structure: name of the structure.
+            box: the voxels to return, counted in the part that `looked_at` returns.
+
+        Returns:
+            [structures, *box], and the place of the structure among them, from 0.
+        """
+        if self.organs is not None and structure in self.organs.structures:
+            part = self.organs.geometry.crop([s.start for s in box], [s.stop - s.start for s in box])
+            return self.organs.shares_on(part), self.organs.structures.index(structure)
+        assert self.shares is not None
+        return self.shares[(slice(None), *box)], list(self.card.segment_labels).index(structure)
+
+    def probability(self, structure: str) -> NDArray[np.float32]:
+        """Return the probability of a structure on the part that `looked_at` returns."""
+        if self.organs is not None and structure in self.organs.structures:
+            return self.organs.share_on(self.organs.geometry, self.organs.structures.index(structure))
+        assert self.shares is not None
+        return np.asarray(self.shares[list(self.card.segment_labels).index(structure)], dtype=np.float32)
 
 
 def structure_masks(
