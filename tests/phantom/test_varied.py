@@ -354,6 +354,32 @@ def test_a_cut_scan_says_so() -> None:
     assert not inside.all()
 
 
+def test_men_are_thin_obese_and_prone_as_often_as_stated() -> None:
+    pairs = [(plain(seed), man(seed)) for seed in range(400)]
+    times = np.array([varied.fat_front_mm / usual.fat_front_mm for usual, varied in pairs])
+    assert np.mean(times < 0.61) == pytest.approx(v.THIN_SHARE, abs=0.06)
+    assert 0.05 < np.mean(times > 1.01) < v.OBESE_SHARE + 0.06
+    assert max(varied.fat_front_mm for _, varied in pairs) <= v.MOST_FAT_MM[1]
+    assert np.mean([varied.prone for _, varied in pairs]) == pytest.approx(v.PRONE_SHARE, abs=0.03)
+    voltages = [appearance(seed).voltage_kv for seed in range(200)]
+    for voltage, share in v.VOLTAGE_SHARE.items():
+        assert np.mean([kv == voltage for kv in voltages]) == pytest.approx(share, abs=0.12)
+
+
+def test_gas_rises_to_the_back_of_a_man_who_lies_prone() -> None:
+    one = replace(man(1), rectum_filling="gas", rectum_level=0.5, balloon=None, base=None)
+    lattice = Lattice.spanning((-60.0, 0.0, 0.0), (60.0, 100.0, 60.0), 4.0)
+    mean = {}
+    for prone in (False, True):
+        found = anatomy.build(replace(one, prone=prone), lattice)
+        for name in ("rectum_gas", "rectum_lumen"):
+            mean[name, prone] = np.argwhere(found.fields[name] < 0)[:, 1].mean()
+        y = lattice.y[(found.fields["body"] < 0).any(axis=(0, 2))]
+        assert prone or y.max() <= found.table_mm
+    assert mean["rectum_gas", False] < mean["rectum_lumen", False]
+    assert mean["rectum_gas", True] > mean["rectum_lumen", True]
+
+
 def test_devices_are_as_frequent_as_stated() -> None:
     men = [man(seed) for seed in range(800)]
     for name, share in (
