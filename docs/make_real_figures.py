@@ -3,8 +3,8 @@
     python docs/make_real_figures.py [-m MODEL] [-o FOLDER] [--scans NAME ...] [--data FOLDER]
 
 The scans come from a folder as the tests read it, by default that of the environment variable METRICUNET_DATA.
-Without `-m` the shipped model segments them. Written are NAME.png for each scan and found.csv with its row; rows of
-other scans that are there stay. Looks at real scans are rationed: name those that may be looked at.
+Without `-m` the shipped model segments them. Written are NAME.png for each scan and found.csv with its row; rows
+of other scans that are there stay. Looks at real scans are rationed: name those that may be looked at.
 """
 
 from __future__ import annotations
