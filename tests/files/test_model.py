@@ -18,8 +18,11 @@ from metricunet.errors import InputError
 from metricunet.files.model import (
     CARD_KEY,
     FORMAT_VERSION,
+    LEAST_PATIENT_CASES,
+    Ancestor,
     Calibration,
     ModelCard,
+    PatientScores,
     joined,
     of_stage,
     read_card,
@@ -99,6 +102,68 @@ def test_a_calibration_that_cannot_be_is_refused(tmp_path: Path, change: dict[st
     damaged = replace(CALIBRATION, **change)
     with pytest.raises(InputError, match="card is damaged"):
         read_card(write(tmp_path / "model.safetensors", replace(CARD, calibration=damaged)))
+
+
+BASE = Ancestor("base", "a" * 64, synthetic=True)
+OTHER = Ancestor("theirs", "b" * 64, synthetic=False, cases=("c" * 64,))
+SCORES = PatientScores(20, 1, {"prostate": {"dice": 0.8}}, tuple(f"{k:064x}" for k in range(20)), "0.1.0")
+REAL = replace(CARD, trained_on="patients", lineage=(BASE, OTHER), cases=("d" * 64, "e" * 64))
+
+
+def without_fields(path: Path, *names: str) -> Path:
+    """Write a model file anew without some fields of its card, as earlier versions did."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    card = json.loads(header["__metadata__"][CARD_KEY])
+    for name in names:
+        del card[name]
+    header["__metadata__"][CARD_KEY] = json.dumps(card)
+    return raw(path, header)
+
+
+def test_lineage_cases_and_scores_on_patients_are_kept(tmp_path: Path) -> None:
+    card = replace(REAL, validated=SCORES)
+    assert read_card(write(tmp_path / "model.safetensors", card)) == card
+
+
+def test_a_file_from_before_lineages_has_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors", replace(REAL, validated=SCORES))
+    card = read_card(without_fields(path, "lineage", "cases", "validated"))
+    assert (card.lineage, card.cases, card.validated) == ((), (), None)
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        (CARD, "was trained on synthetic scans only"),
+        (REAL, "descends from one that was trained on synthetic scans only (base)"),
+        (replace(REAL, lineage=(OTHER,)), ""),
+        (replace(REAL, validated=SCORES), ""),
+        (replace(CARD, validated=SCORES), ""),
+        (replace(REAL, validated=replace(SCORES, cases=LEAST_PATIENT_CASES - 1)), "descends"),
+    ],
+)
+def test_a_model_of_synthetic_origin_is_held_back_until_patients_were_scored(card: ModelCard, words: str) -> None:
+    assert bool(card.held_back) == bool(words)
+    assert words in card.held_back
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cases": ("case_01",)},
+        {"lineage": (replace(BASE, weights_sha256="A" * 64),)},
+        {"lineage": (replace(OTHER, cases=("",)),)},
+        {"lineage": (replace(BASE, name="n" * 20_000),)},
+        {"validated": replace(SCORES, cases=21)},
+        {"validated": replace(SCORES, missed=21)},
+        {"validated": replace(SCORES, means={"prostate": {"dice": float("nan")}})},
+    ],
+)
+def test_an_origin_that_cannot_be_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="card is damaged"):
+        read_card(write(tmp_path / "model.safetensors", replace(CARD, **change)))
 
 
 def test_unknown_fields_of_a_later_minor_version_are_passed_over(tmp_path: Path) -> None:

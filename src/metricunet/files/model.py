@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +36,9 @@ SPACING_RANGE_MM = (0.1, 20.0)
 WIDEST_HU = 100_000.0
 LONGEST_NAME = 64
 LONGEST_TEXT = 10_000
+SHA256 = re.compile("[0-9a-f]{64}")
+#: Scans of patients that a model of synthetic origin has to be evaluated on before a verdict may be `pass`.
+LEAST_PATIENT_CASES = 20
 INTENDED_USE = (
     "Research on segmentation of the prostate in CT. Not a medical device; every contour needs review by a "
     "qualified person before any use."
@@ -61,6 +65,42 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """A model whose weights a training began with, or that such a model was begun with in its turn.
+
+    Attributes:
+        name: name of its file, without the ending.
+        weights_sha256: hash of its weights.
+        synthetic: whether its own training saw synthetic scans only.
+        cases: SHA-256 of the image files of each of its training cases; empty where they are not known.
+    """
+
+    name: str
+    weights_sha256: str
+    synthetic: bool
+    cases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PatientScores:
+    """How a model did on scans of patients which neither its training nor that of any ancestor has seen.
+
+    Attributes:
+        cases: number of the scans in which the reference holds the target.
+        missed: number of these in which the model did not find it.
+        means: mean of each measure over all scans, by structure and measure.
+        scans: SHA-256 of the files of each scan.
+        version: version of metricunet that scored them.
+    """
+
+    cases: int
+    missed: int
+    means: dict[str, dict[str, float]]
+    scans: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What a model file says of itself.
 
@@ -82,6 +122,11 @@ class ModelCard:
         format_version: version of the file's format.
         calibration: calibration of stage 2's probabilities; None where there were no validation cases, or the file
             is older.
+        lineage: models that this one descends from, the oldest first; empty where its training began with random
+            weights, or the file is older.
+        cases: SHA-256 of the image files of each training case, in the order of the hashes; empty where there are
+            no such files, or the file is older.
+        validated: scores on scans of patients; None where there are none.
     """
 
     locate: LocateSpec
@@ -99,6 +144,9 @@ class ModelCard:
     intended_use: str = INTENDED_USE
     format_version: int = field(default=FORMAT_VERSION)
     calibration: Calibration | None = None
+    lineage: tuple[Ancestor, ...] = ()
+    cases: tuple[str, ...] = ()
+    validated: PatientScores | None = None
 
     @property
     def target_class(self) -> int:
@@ -112,8 +160,22 @@ class ModelCard:
 
     @property
     def synthetic(self) -> bool:
-        """Whether the model has seen phantoms only."""
+        """Whether its own training saw synthetic scans only, whatever its ancestors saw."""
         return self.trained_on == "synthetic"
+
+    @property
+    def held_back(self) -> str:
+        """Why no verdict on its masks is better than `review`; empty where one may be."""
+        if self.validated is not None and self.validated.cases >= LEAST_PATIENT_CASES:
+            return ""
+        first = next((one for one in self.lineage if one.synthetic), None)
+        if self.synthetic:
+            origin = "was trained on synthetic scans only"
+        elif first is not None:
+            origin = f"descends from one that was trained on synthetic scans only ({first.name[:LONGEST_NAME]})"
+        else:
+            return ""
+        return f"the model {origin}, and its card has no evaluation on {LEAST_PATIENT_CASES} or more patients"
 
 
 def card_content(card: ModelCard) -> dict[str, Any]:
@@ -278,6 +340,7 @@ def _check(card: ModelCard) -> None:
             _expect(0 < value < math.inf, f"calibration.{name}", "a number above 0")
         low, high = card.calibration.boundary_error_mm
         _expect(0 <= low <= high < math.inf, "calibration.boundary_error_mm", "low and high")
+    _check_origin(card)
     _check_stage("locate", card.locate, len(labels) + 1)
     _check_stage("segment", card.segment, len(labels) + 1)
     crop = card.segment.crop_voxels
@@ -288,6 +351,20 @@ def _check(card: ModelCard) -> None:
     _expect(card.locate.network["in_channels"] == 1, "locate.network.in_channels", "1")
     # Neighbours lie on both sides of the slice in 2.5D; in 3D slices are no channels.
     _expect(card.segment.input_slices % 2 == 1 or card.segment.block_slices is not None, "in_channels", "odd")
+
+
+def _check_origin(card: ModelCard) -> None:
+    hashes = [*card.cases, *(value for one in card.lineage for value in (one.weights_sha256, *one.cases))]
+    names = [one.name for one in card.lineage]
+    if card.validated is not None:
+        hashes += card.validated.scans
+        names.append(card.validated.version)
+        counted = 0 <= card.validated.missed <= card.validated.cases <= len(card.validated.scans)
+        _expect(counted, "validated", "no more cases than scans, and no more missed than cases")
+        means = [value for means in card.validated.means.values() for value in means.values()]
+        _expect(all(map(math.isfinite, means)), "validated.means", "finite numbers")
+    _expect(all(map(SHA256.fullmatch, hashes)), "lineage, cases and validated", "hashes of 64 hexadecimal digits")
+    _expect(all(len(name) <= LONGEST_TEXT for name in names), "lineage", f"at most {LONGEST_TEXT} characters")
 
 
 def _check_stage(name: str, stage: LocateSpec | SegmentSpec, classes: int) -> None:
