@@ -68,6 +68,7 @@ class PreparedCase:
             `target_hu` and `centre_mm`, which are absent without it.
         source_sha256: hash of image and labels.
         unknown: classes that were not contoured, whose voxels are among the background's.
+        image_sha256: hash of the image's files alone, by which a scan is known again whoever contoured it.
     """
 
     name: str
@@ -78,6 +79,7 @@ class PreparedCase:
     facts: dict[str, Any]
     source_sha256: str
     unknown: tuple[int, ...] = ()
+    image_sha256: str = ""
 
     def central_crop(self, shape: Sequence[int]) -> tuple[Volume, Volume] | None:
         """Cut image and classes to the middle of the fine box; None where the scan holds no target.
@@ -131,7 +133,8 @@ def _stored(case: Case, info: DatasetInfo, settings: PrepareSettings, cache: Pat
     path = _cache_file(case, cache)
     found = _load(path)
     if found is not None and found[1] == _key(case, info, settings):
-        return found[0]
+        stored = found[0]
+        return stored if stored.image_sha256 else replace(stored, image_sha256=sha256(scan_files(case.image)))
     if os.path.lexists(path) and not _is_ours(path):
         raise InputError(
             f"{path}: a prepared case would be written here, and this file was not written by this version of the "
@@ -185,6 +188,7 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
         fine_labels,
         facts,
         sha256([*scan_files(case.image), *scan_files(case.label)]),
+        image_sha256=sha256(scan_files(case.image)),
     )
 
 
@@ -200,7 +204,8 @@ def _store(path: Path, case: PreparedCase, key: dict[str, Any]) -> None:
         if volume is not None:
             arrays[name] = volume.array
             arrays[f"{name}_affine"] = volume.geometry.affine
-    text = json.dumps({"key": key, "name": case.name, "facts": case.facts, "source_sha256": case.source_sha256})
+    described = {name: getattr(case, name) for name in ("name", "facts", "source_sha256", "image_sha256")}
+    text = json.dumps({"key": key, **described})
     arrays["description"] = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
     arrays["seal"] = np.frombuffer(_seal_of(arrays), dtype=np.uint8)
     with written_whole(path) as temporary, temporary.open("wb") as handle:
@@ -227,6 +232,8 @@ def _load(path: Path) -> tuple[PreparedCase, dict[str, Any]] | None:
             volumes.get("fine_labels"),
             description["facts"],
             description["source_sha256"],
+            # A cache of before lacks it, and holds the very arrays of today.
+            image_sha256=description.get("image_sha256", ""),
         )
         return case, description["key"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):

@@ -13,17 +13,18 @@ from lightning.fabric.loggers.logger import Logger
 from torch import Tensor
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.names import has_sides
+from metricunet.cohort.names import has_sides, standard_name
 from metricunet.cohort.prepare import PreparedCase, cohort_sha256
 from metricunet.cohort.splits import Fold, split_for
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
 from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
-from metricunet.files.model import joined, of_stage, read_card, read_model, write_model
+from metricunet.files.model import joined, of_stage, read_card, write_model
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import keep_freed_memory
-from metricunet.progress import Progress
+from metricunet.progress import Progress, Say, silent
+from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.stages.device import device_named
 from metricunet.stages.locate import class_probabilities, localise, locate_spec
 from metricunet.stages.segment import segment_spec
@@ -44,6 +45,7 @@ from metricunet.training.run import (
     check_results,
     prepared_cases,
 )
+from metricunet.training.start import check_networks, read_parent, refuse_seen, start_from
 
 MODEL_NAME = "model.safetensors"
 A_TRAINING = "a training"
@@ -89,19 +91,21 @@ def train(
     device: str = "auto",
     progress: Progress | None = None,
     loggers: Sequence[Logger] = (),
+    say: Say = silent,
 ) -> Path:
     """Train both stages on a cohort.
 
     Args:
         cohort: folder of the cohort, in nnU-Net's raw data layout.
         output: run folder: config.yaml, log.csv, checkpoints, model.safetensors, run.json.
-        config: every setting; default: the preset `default`.
+        config: every setting; default: the preset `default`, or what `load_config` makes of the model's card.
         fold: number of the fold to validate on; `all` trains on every case.
         init: model file to begin from.
         resume: whether to continue a run that was stopped.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         progress: called with (done, all) while the cohort is prepared.
         loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
+        say: told in one line what the training keeps of the model that it begins from.
 
     Returns:
         The path of the model file.
@@ -109,7 +113,8 @@ def train(
     Raises:
         InputError: a cohort, configuration, model or folder that cannot work, named.
     """
-    config = load_config() if config is None else config
+    if config is None:
+        config = load_config(parent=None if init is None else read_card(init))
     record = RunRecord("train", {"cohort": cohort, "output": output, "fold": fold, "init": init, "resume": resume})
     refuse_claimed(output / CLAIM_NAME, A_TRAINING)
     check_folder(output, resume)  # so that nothing, not even a claim, is written into somebody else's folder
@@ -128,6 +133,8 @@ def train(
             progress=progress,
             loggers=loggers,
         )
+        if run.start is not None:
+            say(run.start.text())
         try:
             staged = train_segment(run, train_locate(run), own.stage(MODEL_NAME))
             record.facts = run_facts(run, read_card(staged).validation)
@@ -167,11 +174,20 @@ def open_run(
         loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
 
     Raises:
-        InputError: a cohort, configuration or folder that cannot work, or a run of other settings, named.
+        InputError: a cohort, configuration, model or folder that cannot work, a validation case that the model
+            was trained on, or a run of other settings, named.
     """
     where = device_named(device)
+    parent = None if init is None else read_parent(init)
+    if parent is None and config.freeze is not None:
+        raise InputError(
+            f"setting freeze is {config.freeze}, but without a model to begin from there is nothing to keep; name "
+            f"one ({argument('init')}), or leave the setting out"
+        )
     content = read_cohort(cohort)
     check_settings(config, len(content.info.labels) + 1)
+    if parent is not None:
+        check_networks(parent, _specs(config, len(content.info.labels) + 1))
     split = split_for(content, fold)
     cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
     data_sha256 = cohort_sha256([*cases, *val])
@@ -179,9 +195,12 @@ def open_run(
         output, config, content.info, split, cases, val, data_sha256, where, resume, watch, loggers=tuple(loggers)
     )
     check_cases(run, cohort)
-    if init is not None:
-        run = replace(run, start=_initial_weights(init, run))
-    begin(run, fold, init)
+    if parent is not None:
+        refuse_seen(parent, val)
+        own = {name: standard_name(name, config.tg263) for name in run.labels}
+        specs = _specs(config, run.classes)
+        run = replace(run, start=start_from(parent, specs, dict.fromkeys(specs, own), config.seed))
+    begin(run, fold)
     keep_freed_memory()
     return run
 
@@ -217,7 +236,8 @@ def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) 
         weights: its weights, by their names in a model file.
         errors_mm: its localisation errors, as in `Located`.
     """
-    network = _build("locate", run, weights)
+    network = build_network(**_specs(run.config, run.classes)["locate"].network)
+    network.load_state_dict(of_stage(weights, "locate"))
     return Located(network.eval().to(run.device), errors_mm)
 
 
@@ -234,7 +254,8 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     """
     segment, score = _fit_segment(run, located.errors_mm)
     model = run.folder / MODEL_NAME if model is None else model
-    card = model_card(run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm)
+    lineage = () if run.start is None else run.start.parent.lineage
+    card = model_card(run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm, lineage)
     fitted = calibration(segment, card.segment, run.val, run.target, run.config.precision)
     card = replace(card, calibration=fitted)
     weights = located.weights() | joined({}, segment.state_dict())
@@ -244,7 +265,9 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
 
 def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
     """Return what run.json says of a training, the scores of its validation among it."""
+    start = {} if run.start is None else {"start": run.start.facts()}
     return {
+        **start,
         "config": run.config.model_dump(mode="json"),
         "seed": run.config.seed,
         "split": asdict(run.split),
@@ -264,7 +287,7 @@ def _fit_locate(run: Run) -> Network:
         not has_sides(run.labels),
         run.device,
     )
-    network = _build("locate", run, run.start)
+    network = _first_network("locate", run)
     fit(run, LocateModule(network, run.config, run.val, run.target), batches)
     return network
 
@@ -283,38 +306,25 @@ def _fit_segment(run: Run, errors_mm: np.ndarray) -> tuple[Network, float | None
     )
     patches = PatchBatches(batches, run.config) if metric.mode == "offline" and metric.weight else None
     # The last before the module: the seed that is set here is that of the branch's first weights, too.
-    network = _build("segment", run, run.start)
+    network = _first_network("segment", run)
     score = fit(run, SegmentModule(network, run.config, run.val, run.classes, patches), batches)
     return network, score
 
 
-def _build(stage: str, run: Run, start: Mapping[str, Tensor] | None) -> Network:
+def _first_network(stage: str, run: Run) -> Network:
+    """Return the network of a stage as the training begins with it."""
     torch.manual_seed(run.config.seed)
-    network = build_network(**_networks(run)[stage])
-    if start is not None:
-        network.load_state_dict(of_stage(start, stage))
+    network = build_network(**_specs(run.config, run.classes)[stage].network)
+    if run.start is not None and run.start.stages[stage] is not None:
+        network.load_state_dict(of_stage(run.start.weights, stage))
+        if run.config.freeze == "encoder":
+            network.freeze_encoder()
     return network
 
 
-def _networks(run: Run) -> dict[str, dict[str, Any]]:
-    """Return what the network of each stage is built of."""
-    return {
-        "locate": locate_spec(run.config.locate, run.classes).network,
-        "segment": segment_spec(run.config.segment, run.classes).network,
-    }
-
-
-def _initial_weights(init: Path, run: Run) -> dict[str, Tensor]:
-    card, weights = read_model(init)
-    for stage, arguments in _networks(run).items():
-        found = getattr(card, stage).network
-        for key, value in arguments.items():
-            if found.get(key) != value:
-                raise InputError(
-                    f"{init}: its {stage} network has {key} {found.get(key)}, this training {value}; use the "
-                    "preset, settings and number of structures that the model was trained with"
-                )
-    return weights
+def _specs(config: TrainConfig, classes: int) -> dict[str, LocateSpec | SegmentSpec]:
+    """Return what each stage of a training is."""
+    return {"locate": locate_spec(config.locate, classes), "segment": segment_spec(config.segment, classes)}
 
 
 def localisation_errors_mm(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from lightning.fabric.loggers.logger import Logger
-from torch import Tensor
 
 from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo
@@ -25,6 +24,7 @@ from metricunet.structures import class_of
 from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config
 from metricunet.training.log import Watch, check_log
+from metricunet.training.start import Start
 
 #: A target seen in fewer scans than this cannot be learned.
 FEWEST_CASES = 2
@@ -45,7 +45,7 @@ class Run:
         device: device to compute on.
         resume: whether the folder holds a run that was stopped.
         watch: told how far a stage is, in place of a progress bar.
-        start: weights to begin from, by their names in a model file; None for random ones.
+        start: what it begins with in place of random weights; None for these.
         loggers: told the numbers of each epoch, beside log.csv; they stay open.
     """
 
@@ -59,7 +59,7 @@ class Run:
     device: torch.device
     resume: bool
     watch: Watch | None = None
-    start: dict[str, Tensor] | None = None
+    start: Start | None = None
     loggers: tuple[Logger, ...] = ()
 
     @property
@@ -166,13 +166,14 @@ def check_cases(run: Run, cohort: Path) -> None:
         refuse_no_hu(case.coarse, f"{cohort}: case {case.name}")
 
 
-def begin(run: Run, fold: Fold, init: Path | None) -> None:
+def begin(run: Run, fold: Fold) -> None:
     """Leave the run's identity in its folder; when resuming, refuse to continue another run."""
     path = state_file(run.folder)
     state = {
         "fold": fold,
         "data_sha256": run.data_sha256,
-        "init": None if init is None else str(init),
+        # The weights and not the path: the file may be moved, and another may come in its place.
+        "init": None if run.start is None else run.start.parent.weights_sha256,
         "config": run.config.model_dump(mode="json"),
     }
     if run.resume:
