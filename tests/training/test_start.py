@@ -24,6 +24,7 @@ from metricunet.training.run import Run
 from metricunet.training.start import (
     Inherited,
     check_networks,
+    first_weights,
     initial_model,
     matching,
     read_parent,
@@ -172,20 +173,34 @@ def test_each_stage_keeps_the_structures_that_both_have(tiny_model: Path, cohort
     edit_json(cohort / "dataset.json", labels=labels)
     run = open_tiny(cohort, tmp_path / "run", parent)
     assert run.start is not None
+    assert run.inheritance is not None
     inherited = Inherited({"prostate": "Prostate", "urinary_bladder": "bladder"}, ("penile_bulb",))
-    assert run.start.stages == {"locate": inherited, "segment": inherited}
-    assert run.start.text() == (
+    assert run.inheritance.stages == {"locate": inherited, "segment": inherited}
+    assert run.inheritance.text() == (
         "begins from parent (locate and segment: prostate, urinary_bladder kept, penile_bulb anew)"
     )
     weights = read_model(parent)[1]
     for stage in ("locate", "segment"):
-        found, theirs = of_stage(run.start.weights, stage), of_stage(weights, stage)
+        found, theirs = of_stage(run.start, stage), of_stage(weights, stage)
         rows = torch.tensor([0, 1, 3]), torch.tensor([0, 2, 1])
         for key, tensor in found.items():
             if key.startswith("classify"):
                 assert torch.equal(tensor[rows[0]], theirs[key][rows[1]])
             else:
                 assert torch.equal(tensor, theirs[key])
+
+
+def test_a_stage_that_the_model_lacks_begins_anew(tiny_model: Path) -> None:
+    parent = read_parent(tiny_model)
+    specs = {"locate": parent.card.locate, "segment": parent.card.segment, "organs": parent.card.segment}
+    check_networks(parent, specs)
+    structures = {"locate": {"prostate": "Prostate"}, "segment": {"prostate": "Prostate"}, "organs": {"x": "x"}}
+    weights, inheritance = first_weights(parent, specs, structures, seed=0)
+    assert inheritance.stages["organs"] is None
+    assert {name.split(".")[0] for name in weights} == {"locate", "segment"}
+    assert inheritance.text() == (
+        "begins from model (locate and segment: prostate kept; organs: the whole network begins anew)"
+    )
 
 
 def encoder(weights: dict[str, Tensor]) -> dict[str, bytes]:
@@ -288,6 +303,8 @@ def test_a_stopped_training_goes_on_from_the_model_it_began_with(
         train(cohort, tmp_path / "run", init=other, **again)
     with pytest.raises(InputError, match=r"freeze is encoder.*without a model"):
         train(cohort, tmp_path / "run", **again)
+    with pytest.raises(InputError, match=r"cannot resume with other settings \(init was [0-9a-f]{64}, is None"):
+        train(cohort, tmp_path / "run", **again | {"config": config(init)})
     moved = Path(shutil.move(init, tmp_path / "moved.safetensors"))
     # Scores that were written into its card meanwhile make no other model of it.
     write_model(moved, replace(card, validation={"crop_dice": 0.5}), weights)

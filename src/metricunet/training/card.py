@@ -10,7 +10,7 @@ from metricunet import __version__
 from metricunet.cohort.layout import DatasetInfo
 from metricunet.cohort.names import standard_name
 from metricunet.cohort.prepare import PreparedCase
-from metricunet.files.model import Ancestor, ModelCard
+from metricunet.files.model import ModelCard
 from metricunet.hu import level_hu, noise_hu
 from metricunet.quality.checks import EXTENTS
 from metricunet.stages.classes import box_of
@@ -28,7 +28,6 @@ def model_card(
     data_sha256: str,
     crop_dice: float | None,
     errors_mm: np.ndarray,
-    lineage: tuple[Ancestor, ...] = (),
 ) -> ModelCard:
     """Fill in the card of a training.
 
@@ -40,7 +39,6 @@ def model_card(
         data_sha256: hash of all their files.
         crop_dice: best mean Dice of the validation cases in their crops.
         errors_mm: localisation errors of the validation cases [cases, 3].
-        lineage: models that the training's first weights descend from.
     """
     classes = len(info.labels) + 1
     validation = {"cases": float(len(val))} if val else {}
@@ -61,8 +59,6 @@ def model_card(
         seed=config.seed,
         version=__version__,
         license=config.license,
-        cases=tuple(sorted({case.image_sha256 for case in train})),
-        lineage=lineage,
     )
 
 

@@ -45,7 +45,7 @@ from metricunet.training.run import (
     check_results,
     prepared_cases,
 )
-from metricunet.training.start import check_networks, read_parent, refuse_seen, start_from
+from metricunet.training.start import Structures, check_networks, first_weights, read_parent, refuse_seen
 
 MODEL_NAME = "model.safetensors"
 A_TRAINING = "a training"
@@ -133,8 +133,8 @@ def train(
             progress=progress,
             loggers=loggers,
         )
-        if run.start is not None:
-            say(run.start.text())
+        if run.inheritance is not None:
+            say(run.inheritance.text())
         try:
             staged = train_segment(run, train_locate(run), own.stage(MODEL_NAME))
             record.facts = run_facts(run, read_card(staged).validation)
@@ -187,7 +187,7 @@ def open_run(
     content = read_cohort(cohort)
     check_settings(config, len(content.info.labels) + 1)
     if parent is not None:
-        check_networks(parent, _specs(config, len(content.info.labels) + 1))
+        check_networks(parent, _specs(config, content.info.labels))
     split = split_for(content, fold)
     cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
     data_sha256 = cohort_sha256([*cases, *val])
@@ -197,9 +197,9 @@ def open_run(
     check_cases(run, cohort)
     if parent is not None:
         refuse_seen(parent, val)
-        own = {name: standard_name(name, config.tg263) for name in run.labels}
-        specs = _specs(config, run.classes)
-        run = replace(run, start=start_from(parent, specs, dict.fromkeys(specs, own), config.seed))
+        structures = _structures(config, run.labels)
+        start, inheritance = first_weights(parent, _specs(config, run.labels), structures, config.seed)
+        run = replace(run, start=start, inheritance=inheritance)
     begin(run, fold)
     keep_freed_memory()
     return run
@@ -236,8 +236,7 @@ def trained_locate(run: Run, weights: dict[str, Tensor], errors_mm: np.ndarray) 
         weights: its weights, by their names in a model file.
         errors_mm: its localisation errors, as in `Located`.
     """
-    network = build_network(**_specs(run.config, run.classes)["locate"].network)
-    network.load_state_dict(of_stage(weights, "locate"))
+    network = _build("locate", run, weights)
     return Located(network.eval().to(run.device), errors_mm)
 
 
@@ -254,10 +253,10 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     """
     segment, score = _fit_segment(run, located.errors_mm)
     model = run.folder / MODEL_NAME if model is None else model
-    lineage = () if run.start is None else run.start.parent.lineage
-    card = model_card(run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm, lineage)
+    card = model_card(run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm)
     fitted = calibration(segment, card.segment, run.val, run.target, run.config.precision)
-    card = replace(card, calibration=fitted)
+    lineage = () if run.inheritance is None else run.inheritance.parent.lineage
+    card = replace(card, calibration=fitted, cases=run.images_sha256, lineage=lineage)
     weights = located.weights() | joined({}, segment.state_dict())
     write_model(model, card, weights)
     return model
@@ -265,9 +264,8 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
 
 def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
     """Return what run.json says of a training, the scores of its validation among it."""
-    start = {} if run.start is None else {"start": run.start.facts()}
     return {
-        **start,
+        "start": None if run.inheritance is None else run.inheritance.facts(),
         "config": run.config.model_dump(mode="json"),
         "seed": run.config.seed,
         "split": asdict(run.split),
@@ -287,7 +285,7 @@ def _fit_locate(run: Run) -> Network:
         not has_sides(run.labels),
         run.device,
     )
-    network = _first_network("locate", run)
+    network = _build("locate", run, run.start)
     fit(run, LocateModule(network, run.config, run.val, run.target), batches)
     return network
 
@@ -306,25 +304,35 @@ def _fit_segment(run: Run, errors_mm: np.ndarray) -> tuple[Network, float | None
     )
     patches = PatchBatches(batches, run.config) if metric.mode == "offline" and metric.weight else None
     # The last before the module: the seed that is set here is that of the branch's first weights, too.
-    network = _first_network("segment", run)
+    network = _build("segment", run, run.start)
     score = fit(run, SegmentModule(network, run.config, run.val, run.classes, patches), batches)
     return network, score
 
 
-def _first_network(stage: str, run: Run) -> Network:
-    """Return the network of a stage as the training begins with it."""
+def _build(stage: str, run: Run, start: Mapping[str, Tensor] | None) -> Network:
     torch.manual_seed(run.config.seed)
-    network = build_network(**_specs(run.config, run.classes)[stage].network)
-    if run.start is not None and run.start.stages[stage] is not None:
-        network.load_state_dict(of_stage(run.start.weights, stage))
+    network = build_network(**_specs(run.config, run.labels)[stage].network)
+    weights = {} if start is None else of_stage(start, stage)
+    if weights:
+        network.load_state_dict(weights)
         if run.config.freeze == "encoder":
             network.freeze_encoder()
     return network
 
 
-def _specs(config: TrainConfig, classes: int) -> dict[str, LocateSpec | SegmentSpec]:
-    """Return what each stage of a training is."""
-    return {"locate": locate_spec(config.locate, classes), "segment": segment_spec(config.segment, classes)}
+def _structures(config: TrainConfig, labels: Mapping[str, int]) -> dict[str, Structures]:
+    """Return the structures of each stage in the order of its classes, with their standard names."""
+    named = {name: standard_name(name, config.tg263) for name in labels}
+    return {"locate": named, "segment": named}
+
+
+def _specs(config: TrainConfig, labels: Mapping[str, int]) -> dict[str, LocateSpec | SegmentSpec]:
+    """Return what each stage is built of."""
+    classes = {stage: len(names) + 1 for stage, names in _structures(config, labels).items()}
+    return {
+        "locate": locate_spec(config.locate, classes["locate"]),
+        "segment": segment_spec(config.segment, classes["segment"]),
+    }
 
 
 def localisation_errors_mm(

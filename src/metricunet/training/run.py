@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from lightning.fabric.loggers.logger import Logger
+from torch import Tensor
 
 from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo
@@ -24,7 +25,7 @@ from metricunet.structures import class_of
 from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config
 from metricunet.training.log import Watch, check_log
-from metricunet.training.start import Start
+from metricunet.training.start import Inheritance
 
 #: A target seen in fewer scans than this cannot be learned.
 FEWEST_CASES = 2
@@ -45,8 +46,9 @@ class Run:
         device: device to compute on.
         resume: whether the folder holds a run that was stopped.
         watch: told how far a stage is, in place of a progress bar.
-        start: what it begins with in place of random weights; None for these.
+        start: weights to begin from, by their names in a model file; None for random ones.
         loggers: told the numbers of each epoch, beside log.csv; they stay open.
+        inheritance: the model that `start` comes from, and what each stage has of it; None for random weights.
     """
 
     folder: Path
@@ -59,8 +61,9 @@ class Run:
     device: torch.device
     resume: bool
     watch: Watch | None = None
-    start: Start | None = None
+    start: dict[str, Tensor] | None = None
     loggers: tuple[Logger, ...] = ()
+    inheritance: Inheritance | None = None
 
     @property
     def labels(self) -> dict[str, int]:
@@ -81,6 +84,11 @@ class Run:
     def target(self) -> int:
         """Class of the target."""
         return class_of(self.labels, self.config.target)
+
+    @property
+    def images_sha256(self) -> tuple[str, ...]:
+        """Hash of each training image, in the order of the hashes; what never was a file has none."""
+        return tuple(sorted({case.image_sha256 for case in self.train if case.image_sha256}))
 
 
 def state_file(folder: Path) -> Path:
@@ -173,15 +181,16 @@ def begin(run: Run, fold: Fold) -> None:
         "fold": fold,
         "data_sha256": run.data_sha256,
         # The weights and not the path: the file may be moved, and another may come in its place.
-        "init": None if run.start is None else run.start.parent.weights_sha256,
+        "init": None if run.inheritance is None else run.inheritance.parent.weights_sha256,
         "config": run.config.model_dump(mode="json"),
     }
     if run.resume:
         check_log(run.folder)
         check_checkpoints(run.checkpoints)
         before = json.loads(path.read_text(encoding="utf-8"))
-        changes = differences(TrainConfig.model_validate(before.pop("config")), run.config)
-        changes += [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
+        config = TrainConfig.model_validate(before.pop("config"))
+        changes = [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
+        changes += differences(config, run.config)  # last: of another model they follow, and are many
         if changes:
             raise InputError(
                 f"{run.folder}: cannot resume with other settings ({'; '.join(changes[:3])}); resume with the "

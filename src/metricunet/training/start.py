@@ -57,10 +57,16 @@ class Parent:
         own = Ancestor(self.name, self.weights_sha256, self.card.synthetic, self.card.cases)
         return (*self.card.lineage, own)
 
+    def spec(self, stage: str) -> Spec | None:
+        """Return what a stage of the model is; None where it has no such stage."""
+        spec: Spec | None = getattr(self.card, stage, None)
+        return spec
+
     def structures(self, stage: str) -> Structures:
         """Return the structures of a stage; none where the model has no such stage."""
-        has = getattr(self.card, stage) is not None
-        return {name: self.card.tg263[name] for name in self.card.labels} if has else {}
+        if self.spec(stage) is None:
+            return {}
+        return {name: self.card.tg263[name] for name in self.card.labels}
 
 
 @dataclass(frozen=True)
@@ -77,17 +83,15 @@ class Inherited:
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
-    """What a training begins with in place of random weights.
+class Inheritance:
+    """What a training has of the model that it begins from.
 
     Attributes:
-        parent: the model that it begins from.
-        weights: the first weights of every stage that the parent has, by their names in a model file.
+        parent: that model.
         stages: for each stage what it inherits; None where the parent has no such stage.
     """
 
     parent: Parent
-    weights: dict[str, Tensor]
     stages: dict[str, Inherited | None]
 
     def facts(self) -> dict[str, Any]:
@@ -164,7 +168,7 @@ def check_networks(parent: Parent, specs: Mapping[str, Spec]) -> None:
         InputError: the first difference, with both values.
     """
     for stage, spec in specs.items():
-        found = getattr(parent.card, stage)
+        found = parent.spec(stage)
         if found is None:
             continue
         theirs, ours = _values(found), _values(spec)
@@ -182,16 +186,19 @@ def _values(spec: Spec) -> dict[str, Any]:
     return {key: value for key, value in (values.pop("network") | values).items() if key != "classes"}
 
 
-def start_from(
+def first_weights(
     parent: Parent, specs: Mapping[str, Spec], structures: Mapping[str, Structures], seed: int
-) -> Start:
-    """Return the first weights of a training that begins from a model.
+) -> tuple[dict[str, Tensor], Inheritance]:
+    """Return the weights that a training begins with when it begins from a model, and what they are.
 
     Args:
         parent: the model to begin from; its networks must be those of the training (`check_networks`).
         specs: the stages of the training by their names.
         structures: the structures of each stage.
         seed: seed of the training, which draws the weights that begin anew as it would without a model.
+
+    Returns:
+        The weights of every stage that the parent has, by their names in a model file; and the inheritance.
 
     Raises:
         InputError: weights of the model are missing, or have another shape than its card says.
@@ -206,14 +213,13 @@ def start_from(
         kept = matching(ours, theirs)
         stages[stage] = Inherited(kept, tuple(name for name in ours if name not in kept))
         classes = {0: 0} | {class_of(ours, own): class_of(theirs, other) for own, other in kept.items()}
+        own = of_stage(parent.weights, stage)
         try:
-            first = with_kept_classes(
-                of_stage(parent.weights, stage), spec.network, len(theirs) + 1, classes, seed
-            )
+            first = with_kept_classes(own, spec.network, len(theirs) + 1, classes, seed)
         except ValueError as error:
             raise InputError(f"{parent.path}: stage {stage}: {error}; copy the file again") from error
         weights |= {f"{stage}.{name}": tensor for name, tensor in first.items()}
-    return Start(parent, weights, stages)
+    return weights, Inheritance(parent, stages)
 
 
 def matching(ours: Structures, theirs: Structures) -> dict[str, str]:
