@@ -977,12 +977,13 @@ def train(
     *,
     phantoms: Literal["easy", "real", "varied"] | None = None,
     workers: int = 1,
-    preset: str = "default",
+    preset: str | None = None,
     config: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
     fold: int | Literal["all"] = 0,
     device: str = "auto",
     init: str | os.PathLike[str] | None = None,
+    freeze: Literal["encoder"] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     loggers: Sequence[Logger] = (),
@@ -996,13 +997,16 @@ def train(
             model.safetensors and run.json.
         phantoms: Synthetic scans of this difficulty are made beside the training, in place of a cohort.
         workers: This many processes make them; the model does not depend on it.
-        preset: The settings begin with `default`, or with `small` for a CPU.
+        preset: The settings begin with `default`, or with `small` for a CPU. Where none is named they begin with
+            `default` or, with `init`, with the networks of the model and a short training.
         config: The settings of this YAML file replace the preset's.
         settings: Single settings replace both: `{"segment.epochs": 20}`, or `["segment.epochs=20"]` as on the
             command line.
         fold: The run is validated on this fold; `all` trains on every case.
         device: It computes; see `load_model`.
-        init: The training begins from this model file.
+        init: The training begins from this model file, or from the model that comes with the package: `base`.
+            Structures that it lacks begin with random weights; run.json lists them.
+        freeze: With `init`, `encoder` keeps the encoders of both networks as they are.
         resume: A run that was stopped is continued.
         progress: It is called with (done, all) while the cohort is prepared.
         loggers: These loggers of Lightning, such as `lightning.pytorch.loggers.MLFlowLogger`, are told the numbers
@@ -1011,18 +1015,29 @@ def train(
     Raises:
         InputError: A cohort, setting, model or folder cannot work; the message names it.
     """
+    from metricunet.files.model import read_card
     from metricunet.training.config import load_config
     from metricunet.training.fit import train as train_model
+    from metricunet.training.start import initial_model
 
     chosen: Fold = fold
-    resolved = load_config(preset, None if config is None else Path(config), settings, phantoms=phantoms)
+    start = None if init is None else initial_model(init)
+    # A preset that is named decides, and the card is not asked.
+    parent = None if start is None or preset is not None else read_card(start)
     return train_model(
         None if cohort is None else Path(cohort),
         Path(output),
-        config=resolved,
+        config=load_config(
+            preset,
+            None if config is None else Path(config),
+            settings,
+            phantoms=phantoms,
+            freeze=freeze,
+            parent=parent,
+        ),
         workers=workers,
         fold=chosen,
-        init=None if init is None else Path(init),
+        init=start,
         resume=resume,
         device=device,
         progress=progress,

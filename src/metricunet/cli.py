@@ -279,8 +279,13 @@ def train(
     workers: Annotated[int, typer.Option(min=1, help="Make the synthetic scans in this many processes.")] = 1,
     config: Annotated[Path | None, typer.Option(help="Read settings from this YAML file.")] = None,
     preset: Annotated[
-        str, typer.Option(help="Begin with the settings named default, or with small ones, which suit a CPU.")
-    ] = "default",
+        str | None,
+        typer.Option(
+            help="Begin with the settings named default, or with small ones, which suit a CPU. If not given, it "
+            "is default, or with --init the model's networks and a short training.",
+            show_default=False,
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -293,7 +298,16 @@ def train(
         str, typer.Option(help="Validate on the cases of this fold, counted from 0; or train on all cases (all).")
     ] = "0",
     init: Annotated[
-        Path | None, typer.Option(help="Begin with the weights of this model file in place of random ones.")
+        str | None,
+        typer.Option(
+            help="Begin with the weights of this model file in place of random ones, or with those of the model "
+            "that comes with the program (base). Structures that it lacks begin anew.",
+            metavar="MODEL",
+        ),
+    ] = None,
+    freeze: Annotated[
+        Literal["encoder"] | None,
+        typer.Option(help="With --init, keep the encoders of both networks as they are."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the training in the output folder where it was stopped.")
@@ -301,23 +315,28 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train both stages of a model on a cohort, and write it to the output folder as model.safetensors."""
+    from metricunet.files.model import read_card
     from metricunet.training.config import load_config
     from metricunet.training.fit import train as run
+    from metricunet.training.start import initial_model
 
     if fold != "all" and not fold.isdecimal():
         raise InputError(f"--fold must be a whole number or all; got {fold!r}")
-    settings = load_config(preset, config, set_ or [], phantoms=phantoms)
+    start = None if init is None else initial_model(init)
+    parent = None if start is None else read_card(start)
+    settings = load_config(preset, config, set_ or [], phantoms=phantoms, freeze=freeze, parent=parent)
     with progress_bars() as bar:
         model = run(
             cohort,
             output,
             config=settings,
             fold=int(fold) if fold != "all" else "all",
-            init=init,
+            init=start,
             resume=resume,
             device=device,
             progress=bar("preparing" if settings.phantoms is None else "phantoms"),
             workers=workers,
+            say=_say,
         )
     typer.echo(f"model: {model}")
 
