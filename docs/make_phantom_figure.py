@@ -1,4 +1,4 @@
-"""Redraw docs/images/phantoms.png, six phantoms beside two real scans, and varied.png and beyond.png, varied phantoms.
+"""Redraw docs/images/phantoms.png, six phantoms beside two real scans; varied.png and beyond.png, varied phantoms.
 
     python docs/make_phantom_figure.py [--data FOLDER] [-o FILE]
 
