@@ -45,6 +45,7 @@ class Structure:
             one half, but for what was removed or filled afterwards. With it outlines can run between voxels'
             centres (outline "surface"). Of several classes give p / (p + the largest other), which is one half
             on the border between the two.
+        generation: how it came about (ROIGenerationAlgorithm): AUTOMATIC, SEMIAUTOMATIC or MANUAL.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Structure:
     interpreted_type: str = "ORGAN"
     description: str = ""
     probability: Volume | None = None
+    generation: str = "AUTOMATIC"
 
 
 @dataclass(frozen=True)
