@@ -465,6 +465,34 @@ def predict(
 
 
 @app.command()
+def review(
+    predictions: Annotated[Path, typer.Argument(help="Folder that metricunet predict has written.")],
+    scans: Annotated[
+        Path | None,
+        typer.Option(
+            help="Find the scans in this folder. Without it they are found where they were predicted.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    reviewer: Annotated[
+        str | None,
+        typer.Option(help="Write this name with each decision. Without it, your login.", metavar="NAME"),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Listen at this port of this machine alone; 0 takes a free one.")
+    ] = 0,
+    browser: Annotated[
+        bool,
+        typer.Option("--browser/--no-browser", help="Open the page in your browser, or only print its address."),
+    ] = True,
+) -> None:
+    """Look at predictions in the browser, and accept, reject or correct them; nothing leaves this machine."""
+    from metricunet.workflows.review import review as run
+
+    run(predictions, scans=scans, reviewer=reviewer, port=port, browser=browser, say=typer.echo)
+
+
+@app.command()
 def convert(
     source: Annotated[
         Path,

@@ -112,7 +112,8 @@ class CaseFiles:
         try:
             drawn = _stage_masks(own, names, prediction, source, options)
             # The verdict is written last: where it is, the case is whole.
-            own.commit({**quality.to_json(drawn), **said, **provenance})
+            review = _for_review(self.folder, prediction, source)
+            own.commit({**quality.to_json(drawn), **said, **provenance, **review})
         finally:
             own.discard()
         return withheld
@@ -365,6 +366,16 @@ def files_of(source: ScanInput | None) -> tuple[Path, ...]:
         return source.files
     except Exception:  # whatever it is, reading the scan will say so
         return (source.path,)
+
+
+def _for_review(folder: Path, prediction: Prediction, source: ScanInput | None) -> dict[str, Any]:
+    """Return what a reviewer's program needs beside the masks: where the scan lies, and what the values mean."""
+    card = prediction.card
+    return {
+        "scan": None if source is None else source.location(folder),
+        "labels": dict(card.labels),
+        "tg263": {name: card.tg263[name] for name in card.labels},
+    }
 
 
 def _stage_masks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from metricunet.files.dicom.series import STRICT, CtSeries, SeriesSearch, find_s
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.own import FILES, read_sealed
 from metricunet.files.record import sha256
+from metricunet.files.reviews import is_reviewed_mask
 from metricunet.files.scan import case_name, is_scan, read_scan, scan_files
 from metricunet.volume import Volume
 
@@ -64,6 +66,21 @@ class ScanInput:
     def sha256(self) -> str:
         """Hash the contents of its files."""
         return sha256(self.files)
+
+    def location(self, folder: Path) -> dict[str, str]:
+        """Return where the scan lies, for a record in a folder: `path`, and `relative` to the folder.
+
+        The path is that of the file, or of the folder that holds all files of the series. A folder that is moved
+        together with its scans still finds them by the relative path.
+        """
+        path = self.path.resolve()
+        if self.series is not None:
+            path = Path(os.path.commonpath([file.resolve().parent for file in self.files]))
+        try:
+            relative = os.path.relpath(path, folder.resolve())
+        except ValueError:  # on another drive
+            relative = ""
+        return {"path": str(path), "relative": relative}
 
 
 @dataclass(frozen=True)
@@ -202,7 +219,9 @@ def scans_at(path: Path, allow: Allow = STRICT) -> tuple[list[ScanInput], list[R
 
 
 def is_output(path: Path) -> bool:
-    """Tell whether a file is the mask that a prediction left beside its verdict, corrected since or not."""
+    """Tell whether a file is the mask that a prediction or its review left, changed since or not."""
+    if is_reviewed_mask(path):
+        return True
     verdict = read_sealed(path.with_name(f"{case_name(path)}{QUALITY_SUFFIX}"))
     return verdict is not None and path.name in verdict[FILES]
 

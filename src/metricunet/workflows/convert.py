@@ -520,7 +520,7 @@ class _Job:
                 # Of a mask nothing more is known than that the surface runs between its centres.
                 probability=wide if target == "rtstruct" else None,
                 code=self.names.codes.get(item.name) if self.names is not None else None,
-                automatic=False,
+                generation="",  # nobody knows
             )
 
     @property

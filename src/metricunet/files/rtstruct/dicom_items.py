@@ -110,7 +110,7 @@ def roi_item(number: int, structure: Structure, drawing: Drawing, series: CtSeri
     roi.ROIName = structure.name.strip()
     words = (structure.description.strip(), description.strip(), drawing.remarks)
     roi.ROIDescription = " ".join(word for word in words if word)
-    roi.ROIGenerationAlgorithm = "AUTOMATIC" if structure.automatic else ""
+    roi.ROIGenerationAlgorithm = structure.generation
     how = "sub-voxel outline" if drawing.outline == "surface" else "outline along voxel edges"
     roi.ROIGenerationDescription = f"metricunet {__version__}, {how}"[:LONG_STRING]
     return roi

@@ -55,7 +55,8 @@ class Structure:
             centres (outline "surface"). Of several classes give p / (p + the largest other), which is one half
             on the border between the two.
         code: what it is, for programs; by default what SNOMED CT calls a structure of its name.
-        automatic: whether a program drew it. False where nobody knows, and nothing is said then.
+        generation: how it came about (ROIGenerationAlgorithm): AUTOMATIC, SEMIAUTOMATIC or MANUAL; empty where
+            nobody knows, and nothing is said then.
     """
 
     name: str
@@ -65,7 +66,12 @@ class Structure:
     description: str = ""
     probability: Volume | None = None
     code: Code | None = None
-    automatic: bool = True
+    generation: str = "AUTOMATIC"
+
+    @property
+    def automatic(self) -> bool:
+        """Whether a program drew it."""
+        return self.generation == "AUTOMATIC"
 
     def lies_on(self, grid: Geometry) -> bool:
         """Tell whether the mask is on a grid, or on a part of it."""

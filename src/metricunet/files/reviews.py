@@ -1,0 +1,126 @@
+"""What people decided on predicted cases: records beside the predictions, each written once and never changed.
+
+The first review of a case is `CASE.reviewed.json`, with `CASE.reviewed.nii.gz` and `CASE.reviewed.rtstruct.dcm`
+where a mask was accepted or corrected. Those that follow are `CASE.reviewed-2.json` and so on; the one with the
+highest number counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from metricunet.files.own import FILES, OwnFiles, read_sealed
+
+#: The command that writes the records.
+COMMAND = "review"
+Decision = Literal["accepted", "corrected", "rejected"]
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
+MASK_SUFFIX, STRUCTURE_SET_SUFFIX, RECORD_SUFFIX = ".nii.gz", ".rtstruct.dcm", ".json"
+
+
+@dataclass(frozen=True)
+class Review:
+    """One decision on a case.
+
+    Attributes:
+        case: name of the case.
+        number: which review of the case it is, from 1.
+        decision: `accepted` as it was predicted, `corrected`, or `rejected`, which has no mask.
+        reason: why; never empty for what was rejected.
+        reviewer: who decided.
+        decided: when, in UTC (ISO 8601).
+        seconds: how long the reviewer had the case on the screen.
+        based_on: number of the review whose mask was looked at, or 0 for the prediction.
+        labels: structure to its value in the mask.
+        path: of the record.
+        mask: of the label map; None for what was rejected.
+        structure_set: of the DICOM structure set; None where there is none.
+    """
+
+    case: str
+    number: int
+    decision: Decision
+    reason: str
+    reviewer: str
+    decided: str
+    seconds: float
+    based_on: int
+    labels: Mapping[str, int]
+    path: Path
+    mask: Path | None
+    structure_set: Path | None
+
+    def is_whole(self) -> bool:
+        """Tell whether its files are there with the bytes that were written."""
+        return OwnFiles(self.path.parent, self.path.name, COMMAND).is_whole()
+
+
+def review_name(case: str, number: int) -> str:
+    """Return how the files of a review are named, before their suffixes.
+
+    Args:
+        case: name of the case.
+        number: of the review, from 1.
+    """
+    return f"{case}.reviewed" if number == 1 else f"{case}.reviewed-{number}"
+
+
+def reviews_of(folder: Path, case: str) -> tuple[Review, ...]:
+    """Return the reviews of a case in the order in which they were made; the last one counts.
+
+    A record that somebody changed is none of this program's, and is passed over.
+
+    Args:
+        folder: of the prediction.
+        case: name of the case.
+    """
+    pattern = re.compile(re.escape(f"{case}.reviewed") + r"(?:-([1-9][0-9]{0,5}))?\.json")
+    found = []
+    for path in folder.iterdir():
+        named = pattern.fullmatch(path.name)
+        if named is None or path.is_symlink():
+            continue
+        review = _read(path, case, int(named[1] or 1))
+        if review is not None:
+            found.append(review)
+    return tuple(sorted(found, key=lambda review: review.number))
+
+
+def is_reviewed_mask(path: Path) -> bool:
+    """Tell whether a file is the mask that a review left beside its record, changed since or not."""
+    if not path.name.endswith(MASK_SUFFIX):
+        return False
+    record = read_sealed(path.with_name(path.name.removesuffix(MASK_SUFFIX) + RECORD_SUFFIX))
+    return record is not None and record.get("command") == COMMAND and path.name in record[FILES]
+
+
+def _read(path: Path, case: str, number: int) -> Review | None:
+    content = read_sealed(path)
+    if content is None or content.get("command") != COMMAND or content.get("case") != case:
+        return None
+    files: dict[str, Any] = content[FILES]
+    mask, structure_set = (
+        path.with_name(name) if (name := f"{review_name(case, number)}{suffix}") in files else None
+        for suffix in (MASK_SUFFIX, STRUCTURE_SET_SUFFIX)
+    )
+    try:
+        return Review(
+            case=case,
+            number=number,
+            decision=content["decision"],
+            reason=content["reason"],
+            reviewer=content["reviewer"],
+            decided=content["decided"],
+            seconds=content["seconds"],
+            based_on=content["based_on"],
+            labels=content["labels"],
+            path=path,
+            mask=mask,
+            structure_set=structure_set,
+        )
+    except KeyError:
+        return None

@@ -1,0 +1,198 @@
+"""What the server does for its pages, without anything of the web: list cases, open them, write decisions."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metricunet.errors import InputError
+from metricunet.files.reviews import Review, reviews_of
+from metricunet.inference.inputs import QUALITY_SUFFIX
+from metricunet.inference.structure_set import COLOURS
+from metricunet.workflows.review.decide import Verdict, decide
+from metricunet.workflows.review.folder import PredictedCase, read_case, read_cases
+from metricunet.workflows.review.opened import Classes, Field, OpenedCase, open_case
+from metricunet.workflows.review.scans import Scans
+
+#: Scans that are kept in memory.
+KEPT = 2
+
+
+class Desk:
+    """A prediction folder under review.
+
+    Args:
+        folder: that `metricunet predict` wrote.
+        scans: where the scans are.
+        reviewer: name that the page offers.
+
+    Raises:
+        InputError: no folder, or no prediction in it.
+    """
+
+    def __init__(self, folder: Path, scans: Scans, reviewer: str) -> None:
+        self.folder, self.scans, self.reviewer = folder, scans, reviewer
+        read_cases(folder)
+        self._lock = threading.Lock()
+        self._opened: OrderedDict[tuple[str, Any], OpenedCase] = OrderedDict()
+
+    def cases(self) -> dict[str, Any]:
+        """Return all cases in the order in which to look at them, with what was decided."""
+        cases, unreadable = read_cases(self.folder)
+        return {
+            "folder": self.folder.name,
+            "reviewer": self.reviewer,
+            "cases": [self._in_list(case) for case in cases],
+            "unreadable": [{"name": case.name, "reason": case.reason} for case in unreadable],
+        }
+
+    def _in_list(self, case: PredictedCase) -> dict[str, Any]:
+        reviews = reviews_of(self.folder, case.name)
+        return {
+            "name": case.name,
+            "verdict": case.verdict,
+            "doubt": case.doubt,
+            "expected_error_mm": case.expected_error_mm,
+            "decision": reviews[-1].decision if reviews else "",
+        }
+
+    def case(self, name: str, review: int | None = None) -> dict[str, Any]:
+        """Return what the page shows of a case.
+
+        Args:
+            name: of the case.
+            review: number of the review whose mask is shown, 0 for the prediction; None: the last one with a mask.
+
+        Raises:
+            InputError: no such case or review, or files that cannot be read.
+        """
+        opened = self.opened(name)
+        reviews = reviews_of(self.folder, name)
+        if review is None:
+            review = next((r.number for r in reversed(reviews) if r.mask is not None and r.is_whole()), 0)
+        near = opened.near(np.maximum(opened.predicted, self._classes(opened, review)))
+        return {
+            "name": name,
+            "verdict": opened.case.verdict,
+            "doubt": opened.case.doubt,
+            "reasons": [*opened.case.reasons, *opened.notes],
+            "structures": [
+                {"name": structure, "number": k, "colour": COLOURS[(k - 1) % len(COLOURS)]}
+                for k, structure in enumerate(opened.labels, start=1)
+            ],
+            "spacing_mm": opened.grid.spacing_mm,
+            "near": {"start": near.start, "shape": near.shape},
+            "whole": {"start": (0, 0, 0), "shape": opened.grid.shape},
+            "slices": opened.ranked_slices(),
+            "is_dicom": opened.source.series is not None,
+            "shown": review,
+            "reviews": [_in_words(entry) for entry in reviews],
+        }
+
+    def scan(self, name: str, start: tuple[int, ...], shape: tuple[int, ...]) -> bytes:
+        """Return the scan of a case in a field, as a NIfTI file."""
+        opened = self.opened(name)
+        return opened.nifti(opened.field(start, shape))
+
+    def mask(self, name: str, review: int, start: tuple[int, ...], shape: tuple[int, ...]) -> bytes:
+        """Return the numbers of structures in a field, a byte for each voxel."""
+        opened = self.opened(name)
+        field = opened.field(start, shape)
+        return self._classes(opened, review)[field.slices].tobytes()
+
+    def decide(
+        self, name: str, verdict: Verdict, start: tuple[int, ...], shape: tuple[int, ...], mask: bytes
+    ) -> dict[str, Any]:
+        """Write what was decided on a case.
+
+        Args:
+            name: of the case.
+            verdict: what was decided.
+            start: of the field that the mask fills; beyond it lies what was shown first.
+            shape: of the field.
+            mask: numbers of structures in the field, a byte for each voxel; empty: as it was shown first.
+
+        Raises:
+            InputError: see `metricunet.workflows.review.decide.decide`; or a mask that does not fill its field.
+        """
+        opened = self.opened(name)
+        classes = None
+        if not verdict.rejected:
+            classes = self._classes(opened, verdict.based_on)
+            if mask:
+                classes = _filled(classes, opened.field(start, shape), mask, len(opened.labels))
+        review, problem = decide(opened, verdict, classes)
+        return {**_in_words(review), "problem": problem}
+
+    def voxels(self, name: str) -> int:
+        """Return how many voxels the scan of a case has: the most bytes that its mask can have."""
+        return int(np.prod(self.opened(name).grid.shape))
+
+    def opened(self, name: str) -> OpenedCase:
+        """Return a case with its scan; the last few are kept.
+
+        Raises:
+            InputError: no such case, or files that cannot be read.
+        """
+        with self._lock:
+            case = self._known(name)
+            key = (name, _stamps(case))
+            if key in self._opened:
+                self._opened.move_to_end(key)
+                return self._opened[key]
+            opened = open_case(case, self.scans.of(case))
+            for old in [other for other in self._opened if other[0] == name]:
+                del self._opened[old]  # it was predicted anew
+            self._opened[key] = opened
+            while len(self._opened) > KEPT:
+                self._opened.popitem(last=False)
+            return opened
+
+    def _known(self, name: str) -> PredictedCase:
+        # The name is looked up among the folder's, so that none leads out of it.
+        if not any(path.name == f"{name}{QUALITY_SUFFIX}" for path in self.folder.glob(f"*{QUALITY_SUFFIX}")):
+            raise InputError(f"no case {name!r} in this folder")
+        return read_case(self.folder, name)
+
+    def _classes(self, opened: OpenedCase, number: int) -> Classes:
+        if number == 0:
+            return opened.predicted
+        reviews = reviews_of(self.folder, opened.case.name)
+        found = next((review for review in reviews if review.number == number), None)
+        if found is None:
+            raise InputError(f"case {opened.case.name}: has no review {number}")
+        return opened.classes(found)
+
+
+def _filled(classes: Classes, field: Field, mask: bytes, structures: int) -> Classes:
+    values = np.frombuffer(mask, dtype=np.uint8)
+    if values.size != np.prod(field.shape):
+        raise InputError(f"the mask has {values.size} voxels, its field {int(np.prod(field.shape))}")
+    if values.max() > structures:
+        raise InputError(f"the mask has the value {values.max()}, but the case {structures} structures")
+    result = classes.copy()
+    result[field.slices] = values.reshape(field.shape)
+    return result
+
+
+def _in_words(review: Review) -> dict[str, Any]:
+    return {
+        "number": review.number,
+        "decision": review.decision,
+        "reason": review.reason,
+        "reviewer": review.reviewer,
+        "decided": review.decided,
+        "seconds": review.seconds,
+        "has_mask": review.mask is not None,
+        "file": (review.mask or review.path).name,
+    }
+
+
+def _stamps(case: PredictedCase) -> tuple[Any, ...]:
+    """Return what changes when a case is predicted anew, or its mask edited."""
+    paths = (case.folder / f"{case.name}{QUALITY_SUFFIX}", *case.mask_files[:1])
+    return tuple((status.st_mtime_ns, status.st_size, status.st_ino) for path in paths for status in [path.stat()])

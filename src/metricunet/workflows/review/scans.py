@@ -1,0 +1,79 @@
+"""Where the scan of a predicted case lies now, and whether it is the one that was predicted."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from metricunet.errors import InputError, argument
+from metricunet.files.dicom.stack import Allow
+from metricunet.inference.inputs import ScanInput, scans_at
+from metricunet.workflows.review.folder import PredictedCase
+
+#: A scan that needed no repair is read alike with and without; one that did was predicted so.
+AS_PREDICTED = Allow(gaps=True, tilt=True)
+
+
+class Scans:
+    """Finds scans where the predictions say that they lie, or in a folder that the user names.
+
+    Args:
+        given: a folder of scans, or one scan; None to go by what the predictions say.
+
+    Raises:
+        InputError: nothing that could be a scan is there.
+    """
+
+    def __init__(self, given: Path | None = None) -> None:
+        self.given = given
+        self._lock = threading.Lock()
+        self._found: dict[str, ScanInput] | None = None
+        if given is not None and not given.exists():
+            raise InputError(f"{given}: no such file or folder; expected the scans of the predictions")
+
+    def of(self, case: PredictedCase) -> ScanInput:
+        """Return the scan of a case.
+
+        Raises:
+            InputError: it is not there, or it is not the scan that was predicted.
+        """
+        source = self._located(case) if self.given is None else self._among_given(case, self.given)
+        if case.input_sha256 and source.sha256() != case.input_sha256:
+            raise InputError(
+                f"{source.path}: is not the scan that case {case.name} was predicted from (its SHA-256 differs); "
+                f"name its folder with {argument('scans')}, or predict the case again"
+            )
+        return source
+
+    def _among_given(self, case: PredictedCase, given: Path) -> ScanInput:
+        with self._lock:
+            if self._found is None:
+                entries, _ = scans_at(given, AS_PREDICTED)
+                self._found = {entry.case: entry for entry in entries}
+        if case.name not in self._found:
+            raise InputError(
+                f"{given}: holds no scan of case {case.name}; name its folder with {argument('scans')}"
+            )
+        return self._found[case.name]
+
+    def _located(self, case: PredictedCase) -> ScanInput:
+        if not case.scan.get("path"):
+            raise InputError(
+                f"case {case.name}: the prediction does not say where its scan lies; start the review again, and "
+                f"name the folder of the scans with {argument('scans')}"
+            )
+        places = [Path(case.scan["path"])]
+        if case.scan.get("relative"):
+            places.append(case.folder / case.scan["relative"])
+        there = next((place for place in places if place.exists()), None)
+        if there is None:
+            raise InputError(
+                f"{places[0]}: the scan of case {case.name} is not there any more; start the review again, and "
+                f"name the folder of the scans with {argument('scans')}"
+            )
+        entries, refused = scans_at(there, AS_PREDICTED)
+        named = [entry for entry in entries if entry.case == case.name] or entries
+        if len(named) != 1:
+            why = next((f": {entry.reason}" for entry in refused if entry.is_scan), "")
+            raise InputError(f"{there}: holds no scan of case {case.name}{why}")
+        return named[0]
