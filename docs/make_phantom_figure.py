@@ -1,16 +1,16 @@
-"""Redraw docs/images/phantoms.png, six phantoms beside two real scans, and varied.png, eight varied phantoms.
+"""Redraw docs/images/phantoms.png, beside two real scans, and varied.png and beyond.png, varied phantoms.
 
     python docs/make_phantom_figure.py [--data FOLDER] [-o FILE]
 
 The real scans come from a folder that holds `pelvis_ct_dicom` and `pelvis_ct_nifti`; by default that of the
-environment variable METRICUNET_DATA. `--varied` redraws the second picture alone and needs no scan.
+environment variable METRICUNET_DATA. `--varied` redraws the other two pictures alone and needs no scan.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -19,10 +19,13 @@ import pydicom
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from PIL import Image
 
 from metricunet.files.nifti import read_labels, read_nifti
-from metricunet.phantom import STRUCTURES, make_phantom
+from metricunet.phantom import STRUCTURES, draw_phantom, make_phantom
+from metricunet.phantom.scanner import Scan as Acquisition
+from metricunet.phantom.shapes import Point
 from metricunet.volume import Geometry, Volume
 
 #: Window of 350 HU around 40 HU.
@@ -32,6 +35,17 @@ SAGITTAL_MM = (290.0, 190.0)
 PIXEL_MM = 1.0
 PHANTOMS = ((2, "real"), (5, "real"), (0, "real"), (9, "real"), (3, "real"), (6, "easy"))
 VARIED = (2, 3, 6, 7, 9, 10, 14, 8)
+#: Seed, whether there is a prostate, and what is to be seen.
+BEYOND = (
+    (33, True, "whole body"),
+    (61, True, "abdomen"),
+    (70, False, "chest alone"),
+    (7, False, "woman"),
+    (14, False, "after prostatectomy"),
+    (240, True, "balloon and catheter"),
+    (237, True, "gel"),
+    (103, True, "sources"),
+)
 #: Value of the prostate in the organs that come with the NIfTI scan, and its place in the DICOM scan (LPS, mm).
 NIFTI_PROSTATE = 22
 DICOM_PROSTATE_MM = (2.0, -178.0, -463.0)
@@ -127,10 +141,58 @@ def draw(scans: list[Scan], path: Path, credit: str = "") -> None:
         fontsize=8.5,
         ha="center",
     )
+    _save(figure, path)
+
+
+def draw_beyond(path: Path) -> None:
+    """Draw eight columns: an axial view; below it a coronal one of a long scan, or a sagittal one of a pelvis."""
+    figure, axes = plt.subplots(2, 8, figsize=(16, 5.2), height_ratios=(1, 2), facecolor="black")
+    figure.subplots_adjust(left=0.003, right=0.997, top=0.93, bottom=0.01, wspace=0.03, hspace=0.03)
+    for column, (seed, reaches, title) in enumerate(BEYOND):
+        drawn = draw_phantom(seed, "varied", reaches)
+        scan = drawn.scan
+        long = drawn.body is not None
+        low, high = scan.start_mm[2], scan.end_mm[2]
+        x, y, z = drawn.appearance.gland_mm
+        level = min(290.0, (low + high) / 2 if low > z else high) if long else z + (6 if reaches else 14)
+        below = (
+            part_of(scan, (x - 280, y, low), (x + 280, y, high), 2.0)
+            if long
+            else part_of(scan, (x, y - 130, z - 90), (x, y + 120, z + 130), 1.0)
+        )
+        for row, grid in enumerate(
+            (part_of(scan, (x - 200, y - 150, level), (x + 200, y + 140, level), 1.0), below)
+        ):
+            image = drawn.image(grid)
+            gland = drawn.labels({"prostate": 1}, grid).array
+            plane, outline = (a[0] if row == 0 else np.squeeze(a)[::-1] for a in (image.array, gland))
+            axis = axes[row, column]
+            axis.imshow(plane, cmap="gray", vmin=LOW_HU, vmax=HIGH_HU, interpolation="bilinear")
+            if outline.any():
+                axis.contour(outline, [0.5], colors=AMBER, linewidths=0.8)
+            axis.set_axis_off()
+        axes[0, column].set_title(title, color="white", fontsize=9, pad=3)
+    _save(figure, path)
+
+
+def part_of(scan: Acquisition, low_mm: Point, high_mm: Point, spacing_mm: float) -> Acquisition:
+    """The grid of one spacing between two corners, as far as the scan goes."""
+    start = [max(a, b) for a, b in zip(low_mm, scan.start_mm, strict=True)]
+    end = [min(a, b) for a, b in zip(high_mm, scan.end_mm, strict=True)]
+    columns, rows, slices = (max(1, int((b - a) / spacing_mm)) for a, b in zip(start, end, strict=True))
+    return replace(
+        scan,
+        shape=(slices, rows, columns),
+        start_mm=(start[0], start[1], start[2]),
+        spacing_mm=(spacing_mm,) * 3,
+    )
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a figure in a palette of greys and the accent's shades, which keeps the file small."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, facecolor="black")
     plt.close(figure)
-    # Greys and the accent's shades: a palette keeps the file small.
     picture = Image.open(path).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
     picture.save(path, optimize=True)
 
@@ -153,6 +215,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "images" / "phantoms.png")
     arguments = parser.parse_args()
     draw([phantom(seed, "varied") for seed in VARIED], arguments.output.with_name("varied.png"))
+    draw_beyond(arguments.output.with_name("beyond.png"))
     if arguments.varied:
         return
     if arguments.data is None:

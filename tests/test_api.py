@@ -18,6 +18,7 @@ from lightning.fabric.loggers import CSVLogger
 
 import metricunet as mu
 from metricunet.api import Model, Result
+from metricunet.files.model import read_card
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.training.config import load_config
 from metricunet.volume import Geometry, Volume
@@ -382,6 +383,24 @@ def test_training_takes_the_commands_settings(tmp_path: Path, monkeypatch: pytes
         assert (called["cohort"], called["output"]) == (Path("cohort"), tmp_path)
         assert (called["fold"], called["init"], called["resume"]) == ("all", Path("b.safetensors"), True)
         assert called["loggers"] == [logger]
+
+
+def test_training_from_a_model_takes_its_networks(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: dict[str, Any] = {}
+
+    def train(cohort: Path, output: Path, **others: Any) -> Path:
+        called.update(others)
+        return output / "model.safetensors"
+
+    monkeypatch.setattr("metricunet.training.fit.train", train)
+    monkeypatch.setattr("metricunet.training.start.SHIPPED", tiny_model)
+    for init in (str(tiny_model), "base"):
+        mu.train("cohort", tmp_path, init=init, freeze="encoder", settings={"segment.epochs": 3})
+        expected = load_config(settings=["segment.epochs=3"], freeze="encoder", parent=read_card(tiny_model))
+        assert (called["config"], called["init"]) == (expected, tiny_model)
+    assert expected.segment.base_channels == 4
 
 
 def test_what_is_shown_fits_on_a_line(result: Result, model: Model, scan: Path, nothing: Result) -> None:

@@ -32,6 +32,7 @@ TAKEN = (
     *("report.html", "evaluate.json", "import.json", "dataset.json", "phantoms.json", "study.json", "tables.md"),
     *("model.safetensors", "config.yaml", "log.csv", "commission.json", "demo.json", "notes.txt", "patients.json"),
     *("imagesTr/phantom_0000_0000.nii.gz", "labelsTr/phantom_0000.nii.gz", "checkpoints/state.json"),
+    *("rs.nii.gz", "rs.rtstruct.dcm", "rs.seg.dcm", "rs/Prostate.nii.gz", "convert.json"),
     *("reader1Tr/phantom_0001.nii.gz", "cohort/phantoms.json", "cohort/imagesTs/phantom_ts0000_0000.nii.gz"),
     *("run/model.safetensors", "prediction/phantom_ts0000_0000.nii.gz", "evaluation/cases.csv", "files/a.txt"),
 )
@@ -61,7 +62,10 @@ def provably_ours(folder: Path) -> set[Path]:
                 found.add(path)
     records = [p for p in folder.rglob("*.json") if p.is_file()]
     for record in records:
-        for command in ("predict", "evaluate", "import", "train", "study", "commission", "demo", "phantom"):
+        for command in (
+            *("predict", "evaluate", "import", "train", "study", "commission", "demo", "phantom"),
+            "convert",
+        ):
             own = OwnFiles(record.parent, record.name, command)
             if own.content() is not None:
                 found.add(record)
@@ -98,6 +102,10 @@ def a_call(draw: random.Random, folder: Path, out: Path) -> list[object]:
         "evaluate": ["evaluate", folder / "labels", folder / "labels", "-o", out],
         "evaluate a prediction": ["evaluate", out, folder / "labels", "-o", out],
         "import": ["import", folder / "patients", "-o", out, "--names", folder / "names.yaml"],
+        "convert": [
+            *("convert", folder / "patients" / "p0" / "rs.dcm", "--scan", folder / "patients" / "p0" / "ct"),
+            *("--to", draw.choice(["nifti", "masks,seg", "rtstruct"]), "-o", out),
+        ],
         "train": ["train", folder / "labels", "-o", out],
         "study": ["study", folder / "study.yaml", "-o", out],
         "phantom": ["phantom", "-n", draw.choice([1, 2]), "--readers", 1, "-o", out],
@@ -108,8 +116,8 @@ def a_call(draw: random.Random, folder: Path, out: Path) -> list[object]:
         "demo": ["demo", "-o", out],
         "commission": ["commission", "-o", out],
     }
-    words = calls[draw.choice([*calls, "predict", "predict", "import", "evaluate", "phantom"])]
-    if words[0] in ("predict", "evaluate", "import", "phantom") and draw.random() < 0.5:
+    words = calls[draw.choice([*calls, "predict", "predict", "import", "evaluate", "phantom", "convert"])]
+    if words[0] in ("predict", "evaluate", "import", "phantom", "convert") and draw.random() < 0.5:
         words.append("--overwrite")
     return words
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,13 +37,12 @@ from metricunet.evaluation.contour_files import (
     SeriesFinder,
     Side,
     contour_kind,
-    holds_series,
     open_side,
     read_contour_file,
 )
 from metricunet.evaluation.figures import draw_overlay
 from metricunet.evaluation.measures import Measures, measure, on_grid
-from metricunet.evaluation.naming import NamedCase, Naming, choose_structures, choose_tolerances
+from metricunet.evaluation.naming import NamedCase, Naming, choose_structures, choose_tolerances, counted_names
 from metricunet.evaluation.picture import Drawn, Picture, draw_picture
 from metricunet.evaluation.summary import Evaluation
 from metricunet.files.dicom.stack import Allow
@@ -809,10 +808,7 @@ def evaluate(
         return _compared_on_scan(sides, _case_scan(scan, prediction, files), naming, tolerance_mm, tolerances_mm)
     of_model = prediction.model.card.labels if isinstance(prediction, Result) else None
     found, truth = sides
-    labels, ignore = found.labels or DEFAULT_LABELS, None
-    unknown: tuple[str, ...] = ()
-    if isinstance(reference, str | os.PathLike):
-        labels, ignore, unknown = truth.maps(labels)
+    labels, ignore, unknown = truth.maps(found.labels or DEFAULT_LABELS)
     shared = [name for name in labels if of_model is None or name in of_model]
     if not shared:
         raise InputError(
@@ -885,28 +881,30 @@ def _case_scan(scan: Any, prediction: Any, files: Sequence[ContourFile]) -> Case
     Raises:
         InputError: structure sets or segmentations without the series that they were drawn on.
     """
+    found: CaseScan | Scan | None = None
     if scan is None and isinstance(prediction, Result) and files:
         scan = prediction.scan
     if isinstance(scan, str | os.PathLike):
         path = Path(scan)
-        if not holds_series(path):
-            scan = CaseScan(path)
+        finder = SeriesFinder.at(path)
+        if finder is None:
+            found = CaseScan(path)
         else:
-            finder = SeriesFinder(path)
             series = finder.of_files(files) if files else finder.of_case("")
             if series is None:
                 raise InputError(f"{path}: holds {len(finder.search.series)} CT series; give the folder of one")
-            scan = CaseScan(series.folder, series)
-    elif isinstance(scan, Scan) and scan.source is not None and scan.source.series is not None:
-        scan = CaseScan(scan.source.path, scan.source.series)
-    elif scan is not None and not isinstance(scan, Scan):
+            found = CaseScan(series.folder, series)
+    elif isinstance(scan, Scan):
+        series = None if scan.source is None else scan.source.series
+        found = scan if series is None else CaseScan(series.folder, series)
+    elif scan is not None:
         raise InputError(f"scan cannot be a {type(scan).__name__}; expected a path, or what load_scan returns")
-    if files and not (isinstance(scan, CaseScan) and scan.series is not None):
+    if files and not (isinstance(found, CaseScan) and found.series is not None):
         raise InputError(
             f"{files[0].path}: is a DICOM structure set or segmentation, whose contours lie on a DICOM scan; give "
             f"the folder of that series by {argument('scan')}"
         )
-    return cast("CaseScan | Scan | None", scan)
+    return found
 
 
 def _compared_on_scan(
@@ -923,11 +921,11 @@ def _compared_on_scan(
     else:
         grid = scan.geometry() if isinstance(scan, CaseScan) else scan.volume.geometry
         grid_name = f"the scan {scan.path}" if isinstance(scan, CaseScan) else "the scan"
-    maps = [side.maps() for side in sides]
+    maps = [sides[0].maps(), sides[1].maps(sides[0].labels or DEFAULT_LABELS)]
     if naming.exact and sides[0].labels is None:
         maps[0] = maps[1]  # one dataset.json for both
     named = [
-        tuple(labels) if side.file is None else side.file.names
+        tuple(labels) if side.file is None else counted_names(side.file.names, naming, side is sides[0])
         for side, (labels, _, _) in zip(sides, maps, strict=True)
     ]
     titles = [
@@ -941,7 +939,8 @@ def _compared_on_scan(
     for side, (labels, ignore, unknown) in zip(sides, maps, strict=True):
         if side.file is not None:
             assert series is not None  # there is no comparing such a file without it
-            opened.append(open_side(side.file, series, naming, set(chosen.keys.values())))
+            keys = set(chosen.keys.values())
+            opened.append(open_side(side.file, series, naming, keys, predicted=side is sides[0]))
         else:
             values = on_grid(side.volume(), grid, side.name, grid_name)
             own = LabelMaps(labels, ignore, {"": unknown})
@@ -978,12 +977,13 @@ def train(
     *,
     phantoms: Literal["easy", "real", "varied"] | None = None,
     workers: int = 1,
-    preset: str = "default",
+    preset: str | None = None,
     config: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
     fold: int | Literal["all"] = 0,
     device: str = "auto",
     init: str | os.PathLike[str] | None = None,
+    freeze: Literal["encoder"] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     loggers: Sequence[Logger] = (),
@@ -997,13 +997,16 @@ def train(
             model.safetensors and run.json.
         phantoms: Synthetic scans of this difficulty are made beside the training, in place of a cohort.
         workers: This many processes make them; the model does not depend on it.
-        preset: The settings begin with `default`, or with `small` for a CPU.
+        preset: The settings begin with `default`, or with `small` for a CPU. Where none is named they begin with
+            `default` or, with `init`, with the networks of the model and a short training.
         config: The settings of this YAML file replace the preset's.
         settings: Single settings replace both: `{"segment.epochs": 20}`, or `["segment.epochs=20"]` as on the
             command line.
         fold: The run is validated on this fold; `all` trains on every case.
         device: It computes; see `load_model`.
-        init: The training begins from this model file.
+        init: The training begins from this model file, or from the model that comes with the package: `base`.
+            Structures that it lacks begin with random weights; run.json lists them.
+        freeze: With `init`, `encoder` keeps the encoders of both networks as they are.
         resume: A run that was stopped is continued.
         progress: It is called with (done, all) while the cohort is prepared.
         loggers: These loggers of Lightning, such as `lightning.pytorch.loggers.MLFlowLogger`, are told the numbers
@@ -1012,18 +1015,29 @@ def train(
     Raises:
         InputError: A cohort, setting, model or folder cannot work; the message names it.
     """
+    from metricunet.files.model import read_card
     from metricunet.training.config import load_config
     from metricunet.training.fit import train as train_model
+    from metricunet.training.start import initial_model
 
     chosen: Fold = fold
-    resolved = load_config(preset, None if config is None else Path(config), settings, phantoms=phantoms)
+    start = None if init is None else initial_model(init)
+    # A preset that is named decides, and the card is not asked.
+    parent = None if start is None or preset is not None else read_card(start)
     return train_model(
         None if cohort is None else Path(cohort),
         Path(output),
-        config=resolved,
+        config=load_config(
+            preset,
+            None if config is None else Path(config),
+            settings,
+            phantoms=phantoms,
+            freeze=freeze,
+            parent=parent,
+        ),
         workers=workers,
         fold=chosen,
-        init=None if init is None else Path(init),
+        init=start,
         resume=resume,
         device=device,
         progress=progress,

@@ -115,11 +115,19 @@ def phantom(
             "scans and men as different as they come (varied)."
         ),
     ] = "real",
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave this group of what varied scans draw as in real ones: floor, base, rectum, gland, image, "
+            "beyond or absent. Give it again to leave out more.",
+            metavar="GROUP",
+        ),
+    ] = None,
     structures: Annotated[
         str, typer.Option(help="Label these structures, separated by commas, such as prostate,bladder,rectum.")
     ] = "prostate",
     absent: Annotated[
-        float, typer.Option(min=0, max=1, help="Let this share of the scans end before they reach the prostate.")
+        float, typer.Option(min=0, max=1, help="Let this share of the scans show no prostate.")
     ] = 0.0,
     readers: Annotated[
         int,
@@ -138,12 +146,18 @@ def phantom(
     overwrite: Overwrite = False,
 ) -> None:
     """Make synthetic CT scans of the pelvis with exact labels, in nnU-Net's raw data layout."""
-    from metricunet.phantom import displace_cohort, make_cohort
+    from metricunet.phantom import Variety, displace_cohort, make_cohort
     from metricunet.phantom.cohort import CohortPlan
     from metricunet.phantom.displaced import check_displaced
 
     wanted: dict[str, Any] = {"n": n, "seed": seed, "difficulty": difficulty, "n_test": test, "n_readers": readers}
     wanted |= {"structures": [s.strip() for s in structures.split(",")], "absent_fraction": absent}
+    if without:
+        if difficulty != "varied":
+            raise InputError(f"--without is for varied scans; add --difficulty varied to --without {without[0]}")
+        if unknown := [name for name in without if name not in Variety().groups]:
+            raise InputError(f"--without must be one of {', '.join(Variety().groups)}; got {unknown[0]!r}")
+        wanted["variety"] = Variety(**dict.fromkeys(without, False))
     if displaced is not None:
         if readers < 1:
             raise InputError("--displaced needs a reader's contours; add --readers 1 or more")
@@ -265,8 +279,13 @@ def train(
     workers: Annotated[int, typer.Option(min=1, help="Make the synthetic scans in this many processes.")] = 1,
     config: Annotated[Path | None, typer.Option(help="Read settings from this YAML file.")] = None,
     preset: Annotated[
-        str, typer.Option(help="Begin with the settings named default, or with small ones, which suit a CPU.")
-    ] = "default",
+        str | None,
+        typer.Option(
+            help="Begin with the settings named default, or with small ones, which suit a CPU. If not given, it "
+            "is default, or with --init the model's networks and a short training.",
+            show_default=False,
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -279,7 +298,16 @@ def train(
         str, typer.Option(help="Validate on the cases of this fold, counted from 0; or train on all cases (all).")
     ] = "0",
     init: Annotated[
-        Path | None, typer.Option(help="Begin with the weights of this model file in place of random ones.")
+        str | None,
+        typer.Option(
+            help="Begin with the weights of this model file in place of random ones, or with those of the model "
+            "that comes with the program (base). Structures that it lacks begin anew.",
+            metavar="MODEL",
+        ),
+    ] = None,
+    freeze: Annotated[
+        Literal["encoder"] | None,
+        typer.Option(help="With --init, keep the encoders of both networks as they are."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the training in the output folder where it was stopped.")
@@ -287,23 +315,28 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train both stages of a model on a cohort, and write it to the output folder as model.safetensors."""
+    from metricunet.files.model import read_card
     from metricunet.training.config import load_config
     from metricunet.training.fit import train as run
+    from metricunet.training.start import initial_model
 
     if fold != "all" and not fold.isdecimal():
         raise InputError(f"--fold must be a whole number or all; got {fold!r}")
-    settings = load_config(preset, config, set_ or [], phantoms=phantoms)
+    start = None if init is None else initial_model(init)
+    parent = None if start is None else read_card(start)
+    settings = load_config(preset, config, set_ or [], phantoms=phantoms, freeze=freeze, parent=parent)
     with progress_bars() as bar:
         model = run(
             cohort,
             output,
             config=settings,
             fold=int(fold) if fold != "all" else "all",
-            init=init,
+            init=start,
             resume=resume,
             device=device,
             progress=bar("preparing" if settings.phantoms is None else "phantoms"),
             workers=workers,
+            say=_say,
         )
     typer.echo(f"model: {model}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSettings, cohort_sha256, prepare
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
+from metricunet.files.record import sha256
 from metricunet.structures import IGNORE_CLASS
 from tests.support.cohorts import ORGAN_LABELS, edit_json, make_organs_cohort
 
@@ -59,6 +61,32 @@ def test_the_cache_gives_the_same(folder: Path) -> None:
         np.testing.assert_array_equal(a.coarse.array, b.coarse.array)
         assert a.coarse.geometry.same_grid(b.coarse.geometry, 1e-9)
         assert (a.facts, a.source_sha256) == (b.facts, b.source_sha256)
+
+
+def test_a_scan_is_known_by_its_image_alone(folder: Path) -> None:
+    before = run(folder)
+    image = folder / "imagesTr" / "case_00_0000.nii.gz"
+    assert before[0].image_sha256 == sha256([image])
+    labels = folder / "labelsTr" / "case_00.nii.gz"
+    volume = read_labels(labels)
+    write_nifti(labels, volume.with_array(volume.array[:, :, ::-1].copy()))
+    after = run(folder)[0]
+    assert after.image_sha256 == before[0].image_sha256
+    assert after.source_sha256 != before[0].source_sha256
+
+
+def test_a_cache_from_before_scans_were_known_by_their_image_is_read_as_it_is(folder: Path) -> None:
+    expected = run(folder)[0].image_sha256
+    path = folder / "prepared" / "case_00.npz"
+    with np.load(path) as content:
+        arrays = {name: content[name] for name in content}
+    description = json.loads(arrays["description"].tobytes())
+    del description["image_sha256"]
+    arrays["description"] = np.frombuffer(json.dumps(description).encode(), dtype=np.uint8)
+    np.savez(path, **arrays)
+    before = path.read_bytes()
+    assert run(folder)[0].image_sha256 == expected
+    assert path.read_bytes() == before
 
 
 def test_a_changed_file_is_noticed(folder: Path) -> None:

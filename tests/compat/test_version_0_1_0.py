@@ -96,8 +96,10 @@ def test_a_training_begins_from_the_model(metricunet: Command, old: Path) -> Non
     (old / "cohort" / "prepared").rename(old / "elsewhere")
     out, init = old / "new", old / "model.safetensors"
     ended = metricunet("train", old / "cohort", "-o", out, "--init", init, "--device", "cpu", *settings)
-    assert (ended.status, ended.err) == (0, "")
-    assert read_card(out / "model.safetensors").labels == {"prostate": 1}
+    assert (ended.status, ended.err) == (0, "begins from model (locate and segment: prostate kept)\n")
+    card = read_card(out / "model.safetensors")
+    assert card.labels == {"prostate": 1}
+    assert [(one.name, one.synthetic, one.cases) for one in card.lineage] == [("model", True, ())]
 
 
 #: A command, its words and where it stops. `OLD` stands for the folder of everything.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -181,6 +182,15 @@ def test_masks_named_after_a_series_or_a_set_meet_it(series: CtSeries, tmp_path:
     result = evaluate(folder, drawn, tmp_path / "out", scan=series.folder, names=names)
     assert [row.outcome for row in result.rows] == ["missed"]
     assert result.failed == (series.case,)
+
+
+def test_masks_may_lie_beside_the_slices(series: CtSeries, tmp_path: Path) -> None:
+    folder = tmp_path / "ct"
+    shutil.copytree(series.folder, folder)
+    write_mask(folder / "prostate.nii.gz", series, {"prostate": gland(series)})
+    drawn = write_set(folder / "rs.dcm", series, {"Prostate": gland(series)})
+    (row,) = evaluate(folder / "prostate.nii.gz", drawn, tmp_path / "out", scan=folder).rows
+    assert row.measures.dice == 1
 
 
 def test_masks_in_a_folder_count_before_the_sets_beside_them(series: CtSeries, tmp_path: Path) -> None:
@@ -452,6 +462,19 @@ class TestNaming:
             for name in (f"Prostate{mark}", f"Prostate{mark}_2"):
                 assert MARK.search(name)
                 assert unmarked(name) == "Prostate"
+
+    @pytest.mark.parametrize("kind", ["rtstruct", "seg"])
+    def test_a_set_that_holds_both_is_compared_with_itself(
+        self, series: CtSeries, tmp_path: Path, kind: str
+    ) -> None:
+        """As `predict --add-to` writes it: what is marked is the prediction, what it lacks was missed."""
+        masks = {"Prostate": gland(series), "Prostate^auto": gland(series, (1, 0, 0)), "Rectum": gland(series)}
+        both = written(kind, tmp_path, series, masks)
+        names = names_file(tmp_path / "n.yaml", "prostate: [Prostate]\nrectum: [Rectum]")
+        result = evaluate(both, both, tmp_path / "out", scan=series.folder, names=names)
+        assert {row.structure: row.outcome for row in result.rows} == {"prostate": "measured", "rectum": "missed"}
+        assert result.rows[0].measures.shift_head_mm == pytest.approx(2.5)
+        assert not result.faults
 
     def test_names_that_are_one_without_a_file(self) -> None:
         naming = Naming()

@@ -1,10 +1,11 @@
 """Kill commands at random moments: `python tests/kills/run.py COMMAND --count 50 --seed 0`.
 
-`predict` brings three DICOM series to NIfTI, RTSTRUCT and SEG, `import` three patients into a cohort, `phantom`
-makes a cohort of four scans, `demo` is the demo with hardly any training, `commission` all of commissioning, and
-`study` shares a tiny study among two processes, of which one is killed. After each kill -9 nothing visible may be
-half written: where a record is, its files are those that it states. A rerun must end with the files of an unbroken
-run, and no others: byte for byte where nothing in them is of the moment. The status is 1 otherwise.
+`predict` brings three DICOM series to NIfTI, RTSTRUCT and SEG, `convert` a label map to all formats, `import`
+brings three patients into a cohort, `phantom` makes a cohort of four scans, `demo` is the demo with hardly any
+training, `commission` all of commissioning, and `study` shares a tiny study among two processes, of which one is
+killed. After each kill -9 nothing visible may be half written: where a record is, its files are those it states.
+A rerun must end with the files of an unbroken run, and no others: byte for byte where nothing in them is of the
+moment. The status is 1 otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 import numpy as np  # noqa: E402 - the paths come first
 import pydicom  # noqa: E402
 
+from metricunet.files.dicom.series import find_series  # noqa: E402
+from metricunet.files.nifti import write_nifti  # noqa: E402
 from metricunet.files.own import OwnFiles  # noqa: E402
+from metricunet.volume import Volume  # noqa: E402
 from tests.support.dicom_series import write_series  # noqa: E402
 from tests.support.patients import Patient, write_ct, write_set  # noqa: E402
 from tests.support.threshold_model import (  # noqa: E402
@@ -110,6 +114,19 @@ def of_import(folder: Path) -> list[object]:
     return ["import", folder / "patients", "--names", folder / "names.yaml"]
 
 
+def of_convert(folder: Path) -> list[object]:
+    """A label map of two structures, on its series."""
+    if not (folder / "ct").exists():
+        scan = drawn_scan((ball((0, 0, 0), 16), GLAND_HU))
+        write_series(folder / "ct", scan.array, spacing_mm=scan.spacing_mm)
+        (series,) = find_series(folder / "ct").series
+        labels = (scan.array == GLAND_HU).astype("uint8")
+        labels[:3] = 2
+        write_nifti(folder / "labels" / "a.nii.gz", Volume(labels, series.geometry))
+    words = ["convert", folder / "labels" / "a.nii.gz", "--scan", folder / "ct"]
+    return [*words, "--to", "nifti,masks,rtstruct,seg"]
+
+
 def of_study(folder: Path) -> list[object]:
     """The study that the README begins with."""
     return ["study", ROOT / "studies" / "smoke.yaml", "--device", "cpu"]
@@ -133,6 +150,7 @@ def of_commission(folder: Path) -> list[object]:
 TARGETS = {
     "predict": Target(of_predict, "*.quality.json"),
     "import": Target(of_import, "import.json"),
+    "convert": Target(of_convert, "convert.json"),
     "study": Target(of_study, "study.json", processes=2),
     "phantom": Target(of_phantom, "phantoms.json"),
     "demo": Target(of_demo, "demo.json", setup=SHORT_DEMO),

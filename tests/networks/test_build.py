@@ -58,6 +58,31 @@ def test_the_metric_branch_reaches_the_encoder_from_every_map(name: str) -> None
         assert gradient.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_a_frozen_encoder_stays_what_it_is_while_the_rest_learns(name: str, norm: str) -> None:
+    architecture, arguments = SMALL[name]
+    network = build_network(architecture, classes=3, base_channels=4, levels=3, norm=norm, **arguments)
+    for weights in network.parameters():  # the scores of an FCN begin at zero, and nothing would pass them
+        torch.nn.init.normal_(weights, std=0.1)
+    network.freeze_encoder()
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    learned = [weights for weights in network.parameters() if weights.requires_grad]
+    optimizer = torch.optim.AdamW(learned, 0.01)
+    images = torch.randn(2, network.in_channels, *(8, 16, 16)[-network.spatial_dims :])
+    for _ in range(2):
+        optimizer.zero_grad()
+        network(images).square().mean().backward()
+        optimizer.step()
+        network.eval().train()  # as after each epoch
+    encoder = {id(t) for part in network.encoder_parts for t in (*part.parameters(), *part.buffers())}
+    for key, tensor in network.state_dict(keep_vars=True).items():
+        assert torch.equal(tensor, before[key]) == (id(tensor) in encoder), key
+    first = next(network.parameters())
+    assert id(first) in encoder
+    assert not first.requires_grad
+
+
 def test_the_registry() -> None:
     assert isinstance(build_network(in_channels=1, classes=2), UNet)
     with pytest.raises(ValueError, match="architecture must be one of unet, fcn, vnet; got 'resnet'"):

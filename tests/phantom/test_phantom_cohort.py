@@ -12,6 +12,7 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.phantom import STRUCTURES, displace_cohort, make_cohort, make_phantom, reader_path
+from metricunet.phantom.variety import GROUPS
 from tests.support.command import Command
 
 
@@ -243,6 +244,29 @@ def test_a_displaced_cohort_refuses_what_does_not_fit(tmp_path: Path, cohort: Pa
     assert not (tmp_path / "new").exists()
     with pytest.raises(InputError, match="made with labels 'reader1', not 'truth'"):
         make_cohort(displaced, 2, seed=3, difficulty="easy", n_test=1)
+
+
+@pytest.mark.usefixtures("quick_phantoms")
+def test_the_command_leaves_groups_out(metricunet: Command, tmp_path: Path) -> None:
+    words = ("phantom", "-n", "1", "--without", "floor", "--without", "image", "-o", str(tmp_path / "cohort"))
+    ended = metricunet(*words, "--difficulty", "varied")
+    assert ended.status == 0, ended.err
+    recipe = json.loads((tmp_path / "cohort" / "phantoms.json").read_text())["recipe"]
+    assert recipe["variety"] == ["base", "rectum", "gland", "beyond", "absent"]
+    ended = metricunet(*words)
+    assert ended.status == 2
+    assert "add --difficulty varied to --without floor" in ended.err
+    ended = metricunet(*words[:3], "--without", "roof", *words[-2:], "--difficulty", "varied")
+    assert ended.status == 2
+    assert "--without must be one of floor, base, rectum, gland, image, beyond, absent; got 'roof'" in ended.err
+
+
+@pytest.mark.usefixtures("quick_phantoms")
+def test_every_group_can_be_left_out_on_the_command_line(metricunet: Command, tmp_path: Path) -> None:
+    words = [word for group in GROUPS for word in ("--without", group)]
+    ended = metricunet("phantom", "-n", "1", "--difficulty", "varied", *words, "-o", str(tmp_path))
+    assert ended.status == 0, ended.err
+    assert json.loads((tmp_path / "phantoms.json").read_text())["recipe"]["variety"] == []
 
 
 def test_the_command_makes_both_cohorts(metricunet: Command, tmp_path: Path) -> None:

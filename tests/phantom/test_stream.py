@@ -9,7 +9,7 @@ import pytest
 
 from metricunet.cohort.prepare import OrgansSettings, PrepareSettings, hu_on
 from metricunet.phantom import stream
-from metricunet.phantom.imaging import NOISE_SLICE_MM, render_image
+from metricunet.phantom.imaging import NOISE_SLICE_MM, render_image, tissue_layers
 from metricunet.phantom.make import Drawn, draw_phantom
 from metricunet.phantom.scanner import Couch, Scan
 from metricunet.phantom.stream import StreamRecipe, coarser, streamed_case, within
@@ -167,7 +167,8 @@ def test_the_noise_of_a_coarser_scan_is_that_of_the_mean() -> None:
     drawn = draw_phantom(0, "easy")
     # High above the patient there is air and nothing else: less noisy by a factor of its own.
     far = replace(scan, start_mm=(-80.0, -2000.0, 0.0))
-    image = render_image(drawn.shapes, far, drawn.appearance, np.random.default_rng(0)).astype(float)
+    layers = tissue_layers(drawn.shapes, drawn.appearance)
+    image = render_image(drawn.shapes, far, drawn.appearance, layers, np.random.default_rng(0)).astype(float)
     blocks = image.reshape(30, joined[0], 80, joined[1], 80, joined[2]).mean(axis=(1, 3, 5))
     assert blocks.std() / image.std() == pytest.approx(expected / scan.noise_hu, rel=0.05)
     assert spacing[0] > NOISE_SLICE_MM  # else neighbouring slices would be too alike for so few of them

@@ -43,11 +43,26 @@ GLAND_MM = (-16.0, 18.0)
 #: What each group may change in a man, his appearance and his scan.
 CHANGES = {
     "floor": {"floor"},
-    "base": {"base", "median_lobe_mm"},
-    "rectum": {"rectum_radius", "rectum_filling", "rectum_level", "press"},
-    "gland": {"gland_volume_ml", "gland_ratio", "gland_tilt_rad", "gland_taper", "lobes", "veins"},
+    "base": {"base", "median_lobe_mm", "catheter"},
+    "rectum": {"rectum_radius", "rectum_filling", "rectum_level", "press", "balloon", "spacer"},
+    "gland": {
+        "gland_volume_ml",
+        "gland_ratio",
+        "gland_tilt_rad",
+        "gland_taper",
+        "lobes",
+        "veins",
+        "sources",
+        "sources_mm",
+    },
     "image": {
         "leg_turn_rad",
+        "fat_side_mm",
+        "fat_front_mm",
+        "fat_back_mm",
+        "prone",
+        "bowel",
+        "voltage_kv",
         "tissues",
         "urine_layer_hu",
         "urine_level_mm",
@@ -337,6 +352,65 @@ def test_a_cut_scan_says_so() -> None:
     inside = (made.labels.array == STRUCTURES["prostate"]).any(axis=(1, 2))
     assert inside[0] or inside[-1]
     assert not inside.all()
+
+
+def test_men_are_thin_obese_and_prone_as_often_as_stated() -> None:
+    pairs = [(plain(seed), man(seed)) for seed in range(400)]
+    times = np.array([varied.fat_front_mm / usual.fat_front_mm for usual, varied in pairs])
+    assert np.mean(times < 0.61) == pytest.approx(v.THIN_SHARE, abs=0.06)
+    assert 0.05 < np.mean(times > 1.01) < v.OBESE_SHARE + 0.06
+    assert max(varied.fat_front_mm for _, varied in pairs) <= v.MOST_FAT_MM[1]
+    assert np.mean([varied.prone for _, varied in pairs]) == pytest.approx(v.PRONE_SHARE, abs=0.03)
+    voltages = [appearance(seed).voltage_kv for seed in range(200)]
+    for voltage, share in v.VOLTAGE_SHARE.items():
+        assert np.mean([kv == voltage for kv in voltages]) == pytest.approx(share, abs=0.12)
+
+
+def test_gas_rises_to_the_back_of_a_man_who_lies_prone() -> None:
+    one = replace(man(1), rectum_filling="gas", rectum_level=0.5, balloon=None, base=None)
+    lattice = Lattice.spanning((-60.0, 0.0, 0.0), (60.0, 100.0, 60.0), 4.0)
+    mean = {}
+    for prone in (False, True):
+        found = anatomy.build(replace(one, prone=prone), lattice)
+        for name in ("rectum_gas", "rectum_lumen"):
+            mean[name, prone] = np.argwhere(found.fields[name] < 0)[:, 1].mean()
+        y = lattice.y[(found.fields["body"] < 0).any(axis=(0, 2))]
+        assert prone or y.max() <= found.table_mm
+    assert mean["rectum_gas", False] < mean["rectum_lumen", False]
+    assert mean["rectum_gas", True] > mean["rectum_lumen", True]
+
+
+def test_devices_are_as_frequent_as_stated() -> None:
+    men = [man(seed) for seed in range(800)]
+    for name, share in (
+        ("catheter", v.CATHETER_SHARE),
+        ("balloon", v.BALLOON_SHARE),
+        ("spacer", v.SPACER_SHARE),
+        ("sources", v.SOURCES_SHARE),
+    ):
+        assert np.mean([bool(getattr(one, name)) for one in men]) == pytest.approx(share, abs=0.03)
+    assert all(v.SOURCES[0] <= len(one.sources) < v.SOURCES[1] for one in men if one.sources)
+
+
+@cache
+def with_device(name: str) -> anatomy.Anatomy:
+    """The middle of the pelvis of the first man who has it."""
+    return shapes(next(seed for seed in range(300) if getattr(man(seed), name)))
+
+
+def test_devices_lie_where_they_belong() -> None:
+    held = with_device("balloon")
+    assert (held.fields["rectum"][held.fields["balloon"] < 0] < 0).all()
+    assert (held.fields["balloon"] < 0).sum() * 0.027 > 15
+    held = with_device("spacer")
+    gel = held.fields["spacer"] < 0
+    assert 3 < gel.sum() * 0.027 < 45
+    for other in ("prostate", "rectum", "seminal_vesicles"):
+        assert not (gel & (held.fields[other] < 0)).any()
+    held = with_device("catheter")
+    tube = held.fields["catheter"] < 0
+    assert (tube & (held.fields["prostate"] < 0)).any()
+    assert (held.fields["bladder"][held.fields["catheter_balloon"] < 0] < 0).all()
 
 
 @cache

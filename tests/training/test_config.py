@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 from metricunet.errors import InputError
+from metricunet.files.model import ModelCard
+from metricunet.stages.locate import locate_spec
+from metricunet.stages.segment import segment_spec
+from metricunet.training.checks import check_settings
 from metricunet.training.config import PRESETS, TrainConfig, differences, dump_config, load_config
 
 
@@ -51,6 +55,56 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("# nothing\n")
     assert load_config("default", tmp_path / "c.yaml") == TrainConfig()
+
+
+def card_of(config: TrainConfig, classes: int = 3) -> ModelCard:
+    labels = {f"structure_{k}": k for k in range(1, classes)}
+    return ModelCard(
+        locate=locate_spec(config.locate, classes),
+        segment=segment_spec(config.segment, classes),
+        labels=labels,
+        tg263={name: name for name in labels},
+        target="structure_1",
+        ranges={},
+        validation={},
+        trained_on="synthetic",
+        data_sha256="",
+        seed=0,
+        version="0.1.0",
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("segment.spacing_mm=[3, 0.7, 0.7]", "segment.crop_mm=[150, 179.2, 179.2]", "segment.hu_window=[0, 200]"),
+        ("segment.network=vnet", "segment.spatial_dims=3", "segment.block_slices=16", "segment.base_channels=16"),
+        ("segment.network=fcn", "segment.slices=3", "segment.levels=4", "locate.spacing_mm=[5, 6, 6]"),
+        ("locate.levels=5", "locate.patch_voxels=[48, 48, 48]"),
+    ],
+)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_model_brings_its_networks_and_grids(preset: str, settings: tuple[str, ...]) -> None:
+    trained = load_config(preset, settings=settings)
+    card = card_of(trained)
+    tuned = load_config(parent=card)
+    check_settings(tuned, 3)
+    assert locate_spec(tuned.locate, 3) == card.locate
+    assert segment_spec(tuned.segment, 3) == card.segment
+    updates, before = (c.segment.epochs * c.segment.updates_per_epoch for c in (tuned, trained))
+    assert updates < before
+    assert tuned.segment.learning_rate < trained.segment.learning_rate
+
+
+def test_what_is_said_is_over_what_a_model_brings(tmp_path: Path) -> None:
+    card = card_of(load_config("small"))
+    (tmp_path / "c.yaml").write_text("segment: {epochs: 3}")
+    tuned = load_config(None, tmp_path / "c.yaml", ["segment.learning_rate=0.1"], freeze="encoder", parent=card)
+    assert (tuned.segment.epochs, tuned.segment.learning_rate, tuned.freeze) == (3, 0.1, "encoder")
+    assert load_config("default", parent=card) == TrainConfig()
+    with pytest.raises(InputError, match=r"freeze .*'decoder'.*'encoder'"):
+        load_config(freeze="decoder")
 
 
 @pytest.mark.parametrize(

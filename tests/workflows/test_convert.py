@@ -1,4 +1,4 @@
-"""Masks into structure sets, segmentations and each other, and back: the very bytes, or a refusal that says why."""
+"""Masks into structure sets, segmentations and each other, and back: the very bytes, or a plain refusal."""
 
 from __future__ import annotations
 

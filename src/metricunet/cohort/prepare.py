@@ -115,6 +115,7 @@ class PreparedCase:
         organs: int16 HU of the organs' box; None where the scan holds no target, or there is no such network.
         organs_labels: uint8 classes of the organs' network on the same grid.
         organs_classes: the structures of the organs' network, in its order, by their classes among all structures.
+        image_sha256: hash of the image's files alone, by which a scan is known again whoever contoured it.
     """
 
     name: str
@@ -128,6 +129,7 @@ class PreparedCase:
     organs: Volume | None = None
     organs_labels: Volume | None = None
     organs_classes: tuple[int, ...] = ()
+    image_sha256: str = ""
 
     def box(self, name: BoxName = "fine") -> TargetBox | None:
         """Return a box around the target; None where the scan holds no target, or there is no such box."""
@@ -197,7 +199,8 @@ def _stored(case: Case, info: DatasetInfo, settings: PrepareSettings, cache: Pat
     path = _cache_file(case, cache)
     found = _load(path)
     if found is not None and found[1] == _key(case, info, settings):
-        return found[0]
+        stored = found[0]
+        return stored if stored.image_sha256 else replace(stored, image_sha256=sha256(scan_files(case.image)))
     if os.path.lexists(path) and not _is_ours(path):
         raise InputError(
             f"{path}: a prepared case would be written here, and this file was not written by this version of the "
@@ -260,6 +263,7 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
         sha256([*scan_files(case.image), *scan_files(case.label)]),
         organs=organs,
         organs_labels=organs_labels,
+        image_sha256=sha256(scan_files(case.image)),
     )
 
 
@@ -284,7 +288,8 @@ def _store(path: Path, case: PreparedCase, key: dict[str, Any]) -> None:
         if volume is not None:
             arrays[name] = volume.array
             arrays[f"{name}_affine"] = volume.geometry.affine
-    text = json.dumps({"key": key, "name": case.name, "facts": case.facts, "source_sha256": case.source_sha256})
+    described = {name: getattr(case, name) for name in ("name", "facts", "source_sha256", "image_sha256")}
+    text = json.dumps({"key": key, **described})
     arrays["description"] = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
     arrays["seal"] = np.frombuffer(_seal_of(arrays), dtype=np.uint8)
     with written_whole(path) as temporary, temporary.open("wb") as handle:
@@ -313,6 +318,8 @@ def _load(path: Path) -> tuple[PreparedCase, dict[str, Any]] | None:
             description["source_sha256"],
             organs=volumes.get("organs"),
             organs_labels=volumes.get("organs_labels"),
+            # A cache of before lacks it, and holds the very arrays of today.
+            image_sha256=description.get("image_sha256", ""),
         )
         return case, description["key"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):

@@ -25,11 +25,10 @@ from metricunet.evaluation.contour_files import (
     contour_files_below,
     contour_kind,
     contour_stem,
-    holds_series,
     read_contour_file,
     spelled,
 )
-from metricunet.evaluation.naming import NamedCase, Naming, choose_structures
+from metricunet.evaluation.naming import NamedCase, Naming, choose_structures, counted_names
 from metricunet.files.json_file import read_json
 from metricunet.files.scan import SCAN_SUFFIXES, case_name, is_scan
 
@@ -152,7 +151,7 @@ def match_cases(
         InputError: if a path is missing, a case occurs twice, or nothing matches; if structure sets or
             segmentations lack their scan.
     """
-    finder = None if scan is None or not holds_series(scan) else SeriesFinder(scan)
+    finder = None if scan is None else SeriesFinder.at(scan)
     predicted = _files_by_case(predictions, "prediction", finder, scan)
     # A verdict without a mask is a prediction too: of an absent gland.
     attempted = predicted.cases.keys() | _verdicts(predictions)
@@ -266,16 +265,18 @@ def _chosen(
     naming: Naming,
     sides: tuple[Path, Path],
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    def names(pair: CasePair, path: Path | None, maps: LabelMaps) -> tuple[str, ...]:
+    def names(pair: CasePair, path: Path | None, maps: LabelMaps, predicted: bool) -> tuple[str, ...]:
         if path is None:
             return ()
-        return pair.drawn[path].names if path in pair.drawn else tuple(maps.labels)
+        if path not in pair.drawn:
+            return tuple(maps.labels)
+        return counted_names(pair.drawn[path].names, naming, predicted)
 
     cases = [
         NamedCase(
             known_as(pair.case, pair.scan),
-            names(pair, pair.prediction, of_predictions),
-            names(pair, pair.reference, of_references),
+            names(pair, pair.prediction, of_predictions, True),
+            names(pair, pair.reference, of_references, False),
         )
         for pair in pairs
     ]

@@ -319,12 +319,17 @@ def _read(pair: CasePair, matching: Matching) -> tuple[Side | None, Side, Geomet
         return _read_maps(pair, matching)
     grid, series = pair.scan.geometry(), pair.scan.series
     sides: list[Side | None] = []
-    for path, maps in ((pair.prediction, matching.prediction_maps), (pair.reference, matching.reference_maps)):
+    structures = set(matching.structures.values())
+    for path, maps, predicted in (
+        (pair.prediction, matching.prediction_maps, True),
+        (pair.reference, matching.reference_maps, False),
+    ):
         if path is None:
             sides.append(None)
         elif path in pair.drawn:
             assert series is not None  # such files were matched with their series
-            sides.append(open_side(pair.drawn[path], series, matching.naming, set(matching.structures.values())))
+            file = pair.drawn[path]
+            sides.append(open_side(file, series, matching.naming, structures, predicted=predicted))
         else:
             labels = on_grid(read_labels(path), grid, str(path), f"the scan {pair.scan.path}")
             sides.append(label_side(str(path), labels, maps, matching.naming, pair.case))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError, argument
-from metricunet.evaluation.naming import Naming
+from metricunet.evaluation.naming import Naming, counted_names
 from metricunet.files.dicom.header import DamagedFileError, read_dicom_file, text_of
 from metricunet.files.dicom.series import CtSeries, SeriesSearch, search_series
 from metricunet.files.rtstruct.model import RtStructure
@@ -117,30 +117,36 @@ class CaseScan:
         return self.read().geometry if self.series is None else self.series.geometry
 
 
-def holds_series(scan: Path) -> bool:
-    """Tell whether the scans at a path are DICOM series rather than files of one scan each."""
-    if scan.is_dir():
-        return not any(is_scan(path) and not path.name.startswith(".") for path in scan.iterdir())
-    return not is_scan(scan)
-
-
 class SeriesFinder:
     """Finds the CT series that contours were drawn on.
 
     Args:
         path: the folder that holds them, or a file of one.
-
-    Raises:
-        InputError: no such path, or no series there that can be used.
+        search: what is there.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.search: SeriesSearch = search_series(path)
-        if not self.search.series:
-            refused = [r for r in self.search.refused if r.is_scan] or list(self.search.refused)
-            why = f": {refused[0].reason}" if refused else "; give the folder of the series that was contoured"
-            raise InputError(f"{path}: holds no CT series that can be used{why}")
+    def __init__(self, path: Path, search: SeriesSearch) -> None:
+        self.path, self.search = path, search
+
+    @classmethod
+    def at(cls, path: Path) -> SeriesFinder | None:
+        """Look for series at a path; None where scans lie there as files of one scan each.
+
+        Raises:
+            InputError: no such path, or nothing there that can be used.
+        """
+        files = [path] if path.is_file() else list(path.iterdir()) if path.is_dir() else []
+        has_files = any(is_scan(file) and not file.name.startswith(".") for file in files)
+        if has_files and path.is_file():
+            return None
+        search = search_series(path)
+        if search.series:
+            return cls(path, search)
+        if has_files:
+            return None
+        refused = [r for r in search.refused if r.is_scan] or list(search.refused)
+        why = f": {refused[0].reason}" if refused else "; give the folder of the series that was contoured"
+        raise InputError(f"{path}: holds no CT series that can be used{why}")
 
     def of_case(self, case: str) -> CtSeries | None:
         """Return the series whose case has this name; of a single series that one."""
@@ -254,19 +260,22 @@ class StructureSetSide(Side):
         path: the file.
         series: the scan.
         naming: which names are one.
+        predicted: whether it is the side that is judged.
 
     Raises:
         InputError: it cannot be read, or was not drawn on this scan.
     """
 
-    def __init__(self, path: Path, series: CtSeries, naming: Naming) -> None:
+    def __init__(self, path: Path, series: CtSeries, naming: Naming, predicted: bool) -> None:
         self.name, self.series, self.naming = str(path), series, naming
         self.read = read_rtstruct(path, series)
+        self.counted = counted_names(self.read.names, naming, predicted)
         self.notes = [note for note in self.read.warnings if ": ROI '" not in note]
 
     def mask(self, structure: str) -> Volume | None:
         """Fill the structure's contours; None where there are none."""
         own = [s for s in self.read.structures if self.naming.structure_of(s.name) == structure]
+        own = [s for s in own if s.name in self.counted]
         drawn = [s for s in own if s.contours or s.fault]
         if not drawn:
             return None
@@ -289,14 +298,18 @@ class SegmentationSide(Side):
         series: the scan.
         naming: which names are one.
         structures: those that are asked for.
+        predicted: whether it is the side that is judged.
 
     Raises:
         InputError: it cannot be read, or was not made on this scan.
     """
 
-    def __init__(self, path: Path, series: CtSeries, naming: Naming, structures: Collection[str]) -> None:
+    def __init__(
+        self, path: Path, series: CtSeries, naming: Naming, structures: Collection[str], predicted: bool
+    ) -> None:
         self.name, self.naming, self.notes = str(path), naming, []
-        wanted = [name for name in describe_seg(path).names if naming.structure_of(name) in structures]
+        names = counted_names(describe_seg(path).names, naming, predicted)
+        wanted = [name for name in names if naming.structure_of(name) in structures]
         self.masks = read_seg(path, series, wanted)
 
     def mask(self, structure: str) -> Volume | None:
@@ -311,7 +324,9 @@ class SegmentationSide(Side):
 _ONE_OF_THEM = "rename one of the two, or map its name to another structure in the names file"
 
 
-def open_side(file: ContourFile, series: CtSeries, naming: Naming, structures: Collection[str]) -> Side:
+def open_side(
+    file: ContourFile, series: CtSeries, naming: Naming, structures: Collection[str], *, predicted: bool
+) -> Side:
     """Open a structure set or segmentation on its scan.
 
     Args:
@@ -319,13 +334,14 @@ def open_side(file: ContourFile, series: CtSeries, naming: Naming, structures: C
         series: the scan.
         naming: which names are one.
         structures: those that are asked for, as `Naming.structure_of` calls them.
+        predicted: whether it is the side that is judged.
 
     Raises:
         InputError: it cannot be read, or does not fit the scan.
     """
     if file.kind == "rtstruct":
-        return StructureSetSide(file.path, series, naming)
-    return SegmentationSide(file.path, series, naming, structures)
+        return StructureSetSide(file.path, series, naming, predicted)
+    return SegmentationSide(file.path, series, naming, structures, predicted)
 
 
 def spelled(values: Sequence[str]) -> dict[str, int]:

@@ -89,6 +89,24 @@ def unmarked(spelling: str) -> str:
     return MARK.sub("", spelling.strip())
 
 
+def counted_names(names: Sequence[str], naming: Naming, predicted: bool) -> tuple[str, ...]:
+    """Return the names of a side that count, where a set holds a prediction beside what somebody drew.
+
+    Of a prediction these are the names with a prediction's mark, if there are any. Of a reference these are all
+    but the marked names of structures that it has without a mark, too.
+
+    Args:
+        names: of the side.
+        naming: which names are one.
+        predicted: whether it is the side that is judged.
+    """
+    marked = {name for name in names if unmarked(name) != name.strip()}
+    if predicted:
+        return tuple(name for name in names if name in marked or not marked)
+    plain = {naming.structure_of(name) for name in names if name not in marked}
+    return tuple(name for name in names if name not in marked or naming.structure_of(name) not in plain)
+
+
 def choose_structures(
     naming: Naming, cases: Sequence[NamedCase], titles: Iterable[str], sides: tuple[str, str]
 ) -> ChosenStructures:

@@ -274,10 +274,8 @@ def heading(definition: Definition, summary: StructureSummary) -> str:
     depends = definition.name in ("added_path_length_mm", "surface_dice")
     if not depends or summary.tolerance_mm is None:
         return definition.heading
-    tolerance = f"{summary.tolerance_mm:g} mm"
-    if definition.is_ratio:
-        return f"{definition.title} {tolerance}"
-    return f"{definition.title}, tolerance {tolerance} [{definition.unit}]"
+    unit = f" [{definition.unit}]" if definition.unit else ""
+    return f"{definition.title.removesuffix(', own tolerance')}, tolerance {summary.tolerance_mm:g} mm{unit}"
 
 
 def what_failed(evaluation: Evaluation, case: str) -> str:

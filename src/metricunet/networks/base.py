@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -39,6 +39,7 @@ class Network(nn.Module, ABC):
     decoder_channels: tuple[int, ...]
     bottleneck_channels: int
     normalised_stride: int
+    _encoder_is_frozen = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits [batch, classes, *space]."""
@@ -51,6 +52,26 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def encode(self, images: Tensor) -> list[Tensor]:
         """Return the encoder's maps, the finest first; the last is the bottleneck."""
+
+    @property
+    @abstractmethod
+    def encoder_parts(self) -> Sequence[nn.Module]:
+        """The parts of the network that hold the encoder's weights."""
+
+    def freeze_encoder(self) -> None:
+        """Keep the encoder as it is: its weights take no gradient, and its normalisation gathers no statistics."""
+        self._encoder_is_frozen = True
+        for part in self.encoder_parts:
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the network for training or evaluation; a frozen encoder stays in evaluation."""
+        super().train(mode)
+        if self._encoder_is_frozen:
+            for part in self.encoder_parts:
+                part.eval()
+        return self
 
     def _check(self, shape: Sequence[int]) -> None:
         sides = tuple(shape[2:])

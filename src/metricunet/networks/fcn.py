@@ -10,6 +10,8 @@ fixed and bilinear in the original too, goes on at the image's border where the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -97,6 +99,11 @@ class FCN(Network):
             score = self.up[finer](score) + self.score[finer](maps[finer])
         logits = F.interpolate(score, scale_factor=self.divisor // 4, mode="bilinear", align_corners=False)
         return NetworkOutput(logits, maps, maps[2])
+
+    @property
+    def encoder_parts(self) -> Sequence[nn.Module]:
+        """The stages; the classifier's layers, which read what they have found, are none of them."""
+        return (self.stages,)
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Return the map of each stage but the last, the finest first, and the classifier's: the bottleneck."""

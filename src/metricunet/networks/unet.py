@@ -6,6 +6,8 @@ of bare ReLU, and padded convolutions so that input and output have one size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +75,11 @@ class UNet(Network):
             x = block(torch.cat([up(x), skip], dim=1))
             maps.append(x)
         return NetworkOutput(self.classify(x), maps[::-1], skips[-1])
+
+    @property
+    def encoder_parts(self) -> Sequence[nn.Module]:
+        """The blocks of all levels on the way down, the bottleneck among them."""
+        return (self.encoder,)
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Return the encoder's maps, the finest first; the last is the bottleneck."""

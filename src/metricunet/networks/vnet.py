@@ -92,6 +92,11 @@ class VNet(Network):
             maps.append(x)
         return NetworkOutput(self.classify(x), maps[::-1], skips[-1])
 
+    @property
+    def encoder_parts(self) -> Sequence[nn.Module]:
+        """The stages on the way down, and the convolutions between them."""
+        return (self.first, self.down, self.encoder)
+
     def encode(self, images: Tensor) -> list[Tensor]:
         """Return the encoder's maps, the finest first; the last is the bottleneck."""
         self._check(images.shape)

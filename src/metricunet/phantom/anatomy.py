@@ -78,10 +78,13 @@ class Anatomy:
         fields: keyed by `body, muscle, soft, hip_left, hip_right, femur_left, femur_right, sacrum, lumbar, disc,
             canal, bowel, bowel_lumen, bowel_gas, bladder, urine, rectum, rectum_lumen, rectum_gas, prostate,
             seminal_vesicles, penile_bulb`, `floor` where the man has a varied one, and `uterus, uterus_cavity,
-            vagina, ovaries` in a woman. What somebody lacks is empty.
+            vagina, ovaries` in a woman; `spacer`, `balloon, balloon_shaft` and `catheter, catheter_balloon,
+            bladder_air` where they were put in. What somebody lacks is empty.
+        balloon_hu, spacer_hu: what fills these.
         bowel_hu: what fills the gut at each point.
         heads_mm: centres of the left and the right femoral head.
         table_mm: y of the couch's upper face.
+        prone: whether the couch is in front of the patient.
         contours: what is labelled in place of the field of that name, or beside the fields.
     """
 
@@ -90,7 +93,10 @@ class Anatomy:
     bowel_hu: Field
     heads_mm: tuple[Point, Point]
     table_mm: float
+    prone: bool = False
     contours: dict[str, Field] = field(default_factory=dict)
+    balloon_hu: float = 0.0
+    spacer_hu: float = 0.0
 
     def labelled(self, name: str) -> Field:
         """Return the signed distance of a structure as label maps hold it."""
@@ -108,7 +114,12 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
     vesicles = lattice.empty()
     if lost is None or lost.vesicles:
         vesicles = without(organs.seminal_vesicles(patient, lattice, rough), gland, 0.8)
-    rectum = without(organs.rectum(patient, lattice, rough), np.minimum(gland, vesicles), 1.0, 3.0)
+    front = np.minimum(gland, vesicles)
+    if patient.spacer is not None:
+        gel = organs.spacer(patient, lattice, patient.spacer.thickness_mm)
+        fields["spacer"] = without(without(gel, front, 0.5), bone, 4.0)
+        front = np.minimum(front, fields["spacer"])
+    rectum = without(organs.rectum(patient, lattice, rough), front, 1.0, 3.0)
     rectum = without(rectum, bone, 4.0, 6.0)
     bladder = organs.bladder(patient, lattice)
     if lost is not None:
@@ -133,6 +144,7 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
     fields |= organs.hollows(patient, lattice, rough, whole, rectum)
     if patient.base is not None and lost is None:
         fields["urine"] = organs.urine(patient, lattice, whole, gland)
+    _put_in(patient, lattice, fields)
     if patient.floor is not None:
         fields["floor"] = organs.muscular_floor(patient, lattice, patient.floor)
     trunk = _trunk(patient, lattice, with_fat=False)
@@ -153,13 +165,38 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
     }
     surface = _body(patient, lattice, rough, muscle)
     table = table_mm(patient)
-    fields["body"] = smooth_max(surface, np.broadcast_to(lattice.grids[1] - table, lattice.shape), 14.0)
+    fields["body"] = smooth_max(surface, beyond_table(patient, lattice), 14.0)
     fields["muscle"] = np.maximum(muscle, fields["body"] + 4.0)
     for name in ("soft", "bowel"):
         fields[name] = np.maximum(fields[name], fields["body"] + 3.0)
     hx, hy, hz = skeleton.FEMORAL_HEAD
     heads = patient.place_point((hx, hy, hz)), patient.place_point((-hx, hy, hz))
-    return Anatomy(lattice, fields, bowel.content_hu, heads, table)
+    return Anatomy(
+        lattice,
+        fields,
+        bowel.content_hu,
+        heads,
+        table,
+        patient.prone,
+        balloon_hu=patient.balloon.hu if patient.balloon else 0.0,
+        spacer_hu=patient.spacer.hu if patient.spacer else 0.0,
+    )
+
+
+def _put_in(patient: Patient, lattice: Lattice, fields: dict[str, Field]) -> None:
+    """Add balloon and catheter to the fields."""
+    if patient.balloon is not None:
+        lumen = fields["rectum_lumen"]
+        fields["balloon"], fields["balloon_shaft"] = organs.balloon(
+            patient, lattice, patient.balloon.half_mm, lumen
+        )
+    if patient.catheter is not None:
+        tube, balloon = organs.catheter(patient, lattice, patient.catheter.balloon_mm)
+        fields["catheter"], fields["catheter_balloon"] = tube, np.maximum(balloon, fields["bladder"] + 1.5)
+        (_, y, _), (_, half, _) = organs.bladder_place(patient)
+        up = patient.upward
+        air = up * lattice.grids[1] - np.float32(up * y - half + patient.catheter.air_mm)
+        fields["bladder_air"] = np.maximum(fields["urine"] + 0.5, air).astype(np.float32)
 
 
 def _without_gland(
@@ -175,7 +212,7 @@ def _without_gland(
     """Bladder and rectum of somebody who has no prostate; adds a woman's organs to the fields."""
     organs_of_woman = vesicles
     if lost.woman:
-        female = organs.female(patient, lattice, lost, bladder)
+        female = organs.female(patient, lattice, lost)
         solid = np.minimum(female["uterus"], female["vagina"])
         female["ovaries"] = without(without(female["ovaries"], solid, 1.0), bone, 6.0)
         for name in ("uterus", "vagina"):
@@ -390,8 +427,26 @@ def _body(patient: Patient, lattice: Lattice, rough: organs.Roughness, muscle: F
     return np.asarray(outline + np.float32(1.2) * rough.coarse, dtype=np.float32)
 
 
+def beyond_table(patient: Patient, lattice: Lattice) -> Field:
+    """How far points lie within the couch, which flattens the patient."""
+    y = lattice.grids[1]
+    table = table_mm(patient)
+    return np.broadcast_to(table - y if patient.prone else y - table, lattice.shape)
+
+
+def reach_mm(patient: Patient) -> tuple[float, float, float]:
+    """Return how far the body goes to a side, and its front and back in the body frame."""
+    sx, sy, _ = patient.scale
+    half = float(TRUNK_MM[:, 1].max()) * sx + patient.fat_side_mm + 14.0
+    front = float(TRUNK_MM[:, 2].min()) * sy - 1.1 * patient.fat_front_mm - 10.0
+    back = float(TRUNK_MM[:, 3].max()) * sy + patient.fat_back_mm + 10.0
+    return half, front, back
+
+
 def table_mm(patient: Patient) -> float:
     """Where the couch stops the back."""
     _, sy, _ = patient.scale
+    if patient.prone:
+        return float(TRUNK_MM[:, 2].min()) * sy - 0.75 * patient.fat_front_mm
     back = float(TRUNK_MM[:, 3].max()) * sy + 0.9 * patient.fat_back_mm
     return max(back - patient.table_gap_mm, float(TRUNK_MM[:, 3].max()) * sy + 8.0)

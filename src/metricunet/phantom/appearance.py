@@ -64,6 +64,8 @@ class Appearance:
         streak_hu: strength of the streaks between the hips.
         seeds_mm: gold markers in the gland, body frame.
         stones_mm: calcifications in the gland (x, y, z, radius, HU).
+        sources_mm: sources of brachytherapy, body frame.
+        voltage_kv: of the tube.
         veins: the veins before the gland and what covers it elsewhere; None for a cover as dense as the gland.
         urine_layer_hu: what contrast medium adds to the urine that lies at the back.
         urine_level_mm: where that layer begins, behind the gland's centre.
@@ -79,6 +81,8 @@ class Appearance:
     streak_hu: float
     seeds_mm: tuple[Point, ...]
     stones_mm: tuple[tuple[float, float, float, float, float], ...]
+    sources_mm: tuple[Point, ...] = ()
+    voltage_kv: int = 120
     veins: Lobes | None = None
     urine_layer_hu: float = 0.0
     urine_level_mm: float = 0.0

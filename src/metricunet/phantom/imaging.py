@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.phantom.anatomy import Anatomy
-from metricunet.phantom.appearance import Appearance
+from metricunet.phantom.appearance import Appearance, Tissues
 from metricunet.phantom.metal import Layer, Metal
 from metricunet.phantom.scanner import Scan
 from metricunet.phantom.shapes import Field, Lattice, Point, Values
@@ -118,6 +118,7 @@ def render_image(
     anatomy: Anatomy,
     scan: Scan,
     appearance: Appearance,
+    layers: Sequence[Layer],
     rng: np.random.Generator,
     metal: Metal | None = None,
     body: WholeBody | None = None,
@@ -127,12 +128,13 @@ def render_image(
     Args:
         anatomy: the pelvis.
         scan: grid, kernel and noise.
-        appearance: HU of the tissues.
+        appearance: markers, stones, hardening and streaks.
+        layers: the pelvis' tissues, as `tissue_layers` returns them.
         rng: source of the noise.
         metal: implants and what they do to the image, where there are any.
         body: what lies above and below the pelvis, where the scan goes on beyond it.
     """
-    painter = _Painter(anatomy, scan, appearance, () if metal is None else metal.layers, body)
+    painter = _Painter(anatomy, scan, appearance, (*layers, *(() if metal is None else metal.layers)), body)
     streaks = None if metal is None else Upsampler(metal.lattice, scan)
     noise = _Noise(scan, rng)
     thickness = scan.spacing_mm[0]
@@ -161,14 +163,14 @@ class _Painter:
         anatomy: Anatomy,
         scan: Scan,
         appearance: Appearance,
-        above: tuple[Layer, ...],
+        layers: Sequence[Layer],
         body: WholeBody | None,
     ) -> None:
         self.up = Upsampler(anatomy.lattice, scan)
         self.appearance = appearance
         self.width_mm = float(np.hypot(scan.spacing_mm[1], scan.blur_mm))
-        self.background = _couch(scan, self.up, anatomy.table_mm, self.width_mm)
-        self.layers = tuple((self.up, *layer) for layer in (*_layers(anatomy, appearance), *above))
+        self.background = _couch(scan, self.up, anatomy.table_mm, self.width_mm, anatomy.prone)
+        self.layers = tuple((self.up, *layer) for layer in layers)
         self.body = body
         self.outside, self.arms = (
             tuple((Upsampler(tissue.lattice, scan), tissue.shape, tissue.hu) for tissue in tissues)
@@ -224,6 +226,8 @@ class _Painter:
 
     def _spots(self, plane: Field, z_mm: float) -> None:
         """Gold markers and stones: small, so painted straight onto the pixels."""
+        for x, y, z in self.appearance.sources_mm:
+            self._ball(plane, (x, y, z), 0.5, 4.5, 5000.0, z_mm)
         for x, y, z, radius, hu in self.appearance.stones_mm:
             self._ball(plane, (x, y, z), radius, 1.0, hu, z_mm)
         for x, y, z in self.appearance.seeds_mm:
@@ -247,13 +251,19 @@ class _Painter:
         if within <= 0:
             return
         r = radius * np.sqrt(within)
-        distance = np.hypot(self.up.x_mm - x, self.up.y_mm[:, None] - y) - r
+        reach = r + self.width_mm
+        rows, columns = (
+            slice(int(np.searchsorted(axis, middle - reach)), int(np.searchsorted(axis, middle + reach)))
+            for axis, middle in ((self.up.y_mm, y), (self.up.x_mm, x))
+        )
+        distance = np.hypot(self.up.x_mm[columns] - x, self.up.y_mm[rows, None] - y) - r
         share = np.clip(0.5 - distance / self.width_mm, 0, 1) * min(1.0, 2 * r / self.width_mm)
-        plane += np.asarray(share * (hu - plane), dtype=np.float32)
+        target = plane[rows, columns]
+        target += np.asarray(share * (hu - target), dtype=np.float32)
 
 
-def _layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]:
-    """Every tissue's shape and HU, in the order in which they are painted."""
+def tissue_layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]:
+    """Return every tissue's shape and HU on the anatomy's lattice, in the order in which they are painted."""
     f = anatomy.fields
     tissue = appearance.tissues
     z, y, x = anatomy.lattice.grids
@@ -280,6 +290,8 @@ def _layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]:
     urine: Values | float = tissue.urine
     if appearance.urine_layer_hu:
         level = np.clip((y - gland_y - appearance.urine_level_mm) / 8 + 0.5, 0, 1)
+        if anatomy.prone:
+            level = 1 - level
         urine = np.broadcast_to(tissue.urine + appearance.urine_layer_hu * level, anatomy.lattice.shape)
     stool = tissue.stool + 18 * fine - 60 * np.clip(grain - 0.9, 0, 2)
     # Denser spongy bone in the femoral heads; thick cortex and fatty marrow in the shafts.
@@ -310,15 +322,38 @@ def _layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]:
         (f["penile_bulb"], tissue.muscle - 3),
         (f["bladder"], tissue.bladder_wall),
         (f["urine"], urine),
+        *([(f["bladder_air"], AIR_HU + 20)] if "bladder_air" in f else []),
+        *([(f["spacer"], anatomy.spacer_hu + 3 * texture)] if "spacer" in f else []),
         (f["rectum"], tissue.rectal_wall),
         (f["rectum_lumen"], stool),
         (f["rectum_gas"], AIR_HU + 10),
+        *_balloon(anatomy),
         *_female(f, appearance, texture),
         (f["seminal_vesicles"], tissue.vesicles),
         (f["prostate"], gland),
+        *_catheter(f, tissue),
     )
     return tuple(
         (shape.astype(np.float32), hu if isinstance(hu, float) else hu.astype(np.float32)) for shape, hu in layers
+    )
+
+
+def _balloon(anatomy: Anatomy) -> tuple[tuple[Values, Values | float], ...]:
+    f = anatomy.fields
+    if "balloon" not in f:
+        return ()
+    return ((f["balloon_shaft"], 160.0), (f["balloon"], 40.0), (f["balloon"] + 1.3, anatomy.balloon_hu))
+
+
+def _catheter(fields: Mapping[str, Field], tissue: Tissues) -> tuple[tuple[Values, Values | float], ...]:
+    if "catheter" not in fields:
+        return ()
+    balloon = fields["catheter_balloon"]
+    return (
+        (balloon, 55.0),
+        (balloon + 1.0, 3.0),
+        (fields["catheter"], 140.0),
+        (fields["catheter"] + 2.0, tissue.urine),
     )
 
 
@@ -367,11 +402,13 @@ def _bundles(lattice: Lattice, appearance: Appearance) -> Field:
     return np.asarray(field * np.clip((y - 30) / 25, 0, 1), dtype=np.float32)
 
 
-def _couch(scan: Scan, up: Upsampler, table_mm: float, width_mm: float) -> Field:
+def _couch(scan: Scan, up: Upsampler, table_mm: float, width_mm: float, prone: bool) -> Field:
     """Air and the couch, the same in every slice."""
     couch = scan.couch
     x, y = up.x_mm - np.float32(scan.couch_shift_mm), up.y_mm[:, None]
     half = couch.thickness_mm / 2
+    if prone:
+        y, table_mm = -y, -table_mm
     if couch.flat:
         edge = np.abs(x) - couch.half_width_mm
         outer = np.maximum(np.abs(y - table_mm - half) - half, edge + np.clip(y - table_mm, 0, None) * 0.9)

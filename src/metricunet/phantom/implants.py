@@ -57,10 +57,18 @@ class ImplantParts:
     cobalt: Field
 
 
-def draw_implants(rng: np.random.Generator, difficulty: Difficulty) -> tuple[Implant, ...]:
-    """Draw a patient's implants: none in nearly all, one, or one on each side."""
+def draw_implants(
+    rng: np.random.Generator, difficulty: Difficulty, share: float = IMPLANT_SHARE
+) -> tuple[Implant, ...]:
+    """Draw a patient's implants: none in nearly all, one, or one on each side.
+
+    Args:
+        rng: source of chance.
+        difficulty: `easy` has none.
+        share: of the patients with one or two.
+    """
     have, both, right = rng.random(3)
-    if difficulty == "easy" or have >= IMPLANT_SHARE:
+    if difficulty == "easy" or have >= share:
         return ()
     sides = (True, False) if both < BILATERAL_SHARE else (bool(right < 0.5),)
     return tuple(

@@ -14,8 +14,8 @@ from metricunet.errors import InputError
 from metricunet.phantom import anatomy, organs, readers, whole_body
 from metricunet.phantom.appearance import Appearance, draw_appearance
 from metricunet.phantom.contours import contours
-from metricunet.phantom.imaging import render_image, render_labels
-from metricunet.phantom.implants import Implant, draw_implants
+from metricunet.phantom.imaging import render_image, render_labels, tissue_layers
+from metricunet.phantom.implants import IMPLANT_SHARE, Implant, draw_implants
 from metricunet.phantom.metal import Metal, implanted
 from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Difficulty, Scan, draw_scan
@@ -31,7 +31,7 @@ from metricunet.phantom.varied import (
     vary_scan,
     without_gland,
 )
-from metricunet.phantom.variety import PART_SHARE, Variety
+from metricunet.phantom.variety import HIPS_SHARE, PART_SHARE, Variety
 from metricunet.phantom.whole_body import WholeBody
 from metricunet.volume import Volume
 
@@ -110,9 +110,11 @@ class Drawn:
     @cached_property
     def metal(self) -> Metal | None:
         """Implants and their artefact; None where the scan holds none."""
+        if not self.implants:
+            return None
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(5,)))
-        draw_implants(rng, self.difficulty)  # the artefact's chance comes after theirs
-        return implanted(self.implants, self.patient, self.shapes, rng) if self.implants else None
+        draw_implants(rng, self.difficulty, share=1.0)  # his again; the artefact's chance comes after theirs
+        return implanted(self.implants, self.patient, self.shapes, rng)
 
     @cached_property
     def _built(self) -> dict[Scan, tuple[anatomy.Anatomy, WholeBody | None]]:
@@ -129,7 +131,8 @@ class Drawn:
             if len(self._built) > 1:  # image and labels of a scan are asked for one after the other
                 self._built.clear()
             within = None if self.build is None else whole_body.pelvis_range_mm(self.patient)
-            lattice = _lattice(scan, self.difficulty, within)
+            bent = self.patient if self.difficulty == "varied" else None
+            lattice = _lattice(scan, self.difficulty, bent, within)
             shapes = anatomy.build(self.patient, lattice)
             if self.difficulty == "varied":
                 shapes = replace(shapes, contours=contours(self.patient, lattice, shapes.fields))
@@ -153,7 +156,8 @@ class Drawn:
         scan = scan or self.scan
         noise = _generators(self.seed)[3]
         shapes, body = self.built(scan)
-        return Volume(render_image(shapes, scan, self.appearance, noise, self.metal, body), scan.geometry)
+        layers = tissue_layers(shapes, self.appearance)
+        return Volume(render_image(shapes, scan, self.appearance, layers, noise, self.metal, body), scan.geometry)
 
     def labels(self, structures: Mapping[str, int] | None = None, scan: Scan | None = None) -> Volume:
         """Render a label map.
@@ -248,8 +252,12 @@ def draw_phantom(
     appearance = draw_appearance(for_appearance, difficulty, gland.centre, min(gland.half))
     if groups is not None:
         appearance = vary_appearance(appearance, patient, groups, seed, min(gland.half))
-    build = None if reached == "pelvis" else draw_build(seed, reached, woman=lost == "woman")
-    implants = draw_implants(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,))), difficulty)
+    build = None
+    if reached != "pelvis":
+        build = draw_build(seed, reached, groups or Variety(), woman=lost == "woman")
+    hips = HIPS_SHARE if groups is not None and groups.image else IMPLANT_SHARE
+    for_metal = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,)))
+    implants = draw_implants(for_metal, difficulty, hips)
     description = {
         "seed": seed,
         "difficulty": difficulty,
@@ -270,6 +278,18 @@ def draw_phantom(
         description |= {
             "variety": list(groups.groups),
             "reach": reached,
+            "voltage_kv": appearance.voltage_kv,
+            "position": "prone" if patient.prone else "supine",
+            "devices": [
+                name
+                for name, there in (
+                    ("catheter", patient.catheter),
+                    ("balloon", patient.balloon),
+                    ("spacer", patient.spacer),
+                    ("sources", patient.sources),
+                )
+                if there
+            ],
             "gland": "absent" if not reaches_prostate else "whole" if holds else "cut",
         }
         if not reaches_prostate:
@@ -322,8 +342,17 @@ def _reread(labels: NDArray[np.uint8], drawn: Drawn, reading: readers.Reading) -
     return np.asarray(result, dtype=np.uint8)
 
 
-def _lattice(scan: Scan, difficulty: Difficulty, within_mm: tuple[float, float] | None = None) -> Lattice:
-    """The lattice that covers what the scan sees of the patient, where need be between two heights alone."""
+def _lattice(
+    scan: Scan, difficulty: Difficulty, varied: Patient | None, within_mm: tuple[float, float] | None
+) -> Lattice:
+    """The lattice that covers what the scan sees of the patient.
+
+    Args:
+        scan: what it sees.
+        difficulty: decides on the spacing.
+        varied: a man of difficulty `varied`, who may be too large for the usual bounds.
+        within_mm: lowest and highest z, where the scan goes on beyond the pelvis.
+    """
     spacing = LATTICE_MM[difficulty]
     half = scan.spacing_mm[0] / 2
     start, end = scan.start_mm, scan.end_mm
@@ -333,8 +362,12 @@ def _lattice(scan: Scan, difficulty: Difficulty, within_mm: tuple[float, float] 
         # Far from the pelvis a few planes remain of it, which nobody sees.
         low = float(np.clip(low, bottom, top - 3 * spacing))
         high = float(np.clip(high, low + 3 * spacing, top))
+    (left, front), (right, back) = LATTICE_LOW_MM, LATTICE_HIGH_MM
+    if varied is not None:
+        half, fore, aft = anatomy.reach_mm(varied)
+        left, right, front, back = min(left, -half), max(right, half), min(front, fore), max(back, aft)
     return Lattice.spanning(
-        (max(start[0], LATTICE_LOW_MM[0]), max(start[1], LATTICE_LOW_MM[1]), low),
-        (min(end[0], LATTICE_HIGH_MM[0]), min(end[1], LATTICE_HIGH_MM[1]), high),
+        (max(start[0], left), max(start[1], front), low),
+        (min(end[0], right), min(end[1], back), high),
         spacing,
     )

@@ -202,14 +202,13 @@ def drawn_neck(patient: Patient, lattice: Lattice) -> Field:
     return field
 
 
-def female(patient: Patient, lattice: Lattice, lost: Lost, bladder_field: Field) -> dict[str, Field]:
+def female(patient: Patient, lattice: Lattice, lost: Lost) -> dict[str, Field]:
     """A woman's organs.
 
     Args:
         patient: the woman.
         lattice: the points.
         lost: her uterus and ovaries.
-        bladder_field: on whose dome the uterus lies.
 
     Returns:
         `uterus`, `uterus_cavity`, `vagina` and `ovaries`.
@@ -236,9 +235,8 @@ def female(patient: Patient, lattice: Lattice, lost: Lost, bladder_field: Field)
             end = (cx + aside, vault[1] + 18.0, vault[2] + 46.0 * size)
         else:
             # Over the bladder's dome, however high that is.
-            over = (lattice.grids[2] > cx - 20) & (lattice.grids[2] < cx + 20) & (bladder_field < 0)
-            heights = lattice.z[over.any(axis=(1, 2))]
-            dome = max(float(heights[-1]) if len(heights) else vault[2], vault[2])
+            (_, _, bladder_z), (_, _, bladder_half) = bladder_place(patient)
+            dome = max(bladder_z + bladder_half, vault[2])
             middle = (cx + 0.5 * aside, vault[1] - 12.0, 0.6 * vault[2] + 0.4 * dome + 22.0 * size)
             end = (cx + aside, vault[1] - 36.0 * size, max(vault[2] + 34.0 * size, dome + 16.0 * size))
         add_tube(uterus, lattice, [(*neck, 13.0), (*middle, 17.0 * size), (*end, 23.0 * size)], 6.0)
@@ -304,8 +302,8 @@ def seminal_vesicles(patient: Patient, lattice: Lattice, rough: Roughness) -> Fi
     return np.asarray(field + rough.fine, dtype=np.float32)
 
 
-def bladder(patient: Patient, lattice: Lattice) -> Field:
-    """Urine and wall: flat when nearly empty, rising as it fills, standing on the prostate's base."""
+def bladder_place(patient: Patient) -> tuple[Point, Point]:
+    """Return the bladder's centre and half axes."""
     where = gland(patient)
     fullness = patient.bladder_volume_ml / 50.0
     a = min(31.0 * fullness**0.21 * patient.bladder_ratio[0], 48.0)
@@ -315,7 +313,13 @@ def bladder(patient: Patient, lattice: Lattice) -> Field:
     base = where.centre[2] + seat * where.half[2]
     x0, y0, _ = patient.place_point((0.0, -17.0, 30.0))
     sx, sy, _ = patient.bladder_shift
-    centre = (x0 + sx, y0 + sy - 0.15 * b, base + 0.94 * c)
+    return (x0 + sx, y0 + sy - 0.15 * b, base + 0.94 * c), (a, b, c)
+
+
+def bladder(patient: Patient, lattice: Lattice) -> Field:
+    """Urine and wall: flat when nearly empty, rising as it fills, standing on the prostate's base."""
+    where = gland(patient)
+    centre, (a, b, c) = bladder_place(patient)
 
     def shape(part: Lattice) -> Field:
         z, y, x = part.grids
@@ -357,6 +361,8 @@ def rectum_strand(patient: Patient) -> dict[float, tuple[Disc, ...]]:
         px, py, pz = patient.place_point((float(dx), float(y + dy), float(z)))
         height = (pz - cz) / c
         face = cy + BACK_DEPTH * b * np.sqrt(max(0.0, 1 - min(abs(height), 1.0) ** 2))
+        if patient.spacer is not None:
+            face += patient.spacer.thickness_mm * float(np.exp(-((height / 1.1) ** 4)))
         wall = patient.place_point((0.0, float(np.interp(z, *SACRUM_FRONT_MM.T)), float(z)))[1] - 7.0
         if abs(height) < 1.25:
             py = max(py, face + 0.9 * r) if r > 12 else max(face + r - 1.0, min(py, face + r + 5.0))
@@ -391,8 +397,9 @@ def hollows(
     slack = np.interp(radius, [11.0, 28.0], RECTUM_WALL_MM)
     wall = slack + closed + (5.0 if patient.rectum_filling == "empty" else 0.0)
     lumen = (rectum_field + wall).astype(np.float32)
-    level = centre - radius + 2 * radius * patient.rectum_level
-    flat = (y - level).astype(np.float32)
+    up = patient.upward
+    level = up * centre - radius + 2 * radius * patient.rectum_level
+    flat = (up * y - level).astype(np.float32)
     if patient.rectum_filling == "gas":
         gas = np.maximum(lumen, flat)
     elif patient.rectum_filling == "stool":
@@ -407,6 +414,47 @@ def hollows(
         "rectum_lumen": lumen,
         "rectum_gas": np.asarray(gas, dtype=np.float32),
     }
+
+
+def spacer(patient: Patient, lattice: Lattice, thickness_mm: float) -> Field:
+    """Gel between gland and rectum, thickest in the midline."""
+    (cx, cy, cz), (a, b, c) = gland(patient).centre, gland(patient).half
+    centre = (cx, cy + BACK_DEPTH * b + 0.3 * thickness_mm, cz + 0.15 * c)
+    field = ellipsoid(lattice, centre, (min(0.9 * a, 24.0), 0.8 * thickness_mm, c + 3.0))
+    return np.asarray(field + patient.roughness.on(lattice), dtype=np.float32)
+
+
+def balloon(patient: Patient, lattice: Lattice, half_mm: float, lumen: Field) -> tuple[Field, Field]:
+    """A balloon that fills the rectum's lumen behind the gland, and its shaft through the anal canal."""
+    middle = patient.place_point((0.0, 38.0, 12.0))
+    z = lattice.grids[0]
+    body = smooth_max(lumen + 0.5, np.broadcast_to(np.abs(z - middle[2]) - half_mm, lattice.shape), 12.0)
+    shaft = lattice.empty()
+    way = ((0, 38, 8, 4.5), (0, 34, -22, 4.5), (0, 42, -44, 4.5), (0, 52, -90, 4.5))
+    add_tube(shaft, lattice, [(x, y, h, 4.5) for x, y, h, _ in patient.place_tube(way)])
+    return body, shaft
+
+
+def catheter(patient: Patient, lattice: Lattice, balloon_mm: float) -> tuple[Field, Field]:
+    """A urinary catheter's tube, from the penis to the bladder, and its balloon above the gland's base."""
+    (cx, cy, cz), (_, _, c) = gland(patient).centre, gland(patient).half
+    low = [
+        (0, -4, -40, 3),
+        (0, -34, -44, 3),
+        (0, -66, -36, 3),
+        (0, -90, -41, 3),
+        (0, -106, -55, 3),
+        (0, -112, -80, 3),
+    ]
+    centre = (cx, cy - 4.0, cz + c + 0.8 * balloon_mm)
+    course: list[Ball] = [(*centre, 3.2), (cx, cy - 2, cz, 3.2), (cx, cy - 2, cz - c - 3, 3.2)]
+    course += [
+        (x, y, z, 3.2)
+        for x, y, z, _ in patient.place_tube(tuple((float(x), float(y), float(z), float(r)) for x, y, z, r in low))
+    ]
+    tube = lattice.empty()
+    add_tube(tube, lattice, course)
+    return tube, ellipsoid(lattice, centre, (balloon_mm,) * 3)
 
 
 def penile_bulb(patient: Patient, lattice: Lattice) -> Field:
@@ -493,7 +541,8 @@ def bowel(patient: Patient, lattice: Lattice) -> Bowel:
             inner = tube + loop.wall_mm
             lumen[box] = np.minimum(lumen[box], inner)
             if loop.gas > 0:
-                # Gas rises to the front of each piece of gut.
-                level = np.float32((a[1] + b[1]) / 2 + (2 * loop.gas - 1) * (a[3] + b[3]) / 2)
-                gas[box] = np.minimum(gas[box], np.maximum(inner, part.grids[1] - level))
+                # Gas rises to the front of each piece of gut, or to the back of one who lies prone.
+                up = patient.upward
+                level = np.float32(up * (a[1] + b[1]) / 2 + (2 * loop.gas - 1) * (a[3] + b[3]) / 2)
+                gas[box] = np.minimum(gas[box], np.maximum(inner, up * part.grids[1] - level))
     return Bowel(outer, lumen, gas, content)

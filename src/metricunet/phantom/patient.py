@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.phantom.shapes import Ball, Point, Strand, Waves
-from metricunet.phantom.variety import Base, Floor, Lobes, Lost, Press
+from metricunet.phantom.variety import Balloon, Base, Catheter, Floor, Lobes, Lost, Press, Spacer
 
 GLAND_MEDIAN_ML = 35.0
 GLAND_LOG_SD = 0.45
@@ -49,7 +49,10 @@ class Patient:
         vessels: small tubes in the pelvic fat.
         table_gap_mm: how much the couch flattens the back.
         floor, base, press, lobes: what the difficulty `varied` adds; None as in `real`.
+        catheter, balloon, spacer: what was put into bladder and rectum, and between rectum and gland.
+        sources: brachytherapy's sources in the gland, as shares of its half axes.
         lost: what is there in place of the prostate; None where that is there.
+        prone: whether the patient lies on his belly: gas rises to the back, and the couch is in front.
         leg_turn_rad: how far the left and the right leg are turned outward in the hip.
     """
 
@@ -84,7 +87,12 @@ class Patient:
     base: Base | None = None
     press: Press | None = None
     lobes: Lobes | None = None
+    catheter: Catheter | None = None
+    balloon: Balloon | None = None
+    spacer: Spacer | None = None
+    sources: tuple[Point, ...] = ()
     lost: Lost | None = None
+    prone: bool = False
     leg_turn_rad: tuple[float, float] = (0.0, 0.0)
 
     def place(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -136,6 +144,11 @@ class Patient:
         return tuple(
             (hx + c * (x - hx) - s * (y - hy), hy + s * (x - hx) + c * (y - hy), z, r) for x, y, z, r in balls
         )
+
+    @property
+    def upward(self) -> float:
+        """1 where gas rises to the front, -1 where it rises to the back."""
+        return -1.0 if self.prone else 1.0
 
     @property
     def girth(self) -> float:

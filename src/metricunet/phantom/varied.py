@@ -8,15 +8,19 @@ import numpy as np
 
 from metricunet.phantom import variety as v
 from metricunet.phantom.appearance import Appearance, Tissues
+from metricunet.phantom.organs import gland
 from metricunet.phantom.patient import RECTUM_LEVELS_MM, Patient
 from metricunet.phantom.scanner import BLUR_MM, Scan, scan_range
-from metricunet.phantom.shapes import Ball
+from metricunet.phantom.shapes import Ball, Point
 from metricunet.phantom.variety import (
+    Balloon,
     Base,
+    Catheter,
     Floor,
     Lobes,
     Lost,
     Press,
+    Spacer,
     Variety,
     evenly_in_log,
     generator,
@@ -57,14 +61,48 @@ def vary_patient(patient: Patient, variety: Variety, seed: int) -> Patient:
         changes["base"] = _base(rng)
         lobe, radius = rng.random(), uniform(rng, v.MEDIAN_LOBE_MM)
         changes["median_lobe_mm"] = radius if lobe < v.MEDIAN_LOBE_SHARE else 0.0
+        rng = generator(seed, "base", 1)
+        have, catheter = (
+            rng.random(),
+            Catheter(uniform(rng, v.CATHETER_BALLOON_MM), uniform(rng, v.CATHETER_AIR_MM)),
+        )
+        changes["catheter"] = catheter if have < v.CATHETER_SHARE else None
     if variety.rectum:
         changes |= _rectum(generator(seed, "rectum"))
+        changes |= _kept_off(generator(seed, "rectum", 1), changes)
     if variety.gland:
         changes |= _gland(generator(seed, "gland"))
+        rng = generator(seed, "gland", 1)
+        if rng.random() < v.SOURCES_SHARE:
+            changes["sources"] = _sources(rng)
     if variety.image:
         rng = generator(seed, "image", 2)
         changes["leg_turn_rad"] = tuple(float(np.radians(uniform(rng, v.LEG_TURN_DEG))) for _ in range(2))
+        changes |= _habitus(generator(seed, "image", 3), patient)
+        if swallowed_medium(seed):
+            rng = generator(seed, "image", 5)
+            hu = uniform(rng, v.BOWEL_MEDIUM_HU)
+            changes["bowel"] = tuple(
+                replace(loop, content_hu=hu * uniform(rng, (0.7, 1.3))) if rng.random() < 0.8 else loop
+                for loop in patient.bowel
+            )
     return replace(patient, **changes)  # type: ignore[arg-type]
+
+
+def swallowed_medium(seed: int) -> bool:
+    """Return whether the gut holds contrast medium."""
+    return bool(generator(seed, "image", 4).random() < v.BOWEL_MEDIUM_SHARE)
+
+
+def _habitus(rng: np.random.Generator, patient: Patient) -> dict[str, object]:
+    """Thin or obese, and the side on which he lies."""
+    at, prone, thin, obese = rng.random(), rng.random(), uniform(rng, v.THIN), uniform(rng, v.OBESE)
+    times = thin if at < v.THIN_SHARE else obese if at < v.THIN_SHARE + v.OBESE_SHARE else 1.0
+    names = ("fat_side_mm", "fat_front_mm", "fat_back_mm")
+    fat = {
+        name: min(most, times * getattr(patient, name)) for name, most in zip(names, v.MOST_FAT_MM, strict=True)
+    }
+    return {**fat, "prone": bool(prone < v.PRONE_SHARE)}
 
 
 def _floor(rng: np.random.Generator) -> Floor:
@@ -117,6 +155,37 @@ def _rectum(rng: np.random.Generator) -> dict[str, object]:
     }
 
 
+def _kept_off(rng: np.random.Generator, rectum: dict[str, object]) -> dict[str, object]:
+    """A balloon in the rectum, or gel before it."""
+    at, air, dense = rng.random(3)
+    radius, half = uniform(rng, v.BALLOON_RADIUS_MM), uniform(rng, v.BALLOON_HALF_MM)
+    water, thickness = uniform(rng, (-5.0, 30.0)), uniform(rng, v.SPACER_MM)
+    gel = uniform(rng, v.SPACER_DENSE_HU if dense < v.SPACER_DENSE_SHARE else v.SPACER_HU)
+    if at < v.BALLOON_SHARE:
+        profile = np.interp(
+            RECTUM_LEVELS_MM, [-30, -20, 12 - 0.8 * half, 12, 12 + half, 50], [0, 0.1, 0.85, 1, 0.8, 0.2]
+        )
+        press = rectum["press"]
+        assert isinstance(press, Press)
+        flatten = 1 - 0.35 * float(np.clip((radius - 16) / 14, 0, 1))
+        return {
+            "rectum_radius": 9.0 + (radius - 9.0) * profile,
+            "rectum_filling": "gas" if air < v.BALLOON_AIR_SHARE else "stool",
+            "balloon": Balloon(half, -985.0 if air < v.BALLOON_AIR_SHARE else water),
+            "press": Press(flatten, press.groove, 0.3 * press.wedge),
+        }
+    if at < v.BALLOON_SHARE + v.SPACER_SHARE:
+        return {"spacer": Spacer(thickness, gel)}
+    return {}
+
+
+def _sources(rng: np.random.Generator) -> tuple[Point, ...]:
+    """Rows of sources along the body, most of them near the gland's surface."""
+    points = rng.standard_normal((int(rng.integers(*v.SOURCES)), 3))
+    points *= rng.uniform(0.35, 0.85, (len(points), 1)) ** 0.5 / np.linalg.norm(points, axis=1, keepdims=True)
+    return tuple((float(x), float(y), float(z)) for x, y, z in points)
+
+
 def _gland(rng: np.random.Generator) -> dict[str, object]:
     volume = float(np.exp(np.log(v.VOLUME_MEDIAN_ML) + v.VOLUME_LOG_SD * rng.standard_normal()))
     volume = float(np.clip(volume, *v.VOLUME_RANGE_ML))
@@ -154,6 +223,10 @@ def vary_appearance(
     appearance = replace(appearance, veins=patient.lobes)
     if variety.image:
         appearance = _vary_look(appearance, seed, half_mm)
+    if patient.sources:
+        where = gland(patient)
+        sources = np.asarray(where.centre) + np.asarray(patient.sources) * where.half
+        appearance = replace(appearance, sources_mm=tuple((float(x), float(y), float(z)) for x, y, z in sources))
     if patient.lost is not None:
         clips = tuple((x, y, z, 1.1, 2600.0) for x, y, z in patient.lost.clips_mm)
         appearance = replace(appearance, stones_mm=clips, seeds_mm=())
@@ -162,13 +235,15 @@ def vary_appearance(
 
 def _vary_look(appearance: Appearance, seed: int, half_mm: float) -> Appearance:
     rng = generator(seed, "image")
-    tissues = _tissues(rng, appearance.tissues)
+    voltage = int(generator(seed, "image", 6).choice(list(v.VOLTAGE_SHARE), p=list(v.VOLTAGE_SHARE.values())))
+    tissues = _tissues(rng, appearance.tissues, voltage)
     medium, dense, layered, level = (
         rng.random(),
         evenly_in_log(rng, v.MEDIUM_HU),
         rng.random(),
         rng.uniform(-12, 8),
     )
+    dense *= v.VOLTAGE_IODINE[voltage]
     with_medium = medium < v.MEDIUM_SHARE
     if with_medium and layered < 0.4:
         tissues = replace(tissues, urine=tissues.urine + dense)
@@ -177,7 +252,8 @@ def _vary_look(appearance: Appearance, seed: int, half_mm: float) -> Appearance:
     markers = int(rng.integers(1, v.MOST_MARKERS + 1)) if rng.random() < v.MARKERS_SHARE else 0
     return replace(
         appearance,
-        tissues=tissues,
+        tissues=_rectal_medium(generator(seed, "image", 7), tissues),
+        voltage_kv=voltage,
         urine_layer_hu=dense if with_medium and layered >= 0.4 else 0.0,
         urine_level_mm=float(level),
         hardening_hu=float(rng.uniform(0, 12)),
@@ -190,17 +266,23 @@ def _vary_look(appearance: Appearance, seed: int, half_mm: float) -> Appearance:
     )
 
 
-def _tissues(rng: np.random.Generator, tissues: Tissues) -> Tissues:
+def _rectal_medium(rng: np.random.Generator, tissues: Tissues) -> Tissues:
+    at, more = rng.random(), uniform(rng, v.RECTAL_MEDIUM_HU)
+    return replace(tissues, stool=tissues.stool + more) if at < v.RECTAL_MEDIUM_SHARE else tissues
+
+
+def _tissues(rng: np.random.Generator, tissues: Tissues, voltage: int) -> Tissues:
     moved = {
         name: getattr(tissues, name) + sd * float(np.clip(rng.standard_normal(), -2, 2))
         for name, sd in TISSUE_SD_HU.items()
     }
     have, much, share = rng.random(), uniform(rng, v.ENHANCED_HU), rng.uniform(0.1, 0.4)
-    medium = much if have < v.ENHANCED_SHARE else 0.0
+    medium = v.VOLTAGE_IODINE[voltage] * much if have < v.ENHANCED_SHARE else 0.0
+    moved["fat"] += v.VOLTAGE_FAT_HU[voltage]
     for name, takes in (("gland", share), ("muscle", 0.08), ("sheath", 0.6 * share), ("rectal_wall", share)):
         moved[name] += takes * medium
-    # The voltage changes bone more than anything else.
-    bone = uniform(rng, (0.85, 1.3))
+    # The voltage changes bone more than anything else; bones differ by themselves.
+    bone = v.VOLTAGE_BONE[voltage] * uniform(rng, (0.88, 1.12))
     return replace(
         tissues,
         **moved,
@@ -281,6 +363,9 @@ def without_gland(patient: Patient, seed: int, woman: bool) -> Patient:
         "gland_ratio": (0.8, 0.7),
         "median_lobe_mm": 0.0,
         "lobes": None,
+        "catheter": None,
+        "spacer": None,
+        "sources": (),
         "press": None if patient.press is None else replace(patient.press, flatten=1.0),
     }
     if not woman:
@@ -400,17 +485,20 @@ def on_range(scan: Scan, low_mm: float, high_mm: float, most: int, wide: bool) -
     )
 
 
-def draw_build(seed: int, reached: str, woman: bool = False) -> Build:
+def draw_build(seed: int, reached: str, variety: Variety, woman: bool = False) -> Build:
     """Draw the body outside the pelvis.
 
     Args:
         seed: of the phantom.
         reached: how far the scan goes.
+        variety: which groups are on.
         woman: whether there are breasts.
     """
     rng = generator(seed, "beyond", 2)
     beside = rng.random() < v.ARMS_BESIDE_SHARE.get(reached, 0.5)
     up = uniform(rng, (-15.0, 15.0))
+    dense = uniform(rng, v.BOWEL_MEDIUM_HU)
+    high = dense if variety.image and swallowed_medium(seed) else 60.0
     loops: list[tuple[tuple[Ball, ...], float, float]] = []
     radius = uniform(rng, (14.0, 24.0))
     colon = (
@@ -420,7 +508,7 @@ def draw_build(seed: int, reached: str, woman: bool = False) -> Build:
     )
     for course in colon:
         balls = tuple((float(x), float(y), float(z), radius * uniform(rng, (0.75, 1.2))) for x, y, z in course)
-        loops.append((balls, float(rng.uniform(5, 60)), float(rng.choice([0.0, 0.5, 0.8, 0.95]))))
+        loops.append((balls, float(rng.uniform(0.1 * high, high)), float(rng.choice([0.0, 0.5, 0.8, 0.95]))))
     for _ in range(int(rng.integers(9, 15))):
         point, heading = (
             np.array([*rng.uniform((-80, -70), (80, -5)), rng.uniform(205, 280)]),
@@ -432,7 +520,9 @@ def draw_build(seed: int, reached: str, woman: bool = False) -> Build:
             course_mm.append((float(point[0]), float(point[1]), float(point[2]), size))
             heading = 0.7 * heading / np.linalg.norm(heading) + 0.6 * rng.standard_normal(3)
             point = np.clip(point + 22 * heading / np.linalg.norm(heading), (-85, -78, 200), (85, 5, 300))
-        loops.append((tuple(course_mm), float(rng.uniform(5, 60)), float(rng.choice([0.0, 0.0, 0.0, 0.5, 0.9]))))
+        loops.append(
+            (tuple(course_mm), float(rng.uniform(0.1 * high, high)), float(rng.choice([0.0, 0.0, 0.0, 0.5, 0.9])))
+        )
     return Build(
         arms="beside" if beside else "above",
         liver=uniform(rng, (0.88, 1.08)),

@@ -23,12 +23,18 @@ NECK_DEPTH_MM = (0.0, 6.0)
 MEDIAN_LOBE_SHARE, MEDIAN_LOBE_MM = 0.25, (6.0, 14.0)
 WALL_MM = (1.8, 5.5)
 BLADDER_SEAT = (0.5, 0.85)
+CATHETER_SHARE, CATHETER_BALLOON_MM, CATHETER_AIR_MM = 0.06, (8.0, 14.0), (0.0, 14.0)
 VESICLE_THICKNESS, VESICLE_LENGTH = (0.6, 1.45), (0.6, 1.25)
 # Rectum. Outer radius where it is widest; what gas takes off the gland's depth. In one real scan with much gas the
 # gland's front-back extent is half of its width.
 RECTUM_RADIUS_MM = {"empty": (8.0, 12.0), "usual": (12.0, 24.0), "wide": (24.0, 36.0), "great": (36.0, 46.0)}
 RECTUM_SHARE = {"empty": 0.25, "usual": 0.40, "wide": 0.23, "great": 0.12}
 LEAST_DEPTH = 0.5
+# An endorectal balloon, three in five of them full of air, the rest of water; gel that parts gland and rectum.
+BALLOON_SHARE, BALLOON_RADIUS_MM, BALLOON_HALF_MM, BALLOON_AIR_SHARE = 0.04, (19.0, 28.0), (28.0, 38.0), 0.6
+SPACER_SHARE, SPACER_MM, SPACER_HU = 0.06, (7.0, 15.0), (0.0, 40.0)
+#: Some gels are made to be seen.
+SPACER_DENSE_SHARE, SPACER_DENSE_HU = 0.3, (120.0, 300.0)
 GROOVE, WEDGE = (0.02, 0.14), (0.2, 1.0)
 # Gland. Height over width 0.5 to 0.74 on CT, 0.79 on average in `real`, 1.0 on MRI; 28 to 40 mm high while it is
 # no larger than 50 mL.
@@ -38,6 +44,8 @@ HEIGHT_OVER_WIDTH = (0.5, 0.85)
 DEPTH_OVER_WIDTH = (0.6, 0.97)
 SKEW = 0.12
 VEINS_MM, COVER_MM = (3.0, 11.0), (0.5, 4.0)
+#: Radioactive sources left in the gland by brachytherapy.
+SOURCES_SHARE, SOURCES = 0.04, (35, 110)
 # Image.
 NOISE_HU = (5.0, 40.0)
 #: Standard deviation of the noise's grain and width of the edge's blur against a usual kernel, sharp to soft.
@@ -52,6 +60,20 @@ ENHANCED_SHARE, ENHANCED_HU = 0.35, (20.0, 160.0)
 STONES_SHARE, MOST_STONES = 0.45, 14
 MARKERS_SHARE, MOST_MARKERS = 0.15, 5
 LEG_TURN_DEG = (-12.0, 20.0)
+#: Voltage of the tube in kV: its share, and what it makes of bone and iodine against 120 kV, and of fat in HU.
+VOLTAGE_SHARE = {80: 0.06, 100: 0.22, 120: 0.57, 140: 0.15}
+VOLTAGE_BONE = {80: 1.45, 100: 1.18, 120: 1.0, 140: 0.9}
+VOLTAGE_IODINE = {80: 1.7, 100: 1.3, 120: 1.0, 140: 0.85}
+VOLTAGE_FAT_HU = {80: -9.0, 100: -4.0, 120: 0.0, 140: 3.0}
+#: Contrast medium in the gut, by mouth, and in the rectum.
+BOWEL_MEDIUM_SHARE, BOWEL_MEDIUM_HU = 0.15, (150.0, 900.0)
+RECTAL_MEDIUM_SHARE, RECTAL_MEDIUM_HU = 0.05, (150.0, 700.0)
+#: Thin and obese: share, and the fat under the skin against the usual; the most at side, front and back.
+THIN_SHARE, THIN = 0.2, (0.25, 0.6)
+OBESE_SHARE, OBESE, MOST_FAT_MM = 0.2, (1.3, 2.0), (70.0, 105.0, 58.0)
+PRONE_SHARE = 0.04
+#: Artificial hips, twice as frequent as in `real`.
+HIPS_SHARE = 0.12
 # Beyond the pelvis. Share of the scans that go on upward, and to which heights in the template; whole bodies also
 # go on downward, half of them to the feet. So many slices at most.
 BEYOND_SHARE = {"abdomen": 0.18, "chest": 0.07, "body": 0.05}
@@ -86,10 +108,13 @@ class Variety:
 
     Attributes:
         floor: one homogeneous pelvic floor hung on the bones, and the height of the gland's apex against them.
-        base: the bladder's neck, the gland's flat base and median lobe, bladder wall, seminal vesicles.
-        rectum: from empty to greatly distended, and how gas flattens the gland.
-        gland: volume, extents and asymmetry, and the veins in front of it.
-        image: noise, kernel, slices, contrast medium, stones, markers, cut fields, turned legs.
+        base: the bladder's neck, the gland's flat base and median lobe, bladder wall, seminal vesicles; a urinary
+            catheter.
+        rectum: from empty to greatly distended, and how gas flattens the gland; an endorectal balloon, and gel
+            that keeps the rectum off.
+        gland: volume, extents and asymmetry, and the veins in front of it; sources of brachytherapy.
+        image: noise, kernel, slices, voltage, contrast medium, stones, markers, cut fields; turned legs,
+            artificial hips, thin and obese men, men who lie prone.
         beyond: scans that go on to abdomen, chest and head, or over the legs, with all that lies there.
         absent: women, men after prostatectomy and other parts of the body among the scans without a prostate.
     """
@@ -151,6 +176,40 @@ class Lost:
     uterus_aside_mm: float = 0.0
     ovaries_mm: tuple[float, float] = (0.0, 0.0)
     clips_mm: tuple[tuple[float, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Catheter:
+    """A urinary catheter.
+
+    Attributes:
+        balloon_mm: radius of the balloon that holds it in the bladder.
+        air_mm: depth of the air in front of the urine.
+    """
+
+    balloon_mm: float
+    air_mm: float
+
+
+@dataclass(frozen=True)
+class Balloon:
+    """A balloon in the rectum.
+
+    Attributes:
+        half_mm: half its length.
+        hu: what fills it.
+    """
+
+    half_mm: float
+    hu: float
+
+
+@dataclass(frozen=True)
+class Spacer:
+    """Gel between gland and rectum: thickness, and how it looks."""
+
+    thickness_mm: float
+    hu: float
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from metricunet.phantom.anatomy import FAT_SHARE, SIDES, TRUNK_MM, superellipse, table_mm
+from metricunet.phantom.anatomy import FAT_SHARE, SIDES, TRUNK_MM, beyond_table, superellipse
 from metricunet.phantom.appearance import Appearance
 from metricunet.phantom.patient import Patient
 from metricunet.phantom.shapes import (
@@ -32,7 +32,7 @@ from metricunet.phantom.shapes import (
 PELVIS_MM = (-150.0, 200.0)
 BLEND_MM = 14.0
 LATTICE_MM = 6.0
-LOW_MM, HIGH_MM = (-318.0, -204.0), (318.0, 186.0)
+LOW_MM, HIGH_MM = (-318.0, -234.0), (318.0, 186.0)
 #: Crown and soles.
 CROWN_MM, SOLES_MM = 902.0, -862.0
 #: The trunk above the pelvis, as in `TRUNK_MM`, and the neck; and the share of the fat under its skin.
@@ -200,7 +200,7 @@ class _Maker:
         t, p = self.appearance.tissues, self.patient
         inner, outer = self._outline(False), self._outline(True)
         outer = smooth_min(outer, inner - 3.0, 6.0)
-        skin = smooth_max(outer, np.broadcast_to(self.lattice.grids[1] - table_mm(p), self.lattice.shape), 14.0)
+        skin = smooth_max(outer, beyond_table(p, self.lattice), 14.0)
         self._whole(skin, t.skin)
         self._whole(skin + 3.0, (t.fat + 6 * self.texture).astype(np.float32))
         muscle = np.float32(t.muscle) - 30 * np.clip(0.8 * self.texture - 0.6, 0, 2)
@@ -436,8 +436,10 @@ class _Maker:
             stomach = np.maximum(stomach, self.within(lattice, cavity) + 2.0)
             self.paint(lattice, stomach, t.bowel_wall)
             self.paint(lattice, stomach + 4.0, t.bowel_wall - 18)
-            level = self.at((0, -30 - 34 * s + 68 * s * d.stomach_gas, 350))[1]
-            self.paint(lattice, np.maximum(stomach + 4.0, lattice.grids[1] - np.float32(level)), -980.0)
+            up_mm = self.patient.upward
+            level = up_mm * self.at((0, -30, 350))[1] + 34 * s * (2 * d.stomach_gas - 1)
+            gas = np.maximum(stomach + 4.0, up_mm * lattice.grids[1] - np.float32(level))
+            self.paint(lattice, gas, -980.0)
         vessels = {
             "aorta": (
                 (8, -22, 190, 9),
@@ -489,9 +491,10 @@ class _Maker:
                 part, piece = self.tubes([[a, b]], 0.0, 8.0)
                 if piece.size:
                     (_, ya, _, ra), (_, yb, _, rb) = self.tube([a, b])
-                    level = (ya + yb) / 2 + (2 * gas - 1) * (ra + rb) / 2
+                    up = self.patient.upward
+                    level = up * (ya + yb) / 2 + (2 * gas - 1) * (ra + rb) / 2
                     piece = np.maximum(piece + 2.5, self.within(part, cavity) + 3.5)
-                    self.paint(part, np.maximum(piece, part.grids[1] - np.float32(level)), -960.0)
+                    self.paint(part, np.maximum(piece, up * part.grids[1] - np.float32(level)), -960.0)
 
     def _chest(self, cavity: Field) -> None:
         t, lattice = self.appearance.tissues, self.lattice

@@ -5,9 +5,10 @@ None of the defaults is known to be the paper's. They are choices of this packag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from metricunet.errors import InputError, argument
 from metricunet.files.yaml_file import read_yaml
 from metricunet.volume import voxels_of
+
+if TYPE_CHECKING:
+    from metricunet.files.model import ModelCard
+    from metricunet.specs import SegmentSpec
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -247,9 +252,12 @@ class PhantomsConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """Everything that decides how a training ends, the cohort apart.
+    """Everything that decides how a training ends, the cohort and the model that it begins from apart.
 
-    `phantoms` is there where the patients are made beside the training, and None where they come from a cohort.
+    Attributes:
+        freeze: `encoder` keeps the encoders of all networks, weights and statistics, as they are in the model that
+            the training begins from; None trains all weights.
+        phantoms: the patients that are made beside the training; None where they come from a cohort.
     """
 
     seed: int = 0
@@ -257,6 +265,7 @@ class TrainConfig(_Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     license: str = "as the user decides"
     tg263: dict[str, str] = {}
+    freeze: Literal["encoder"] | None = None
     locate: LocateConfig = LocateConfig()
     segment: SegmentConfig = SegmentConfig()
     organs: OrgansConfig = OrgansConfig()
@@ -275,27 +284,44 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: How a training goes on from a model where no preset is named: shorter, and with smaller steps, so that what the
+#: model knows is bent and not lost. Our choice, as all defaults.
+FINE_TUNING: dict[str, Any] = {
+    "locate": {"epochs": 4, "updates_per_epoch": 50, "learning_rate": 1e-3},
+    "segment": {"batch_size": 8, "epochs": 10, "updates_per_epoch": 50, "learning_rate": 5e-4},
+    "metric": {"warm_up_updates": 100},
+}
+
 
 def load_config(
-    preset: str = "default",
+    preset: str | None = None,
     file: Path | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
     phantoms: str | None = None,
+    freeze: str | None = None,
+    parent: ModelCard | None = None,
 ) -> TrainConfig:
     """Resolve a configuration: the preset, over it the file, over it the single settings.
 
     Args:
-        preset: a key of `PRESETS`.
+        preset: a key of `PRESETS`; default: `default`, or what `parent` asks for.
         file: YAML with any part of `TrainConfig`.
         settings: `section.key=value`, the value in YAML; or a mapping of `section.key` to the value itself.
         phantoms: difficulty of phantoms that take the cohort's place; None where the file and the settings decide.
+        freeze: the setting of that name, over all others; None leaves it to them.
+        parent: card of the model that the training begins from. Where no preset is named, its networks and grids
+            take the preset's place, and the training is as long as `FINE_TUNING` says.
 
     Raises:
         InputError: unknown preset, key or section, or a value of the wrong kind, each named.
     """
+    layers: list[Mapping[str, Any]] = []
+    if preset is None and parent is not None:
+        layers += [FINE_TUNING, settings_of(parent)]
+    preset = "default" if preset is None else preset
     if preset not in PRESETS:
         raise InputError(f"{argument('preset')} must be one of {', '.join(PRESETS)}; got {preset!r}")
-    layers: list[Mapping[str, Any]] = [] if file is None else [_yaml(file)]
+    layers += [] if file is None else [_yaml(file)]
     if phantoms is not None:
         layers.append({"phantoms": {"difficulty": phantoms}})
     given = settings.items() if isinstance(settings, Mapping) else map(_setting, settings)
@@ -304,7 +330,48 @@ def load_config(
         for part in reversed(key.split(".")):
             nested = {part: nested}
         layers.append(nested)
+    layers += [] if freeze is None else [{"freeze": freeze}]
     return merged_config(preset, layers, f"{file} or {argument('settings')}" if file else argument("settings"))
+
+
+def settings_of(card: ModelCard) -> dict[str, Any]:
+    """Return the settings that give a training the networks and grids of a model, as a part of `TrainConfig`.
+
+    Args:
+        card: the card of the model.
+    """
+    locate = card.locate
+    least = 2 ** (locate.network.get("levels", 1) - 1)
+    settings: dict[str, Any] = {
+        "locate": {
+            "spacing_mm": locate.spacing_mm,
+            "hu_window": locate.hu_window,
+            "patch_voxels": tuple(math.ceil(n / least) * least for n in LocateConfig().patch_voxels),
+            **_named(locate.network, "base_channels", "levels"),
+        },
+        "segment": _box_settings(card.segment, SegmentConfig()),
+    }
+    if card.organs is not None:  # which of its structures a cohort has is not known here
+        settings["organs"] = _box_settings(card.organs, OrgansConfig())
+    return settings
+
+
+def _box_settings(spec: SegmentSpec, usual: BoxConfig) -> dict[str, Any]:
+    # A card does not say how large the cached box was: as much larger than the crop as it is by default.
+    boxes = zip(spec.crop_mm, usual.crop_mm, usual.box_mm, strict=True)
+    return {
+        "network": spec.network["architecture"],
+        "spacing_mm": spec.spacing_mm,
+        "crop_mm": spec.crop_mm,
+        "box_mm": tuple(max(box, crop + box - shorter) for crop, shorter, box in boxes),
+        "hu_window": spec.hu_window,
+        **_named(spec.network, "spatial_dims", "base_channels", "levels"),
+        ("slices" if spec.block_slices is None else "block_slices"): spec.input_slices,
+    }
+
+
+def _named(arguments: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: arguments[name] for name in names if name in arguments}
 
 
 def _setting(line: str) -> tuple[str, Any]:

@@ -14,20 +14,22 @@ from lightning.fabric.loggers.logger import Logger
 from torch import Tensor
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.names import mirrored_classes
+from metricunet.cohort.names import mirrored_classes, standard_name
 from metricunet.cohort.prepare import PreparedCase, cohort_sha256
 from metricunet.cohort.splits import Fold, Split, split_for
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
-from metricunet.files.model import joined, of_stage, read_card, read_model, write_model
+from metricunet.files.model import joined, of_stage, read_card, write_model
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import keep_freed_memory
-from metricunet.progress import Progress
+from metricunet.progress import Progress, Say, silent
+from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.stages.device import device_named
 from metricunet.stages.locate import class_probabilities, localise, locate_spec
 from metricunet.stages.segment import segment_spec
+from metricunet.structures import without
 from metricunet.training.batches import (
     BlockBatches,
     BoxedCase,
@@ -52,6 +54,7 @@ from metricunet.training.run import (
     check_results,
     prepared_cases,
 )
+from metricunet.training.start import Structures, check_networks, first_weights, read_parent, refuse_seen
 from metricunet.training.stream import PhantomStream, StreamedBatches
 
 MODEL_NAME = "model.safetensors"
@@ -99,6 +102,7 @@ def train(
     progress: Progress | None = None,
     loggers: Sequence[Logger] = (),
     workers: int = 1,
+    say: Say = silent,
 ) -> Path:
     """Train on a cohort, or on phantoms that are made beside it: both stages, and an organs' network if wanted.
 
@@ -106,7 +110,7 @@ def train(
         cohort: folder of the cohort, in nnU-Net's raw data layout; None where the configuration has a section
             `phantoms`, and there alone.
         output: run folder: config.yaml, log.csv, checkpoints, model.safetensors, run.json.
-        config: every setting; default: the preset `default`.
+        config: every setting; default: the preset `default`, or what `load_config` makes of the model's card.
         fold: number of the fold to validate on; `all` trains on every case.
         init: model file to begin from.
         resume: whether to continue a run that was stopped.
@@ -114,6 +118,7 @@ def train(
         progress: called with (done, all) while the cohort is prepared.
         loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
         workers: number of processes that make phantoms beside the training; the model does not depend on it.
+        say: told in one line what the training keeps of the model that it begins from.
 
     Returns:
         The path of the model file.
@@ -121,7 +126,8 @@ def train(
     Raises:
         InputError: a cohort, configuration, model or folder that cannot work, named.
     """
-    config = load_config() if config is None else config
+    if config is None:
+        config = load_config(parent=None if init is None else read_card(init))
     if workers < 1:
         raise InputError(f"{argument('workers')} must be 1 or more; got {workers}")
     record = RunRecord("train", {"cohort": cohort, "output": output, "fold": fold, "init": init, "resume": resume})
@@ -142,6 +148,8 @@ def train(
             progress=progress,
             loggers=loggers,
         )
+        if run.inheritance is not None:
+            say(run.inheritance.text())
         try:
             staged = train_segment(run, train_locate(run), own.stage(MODEL_NAME))
             record.facts = run_facts(run, read_card(staged).validation)
@@ -194,13 +202,22 @@ def open_run(
         loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
 
     Raises:
-        InputError: a cohort, configuration or folder that cannot work, or a run of other settings, named.
+        InputError: a cohort, configuration, model or folder that cannot work, a validation case that the model
+            was trained on, or a run of other settings, named.
     """
     where = device_named(device)
+    parent = None if init is None else read_parent(init)
+    if parent is None and config.freeze is not None:
+        raise InputError(
+            f"setting freeze is {config.freeze}, but without a model to begin from there is nothing to keep; name "
+            f"one ({argument('init')}), or leave the setting out"
+        )
     stream = cohort if isinstance(cohort, PhantomStream) else None
     if isinstance(cohort, PhantomStream):
         info = cohort.info
         check_settings(config, info.labels)
+        if parent is not None:
+            check_networks(parent, _specs(config, info.labels))
         cases, val = cohort.first(progress)
         split = Split(tuple(case.name for case in cases), tuple(case.name for case in val))
         data_sha256 = cohort.sha256
@@ -210,6 +227,8 @@ def open_run(
         content = read_cohort(cohort)
         info = content.info
         check_settings(config, info.labels)
+        if parent is not None:
+            check_networks(parent, _specs(config, info.labels))
         split = split_for(content, fold)
         cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
         data_sha256 = cohort_sha256([*cases, *val])
@@ -228,9 +247,12 @@ def open_run(
         stream=stream,
     )
     check_cases(run, "the phantoms of this training" if isinstance(cohort, PhantomStream) else cohort)
-    if init is not None:
-        run = replace(run, start=_initial_weights(init, run))
-    begin(run, None if stream else fold, init)
+    if parent is not None:
+        refuse_seen(parent, val)
+        structures = _structures(config, run.labels)
+        start, inheritance = first_weights(parent, _specs(config, run.labels), structures, config.seed)
+        run = replace(run, start=start, inheritance=inheritance)
+    begin(run, None if stream else fold)
     keep_freed_memory()
     return run
 
@@ -291,7 +313,8 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
         run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm, organs_score
     )
     fitted = calibration(segment, card.segment, run.val, run.segment_target, run.config.precision)
-    card = replace(card, calibration=fitted)
+    lineage = () if run.inheritance is None else run.inheritance.parent.lineage
+    card = replace(card, calibration=fitted, cases=run.images_sha256, lineage=lineage)
     weights = located.weights() | joined({}, segment.state_dict(), organs)
     write_model(model, card, weights)
     return model
@@ -336,6 +359,7 @@ def train_organs(run: Run, located: StageOne) -> tuple[Network, float | None]:
 def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
     """Return what run.json says of a training, the scores of its validation among it."""
     return {
+        "start": None if run.inheritance is None else run.inheritance.facts(),
         "config": plain(run.config),
         "seed": run.config.seed,
         "split": asdict(run.split),
@@ -405,40 +429,38 @@ def _kind_of(stage: BoxConfig) -> type[SegmentBatches]:
 
 def _build(stage: str, run: Run, start: Mapping[str, Tensor] | None) -> Network:
     torch.manual_seed(run.config.seed)
-    network = build_network(**_networks(run)[stage])
-    if start is not None:
-        network.load_state_dict(of_stage(start, stage))
+    network = build_network(**_specs(run.config, run.labels)[stage].network)
+    weights = {} if start is None else of_stage(start, stage)
+    if weights:
+        network.load_state_dict(weights)
+        if run.config.freeze == "encoder":
+            network.freeze_encoder()
     return network
 
 
-def _networks(run: Run) -> dict[str, dict[str, Any]]:
-    """Return what the network of each stage is built of."""
-    networks = {
-        "locate": locate_spec(run.config.locate, run.classes).network,
-        "segment": segment_spec(run.config.segment, len(run.segment_labels) + 1).network,
+def _structures(config: TrainConfig, labels: Mapping[str, int]) -> dict[str, Structures]:
+    """Return the structures of each network in the order of its classes, with their standard names."""
+    named = {name: standard_name(name, config.tg263) for name in labels}
+    organs = config.organs.structures
+    structures: dict[str, Structures] = {
+        "locate": named,
+        "segment": {name: named[name] for name in without(labels, organs)},
     }
-    organs = run.config.organs
-    if organs.structures:
-        networks["organs"] = segment_spec(organs, len(organs.structures) + 1).network
-    return networks
+    if organs:
+        structures["organs"] = {name: named[name] for name in organs}
+    return structures
 
 
-def _initial_weights(init: Path, run: Run) -> dict[str, Tensor]:
-    card, weights = read_model(init)
-    if run.config.organs.structures and card.organs is None:
-        raise InputError(
-            f"{init}: has no network for organs.structures, which this training asks for; begin from a model that "
-            "has one, or train without these structures"
-        )
-    for stage, arguments in _networks(run).items():
-        found = getattr(card, stage).network
-        for key, value in arguments.items():
-            if found.get(key) != value:
-                raise InputError(
-                    f"{init}: its {stage} network has {key} {found.get(key)}, this training {value}; use the "
-                    "preset, settings and number of structures that the model was trained with"
-                )
-    return weights
+def _specs(config: TrainConfig, labels: Mapping[str, int]) -> dict[str, LocateSpec | SegmentSpec]:
+    """Return what each network is built of."""
+    classes = {stage: len(names) + 1 for stage, names in _structures(config, labels).items()}
+    specs: dict[str, LocateSpec | SegmentSpec] = {
+        "locate": locate_spec(config.locate, classes["locate"]),
+        "segment": segment_spec(config.segment, classes["segment"]),
+    }
+    if config.organs.structures:
+        specs["organs"] = segment_spec(config.organs, classes["organs"])
+    return specs
 
 
 def localisation_errors_mm(

@@ -148,7 +148,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 def set_up(module: StageModule, device: torch.device, loggers: Sequence[Logger] = ()) -> StageState:
-    """Bring a stage to a device, with its optimiser: AdamW."""
+    """Bring a stage to a device, with its optimiser: AdamW, of all weights that are not frozen."""
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # it has tips, for those who write programs
     fabric = Fabric(
         accelerator=device.type,
@@ -157,7 +157,8 @@ def set_up(module: StageModule, device: torch.device, loggers: Sequence[Logger] 
     )
     fabric.launch()
     trained = fabric.setup_module(module)
-    optimizer = AdamW(module.parameters(), module.settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+    learned = [weights for weights in module.parameters() if weights.requires_grad]
+    optimizer = AdamW(learned, module.settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     return StageState(fabric, module, trained, cast(Optimizer, fabric.setup_optimizers(optimizer)))
 
 

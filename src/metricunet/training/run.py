@@ -26,6 +26,7 @@ from metricunet.structures import class_of, without
 from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config, plain
 from metricunet.training.log import Watch, check_log
+from metricunet.training.start import Inheritance
 
 if TYPE_CHECKING:
     from metricunet.training.stream import PhantomStream
@@ -52,6 +53,7 @@ class Run:
         start: weights to begin from, by their names in a model file; None for random ones.
         loggers: told the numbers of each epoch, beside log.csv; they stay open.
         stream: makes the patients of later epochs, where there is no cohort; `train` are the first ones.
+        inheritance: the model that `start` comes from, and what each stage has of it; None for random weights.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class Run:
     start: dict[str, Tensor] | None = None
     loggers: tuple[Logger, ...] = ()
     stream: PhantomStream | None = None
+    inheritance: Inheritance | None = None
 
     @property
     def labels(self) -> dict[str, int]:
@@ -97,6 +100,11 @@ class Run:
     def segment_target(self) -> int:
         """Class of the target in stage 2."""
         return class_of(self.segment_labels, self.config.target)
+
+    @property
+    def images_sha256(self) -> tuple[str, ...]:
+        """Hash of each training image, in the order of the hashes; what never was a file has none."""
+        return tuple(sorted({case.image_sha256 for case in self.train if case.image_sha256}))
 
 
 def state_file(folder: Path) -> Path:
@@ -192,21 +200,23 @@ def check_cases(run: Run, cohort: Path | str) -> None:
         refuse_no_hu(case.coarse, f"{cohort}: case {case.name}")
 
 
-def begin(run: Run, fold: Fold | None, init: Path | None) -> None:
+def begin(run: Run, fold: Fold | None) -> None:
     """Leave the run's identity in its folder; when resuming, refuse to continue another run."""
     path = state_file(run.folder)
     state = {
         "fold": fold,
         "data_sha256": run.data_sha256,
-        "init": None if init is None else str(init),
+        # The weights and not the path: the file may be moved, and another may come in its place.
+        "init": None if run.inheritance is None else run.inheritance.parent.weights_sha256,
         "config": plain(run.config),
     }
     if run.resume:
         check_log(run.folder)
         check_checkpoints(run.checkpoints)
         before = json.loads(path.read_text(encoding="utf-8"))
-        changes = differences(TrainConfig.model_validate(before.pop("config")), run.config)
-        changes += [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
+        config = TrainConfig.model_validate(before.pop("config"))
+        changes = [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
+        changes += differences(config, run.config)  # last: of another model they follow, and are many
         if changes:
             raise InputError(
                 f"{run.folder}: cannot resume with other settings ({'; '.join(changes[:3])}); resume with the "

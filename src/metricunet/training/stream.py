@@ -61,9 +61,12 @@ class PhantomStream:
     @contextmanager
     def open(self) -> Iterator[PhantomStream]:
         """Hold the worker processes; they end with the block."""
-        with ProcessPoolExecutor(
-            self._workers, multiprocessing.get_context("spawn"), initializer=_stay_with_parent
-        ) as executor:
+        with (
+            _one_thread_each(),
+            ProcessPoolExecutor(
+                self._workers, multiprocessing.get_context("spawn"), initializer=_stay_with_parent
+            ) as executor,
+        ):
             self._executor = executor
             try:
                 yield self
@@ -172,6 +175,23 @@ class StreamedBatches:
     def _order(self, numbers: range) -> None:
         missing = [n for n in numbers if n not in self._pool and n not in self._ordered]
         self._ordered |= self.stream.order(missing, self.part)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let processes that start within the block compute in one thread: they are as many as there is work for."""
+    before = {
+        name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    os.environ.update(dict.fromkeys(before, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _stay_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,21 @@ def test_the_skeleton_is_a_names_file_in_which_nothing_is_lost(tmp_path: Path) -
     assert names.structures == {"prostate": ("Prostate", "PROSTATE"), "femur_left": ("Femoral Head Lt",)}
     assert '"PROSTATE"  # 3 cases, 1 with nothing drawn' in text
     assert '"*"  # 3 cases; 1 structure set without a scan' in text
+
+
+def test_tolerances_are_distances_of_its_structures(tmp_path: Path) -> None:
+    path = tmp_path / "names.yaml"
+    path.write_text("prostate: [Prostate]\ntolerance_mm: {prostate: 2.5}")
+    names = read_names(path)
+    assert names.tolerances_mm == {"prostate": 2.5}
+    assert list(names.structures) == ["prostate"]
+    for text, message in (
+        ("3", "tolerance_mm is 3, expected an object"),
+        ("{prostate: wide}", "tolerance_mm.prostate is 'wide', expected a distance"),
+        ("{prostate: -1}", "tolerance_mm.prostate is -1, expected a distance"),
+        ("{prostate: .inf}", "tolerance_mm.prostate is inf, expected a distance"),
+        ("{bladder: 1}", "tolerance_mm names 'bladder', expected one of prostate"),
+    ):
+        path.write_text(f"prostate: [Prostate]\ntolerance_mm: {text}")
+        with pytest.raises(InputError, match=re.escape(message)):
+            read_names(path)

@@ -65,7 +65,7 @@ def describe_seg(path: Path) -> SegDescription:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd but harmless values in others' files
-        dataset = _open(path)
+        dataset = _open(path, stop_before_pixels=True)
         return SegDescription(
             tuple(_segments(path, dataset).values()),
             text_of(dataset, "FrameOfReferenceUID") or None,
@@ -117,11 +117,11 @@ def _damaged(path: Path, error: BaseException) -> InputError:
     return InputError(f"{path}: the segmentation is damaged ({one_line(error)}); copy or export it again")
 
 
-def _open(path: Path) -> Dataset:
+def _open(path: Path, **options: Any) -> Dataset:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        dataset = read_dataset(path)
+        dataset = read_dataset(path, **options)
         kind = text_of(dataset, "SOPClassUID")
         modality = text_of(dataset, "Modality") or "unknown"
     except InvalidDicomError as error:

@@ -68,13 +68,12 @@ def write_seg(
     """
     series.check_planes()
     _check_structures(path, series, structures)
-    filled = [structure for structure in structures if series.on_slices(structure.inside(series.geometry)).any()]
+    planes = [series.on_slices(s.inside(series.geometry)).any(axis=(1, 2)) for s in structures]
+    filled = [structure for structure, plane in zip(structures, planes, strict=True) if plane.any()]
     if not filled:
         raise InputError(f"{path}: no structure has a voxel; a segmentation needs at least one that is not empty")
-    arrays = [series.on_slices(s.inside(series.geometry)) for s in filled]
-    used = np.flatnonzero(np.any([array.any(axis=(1, 2)) for array in arrays], axis=0)).tolist()
-    # Each mask stays whole in memory, although its axis is the last: highdicom sums over them.
-    masks = np.moveaxis(np.stack([array[used] for array in arrays]), 0, -1)
+    used = np.flatnonzero(np.any(planes, axis=0)).tolist()
+    masks = _pixels(series, used, filled)
     with warnings.catch_warnings():
         # Patient data are copied as they stand, odd as they may be, so that they match those of the scan.
         warnings.simplefilter("ignore")
@@ -82,6 +81,28 @@ def write_seg(
         with written_whole(path) as temporary:
             dataset.save_as(temporary, enforce_file_format=True)
     return tuple(structure.name for structure in structures if structure not in filled)
+
+
+def _pixels(series: CtSeries, used: Sequence[int], structures: Sequence[Structure]) -> NDArray[Any]:
+    """Return the slices `used` as highdicom takes them.
+
+    One label map [slice, row, column] of segment numbers, which takes little memory, or where structures overlap a
+    mask of each [slice, row, column, structure].
+    """
+    labels = np.zeros((len(used), *series.geometry.shape[1:]), dtype=np.uint16)
+    for number, structure in enumerate(structures, start=1):
+        inside = series.on_slices(structure.inside(series.geometry))[used]
+        if labels[inside].any():
+            break
+        labels[inside] = number
+    else:
+        return labels
+    arrays = (series.on_slices(s.inside(series.geometry))[used] for s in structures)
+    # Each mask stays whole in memory, although its axis is the last: highdicom sums over them.
+    masks = np.empty((len(structures), *labels.shape), dtype=bool)
+    for mask, array in zip(masks, arrays, strict=True):
+        mask[...] = array
+    return np.moveaxis(masks, 0, -1)
 
 
 def _check_structures(path: Path, series: CtSeries, structures: Sequence[Structure]) -> None:
@@ -103,13 +124,13 @@ def _check_structures(path: Path, series: CtSeries, structures: Sequence[Structu
 def _segmentation(
     series: CtSeries,
     used: Sequence[int],
-    masks: NDArray[np.bool_],
+    masks: NDArray[Any],
     structures: Sequence[Structure],
     description: str,
     content: str,
     moment: datetime,
 ) -> Dataset:
-    """Build the data set of masks [slice, row, column, structure], whose slices are the series' slices `used`."""
+    """Build the data set of masks, see `_pixels`, whose slices are the series' slices `used`."""
     # highdicom takes most of a second to import.
     from highdicom.seg import Segmentation, SegmentationTypeValues
 
