@@ -229,18 +229,18 @@ class Predictor:
         specs = [model.card.segment for model in self.models]
         box, start = covered_part(specs, image.geometry, view)
         seen = [read_field(spec, image, view) for spec in specs]
-        fields = tuple(self._fine_field(model, hu) for model, hu in zip(self.models, seen, strict=True))
+        fields = tuple(
+            self._class_field(model.segment, model.card.segment, hu)
+            for model, hu in zip(self.models, seen, strict=True)
+        )
         shares = np.mean([field.read_on(box)[1:] for field in fields], axis=0)
         classes = likeliest(shares)
         target = self.ensemble.segment_target_class
         pieces = keep_largest_piece(classes, target)
         return _SegmentedField(view, box, start, shares, classes, classes == target, pieces, seen[0], fields)
 
-    def _fine_field(self, model: LoadedModel, field: Volume) -> ClassField:
-        """Return the probabilities of all classes on stage 2's own grid."""
-        return self._class_field(model.segment, model.card.segment, field)
-
     def _class_field(self, network: Network, spec: SegmentSpec, field: Volume) -> ClassField:
+        """Return the probabilities of all classes on the network's own grid."""
         voxels = torch.from_numpy(field.array).to(self.device)
         probabilities = field_probabilities(network, spec, voxels, self.precision)
         return ClassField(probabilities.cpu().numpy(), field.geometry)
