@@ -1,11 +1,11 @@
 """Kill commands at random moments: `python tests/kills/run.py COMMAND --count 50 --seed 0`.
 
-`predict` brings three DICOM series to NIfTI, RTSTRUCT and SEG, `convert` a label map to all formats, `import`
-brings three patients into a cohort, `phantom` makes a cohort of four scans, `demo` is the demo with hardly any
+`predict` brings three DICOM series to NIfTI, RTSTRUCT and SEG, `convert` a label map to all that there is,
+`import` three patients into a cohort, `phantom` makes a cohort of four scans, `demo` is the demo with hardly any
 training, `commission` all of commissioning, and `study` shares a tiny study among two processes, of which one is
-killed. After each kill -9 nothing visible may be half written: where a record is, its files are those it states.
-A rerun must end with the files of an unbroken run, and no others: byte for byte where nothing in them is of the
-moment. The status is 1 otherwise.
+killed. After each kill -9 nothing visible may be half written: where a record is, its files are those that it
+states. A rerun must end with the files of an unbroken run, and no others: byte for byte where nothing in them is
+of the moment. The status is 1 otherwise.
 """
 
 from __future__ import annotations
