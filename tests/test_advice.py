@@ -23,6 +23,7 @@ from metricunet.training.config import load_config
 from metricunet.training.fit import train
 from metricunet.workflows.bench import bench
 from metricunet.workflows.check import check
+from metricunet.workflows.review import review
 from tests.support.command import Command
 
 ROOT = Path(metricunet.__file__).parent
@@ -36,6 +37,7 @@ REACHED_BY = {
     "inference/predict.py": ("predict",),
     "inference/case_files.py": ("predict",),
     "workflows/bench": ("bench",),
+    "workflows/review": ("review",),
     "phantom/cohort.py": ("phantom",),
     "files/own.py": ("predict", "evaluate", "import", "phantom"),  # it is told by the others that they have none
     "files/dicom/series.py": ("predict",),
@@ -47,6 +49,7 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "import": (import_cohort,),
     "predict": (predict,),
     "bench": (bench,),
+    "review": (review,),
     "phantom": (make_cohort,),
     "evaluate": (evaluate,),
     "check": (check,),
