@@ -24,6 +24,7 @@ from metricunet.training.fit import train
 from metricunet.workflows.bench import bench
 from metricunet.workflows.check import check
 from metricunet.workflows.convert import convert
+from metricunet.workflows.review import review
 from tests.support.command import Command
 
 ROOT = Path(metricunet.__file__).parent
@@ -39,6 +40,7 @@ REACHED_BY = {
     "evaluation/held_out.py": ("evaluate",),
     "inference/case_files.py": ("predict",),
     "workflows/bench": ("bench",),
+    "workflows/review": ("review",),
     "phantom/cohort.py": ("phantom",),
     "files/own.py": ("predict", "evaluate", "import", "phantom"),  # it is told by the others that they have none
     "files/dicom/series.py": ("predict",),
@@ -51,6 +53,7 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "import": (import_cohort,),
     "predict": (predict,),
     "bench": (bench,),
+    "review": (review,),
     "phantom": (make_cohort,),
     "evaluate": (evaluate,),
     "convert": (convert,),

@@ -19,6 +19,8 @@ from metricunet.files.own import FILES, OwnFiles, read_sealed
 COMMAND = "review"
 Decision = Literal["accepted", "corrected", "rejected"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
+#: Name of a record: the case, and which of its reviews it is.
+NAME = re.compile(r"(.+)\.reviewed(?:-([1-9][0-9]{0,5}))?\.json")
 MASK_SUFFIX, STRUCTURE_SET_SUFFIX, RECORD_SUFFIX = ".nii.gz", ".rtstruct.dcm", ".json"
 
 
@@ -69,25 +71,31 @@ def review_name(case: str, number: int) -> str:
     return f"{case}.reviewed" if number == 1 else f"{case}.reviewed-{number}"
 
 
-def reviews_of(folder: Path, case: str) -> tuple[Review, ...]:
-    """Return the reviews of a case in the order in which they were made; the last one counts.
+def reviews_in(folder: Path) -> dict[str, tuple[Review, ...]]:
+    """Return the reviews of each case in the order in which they were made; the last one counts.
 
-    A record that somebody changed is none of this program's, and is passed over.
+    A record that somebody changed is none of this program's, and is passed over. So is a link.
+
+    Args:
+        folder: of the prediction.
+    """
+    found: dict[str, list[Review]] = {}
+    for path in folder.glob("*.reviewed*.json"):
+        named = NAME.fullmatch(path.name)
+        review = _read(path, named[1], int(named[2] or 1)) if named is not None and not path.is_symlink() else None
+        if review is not None:
+            found.setdefault(review.case, []).append(review)
+    return {case: tuple(sorted(reviews, key=lambda review: review.number)) for case, reviews in found.items()}
+
+
+def reviews_of(folder: Path, case: str) -> tuple[Review, ...]:
+    """Return the reviews of one case, as `reviews_in` does.
 
     Args:
         folder: of the prediction.
         case: name of the case.
     """
-    pattern = re.compile(re.escape(f"{case}.reviewed") + r"(?:-([1-9][0-9]{0,5}))?\.json")
-    found = []
-    for path in folder.iterdir():
-        named = pattern.fullmatch(path.name)
-        if named is None or path.is_symlink():
-            continue
-        review = _read(path, case, int(named[1] or 1))
-        if review is not None:
-            found.append(review)
-    return tuple(sorted(found, key=lambda review: review.number))
+    return reviews_in(folder).get(case, ())
 
 
 def is_reviewed_mask(path: Path) -> bool:
@@ -122,5 +130,5 @@ def _read(path: Path, case: str, number: int) -> Review | None:
             mask=mask,
             structure_set=structure_set,
         )
-    except KeyError:
+    except KeyError:  # of a version to come
         return None

@@ -5,30 +5,13 @@ from __future__ import annotations
 import builtins
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.command import Command
-from tests.workflows.review.conftest import Predicted
-
-
-@contextmanager
-def served(*words: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the command, and give its address."""
-    command = [sys.executable, "-m", "metricunet", "review", *map(str, words), "--no-browser"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process, process.stdout.readline().split()[-1]
-    finally:
-        process.kill()
-        process.wait()
+from tests.workflows.review.conftest import Predicted, served
 
 
 def test_the_command_serves_this_machine_alone_and_says_nothing_of_cases(predicted: Predicted) -> None:

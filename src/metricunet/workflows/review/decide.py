@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError
 from metricunet.files.claim import AlreadyClaimed, claimed
 from metricunet.files.nifti import is_nifti, write_nifti
@@ -208,7 +209,7 @@ def _stage_structure_set(
     words += " Research use only." + (" Model trained on synthetic scans only." if case.synthetic else "")
     structures = [
         Structure(
-            name=f"{case.tg263.get(structure, structure)}{MARK}",
+            name=f"{standard_name(structure, case.tg263)}{MARK}",
             mask=Volume(classes == k, opened.grid).reordered_like(series.geometry),
             colour=COLOURS[(k - 1) % len(COLOURS)],
             generation="SEMIAUTOMATIC" if by_hand else "AUTOMATIC",

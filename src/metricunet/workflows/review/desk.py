@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from metricunet.errors import InputError
-from metricunet.files.reviews import Review, reviews_of
+from metricunet.files.reviews import Review, reviews_in, reviews_of
 from metricunet.inference.inputs import QUALITY_SUFFIX
 from metricunet.inference.structure_set import COLOURS
 from metricunet.workflows.review.decide import Verdict, decide
@@ -43,21 +44,12 @@ class Desk:
     def cases(self) -> dict[str, Any]:
         """Return all cases in the order in which to look at them, with what was decided."""
         cases, unreadable = read_cases(self.folder)
+        reviews = reviews_in(self.folder)
         return {
             "folder": self.folder.name,
             "reviewer": self.reviewer,
-            "cases": [self._in_list(case) for case in cases],
+            "cases": [_in_list(case, reviews.get(case.name, ())) for case in cases],
             "unreadable": [{"name": case.name, "reason": case.reason} for case in unreadable],
-        }
-
-    def _in_list(self, case: PredictedCase) -> dict[str, Any]:
-        reviews = reviews_of(self.folder, case.name)
-        return {
-            "name": case.name,
-            "verdict": case.verdict,
-            "doubt": case.doubt,
-            "expected_error_mm": case.expected_error_mm,
-            "decision": reviews[-1].decision if reviews else "",
         }
 
     def case(self, name: str, review: int | None = None) -> dict[str, Any]:
@@ -166,6 +158,16 @@ class Desk:
         if found is None:
             raise InputError(f"case {opened.case.name}: has no review {number}")
         return opened.classes(found)
+
+
+def _in_list(case: PredictedCase, reviews: Sequence[Review]) -> dict[str, Any]:
+    return {
+        "name": case.name,
+        "verdict": case.verdict,
+        "doubt": case.doubt,
+        "expected_error_mm": case.expected_error_mm,
+        "decision": reviews[-1].decision if reviews else "",
+    }
 
 
 def _filled(classes: Classes, field: Field, mask: bytes, structures: int) -> Classes:

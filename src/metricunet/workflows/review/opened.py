@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError
 from metricunet.files.nifti import RAS_TO_LPS, read_labels
 from metricunet.files.record import hash_if_readable
@@ -228,7 +229,7 @@ def _named(case: PredictedCase, written: str) -> str | None:
         if isinstance(drawn, dict):
             if drawn.get("name") == written:
                 return name
-        elif case.tg263.get(name, name.title().replace("_", "")) == written.partition("^")[0]:
+        elif standard_name(name, case.tg263) == written.partition("^")[0]:
             return name
     return None
 

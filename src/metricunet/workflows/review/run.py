@@ -66,7 +66,7 @@ def review(
         if browser:
             webbrowser.open(address)
         # No line is logged for a request: its address names a case.
-        config = uvicorn.Config(guard, access_log=False, log_level="warning", server_header=False)
+        config = uvicorn.Config(guard, access_log=False, log_level="warning", server_header=False, ws="none")
         try:
             uvicorn.Server(config).run(sockets=[listening])
         except KeyboardInterrupt:

@@ -150,10 +150,8 @@ async function openCase(name, review = null) {
     if (attempt !== state.opening) return;
     const [scan, mask] = await readField(info, info.near);
     if (attempt !== state.opening) return;
-    state.info = info;
+    if (!(await show(attempt, info, info.near, scan, mask))) return;
     state.latest = info.reviews.length ? info.reviews.at(-1).number : 0;
-    await show(info.near, scan, mask);
-    if (attempt !== state.opening) return;
     describe();
     goToSlice(state.ranked[0]);
     startClock();
@@ -176,16 +174,18 @@ async function readField(info, field) {
 // The server counts slice, row, column; the browser right, front, head.
 const turned = (three) => [three[2], three[1], three[0]];
 
-async function show(field, scan, voxels) {
-  state.field = field;
-  const mask = voxels instanceof Mask ? voxels : new Mask(turned(field.shape), turned(state.info.spacing_mm), voxels);
-  state.mask = mask;
-  await state.viewer.load(scan, mask, state.info.structures.map((s) => s.colour));
+// Show a case in a field, unless another one is wanted by then. Returns whether it is shown.
+async function show(attempt, info, field, scan, voxels) {
+  const mask = voxels instanceof Mask ? voxels : new Mask(turned(field.shape), turned(info.spacing_mm), voxels);
+  const colours = info.structures.map((s) => s.colour);
+  if (!(await state.viewer.load(scan, mask, colours, () => attempt === state.opening))) return false;
+  Object.assign(state, { info, field, mask });
   state.viewer.setStyle(STYLES[state.style]);
   state.viewer.setWindow(WINDOWS[$("window").value].range);
   const whole = field.shape.every((n, a) => n === state.info.whole.shape[a]);
   $("whole").setAttribute("aria-pressed", String(whole));
   rank();
+  return true;
 }
 
 // Slices of the field by the error that is expected there; without any, those with a structure, from foot to head.
@@ -278,12 +278,12 @@ async function toggleWhole() {
     const position = state.viewer.position;
     const offset = turned(before.start.map((first, a) => first - field.start[a]));
     const mask = whole ? state.mask.within(turned(field.shape), offset, beyond) : beyond;
-    await show(field, scan, mask);
+    if (!(await show(attempt, info, field, scan, mask))) return;
     state.viewer.goTo(position.map((v, a) => v + offset[a]));
-    cover("");
   } catch (error) {
-    if (attempt === state.opening) cover(error.message);
+    if (attempt === state.opening) say(error.message, true);
   }
+  if (attempt === state.opening) cover("");
   enable();
 }
 
@@ -397,7 +397,7 @@ function fillBetween() {
 }
 
 function undo(back) {
-  if (!state.mask || stroke || !(back ? state.mask.undo() : state.mask.redo())) return;
+  if (!state.mask || isCovered() || stroke || !(back ? state.mask.undo() : state.mask.redo())) return;
   state.viewer.refreshAll();
   changed();
 }
@@ -405,7 +405,7 @@ function undo(back) {
 // --- Deciding -----------------------------------------------------------------------------------------------------
 
 async function decide(rejected, beside = false) {
-  if (!state.mask || stroke) return;
+  if (!state.mask || isCovered() || stroke) return;
   if (rejected && !$("reason").value.trim()) {
     $("reason").focus();
     return say("Write what is wrong with the case.", true);
@@ -486,16 +486,20 @@ function say(text, bad = false) {
   $("message").classList.toggle("bad", bad);
 }
 
+// While something is read, or nothing can be shown, a text lies over the picture and nothing can be changed.
 function cover(text) {
   $("covering").textContent = text;
   $("covering").classList.toggle("opaque", Boolean(text));
+  enable();
 }
 
+const isCovered = () => $("covering").textContent !== "";
+
 function enable() {
-  const there = Boolean(state.mask);
+  const there = Boolean(state.mask) && !isCovered();
   for (const id of ["accept", "reject", "clear", "fill", "whole", "version"]) $(id).disabled = !there;
-  $("undo").disabled = !state.mask?.done.length;
-  $("redo").disabled = !state.mask?.undone.length;
+  $("undo").disabled = !there || !state.mask.done.length;
+  $("redo").disabled = !there || !state.mask.undone.length;
   $("accept").textContent = state.mask?.isChanged ? "Save correction" : "Accept";
 }
 
@@ -519,7 +523,7 @@ function moved(position, hu) {
 }
 
 function setPlane(name) {
-  state.viewer.setPlane(name);
+  state.viewer?.setPlane(name);
   for (const button of $("planes").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(button.dataset.plane === name));
   }
@@ -528,12 +532,12 @@ function setPlane(name) {
 function setStyle(number) {
   state.style = number;
   $("style").value = number;
-  state.viewer.setStyle(STYLES[number]);
+  state.viewer?.setStyle(STYLES[number]);
 }
 
 function setWindow(number) {
   $("window").value = number;
-  state.viewer.setWindow(WINDOWS[number].range);
+  state.viewer?.setWindow(WINDOWS[number].range);
 }
 
 const KEYS = [
@@ -571,7 +575,7 @@ function pressed(event) {
   event.stopPropagation();
   if (!found) return;
   event.preventDefault();
-  if (!state.mask && !["j", "k", "?"].includes(event.key)) return;
+  if ((!state.mask || isCovered()) && !["j", "k", "?"].includes(event.key)) return;
   if (modified && event.shiftKey) undo(false);
   else found[3]();
 }

@@ -69,7 +69,7 @@ export class Viewer {
     });
     this.planes.onLocationChange = () => onMove(this.position, this.hu);
     this.solidWaits = 0;
-    this.solidMask = null;
+    this.solidTurn = 0;
   }
 
   async attach(planesCanvas, solidCanvas) {
@@ -80,16 +80,19 @@ export class Viewer {
     new ResizeObserver(() => this.setPlane(this.plane)).observe(planesCanvas);
   }
 
-  // Show a scan (the bytes of a NIfTI file whose axes run right, front, head) and the mask on the same field.
-  async load(scan, mask, colours) {
-    this.colours = drawingColours(colours);
+  // Show a scan (the bytes of a NIfTI file whose axes run right, front, head) and the mask on the same field,
+  // unless something else is wanted by the time that it is read. Returns whether it is shown.
+  async load(scan, mask, colours, isWanted) {
     const nv = this.planes;
-    for (const volume of [...nv.volumes]) nv.removeVolume(volume);
     const [low, high] = WINDOWS[0].range;
     const image = await NVImage.loadFromUrl({ url: "scan.nii", name: "scan.nii", buffer: scan, cal_min: low, cal_max: high });
+    if (!isWanted()) return false;
+    this.colours = drawingColours(colours);
+    for (const volume of [...nv.volumes]) nv.removeVolume(volume);
     nv.addVolume(image);
     nv.setDrawColormap(this.colours);
     this.setMask(mask);
+    return true;
   }
 
   setMask(mask) {
@@ -127,10 +130,13 @@ export class Viewer {
 
   async drawSolid() {
     const nv = this.solid;
+    const turn = ++this.solidTurn;
     const box = this.mask.bounds(MARGIN);
-    for (const volume of [...nv.volumes]) nv.removeVolume(volume);
-    if (nv.drawBitmap) nv.closeDrawing();
-    if (!box) return nv.drawScene();
+    const clear = () => {
+      for (const volume of [...nv.volumes]) nv.removeVolume(volume);
+      if (nv.drawBitmap) nv.closeDrawing();
+    };
+    if (!box) return clear();
     const dims = box.map(([low, high]) => high - low + 1);
     const part = new Uint8Array(dims[0] * dims[1] * dims[2]);
     for (let n = 0, k = box[2][0]; k <= box[2][1]; k++) {
@@ -144,6 +150,8 @@ export class Viewer {
     // The drawing needs a volume to lie on: one that is empty and never seen.
     const file = NVImage.createNiftiArray(dims, spacing, affine, 2, new Uint8Array(part.length));
     const empty = await NVImage.loadFromUrl({ url: "empty.nii", name: "empty.nii", buffer: file.buffer, cal_min: 1, cal_max: 2 });
+    if (turn !== this.solidTurn) return; // something newer is being drawn
+    clear();
     nv.addVolume(empty);
     nv.setDrawColormap(this.colours);
     nv.createEmptyDrawing();

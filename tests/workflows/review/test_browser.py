@@ -1,0 +1,332 @@
+"""The pages in a real browser without a screen, drawn by software: what is seen, painted and kept."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from metricunet.files.reviews import reviews_of
+from tests.workflows.review.conftest import ODD, Predicted, served
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to show the pages")
+
+#: No name but this machine's can be found, so nothing can come from elsewhere.
+ALONE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+SOFTWARE = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+#: Two processors that have other work take their time.
+PATIENCE_MS = 600_000
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[ALONE, *SOFTWARE])
+        yield browser
+        browser.close()
+
+
+class Desk:
+    """A served folder in a browser."""
+
+    def __init__(self, chromium: Any, address: str) -> None:
+        self.context = chromium.new_context(viewport={"width": 1000, "height": 640})
+        self.context.set_default_timeout(PATIENCE_MS)
+        self.faults: list[str] = []
+        self.asked: list[str] = []
+        self.address = address.partition("?")[0]
+        self.page = self.open(address)
+
+    def open(self, address: str = "", case: str = "") -> Any:
+        page = self.context.new_page()
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and self.faults.append(said.text))
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.goto(address or f"{self.address}#{case}")
+        wait(page)
+        return page
+
+    def show(self, case: str) -> Any:
+        self.page.locator(f"#cases button[data-name='{case}']").click()
+        wait(self.page, case)
+        return self.page
+
+
+def wait(page: Any, case: str = "") -> None:
+    """Wait until a case is shown."""
+    expect = sync_api.expect
+    if case:
+        expect(page.locator("#case-name")).to_have_text(case, timeout=PATIENCE_MS)
+    expect(page.locator("#accept")).to_be_enabled(timeout=PATIENCE_MS)
+    expect(page.locator("#covering")).to_have_text("", timeout=PATIENCE_MS)
+
+
+@pytest.fixture
+def desk(chromium: Any, predicted: Predicted) -> Iterator[Desk]:
+    with served(predicted.folder) as (_, address):
+        opened = Desk(chromium, address)
+        yield opened
+        opened.context.close()
+        assert opened.faults == []
+        assert all(url.startswith((opened.address, "data:", "blob:")) for url in opened.asked)
+
+
+def near(page: Any) -> dict[str, Any]:
+    return dict(page.evaluate("review.info.near"))
+
+
+def on_page(page: Any, voxel: list[int], axis: int = 2) -> tuple[float, float]:
+    """Where the middle of a voxel (right, front, head) is on the page."""
+    x, y = page.evaluate("([v, axis]) => review.viewer.shownAt(v, axis)", [voxel, axis])
+    box = page.locator("#stage").bounding_box()
+    return box["x"] + x, box["y"] + y
+
+
+def picture(page: Any) -> NDArray[np.float64]:
+    """The pixels of the page [row, column, red green blue]."""
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB")).astype(float)
+
+
+def saved(predicted: Predicted, page: Any, name: str) -> NDArray[np.uint8]:
+    """A written mask in the field that the page shows [right, front, head]."""
+    whole = np.asarray(nib.as_closest_canonical(nib.load(predicted.folder / name)).dataobj)
+    start, shape = (near(page)[key][::-1] for key in ("start", "shape"))
+    return whole[tuple(slice(first, first + n) for first, n in zip(start, shape, strict=True))]
+
+
+def test_the_page_opens_at_the_worst_slice_of_the_most_doubtful_case(desk: Desk, predicted: Predicted) -> None:
+    assert desk.page.locator("#case-name").inner_text() == predicted.empty  # failed
+    page = desk.show(predicted.flipped)
+    quality = json.loads((predicted.folder / "flipped.quality.json").read_text())
+    worst = max(quality["boundary"]["slices"], key=lambda s: s["expected_error_mm"])
+    errors = page.locator("#slices button").all_inner_texts()
+    assert errors[0].endswith(f"{worst['expected_error_mm']:.1f} mm")
+    assert f"expected error {worst['expected_error_mm']:.1f} mm" in page.locator("#place").inner_text()
+    shown = page.evaluate(
+        "review.info.slices.find((s) => s.slice === review.viewer.position[2] + review.field.start[0])"
+    )
+    assert shown["z_mm"] == worst["z_mm"]
+    page.keyboard.press("n")
+    assert page.locator("#slices button[aria-current=true]").inner_text() == errors[1]
+
+
+def test_structures_lie_on_what_the_scan_shows(desk: Desk, predicted: Predicted) -> None:
+    for case in (predicted.dicom, predicted.flipped):
+        page = desk.show(case)
+        page.get_by_role("button", name="Axial", exact=True).click()
+        page.keyboard.press("5")  # everything between air and bone
+        page.evaluate("review.viewer.planes.setCrosshairWidth(0)")
+        page.evaluate("review.viewer.goTo([0, 0, review.mask.slicesWith(1)[4]])")
+        box = page.locator("#stage").bounding_box()
+        part = np.s_[
+            int(box["y"]) + 40 : int(box["y"] + box["height"]), int(box["x"]) + 40 : int(box["x"] + box["width"])
+        ]
+        page.locator("#style").select_option(label="Hidden")
+        bare = picture(page)[part]
+        page.locator("#style").select_option(label="Filled")
+        covered = picture(page)[part]
+        gland = (bare.mean(axis=2) > 128) & (np.ptp(bare, axis=2) < 12)  # 60 HU lies above the middle, fat below
+        orange = covered[..., 0] - covered[..., 2] > 30
+        assert gland.sum() > 5000
+        assert (gland & orange).sum() / (gland | orange).sum() > 0.9
+
+
+def test_a_named_place_has_the_colour_of_its_structure(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.dicom)
+    mask = saved(predicted, page, f"{predicted.dicom}.nii.gz")
+    page.locator("#style").select_option(label="Filled")
+    page.evaluate("review.viewer.planes.setCrosshairWidth(0)")
+    for value, colour in ((1, (230, 159, 0)), (7, (86, 180, 233))):
+        i, j, k = (int(v) for v in np.argwhere(mask == value).mean(axis=0).round())
+        assert mask[i, j, k] == value
+        page.evaluate("(v) => review.viewer.goTo(v)", [i, j, k])
+        pixels = picture(page)
+        for axis in (0, 1, 2):
+            x, y = on_page(page, [i, j, k], axis)
+            found = pixels[round(y), round(x)]
+            assert np.argmax(found - found.mean()) == np.argmax(colour)
+        # The patient's left is on the right, and the front above.
+        assert on_page(page, [i + 3, j, k])[0] < on_page(page, [i, j, k])[0]
+        assert on_page(page, [i, j + 3, k])[1] < on_page(page, [i, j, k])[1]
+        assert on_page(page, [i, j, k + 3], axis=1)[1] < on_page(page, [i, j, k], axis=1)[1]
+
+
+def test_a_stroke_over_a_disc_changes_exactly_its_voxels(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.dicom)
+    before = saved(predicted, page, f"{predicted.dicom}.nii.gz")
+    i, j, k = page.evaluate("review.viewer.position")
+    i += 9
+    spacing = page.evaluate("review.mask.spacing")
+    across, down = np.meshgrid(*[np.arange(n) for n in before.shape[:2]], indexing="ij")
+    disc = np.hypot((across - i) * spacing[0], (down - j) * spacing[1]) <= 5
+    page.keyboard.press("b")
+    page.mouse.move(*on_page(page, [i, j, k]))
+    page.mouse.down()
+    page.mouse.up()
+    expected = before.copy()
+    expected[..., k][disc] = 1
+    assert (expected != before).sum() > 10
+    assert page.locator("#accept").inner_text() == "Save correction"
+    page.locator("#accept").click()
+    sync_api.expect(page.locator("#message")).to_contain_text("Saved as")
+    assert np.array_equal(saved(predicted, page, f"{predicted.dicom}.reviewed.nii.gz"), expected)
+    page.keyboard.press("e")
+    page.mouse.down()
+    page.mouse.up()
+    page.locator("#accept").click()
+    sync_api.expect(page.locator("#message")).to_contain_text("reviewed-2")
+    expected[..., k][disc & (expected[..., k] == 1)] = 0
+    assert np.array_equal(saved(predicted, page, f"{predicted.dicom}.reviewed-2.nii.gz"), expected)
+    assert reviews_of(predicted.folder, predicted.dicom)[1].based_on == 1
+
+
+def test_undo_undoes_and_redo_does_again(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.flipped)
+    voxels = "review.mask.data.reduce((sum, v, n) => (31 * sum + v * (n % 9973)) % 1000003, 7)"
+    first = page.evaluate(voxels)
+    page.keyboard.press("b")
+    x, y = on_page(page, page.evaluate("review.viewer.position"))
+    seen = []
+    for step in (60, 100):
+        page.mouse.move(x + step, y)
+        page.mouse.down()
+        page.mouse.move(x + step, y - 60, steps=3)
+        page.mouse.up()
+        seen.append(page.evaluate(voxels))
+    assert first != seen[0] != seen[1]
+    page.keyboard.press("z")
+    assert page.evaluate(voxels) == seen[0]
+    page.keyboard.press("Control+z")
+    assert page.evaluate(voxels) == first
+    assert page.locator("#accept").inner_text() == "Accept"
+    page.keyboard.press("y")
+    assert page.evaluate(voxels) == seen[0]
+    page.keyboard.press("c")
+    assert page.evaluate("review.mask.slicesWith(1).includes(review.viewer.position[2])") is False
+    page.keyboard.press("f")  # between its neighbours, where it has any
+    page.locator("#undo").click()
+
+
+def test_a_reload_keeps_the_decision_and_the_place(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.flipped)
+    page.locator("#reject").click()
+    sync_api.expect(page.locator("#message")).to_have_text("Write what is wrong with the case.")
+    page.locator("#reason").fill("wrong <i>organ</i>")
+    page.locator("#reviewer").fill("Cleo")
+    page.locator("#reject").click()
+    sync_api.expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed.json")
+    page.reload()
+    wait(page, predicted.flipped)
+    assert "rejected by Cleo" in page.locator("#decided").inner_text()
+    assert "wrong <i>organ</i>" in page.locator("#decided").inner_text()
+    assert page.locator("#progress").inner_text() == "1 of 4 decided"
+    (review,) = reviews_of(predicted.folder, predicted.flipped)
+    assert (review.decision, review.reviewer) == ("rejected", "Cleo")
+    assert review.seconds > 0
+
+
+def test_two_tabs_do_not_lose_each_others_work(desk: Desk, predicted: Predicted) -> None:
+    one, two = desk.show(predicted.flipped), desk.open(case=predicted.flipped)
+    for page, step in ((one, 60), (two, 110)):
+        page.bring_to_front()
+        page.keyboard.press("b")
+        x, y = on_page(page, page.evaluate("review.viewer.position"))
+        page.mouse.move(x + step, y)
+        page.mouse.down()
+        page.mouse.up()
+    one.bring_to_front()
+    one.locator("#accept").click()
+    sync_api.expect(one.locator("#message")).to_contain_text("Saved as")
+    two.bring_to_front()
+    two.locator("#accept").click()
+    sync_api.expect(two.locator("#conflict-text")).to_contain_text("was corrected meanwhile")
+    assert len(reviews_of(predicted.folder, predicted.flipped)) == 1
+    two.locator("#save-beside").click()
+    sync_api.expect(two.locator("#message")).to_contain_text("reviewed-2")
+    masks = [saved(predicted, two, f"flipped.{name}.nii.gz") for name in ("reviewed", "reviewed-2")]
+    assert not np.array_equal(*masks)
+
+
+def test_the_whole_scan_keeps_the_strokes_and_their_undoing(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.dicom)
+    page.keyboard.press("b")
+    x, y = on_page(page, page.evaluate("review.viewer.position"))
+    page.mouse.move(x + 60, y)
+    page.mouse.down()
+    page.mouse.up()
+    count = page.evaluate("review.mask.data.filter((v) => v === 1).length")
+    page.evaluate("review.info.near = { start: [2, 3, 4], shape: [20, 30, 30] }")  # the scan is small itself
+    page.locator("#whole").click()
+    sync_api.expect(page.locator("#whole")).to_have_attribute("aria-pressed", "false")
+    sync_api.expect(page.locator("#message")).to_contain_text("Save your corrections")
+    assert page.evaluate("review.mask.data.filter((v) => v === 1).length") == count
+
+
+def test_names_are_shown_as_text(desk: Desk) -> None:
+    page = desk.show(ODD)
+    assert page.locator("#case-name").inner_text() == ODD
+    assert page.locator("#case-name b, #cases b").count() == 0
+
+
+def test_structures_are_drawn_in_space(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.dicom)
+    page.evaluate("review.viewer.drawSolid()")
+    box = page.locator("#solid-frame").bounding_box()
+    page.locator("#solid-frame").scroll_into_view_if_needed()
+    box = page.locator("#solid-frame").bounding_box()
+    part = picture(page)[
+        int(box["y"]) : int(box["y"] + box["height"]), int(box["x"]) : int(box["x"] + box["width"])
+    ]
+    orange = (part[..., 0] - part[..., 2] > 80).sum()
+    blue = (part[..., 2] - part[..., 0] > 60).sum()
+    assert orange > 500
+    assert blue > 100
+
+
+PAINT = """async () => {
+  const { Mask } = await import("/paint.js");
+  const dims = [40, 30, 9], spacing = [1, 2, 3];
+  const mask = new Mask(dims, spacing, new Uint8Array(40 * 30 * 9));
+  const disc = (k, mm) => mask.stroke(2, [20, 15, k], [20, 15, k], mm, 1, 1);
+  const count = (k) => mask.data.subarray(k * 1200, (k + 1) * 1200).filter((v) => v === 1).length;
+  mask.begin(); disc(1, 6); disc(7, 12); mask.set(20 + 40 * (15 + 30 * 4), 2); mask.end();
+  mask.begin(); const filled = mask.fillBetween(1); const added = mask.end();
+  const counts = [...Array(9).keys()].map(count);
+  const depth = [...mask.depth(7, 1)], slice = [...mask.data.subarray(7 * 1200, 8 * 1200)];
+  mask.undo();
+  const emptied = [...Array(9).keys()].map(count);
+  return { filled, added, counts, depth, slice, emptied, other: mask.at(20, 15, 4) };
+}"""
+
+
+def test_slices_between_are_filled_by_distance(desk: Desk) -> None:
+    found = desk.page.evaluate(PAINT)
+    across, down = np.meshgrid(np.arange(40), np.arange(30), indexing="ij")
+    mm = np.hypot(across - 20, 2 * (down - 15))
+    expected = [0, *(int((mm <= 6 + k - 0.5).sum()) for k in range(7)), 0]
+    assert found["filled"] == [2, 3, 4, 5, 6]
+    assert found["counts"][1] == (mm <= 6).sum()
+    assert found["counts"][7] == (mm <= 12).sum()
+    for k in range(2, 7):
+        assert found["counts"][k] == pytest.approx(expected[k], rel=0.15)
+    assert found["other"] == 2  # another structure stays
+    assert found["added"] == sum(found["counts"][2:7])
+    assert found["emptied"] == [0, found["counts"][1], 0, 0, 0, 0, 0, found["counts"][7], 0]
+    # The distances are exact: against those of all pairs.
+    inside = np.array(found["slice"]).reshape(30, 40) == 1
+    places = np.stack(np.meshgrid(2.0 * np.arange(30), 1.0 * np.arange(40), indexing="ij"), axis=-1).reshape(-1, 2)
+    apart = np.hypot(*(places[:, None] - places[None]).transpose(2, 0, 1))
+    flat = inside.ravel()
+    exact = np.where(flat, apart[:, ~flat].min(axis=1), -apart[:, flat].min(axis=1))
+    assert np.allclose(found["depth"], exact)
