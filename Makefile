@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check-wheel format clean
+.PHONY: help demo test lint base-model check-wheel format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,11 @@ lint: $(VENV)/development ## style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+base-model: $(VENV)/runtime ## train the model that comes with the package again, from nothing (an hour of two cores)
+	resume=$$(test -f build/base-model/checkpoints/state.json && echo --resume); \
+	$(BIN)/metricunet train --config src/metricunet/models/base.yaml --workers 2 -o build/base-model $$resume
+	cp build/base-model/model.safetensors src/metricunet/models/base.safetensors
 
 check-wheel: $(VENV)/development ## build the wheel, install it in an environment of its own, and predict with it
 	$(BIN)/python tests/e2e/check_wheel.py

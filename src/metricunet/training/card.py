@@ -10,7 +10,7 @@ from metricunet import __version__
 from metricunet.cohort.layout import DatasetInfo
 from metricunet.cohort.names import standard_name
 from metricunet.cohort.prepare import PreparedCase
-from metricunet.files.model import FORMAT_VERSION, ORGANS_FORMAT_VERSION, ModelCard
+from metricunet.files.model import FORMAT_VERSION, INTENDED_USE, ORGANS_FORMAT_VERSION, ModelCard
 from metricunet.hu import level_hu, noise_hu
 from metricunet.quality.checks import EXTENTS
 from metricunet.stages.classes import box_of
@@ -64,6 +64,7 @@ def model_card(
         seed=config.seed,
         version=__version__,
         license=config.license,
+        intended_use=config.intended_use or INTENDED_USE,
         format_version=ORGANS_FORMAT_VERSION if organs else FORMAT_VERSION,
         organs=segment_spec(config.organs, len(organs) + 1) if organs else None,
         organs_structures=organs,

@@ -258,6 +258,7 @@ class TrainConfig(_Section):
         freeze: `encoder` keeps the encoders of all networks, weights and statistics, as they are in the model that
             the training begins from; None trains all weights.
         phantoms: the patients that are made beside the training; None where they come from a cohort.
+        intended_use: what the model's card says it is for, and what is not known of it; None for the usual words.
     """
 
     seed: int = 0
@@ -272,6 +273,7 @@ class TrainConfig(_Section):
     metric: MetricConfig = MetricConfig()
     augment: AugmentConfig = AugmentConfig()
     phantoms: PhantomsConfig | None = None
+    intended_use: str | None = None
 
 
 #: Named starting points. `small` fits a CPU: half the width, smaller batches.
