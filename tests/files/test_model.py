@@ -100,8 +100,8 @@ WITH_ORGANS = replace(
 def test_the_organs_network_is_kept(tmp_path: Path) -> None:
     card = read_card(write(tmp_path / "model.safetensors", WITH_ORGANS))
     assert card == WITH_ORGANS
-    assert card.segment_labels == {"prostate": 1}
-    assert card.segment_target_class == 1
+    assert card.staged_labels == {"prostate": 1}
+    assert card.target_class == 1
 
 
 def test_a_file_without_organs_says_nothing_of_them(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_file_without_organs_says_nothing_of_them(tmp_path: Path) -> None:
     assert b"organs" not in path.read_bytes()
     assert read_card(path).format_version == FORMAT_VERSION
     card = read_card(path)
-    assert (card.organs, card.organs_structures, card.segment_labels) == (None, (), CARD.labels)
+    assert (card.organs, card.organs_structures, card.staged_labels) == (None, (), CARD.labels)
 
 
 @pytest.mark.parametrize(

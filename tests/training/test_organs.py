@@ -178,7 +178,7 @@ def model(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_training_with_organs_leaves(model: Path) -> None:
     card, weights = read_model(model)
     assert card.labels == ORGAN_LABELS
-    assert card.segment_labels == {"prostate": 1}
+    assert card.staged_labels == {"prostate": 1}
     assert card.organs_structures == ("side_right", "side_left", "bowl")
     assert card.organs == segment_spec(config().organs, 4)
     assert (card.locate.network["classes"], card.segment.network["classes"]) == (5, 2)

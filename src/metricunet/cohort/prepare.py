@@ -105,9 +105,9 @@ class PreparedCase:
     Attributes:
         name: name of the case.
         coarse: int16 HU [slice, row, column] of the whole scan.
-        coarse_labels: uint8 classes on the same grid, of all structures.
+        coarse_labels: uint8 classes of the two stages on the same grid: all structures but the organs' network's.
         fine: int16 HU of stage 2's box around the target; None where the scan holds no target.
-        fine_labels: uint8 classes of stage 2 on the same grid: of all structures but the organs' network's.
+        fine_labels: uint8 classes of the two stages on the same grid.
         facts: numbers that describe the case: `spacing_mm` of the scan, and of the target `volume_ml`,
             `target_hu` and `centre_mm`, which are absent without it.
         source_sha256: hash of image and labels.
@@ -141,8 +141,13 @@ class PreparedCase:
             return TargetBox(self.organs, self.organs_labels, unknown)
         if self.fine is None or self.fine_labels is None:
             return None
-        unknown = tuple(k - sum(organ < k for organ in own) for k in self.unknown if k not in own)
-        return TargetBox(self.fine, self.fine_labels, unknown)
+        return TargetBox(self.fine, self.fine_labels, self.staged_unknown)
+
+    @property
+    def staged_unknown(self) -> tuple[int, ...]:
+        """Classes of the two stages that were not contoured."""
+        own = self.organs_classes
+        return tuple(k - sum(organ < k for organ in own) for k in self.unknown if k not in own)
 
     def central_crop(self, shape: Sequence[int], name: BoxName = "fine") -> TargetBox | None:
         """Cut a box to its middle; None where the scan holds no target, or there is no such box.
@@ -232,8 +237,9 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
     scan = read_case(case, info)
     image = scan.image.canonical()
     values = scan.labels.canonical()
-    labels = _classes(values, info.labels, info.ignore)
-    target = class_of(info.labels, settings.target)
+    staged = without(info.labels, settings.organs_structures)
+    labels = _classes(values, staged, info.ignore)
+    target = class_of(staged, settings.target)
     coarse = coarse_grid(image.geometry, settings.coarse_spacing_mm)
     mask = labels.array == target
     facts: dict[str, Any] = {"spacing_mm": list(image.spacing_mm)}
@@ -242,9 +248,7 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
         centre = image.geometry.to_world(np.argwhere(mask).mean(axis=0))
         shape = voxels_of(settings.box_mm, settings.fine_spacing_mm)
         fine_grid = image.geometry.box_around(centre, shape, settings.fine_spacing_mm)
-        own = without(info.labels, settings.organs_structures)
-        fine = hu_on(image, fine_grid)
-        fine_labels = resample_labels(_classes(values, own, info.ignore), fine_grid)
+        fine, fine_labels = hu_on(image, fine_grid), resample_labels(labels, fine_grid)
         if settings.organs is not None:
             shape = voxels_of(settings.organs.box_mm, settings.organs.spacing_mm)
             grid = image.geometry.box_around(centre, shape, settings.organs.spacing_mm)

@@ -156,14 +156,14 @@ class ModelCard:
     validated: PatientScores | None = None
 
     @property
-    def segment_labels(self) -> dict[str, int]:
+    def staged_labels(self) -> dict[str, int]:
         """Structures of stage 2 and their values; its class k is the k-th entry, from 1."""
         return without(self.labels, self.organs_structures)
 
     @property
-    def segment_target_class(self) -> int:
+    def target_class(self) -> int:
         """Stage 2's class of the target."""
-        return class_of(self.segment_labels, self.target)
+        return class_of(self.staged_labels, self.target)
 
     @property
     def temperature(self) -> float:
@@ -362,7 +362,7 @@ def _check(card: ModelCard) -> None:
     known = apart and set(organs) <= set(card.labels) and bool(organs) == (card.organs is not None)
     _expect(known, "organs_structures", "structures of the organs' network, each once, the target not among them")
     _check_origin(card)
-    _check_stage("locate", card.locate, len(labels) + 1)
+    _check_stage("locate", card.locate, len(labels) - len(organs) + 1)
     _expect(card.locate.network["in_channels"] == 1, "locate.network.in_channels", "1")
     _check_box("segment", card.segment, len(labels) - len(organs) + 1)
     if card.organs is not None:

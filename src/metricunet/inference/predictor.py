@@ -235,7 +235,7 @@ class Predictor:
         )
         shares = np.mean([field.read_on(box)[1:] for field in fields], axis=0)
         classes = likeliest(shares)
-        target = self.ensemble.segment_target_class
+        target = self.ensemble.target_class
         pieces = keep_largest_piece(classes, target)
         return _SegmentedField(view, box, start, shares, classes, classes == target, pieces, seen[0], fields)
 
@@ -278,8 +278,8 @@ class Predictor:
         found: Localisation,
     ) -> Prediction:
         card = self.ensemble
-        region = Volume(values_of(result.classes, card.segment_labels), result.box)
-        masks = structure_masks(result.classes, list(card.segment_labels), result.start)
+        region = Volume(values_of(result.classes, card.staged_labels), result.box)
+        masks = structure_masks(result.classes, list(card.staged_labels), result.start)
         inside = _slices(result.start, result.box)
         if organs is None:
             labels = np.zeros(image.geometry.shape, dtype=region.array.dtype)
@@ -308,7 +308,7 @@ class Predictor:
             boundary=boundary_confidence(
                 result.fields,
                 [model.card.calibration for model in self.models],
-                card.segment_target_class,
+                card.target_class,
                 Volume(result.target, result.box),
             ),
             organs=None if organs is None else organs.part,

@@ -25,7 +25,6 @@ from metricunet.phantom.scanner import Difficulty, Scan
 from metricunet.phantom.shapes import Point
 from metricunet.phantom.variety import Variety
 from metricunet.stages.locate import coarse_grid
-from metricunet.structures import without
 from metricunet.volume import FloatArray, Volume, resample_labels, voxels_of
 
 #: What a network sees of a patient: the whole field on stage 1's grid, or a box around the target.
@@ -78,10 +77,10 @@ class StreamedCase:
     Attributes:
         name: name of the patient.
         coarse: int16 HU [slice, row, column] of the whole scan; None where it was not asked for.
-        coarse_labels: uint8 classes on the same grid.
+        coarse_labels: uint8 classes of the two stages on the same grid.
         boxes: the boxes around the target that were asked for; none where the scan holds no target.
         facts: as of `metricunet.cohort.prepare.PreparedCase`.
-        unknown: none; every structure of a phantom is known.
+        staged_unknown: none; every structure of a phantom is known.
     """
 
     name: str
@@ -89,7 +88,7 @@ class StreamedCase:
     coarse_labels: Volume | None
     boxes: Mapping[BoxName, TargetBox]
     facts: dict[str, Any]
-    unknown: tuple[int, ...] = ()
+    staged_unknown: tuple[int, ...] = ()
 
     def box(self, name: BoxName) -> TargetBox | None:
         """Return a box around the target; None where the scan holds none, or it was not asked for."""
@@ -111,7 +110,7 @@ def streamed_case(
     drawn = draw_phantom(
         recipe.patient_seed(use, number), recipe.difficulty, recipe.reaches_target(number), recipe.variety
     )
-    values = {name: value for value, name in enumerate(recipe.structures, start=1)}
+    staged = tuple(name for name in recipe.structures if name not in settings.organs_structures)
     facts: dict[str, Any] = {"spacing_mm": list(drawn.scan.spacing_mm)}
     coarse = coarse_labels = None
     if "coarse" in parts:
@@ -119,7 +118,7 @@ def streamed_case(
         scan = coarser(drawn.scan, (slices / 2, rows / 2, columns / 2))
         grid = coarse_grid(drawn.scan.geometry, settings.coarse_spacing_mm)
         coarse = hu_on(drawn.image(scan), grid)
-        coarse_labels = resample_labels(drawn.labels(values, scan), grid)
+        coarse_labels = resample_labels(drawn.labels(_numbered(staged), scan), grid)
     boxes: dict[BoxName, TargetBox] = {}
     if "fine" in parts or "organs" in parts:
         found = _target(drawn, recipe.target, settings)
@@ -131,7 +130,9 @@ def streamed_case(
             if "fine" in parts:
                 image = drawn.image(target_scan)
                 facts["target_hu"] = float(np.median(image.array[target.array > 0]))
-                boxes["fine"] = _box(drawn, image, target_scan, centre_mm, values, settings, "fine")
+                boxes["fine"] = _box(
+                    drawn, image, target_scan, centre_mm, staged, settings.fine_spacing_mm, settings.box_mm
+                )
             if "organs" in parts:
                 assert settings.organs is not None
                 reach = np.array(settings.organs.box_mm[::-1]) / 2 + max(settings.organs.spacing_mm)
@@ -139,7 +140,10 @@ def streamed_case(
                 part = within(drawn.scan, (middle - reach).tolist(), (middle + reach).tolist())
                 assert part is not None
                 part = coarser(part, settings.organs.spacing_mm)
-                boxes["organs"] = _box(drawn, drawn.image(part), part, centre_mm, values, settings, "organs")
+                organs = settings.organs
+                boxes["organs"] = _box(
+                    drawn, drawn.image(part), part, centre_mm, organs.structures, organs.spacing_mm, organs.box_mm
+                )
     name = f"{'phantom' if use == 'train' else 'validation'}_{number:06d}"
     return StreamedCase(name, coarse, coarse_labels, boxes, facts)
 
@@ -155,25 +159,23 @@ def _target(drawn: Drawn, target: str, settings: PrepareSettings) -> tuple[Scan,
     return (scan, mask) if mask.array.any() else None
 
 
+def _numbered(structures: Sequence[str]) -> dict[str, int]:
+    """Return the class of each structure, from 1."""
+    return {name: k for k, name in enumerate(structures, start=1)}
+
+
 def _box(
     drawn: Drawn,
     image: Volume,
     scan: Scan,
     centre_mm: FloatArray,
-    values: Mapping[str, int],
-    settings: PrepareSettings,
-    name: BoxName,
+    structures: Sequence[str],
+    spacing_mm: tuple[float, float, float],
+    box_mm: tuple[float, float, float],
 ) -> TargetBox:
     """Read a box around the target from the part of the scan that holds it, with the classes of its network."""
-    if name == "organs":
-        assert settings.organs is not None
-        own, spacing_mm, box_mm = settings.organs.structures, settings.organs.spacing_mm, settings.organs.box_mm
-    else:
-        own = tuple(without(values, settings.organs_structures))
-        spacing_mm, box_mm = settings.fine_spacing_mm, settings.box_mm
     grid = image.geometry.box_around(centre_mm, voxels_of(box_mm, spacing_mm), spacing_mm)
-    labels = drawn.labels({structure: k for k, structure in enumerate(own, start=1)}, scan)
-    return TargetBox(hu_on(image, grid), resample_labels(labels, grid))
+    return TargetBox(hu_on(image, grid), resample_labels(drawn.labels(_numbered(structures), scan), grid))
 
 
 def within(scan: Scan, low_mm: Sequence[float], high_mm: Sequence[float]) -> Scan | None:

@@ -67,19 +67,14 @@ class EnsembleCard:
         )
 
     @property
-    def target_class(self) -> int:
-        """Stage 1's class of the target."""
-        return class_of(self.labels, self.target)
-
-    @property
-    def segment_labels(self) -> dict[str, int]:
+    def staged_labels(self) -> dict[str, int]:
         """Structures of stage 2 and their values; its class k is the k-th entry, from 1."""
         return without(self.labels, self.organs_structures)
 
     @property
-    def segment_target_class(self) -> int:
+    def target_class(self) -> int:
         """Stage 2's class of the target."""
-        return class_of(self.segment_labels, self.target)
+        return class_of(self.staged_labels, self.target)
 
 
 @dataclass(frozen=True)
@@ -241,14 +236,14 @@ class Prediction:
             part = self.organs.geometry.crop([s.start for s in box], [s.stop - s.start for s in box])
             return self.organs.shares_on(part), self.organs.structures.index(structure)
         assert self.shares is not None
-        return self.shares[(slice(None), *box)], list(self.card.segment_labels).index(structure)
+        return self.shares[(slice(None), *box)], list(self.card.staged_labels).index(structure)
 
     def probability(self, structure: str) -> NDArray[np.float32]:
         """Return the probability of a structure on the part that `looked_at` returns."""
         if self.organs is not None and structure in self.organs.structures:
             return self.organs.share_on(self.organs.geometry, self.organs.structures.index(structure))
         assert self.shares is not None
-        return np.asarray(self.shares[list(self.card.segment_labels).index(structure)], dtype=np.float32)
+        return np.asarray(self.shares[list(self.card.staged_labels).index(structure)], dtype=np.float32)
 
 
 def structure_masks(

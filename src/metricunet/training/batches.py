@@ -36,8 +36,8 @@ class CoarseCase(Protocol):
         """Classes on the same grid."""
 
     @property
-    def unknown(self) -> tuple[int, ...]:
-        """Classes that were not contoured."""
+    def staged_unknown(self) -> tuple[int, ...]:
+        """Classes of the two stages that were not contoured."""
 
 
 class BoxedCase(Protocol):
@@ -245,7 +245,7 @@ class LocateBatches:
             mirror,
             device,
         )
-        scans = [(c.coarse, c.coarse_labels, c.unknown) for c in cases if c.coarse and c.coarse_labels]
+        scans = [(c.coarse, c.coarse_labels, c.staged_unknown) for c in cases if c.coarse and c.coarse_labels]
         hu = [torch.from_numpy(image.array) for image, _, _ in scans]
         labels = [torch.from_numpy(classes.array) for _, classes, _ in scans]
         self._unknown = unknown_classes([unknown for _, _, unknown in scans], classes, device)

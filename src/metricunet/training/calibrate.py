@@ -103,7 +103,7 @@ def calibrate(
     files = [case for case in content.training if case.name in chosen]
     with TemporaryDirectory() as temporary:
         cases = prepare(files, content.info, settings, Path(cache or temporary), progress)
-    found = calibration(loaded.segment, stage, cases, card.segment_target_class)
+    found = calibration(loaded.segment, stage, cases, card.target_class)
     if found is None:
         raise InputError(
             f"{cohort}: the model finds {card.target} in no validation case of fold {fold} that holds it, so "

@@ -52,7 +52,7 @@ def model_card(
     if val and len(errors_mm):
         validation["localisation_error_mm"] = float(np.linalg.norm(errors_mm, axis=1).mean())
     return ModelCard(
-        locate=locate_spec(config.locate, len(info.labels) + 1),
+        locate=locate_spec(config.locate, len(own) + 1),
         segment=segment_spec(config.segment, len(own) + 1),
         labels=info.labels,
         tg263={name: standard_name(name, config.tg263) for name in info.labels},

@@ -312,7 +312,7 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     card = model_card(
         run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm, organs_score
     )
-    fitted = calibration(segment, card.segment, run.val, run.segment_target, run.config.precision)
+    fitted = calibration(segment, card.segment, run.val, run.target, run.config.precision)
     lineage = () if run.inheritance is None else run.inheritance.parent.lineage
     card = replace(card, calibration=fitted, cases=run.images_sha256, lineage=lineage)
     weights = located.weights() | joined({}, segment.state_dict(), organs)
@@ -370,7 +370,7 @@ def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _fit_locate(run: Run) -> Network:
-    partners = mirrored_classes(run.labels)
+    partners = mirrored_classes(run.staged_labels)
 
     def build(cases: Sequence[CoarseCase]) -> LocateBatches:
         return LocateBatches(
@@ -396,7 +396,7 @@ def _fit_locate(run: Run) -> Network:
 
 def _fit_segment(run: Run, errors_mm: np.ndarray) -> tuple[Network, float | None]:
     stage, metric = run.config.segment, run.config.metric
-    classes, partners = len(run.segment_labels) + 1, mirrored_classes(run.segment_labels)
+    classes, partners = run.classes, mirrored_classes(run.staged_labels)
 
     def build(cases: Sequence[BoxedCase]) -> SegmentBatches:
         return _kind_of(stage)(
@@ -442,10 +442,8 @@ def _structures(config: TrainConfig, labels: Mapping[str, int]) -> dict[str, Str
     """Return the structures of each network in the order of its classes, with their standard names."""
     named = {name: standard_name(name, config.tg263) for name in labels}
     organs = config.organs.structures
-    structures: dict[str, Structures] = {
-        "locate": named,
-        "segment": {name: named[name] for name in without(labels, organs)},
-    }
+    staged = {name: named[name] for name in without(labels, organs)}
+    structures: dict[str, Structures] = {"locate": staged, "segment": staged}
     if organs:
         structures["organs"] = {name: named[name] for name in organs}
     return structures

@@ -152,7 +152,7 @@ class LocateModule(StageModule):
 
     def score(self, case: PreparedCase) -> float | None:
         """Return the target's Dice on the whole coarse scan; None where it was not contoured."""
-        if self.target in case.unknown:
+        if self.target in case.staged_unknown:
             return None
         coarse = torch.from_numpy(case.coarse.array).to(self.device)
         labels = torch.from_numpy(case.coarse_labels.array).to(self.device)

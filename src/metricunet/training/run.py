@@ -82,24 +82,19 @@ class Run:
         return self.folder / "checkpoints"
 
     @property
-    def classes(self) -> int:
-        """Classes of stage 1, background included."""
-        return len(self.labels) + 1
-
-    @property
-    def target(self) -> int:
-        """Class of the target in stage 1."""
-        return class_of(self.labels, self.config.target)
-
-    @property
-    def segment_labels(self) -> dict[str, int]:
-        """Structures of stage 2 and their values: all but those of the organs' network."""
+    def staged_labels(self) -> dict[str, int]:
+        """Structures of the two stages and their values: all but those of the organs' network."""
         return without(self.labels, self.config.organs.structures)
 
     @property
-    def segment_target(self) -> int:
-        """Class of the target in stage 2."""
-        return class_of(self.segment_labels, self.config.target)
+    def classes(self) -> int:
+        """Classes of the two stages, background included."""
+        return len(self.staged_labels) + 1
+
+    @property
+    def target(self) -> int:
+        """Class of the target in the two stages."""
+        return class_of(self.staged_labels, self.config.target)
 
     @property
     def images_sha256(self) -> tuple[str, ...]:

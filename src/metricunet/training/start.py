@@ -66,10 +66,8 @@ class Parent:
         """Return the structures of a stage; none where the model has no such stage."""
         if self.spec(stage) is None:
             return {}
-        names: Iterable[str] = {
-            "segment": self.card.segment_labels,
-            "organs": self.card.organs_structures,
-        }.get(stage, self.card.labels)
+        organs = stage == "organs"
+        names: Iterable[str] = self.card.organs_structures if organs else self.card.staged_labels
         return {name: self.card.tg263[name] for name in names}
 
 
