@@ -48,6 +48,10 @@ class Marker(Network):
     def encode(self, images: Tensor) -> list[Tensor]:
         return [images]
 
+    @property
+    def encoder_parts(self) -> list[torch.nn.Module]:
+        return []
+
 
 @given(st.integers(1, 40), st.integers(0, 100))
 def test_windows_cover_a_length_and_share_half(window: int, more: int) -> None:

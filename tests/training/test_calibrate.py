@@ -39,6 +39,10 @@ class Reader(Network):
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
         return [images]
 
+    @property
+    def encoder_parts(self) -> list[torch.nn.Module]:
+        return []
+
 
 def case(seed: int, shift_mm: float, ignored: bool = False) -> PreparedCase:
     """A ball whose radius is logistic about 18 mm with scale 1.5 mm, as the image says, and lies at a known place.
