@@ -48,9 +48,11 @@ def send(client: Browser, case: str, mask: NDArray[np.uint8] | None = None, **fi
     return client.post(f"/api/cases/{case}/reviews", content=body(wanted, b"" if mask is None else mask.tobytes()))
 
 
-def shown(client: Browser, case: str, review: int = 0) -> NDArray[np.uint8]:
-    """The mask of the near field [slice, row, column] as the browser gets it."""
-    near = client.get(f"/api/cases/{case}").json()["near"]
+def shown(
+    client: Browser, case: str, review: int = 0, near: dict[str, list[int]] | None = None
+) -> NDArray[np.uint8]:
+    """The mask [slice, row, column] as the browser gets it, by default of the near field."""
+    near = near or client.get(f"/api/cases/{case}").json()["near"]
     field = {key: ",".join(map(str, near[key])) for key in ("start", "shape")}
     answer = client.get(f"/api/cases/{case}/mask", params={"review": review, **field})
     return np.frombuffer(answer.content, dtype=np.uint8).reshape(near["shape"]).copy()
@@ -133,6 +135,7 @@ def test_accepting_keeps_the_mask_to_the_voxel(predicted: Predicted, enter: Ente
 def test_a_correction_changes_its_voxels_and_no_other(predicted: Predicted, enter: Enter) -> None:
     client = enter(predicted.folder)
     name = predicted.dicom
+    near = client.get(f"/api/cases/{name}").json()["near"]
     mask = shown(client, name)
     mask[12, 20:24, 10:15] = 1
     mask[mask == 2] = 0
@@ -145,7 +148,7 @@ def test_a_correction_changes_its_voxels_and_no_other(predicted: Predicted, ente
     assert ((corrected == 1) | (automatic != 1)).all()
     record = json.loads((predicted.folder / f"{name}.reviewed.json").read_text())
     assert record["changed_voxels"] == {"prostate": 20, "bladder": np.count_nonzero(automatic == 7)}
-    assert np.array_equal(shown(client, name, 1), mask)
+    assert np.array_equal(shown(client, name, 1, near), mask)
     assert client.get(f"/api/cases/{name}").json()["shown"] == 1
 
 
@@ -205,16 +208,18 @@ def test_a_second_review_stands_beside_the_first(predicted: Predicted, enter: En
 
 def test_two_pages_on_one_case_lose_nothing(predicted: Predicted, enter: Enter) -> None:
     one, two = enter(predicted.folder), enter(predicted.folder)  # two servers, for that matter
+    near = one.get("/api/cases/flipped").json()["near"]
+    known = {"latest": 0, "based_on": 0, **near}
     masks = [shown(client, "flipped") for client in (one, two)]
     masks[0][8, 20, 20], masks[1][9, 20, 20] = 1, 1
-    assert send(one, "flipped", masks[0], latest=0, based_on=0).status_code == 200
-    answer = send(two, "flipped", masks[1], latest=0, based_on=0)
+    assert send(one, "flipped", masks[0], **known).status_code == 200
+    answer = send(two, "flipped", masks[1], **known)
     assert answer.status_code == 409
     assert answer.json()["latest"] == 1
     assert "by Ann Reader" in answer.json()["error"]
     assert len(reviews_of(predicted.folder, "flipped")) == 1
-    assert send(two, "flipped", masks[1], latest=0, based_on=0, beside=True).json()["number"] == 2
-    assert [np.array_equal(shown(one, "flipped", k + 1), masks[k]) for k in range(2)] == [True, True]
+    assert send(two, "flipped", masks[1], **known | {"beside": True}).json()["number"] == 2
+    assert [np.array_equal(shown(one, "flipped", k + 1, near), masks[k]) for k in range(2)] == [True, True]
 
 
 def test_reviews_at_the_same_moment_are_all_kept(predicted: Predicted, enter: Enter) -> None:

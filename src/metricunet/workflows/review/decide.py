@@ -187,13 +187,8 @@ def _changed(opened: OpenedCase, classes: Classes) -> dict[str, int]:
 
 def _stage_mask(path: Path, opened: OpenedCase, classes: Classes) -> None:
     source = opened.source
-    labels = opened.label_map(classes)
-    if source.series is not None:
-        write_nifti(path, labels.reordered_like(source.series.geometry))
-    elif is_nifti(source.path):
-        write_nifti(path, labels, like=source.path)
-    else:
-        write_nifti(path, labels.reordered_like(source.read().geometry))
+    like = source.path if source.series is None and is_nifti(source.path) else None
+    write_nifti(path, opened.label_map(classes).reordered_like(opened.stored), like=like)
 
 
 def _stage_structure_set(

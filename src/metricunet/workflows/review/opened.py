@@ -60,6 +60,7 @@ class OpenedCase:
         case: what was said of it.
         source: the scan's files.
         scan: HU, in the browser's order.
+        stored: the scan's grid in its own order of axes.
         labels: structure to its value in label maps; its number in the browser is its place here, from 1.
         predicted: numbers of structures, in the browser's order; all 0 where nothing was found.
         notes: what the reviewer ought to know of the files.
@@ -69,6 +70,7 @@ class OpenedCase:
     case: PredictedCase
     source: ScanInput
     scan: Volume
+    stored: Geometry
     labels: Mapping[str, int]
     predicted: Classes
     notes: tuple[str, ...]
@@ -172,7 +174,7 @@ def open_case(case: PredictedCase, source: ScanInput) -> OpenedCase:
         notes = (f"{files[0].name} was changed since it was predicted",)
     if len(labels) > MOST_STRUCTURES:
         raise InputError(f"case {case.name}: has {len(labels)} structures, at most {MOST_STRUCTURES} can be shown")
-    return OpenedCase(case, source, view, labels, predicted, notes, digest)
+    return OpenedCase(case, source, view, scan.geometry, labels, predicted, notes, digest)
 
 
 def _as_shown(volume: Volume) -> Volume:
@@ -237,7 +239,10 @@ def _named(case: PredictedCase, written: str) -> str | None:
 def _complete_labels(case: PredictedCase, values: NDArray[Any], grid: Geometry) -> dict[str, int]:
     """Return a name for each value of a label map; where the prediction states none, by the volumes it states."""
     labels = dict(case.labels)
-    counts = np.bincount(values.ravel())
+    largest = int(values.max())
+    counts = np.zeros(largest + 1, dtype=np.int64)
+    for plane in values:  # counted at once, the values of a large scan would be held as integers of 8 bytes
+        counts += np.bincount(plane.ravel(), minlength=largest + 1)
     for value in np.flatnonzero(counts[1:]) + 1:
         if int(value) in labels.values():
             continue
