@@ -178,7 +178,7 @@ def import_(
         list[Path],
         typer.Argument(
             help="Folders to import: DICOM of patients, data sets of TotalSegmentator, nnU-Net or AMOS22, "
-            "or pairs of images and label maps in NIfTI."
+            "or pairs of images and label maps in NIfTI. With --reviewed: folders of predictions."
         ),
     ],
     output: Annotated[
@@ -211,23 +211,48 @@ def import_(
         Literal["keep", "hash"],
         typer.Option(help="Keep the identifiers of the sources in import.json, or write only hashes of them."),
     ] = "hash",
+    reviewed: Annotated[
+        bool,
+        typer.Option(
+            "--reviewed",
+            help="Take from folders of predictions what was accepted or corrected in `metricunet review`.",
+        ),
+    ] = False,
+    scans: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --reviewed: find the scans in this folder. Without it they are found where they were "
+            "predicted.",
+            metavar="FOLDER",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make a cohort to train on from CT scans with contours: DICOM with structure sets, or other layouts."""
     from metricunet.cohort.importing import import_cohort
     from metricunet.cohort.importing import list_names as spellings
+    from metricunet.cohort.importing.layouts import Finder
 
+    found_by: str | Finder = layout
+    if reviewed:
+        from metricunet.workflows.review.learn import ReviewedCases
+
+        if layout != "auto":
+            raise InputError(f"--reviewed reads folders of predictions; leave --layout {layout} out")
+        found_by = ReviewedCases(scans)
+    elif scans is not None:
+        raise InputError("--scans says where the scans of predictions lie; give it together with --reviewed")
     if not list_names and output is None:
         raise InputError("import needs -o COHORT, or --list-names to see the names of structures first")
     notes: tuple[str, ...] = ()
     with progress_bars() as bar:
         if list_names or output is None:
-            listed = spellings(sources, layout=layout, bars=bar)
+            listed = spellings(sources, layout=found_by, bars=bar)
             typer.echo(_as_names_file(listed.text.rstrip()))
             left_out, refused, failed = listed.left_out, listed.refused, False
         else:
             done = import_cohort(
-                sources, output, names=names, layout=layout, uids=uids, overwrite=overwrite, bars=bar
+                sources, output, names=names, layout=found_by, uids=uids, overwrite=overwrite, bars=bar
             )
             for error in done.errors:
                 _trace(error)

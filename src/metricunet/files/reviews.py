@@ -38,6 +38,8 @@ class Review:
         seconds: how long the reviewer had the case on the screen.
         based_on: number of the review whose mask was looked at, or 0 for the prediction.
         labels: structure to its value in the mask.
+        changed_voxels: for each structure, the voxels that it has gained or lost against the prediction.
+        input_sha256: of the scan's files, as the prediction stated it; empty where it stated none.
         path: of the record.
         mask: of the label map; None for what was rejected.
         structure_set: of the DICOM structure set; None where there is none.
@@ -52,6 +54,8 @@ class Review:
     seconds: float
     based_on: int
     labels: Mapping[str, int]
+    changed_voxels: Mapping[str, int]
+    input_sha256: str
     path: Path
     mask: Path | None
     structure_set: Path | None
@@ -126,6 +130,8 @@ def _read(path: Path, case: str, number: int) -> Review | None:
             seconds=content["seconds"],
             based_on=content["based_on"],
             labels=content["labels"],
+            changed_voxels=content["changed_voxels"],
+            input_sha256=content["input_sha256"],
             path=path,
             mask=mask,
             structure_set=structure_set,

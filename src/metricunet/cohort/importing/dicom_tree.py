@@ -33,7 +33,7 @@ _IDENTITY = [
 
 
 #: What tells a patient from others: the kind of identifier, its issuer or the name, and the identifier.
-_Person = tuple[str, str, str]
+Person = tuple[str, str, str]
 
 
 class NoDicomError(InputError):
@@ -124,7 +124,7 @@ def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
     owned: dict[str, list[StructureSet]] = {series.series_uid: [] for series in search.series}
     for uid, one in _sets(search, root, privacy, found):
         owned[uid].append(one)
-    patients = _patients(search.series, people)
+    patients = patient_hashes(search.series, people)
     for series in search.series:
         own = owned[series.series_uid]
         if own:
@@ -144,7 +144,7 @@ def find_dicom(root: Path, privacy: Privacy, bars: Bars) -> Found:
     return found
 
 
-def _learned(search: SeriesSearch, privacy: Privacy) -> tuple[SeriesSearch, dict[str, _Person]]:
+def _learned(search: SeriesSearch, privacy: Privacy) -> tuple[SeriesSearch, dict[str, Person]]:
     """Take note of all patients before anything is said of one; return whose each series is.
 
     A series whose header shows no patient is refused: nobody could tell what must not be said.
@@ -155,12 +155,12 @@ def _learned(search: SeriesSearch, privacy: Privacy) -> tuple[SeriesSearch, dict
                 privacy.learn(_identity(path))
     usable: list[CtSeries] = []
     lost: list[RefusedSeries] = []
-    people: dict[str, _Person] = {}
+    people: dict[str, Person] = {}
     for series in search.series:
         uid, files = series.series_uid, series.files
         try:
             privacy.learn(series.header)
-            people[uid] = _person(series)
+            people[uid] = person_of(series)
         except Exception as error:  # whatever it is, it costs this series alone
             reason = f"{series.folder}: {told(error)}"
             lost.append(RefusedSeries(uid, "", series.folder, len(files), reason, True, files, error))
@@ -356,7 +356,7 @@ def _owner(origin: _Origin, header: Dataset, search: SeriesSearch, series_of: Ma
     return f"{drawn}{len(near)} CT series are {where}; import the one that it was drawn on by itself"
 
 
-def _person(series: CtSeries) -> _Person:
+def person_of(series: CtSeries) -> Person:
     """Return what tells a patient from others: PatientID; name and birth date, or study, where there is none."""
     header = series.header
     identifier = str(header.get("PatientID", "") or "").strip()
@@ -366,13 +366,13 @@ def _person(series: CtSeries) -> _Person:
     return ("name", name, born) if name else ("study", "", series.study_uid)
 
 
-def _patients(series: Sequence[CtSeries], people: Mapping[str, _Person]) -> dict[str, str]:
+def patient_hashes(series: Sequence[CtSeries], people: Mapping[str, Person]) -> dict[str, str]:
     """Return a hash of the patient for each series.
 
     A patient ID is a short number that a hash does not hide. So the patient's first study goes into the hash:
     nobody can guess its UID.
     """
-    first: dict[_Person, str] = {}
+    first: dict[Person, str] = {}
     for one in series:
         person = people[one.series_uid]
         first[person] = min(first.get(person, one.study_uid), one.study_uid)

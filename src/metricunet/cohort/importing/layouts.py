@@ -9,6 +9,7 @@ from metricunet.cohort.importing import dicom_tree, label_maps, totalsegmentator
 from metricunet.cohort.importing.privacy import Privacy
 from metricunet.cohort.importing.source import Found
 from metricunet.errors import InputError, argument
+from metricunet.files.reviews import reviews_in
 from metricunet.files.scan import is_scan
 from metricunet.progress import Bars
 
@@ -25,25 +26,29 @@ FINDERS: dict[str, Finder] = {
 }
 
 
-def find_cases(root: Path, layout: str, privacy: Privacy, bars: Bars) -> Found:
+def find_cases(root: Path, layout: str | Finder, privacy: Privacy, bars: Bars) -> Found:
     """Find the cases of a folder.
 
     Args:
         root: the folder, or a DICOM file.
-        layout: a name of `FINDERS`, or `auto`.
+        layout: a name of `FINDERS`, `auto`, or a function that finds the cases of a layout that is not among them.
         privacy: told of the personal data that are met.
         bars: opens a progress bar by its name.
 
     Raises:
         InputError: no such folder or layout, or nothing of that layout in the folder.
     """
-    if layout not in (AUTO, *FINDERS):
+    if isinstance(layout, str) and layout not in (AUTO, *FINDERS):
         raise InputError(f"{argument('layout')} must be one of {', '.join((AUTO, *FINDERS))}; got {layout!r}")
     if not root.exists():
         raise InputError(f"{root}: no such file or folder")
     privacy.learn_root(root)
+    if not isinstance(layout, str):
+        return layout(root, privacy, bars)
     if layout != AUTO:
         return FINDERS[layout](root, privacy, bars)
+    if root.is_dir() and reviews_in(root):
+        raise InputError(f"{root}: holds reviewed predictions; `metricunet import --reviewed` takes them")
     try:
         return FINDERS[detect(root)](root, privacy, bars)
     except dicom_tree.NoDicomError as error:

@@ -79,16 +79,18 @@ def spellings(found: Sequence[Found]) -> list[SpellingCount]:
     return [SpellingCount(s, cases[s], undrawn[s], loose[s], loose_undrawn[s]) for s in order]
 
 
-def default_names(layouts: Sequence[str]) -> NamesFile:
+def default_names(found: Sequence[Found]) -> NamesFile:
     """Return the names that are used without a names file.
 
     Raises:
         InputError: a layout whose spellings anybody chose.
     """
-    structures = DEFAULT_NAMES.get(tuple(dict.fromkeys(layouts)))
+    own = {name: (name,) for one in found for name in one.structures}
+    layouts = tuple(dict.fromkeys(one.layout for one in found))
+    structures = own or DEFAULT_NAMES.get(layouts)
     if structures is None:
         raise InputError(
-            f"layout {', '.join(dict.fromkeys(layouts))} has no fixed names of structures: list the spellings "
+            f"layout {', '.join(layouts)} has no fixed names of structures: list the spellings "
             f"with {argument('list_names')}, sort them in a file names.yaml, and give it by {argument('names')}"
         )
     return NamesFile("the layout's own names", structures, ignore=("*",))

@@ -81,7 +81,7 @@ def lines(left_out: Sequence[LeftOut], refused: bool, privacy: Privacy) -> tuple
     """Return the reasons for what was refused, or left out for another reason."""
     chosen = [entry for entry in left_out if entry.refused == refused]
     return tuple(
-        privacy.spoken(entry.reason if entry.what in entry.reason else f"{entry.reason} [{entry.what}]")
+        privacy.spoken(entry.said if entry.what in entry.said else f"{entry.said} [{entry.what}]")
         for entry in chosen
     )
 

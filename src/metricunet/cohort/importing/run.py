@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.contoured import CONTOURED_NAME, contoured_content
-from metricunet.cohort.importing.layouts import AUTO, find_cases
+from metricunet.cohort.importing.layouts import AUTO, Finder, find_cases
 from metricunet.cohort.importing.merge import merge
 from metricunet.cohort.importing.names_file import listed, read_names, skeleton
 from metricunet.cohort.importing.plan import ImportPlan, PlannedCase, default_names, plan_import, spellings
@@ -46,16 +46,17 @@ IMPORT_NAME = "import.json"
 IMPORT_VERSION = 1
 #: What describes the cohort beside its record.
 DESCRIPTIONS = (PATIENTS_NAME, CONTOURED_NAME, "dataset.json")
-#: Reasons named where nothing can be imported.
+#: Reasons named where nothing can be imported, or a case of an earlier import is missing.
 MOST_REASONS = 5
 
 
-def list_names(sources: Sequence[Path], *, layout: str = AUTO, bars: Bars = no_bars) -> Spellings:
+def list_names(sources: Sequence[Path], *, layout: str | Finder = AUTO, bars: Bars = no_bars) -> Spellings:
     """Count every spelling of every structure's name, as a names file to be completed.
 
     Args:
         sources: folders with scans and contours.
-        layout: layout of all these folders: dicom, totalsegmentator, nnunet, pairs, or auto.
+        layout: layout of all these folders: dicom, totalsegmentator, nnunet, pairs, or auto; or a function that
+            finds the cases of another.
         bars: opens a progress bar by its name.
 
     Raises:
@@ -74,7 +75,7 @@ def import_cohort(
     output: Path,
     *,
     names: Path | None = None,
-    layout: str = AUTO,
+    layout: str | Finder = AUTO,
     uids: Uids = "hash",
     overwrite: bool = False,
     bars: Bars = no_bars,
@@ -84,8 +85,10 @@ def import_cohort(
     Args:
         sources: folders of DICOM, TotalSegmentator's subjects, nnU-Net's or AMOS22's layout, or pairs of files.
         output: folder of the cohort: new, empty, or of an earlier import of the same sources.
-        names: names file; may be left out for layouts with names of their own, which then give the prostate alone.
-        layout: layout of all sources: dicom, totalsegmentator, nnunet, pairs, or auto.
+        names: names file; may be left out for layouts with names of their own: TotalSegmentator's and nnU-Net's
+            then give the prostate alone.
+        layout: layout of all sources: dicom, totalsegmentator, nnunet, pairs, or auto; or a function that finds
+            the cases of another, such as `metricunet.workflows.review.learn.ReviewedCases`.
         uids: whether import.json holds the identifiers of the source, or their hashes.
         overwrite: whether files of others that have the outputs' names may be replaced; sources never are.
         bars: opens a progress bar by its name.
@@ -109,16 +112,18 @@ def import_cohort(
         left_out = [entry for one in found for entry in one.left_out]
         if not any(one.cases for one in found):
             _refuse(sources, left_out)
-        layouts = [one.layout for one in found]
-        plan = plan_import(found, default_names(layouts) if given is None else given)
+        plan = plan_import(found, default_names(found) if given is None else given)
         left_out += plan.left_out
         if not plan.cases:
             _refuse(sources, left_out)
         stale = earlier.keys() - {case.source.name for case in plan.cases}
+        stale -= {name for one in found for name in one.withdrawn}
         if stale:
+            refused = _first([entry for entry in left_out if entry.refused])
             raise InputError(
                 f"{output}: holds {len(stale)} cases ({listed(sorted(stale))}) that the sources do not; name all "
                 "its sources and the same structures again, or choose another folder"
+                + (f". Refused were: {refused}" if refused else "")
             )
         inputs = [file for one in found for case in one.cases for file in case.files]
         inputs += [] if names is None else [names]
@@ -139,7 +144,7 @@ def import_cohort(
                 "sources": [privacy.written(str(source)) for source in sources],
                 "output": privacy.written(str(output)),
                 "names": None if names is None else privacy.written(str(names)),
-                "layout": layout,
+                "layout": layout if isinstance(layout, str) else found[0].layout,
                 "uids": privacy.uids,
                 "overwrite": overwrite,
             }
@@ -211,9 +216,14 @@ def _drop_twins(found: Sequence[Found]) -> None:
 
 
 def _refuse(sources: Sequence[Path], left_out: Sequence[LeftOut]) -> NoReturn:
-    reasons = "; ".join(entry.reason for entry in left_out[:MOST_REASONS]) or "no case there"
+    raise InputError(f"{', '.join(map(str, sources))}: nothing to import: {_first(left_out) or 'no case there'}")
+
+
+def _first(left_out: Sequence[LeftOut]) -> str:
+    """Return the first reasons, and how many more there are; empty where there is none."""
+    reasons = "; ".join(entry.said for entry in left_out[:MOST_REASONS])
     more = f"; and {len(left_out) - MOST_REASONS} more" if len(left_out) > MOST_REASONS else ""
-    raise InputError(f"{', '.join(map(str, sources))}: nothing to import: {reasons}{more}")
+    return f"{reasons}{more}"
 
 
 class _Importer:
@@ -244,8 +254,11 @@ class _Importer:
                 check_name_fits(self.own.folder / name)
         self.own.check([*DESCRIPTIONS, *(name for case in cases for name in self._names(case))])
         stated = (self.own.content() or {FILES: {}})[FILES]
+        # Who a patient is, is known by all that the sources hold now, not by what they held then.
         self.reports = {
-            case.source.name: self.before[case.source.name] for case in cases if self._is_done(case, stated)
+            case.source.name: {**self.before[case.source.name], "patient": case.source.patient}
+            for case in cases
+            if self._is_done(case, stated)
         }
         done = self.done_before = len(self.reports)
         todo = [case for case in cases if case.source.name not in self.reports]

@@ -106,6 +106,7 @@ class LeftOut:
         refused: it failed a check, rather than that nothing in it was asked for.
         files: how many it consists of.
         error: what stopped it, where nobody foresaw it.
+        words: more of the reason, which may be personal: for the terminal, and for no file of the cohort.
     """
 
     what: str
@@ -113,6 +114,12 @@ class LeftOut:
     refused: bool = True
     files: int = 1
     error: Exception | None = None
+    words: str = ""
+
+    @property
+    def said(self) -> str:
+        """The reason as the user at hand is told it."""
+        return f"{self.reason}: {self.words}" if self.words else self.reason
 
 
 @dataclass
@@ -126,6 +133,9 @@ class Found:
         loose: structures that are named in files without a scan; they are listed, never imported.
         trained_on: what the source says of itself, such as `synthetic`.
         notes: what a user of the cohort has to know.
+        structures: what is imported without a names file, in the order of the labels, where the source has fixed
+            names of its own.
+        withdrawn: names of cases that the source held once and takes back: those of an earlier import are removed.
     """
 
     layout: str
@@ -134,3 +144,5 @@ class Found:
     loose: list[Named] = field(default_factory=list)
     trained_on: str | None = None
     notes: list[str] = field(default_factory=list)
+    structures: tuple[str, ...] = ()
+    withdrawn: frozenset[str] = frozenset()

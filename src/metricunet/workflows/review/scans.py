@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from metricunet.errors import InputError, argument
 from metricunet.files.dicom.stack import Allow
-from metricunet.inference.inputs import ScanInput, scans_at
+from metricunet.inference.inputs import Refused, ScanInput, scans_at
 from metricunet.workflows.review.folder import PredictedCase
 
 #: A scan that needed no repair is read alike with and without; one that did was predicted so.
@@ -19,15 +21,19 @@ class Scans:
 
     Args:
         given: a folder of scans, or one scan; None to go by what the predictions say.
+        settled: whether folders stay as they are meanwhile, so that each is searched once.
 
     Raises:
         InputError: nothing that could be a scan is there.
     """
 
-    def __init__(self, given: Path | None = None) -> None:
+    def __init__(self, given: Path | None = None, *, settled: bool = False) -> None:
         self.given = given
         self._lock = threading.Lock()
         self._found: dict[str, ScanInput] | None = None
+        self._scans_at: Callable[[Path, Allow], tuple[list[ScanInput], list[Refused]]] = (
+            cache(scans_at) if settled else scans_at
+        )
         if given is not None and not given.exists():
             raise InputError(f"{given}: no such file or folder; expected the scans of the predictions")
 
@@ -37,7 +43,7 @@ class Scans:
         Raises:
             InputError: it is not there, or it is not the scan that was predicted.
         """
-        source = self._located(case) if self.given is None else self._among_given(case, self.given)
+        source = self.find(case)
         if case.input_sha256 and source.sha256() != case.input_sha256:
             raise InputError(
                 f"{source.path}: is not the scan that case {case.name} was predicted from (its SHA-256 differs); "
@@ -45,10 +51,18 @@ class Scans:
             )
         return source
 
+    def find(self, case: PredictedCase) -> ScanInput:
+        """Return the scan of a case as it is now, whether or not it is the one that was predicted.
+
+        Raises:
+            InputError: it is not there.
+        """
+        return self._located(case) if self.given is None else self._among_given(case, self.given)
+
     def _among_given(self, case: PredictedCase, given: Path) -> ScanInput:
         with self._lock:
             if self._found is None:
-                entries, _ = scans_at(given, AS_PREDICTED)
+                entries, _ = self._scans_at(given, AS_PREDICTED)
                 self._found = {entry.case: entry for entry in entries}
         if case.name not in self._found:
             raise InputError(
@@ -59,7 +73,7 @@ class Scans:
     def _located(self, case: PredictedCase) -> ScanInput:
         if not case.scan.get("path"):
             raise InputError(
-                f"case {case.name}: the prediction does not say where its scan lies; start the review again, and "
+                f"case {case.name}: the prediction does not say where its scan lies; run the command again, and "
                 f"name the folder of the scans with {argument('scans')}"
             )
         places = [Path(case.scan["path"])]
@@ -68,10 +82,10 @@ class Scans:
         there = next((place for place in places if place.exists()), None)
         if there is None:
             raise InputError(
-                f"{places[0]}: the scan of case {case.name} is not there any more; start the review again, and "
+                f"{places[0]}: the scan of case {case.name} is not there any more; run the command again, and "
                 f"name the folder of the scans with {argument('scans')}"
             )
-        entries, refused = scans_at(there, AS_PREDICTED)
+        entries, refused = self._scans_at(there, AS_PREDICTED)
         named = [entry for entry in entries if entry.case == case.name] or entries
         if len(named) != 1:
             why = next((f": {entry.reason}" for entry in refused if entry.is_scan), "")
