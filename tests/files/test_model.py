@@ -86,7 +86,6 @@ def test_a_calibration_is_kept(tmp_path: Path) -> None:
 LABELS = {"rectum": 3, "prostate": 1, "bladder": 2}
 WITH_ORGANS = replace(
     CARD,
-    locate=replace(CARD.locate, network={**CARD.locate.network, "classes": 4}),
     labels=LABELS,
     tg263={name: name.title() for name in LABELS},
     organs=SegmentSpec(

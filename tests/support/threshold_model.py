@@ -29,8 +29,6 @@ STEEPNESS = 0.1
 FAT_HU, GLAND_HU, AIR_HU = -90.0, 60.0, -1000.0
 #: Half-way between fat and gland, and far above it.
 GLAND_BAND = (-15.0, 135.0)
-#: A band that no voxel lies in.
-NOWHERE = (5000.0, 6000.0)
 
 Shape = Callable[[NDArray[np.float64]], NDArray[np.bool_]]
 
@@ -85,7 +83,7 @@ def write_bands_model(
 ) -> Path:
     """Write a model file whose stages answer with bands of HU, one for each label of the stage in order.
 
-    Those of `organs` are the organs' network's; stage 1 sees none of them. The others are stage 2's, with `bands`.
+    Those of `organs` are the organs' network's. The others are the two stages', with `bands`.
     """
     labels, organs = dict(labels or {"prostate": 1}), dict(organs or {})
 
@@ -95,11 +93,8 @@ def write_bands_model(
         sizes = {"spatial_dims": dims, "in_channels": 1, "classes": len(found) + 1}
         return {"architecture": "bands", "bands": text, **sizes}
 
-    if locate_bands is None:
-        own = iter(bands)
-        locate_bands = [NOWHERE if name in organs else next(own) for name in labels]
     card = ModelCard(
-        locate=LocateSpec(network(locate_bands, 3), (4.0, 4.0, 4.0), WINDOW),
+        locate=LocateSpec(network(locate_bands or bands, 3), (4.0, 4.0, 4.0), WINDOW),
         segment=SegmentSpec(network(bands, 2), spacing_mm, crop_voxels, WINDOW, 1),
         labels=labels,
         tg263=dict(tg263 or {name: name.title().replace("_", "") for name in labels}),

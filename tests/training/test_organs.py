@@ -181,7 +181,7 @@ def test_what_a_training_with_organs_leaves(model: Path) -> None:
     assert card.staged_labels == {"prostate": 1}
     assert card.organs_structures == ("side_right", "side_left", "bowl")
     assert card.organs == segment_spec(config().organs, 4)
-    assert (card.locate.network["classes"], card.segment.network["classes"]) == (5, 2)
+    assert (card.locate.network["classes"], card.segment.network["classes"]) == (2, 2)
     assert card.format_version == ORGANS_FORMAT_VERSION
     assert {name.split(".")[0] for name in weights} == {"locate", "segment", "organs"}
     assert 0 < card.validation["organs_dice"] < 1

@@ -486,6 +486,17 @@ class TestNothingIsLost:
         with pytest.raises(InputError, match=r"ROI 'Bladder' has no contours; draw it.*\(1 more structures"):
             convert(nothing, tmp_path / "out", scan=tmp_path / "ct", to="masks")
 
+    def test_one_that_nobody_drew_gives_way_to_one_of_its_meaning(self, tmp_path: Path) -> None:
+        patient = Patient()
+        ct = write_ct(tmp_path / "ct", patient)
+        path = write_set(tmp_path / "rs.dcm", patient, ct, {"prostate": None, "Prostate": (4.5, 12.5, [1, 2])})
+        (tmp_path / "names.yaml").write_text("Gland: [Prostate, prostate]\n")
+        done = convert(path, tmp_path / "out", scan=tmp_path / "ct", to="masks", names=tmp_path / "names.yaml")
+        assert [(o.name, o.spelling, o.status) for o in done.structures] == [
+            ("prostate", "prostate", "not contoured"),
+            ("Gland", "Prostate", "converted"),
+        ]
+
     def test_one_bad_mask_costs_no_other(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:
         folder = tmp_path / "in"
         shifted = Geometry.from_parts(SHAPE, SPACING_MM, series.geometry.origin_mm + np.array([0, 0, 0.3]))
@@ -711,6 +722,11 @@ class TestFiles:
             with pytest.raises(InputError, match="is an input and would be overwritten"):
                 convert(path, path.parent, scan=ct, to=target, overwrite=True)
         assert path.read_bytes() == before
+        (tmp_path / "taken").mkdir()
+        (tmp_path / "taken" / "a").write_text("mine")
+        with pytest.raises(InputError, match="is a file where the folder of masks is to be written"):
+            convert(path, tmp_path / "taken", scan=ct, to="masks,seg")
+        assert listing(tmp_path / "taken") == ["a"]
         (tmp_path / "file").write_text("mine")
         with pytest.raises(InputError, match="is a file; expected a folder"):
             convert(path, tmp_path / "file", scan=ct, to="seg")

@@ -152,11 +152,16 @@ class LabelMap(Delineations):
         )
 
     def _check_named(
-        self, path: Path, there: Sequence[int], names: dict[str, int], info: DatasetInfo | None, place: Path | None
+        self,
+        path: Path,
+        there: Sequence[int],
+        names: dict[str, int],
+        info: DatasetInfo | None,
+        described: Path | None,
     ) -> None:
         strange = [value for value in there if value not in names.values() and value != self.ignored]
         if strange:
-            said = "its own header" if info is None or place is None else str(place / "dataset.json")
+            said = "its own header" if info is None or described is None else str(described / "dataset.json")
             raise InputError(
                 f"{path}: the value {listed(map(str, strange))} has no name in {said}, which names "
                 f"{', '.join(map(str, sorted(names.values())))}; name it there, or move the label map elsewhere"
@@ -193,11 +198,11 @@ class MaskFolder(Delineations):
                 f"{there}: holds no mask; expected STRUCTURE.nii.gz for each structure, or give one file"
             )
         above = [own.parent] if own.name.startswith("labels") else []  # nnU-Net's labelsTr
-        for place in dict.fromkeys((there, folder, *above)):
-            if (place / "dataset.json").is_file():
+        for described in dict.fromkeys((there, folder, *above)):
+            if (described / "dataset.json").is_file():
                 raise InputError(
-                    f"{place}: holds label maps of nnU-Net (dataset.json), one for each scan; give the label map "
-                    f"of this scan, such as {masks[0]}"
+                    f"{described}: holds label maps of nnU-Net (dataset.json), one for each scan; give the label "
+                    f"map of this scan, such as {masks[0]}"
                 )
         self.files = tuple(file for mask in masks for file in _files_of(mask))
         self.structures = tuple(Held(case_name(path), str(path), True, path) for path in masks)
@@ -361,8 +366,8 @@ def _series_of(path: Path, scan: ScanGrid, what: str) -> CtSeries:
 
 def _described(path: Path) -> Path | None:
     """Return the folder of the dataset.json that names a label map's values: its own, or the one above."""
-    places = (path.parent, path.absolute().parent.parent)
-    return next((place for place in places if (place / "dataset.json").is_file()), None)
+    folders = (path.parent, path.absolute().parent.parent)
+    return next((folder for folder in folders if (folder / "dataset.json").is_file()), None)
 
 
 def _dicom_case(path: Path) -> str:

@@ -109,7 +109,7 @@ class ModelCard:
     Attributes:
         locate: stage 1.
         segment: stage 2.
-        labels: structure name to its value in label files; stage 1's class k is the k-th entry, from 1.
+        labels: structure name to its value in label files, of all networks.
         tg263: structure name to its standard name in structure sets (AAPM TG-263).
         target: the structure that steers localisation and crop.
         ranges: smallest and largest value seen in training, by quantity (`volume_ml`, `slice_spacing_mm`, ...;
@@ -126,7 +126,7 @@ class ModelCard:
             is older.
         organs: the organs' network, which sees a larger crop around the same centre; None where there is none.
         organs_structures: the structures that it segments, its class k the k-th of them, from 1. All others are
-            stage 2's, in the order of the labels.
+            the two stages', in the order of the labels.
         lineage: models that this one descends from, the oldest first; empty where its training began with random
             weights, or the file is older.
         cases: SHA-256 of the image files of each training case, in the order of the hashes; empty where there are

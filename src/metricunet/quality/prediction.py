@@ -29,7 +29,7 @@ class EnsembleCard:
     """What the cards of the models that a prediction averages say together. A single model is an ensemble of one.
 
     Attributes:
-        labels: structure name to its value in label files; stage 1's class k is the k-th entry, from 1.
+        labels: structure name to its value in label files, of all networks.
         tg263: structure name to its standard name in structure sets (AAPM TG-263).
         target: the structure that steers localisation and crop.
         ranges: smallest and largest value that any of the models has seen in training, by quantity.

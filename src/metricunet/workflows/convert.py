@@ -47,7 +47,7 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 SUFFIXES: dict[Target, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", "seg": ".seg.dcm"}
 #: What refers to the images of a DICOM series.
 OF_DICOM: tuple[Target, ...] = ("rtstruct", "seg")
-#: How it is written in a case's name, in place of what no file system or not every one takes.
+#: Characters that no file system, or not every one, takes in a name.
 UNFIT = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 #: Planning systems show so many characters of a name (Eclipse takes no more).
 SHOWN_CHARACTERS = 16
@@ -256,31 +256,38 @@ def convert(
     items = _named(source, found, given)
     if "masks" in targets:
         _name_files(items)
-    job = _Job(source.resolve(), grid, found, items, targets, given, style, _case_name(case, found.case))
+    conversion = _Conversion(
+        source.resolve(), grid, found, items, targets, given, style, _case_name(case, found.case)
+    )
     inputs = [*grid.files, *found.files, *([names] if names is not None else [])]
     own = OwnFiles(output, CONVERT_RECORD, COMMAND, overwrite=overwrite, inputs=inputs)
-    for name in job.known_files():
+    for name in conversion.known_files():
         check_name_fits(output / name)
-    own.check(job.known_files())
+    if "masks" in targets and (output / conversion.case).exists() and not (output / conversion.case).is_dir():
+        raise InputError(
+            f"{output / conversion.case}: is a file where the folder of masks is to be written; choose another "
+            "folder"
+        )
+    own.check(conversion.known_files())
     with claimed(own.claim, "a conversion"):
         try:
             own.tidy()  # what a killed process placed and did not state is no names of values to go by
-            job.check_source(own)
-            read = found.read([item.held for item in job.asked])
-            for done, (item, drawn) in enumerate(zip(job.asked, read, strict=True), start=1):
+            conversion.check_source(own)
+            read = found.read([item.held for item in conversion.asked])
+            for done, (item, drawn) in enumerate(zip(conversion.asked, read, strict=True), start=1):
                 item.drawn = drawn
                 if progress is not None:
-                    progress(done, len(job.asked))
-            job.find_lacking()
-            files = job.write(own, record, inputs)
+                    progress(done, len(conversion.asked))
+            conversion.find_lacking()
+            files = conversion.write(own, record)
         finally:
             own.discard()
     outcomes = tuple(item.outcome() for item in items)
-    return Converted(job.case, outcomes, files, (*found.notes, *job.notes))
+    return Converted(conversion.case, outcomes, files, (*found.notes, *conversion.notes))
 
 
 @dataclass(eq=False)
-class _Job:
+class _Conversion:
     """One conversion: what it reads, what it writes."""
 
     source: Path
@@ -387,7 +394,7 @@ class _Job:
                     f"both, or ignore one with {argument('names')}"
                 )
 
-    def write(self, own: OwnFiles, record: RunRecord, inputs: Sequence[Path]) -> tuple[Path, ...]:
+    def write(self, own: OwnFiles, record: RunRecord) -> tuple[Path, ...]:
         """Stage every output, and place them together.
 
         Raises:
@@ -621,7 +628,7 @@ def _refuse_doubles(source: Path, items: Iterable[_Item]) -> None:
             )
         empty = before if not before.held.drawn else item
         first[item.name] = item if empty is before else before
-        empty.name = None
+        empty.name, empty.drawn = None, Drawn("not contoured")
 
 
 def _set_apart(items: Iterable[_Item]) -> None:

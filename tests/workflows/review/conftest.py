@@ -33,9 +33,9 @@ HOST = f"127.0.0.1:{PORT}"
 
 
 def gland(centre: tuple[float, float, float]) -> Volume:
-    """A small scan with a gland and a smaller bladder above it; no HU below air."""
+    """A scan with a gland and a smaller bladder above it, wider than what is shown at first; no HU below air."""
     shapes = ((ball(centre, (16, 12, 14)), GLAND_HU), (ball((0, -6, 27), 8), 300.0))
-    scan = drawn_scan(*shapes, shape=(30, 44, 48), spacing_mm=(3.0, 2.0, 2.0))
+    scan = drawn_scan(*shapes, shape=(60, 80, 90), spacing_mm=(3.0, 2.0, 2.0))
     return scan.with_array(np.maximum(scan.array, -1000))
 
 

@@ -29,8 +29,11 @@ PATIENCE_MS = 600_000
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
+    sync_api.expect.set_options(timeout=PATIENCE_MS)
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[ALONE, *SOFTWARE])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[ALONE, *SOFTWARE], timeout=PATIENCE_MS
+        )
         yield browser
         browser.close()
 
@@ -65,9 +68,9 @@ def wait(page: Any, case: str = "") -> None:
     """Wait until a case is shown."""
     expect = sync_api.expect
     if case:
-        expect(page.locator("#case-name")).to_have_text(case, timeout=PATIENCE_MS)
-    expect(page.locator("#accept")).to_be_enabled(timeout=PATIENCE_MS)
-    expect(page.locator("#covering")).to_have_text("", timeout=PATIENCE_MS)
+        expect(page.locator("#case-name")).to_have_text(case)
+    expect(page.locator("#accept")).to_be_enabled()
+    expect(page.locator("#covering")).to_have_text("")
 
 
 @pytest.fixture
@@ -76,7 +79,8 @@ def desk(chromium: Any, predicted: Predicted) -> Iterator[Desk]:
         opened = Desk(chromium, address)
         yield opened
         opened.context.close()
-        assert opened.faults == []
+        # That somebody was faster is an answer that the browser logs.
+        assert [fault for fault in opened.faults if "409" not in fault] == []
         assert all(url.startswith((opened.address, "data:", "blob:")) for url in opened.asked)
 
 
@@ -260,17 +264,29 @@ def test_two_tabs_do_not_lose_each_others_work(desk: Desk, predicted: Predicted)
 
 def test_the_whole_scan_keeps_the_strokes_and_their_undoing(desk: Desk, predicted: Predicted) -> None:
     page = desk.show(predicted.dicom)
+    voxels = "review.mask.data.reduce((count, v) => count + (v === 1), 0)"
+    before = page.evaluate(voxels)
     page.keyboard.press("b")
     x, y = on_page(page, page.evaluate("review.viewer.position"))
     page.mouse.move(x + 60, y)
     page.mouse.down()
     page.mouse.up()
-    count = page.evaluate("review.mask.data.filter((v) => v === 1).length")
-    page.evaluate("review.info.near = { start: [2, 3, 4], shape: [20, 30, 30] }")  # the scan is small itself
+    painted = page.evaluate(voxels)
+    assert painted > before
+    place = page.locator("#place").inner_text()
     page.locator("#whole").click()
-    sync_api.expect(page.locator("#whole")).to_have_attribute("aria-pressed", "false")
-    sync_api.expect(page.locator("#message")).to_contain_text("Save your corrections")
-    assert page.evaluate("review.mask.data.filter((v) => v === 1).length") == count
+    wait(page)
+    sync_api.expect(page.locator("#whole")).to_have_attribute("aria-pressed", "true")
+    assert page.evaluate("review.mask.dims") == [90, 80, 60]
+    assert page.locator("#place").inner_text() == place
+    assert page.evaluate(voxels) == painted
+    page.locator("#undo").click()
+    assert page.evaluate(voxels) == before
+    page.locator("#redo").click()
+    page.locator("#accept").click()
+    sync_api.expect(page.locator("#message")).to_contain_text("Saved as")
+    reviewed = np.asarray(nib.load(predicted.folder / f"{predicted.dicom}.reviewed.nii.gz").dataobj)
+    assert (reviewed == 1).sum() == painted
 
 
 def test_names_are_shown_as_text(desk: Desk) -> None:

@@ -61,7 +61,7 @@ def check_structures(path: Path, series: CtSeries, structures: Sequence[Structur
             raise InputError(f"{at}: its mask is not on the grid of series {series.series_uid}; resample it first")
         if not structure.mask.array.any():
             raise InputError(f"{at}: its mask is empty; leave the structure out")
-        if not series.on_slices(structure.inside(series.geometry)).any():
+        if series.resampling is not None and not series.on_slices(structure.inside(series.geometry)).any():
             raise InputError(f"{at}: its mask lies between two slices, where others are missing; leave it out")
         check_probability(structure, series, at)
 

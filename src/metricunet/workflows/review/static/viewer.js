@@ -89,6 +89,7 @@ export class Viewer {
     if (!isWanted()) return false;
     this.colours = drawingColours(colours);
     for (const volume of [...nv.volumes]) nv.removeVolume(volume);
+    if (nv.drawBitmap) nv.closeDrawing(); // it is that of another field
     nv.addVolume(image);
     nv.setDrawColormap(this.colours);
     this.setMask(mask);
