@@ -55,6 +55,10 @@ class Bands(Network):
     def encode(self, images: Tensor) -> list[Tensor]:
         return [images]
 
+    @property
+    def encoder_parts(self) -> Sequence[torch.nn.Module]:
+        return ()
+
 
 @contextmanager
 def bands_known(architecture: type[Network] = Bands) -> Iterator[None]:
