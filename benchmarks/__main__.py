@@ -18,7 +18,7 @@ Model = Annotated[Path | None, typer.Option("-m", "--model", help="Model file. D
 Preset = Annotated[str, typer.Option(help="Of networks and training: default or small.")]
 Slices = Annotated[int, typer.Option(min=2, help="Slices of the phantom.")]
 Repeats = Annotated[int | None, typer.Option(min=1, help="Of each measurement. Default: enough for the part.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, gpu, gpu:N or mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -417,3 +418,47 @@ def test_debug_shows_where_it_came_from(metricunet: Command, tmp_path: Path) -> 
 
     with pytest.raises(InputError):
         metricunet("--debug", "info", tmp_path / "none")
+
+
+def test_the_status_fails_on_what_it_is_told_to(
+    metricunet: Command, tiny_cohort: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    words = ["predict", tiny_cohort / "imagesTs" / "case_06_0000.nii.gz", "-m", tiny_model, "-o", tmp_path / "out"]
+    for more, status in (
+        ([], 0),
+        (["--fail-on", "fail"], 0),
+        (["--fail-on", "review"], 1),
+        (["--strict"], 1),
+        (["--strict", "--fail-on", "review"], 1),
+    ):
+        ended = metricunet(*words, *more)
+        assert (ended.status, ended.err) == (status, "")
+        assert "case_06: review" in ended.out
+    ended = metricunet(*words, "--strict", "--fail-on", "fail")
+    assert ended.status == 2
+    assert "--strict means --fail-on review, and --fail-on fail is given" in ended.err
+
+
+def test_a_shell_can_complete_commands_and_options() -> None:
+    def offered(words: str, at: int) -> list[str]:
+        env = {"_METRICUNET_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        code = "import sys; sys.argv = ['metricunet']; from metricunet.cli import main; main()"
+        ended = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | env
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout.split()
+
+    assert offered("metricunet pre", 1) == ["predict"]
+    assert offered("metricunet predict --fail-on ", 3) == ["fail", "review"]
+    assert {"--structures", "--strict"} <= set(offered("metricunet predict --str", 2))
+
+
+def test_the_weights_to_begin_with_have_another_word(
+    metricunet: Command, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    for word in ("--init", "--pretrained"):
+        ended = metricunet("train", tiny_cohort, "-o", tmp_path / "run", word, tmp_path / "none.safetensors")
+        assert ended.status == 2
+        assert "none.safetensors" in ended.err
+    assert not (tmp_path / "run").exists()

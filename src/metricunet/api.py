@@ -62,6 +62,8 @@ from metricunet.files.voxels import label_volume
 from metricunet.inference.case_files import (
     CaseOutcome,
     begun_record,
+    checked_formats,
+    chosen_structures,
     provenance_of,
     run_facts,
     withheld_formats,
@@ -343,7 +345,8 @@ def load_model(models: Paths | None = None, *, device: str = "auto", reruns: int
         models: This is a model file, str or Path, or several whose probabilities are averaged. By default these
             are the files that the environment variable METRICUNET_MODEL names, separated as in PATH, else the
             model that is shipped with the package, which gives a `UserWarning`.
-        device: It computes: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`.
+        device: It computes: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`, likewise `gpu` or
+            `gpu:N`, or `mps` (the GPU of an Apple machine).
         reruns: A scan may be segmented again as often as this, elsewhere or farther, where the target reaches the
             edge of what was looked at.
 
@@ -468,6 +471,7 @@ class Result:
         folder: str | os.PathLike[str],
         formats: str | Sequence[str] = ("nifti",),
         *,
+        structures: str | Sequence[str] | None = None,
         contours: Outline = "surface",
         holes: Holes = "keep",
         smooth: bool = False,
@@ -485,6 +489,8 @@ class Result:
         Args:
             folder: The files are written into it; it is made where it is missing.
             formats: They are one or several of `nifti`, `rtstruct` and `seg`; the latter two need a DICOM series.
+            structures: These structures of the model alone are written; by default all are. The verdict is that of
+                all, but it is `fail` where none of these was found.
             contours: Those of a structure set run where the probability is one half (`surface`) or along voxels'
                 edges (`voxel`).
             holes: Those in a structure set are kept as outlines of their own (`keep`), filled (`close`), or joined
@@ -497,16 +503,16 @@ class Result:
                 patients. Otherwise they are withheld then, with a `UserWarning`.
 
         Raises:
-            InputError: The scan cannot be written in a format, or an output has the name of an input or of
-                somebody else's file. Nothing is written then.
+            InputError: The scan cannot be written in a format, the model has no such structure, or an output has
+                the name of an input or of somebody else's file. Nothing is written then.
         """
-        wanted = [formats] if isinstance(formats, str) else list(formats)
+        wanted, chosen = _several(formats), None if structures is None else _several(structures)
         options = ContourOptions(contours, holes, smooth, None if add_to is None else Path(add_to))
         if options.add_to is not None and not options.add_to.is_file():
             raise InputError(f"{options.add_to}: no such file; expected the structure set to add to")
         if not wanted:
             raise InputError("formats names none; expected one or several of nifti, rtstruct and seg")
-        return _saved(self, Path(folder), wanted, options, overwrite, draw_anyway)
+        return _saved(self, Path(folder), wanted, chosen, options, overwrite, draw_anyway)
 
     def _named(self, structure: str | None) -> str:
         name = self.model.target if structure is None else structure
@@ -524,6 +530,10 @@ class Result:
         return f"Result({self._in_words(self.model.target)}{why})"
 
 
+def _several(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
 def _colour(number: int) -> str:
     return "#" + "".join(f"{part:02x}" for part in COLOURS[number % len(COLOURS)])
 
@@ -532,33 +542,39 @@ def _saved(
     result: Result,
     folder: Path,
     formats: Sequence[str],
+    structures: Sequence[str] | None,
     options: ContourOptions,
     overwrite: bool,
     draw_anyway: bool,
 ) -> tuple[Path, ...]:
     """Write the files of a result, and the record of a run beside them."""
     scan, model = result.scan, result.model
-    drawn = {"structure_set": options.key()} if "rtstruct" in formats else {}
+    prediction, quality = result.prediction, result.quality
+    if chosen := chosen_structures(structures, model.card.labels, model.card.tg263):
+        prediction, quality = prediction.only(chosen), quality.only(chosen)
+    known = checked_formats(formats)
+    drawn = {"structure_set": options.key()} if "rtstruct" in known else {}
     provenance = {**model.provenance, **drawn}
     scans = [] if scan.source is None else [scan.source.path]
-    record = begun_record(scans, model.paths, folder, formats, options, model.predictor.reruns, draw_anyway)
+    reruns = model.predictor.reruns
+    record = begun_record(scans, model.paths, folder, formats, options, reruns, draw_anyway, structures)
     own = OwnFiles(folder, RECORD_NAME, "predict", inputs=[*scan.files, *model.paths], overwrite=overwrite)
     if folder.is_dir():
         own.check([])
     written = write_case(
         folder,
-        result.prediction,
-        result.quality,
+        prediction,
+        quality,
         scan.source,
-        formats=formats,
+        formats=known,
         options=options,
         provenance={"input_sha256": scan.source_sha256, **provenance},
         inputs=[*scan.files, *model.paths],
         overwrite=overwrite,
         draw_anyway=draw_anyway,
     )
-    withheld = () if draw_anyway else withheld_formats(result.prediction, result.quality, formats)
-    outcome = CaseOutcome.of(result.quality, result.seconds, withheld)
+    withheld = () if draw_anyway else withheld_formats(prediction, quality, known)
+    outcome = CaseOutcome.of(quality, result.seconds, withheld)
     record.facts |= run_facts(provenance, model.predictor.device, [outcome])
     own.commit(record.content())
     if withheld:
@@ -592,6 +608,7 @@ def predict(
     allow_gaps: bool = False,
     allow_tilt: bool = False,
     formats: str | Sequence[str] = ("nifti",),
+    structures: str | Sequence[str] | None = None,
     contours: Outline = "surface",
     holes: Holes = "keep",
     smooth: bool = False,
@@ -614,6 +631,7 @@ def predict(
     allow_gaps: bool = False,
     allow_tilt: bool = False,
     formats: str | Sequence[str] = ("nifti",),
+    structures: str | Sequence[str] | None = None,
     contours: Outline = "surface",
     holes: Holes = "keep",
     smooth: bool = False,
@@ -655,8 +673,8 @@ def predict(
         allow_gaps: A series with missing or uneven slices is resampled; see `load_scan`.
         allow_tilt: A series of a tilted gantry is resampled; see `load_scan`.
         add_to: With `output`, the new structures are added to this structure set; see `Result.save`.
-        writing: With `output`, `formats`, `contours`, `holes`, `smooth`, `overwrite` and `draw_anyway` are as in
-            `Result.save`, and `progress` is called with (done, all).
+        writing: With `output`, `formats`, `structures`, `contours`, `holes`, `smooth`, `overwrite` and
+            `draw_anyway` are as in `Result.save`, and `progress` is called with (done, all).
 
     Returns:
         The result; with `output` what became of each scan.
@@ -681,8 +699,9 @@ def predict(
         return models.predict(scan)
     if isinstance(models, Model):
         raise InputError("with output=, models must be paths; for a loaded model, call its predict and save")
-    if isinstance(writing.get("formats"), str):
-        writing["formats"] = [writing["formats"]]
+    writing |= {
+        name: _several(writing[name]) for name in ("formats", "structures") if writing.get(name) is not None
+    }
     return predict_files(
         _listed(scans),
         _chosen(models),

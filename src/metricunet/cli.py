@@ -18,7 +18,6 @@ app = typer.Typer(
     name="metricunet",
     help="Segment the prostate in CT scans with MetricUNet, a network trained with voxel-wise metric learning.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -38,7 +37,8 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="Write all results 
 Device = Annotated[
     str,
     typer.Option(
-        help="Compute on cpu, cuda (an NVIDIA GPU), cuda:N (GPU number N), or auto (a GPU if there is one)."
+        help="Compute on cpu, cuda or gpu (an NVIDIA GPU), cuda:N or gpu:N (GPU number N), mps (the GPU of an "
+        "Apple machine), or auto (an NVIDIA GPU if there is one, else the CPU)."
     ),
 ]
 AllowGaps = Annotated[
@@ -325,6 +325,8 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
+            "--init",
+            "--pretrained",
             help="Begin with the weights of this model file in place of random ones, or with those of the model "
             "that comes with the program (base). Structures that it lacks begin anew.",
             metavar="MODEL",
@@ -387,10 +389,21 @@ def predict(
         str,
         typer.Option(
             "--format",
+            "--output_type",
             help="Write nifti (masks), rtstruct (DICOM structure sets), seg (DICOM segmentations), or several of "
-            "these, separated by commas.",
+            "these, separated by commas. The words dicom_rtstruct and dicom_seg mean the same.",
         ),
     ] = "nifti",
+    structures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--structures",
+            "--roi_subset",
+            help="Write only these structures of the model, separated by commas, such as prostate,bladder. The "
+            "verdict is still that of all.",
+            metavar="NAMES",
+        ),
+    ] = None,
     series: Annotated[
         str | None, typer.Option(help="Segment only the DICOM series with this SeriesInstanceUID.")
     ] = None,
@@ -431,10 +444,15 @@ def predict(
     allow_gaps: AllowGaps = False,
     allow_tilt: AllowTilt = False,
     device: Device = "auto",
-    strict: Annotated[
-        bool,
-        typer.Option("--strict", help="End with status 1 also if a case needs review, not only if one fails."),
-    ] = False,
+    fail_on: Annotated[
+        Literal["fail", "review"] | None,
+        typer.Option(
+            "--fail-on",
+            help="End with status 1 if a case has the verdict fail, or also if one needs review (review).",
+            show_default="fail",
+        ),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="The same as --fail-on review.")] = False,
     draw_anyway: Annotated[
         bool,
         typer.Option(
@@ -448,19 +466,22 @@ def predict(
     """Segment the prostate in scans; write masks or structure sets, and say which cases need review."""
     from metricunet.inference.models import chosen_models, warnings_of
 
+    if strict and fail_on == "fail":
+        raise InputError("--strict means --fail-on review, and --fail-on fail is given; leave one of them out")
     models = chosen_models(model or ())
     for warning in warnings_of(models):
         _say(f"warning: {warning}")
     from metricunet.inference.case_files import withheld_line
     from metricunet.inference.predict import predict as run
 
-    formats = [f.strip() for f in format_.split(",")]
+    formats = _names([format_])
     with progress_bars() as bar:
         outcome = run(
             scans,
             models,
             output,
             formats=formats,
+            structures=_names(structures) if structures else None,
             series=series,
             contours=contours,
             holes=holes,
@@ -486,7 +507,7 @@ def predict(
             _say_failed(refused.reason, refused.error)
         else:
             _say(f"refused: {refused.reason}")
-    raise typer.Exit(SOME_FAILED if outcome.failed(strict) else DONE)
+    raise typer.Exit(SOME_FAILED if outcome.failed(strict or fail_on == "review") else DONE)
 
 
 @app.command()
@@ -831,6 +852,11 @@ def progress_bars() -> Iterator[Bars]:
         yield bar
     finally:
         progress.stop()
+
+
+def _names(given: list[str]) -> list[str]:
+    """Return the names that are separated by commas in one option, or in several of a kind."""
+    return [name.strip() for names in given for name in names.split(",")]
 
 
 def _as_names_file(text: str) -> str:

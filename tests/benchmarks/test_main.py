@@ -30,7 +30,10 @@ def test_an_error_is_one_line(
     for words, error in (
         (["locate", "--scan", str(tmp_path / "none.nii.gz")], "none.nii.gz: no such file or folder"),
         (["segment", "--model", str(tmp_path / "none.safetensors")], "no such model file"),
-        (["branch", "--device", "abacus"], "device must be auto, cpu, cuda or cuda:N; got 'abacus'"),
+        (
+            ["branch", "--device", "abacus"],
+            "device must be auto, cpu, cuda, cuda:N, gpu, gpu:N or mps; got 'abacus'",
+        ),
     ):
         monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
         with pytest.raises(SystemExit) as ended:

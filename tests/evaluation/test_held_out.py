@@ -114,6 +114,14 @@ def setting(tmp_path: Path) -> Setting:
     return made
 
 
+def test_a_case_of_which_a_part_was_written_is_refused(setting: Setting) -> None:
+    setting.predict_all(ENOUGH)
+    setting.predict("patient_x", chosen=["prostate"])
+    with pytest.raises(InputError, match=r"patient_x.*only prostate was written; predict the case again with all"):
+        setting.evaluate()
+    assert not setting.output.exists()
+
+
 def test_the_scores_stand_in_the_card_of_a_copy(setting: Setting, metricunet: Command) -> None:
     setting.predict_all(ENOUGH[1:])
     setting.predict("patient_x", found=False)

@@ -3,17 +3,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
 from metricunet.evaluation.cases import RecordedQuality
-from metricunet.evaluation.measures import DEFINITIONS, MEASURE_NAMES, Definition, Measures
+from metricunet.evaluation.measures import CONTOUR_DEFINITIONS, DEFINITIONS, MEASURE_NAMES, Definition, Measures
 from metricunet.evaluation.summary import (
     CaseRow,
     Evaluation,
     cases_csv,
     counted,
     format_summary,
+    heading,
     mean_and_std,
     number,
     summarise,
@@ -121,3 +123,16 @@ def test_text_names_what_went_wrong() -> None:
     assert "1.00" in asd
     assert asd.endswith("1 of 3")
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_measures_have_the_names_that_others_call_them_by() -> None:
+    lines = [line.split("   ")[0].strip() for line in format_summary(evaluation(rows(GOOD))).splitlines()]
+    assert {"ASD (ASSD) [mm]", "Surface Dice (NSD), 2 mm", "HD95 [mm]", "Dice"} <= set(lines)
+    # Files keep their names, and the tables of studies the short ones.
+    assert (definition("asd_mm").heading, definition("surface_dice_2mm").heading) == (
+        "ASD [mm]",
+        "Surface Dice, 2 mm",
+    )
+    reviewed = replace(summarise(rows(GOOD))["prostate"], tolerance_mm=3.0)
+    own = next(one for one in CONTOUR_DEFINITIONS if one.name == "surface_dice")
+    assert heading(own, reviewed) == "Surface Dice (NSD), tolerance 3 mm"

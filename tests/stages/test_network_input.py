@@ -24,3 +24,4 @@ def test_precision() -> None:
     assert pick_precision("fp32", torch.device("cpu")) == "fp32"
     assert pick_precision("bf16", torch.device("cpu")) == "bf16"
     assert pick_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
+    assert {pick_precision(asked, torch.device("mps")) for asked in ("auto", "bf16", "fp32")} == {"fp32"}

@@ -60,8 +60,8 @@ class Bands(Network):
         return [images]
 
     @property
-    def encoder_parts(self) -> list[torch.nn.Module]:
-        return []
+    def encoder_parts(self) -> Sequence[torch.nn.Module]:
+        return ()
 
 
 @contextmanager

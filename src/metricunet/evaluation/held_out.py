@@ -160,6 +160,11 @@ def _scan_of(pair: CasePair, model: Path, digest: str) -> str:
             f"{pair.quality}: another model than {model} predicted this case, or several did; predict it with "
             "this one alone"
         )
+    if verdict.get("chosen"):
+        raise InputError(
+            f"{pair.quality}: of what the model segments only {', '.join(verdict['chosen'])} was written; predict "
+            "the case again with all structures"
+        )
     stated = verdict[FILES]
     if pair.prediction is None:
         if verdict.get("structures"):

@@ -50,6 +50,7 @@ class Definition:
         text: the definition in a sentence or two.
         is_signed: whether it is best at 0 and lies on either side of it.
         is_length: whether its millimetres are a length of contour, which a missed structure has, too.
+        also: what others call it; empty where there is no such name.
     """
 
     name: str
@@ -59,6 +60,13 @@ class Definition:
     text: str
     is_signed: bool = False
     is_length: bool = False
+    also: str = ""
+
+    @property
+    def full_title(self) -> str:
+        """Title with the other name, as in `ASD (ASSD)` or `Surface Dice (NSD), 2 mm`."""
+        head, comma, rest = self.title.partition(",")
+        return f"{head} ({self.also}){comma}{rest}" if self.also else self.title
 
     @property
     def heading(self) -> str:
@@ -78,29 +86,31 @@ class Definition:
 
 #: What every comparison measures.
 DEFINITIONS: tuple[Definition, ...] = (
-    Definition("dice", "Dice", "", 1.0, "2 |P ∩ R| / (|P| + |R|), counted in voxels."),
+    Definition("dice", "Dice", "", 1.0, "2 |P ∩ R| / (|P| + |R|), counted in voxels. Also called DSC."),
     Definition(
         "asd_mm",
         "ASD",
         "mm",
         0.0,
-        "Average symmetric surface distance: the area-weighted mean of the distances of all faces of P to R "
-        "and of all faces of R to P, taken together.",
+        "Average symmetric surface distance, also called ASSD: the area-weighted mean of the distances of all "
+        "faces of P to R and of all faces of R to P, taken together.",
+        also="ASSD",
     ),
     Definition(
         "sensitivity",
         "Sensitivity",
         "",
         1.0,
-        "|P ∩ R| / |R|: the share of the reference that was found. Blank where the reference is empty.",
+        "|P ∩ R| / |R|: the share of the reference that was found, also called recall. Blank where the "
+        "reference is empty.",
     ),
     Definition(
         "ppv",
         "PPV",
         "",
         1.0,
-        "Positive predictive value, |P ∩ R| / |P|: the share of the prediction that is right; 0 for a missed "
-        "structure.",
+        "Positive predictive value, also called precision, |P ∩ R| / |P|: the share of the prediction that is "
+        "right; 0 for a missed structure.",
     ),
     Definition(
         "hd95_mm",
@@ -115,7 +125,9 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Surface Dice, 2 mm",
         "",
         1.0,
-        "The share of the area of both surfaces together that lies within 2 mm of the other surface.",
+        "The share of the area of both surfaces together that lies within 2 mm of the other surface. Also called "
+        "NSD, normalised surface Dice (or distance), at 2 mm.",
+        also="NSD",
     ),
     Definition(
         "volume_difference_ml",
@@ -149,7 +161,8 @@ CONTOUR_DEFINITIONS: tuple[Definition, ...] = (
         "",
         1.0,
         "The share of the area of both surfaces together that lies within the structure's tolerance of the other "
-        "surface.",
+        "surface. Also called NSD, normalised surface Dice (or distance).",
+        also="NSD",
     ),
     Definition(
         "shift_left_mm",

@@ -163,7 +163,7 @@ def _tiles(evaluation: Evaluation) -> list[Tile]:
 def _measure_tile(evaluation: Evaluation, definition: Definition) -> Tile:
     statistics = evaluation.summary[_target(evaluation)].measures[definition.name]
     return Tile(
-        definition.title,
+        definition.full_title,
         number(statistics.mean, definition),
         definition.unit,
         (

@@ -272,10 +272,10 @@ def counted(statistics: Statistics, definition: Definition) -> str:
 def heading(definition: Definition, summary: StructureSummary) -> str:
     """Return the heading of a measure, with the structure's tolerance where it depends on that."""
     depends = definition.name in ("added_path_length_mm", "surface_dice")
-    if not depends or summary.tolerance_mm is None:
-        return definition.heading
     unit = f" [{definition.unit}]" if definition.unit else ""
-    return f"{definition.title.removesuffix(', own tolerance')}, tolerance {summary.tolerance_mm:g} mm{unit}"
+    if not depends or summary.tolerance_mm is None:
+        return f"{definition.full_title}{unit}"
+    return f"{definition.full_title.removesuffix(', own tolerance')}, tolerance {summary.tolerance_mm:g} mm{unit}"
 
 
 def what_failed(evaluation: Evaluation, case: str) -> str:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.series import CtSeries
@@ -34,11 +35,15 @@ from metricunet.quality.verdict import QualityReport
 
 Format = Literal["nifti", "rtstruct", "seg"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+#: TotalSegmentator's words for formats, for those who have its commands at hand.
+OTHER_WORDS: Mapping[str, str] = {"dicom_rtstruct": "rtstruct", "dicom_seg": "seg"}
 SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", "seg": ".seg.dcm"}
 #: What refers to the files of a scan, and cannot be written without them.
 NEED_SERIES: tuple[Format, ...] = ("rtstruct", "seg")
 #: Fields of a verdict's file: the formats that were asked for and not written, and those that one insisted on.
 WITHHELD, DRAWN_ANYWAY = "withheld", "drawn_anyway"
+#: Field of a verdict's file, where some of the model's structures were asked for: which.
+CHOSEN = "chosen"
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class CaseFiles:
         inputs: files that are never replaced.
         overwrite: whether files of others that have an output's name may be replaced.
         draw_anyway: whether structure sets are written even where `withheld_formats` names them.
+        chosen: structures that are asked for, as `chosen_structures` gives them; empty for all.
     """
 
     folder: Path
@@ -58,6 +64,7 @@ class CaseFiles:
     inputs: Inputs
     overwrite: bool = False
     draw_anyway: bool = False
+    chosen: tuple[str, ...] = ()
 
     def own(self, case: str) -> OwnFiles:
         """Return the files of a case, whose record is its verdict."""
@@ -109,6 +116,8 @@ class CaseFiles:
         withheld = () if self.draw_anyway else doubtful
         names = {name: file for name, file in self.names(quality.case).items() if name not in withheld}
         said = {WITHHELD: list(withheld), DRAWN_ANYWAY: list(doubtful) if self.draw_anyway else []}
+        if prediction.chosen:
+            said[CHOSEN] = list(prediction.chosen)
         try:
             drawn = _stage_masks(own, names, prediction, source, options)
             # The verdict is written last: where it is, the case is whole.
@@ -263,6 +272,7 @@ def begun_record(
     options: ContourOptions,
     reruns: int,
     draw_anyway: bool = False,
+    structures: Sequence[str] | None = None,
 ) -> RunRecord:
     """Return the record of a run that begins, with what it was called with."""
     arguments = {
@@ -277,6 +287,8 @@ def begun_record(
         "reruns": reruns,
         "draw_anyway": draw_anyway,
     }
+    if structures is not None:
+        arguments["structures"] = structures
     return RunRecord("predict", arguments, {"warnings": warnings_of(models)})
 
 
@@ -331,13 +343,42 @@ def refuse_without_series(formats: Sequence[Format], series: CtSeries | None, wh
 def checked_formats(formats: Sequence[str]) -> tuple[Format, ...]:
     """Return the formats in the order in which they are written.
 
+    Args:
+        formats: of `nifti`, `rtstruct` and `seg`, or in TotalSegmentator's words `dicom_rtstruct` and `dicom_seg`.
+
     Raises:
         InputError: one of them is unknown.
     """
-    for name in formats:
+    wanted = [OTHER_WORDS.get(name, name) for name in formats]
+    for given, name in zip(formats, wanted, strict=True):
         if name not in FORMATS:
-            raise InputError(f"{argument('formats')} must be of {', '.join(FORMATS)}; got {name!r}")
-    return tuple(name for name in FORMATS if name in formats)
+            raise InputError(f"{argument('formats')} must be of {', '.join(FORMATS)}; got {given!r}")
+    return tuple(name for name in FORMATS if name in wanted)
+
+
+def chosen_structures(
+    wanted: Sequence[str] | None, labels: Mapping[str, int], tg263: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Return which of a model's structures are to be written; none where all are.
+
+    Args:
+        wanted: names as in the model, or others that stand for the same standard name (TG-263), such as `Bladder`
+            or TotalSegmentator's `urinary_bladder`; None for all.
+        labels: of the model's card.
+        tg263: likewise.
+
+    Raises:
+        InputError: no name, or one that the model does not segment.
+    """
+    if wanted is None:
+        return ()
+    own = {standard_name(name, tg263): name for name in reversed(labels)}
+    found = {name if name in labels else own.get(standard_name(name, {}), "") for name in wanted}
+    unknown = [name for name in wanted if name not in labels and standard_name(name, {}) not in own]
+    if unknown or not found:
+        what = f"the model segments no {', '.join(map(repr, unknown))}" if unknown else "names none"
+        raise InputError(f"{argument('structures')}: {what}; choose of {', '.join(labels)}")
+    return () if len(found) == len(labels) else tuple(name for name in labels if name in found)
 
 
 def provenance_of(models: Sequence[Path], reruns: int, options: ContourOptions | None) -> dict[str, Any]:
@@ -373,8 +414,8 @@ def _for_review(folder: Path, prediction: Prediction, source: ScanInput | None) 
     card = prediction.card
     return {
         "scan": None if source is None else source.location(folder),
-        "labels": dict(card.labels),
-        "tg263": {name: card.tg263[name] for name in card.labels},
+        "labels": {name: card.labels[name] for name in prediction.structures},
+        "tg263": {name: card.tg263[name] for name in prediction.structures},
     }
 
 

@@ -17,6 +17,7 @@ from metricunet.files.own import FILES, Inputs, OwnFiles
 from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.inference.case_files import (
+    CHOSEN,
     DRAWN_ANYWAY,
     NEED_SERIES,
     WITHHELD,
@@ -24,6 +25,7 @@ from metricunet.inference.case_files import (
     CaseOutcome,
     begun_record,
     checked_formats,
+    chosen_structures,
     files_of,
     provenance_of,
     refuse_file,
@@ -74,6 +76,7 @@ def predict(
     output: Path,
     *,
     formats: Sequence[str] = ("nifti",),
+    structures: Sequence[str] | None = None,
     series: str | None = None,
     device: str = "auto",
     contours: Outline = "surface",
@@ -97,8 +100,9 @@ def predict(
         models: model files; the probabilities of several are averaged.
         output: folder of CASE.nii.gz, CASE.rtstruct.dcm, CASE.seg.dcm, CASE.quality.json and run.json.
         formats: of `nifti`, `rtstruct` and `seg`; the latter two need DICOM input.
+        structures: of the models, which alone are written; None for all. The verdict is that of all.
         series: SeriesInstanceUID to take alone.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         contours: of structure sets: `surface` runs where the probability is one half, `voxel` along voxels' edges.
         holes: of structure sets: `keep`, `close` or `keyhole`.
         smooth: smooth the contours of structure sets, no point by more than 0.5 mm.
@@ -121,15 +125,15 @@ def predict(
         raise InputError(f"{output}: holds the images of a cohort, which masks would spoil; choose another folder")
     check_models(models, reruns)
     options = ContourOptions(contours, holes, smooth, add_to)
-    record = begun_record(scans, models, output, formats, options, reruns, draw_anyway)
-    for path in models:
-        read_card(path)
+    record = begun_record(scans, models, output, formats, options, reruns, draw_anyway, structures)
+    cards = [read_card(path) for path in models]
+    chosen = chosen_structures(structures, cards[0].labels, cards[0].tg263)
     draw = any(name in known for name in NEED_SERIES)
     inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=draw)
     for entry in inputs:
         refuse_without_series(known, entry.series, entry.path)
     kept = Inputs([*(path for entry in inputs for path in files_of(entry)), *models, *filter(None, [add_to])])
-    files = CaseFiles(output, known, kept, overwrite, draw_anyway)
+    files = CaseFiles(output, known, kept, overwrite, draw_anyway, chosen)
     single = files.path(inputs[0].case, "rtstruct") if "rtstruct" in known else None
     options.check([entry.series for entry in inputs], single)
     provenance = provenance_of(models, reruns, options if "rtstruct" in known else None)
@@ -235,6 +239,8 @@ class _Work:
         began = time.perf_counter()
         prediction = self.predictor.predict(scan.volume)
         quality = judge(entry.case, scan.volume, prediction, entry.notes)
+        if self.files.chosen:
+            prediction, quality = prediction.only(self.files.chosen), quality.only(self.files.chosen)
         return _Segmented(prediction, quality, scan.provenance, scan.seconds + time.perf_counter() - began)
 
     def write(self, entry: ScanInput, segmented: _Segmented) -> CaseOutcome:
@@ -248,6 +254,8 @@ def _already_done(case: str, own: OwnFiles, files: CaseFiles, provenance: dict[s
     """Return the outcome of an earlier run of the same model on the same scan, if its outputs are as written."""
     quality = own.content()
     if quality is None or any(quality.get(name) != value for name, value in provenance.items()):
+        return None
+    if tuple(quality.get(CHOSEN, ())) != files.chosen:
         return None
     withheld = [name for name in quality.get(WITHHELD, []) if name in files.formats]
     if (withheld and files.draw_anyway) or (quality.get(DRAWN_ANYWAY) and not files.draw_anyway):

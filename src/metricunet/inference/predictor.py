@@ -130,7 +130,7 @@ class Predictor:
 
     Args:
         models: model files; all must name the same structures, target and organs.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         precision: `auto`, `bf16` or `fp32`.
         reruns: how often stage 2 may look again, elsewhere or farther, where the target reaches its crop's edge.
 

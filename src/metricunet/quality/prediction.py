@@ -6,7 +6,7 @@ The predictor makes it. Verdicts, files and the Python interface take it, and ne
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,6 +172,7 @@ class Prediction:
         removed_ml: volume of the parts that were left out.
         boundary: how far the target's boundary is expected to be off; None where there is no target.
         organs: what the organs' network saw and said; None where there is no such network, or no target.
+        chosen: the structures that labels and masks were reduced to, see `only`; empty where they are complete.
     """
 
     card: EnsembleCard
@@ -188,6 +189,7 @@ class Prediction:
     removed_ml: float = 0.0
     boundary: BoundaryConfidence | None = None
     organs: OrgansPart | None = None
+    chosen: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         found = self.localisation
@@ -195,6 +197,26 @@ class Prediction:
             f"Prediction({self.card.target} {found.status}, confidence {found.confidence:.2f}, "
             f"masks: {', '.join(self.masks) or 'none'})"
         )
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """The structures that it may hold masks of: those chosen, else all that the models segment."""
+        return self.chosen or tuple(self.card.labels)
+
+    def only(self, structures: Sequence[str]) -> Prediction:
+        """Return the prediction with labels and masks of these structures alone. All else is as it was.
+
+        Args:
+            structures: names of structures of the card, at least one.
+        """
+        masks = {name: mask for name, mask in self.masks.items() if name in structures}
+        labels = self.labels
+        if labels is not None:
+            values = [self.card.labels[name] for name in structures]
+            table = np.zeros(max(*self.card.labels.values(), 0) + 1, dtype=labels.array.dtype)
+            table[values] = values
+            labels = labels.with_array(table[labels.array])
+        return replace(self, labels=labels, masks=masks, chosen=tuple(structures))
 
     def mask(self, structure: str) -> Volume:
         """Return the mask of a structure, bool, on the scan's own grid; empty where it was not found.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from metricunet.quality.checks import Doubt, Flag, Grade, doubt_of, flags_of
@@ -50,6 +50,21 @@ class QualityReport:
     def doubt(self) -> Doubt:
         """How much the flags speak against the mask. That a model may never pass counts for nothing here."""
         return doubt_of(flag.code for flag in self.flags)
+
+    def only(self, structures: Sequence[str]) -> QualityReport:
+        """Return what is to be said where the masks of these structures alone are kept.
+
+        The verdict and its flags speak of all that was segmented, as ever. But where something was found, and none
+        of these, there is no mask: then it is `fail`, with the flag `not_found`.
+
+        Args:
+            structures: names of structures of the model, at least one.
+        """
+        kept = {name: found for name, found in self.structures.items() if name in structures}
+        if kept or not self.structures:
+            return replace(self, structures=kept)
+        text = f"no voxel of {' or '.join(structures)} was found, so there is no mask"
+        return replace(self, structures=kept, verdict="fail", flags=(Flag("not_found", text), *self.flags))
 
     def to_json(self, contours: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
         """Return a plain dictionary.

@@ -42,7 +42,9 @@ def neighbouring_slices(volume: Tensor, slices: int) -> Tensor:
 
 
 def pick_precision(precision: Precision, device: torch.device) -> Literal["bf16", "fp32"]:
-    """Resolve `auto`: bf16 where the processor multiplies it natively, fp32 elsewhere."""
+    """Resolve `auto`: bf16 where the processor multiplies it natively, fp32 elsewhere. `mps` always has fp32."""
+    if device.type == "mps":
+        return "fp32"
     if precision != "auto":
         return precision
     if device.type == "cuda":

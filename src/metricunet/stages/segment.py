@@ -29,7 +29,7 @@ from metricunet.stages.network_input import (
 from metricunet.volume import FloatArray, Geometry, Volume
 
 #: Slices that go through a 2.5D network at once. On a CPU more are slower, for their maps leave the caches.
-SLICES_AT_ONCE = {"cpu": 8, "cuda": 64}
+SLICES_AT_ONCE = {"cpu": 8, "cuda": 64, "mps": 64}
 
 
 @dataclass(frozen=True, eq=False)

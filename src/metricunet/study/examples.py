@@ -51,7 +51,7 @@ class Pictured:
         labels: structure name to value in the references.
         ignore: value of voxels that nobody contoured, or None.
         target: the structure to show.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
     """
 
     models: Mapping[str, Path]

@@ -58,7 +58,7 @@ class FoldSpec:
             them.
         half_mm: half the sides of what stage 2 may read: slice, row, column.
         cache_fallback: folder for prepared cases where the cohort is read-only.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
     """
 
     folder: Path

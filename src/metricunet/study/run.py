@@ -105,7 +105,7 @@ def study(
             cut around what it finds), runs/ARM/fold-K/seed-S/, cases.csv against the truth (and cases-reader.csv
             against an unseen reader, on phantoms), smoothness.csv, features.csv, comparisons.csv and .json (with
             the verdicts), tables.md, tables.csv, figures/, study.yaml and study.json.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         engine: carries out the runs in place of `metricunet.study.runs.hand_out`. Those that it leaves out count
             as failed, and the tables are of the others.
         say: told what comes next, and what became of a run where no table is shown.

@@ -64,7 +64,7 @@ class RunSpec:
         references: whose contours the cases are scored against.
         prepared: the fold as it was prepared, with hashes and labels.
         cache_fallback: folder for prepared cases where the cohort is read-only.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         stages: number of stages: 2, or 1 where the arm segments whole scans.
     """
 

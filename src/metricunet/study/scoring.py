@@ -108,7 +108,7 @@ def cut_predictor(model: Path, device: str, precision: Precision) -> Predictor:
 
     Args:
         model: the model file.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         precision: the precision of the training.
     """
     return Predictor([model], device, precision, reruns=0)

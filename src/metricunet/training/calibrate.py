@@ -75,7 +75,7 @@ def calibrate(
         cohort: nnU-Net raw data set with the same structures.
         output: model file to write: the same weights, and a card with the calibration. May be `model` itself.
         fold: whose validation cases are taken; they must not be among the model's training cases.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         cache: folder to keep the prepared cases in, for other models; default: they are not kept.
         progress: called with (done, all) while the cases are read.
 

@@ -114,7 +114,7 @@ def train(
         fold: number of the fold to validate on; `all` trains on every case.
         init: model file to begin from.
         resume: whether to continue a run that was stopped.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         progress: called with (done, all) while the cohort is prepared.
         loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
         workers: number of processes that make phantoms beside the training; the model does not depend on it.
@@ -194,7 +194,7 @@ def open_run(
         config: every setting.
         fold: number of the fold to validate on; `all` trains on every case. A stream has none.
         resume: whether to continue the run that was stopped in the output folder.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         init: model file to begin from.
         cache_fallback: folder for the prepared cases where the cohort is read-only; default: the run folder.
         progress: called with (done, all) while the cohort is prepared.

@@ -33,6 +33,7 @@ from metricunet.files.rtstruct.outlines import LARGEST_SMOOTHING_MM, Holes, Outl
 from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.files.scan import read_scan
 from metricunet.files.seg.write import write_seg
+from metricunet.inference.case_files import OTHER_WORDS
 from metricunet.inference.inputs import find_inputs
 from metricunet.inference.structure_set import COLOURS
 from metricunet.progress import Progress
@@ -544,7 +545,8 @@ class _Conversion:
 
 
 def _targets(to: str | Sequence[str]) -> tuple[Target, ...]:
-    wanted = [part.strip() for part in to.split(",")] if isinstance(to, str) else list(to)
+    words = [part.strip() for part in to.split(",")] if isinstance(to, str) else list(to)
+    wanted = [OTHER_WORDS.get(word, word) for word in words]
     for name in wanted:
         if name not in TARGETS:
             raise InputError(f"{argument('to')} must be of {', '.join(TARGETS)}; got {name!r}")

@@ -39,7 +39,7 @@ def bench(
         model: model file to predict with; None makes an untrained one.
         preset: preset of the networks and the training.
         repeats: number of repeats of each measurement; None leaves it to each part.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         bar: opens a progress bar by its name.
 
     Yields:

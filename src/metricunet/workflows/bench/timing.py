@@ -57,6 +57,8 @@ def wait(device: torch.device) -> None:
     """Wait until a GPU has done all that it was told to do; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def seconds(run: Run, device: torch.device) -> float:
