@@ -52,10 +52,6 @@ class Bands(Network):
         logits = torch.cat([torch.zeros_like(hu), *scores], dim=1)
         return NetworkOutput(logits, [images], images)
 
-    @property
-    def encoder_parts(self) -> Sequence[torch.nn.Module]:
-        return ()
-
     def encode(self, images: Tensor) -> list[Tensor]:
         return [images]
 
