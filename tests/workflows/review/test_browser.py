@@ -186,6 +186,7 @@ def test_a_stroke_over_a_disc_changes_exactly_its_voxels(desk: Desk, predicted: 
     sync_api.expect(page.locator("#message")).to_contain_text("Saved as")
     assert np.array_equal(saved(predicted, page, f"{predicted.dicom}.reviewed.nii.gz"), expected)
     page.keyboard.press("e")
+    page.mouse.move(*on_page(page, [i, j, k]))
     page.mouse.down()
     page.mouse.up()
     page.locator("#accept").click()
