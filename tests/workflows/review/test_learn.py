@@ -17,11 +17,14 @@ from metricunet.cohort.importing.report import Imported
 from metricunet.cohort.layout import Case, read_cohort
 from metricunet.errors import InputError
 from metricunet.files.dicom.series import find_series
+from metricunet.files.model import read_card
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import sha256
 from metricunet.files.reviews import reviews_of
 from metricunet.inference.predict import predict
+from metricunet.training.config import load_config
+from metricunet.training.fit import train
 from metricunet.volume import Volume
 from metricunet.workflows.check import check
 from metricunet.workflows.review.decide import Verdict
@@ -34,6 +37,8 @@ from tests.support.dicom_series import write_series
 from tests.support.threshold_model import bands_known
 from tests.workflows.review.conftest import Predicted, gland
 
+#: A small model of networks that can be trained.
+BEFORE = Path(__file__).parents[2] / "compat" / "data" / "model.safetensors"
 REASON = "Mister Mueller has a hip of metal"
 
 
@@ -49,8 +54,8 @@ def decide(folder: Path, case: str, change: dict[int, int] | None = None, reason
     desk.decide(case, verdict, start, shape, b"" if reason else mask.tobytes())
 
 
-def learn(predicted: Predicted, cohort: Path, **more: object) -> Imported:
-    return import_cohort([predicted.folder], cohort, layout=ReviewedCases(), **more)  # type: ignore[arg-type]
+def learn(predicted: Predicted, cohort: Path, names: Path | None = None) -> Imported:
+    return import_cohort([predicted.folder], cohort, names=names, layout=ReviewedCases(predicted.scans))
 
 
 def case_of(predicted: Predicted, name: str, cohort: Path) -> Case:
@@ -137,7 +142,8 @@ def test_what_nobody_drew_is_not_contoured(predicted: Predicted, tmp_path: Path)
     names.write_text(f"gland: [prostate]\nbladder: [bladder]\nabsent:\n  bladder: [{predicted.empty}]\n")
     result = learn(predicted, tmp_path / "other", names=names)
     assert result.structures == {"gland": {"contoured": 1}, "bladder": {"absent": 1}}
-    assert "bladder: [bladder]" in list_names([predicted.folder], layout=ReviewedCases()).text
+    listed = list_names([predicted.folder], layout=ReviewedCases()).text
+    assert '"bladder"  # 1 case, 1 with nothing drawn' in listed
 
 
 def test_a_scan_that_changed_or_is_gone_costs_its_case(predicted: Predicted, tmp_path: Path) -> None:
@@ -151,9 +157,9 @@ def test_a_scan_that_changed_or_is_gone_costs_its_case(predicted: Predicted, tmp
     assert result.failed
     assert [case.name for case in read_cohort(tmp_path / "cohort").training] == list(result.cases)
     assert len(result.cases) == 1
-    changed, gone = sorted(result.refused, key=lambda line: "not there any more" in line)
+    changed, gone = sorted(result.refused, key=lambda line: "its scan is not found" in line)
     assert "flipped.nii.gz: is not the scan that was reviewed as case flipped" in changed
-    assert f"the scan of case {predicted.odd} is not there any more" in gone
+    assert f"holds no scan of case {predicted.odd}" in gone
     # Where scans lie here is nobody's concern elsewhere.
     assert str(predicted.scans) not in all_text(tmp_path / "cohort")
 
@@ -292,3 +298,23 @@ def test_the_command(predicted: Predicted, tmp_path: Path, metricunet: Command) 
         assert ended.status == 2
         assert reason in ended.err
         assert not Path(f"{cohort}2").exists()
+
+
+def test_a_model_learns_from_them(predicted: Predicted, tmp_path: Path) -> None:
+    decide(predicted.folder, predicted.flipped)
+    decide(predicted.folder, predicted.odd, {2: 0})
+    learn(predicted, tmp_path / "cohort")
+    one_update = ("epochs=1", "updates_per_epoch=1", "batch_size=1")
+    settings = [f"{stage}.{setting}" for stage in ("locate", "segment") for setting in one_update]
+    model = train(
+        tmp_path / "cohort",
+        tmp_path / "run",
+        config=load_config(settings=settings, parent=read_card(BEFORE)),
+        fold="all",
+        init=BEFORE,
+        device="cpu",
+    )
+    card = read_card(model)
+    assert card.trained_on == "imported scans"
+    assert card.labels == {"prostate": 1, "bladder": 2}
+    assert [ancestor.name for ancestor in card.lineage] == ["model"]

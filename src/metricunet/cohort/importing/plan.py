@@ -85,7 +85,7 @@ def default_names(found: Sequence[Found]) -> NamesFile:
     Raises:
         InputError: a layout whose spellings anybody chose.
     """
-    own = {name: (name,) for one in found for name in one.structures}
+    own: dict[str, tuple[str, ...]] = {name: (name,) for one in found for name in one.structures}
     layouts = tuple(dict.fromkeys(one.layout for one in found))
     structures = own or DEFAULT_NAMES.get(layouts)
     if structures is None:

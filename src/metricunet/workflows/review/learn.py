@@ -115,10 +115,11 @@ class ReviewedCases:
         predicted, unreadable = read_cases(root)
         reviews = reviews_in(root)
         unknown = _unknown_records(root, reviews)
-        for case in unreadable:
-            privacy.learn_identifier(case.name)
-            found.left_out.append(LeftOut(case.name, case.reason))
-        for name in sorted(reviews.keys() - {case.name for case in (*predicted, *unreadable)}):
+        for lost in unreadable:
+            privacy.learn_identifier(lost.name)
+            found.left_out.append(LeftOut(lost.name, lost.reason))
+        there = {case.name for case in predicted} | {lost.name for lost in unreadable}
+        for name in sorted(reviews.keys() - there):
             privacy.learn_identifier(name)
             reason = f"{reviews[name][-1].path}: reviews a prediction that is gone; predict the case again"
             found.left_out.append(LeftOut(name, reason))
