@@ -372,7 +372,7 @@ def chosen_structures(
     """
     if wanted is None:
         return ()
-    own = {standard_name(name, tg263): name for name in reversed(labels)}
+    own = {standard_name(name, tg263): name for name in reversed(list(labels))}
     found = {name if name in labels else own.get(standard_name(name, {}), "") for name in wanted}
     unknown = [name for name in wanted if name not in labels and standard_name(name, {}) not in own]
     if unknown or not found:
