@@ -55,6 +55,7 @@ def review(
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOST, port))
+            listening.listen()  # a browser that is faster than the server waits
         except (OSError, OverflowError) as error:
             raise InputError(
                 f"port {port} of this machine cannot be used ({error}); choose another {argument('port')}"
