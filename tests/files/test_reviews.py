@@ -18,6 +18,8 @@ CONTENT: dict[str, Any] = {
     "seconds": 3.0,
     "based_on": 0,
     "labels": {"prostate": 1},
+    "changed_voxels": {"prostate": 0},
+    "input_sha256": "00",
 }
 
 

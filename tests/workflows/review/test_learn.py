@@ -262,7 +262,7 @@ def killing(image, path):
     save(image, path)
 
 nifti.nib.save = killing
-import_cohort([Path(sys.argv[1])], Path(sys.argv[2]), layout=ReviewedCases())
+import_cohort([Path(sys.argv[1])], Path(sys.argv[2]), layout=ReviewedCases(Path(sys.argv[3])))
 """
 
 
@@ -270,7 +270,7 @@ def test_a_killed_import_is_gone_on_with(predicted: Predicted, tmp_path: Path) -
     decide(predicted.folder, predicted.flipped)
     decide(predicted.folder, predicted.odd)
     cohort = tmp_path / "cohort"
-    ended = subprocess.run([sys.executable, "-c", KILLED, predicted.folder, cohort], check=False)
+    ended = subprocess.run([sys.executable, "-c", KILLED, predicted.folder, cohort, predicted.scans], check=False)
     assert ended.returncode == -signal.SIGKILL
     with pytest.raises(InputError, match=r"no dataset\.json here"):
         read_cohort(cohort)
