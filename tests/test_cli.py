@@ -424,13 +424,14 @@ def test_the_status_fails_on_what_it_is_told_to(
     metricunet: Command, tiny_cohort: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     words = ["predict", tiny_cohort / "imagesTs" / "case_06_0000.nii.gz", "-m", tiny_model, "-o", tmp_path / "out"]
-    for more, status in (
+    cases: list[tuple[list[str], int]] = [
         ([], 0),
         (["--fail-on", "fail"], 0),
         (["--fail-on", "review"], 1),
         (["--strict"], 1),
         (["--strict", "--fail-on", "review"], 1),
-    ):
+    ]
+    for more, status in cases:
         ended = metricunet(*words, *more)
         assert (ended.status, ended.err) == (status, "")
         assert "case_06: review" in ended.out

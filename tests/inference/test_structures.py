@@ -151,7 +151,7 @@ def test_a_result_saves_what_the_command_writes(
     assert saved["chosen"] == other["chosen"] == ["bladder"]
     assert saved["structures"] == other["structures"]
     masks = [read_labels(written(tmp_path / name, ".nii.gz")).array for name in ("saved", "written")]
-    np.testing.assert_array_equal(*masks)
+    np.testing.assert_array_equal(masks[0], masks[1])
     assert result.mask("prostate").array.any()  # the result itself has lost nothing
     again = mu.predict(
         series.folder, model, tmp_path / "saved", formats=["nifti", "seg"], structures="bladder", device="cpu"

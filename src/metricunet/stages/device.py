@@ -45,10 +45,7 @@ def _gpus(kind: str) -> int:
 
 def _build() -> str:
     """Return the version of torch, and what it was built for, which tells why a GPU may not be seen."""
-    kinds = [
-        *(["CUDA"] if torch.backends.cuda.is_built() else []),  # type: ignore[no-untyped-call]
-        *(["mps"] if torch.backends.mps.is_built() else []),
-    ]
+    kinds = [*(["CUDA"] if torch.version.cuda else []), *(["mps"] if torch.backends.mps.is_built() else [])]
     return f"{torch.__version__}, built {'with ' + ' and '.join(kinds) if kinds else 'for the CPU alone'}"
 
 
