@@ -3,7 +3,7 @@
     python docs/make_real_figures.py [-m MODEL] [-o FOLDER] [--scans NAME ...] [--data FOLDER]
 
 The scans come from a folder as the tests read it, by default that of the environment variable METRICUNET_DATA.
-Without `-m` the shipped model segments them. Written are NAME.png for each scan and found.csv with its row; rows
+Without `-m` the shipped model segments them. Written are NAME.svg for each scan and found.csv with its row; rows
 of other scans that are there stay. Looks at real scans are rationed: name those that may be looked at.
 """
 
@@ -95,9 +95,8 @@ def main() -> None:
         path, gland = SCANS[name]
         result = model.predict(mu.load_scan(arguments.data / path))
         rows[name] = asdict(row_of(name, gland, result))
-        picture = arguments.output / f"{name}.png"
-        picture.unlink(missing_ok=True)
-        result.plot().save(picture)
+        picture = arguments.output / f"{name}.svg"
+        result.plot().save(picture, overwrite=True)
         print(", ".join(f"{key} {value}" for key, value in rows[name].items() if value))
     with table.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, [field.name for field in fields(Row)], lineterminator="\n")
