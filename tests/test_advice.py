@@ -37,7 +37,8 @@ REACHED_BY = {
     "inference/inputs.py": ("predict",),
     "inference/predict.py": ("predict",),
     "inference/models.py": ("predict",),
-    "evaluation/held_out.py": ("evaluate",),
+    "evaluation": ("evaluate",),
+    "api.py": ("evaluate",),
     "inference/case_files.py": ("predict",),
     "workflows/bench": ("bench",),
     "workflows/review": ("review",),
@@ -59,8 +60,8 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "convert": (convert,),
     "check": (check,),
 }
-#: A function of its own in Python, an option of a command.
-FUNCTIONS = {list_names.__name__}
+#: A function or a layout of its own in Python, an option of a command.
+FUNCTIONS = {list_names.__name__, "reviewed"}
 #: Not advice: the command lines of other programs, and of ours as it is started.
 OF_OTHERS = {
     "workflows/commission/other_programs.py",
@@ -132,7 +133,7 @@ def test_arguments_are_named_as_their_reader_gives_them() -> None:
         assert argument("reruns", 2) == "--reruns 2"
         assert argument("overwrite", True) == "--overwrite"
         assert argument("resume", True) == "train --resume", "an option of another command"
-        assert argument("workers") == "workers", "an option of none"
+        assert argument("loggers") == "loggers", "an option of none"
     assert argument("formats") == "formats"
 
 

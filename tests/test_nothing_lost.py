@@ -308,7 +308,7 @@ def watch(
                 except Stopped:
                     pass
             after = listing(folder)
-            kept = inputs_of(words) if "--overwrite" in words else before.keys() - ours
+            kept = inputs_of(words) & before.keys() if "--overwrite" in words else before.keys() - ours
             for path in kept:
                 assert after.get(path) == before[path], f"{words}: {path}"
             for claim in (*folder.rglob("*.claim"), *folder.rglob(".claim.json")):

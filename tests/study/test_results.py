@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
-from metricunet.evaluation.measures import Measures
+from metricunet.evaluation.measures import MEASURE_NAMES, Measures
 from metricunet.study.results import (
     FEATURES,
     Row,
@@ -31,7 +31,7 @@ def measured(dice: float, asd_mm: float) -> Measures:
 
 
 def row(arm: str, seed: int, case: str, measures: Measures, fold: Fold = 0, structure: str = "prostate") -> Row:
-    return Row(arm, seed, fold, case, structure, asdict(measures))
+    return Row(arm, seed, fold, case, structure, {name: measures.value(name) for name in MEASURE_NAMES})
 
 
 CASES = cases_table("truth")

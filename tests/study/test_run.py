@@ -178,7 +178,7 @@ def test_what_is_refused_before_anything_is_made(study_cohort: Path, tmp_path: P
             study(file, place, device=device)
         assert "\n" not in str(error.value)
 
-    refused("device must be", device="gpu")
+    refused("device must be", device="tpu")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     refused("holds other files and no study", tmp_path / "mine")

@@ -65,7 +65,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "read a slice": (series, "read_slice"),
     "stack the slices": (series, "stack_slices"),
     "read the header": (series, "read_full_header"),
-    "who the patient is": (dicom_tree, "_person"),
+    "who the patient is": (dicom_tree, "person_of"),
     "learn what is personal": (dicom_tree.Privacy, "learn"),
     "identity of a set": (dicom_tree, "_identity"),
     "read a set": (dicom_tree, "read_rtstruct"),

@@ -76,7 +76,7 @@ def test_wrong_arguments_are_named_before_any_work(metricunet: Command, tmp_path
         bench("locate")
     with pytest.raises(InputError, match="preset must be one of default, small; got 'huge'"):
         bench("metric", preset="huge")
-    with pytest.raises(InputError, match="this torch sees"):
+    with pytest.raises(InputError, match="sees no GPU"):
         bench("train", device="cuda:99")
     with pytest.raises(InputError, match="repeats must be 1 or more; got 0"):
         bench("train", repeats=0)
