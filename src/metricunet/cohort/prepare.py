@@ -19,18 +19,18 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from metricunet.cohort.case import read_case
+from metricunet.cohort.case import read_case, refuse_no_hu
 from metricunet.cohort.layout import Case, DatasetInfo
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
-from metricunet.files.scan import scan_files
+from metricunet.files.scan import read_scan, scan_files
 from metricunet.hu import AIR_HU
 from metricunet.progress import Progress
-from metricunet.stages.locate import coarse_grid
+from metricunet.stages.locate import Localisation, coarse_grid
 from metricunet.stages.network_input import read_hu
 from metricunet.stages.segment import central_crop
-from metricunet.structures import class_of, classes_of
+from metricunet.structures import IGNORE_CLASS, class_of, classes_of
 from metricunet.volume import Geometry, Volume, resample_labels, voxels_of
 
 #: Raised whenever the cached arrays would come out differently.
@@ -65,7 +65,8 @@ class PreparedCase:
         fine: int16 HU of the box around the target; None where the scan holds no target.
         fine_labels: uint8 classes on the same grid.
         facts: numbers that describe the case: `spacing_mm` of the scan, and of the target `volume_ml`,
-            `target_hu` and `centre_mm`, which are absent without it.
+            `target_hu` and `centre_mm`, which are absent without it. Where stage 1 placed the box of a scan whose
+            target nobody contoured: `located_slices`, the first and the last slice of the box that it found it in.
         source_sha256: hash of image and labels.
         unknown: classes that were not contoured, whose voxels are among the background's.
     """
@@ -108,7 +109,7 @@ def prepare(
             f"setting target is {settings.target!r}; it must be one of {', '.join(info.labels)}, as dataset.json "
             "spells them"
         )
-    stored = {case.name: _stored(case, info, settings, cache) for case in cases}
+    stored = {case.name: _stored(case, _key(case, info, settings), cache) for case in cases}
     prepared = []
     for done, case in enumerate(cases, start=1):
         found = stored.pop(case.name)
@@ -122,15 +123,15 @@ def prepare(
     return prepared
 
 
-def _stored(case: Case, info: DatasetInfo, settings: PrepareSettings, cache: Path) -> PreparedCase | None:
-    """Return what the cache holds of a case as it is now; None where that is yet to be written.
+def _stored(case: Case, key: dict[str, Any], cache: Path) -> PreparedCase | None:
+    """Return what the cache holds of a case under a key; None where that is yet to be written.
 
     Raises:
         InputError: a file of that name would be replaced, and is not the cache's.
     """
     path = _cache_file(case, cache)
     found = _load(path)
-    if found is not None and found[1] == _key(case, info, settings):
+    if found is not None and found[1] == key:
         return found[0]
     if os.path.lexists(path) and not _is_ours(path):
         raise InputError(
@@ -146,24 +147,33 @@ def _cache_file(case: Case, cache: Path) -> Path:
 
 def _key(case: Case, info: DatasetInfo, settings: PrepareSettings) -> dict[str, Any]:
     """Return all that the cached arrays depend on."""
-    assert case.label is not None
-    files = (*scan_files(case.image), *scan_files(case.label))
     return {
         "cache_version": CACHE_VERSION,
         "settings": json.loads(json.dumps(asdict(settings))),
         "labels": info.labels,
         "ignore": info.ignore,
         "not_contoured": list(case.not_contoured),  # its labels are checked against this
-        "stamp": [[p.stat().st_size, p.stat().st_mtime_ns] for p in files],
+        "stamp": [[p.stat().st_size, p.stat().st_mtime_ns] for p in _files(case)],
     }
 
 
-def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> PreparedCase:
-    assert case.label is not None
+def _files(case: Case) -> tuple[Path, ...]:
+    return (*scan_files(case.image), *(() if case.label is None else scan_files(case.label)))
+
+
+def _read(case: Case, info: DatasetInfo) -> tuple[Volume, Volume]:
+    """Return image and classes; without labels every voxel is one that nobody contoured."""
+    if case.label is None:
+        image = read_scan(case.image).canonical()
+        refuse_no_hu(image, case.image)
+        return image, image.with_array(np.full(image.array.shape, IGNORE_CLASS, dtype=np.uint8))
     scan = read_case(case, info)
-    image = scan.image.canonical()
     values = scan.labels.canonical()
-    labels = values.with_array(classes_of(values.array, info.labels, info.ignore))
+    return scan.image.canonical(), values.with_array(classes_of(values.array, info.labels, info.ignore))
+
+
+def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> PreparedCase:
+    image, labels = _read(case, info)
     target = class_of(info.labels, settings.target)
     coarse = coarse_grid(image.geometry, settings.coarse_spacing_mm)
     mask = labels.array == target
@@ -184,8 +194,48 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
         fine,
         fine_labels,
         facts,
-        sha256([*scan_files(case.image), *scan_files(case.label)]),
+        sha256(list(_files(case))),
     )
+
+
+def prepare_located(
+    case: Case,
+    coarse: PreparedCase,
+    info: DatasetInfo,
+    settings: PrepareSettings,
+    found: Localisation,
+    cache: Path,
+) -> PreparedCase:
+    """Cut the fine box of a scan whose target nobody contoured, around where stage 1 finds it.
+
+    Its labels are what was contoured of other structures; all else may be anything, and is `IGNORE_CLASS`.
+
+    Args:
+        case: the scan.
+        coarse: what `prepare` made of it.
+        info: what dataset.json says.
+        settings: the settings that `coarse` was prepared with.
+        found: what stage 1 found, which is not absent.
+        cache: folder of prepared cases; of each scan the box of one stage 1 is kept there, that of the last.
+
+    Raises:
+        InputError: as `prepare`.
+    """
+    assert found.centre_mm is not None and found.candidate is not None
+    shape = voxels_of(settings.box_mm, settings.fine_spacing_mm)
+    grid = coarse.coarse.geometry.box_around(found.centre_mm, shape, settings.fine_spacing_mm)
+    key = _key(case, info, settings) | {"box": grid.affine.tolist()}
+    located = _stored(case, key, cache / "located")
+    if located is None:
+        image, labels = _read(case, info)
+        known = labels.with_array(np.where(labels.array == 0, np.uint8(IGNORE_CLASS), labels.array))
+        located = replace(coarse, fine=_hu(image, grid), fine_labels=resample_labels(known, grid))
+        _store(_cache_file(case, cache / "located"), located, key)
+    candidate = found.candidate.geometry
+    ends = candidate.to_world(np.array([[-0.5, 0, 0], [candidate.shape[0] - 0.5, 0, 0]]))
+    low, high = np.clip(np.rint(grid.to_index(ends)[:, 0]).astype(int), 0, shape[0] - 1)
+    facts = located.facts | {"located_slices": [int(low), int(high)]}
+    return replace(located, facts=facts, unknown=coarse.unknown)
 
 
 def _hu(image: Volume, grid: Geometry) -> Volume:

@@ -204,10 +204,10 @@ def mixed_rows(batch: int, voxels: int, device: torch.device) -> Tensor:
     return (torch.arange(batch, device=device)[:, None] + turn) % batch
 
 
-def dealt_out(embeddings: Tensor, classes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Deal embeddings [batch, voxels, dimensions], classes and validity [batch, voxels] out by `mixed_rows`."""
-    row = mixed_rows(len(classes), classes.shape[1], classes.device)
-    return embeddings.gather(0, row[..., None].expand_as(embeddings)), classes.gather(0, row), valid.gather(0, row)
+def dealt_out(embeddings: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Deal embeddings [batch, voxels, dimensions] and others [batch, voxels] out by one draw of `mixed_rows`."""
+    row = mixed_rows(len(embeddings), embeddings.shape[1], embeddings.device)
+    return embeddings.gather(0, row[..., None].expand_as(embeddings)), *(one.gather(0, row) for one in others)
 
 
 def pick(embeddings: Tensor, index: Tensor) -> Tensor:

@@ -26,13 +26,21 @@ AIMED_WITHIN = 0.4
 class Batch:
     """Images [batch, channels, *space] in -1..1 and labels [batch, *space], uint8 classes.
 
-    `unknown` [batch, classes] tells which classes were not contoured (`metricunet.training.partial_labels`); None
-    where every case of the training was contoured in full.
+    `unknown` [contoured, classes] tells which classes were not contoured (`metricunet.training.partial_labels`);
+    None where every case of the training was contoured in full. `plain` [uncontoured, channels, *space] are the
+    last of the images before their HU were changed; their target was not contoured (`metricunet.training.teacher`).
+    None where there are none.
     """
 
     images: Tensor
     labels: Tensor
     unknown: Tensor | None = None
+    plain: Tensor | None = None
+
+    @property
+    def contoured(self) -> int:
+        """Number of images with contours, the first ones."""
+        return len(self.images) - (0 if self.plain is None else len(self.plain))
 
 
 def update_seed(seed: int, stage: int, update: int) -> int:
@@ -86,6 +94,10 @@ class SegmentBatches:
         self._values = _values([self.labels], classes)
         target = (self.labels > 0) & (self.labels != IGNORE_CLASS)
         self._holds = target.flatten(2).any(dim=2).float()
+        for holds, case in zip(self._holds, fine, strict=True):
+            if "located_slices" in case.facts:
+                first, last = case.facts["located_slices"]
+                holds[first : last + 1] = 1
         crop = config.crop_voxels
         self._warp = Warp(crop[1:], config.spacing_mm[1:], augment, mirror, device)
         # What a draw needs of the geometry, on the device once: a copy from the host would wait for it.
@@ -99,6 +111,21 @@ class SegmentBatches:
 
     def draw(self, generator: Generator) -> Batch:
         """Draw one batch, without waiting for the device."""
+        hu, labels, unknown = self.crops(generator)
+        return Batch(self.changed(hu, generator), labels, unknown)
+
+    def changed(self, hu: Tensor, generator: Generator) -> Tensor:
+        """Change the HU of crops at random, and map them to -1..1: images as the network takes them."""
+        config = self.config
+        spacing_mm = config.spacing_mm[-config.spatial_dims :]
+        return augmented_input(hu, spacing_mm, config.hu_window, self.augment, generator)
+
+    def crops(self, generator: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Draw crops, without waiting for the device.
+
+        Returns:
+            HU [batch, slices, rows, columns], labels [batch, rows, columns], and what was not contoured (`Batch`).
+        """
         config = self.config
         size, depth = config.batch_size, self.hu.shape[1]
         case = torch.randint(self.hu.shape[0], (size,), generator=generator, device=self.device)
@@ -106,9 +133,8 @@ class SegmentBatches:
         centre = self._centres(size, generator)
         grid = self._warp.grid(self._warp.draw(size, generator), centre, self._size)
         stack = (middle[:, None] + self._neighbours).clamp_(0, depth - 1)
-        images = read(self.hu[case[:, None], stack].float(), grid)
-        images = augmented_input(images, config.spacing_mm[1:], config.hu_window, self.augment, generator)
-        return Batch(images, read_classes(self.labels[case, middle], grid, self._values), self._unknown_of(case))
+        hu = read(self.hu[case[:, None], stack].float(), grid)
+        return hu, read_classes(self.labels[case, middle], grid, self._values), self._unknown_of(case)
 
     def _unknown_of(self, case: Tensor) -> Tensor | None:
         return None if self.unknown is None else self.unknown[case]
@@ -138,8 +164,8 @@ class BlockBatches(SegmentBatches):
     within the slices that a crop could hold. Arguments as `SegmentBatches`.
     """
 
-    def draw(self, generator: Generator) -> Batch:
-        """Draw one batch: images [batch, 1, slices, rows, columns], labels [batch, slices, rows, columns]."""
+    def crops(self, generator: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Draw crops: HU [batch, 1, slices, rows, columns], labels [batch, slices, rows, columns], and the rest."""
         config = self.config
         size, block = config.batch_size, config.block_slices
         case = torch.randint(self.hu.shape[0], (size,), generator=generator, device=self.device)
@@ -148,11 +174,10 @@ class BlockBatches(SegmentBatches):
         centre = self._centres(size, generator)
         grid = self._warp.grid(self._warp.draw(size, generator), centre, self._size)
         # The slices are channels here, so that each of them is turned alike.
-        images = read(self.hu[case[:, None], stack].float(), grid)[:, None]
-        images = augmented_input(images, config.spacing_mm, config.hu_window, self.augment, generator)
+        hu = read(self.hu[case[:, None], stack].float(), grid)[:, None]
         labels = self.labels[case[:, None], stack].flatten(0, 1)
         planes = read_classes(labels, grid.repeat_interleave(block, dim=0), self._values)
-        return Batch(images, planes.view(size, block, *planes.shape[1:]), self._unknown_of(case))
+        return hu, planes.view(size, block, *planes.shape[1:]), self._unknown_of(case)
 
     def _first_slices(self, chosen: Tensor, generator: Generator) -> Tensor:
         """Choose each block's first slice, so that the block holds the chosen slice, wherever that lies in it."""

@@ -9,6 +9,7 @@ from metricunet.networks import Network, build_network
 from metricunet.stages.segment import segment_spec
 from metricunet.training.branch import build_metric
 from metricunet.training.config import SegmentConfig, TrainConfig
+from metricunet.training.uncontoured import uncontoured_rows
 
 #: The dimensions a network comes in, and the fewest levels it can have.
 DIMS: dict[str, tuple[int, ...]] = {"unet": (2, 3), "fcn": (2,), "vnet": (3,)}
@@ -27,6 +28,12 @@ def check_settings(config: TrainConfig, classes: int) -> None:
     """
     segment, locate = config.segment, config.locate
     check_network(segment)
+    uncontoured_rows(config)
+    if config.metric.weight_as == "gradient_share" and config.metric.mode == "offline":
+        raise InputError(
+            "setting metric.weight_as is gradient_share; with metric.mode offline it must be factor, for that branch "
+            "reads no decoder maps"
+        )
     with torch.device("meta"):
         network = build_network(**segment_spec(config.segment, classes).network)
         build_metric(network, config, classes)

@@ -34,7 +34,7 @@ from metricunet.training.card import model_card
 from metricunet.training.checks import check_settings
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.log import Watch
-from metricunet.training.loop import fit
+from metricunet.training.loop import Batches, fit
 from metricunet.training.objectives import LocateModule, SegmentModule
 from metricunet.training.run import (
     Run,
@@ -43,7 +43,9 @@ from metricunet.training.run import (
     check_folder,
     check_results,
     prepared_cases,
+    uncontoured_scans,
 )
+from metricunet.training.uncontoured import MixedBatches, uncontoured_rows
 
 MODEL_NAME = "model.safetensors"
 A_TRAINING = "a training"
@@ -174,9 +176,21 @@ def open_run(
     check_settings(config, len(content.info.labels) + 1)
     split = split_for(content, fold)
     cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
-    data_sha256 = cohort_sha256([*cases, *val])
+    uncontoured = uncontoured_scans(content, split, config, cache_fallback or output, progress)
+    data_sha256 = cohort_sha256([*cases, *val, *(uncontoured.prepared if uncontoured is not None else ())])
     run = Run(
-        output, config, content.info, split, cases, val, data_sha256, where, resume, watch, loggers=tuple(loggers)
+        output,
+        config,
+        content.info,
+        split,
+        cases,
+        val,
+        data_sha256,
+        where,
+        resume,
+        watch,
+        loggers=tuple(loggers),
+        uncontoured=uncontoured,
     )
     check_cases(run, cohort)
     if init is not None:
@@ -232,7 +246,7 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     Returns:
         The path of the model file.
     """
-    segment, score = _fit_segment(run, located.errors_mm)
+    segment, score = _fit_segment(run, located)
     model = run.folder / MODEL_NAME if model is None else model
     card = model_card(run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm)
     fitted = calibration(segment, card.segment, run.val, run.target, run.config.precision)
@@ -269,23 +283,34 @@ def _fit_locate(run: Run) -> Network:
     return network
 
 
-def _fit_segment(run: Run, errors_mm: np.ndarray) -> tuple[Network, float | None]:
-    stage, metric = run.config.segment, run.config.metric
+def _fit_segment(run: Run, located: StageOne) -> tuple[Network, float | None]:
+    metric, apart = run.config.metric, uncontoured_rows(run.config)
+    batches = _segment_batches(run, run.train, located, run.config.segment.batch_size - apart)
+    patches = PatchBatches(batches, run.config) if metric.mode == "offline" and metric.weight else None
+    mixed: Batches = batches
+    if run.uncontoured is not None:
+        locate = _build("locate", run, located.weights()).eval().to(run.device)
+        scans = run.uncontoured.located(locate, run.config, run.info, run.target, run.folder)
+        mixed = MixedBatches(batches, _segment_batches(run, scans, located, apart))
+    # The last before the module: the seed that is set here is that of the branch's first weights, too.
+    network = _build("segment", run, run.start)
+    module = SegmentModule(network, run.config, run.val, run.classes, patches)
+    score = fit(run, module, mixed)
+    return module.judged, score
+
+
+def _segment_batches(run: Run, cases: Sequence[PreparedCase], located: StageOne, size: int) -> SegmentBatches:
+    stage = run.config.segment
     kind = BlockBatches if stage.spatial_dims == 3 else SegmentBatches
-    batches = kind(
-        run.train,
-        stage,
+    return kind(
+        cases,
+        stage.model_copy(update={"batch_size": size}),
         run.config.augment,
         run.classes,
         not has_sides(run.labels),
-        jitter_mm(errors_mm, stage.smallest_jitter_mm),
+        jitter_mm(located.errors_mm, stage.smallest_jitter_mm),
         run.device,
     )
-    patches = PatchBatches(batches, run.config) if metric.mode == "offline" and metric.weight else None
-    # The last before the module: the seed that is set here is that of the branch's first weights, too.
-    network = _build("segment", run, run.start)
-    score = fit(run, SegmentModule(network, run.config, run.val, run.classes, patches), batches)
-    return network, score
 
 
 def _build(stage: str, run: Run, start: Mapping[str, Tensor] | None) -> Network:

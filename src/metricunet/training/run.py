@@ -16,6 +16,7 @@ from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
+from metricunet.cohort.uncontoured import uncontoured_cases
 from metricunet.errors import InputError, argument
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
@@ -25,6 +26,7 @@ from metricunet.structures import class_of
 from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config
 from metricunet.training.log import Watch, check_log
+from metricunet.training.uncontoured import UncontouredScans
 
 #: A target seen in fewer scans than this cannot be learned.
 FEWEST_CASES = 2
@@ -47,6 +49,7 @@ class Run:
         watch: told how far a stage is, in place of a progress bar.
         start: weights to begin from, by their names in a model file; None for random ones.
         loggers: told the numbers of each epoch, beside log.csv; they stay open.
+        uncontoured: scans without contours of the target that stage 2 learns from; None for none.
     """
 
     folder: Path
@@ -61,6 +64,7 @@ class Run:
     watch: Watch | None = None
     start: dict[str, Tensor] | None = None
     loggers: tuple[Logger, ...] = ()
+    uncontoured: UncontouredScans | None = None
 
     @property
     def labels(self) -> dict[str, int]:
@@ -126,9 +130,7 @@ def prepared_cases(
     cohort: Cohort, split: Split, config: TrainConfig, cache_fallback: Path, progress: Progress | None
 ) -> tuple[list[PreparedCase], list[PreparedCase]]:
     """Return the training and the validation cases of a split; see `cache_folder` for where they are kept."""
-    settings = PrepareSettings(
-        config.target, config.locate.spacing_mm, config.segment.spacing_mm, config.segment.box_mm
-    )
+    settings = prepare_settings(config)
     wanted = {*split.train, *split.val}
     cases: list[Case] = [case for case in cohort.training if case.name in wanted]
     prepared = prepare(
@@ -136,6 +138,34 @@ def prepared_cases(
     )
     by_name = {case.name: case for case in prepared}
     return [by_name[n] for n in split.train], [by_name[n] for n in split.val]
+
+
+def prepare_settings(config: TrainConfig) -> PrepareSettings:
+    """Return what the prepared cases of a training depend on."""
+    stage = config.segment
+    return PrepareSettings(config.target, config.locate.spacing_mm, stage.spacing_mm, stage.box_mm)
+
+
+def uncontoured_scans(
+    cohort: Cohort, split: Split, config: TrainConfig, cache_fallback: Path, progress: Progress | None
+) -> UncontouredScans | None:
+    """Return the scans without contours that a training learns from; None where it learns from none.
+
+    Raises:
+        InputError: it is to learn from such scans, and there is none.
+    """
+    if config.teacher.share == 0:
+        return None
+    cases = uncontoured_cases(cohort, split, config.target)
+    if not cases:
+        raise InputError(
+            f"{cohort.folder}: setting teacher.share is {config.teacher.share:g}, but there is no scan without "
+            f"contours of {config.target} to learn from; put some into imagesUnlabeled (CASE_0000.nii.gz), or set "
+            "teacher.share to 0"
+        )
+    settings = prepare_settings(config)
+    cache = cache_folder(cohort.folder, settings, cache_fallback)
+    return UncontouredScans(cases, prepare(cases, cohort.info, settings, cache, progress), settings, cache)
 
 
 def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) -> Path:
