@@ -3,8 +3,8 @@
 A case CASE is `imagesTr/CASE_0000.nii.gz` with `labelsTr/CASE.nii.gz`, or what the key `dataset` of dataset.json
 says it is. Cohorts of one channel made for nnU-Net work as they are, except those with regions (labels of several
 values), and cohorts written here work in nnU-Net. `imagesUnlabeled/CASE_0000.nii.gz` are scans that nobody
-contoured, which nnU-Net overlooks (`metricunet.cohort.uncontoured`). `contoured.json` says which structures were contoured where
-(`metricunet.cohort.contoured`).
+contoured, which nnU-Net overlooks (`metricunet.cohort.uncontoured`). `contoured.json` says which structures were
+contoured where (`metricunet.cohort.contoured`).
 """
 
 from __future__ import annotations

@@ -221,7 +221,8 @@ def prepare_located(
     Raises:
         InputError: as `prepare`.
     """
-    assert found.centre_mm is not None and found.candidate is not None
+    assert found.centre_mm is not None
+    assert found.candidate is not None
     shape = voxels_of(settings.box_mm, settings.fine_spacing_mm)
     grid = coarse.coarse.geometry.box_around(found.centre_mm, shape, settings.fine_spacing_mm)
     key = _key(case, info, settings) | {"box": grid.affine.tolist()}

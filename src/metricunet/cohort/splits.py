@@ -37,9 +37,10 @@ class Split:
 def split_for(cohort: Cohort, fold: Fold, seed: int = 0) -> Split:
     """Return the split of one fold.
 
-    `splits.json` of the cohort decides where it exists, and after it `splits_final.json`, as nnU-Net names it. Beside
-    `train` and `val` an entry may list cases as `unlabeled`, whose labels are not read then. Otherwise five folds
-    (fewer where there are fewer patients) are drawn with `seed`. `all` trains on every case and validates on none.
+    `splits.json` of the cohort decides where it exists, and after it `splits_final.json`, as nnU-Net names it.
+    Beside `train` and `val` an entry may list cases as `unlabeled`, whose labels are not read then. Otherwise five
+    folds (fewer where there are fewer patients) are drawn with `seed`. `all` trains on every case and validates on
+    none.
 
     Raises:
         InputError: unknown fold, a split that names unknown cases or has a patient on both sides, or too few

@@ -26,6 +26,8 @@ from metricunet.metric.losses import (
     weighted_sum,
 )
 from metricunet.metric.tuples import (
+    BETWEEN,
+    FAR,
     FARTHEST_WEIGHTED,
     NEAREST_WEIGHTED,
     RESOLUTION,
@@ -33,6 +35,7 @@ from metricunet.metric.tuples import (
     Triplets,
     at_least_float32,
     negative_log_density,
+    squared_distances,
 )
 
 
@@ -44,14 +47,14 @@ class Held(NamedTuple):
         classes: [entries], int64.
         valid: [entries], bool: which of them are filled; within a run the filled ones come first.
         certainty: [entries], 0 to 1: how sure the label of each was.
-        count: [classes], int64: number of filled entries of each class.
+        filled: [classes], int64: number of filled entries of each class.
     """
 
     embeddings: Tensor
     classes: Tensor
     valid: Tensor
     certainty: Tensor
-    count: Tensor
+    filled: Tensor
 
 
 class EmbeddingBank(nn.Module):
@@ -215,16 +218,16 @@ def draw_partners(classes: Tensor, valid: Tensor, held: Held) -> Pairs:
     Returns:
         Indices into the entries, [voxels] each.
     """
-    size = len(held.classes) // len(held.count)
-    count = held.count[classes]
-    after = held.count.cumsum(0)  # as if the filled entries stood one after the other
-    before = after - held.count
+    size = len(held.classes) // len(held.filled)
+    count = held.filled[classes]
+    after = held.filled.cumsum(0)  # as if the filled entries stood one after the other
+    before = after - held.filled
     others = after[-1] - count
     chance = torch.rand((2, *classes.shape), device=classes.device)
     step, rest = ((share * n).long().clamp(min=0) for share, n in zip(chance, (count, others), strict=True))
     step, rest = torch.minimum(step, (count - 1).clamp(min=0)), torch.minimum(rest, (others - 1).clamp(min=0))
     rest = rest + count * (rest >= before[classes])
-    other = torch.searchsorted(after, rest, right=True).clamp(max=len(held.count) - 1)
+    other = torch.searchsorted(after, rest, right=True).clamp(max=len(held.filled) - 1)
     negative = (other * size + rest - before[other]).clamp(0, len(held.classes) - 1)
     return Pairs(classes * size + step, valid & (count > 0), negative, valid & (others > 0))
 
@@ -253,33 +256,44 @@ def mine_triplets(
         pairs = _hard_pairs(embeddings, classes, valid, held)
         return Triplets(pairs.positive, pairs.negative, exist)
     e = at_least_float32(embeddings.detach())
-    squared = _squared(e, held)
-    candidate = held.valid & (classes[:, None] != held.classes)
     if options.triplets == "semi_hard":
         bound = (e - held.embeddings.to(e.dtype)[drawn.positive]).square().sum(dim=1, keepdim=True) + RESOLUTION
-        gap = torch.where(candidate & (squared > bound), squared - bound, torch.inf)
-        nearest = gap.min(dim=1)
-        return Triplets(drawn.positive, nearest.indices, exist & torch.isfinite(nearest.values))
-    candidate &= squared <= FARTHEST_WEIGHTED**2
-    log_weight = negative_log_density(squared.clamp(NEAREST_WEIGHTED**2, FARTHEST_WEIGHTED**2), e.shape[1])
+        # The largest reciprocal is that of the smallest gap above zero, as in `semi_hard_triplets`.
+        best = _squared(e, classes, held, same=FAR, invalid=FAR, less=bound).reciprocal_().max(dim=1)
+        return Triplets(drawn.positive, best.indices, exist & (best.values > 1 / BETWEEN))
+    squared = _squared(e, classes, held, same=FAR, invalid=FAR)
+    candidate = squared <= FARTHEST_WEIGHTED**2
+    log_weight = negative_log_density(squared.clamp_(NEAREST_WEIGHTED**2, FARTHEST_WEIGHTED**2), e.shape[1])
     noise = torch.empty_like(log_weight).exponential_().clamp_(min=1e-30).log_()
-    best = (log_weight - noise).masked_fill_(~candidate, -torch.inf).max(dim=1)
-    return Triplets(drawn.positive, best.indices, exist & torch.isfinite(best.values))
+    found = log_weight.sub_(noise).masked_fill_(~candidate, -torch.inf).max(dim=1)
+    return Triplets(drawn.positive, found.indices, exist & torch.isfinite(found.values))
 
 
 @torch.no_grad()
 def _hard_pairs(embeddings: Tensor, classes: Tensor, valid: Tensor, held: Held) -> Pairs:
     """Find for each voxel the farthest entry of its class and the nearest of another."""
-    squared = _squared(at_least_float32(embeddings.detach()), held)
-    same = classes[:, None] == held.classes
-    farthest = squared.masked_fill(~(same & held.valid), -torch.inf).max(dim=1)
-    nearest = squared.masked_fill(same | ~held.valid, torch.inf).min(dim=1)
+    e = at_least_float32(embeddings.detach())
+    farthest = _squared(e, classes, held, same=FAR, invalid=-2 * FAR).max(dim=1)
+    nearest = _squared(e, classes, held, same=FAR, invalid=FAR).min(dim=1)
     return Pairs(
-        farthest.indices,
-        valid & torch.isfinite(farthest.values),
-        nearest.indices,
-        valid & torch.isfinite(nearest.values),
+        farthest.indices, valid & (farthest.values > BETWEEN), nearest.indices, valid & (nearest.values < BETWEEN)
     )
+
+
+def _squared(
+    embeddings: Tensor, classes: Tensor, held: Held, same: float, invalid: float, less: Tensor | None = None
+) -> Tensor:
+    """Return squared distances [voxels, entries], raised as `squared_distances` says."""
+    return squared_distances(
+        embeddings[None],
+        classes[None],
+        torch.ones_like(classes[None], dtype=torch.bool),
+        len(held.filled),
+        same,
+        invalid,
+        None if less is None else less[None],
+        (held.embeddings[None], held.classes[None], held.valid[None]),
+    )[0]
 
 
 def _pair_loss(
@@ -332,14 +346,9 @@ def contrast_with_bank(
     entries = held.embeddings.to(embeddings.dtype)
     similarity = embeddings @ entries.T / temperature
     likeliest = similarity.masked_fill(~held.valid, torch.finfo(similarity.dtype).min / 2).logsumexp(dim=1)
-    size = len(held.classes) // len(held.count)
+    size = len(held.classes) // len(held.filled)
     sums = (entries * held.valid[:, None]).view(-1, size, entries.shape[1]).sum(dim=1)
-    count = held.count[classes]
+    count = held.filled[classes]
     mean = (embeddings * sums[classes]).sum(dim=1) / (temperature * count.clamp(min=1))
-    counted = valid & (count > 0) & (count < held.count.sum())
+    counted = valid & (count > 0) & (count < held.filled.sum())
     return mean_of_positive(likeliest - mean, counted)
-
-
-def _squared(embeddings: Tensor, held: Held) -> Tensor:
-    """Return squared distances [voxels, entries] of embeddings of unit length."""
-    return 2 - 2 * embeddings @ held.embeddings.to(embeddings.dtype).T

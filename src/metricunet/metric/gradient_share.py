@@ -63,7 +63,7 @@ class GradientShare(nn.Module):
         def watch(one: Tensor) -> Tensor:
             view = one.view_as(one)
             of_branch: list[Tensor] = []
-            view.register_hook(lambda gradient: of_branch.append(gradient.detach()))
+            view.register_hook(lambda gradient: of_branch.append(gradient.detach()))  # type: ignore[no-untyped-call]
 
             def at_map(gradient: Tensor) -> None:
                 branch = of_branch.pop().float() if of_branch else torch.zeros_like(gradient, dtype=torch.float32)
@@ -72,7 +72,7 @@ class GradientShare(nn.Module):
                 if len(squares) == len(learning):
                     self._take_up(squares, weight)
 
-            one.register_hook(at_map)
+            one.register_hook(at_map)  # type: ignore[no-untyped-call]
             return view
 
         return [watch(one) if one.requires_grad else one for one in maps]

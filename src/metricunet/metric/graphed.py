@@ -54,13 +54,13 @@ class GraphedBranch:
         arguments = features, labels, logits, spacing_mm, image, contoured
         if logits is None or not torch.is_grad_enabled() or not _on_current_gpu(labels):
             return cast(MetricOutput, self.branch(*arguments))
-        pictured = image is not None
-        tensors = (labels, logits.detach(), *[image] * pictured, *self.branch.maps_of(features))
+        pictured = () if image is None else (image,)
+        tensors = (labels, logits.detach(), *pictured, *self.branch.maps_of(features))
         parameters = [*self.branch.parameters(), *self.branch.buffers()]
         layout = (
             *(_layout(tensor) for tensor in tensors),
             None if spacing_mm is None else tuple(spacing_mm),
-            (pictured, contoured),
+            (bool(pictured), contoured),
             self.branch.training,
             _autocast(),
             [parameter.requires_grad for parameter in parameters],
@@ -68,7 +68,7 @@ class GraphedBranch:
         addresses = [parameter.data_ptr() for parameter in parameters]
         if self._replay is None or addresses != self._addresses:
             self._replay = None  # a capture that fails leaves no graph, and the next call captures again
-            self._replay = _captured(GraphStep(self.branch, spacing_mm, pictured, contoured), tensors)
+            self._replay = _captured(GraphStep(self.branch, spacing_mm, bool(pictured), contoured), tensors)
             self._layout, self._addresses = layout, addresses
         if layout != self._layout:
             return cast(MetricOutput, self.branch(*arguments))

@@ -184,11 +184,8 @@ def surface_distance(
     bound = (reach_mm * (1 + BAND_SLACK)) ** 2
     reach = [min(int(math.sqrt(bound) / step), n - 1) for step, n in zip(spacing, shape, strict=True)]
     neighbour = torch.arange(math.prod(2 * r + 1 for r in reach), device=labels.device)
-    there, place, squared = (
-        torch.ones_like(index[..., None], dtype=torch.bool),
-        torch.zeros_like(index[..., None]),
-        0,
-    )
+    place, squared = torch.zeros_like(index[..., None]), torch.zeros(len(neighbour), device=labels.device)
+    there = place == 0
     stride, steps = 1, 1
     for n, r, spacing_along in reversed(list(zip(shape, reach, spacing, strict=True))):
         offset = neighbour // steps % (2 * r + 1) - r
@@ -201,7 +198,7 @@ def surface_distance(
     found = flat.gather(1, place.flatten(1)).view_as(place)
     own = flat.gather(1, index)[..., None]
     other = there & (found != own) & (found != ignore_index) & (squared <= bound)
-    return torch.where(other, squared.float().sqrt(), torch.inf).amin(dim=-1)
+    return torch.where(other, squared.sqrt(), torch.inf).amin(dim=-1)
 
 
 def _dilate(mask: Tensor, axis: int, spacing: Sequence[float], bound: float) -> Tensor:

@@ -28,8 +28,8 @@ class Batch:
 
     `unknown` [contoured, classes] tells which classes were not contoured (`metricunet.training.partial_labels`);
     None where every case of the training was contoured in full. `plain` [uncontoured, channels, *space] are the
-    last of the images before their HU were changed; their target was not contoured (`metricunet.training.teacher`).
-    None where there are none.
+    last of the images before their HU were changed; their target was not contoured
+    (`metricunet.training.teacher`). None where there are none.
     """
 
     images: Tensor
@@ -165,7 +165,10 @@ class BlockBatches(SegmentBatches):
     """
 
     def crops(self, generator: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Draw crops: HU [batch, 1, slices, rows, columns], labels [batch, slices, rows, columns], and the rest."""
+        """Draw crops: HU [batch, 1, slices, rows, columns], labels [batch, slices, rows, columns], and `unknown`.
+
+        The last is that of `Batch`.
+        """
         config = self.config
         size, block = config.batch_size, config.block_slices
         case = torch.randint(self.hu.shape[0], (size,), generator=generator, device=self.device)

@@ -96,8 +96,8 @@ def _bank(metric: MetricConfig, classes: int, background: Background | None) -> 
         return None
     if metric.bank_new > metric.bank:
         raise InputError(
-            f"setting metric.bank_new is {metric.bank_new}, but metric.bank holds {metric.bank} voxels of a class; "
-            "enlarge the bank"
+            f"setting metric.bank_new is {metric.bank_new}; expected no more than metric.bank, {metric.bank}, the "
+            "number of voxels that the bank holds of a class"
         )
     kinds = 1 if background is None else background.kinds
     return EmbeddingBank(metric.bank, classes + kinds - 1, metric.embedding, len(metric.taps), metric.bank_new)

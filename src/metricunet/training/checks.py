@@ -31,8 +31,8 @@ def check_settings(config: TrainConfig, classes: int) -> None:
     uncontoured_rows(config)
     if config.metric.weight_as == "gradient_share" and config.metric.mode == "offline":
         raise InputError(
-            "setting metric.weight_as is gradient_share; with metric.mode offline it must be factor, for that branch "
-            "reads no decoder maps"
+            "setting metric.weight_as is gradient_share; with metric.mode offline it must be factor, for that "
+            "branch reads no decoder maps"
         )
     with torch.device("meta"):
         network = build_network(**segment_spec(config.segment, classes).network)

@@ -137,8 +137,8 @@ class MetricConfig(_Section):
         supcon_weight: weight of the supervised contrastive loss; 0 leaves it out (`online`).
         temperature: temperature of the supervised contrastive loss.
         mean_over: what the losses on tuples are means over: the `violators` of a margin, or `all` tuples.
-        unsure_mm: distance from a surface up to which labels are less sure, and margins (in `control` the weights of
-            voxels) shrink in proportion; 0: all are sure (`online`, `control`).
+        unsure_mm: distance from a surface up to which labels are less sure, and margins (in `control` the weights
+            of voxels) shrink in proportion; 0: all are sure (`online`, `control`).
         left_out_mm: voxels within this distance of a voxel of another class are left out (`online`, `control`).
         background: `one` class; or several kinds, each of which counts as a class: by `hu` (air, fat, soft tissue,
             bone), or `clusters` of its embeddings (`online`, `control`).
@@ -187,7 +187,7 @@ class MetricConfig(_Section):
 
 
 class TeacherConfig(_Section):
-    """What stage 2 learns from scans whose target nobody contoured, by a teacher: the moving average of its weights.
+    """Learning from scans whose target nobody contoured, by a teacher: the moving average of stage 2's weights.
 
     The teacher looks at the crop of such a scan before its HU are changed, the network that is trained after that,
     and is to say what the teacher is sure of (Tarvainen, Valpola: Mean teachers are better role models, NeurIPS

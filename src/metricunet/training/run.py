@@ -164,7 +164,8 @@ def uncontoured_scans(
             "teacher.share to 0"
         )
     settings = prepare_settings(config)
-    cache = cache_folder(cohort.folder, settings, cache_fallback)
+    # Apart from the contoured ones: a case may be one of these in a fold, and one of those in another.
+    cache = cache_folder(cohort.folder, settings, cache_fallback) / "uncontoured"
     return UncontouredScans(cases, prepare(cases, cohort.info, settings, cache, progress), settings, cache)
 
 

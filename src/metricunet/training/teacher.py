@@ -45,8 +45,8 @@ class Teacher(nn.Module):
             update: number of the update.
         """
         kept = min(self.settings.decay, update / (update + 10))
-        mine, theirs = list(self.network.parameters()), list(network.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - kept)
+        mine: list[Tensor] = list(self.network.parameters())
+        torch._foreach_lerp_(mine, [one.detach() for one in network.parameters()], 1 - kept)
         for own, other in zip(self.network.buffers(), network.buffers(), strict=True):
             own.copy_(other)
 

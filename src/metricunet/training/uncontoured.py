@@ -94,8 +94,8 @@ def uncontoured_rows(config: TrainConfig) -> int:
         return 0
     if size < 2:
         raise InputError(
-            f"setting segment.batch_size is {size}; with teacher.share {share:g} it must be 2 or more, for a batch "
-            "holds images with contours and without"
+            f"setting segment.batch_size is {size}; with teacher.share {share:g} it must be 2 or more, for a "
+            "batch holds images with contours and without"
         )
     return min(size - 1, max(1, round(share * size)))
 
