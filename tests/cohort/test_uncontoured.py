@@ -66,11 +66,16 @@ def test_a_name_that_occurs_twice_is_an_error(folder: Path) -> None:
         (folder / "imagesUnlabeled" / f"{name}_0000.nii.gz").unlink()
 
 
-def test_contours_of_a_scan_without_labels_are_a_contradiction(folder: Path) -> None:
-    (folder / "contoured.json").write_text('{"case_03": []}')
-    assert len(read_cohort(folder).unlabeled) == 2
-    (folder / "contoured.json").write_text('{"case_03": ["prostate"]}')
-    with pytest.raises(InputError, match="case 'case_03', which lies in imagesUnlabeled and has no labels"):
+@pytest.mark.parametrize("structures", ["[]", '["prostate"]'])
+def test_of_a_scan_without_labels_nothing_counts_as_contoured(folder: Path, structures: str) -> None:
+    (folder / "contoured.json").write_text(f'{{"case_03": {structures}}}')
+    assert [case.not_contoured for case in read_cohort(folder).unlabeled] == [("prostate",)] * 2
+
+
+def test_labels_beside_scans_without_labels_are_an_error(folder: Path) -> None:
+    (folder / "labelsUnlabeled").mkdir()
+    shutil.copy(folder / "labelsTr" / "case_00.nii.gz", folder / "labelsUnlabeled" / "case_03.nii.gz")
+    with pytest.raises(InputError, match="labels of a scan in imagesUnlabeled; move the two to labelsTr"):
         read_cohort(folder)
 
 

@@ -232,13 +232,9 @@ def read_cohort(folder: Path) -> Cohort:
     for case in unlabeled:
         if case.label is not None:
             raise InputError(
-                f"{case.label}: labels of a scan in images{UNLABELED}; move both to labelsTr and imagesTr"
+                f"{case.label}: labels of a scan in images{UNLABELED}; move the two to labelsTr and imagesTr"
             )
-        if missing.pop(case.name, nothing) != nothing:
-            raise InputError(
-                f"{folder / CONTOURED_NAME}: names structures of case {_shown(case.name)}, which lies in "
-                f"images{UNLABELED} and has no labels; leave the case out"
-            )
+        missing.pop(case.name, None)  # it has no labels, so nothing of it can be contoured
     for name in missing.keys() - {case.name for case in (*training, *test)}:
         raise InputError(
             f"{folder / CONTOURED_NAME}: names case {_shown(name)}, which neither imagesTr nor imagesTs holds"
