@@ -33,6 +33,10 @@ class Split:
     val: tuple[str, ...]
     unlabeled: tuple[str, ...] = ()
 
+    def revealed(self) -> Split:
+        """Return the split in which labels that were not to be read are read after all."""
+        return Split((*self.train, *self.unlabeled), self.val)
+
 
 def split_for(cohort: Cohort, fold: Fold, seed: int = 0) -> Split:
     """Return the split of one fold.

@@ -61,6 +61,8 @@ class PhantomRecipe(_Section):
         n_test: number of test cases.
         seed: seed of the cohort.
         difficulty: how hard the cases are, as in `metricunet.phantom.make_phantom`.
+        n_unlabeled: number of further cases whose labels no training reads, for arms that learn from such scans
+            (`teacher.share`); None for none.
         labels: what arms train on, unless they say otherwise: `clean` (the true shapes) or `displaced` (a reader's
             contours). Test cases are scored against the truth and against a reader whom no training has seen.
     """
@@ -68,6 +70,7 @@ class PhantomRecipe(_Section):
     n_train: Annotated[int, Field(ge=2)]
     n_val: Annotated[int, Field(ge=1)]
     n_test: Annotated[int, Field(ge=1)]
+    n_unlabeled: Annotated[int, Field(ge=1)] | None = None
     seed: Seed = 0
     difficulty: Difficulty = "real"
     labels: Labels = "clean"

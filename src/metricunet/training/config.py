@@ -204,6 +204,8 @@ class TeacherConfig(_Section):
         background_threshold: probability from which it is sure of a voxel of the background.
         final: whose weights are validated and written to the model: the `student`'s, or the `teacher`'s, which a
             training without such scans averages, too.
+        reveal: whether the labels of cases that splits.json lists as `unlabeled` are read after all: what a study
+            compares with, to see how much there is to win.
     """
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -214,6 +216,7 @@ class TeacherConfig(_Section):
     threshold: Share = 0.8
     background_threshold: Share = 0.95
     final: Literal["student", "teacher"] = "student"
+    reveal: bool = False
 
 
 class AugmentConfig(_Section):

@@ -175,6 +175,8 @@ def open_run(
     content = read_cohort(cohort)
     check_settings(config, len(content.info.labels) + 1)
     split = split_for(content, fold)
+    if config.teacher.reveal:
+        split = split.revealed()
     cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
     uncontoured = uncontoured_scans(content, split, config, cache_fallback or output, progress)
     data_sha256 = cohort_sha256([*cases, *val, *(uncontoured.prepared if uncontoured is not None else ())])
