@@ -113,7 +113,8 @@ class Arm(_Section):
     Attributes:
         settings: any part of a training's configuration but what all arms share, over the base.
         stages: 2, or 1 for a network like stage 1's that segments the whole scan. Its settings are those of
-            `locate`; `segment`, `metric` and `teacher` are of stage 2. Memory grows with the scan over that spacing.
+            `locate`; `segment`, `metric` and `teacher` are of stage 2. Memory grows with the scan over that
+            spacing.
         seeds: seeds to train with; default: the study's.
         labels: labels to train on, which phantoms alone can choose; default: the phantom's.
     """
