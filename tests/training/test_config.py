@@ -89,7 +89,7 @@ def test_a_model_brings_its_networks_and_grids(preset: str, settings: tuple[str,
     trained = load_config(preset, settings=settings)
     card = card_of(trained)
     tuned = load_config(parent=card)
-    check_settings(tuned, 3)
+    check_settings(tuned, {"prostate": 1, "bladder": 2})
     assert locate_spec(tuned.locate, 3) == card.locate
     assert segment_spec(tuned.segment, 3) == card.segment
     updates, before = (c.segment.epochs * c.segment.updates_per_epoch for c in (tuned, trained))
