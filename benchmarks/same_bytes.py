@@ -5,7 +5,7 @@
 OLD and NEW are revisions of this repository; without NEW, the working tree is compared as it stands. Both run with
 the Python that runs this script, on one machine, on inputs that OLD made: a cohort of phantoms, a training of both
 stages with the metric branch, predictions of a DICOM series and of NIfTI files with OLD's model, their evaluation,
-and the tables of studies/smoke.yaml. Every file of OLD must be there in NEW with the same content:
+and the tables of OLD's studies/smoke.yaml. Every file of OLD must be there in NEW with the same content:
 
 - masks, weights, scans and tables byte for byte, but for the column of a log that holds seconds;
 - structure sets and segmentations element by element, but for dates, times and the UIDs that are made anew each
@@ -119,9 +119,10 @@ def _command(tree: Path, *arguments: str | Path, accepted: tuple[int, ...] = (0,
 
 def _make_inputs(tree: Path, inputs: Path) -> None:
     """Let the old revision make what both get."""
+    inputs.mkdir(exist_ok=True)
+    shutil.copyfile(tree / "studies" / "smoke.yaml", inputs / "smoke.yaml")
     if (inputs / "model.safetensors").is_file():
         return
-    inputs.mkdir(exist_ok=True)
     cohort = inputs / "cohort"
     if not cohort.exists():
         _command(tree, "phantom", "-o", cohort, "-n", "4", "--test", "2", "--seed", "3", "--difficulty", "easy")
@@ -156,7 +157,7 @@ def _run_all(tree: Path, inputs: Path, output: Path) -> None:
     if not (output / "evaluated").exists():
         _command(tree, "evaluate", output / "predicted", cohort / "labelsTs", "-o", output / "evaluated")
     if not (output / "study").exists():
-        _command(tree, "study", tree / "studies" / "smoke.yaml", "-o", output / "study", "--device", "cpu")
+        _command(tree, "study", inputs / "smoke.yaml", "-o", output / "study", "--device", "cpu")
 
 
 def compare(old: Path, new: Path) -> Iterator[str]:

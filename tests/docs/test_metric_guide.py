@@ -17,7 +17,7 @@ from metricunet.training.config import load_config
 GUIDE = Path(__file__).parents[2] / "docs" / "metric-learning.md"
 TEXT = GUIDE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-NAMES = ("torch", "monai", "lightning", "options and samplers", "pytorch-metric-learning")
+NAMES = ("torch", "monai", "lightning", "options and samplers", "bank", "pytorch-metric-learning")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=NAMES)
@@ -50,9 +50,13 @@ def test_the_guide_names_every_option_and_its_picture_exists() -> None:
 
 def test_every_setting_that_the_guide_names_is_one() -> None:
     pairs = re.findall(r"`([a-z_]+): ([a-z_0-9.]+)`", TEXT)
+    teacher = re.findall(r"`(teacher\.[a-z_]+): ([a-z_0-9.]+)`", TEXT)
     assert len(pairs) > 8
     for name, value in pairs:
         load_config(settings=[f"metric.{name}={value}"])
+    assert teacher
+    for name, value in teacher:
+        load_config(settings=[f"{name}={value}"])
     for setting in re.findall(r"--set ([\w.]+=\w+)", TEXT):
         load_config(settings=[setting])
     for mode in ("online", "control", "offline", "none"):

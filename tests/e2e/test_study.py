@@ -44,8 +44,8 @@ def test_the_smoke_study_killed_half_way_ends_with_the_tables_of_an_unbroken_one
 
     resumed = metricunet("study", SMOKE, "-o", output, "--device", "cpu")
     assert resumed.status == 0
-    assert "2 of 3 runs were finished before" in resumed.err
-    for arm in ("unet", "metricunet", "control"):
+    assert "2 of 4 runs were finished before" in resumed.err
+    for arm in ("unet", "metricunet", "control", "taught"):
         assert f"| {arm} | 0 | 2 | 0 | 0." in resumed.out
     assert "finds the prostate in 2 of the 2 scored cases" in resumed.out
     assert f"tables: {output / 'tables.md'}" in resumed.out

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from metricunet.metric import GraphedBranch, HardEasySampler, VoxelClassLoss, VoxelMetricLoss
+from metricunet.metric import (
+    BackgroundClusters,
+    EmbeddingBank,
+    GraphedBranch,
+    HardEasySampler,
+    VoxelClassLoss,
+    VoxelMetricLoss,
+)
 from metricunet.metric.graphed import GraphStep, unpacked
 
 # The graphs are captured on a stream of their own, which torch tells once.
@@ -18,6 +26,19 @@ BRANCHES = {
     "tuples": lambda: VoxelMetricLoss(HardEasySampler(32), head=4, channels=[6, 3]),
     "tuples across": lambda: VoxelMetricLoss(HardEasySampler(32), head=4, channels=[6, 3], across=True),
     "control": lambda: VoxelClassLoss(HardEasySampler(32), head=4, channels=[6, 3]),
+}
+#: Their buffers change with every call.
+REMEMBERING = {
+    "bank": lambda: VoxelMetricLoss(
+        HardEasySampler(32), head=4, channels=[6, 3], bank=EmbeddingBank(20, 2, 4, maps=2, new=6), unsure_mm=3.0
+    ),
+    "bank and clusters": lambda: VoxelMetricLoss(
+        HardEasySampler(32),
+        head=4,
+        channels=[6, 3],
+        background=BackgroundClusters(2, 4, maps=2),
+        bank=EmbeddingBank(20, 3, 4, maps=2, new=6),
+    ),
 }
 DEVICES = [
     "cpu",
@@ -73,6 +94,22 @@ def test_what_is_captured_is_the_branch(name: str) -> None:
         return unpacked(GraphStep(branch, spacing_mm)(labels, logits, *maps))
 
     torch.testing.assert_close(results(call, branch, "cpu", 1), results(branch, branch, "cpu", 1))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_what_a_branch_remembers(name: str, device: str) -> None:
+    """Nothing of the capture, and everything of the calls."""
+    torch.manual_seed(0)
+    branch = REMEMBERING[name]().to(device)
+    twin = copy.deepcopy(branch)
+    graphed = GraphedBranch(branch)
+    for seed in (1, 2, 3):
+        torch.testing.assert_close(
+            results(graphed, branch, device, seed), results(twin, twin, device, seed), atol=1e-5, rtol=1e-4
+        )
+        for ours, theirs in zip(branch.buffers(), twin.buffers(), strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("device", DEVICES)

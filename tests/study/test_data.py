@@ -58,6 +58,22 @@ def test_phantoms_are_split_as_the_recipe_says(tmp_path: Path) -> None:
     _check_split(data.cohort / "splits.json", tmp_path)
 
 
+def test_further_phantoms_are_unlabeled_and_change_no_other(tmp_path: Path, quick_phantoms: None) -> None:
+    recipe = {"n_train": 2, "n_val": 1, "n_test": 1, "seed": 5}
+    plans = {"plain": recipe, "more": recipe | {"n_unlabeled": 2}}
+    cohorts = {}
+    for name, plan in plans.items():
+        study = load_study(write_study(tmp_path / f"{name}.yaml", tmp_path, data={"phantom": plan}))
+        cohorts[name] = study_data(study, tmp_path / name).cohort
+    split = split_for(read_cohort(cohorts["more"]), 0)
+    assert split.unlabeled == ("phantom_0003", "phantom_0004")
+    assert split.train == split_for(read_cohort(cohorts["plain"]), 0).train
+    assert split.revealed().train == ("phantom_0000", "phantom_0001", "phantom_0003", "phantom_0004")
+    for file in cohorts["plain"].rglob("*.nii.gz"):
+        twin = cohorts["more"] / file.relative_to(cohorts["plain"])
+        assert twin.read_bytes() == file.read_bytes()
+
+
 def _check_split(split: Path, tmp_path: Path) -> None:
     def with_split(n_train: int, n_val: int) -> None:
         recipe = {"n_train": n_train, "n_val": n_val, "n_test": 1, "seed": 5, "difficulty": "easy"}

@@ -42,6 +42,7 @@ from metricunet.training.objectives import (
     OrgansModule,
     dice,
 )
+from metricunet.training.uncontoured import MixedBatches
 from metricunet.volume import Geometry, Volume
 from tests.support.cohorts import ORGAN_LABELS, ORGANS_SETTINGS, TINY_SETTINGS, make_organs_cohort
 
@@ -94,10 +95,14 @@ def drawn(kind: str, case: PreparedCase, partners: tuple[int, ...] | None) -> Ba
     build = BlockBatches if kind == "block" else SegmentBatches
     box = "organs" if kind == "organs" else "fine"
     jitter_mm = (0.0, 0.0, 0.0)
+    if kind == "mixed":
+        half = settings.segment.model_copy(update={"batch_size": 16})
+        halves = [SegmentBatches([case], half, TURNS, 3, True, jitter_mm, CPU, partners) for _ in range(2)]
+        return MixedBatches(*halves).draw(generator)
     return build([case], settings.segment, TURNS, 3, True, jitter_mm, CPU, partners, box).draw(generator)
 
 
-@pytest.mark.parametrize("kind", ["locate", "segment", "block", "organs"])
+@pytest.mark.parametrize("kind", ["locate", "segment", "block", "organs", "mixed"])
 def test_mirror_images_have_each_side_where_it_lies(kind: str) -> None:
     """In every image, mirrored or not, class 1 lies at lower columns than 2. Without partners half are wrong."""
     plain, sided = (drawn(kind, two_sided_case(), partners) for partners in (None, (0, 2, 1)))
@@ -116,6 +121,8 @@ def test_mirror_images_have_each_side_where_it_lies(kind: str) -> None:
         swapped[other == IGNORE_CLASS] = IGNORE_CLASS
         assert torch.equal(labels, swapped if turned else other)
     assert judged > 5
+    # Without changes of HU a teacher sees what the network sees: an image mirrored as its labels are.
+    assert sided.plain is None or torch.equal(sided.plain, sided.images[sided.contoured :])
     assert (sided.labels == IGNORE_CLASS).any()
 
 

@@ -171,6 +171,7 @@ def test_another_seed_is_not_gone_on_with(simple: None, tmp_path: Path) -> None:
         (["phantoms.difficulty=real", "phantoms.without=[floor]"], "varied phantoms alone"),
         (["phantoms.new_per_epoch=6"], "at most phantoms.pool, 5"),
         (["metric.mode=offline"], "metric.mode is offline"),
+        (["teacher.share=0.5"], "teacher.share is 0.5; all phantoms"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(

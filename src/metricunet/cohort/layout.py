@@ -1,15 +1,16 @@
-"""nnU-Net's raw layout: dataset.json, imagesTr, labelsTr, imagesTs, labelsTs.
+"""nnU-Net's raw layout: dataset.json, imagesTr, labelsTr, imagesTs, labelsTs; and imagesUnlabeled beside it.
 
 A case CASE is `imagesTr/CASE_0000.nii.gz` with `labelsTr/CASE.nii.gz`, or what the key `dataset` of dataset.json
 says it is. Cohorts of one channel made for nnU-Net work as they are, except those with regions (labels of several
-values), and cohorts written here work in nnU-Net. `contoured.json` says which structures were contoured where
-(`metricunet.cohort.contoured`).
+values), and cohorts written here work in nnU-Net. `imagesUnlabeled/CASE_0000.nii.gz` are scans that nobody
+contoured, which nnU-Net overlooks (`metricunet.cohort.uncontoured`). `contoured.json` says which structures were
+contoured where (`metricunet.cohort.contoured`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from metricunet.files.scan import case_name, is_scan
 CHANNEL_SUFFIX = "_0000"
 #: The name of value 0, in capitals or not.
 BACKGROUND = "background"
+#: What `images` is followed by in the name of the folder of scans without labels.
+UNLABELED = "Unlabeled"
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,21 @@ class Case:
 
 @dataclass(frozen=True)
 class Cohort:
-    """A folder of cases."""
+    """A folder of cases.
+
+    Attributes:
+        folder: the folder.
+        info: what its dataset.json says.
+        training: cases with labels.
+        test: cases of imagesTs, with or without labels.
+        unlabeled: scans of imagesUnlabeled; of each every structure counts as not contoured.
+    """
 
     folder: Path
     info: DatasetInfo
     training: tuple[Case, ...]
     test: tuple[Case, ...]
+    unlabeled: tuple[Case, ...] = ()
 
 
 def read_dataset_json(folder: Path) -> DatasetInfo:
@@ -215,11 +227,19 @@ def read_cohort(folder: Path) -> Cohort:
     if not training:
         raise InputError(f"{folder}: imagesTr holds no case; expected imagesTr/CASE_0000.nii.gz")
     test = _cases(folder, "Ts", False, missing)
+    nothing = tuple(info.labels)
+    unlabeled = tuple(replace(case, not_contoured=nothing) for case in _cases(folder, UNLABELED, False, missing))
+    for case in unlabeled:
+        if case.label is not None:
+            raise InputError(
+                f"{case.label}: labels of a scan in images{UNLABELED}; move the two to labelsTr and imagesTr"
+            )
+        missing.pop(case.name, None)  # it has no labels, so nothing of it can be contoured
     for name in missing.keys() - {case.name for case in (*training, *test)}:
         raise InputError(
             f"{folder / CONTOURED_NAME}: names case {_shown(name)}, which neither imagesTr nor imagesTs holds"
         )
-    return Cohort(folder, info, training, test)
+    return Cohort(folder, info, training, test, unlabeled)
 
 
 def _listed_cases(folder: Path, info: DatasetInfo, missing: Mapping[str, tuple[str, ...]]) -> tuple[Case, ...]:

@@ -19,18 +19,18 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from metricunet.cohort.case import read_case
+from metricunet.cohort.case import read_case, refuse_no_hu
 from metricunet.cohort.layout import Case, DatasetInfo
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
-from metricunet.files.scan import scan_files
+from metricunet.files.scan import read_scan, scan_files
 from metricunet.hu import AIR_HU
 from metricunet.progress import Progress
-from metricunet.stages.locate import coarse_grid
+from metricunet.stages.locate import Localisation, coarse_grid
 from metricunet.stages.network_input import read_hu
 from metricunet.stages.segment import central_crop
-from metricunet.structures import class_of, classes_of, without
+from metricunet.structures import IGNORE_CLASS, class_of, classes_of, without
 from metricunet.volume import Geometry, Volume, resample_labels, voxels_of
 
 #: Raised whenever the cached arrays would come out differently.
@@ -91,11 +91,14 @@ class TargetBox:
         hu: int16 HU.
         labels: uint8 classes of the network that reads the box, on the same grid.
         unknown: those of its classes that were not contoured, whose voxels are among the background's.
+        located_slices: the first and the last slice that stage 1 found the target in, where it placed the box;
+            None where contours did.
     """
 
     hu: Volume
     labels: Volume
     unknown: tuple[int, ...] = ()
+    located_slices: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +112,8 @@ class PreparedCase:
         fine: int16 HU of stage 2's box around the target; None where the scan holds no target.
         fine_labels: uint8 classes of the two stages on the same grid.
         facts: numbers that describe the case: `spacing_mm` of the scan, and of the target `volume_ml`,
-            `target_hu` and `centre_mm`, which are absent without it.
+            `target_hu` and `centre_mm`, which are absent without it. Where stage 1 placed the box of a scan whose
+            target nobody contoured: `located_slices`, the first and the last slice of the box that it found it in.
         source_sha256: hash of image and labels.
         unknown: classes of all structures that were not contoured, whose voxels are among the background's.
         organs: int16 HU of the organs' box; None where the scan holds no target, or there is no such network.
@@ -141,7 +145,10 @@ class PreparedCase:
             return TargetBox(self.organs, self.organs_labels, unknown)
         if self.fine is None or self.fine_labels is None:
             return None
-        return TargetBox(self.fine, self.fine_labels, self.staged_unknown)
+        located = self.facts.get("located_slices")
+        return TargetBox(
+            self.fine, self.fine_labels, self.staged_unknown, None if located is None else (located[0], located[1])
+        )
 
     @property
     def staged_unknown(self) -> tuple[int, ...]:
@@ -181,7 +188,7 @@ def prepare(
             "spells them"
         )
     organs = tuple(class_of(info.labels, name) for name in settings.organs_structures)
-    stored = {case.name: _stored(case, info, settings, cache) for case in cases}
+    stored = {case.name: _stored(case, _key(case, info, settings), cache) for case in cases}
     prepared = []
     for done, case in enumerate(cases, start=1):
         found = stored.pop(case.name)
@@ -195,15 +202,15 @@ def prepare(
     return prepared
 
 
-def _stored(case: Case, info: DatasetInfo, settings: PrepareSettings, cache: Path) -> PreparedCase | None:
-    """Return what the cache holds of a case as it is now; None where that is yet to be written.
+def _stored(case: Case, key: dict[str, Any], cache: Path) -> PreparedCase | None:
+    """Return what the cache holds of a case under a key; None where that is yet to be written.
 
     Raises:
         InputError: a file of that name would be replaced, and is not the cache's.
     """
     path = _cache_file(case, cache)
     found = _load(path)
-    if found is not None and found[1] == _key(case, info, settings):
+    if found is not None and found[1] == key:
         stored = found[0]
         return stored if stored.image_sha256 else replace(stored, image_sha256=sha256(scan_files(case.image)))
     if os.path.lexists(path) and not _is_ours(path):
@@ -220,26 +227,41 @@ def _cache_file(case: Case, cache: Path) -> Path:
 
 def _key(case: Case, info: DatasetInfo, settings: PrepareSettings) -> dict[str, Any]:
     """Return all that the cached arrays depend on."""
-    assert case.label is not None
-    files = (*scan_files(case.image), *scan_files(case.label))
     return {
         "cache_version": CACHE_VERSION,
         "settings": settings.to_json(),
         "labels": info.labels,
         "ignore": info.ignore,
         "not_contoured": list(case.not_contoured),  # its labels are checked against this
-        "stamp": [[p.stat().st_size, p.stat().st_mtime_ns] for p in files],
+        "stamp": [[p.stat().st_size, p.stat().st_mtime_ns] for p in _files(case)],
     }
 
 
-def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> PreparedCase:
-    assert case.label is not None
+def _files(case: Case) -> tuple[Path, ...]:
+    return (*scan_files(case.image), *(() if case.label is None else scan_files(case.label)))
+
+
+def _read(case: Case, info: DatasetInfo) -> tuple[Volume, Volume | None]:
+    """Return the image and the values of its label file; None without one."""
+    if case.label is None:
+        image = read_scan(case.image).canonical()
+        refuse_no_hu(image, case.image)
+        return image, None
     scan = read_case(case, info)
-    image = scan.image.canonical()
-    values = scan.labels.canonical()
-    staged = without(info.labels, settings.organs_structures)
-    labels = _classes(values, staged, info.ignore)
-    target = class_of(staged, settings.target)
+    return scan.image.canonical(), scan.labels.canonical()
+
+
+def _staged(image: Volume, values: Volume | None, info: DatasetInfo, settings: PrepareSettings) -> Volume:
+    """Return the classes of the two stages; without labels every voxel is one that nobody contoured."""
+    if values is None:
+        return image.with_array(np.full(image.array.shape, IGNORE_CLASS, dtype=np.uint8))
+    return _classes(values, without(info.labels, settings.organs_structures), info.ignore)
+
+
+def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> PreparedCase:
+    image, values = _read(case, info)
+    labels = _staged(image, values, info, settings)
+    target = class_of(without(info.labels, settings.organs_structures), settings.target)
     coarse = coarse_grid(image.geometry, settings.coarse_spacing_mm)
     mask = labels.array == target
     facts: dict[str, Any] = {"spacing_mm": list(image.spacing_mm)}
@@ -250,6 +272,7 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
         fine_grid = image.geometry.box_around(centre, shape, settings.fine_spacing_mm)
         fine, fine_labels = hu_on(image, fine_grid), resample_labels(labels, fine_grid)
         if settings.organs is not None:
+            assert values is not None  # nothing else holds a target
             shape = voxels_of(settings.organs.box_mm, settings.organs.spacing_mm)
             grid = image.geometry.box_around(centre, shape, settings.organs.spacing_mm)
             own = {name: info.labels[name] for name in settings.organs.structures}
@@ -264,11 +287,55 @@ def _prepare(case: Case, info: DatasetInfo, settings: PrepareSettings) -> Prepar
         fine,
         fine_labels,
         facts,
-        sha256([*scan_files(case.image), *scan_files(case.label)]),
+        sha256(list(_files(case))),
         organs=organs,
         organs_labels=organs_labels,
         image_sha256=sha256(scan_files(case.image)),
     )
+
+
+def prepare_located(
+    case: Case,
+    coarse: PreparedCase,
+    info: DatasetInfo,
+    settings: PrepareSettings,
+    found: Localisation,
+    cache: Path,
+) -> PreparedCase:
+    """Cut the fine box of a scan whose target nobody contoured, around where stage 1 finds it.
+
+    Its labels are what was contoured of other structures, those of the organs' network as background; all else may
+    be anything, and is `IGNORE_CLASS`. A box of the organs' network it has none.
+
+    Args:
+        case: the scan.
+        coarse: what `prepare` made of it.
+        info: what dataset.json says.
+        settings: the settings that `coarse` was prepared with.
+        found: what stage 1 found, which is not absent.
+        cache: folder of prepared cases; of each scan the box of one stage 1 is kept there, that of the last.
+
+    Raises:
+        InputError: as `prepare`.
+    """
+    assert found.centre_mm is not None
+    assert found.candidate is not None
+    shape = voxels_of(settings.box_mm, settings.fine_spacing_mm)
+    grid = coarse.coarse.geometry.box_around(found.centre_mm, shape, settings.fine_spacing_mm)
+    key = _key(case, info, settings) | {"box": grid.affine.tolist()}
+    located = _stored(case, key, cache / "located")
+    if located is None:
+        image, values = _read(case, info)
+        labels = _staged(image, values, info, settings)
+        if values is not None:
+            labels = labels.with_array(np.where(values.array == 0, np.uint8(IGNORE_CLASS), labels.array))
+        located = replace(coarse, fine=hu_on(image, grid), fine_labels=resample_labels(labels, grid))
+        _store(_cache_file(case, cache / "located"), located, key)
+    candidate = found.candidate.geometry
+    ends = candidate.to_world(np.array([[-0.5, 0, 0], [candidate.shape[0] - 0.5, 0, 0]]))
+    low, high = np.clip(np.rint(grid.to_index(ends)[:, 0]).astype(int), 0, shape[0] - 1)
+    facts = located.facts | {"located_slices": [int(low), int(high)]}
+    return replace(located, facts=facts, unknown=coarse.unknown, organs_classes=coarse.organs_classes)
 
 
 def _classes(values: Volume, labels: Mapping[str, int], ignore: int | None) -> Volume:

@@ -21,18 +21,30 @@ PATIENTS_NAME = "patients.json"
 
 @dataclass(frozen=True)
 class Split:
-    """Names of the cases to train and to validate on."""
+    """Names of the cases to train and to validate on.
+
+    Attributes:
+        train: cases to train on.
+        val: cases to validate on.
+        unlabeled: cases whose labels are not to be read, as if nobody had contoured them.
+    """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
+    unlabeled: tuple[str, ...] = ()
+
+    def revealed(self) -> Split:
+        """Return the split in which labels that were not to be read are read after all."""
+        return Split((*self.train, *self.unlabeled), self.val)
 
 
 def split_for(cohort: Cohort, fold: Fold, seed: int = 0) -> Split:
     """Return the split of one fold.
 
-    `splits.json` of the cohort decides where it exists, and after it `splits_final.json`, as nnU-Net names it;
-    otherwise five folds (fewer where there are fewer patients) are drawn with `seed`. `all` trains on every case
-    and validates on none.
+    `splits.json` of the cohort decides where it exists, and after it `splits_final.json`, as nnU-Net names it.
+    Beside `train` and `val` an entry may list cases as `unlabeled`, whose labels are not read then. Otherwise five
+    folds (fewer where there are fewer patients) are drawn with `seed`. `all` trains on every case and validates on
+    none.
 
     Raises:
         InputError: unknown fold, a split that names unknown cases or has a patient on both sides, or too few
@@ -104,14 +116,19 @@ def _read(path: Path, names: Sequence[str], patients: dict[str, str]) -> list[Sp
     for k, entry in enumerate(content):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(s), list) for s in ("train", "val")):
             raise InputError(f"{path}: fold {k} needs the lists train and val")
-        train, val = (tuple(str(n) for n in entry[s]) for s in ("train", "val"))
-        for name in (*train, *val):
+        rest = entry.get("unlabeled", [])
+        if not isinstance(rest, list):
+            raise InputError(f"{path}: fold {k}: unlabeled is to be a list of cases; found {rest!r:.100}")
+        train, val, unlabeled = (tuple(str(n) for n in part) for part in (entry["train"], entry["val"], rest))
+        for name in (*train, *val, *unlabeled):
             if name not in names:
                 raise InputError(f"{path}: fold {k} names case {name[:100]!r}, which is no training case")
+        if both := {*train, *val} & {*unlabeled}:
+            raise InputError(f"{path}: fold {k} has case {min(both)[:100]!r} with labels and without (unlabeled)")
         shared = {patients[n] for n in train} & {patients[n] for n in val}
         if shared:
             raise InputError(f"{path}: fold {k} has patient {min(shared)[:100]!r} in both train and val")
         if not train:
             raise InputError(f"{path}: fold {k} has no training case")
-        splits.append(Split(train, val))
+        splits.append(Split(train, val, unlabeled))
     return splits

@@ -10,8 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metricunet.metric.background import Background
+from metricunet.metric.bank import EmbeddingBank, bank_losses
 from metricunet.metric.losses import MetricOutput, TupleOptions, tuple_losses
-from metricunet.metric.sampling import HardEasySampler, Sample, Sampler, read_features
+from metricunet.metric.sampling import (
+    BAND_SLACK,
+    HardEasySampler,
+    Sample,
+    Sampler,
+    read_features,
+    surface_distance,
+)
 from metricunet.metric.tuples import at_least_float32, dealt_out
 
 EXTRA = 'pip install "metricunet[metric-learning]"'
@@ -30,6 +39,13 @@ class VoxelBranch(nn.Module):
             module for each map that takes [..., channels].
         channels: channels of each map; needed where `head` is a size.
         ignore_index: label of voxels that are never drawn.
+        unsure_mm: labels count as less sure the nearer they are to a surface, from this distance on: the certainty
+            of a voxel is its distance to the nearest voxel of another class over this, at most 1; 0 means that all
+            are sure.
+        left_out_mm: sampled voxels within this distance of a voxel of another class are left out; 0 leaves out
+            none.
+        background: tells kinds of background apart, each of which counts as a class of its own; None takes the
+            background as one class.
 
     Raises:
         ValueError: `head` is a size, but `channels` is missing.
@@ -41,11 +57,20 @@ class VoxelBranch(nn.Module):
         head: Head = None,
         channels: Sequence[int] | None = None,
         ignore_index: int = -100,
+        unsure_mm: float = 0.0,
+        left_out_mm: float = 0.0,
+        background: Background | None = None,
     ) -> None:
         super().__init__()
         self.sampler: Sampler = HardEasySampler() if sampler is None else sampler
         self.heads = build_heads(head, channels)
         self.ignore_index = ignore_index
+        self.unsure_mm, self.left_out_mm, self.background = unsure_mm, left_out_mm, background
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that voxels are told apart by: the sampler's, and further kinds of background."""
+        return self.sampler.classes + (0 if self.background is None else self.background.kinds - 1)
 
     def forward(
         self,
@@ -53,6 +78,8 @@ class VoxelBranch(nn.Module):
         labels: Tensor,
         logits: Tensor | None = None,
         spacing_mm: Sequence[float] | None = None,
+        image: Tensor | None = None,
+        contoured: int | None = None,
     ) -> MetricOutput:
         """Sample voxels and compute the loss; losses and statistics are means over the maps.
 
@@ -61,13 +88,18 @@ class VoxelBranch(nn.Module):
             labels: [batch, *space], integers; the maps may be coarser.
             logits: [batch, classes, *space]; they tell which voxels are hard.
             spacing_mm: voxel spacing along each axis of the space; None means 1 along each.
+            image: [batch, *space], intensities; needed where they tell kinds of background apart.
+            contoured: number of images, the first of the batch, whose labels are contours; None: all. Only their
+                voxels enter a memory bank.
 
         Raises:
-            ValueError: the number of maps is not that of the heads, or shapes do not fit each other.
+            ValueError: the number of maps is not that of the heads, shapes do not fit each other, or `image` is
+                missing.
         """
         maps = self.maps_of(features)
         given = None if logits is None else logits.detach()
         sample = self.sampler(labels, given, spacing_mm, self.ignore_index)
+        sample = replace(self._weighed(sample, labels, spacing_mm), contoured=contoured)
         found, spreads = [], []
         for tap, feature_map in enumerate(maps):
             read = read_features(feature_map, sample.index, labels.shape[1:])
@@ -75,7 +107,11 @@ class VoxelBranch(nn.Module):
             with without_autocast(projected.device):
                 embeddings = F.normalize(projected, dim=-1)
                 spreads.append(spread(embeddings, sample.valid))
-                found.append(self.objective(projected, embeddings, sample, tap))
+                known = sample
+                if self.background is not None:
+                    kinds = self.background(embeddings.detach(), sample, tap, image)
+                    known = replace(sample, classes=self._with_kinds(sample, kinds))
+                found.append(self.objective(projected, embeddings, known, tap))
         statistics = {
             **_means([one.statistics for one in found]),
             "spread": torch.stack(spreads).mean(),
@@ -91,10 +127,26 @@ class VoxelBranch(nn.Module):
         Args:
             projected: [batch, voxels, dimensions], what the head made of the features, float32 or float64.
             embeddings: `projected`, scaled to unit length.
-            sample: the voxels that were sampled.
+            sample: the voxels that were sampled; their classes are 0 to `classes` - 1.
             tap: index of the map.
         """
         raise NotImplementedError
+
+    def _weighed(self, sample: Sample, labels: Tensor, spacing_mm: Sequence[float] | None) -> Sample:
+        """Leave out the voxels that are too near a surface, and say how sure the others are."""
+        reach_mm = max(self.unsure_mm, self.left_out_mm)
+        if reach_mm <= 0:
+            return sample
+        distance = surface_distance(labels, sample.index, reach_mm, spacing_mm, self.ignore_index)
+        sample = replace(sample, valid=sample.valid & (distance > self.left_out_mm * (1 + BAND_SLACK)))
+        if self.unsure_mm <= 0:
+            return sample
+        return replace(sample, certainty=(distance / self.unsure_mm).clamp(max=1))
+
+    def _with_kinds(self, sample: Sample, kinds: Tensor) -> Tensor:
+        """Number the kinds of background: the first stays class 0, the others follow after all classes."""
+        further = torch.where(kinds > 0, self.sampler.classes - 1 + kinds, 0)
+        return torch.where(sample.classes == 0, further, sample.classes)
 
     def maps_of(self, features: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """Return the maps as a list, one for each head.
@@ -112,12 +164,15 @@ class VoxelMetricLoss(VoxelBranch):
     """Metric loss on voxels that are sampled online from intermediate feature maps: triplets and pairs.
 
     Args:
-        sampler, head, channels, ignore_index: see `VoxelBranch`.
+        sampler, head, channels, ignore_index, unsure_mm, left_out_mm, background: see `VoxelBranch`.
         options: which tuples are formed, with which margins and weights; the default is `TupleOptions()`.
+        bank: embeddings of earlier updates that tuples are formed with, too; None for tuples of this batch alone.
+        bank_share: share of the tuples with the bank in the loss, 0 to 1; those of this batch have the rest.
         **settings: single options by their names, over `options`, such as `margin=0.3`.
 
     Raises:
-        ValueError: an option has an impossible value, or `head` is a size and `channels` is missing.
+        ValueError: an option has an impossible value, `head` is a size and `channels` is missing, or the bank is
+            for another number of classes.
     """
 
     def __init__(
@@ -127,14 +182,32 @@ class VoxelMetricLoss(VoxelBranch):
         channels: Sequence[int] | None = None,
         options: TupleOptions | None = None,
         ignore_index: int = -100,
+        unsure_mm: float = 0.0,
+        left_out_mm: float = 0.0,
+        background: Background | None = None,
+        bank: EmbeddingBank | None = None,
+        bank_share: float = 0.5,
         **settings: Any,
     ) -> None:
-        super().__init__(sampler, head, channels, ignore_index)
+        super().__init__(sampler, head, channels, ignore_index, unsure_mm, left_out_mm, background)
         self.options = replace(options or TupleOptions(), **settings)
+        if bank is not None and bank.classes != self.classes:
+            raise ValueError(f"a bank of {bank.classes} classes; this branch tells {self.classes} apart")
+        self.bank, self.bank_share = bank, bank_share
 
     def objective(self, projected: Tensor, embeddings: Tensor, sample: Sample, tap: int) -> MetricOutput:
         """Form tuples of the embeddings and compute their losses (see `VoxelBranch.objective`)."""
-        return tuple_losses(embeddings, sample.classes, sample.valid, self.sampler.classes, self.options)
+        here = tuple_losses(embeddings, sample.classes, sample.valid, self.classes, self.options, sample.certainty)
+        if self.bank is None:
+            return here
+        known = sample.classes, sample.valid
+        held = self.bank.held(tap)
+        there = bank_losses(embeddings, *known, held, self.options, sample.certainty)
+        if self.training:
+            self.bank.enter(tap, embeddings, *known, sample.certainty, sample.contoured)
+        parts = here.parts | {f"bank_{name}": part for name, part in there.parts.items()}
+        loss = (1 - self.bank_share) * here.loss + self.bank_share * there.loss
+        return MetricOutput(loss, parts, here.statistics | there.statistics)
 
 
 class VoxelClassLoss(VoxelBranch):
@@ -144,7 +217,8 @@ class VoxelClassLoss(VoxelBranch):
     classifier follows each head and takes its output before that is scaled to unit length, as only distances need.
 
     Args:
-        sampler, ignore_index: see `VoxelBranch`.
+        sampler, ignore_index, unsure_mm, left_out_mm, background: see `VoxelBranch`; voxels weigh as much as they
+            are sure.
         head: an embedding size, for one small perceptron for each map; or None.
         channels: channels of each map.
 
@@ -158,19 +232,27 @@ class VoxelClassLoss(VoxelBranch):
         head: int | None = None,
         channels: Sequence[int] = (),
         ignore_index: int = -100,
+        unsure_mm: float = 0.0,
+        left_out_mm: float = 0.0,
+        background: Background | None = None,
     ) -> None:
-        super().__init__(sampler, head, channels, ignore_index)
+        super().__init__(sampler, head, channels, ignore_index, unsure_mm, left_out_mm, background)
         if not channels:
             raise ValueError("channels= (channels of each map) is needed for the classifiers")
         sizes = channels if head is None else [head] * len(channels)
-        self.classifiers = nn.ModuleList(nn.Linear(size, self.sampler.classes) for size in sizes)
+        self.classifiers = nn.ModuleList(nn.Linear(size, self.classes) for size in sizes)
 
     def objective(self, projected: Tensor, embeddings: Tensor, sample: Sample, tap: int) -> MetricOutput:
         """Classify the voxels and compute the cross-entropy (see `VoxelBranch.objective`)."""
         wanted = torch.where(sample.valid, sample.classes, -1).flatten()
         count = sample.valid.sum().clamp(min=1)
         scores = self.classifiers[tap](projected).flatten(0, 1)
-        entropy = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="sum") / count
+        if sample.certainty is None:
+            entropy = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="sum") / count
+        else:
+            weight = (sample.certainty * sample.valid).flatten().to(scores.dtype)
+            each = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="none")
+            entropy = (weight * each).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
         right = (scores.argmax(dim=1) == wanted).sum() / count
         return MetricOutput(entropy, {"voxel_entropy": entropy}, {"voxel_accuracy": right})
 

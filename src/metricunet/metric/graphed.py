@@ -44,15 +44,23 @@ class GraphedBranch:
         labels: Tensor,
         logits: Tensor | None = None,
         spacing_mm: Sequence[float] | None = None,
+        image: Tensor | None = None,
+        contoured: int | None = None,
     ) -> MetricOutput:
-        """Sample voxels and compute the loss; arguments and result are those of `VoxelBranch.forward`."""
+        """Sample voxels and compute the loss; arguments and result are those of `VoxelBranch.forward`.
+
+        The sample of a replay does not say how many of the images are contoured.
+        """
+        arguments = features, labels, logits, spacing_mm, image, contoured
         if logits is None or not torch.is_grad_enabled() or not _on_current_gpu(labels):
-            return cast(MetricOutput, self.branch(features, labels, logits, spacing_mm))
-        tensors = (labels, logits.detach(), *self.branch.maps_of(features))
-        parameters = list(self.branch.parameters())
+            return cast(MetricOutput, self.branch(*arguments))
+        pictured = () if image is None else (image,)
+        tensors = (labels, logits.detach(), *pictured, *self.branch.maps_of(features))
+        parameters = [*self.branch.parameters(), *self.branch.buffers()]
         layout = (
             *(_layout(tensor) for tensor in tensors),
             None if spacing_mm is None else tuple(spacing_mm),
+            (bool(pictured), contoured),
             self.branch.training,
             _autocast(),
             [parameter.requires_grad for parameter in parameters],
@@ -60,10 +68,10 @@ class GraphedBranch:
         addresses = [parameter.data_ptr() for parameter in parameters]
         if self._replay is None or addresses != self._addresses:
             self._replay = None  # a capture that fails leaves no graph, and the next call captures again
-            self._replay = _captured(GraphStep(self.branch, spacing_mm), tensors)
+            self._replay = _captured(GraphStep(self.branch, spacing_mm, bool(pictured), contoured), tensors)
             self._layout, self._addresses = layout, addresses
         if layout != self._layout:
-            return cast(MetricOutput, self.branch(features, labels, logits, spacing_mm))
+            return cast(MetricOutput, self.branch(*arguments))
         return unpacked(self._replay(*tensors))
 
 
@@ -73,11 +81,20 @@ class GraphStep(nn.Module):
     Args:
         branch: the branch to call.
         spacing_mm: voxel spacing along each axis of the label grid, which the graph holds.
+        pictured: whether intensities of the images follow the logits.
+        contoured: number of images whose labels are contours, which the graph holds; None: all.
     """
 
-    def __init__(self, branch: VoxelMetricLoss | VoxelClassLoss, spacing_mm: Sequence[float] | None) -> None:
+    def __init__(
+        self,
+        branch: VoxelMetricLoss | VoxelClassLoss,
+        spacing_mm: Sequence[float] | None,
+        pictured: bool = False,
+        contoured: int | None = None,
+    ) -> None:
         super().__init__()
         self.branch, self.spacing_mm = branch, spacing_mm
+        self.pictured, self.contoured = pictured, contoured
         self.training = branch.training  # and not of the branch's parts, which may differ
 
     def forward(self, labels: Tensor, logits: Tensor, *maps: Tensor) -> Any:
@@ -86,11 +103,13 @@ class GraphStep(nn.Module):
         Args:
             labels: [batch, *space], integers.
             logits: [batch, classes, *space].
-            *maps: feature maps [batch, channels, *coarse].
+            *maps: feature maps [batch, channels, *coarse]; before them the intensities, where there are any.
         """
-        out = self.branch(maps, labels, logits, self.spacing_mm)
+        image = maps[0] if self.pictured else None
+        out = self.branch(maps[self.pictured :], labels, logits, self.spacing_mm, image, self.contoured)
         sample = out.sample
-        return out._replace(sample=(sample.index, sample.classes, sample.valid, sample.hard))
+        certainty = () if sample.certainty is None else (sample.certainty,)
+        return out._replace(sample=(sample.index, sample.classes, sample.valid, sample.hard, *certainty))
 
 
 def unpacked(out: Any) -> MetricOutput:
@@ -100,9 +119,11 @@ def unpacked(out: Any) -> MetricOutput:
 
 
 def _captured(step: GraphStep, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
-    """Capture a step for tensors of this layout; the generator is left as it was found, whatever happens."""
+    """Capture a step for tensors of this layout; generator and buffers are left as they were found."""
     device = tensors[0].device
     before = torch.cuda.get_rng_state(device)
+    buffers = list(step.buffers())
+    held = [buffer.clone() for buffer in buffers]  # a memory bank takes up what it sees, warming up or not
     samples = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors)
     enabled, dtype = _autocast()
     try:
@@ -111,6 +132,9 @@ def _captured(step: GraphStep, tensors: tuple[Tensor, ...]) -> Callable[..., Any
             replay = torch.cuda.make_graphed_callables(step, samples)
     finally:
         torch.cuda.set_rng_state(before, device)
+        with torch.no_grad():
+            for buffer, value in zip(buffers, held, strict=True):
+                buffer.copy_(value)
     return cast(Callable[..., Any], replay)
 
 

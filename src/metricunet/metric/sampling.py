@@ -31,12 +31,17 @@ class Sample:
         classes: [batch, voxels], int64: the label of that voxel.
         valid: [batch, voxels], bool: False where the slot holds no voxel, because a class had too few.
         hard: [batch, voxels], bool: True where the voxel is of the kind that its sampler prefers.
+        certainty: [batch, voxels], 0 to 1: how sure the label of that voxel is; None where all count as sure.
+        contoured: number of images, the first of the batch, whose labels are contours; those of the others are
+            what a teacher network is sure of. None where all are contours.
     """
 
     index: Tensor
     classes: Tensor
     valid: Tensor
     hard: Tensor
+    certainty: Tensor | None = None
+    contoured: int | None = None
 
 
 class Sampler(Protocol):
@@ -150,6 +155,50 @@ def boundary_band(
         member = labels == c
         band |= _dilate((counted & ~member).view(torch.uint8), 1, spacing, bound) & member.view(torch.uint8)
     return band.view(torch.bool)
+
+
+@torch.no_grad()
+def surface_distance(
+    labels: Tensor,
+    index: Tensor,
+    reach_mm: float,
+    spacing_mm: Sequence[float] | None = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """Return how far sampled voxels are from the nearest voxel of another class, centre to centre.
+
+    All voxels within reach are looked at, so the distance is exact; the host copies nothing to the device.
+
+    Args:
+        labels: [batch, *space], integers.
+        index: [batch, voxels], int64: indices into the flattened label grid.
+        reach_mm: how far to look, bound included.
+        spacing_mm: voxel spacing along each axis of the space; None means 1 along each.
+        ignore_index: label of voxels that count for no class.
+
+    Returns:
+        float32 [batch, voxels]; infinite where there is none within reach.
+    """
+    shape = labels.shape[1:]
+    spacing = [1.0] * len(shape) if spacing_mm is None else [float(step) for step in spacing_mm]
+    bound = (reach_mm * (1 + BAND_SLACK)) ** 2
+    reach = [min(int(math.sqrt(bound) / step), n - 1) for step, n in zip(spacing, shape, strict=True)]
+    neighbour = torch.arange(math.prod(2 * r + 1 for r in reach), device=labels.device)
+    place, squared = torch.zeros_like(index[..., None]), torch.zeros(len(neighbour), device=labels.device)
+    there = place == 0
+    stride, steps = 1, 1
+    for n, r, spacing_along in reversed(list(zip(shape, reach, spacing, strict=True))):
+        offset = neighbour // steps % (2 * r + 1) - r
+        at = (index // stride % n)[..., None] + offset
+        there = there & (at >= 0) & (at < n)
+        place = place + at.clamp(0, n - 1) * stride
+        squared = squared + (offset * spacing_along).square()
+        stride, steps = stride * n, steps * (2 * r + 1)
+    flat = labels.flatten(1)
+    found = flat.gather(1, place.flatten(1)).view_as(place)
+    own = flat.gather(1, index)[..., None]
+    other = there & (found != own) & (found != ignore_index) & (squared <= bound)
+    return torch.where(other, squared.sqrt(), torch.inf).amin(dim=-1)
 
 
 def _dilate(mask: Tensor, axis: int, spacing: Sequence[float], bound: float) -> Tensor:

@@ -99,10 +99,10 @@ def hard_pairs(embeddings: Tensor, classes: Tensor, valid: Tensor, n_classes: in
         valid: [batch, voxels], bool.
         n_classes: number of classes.
     """
-    raised = _squared(embeddings, classes, valid, n_classes, same=FAR, invalid=-FAR)
+    raised = squared_distances(embeddings, classes, valid, n_classes, same=FAR, invalid=-FAR)
     raised.diagonal(dim1=1, dim2=2).fill_(0)
     farthest = raised.max(dim=2)
-    nearest = _squared(embeddings, classes, valid, n_classes, same=FAR, invalid=FAR).min(dim=2)
+    nearest = squared_distances(embeddings, classes, valid, n_classes, same=FAR, invalid=FAR).min(dim=2)
     return Pairs(
         farthest.indices,
         (farthest.values > BETWEEN) & valid,
@@ -138,7 +138,7 @@ def semi_hard_triplets(
     """
     e = at_least_float32(embeddings.detach())
     bound = (e - pick(e, drawn.positive)).square().sum(dim=-1, keepdim=True) + RESOLUTION
-    gap = _squared(e, classes, valid, n_classes, same=FAR, invalid=FAR, less=bound)
+    gap = squared_distances(e, classes, valid, n_classes, same=FAR, invalid=FAR, less=bound)
     # The largest reciprocal is that of the smallest gap above zero: one pass instead of a mask and two.
     best = gap.reciprocal_().max(dim=2)
     return Triplets(drawn.positive, best.indices, drawn.positive_valid & (best.values > 1 / BETWEEN))
@@ -172,7 +172,7 @@ def distance_weighted_triplets(
     Arguments as `semi_hard_triplets`.
     """
     dimensions = embeddings.shape[2]
-    squared = _squared(embeddings, classes, valid, n_classes, same=FAR, invalid=FAR)
+    squared = squared_distances(embeddings, classes, valid, n_classes, same=FAR, invalid=FAR)
     candidate = squared <= FARTHEST_WEIGHTED**2
     log_weight = negative_log_density(squared.clamp_(NEAREST_WEIGHTED**2, FARTHEST_WEIGHTED**2), dimensions)
     # Gumbel's trick: the largest of log weights with Gumbel noise is a draw in proportion to the weights.
@@ -204,10 +204,10 @@ def mixed_rows(batch: int, voxels: int, device: torch.device) -> Tensor:
     return (torch.arange(batch, device=device)[:, None] + turn) % batch
 
 
-def dealt_out(embeddings: Tensor, classes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Deal embeddings [batch, voxels, dimensions], classes and validity [batch, voxels] out by `mixed_rows`."""
-    row = mixed_rows(len(classes), classes.shape[1], classes.device)
-    return embeddings.gather(0, row[..., None].expand_as(embeddings)), classes.gather(0, row), valid.gather(0, row)
+def dealt_out(embeddings: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Deal embeddings [batch, voxels, dimensions] and others [batch, voxels] out by one draw of `mixed_rows`."""
+    row = mixed_rows(len(embeddings), embeddings.shape[1], embeddings.device)
+    return embeddings.gather(0, row[..., None].expand_as(embeddings)), *(one.gather(0, row) for one in others)
 
 
 def pick(embeddings: Tensor, index: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _squared(
+def squared_distances(
     embeddings: Tensor,
     classes: Tensor,
     valid: Tensor,
@@ -228,16 +228,31 @@ def _squared(
     same: float,
     invalid: float,
     less: Tensor | None = None,
+    others: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Return squared distances [batch, voxels, voxels], with `same` added where two voxels are of one class.
+    """Return squared distances [batch, voxels, others] of embeddings of unit length, raised where none is wanted.
 
-    `invalid` is added in the columns of slots without a voxel, and `less` [batch, voxels, 1] is subtracted from
-    each anchor's row. All of it is one matrix product, so no mask of that size is ever made.
+    All of it is one matrix product, so no mask of that size is ever made.
+
+    Args:
+        embeddings: [batch, voxels, dimensions].
+        classes: [batch, voxels], integers from 0 to n_classes - 1 where valid.
+        valid: [batch, voxels], bool.
+        n_classes: number of classes.
+        same: added where two voxels are of one class.
+        invalid: added in the columns of slots without a voxel.
+        less: [batch, voxels, 1], subtracted from each anchor's row.
+        others: embeddings, classes and validity of the voxels that distances are to; None: the voxels themselves.
     """
     e = at_least_float32(embeddings.detach())
-    own = (classes[..., None] == torch.arange(n_classes, device=classes.device)).to(e.dtype)
+    numbers = torch.arange(n_classes, device=classes.device)
+    own = (classes[..., None] == numbers).to(e.dtype)
     one = torch.ones_like(e[..., :1])
     left = torch.cat([-2 * e, same * own, one, (0 * one if less is None else -less)], dim=-1)
+    if others is not None:
+        embeddings, classes, valid = others
+        e = embeddings.to(e.dtype)
+        own, one = (classes[..., None] == numbers).to(e.dtype), torch.ones_like(e[..., :1])
     right = torch.cat([e, own, 2 + invalid * (~valid)[..., None], one], dim=-1)
     return torch.bmm(left, right.transpose(1, 2))
 

@@ -111,7 +111,7 @@ def study_data(study: Study, folder: Path, progress: Progress | None = None) -> 
 
 def _cohort_plan(recipe: PhantomRecipe) -> CohortPlan:
     return CohortPlan(
-        recipe.n_train + recipe.n_val,
+        recipe.n_train + recipe.n_val + (recipe.n_unlabeled or 0),
         seed=recipe.seed,
         difficulty=recipe.difficulty,
         n_test=recipe.n_test,
@@ -123,8 +123,11 @@ class _Split:
     """splits.json of a folder of phantoms: replaced only while it is as a study wrote it."""
 
     def __init__(self, recipe: PhantomRecipe, folder: Path) -> None:
-        names = [case_name("Tr", number) for number in range(recipe.n_train + recipe.n_val)]
-        content = [{"train": names[: recipe.n_train], "val": names[recipe.n_train :]}]
+        first, known = recipe.n_train, recipe.n_train + recipe.n_val
+        names = [case_name("Tr", number) for number in range(known + (recipe.n_unlabeled or 0))]
+        content = [{"train": names[:first], "val": names[first:known]}]
+        if recipe.n_unlabeled:
+            content[0]["unlabeled"] = names[known:]
         self.own = OwnFiles(folder, SPLIT_RECORD, "study")
         self.path, self.text = folder / SPLIT_NAME, json.dumps(content, indent=2) + "\n"
 

@@ -35,7 +35,7 @@ SHARED = {
     "target": "all arms are scored on the same structures",
 }
 #: Sections that an arm of one stage has no use for.
-OF_STAGE_TWO = ("segment", "metric")
+OF_STAGE_TWO = ("segment", "metric", "teacher")
 
 
 def _different(values: Any, what: str) -> Any:
@@ -61,6 +61,8 @@ class PhantomRecipe(_Section):
         n_test: number of test cases.
         seed: seed of the cohort.
         difficulty: how hard the cases are, as in `metricunet.phantom.make_phantom`.
+        n_unlabeled: number of further cases whose labels no training reads, for arms that learn from such scans
+            (`teacher.share`); None for none.
         labels: what arms train on, unless they say otherwise: `clean` (the true shapes) or `displaced` (a reader's
             contours). Test cases are scored against the truth and against a reader whom no training has seen.
     """
@@ -68,6 +70,7 @@ class PhantomRecipe(_Section):
     n_train: Annotated[int, Field(ge=2)]
     n_val: Annotated[int, Field(ge=1)]
     n_test: Annotated[int, Field(ge=1)]
+    n_unlabeled: Annotated[int, Field(ge=1)] | None = None
     seed: Seed = 0
     difficulty: Difficulty = "real"
     labels: Labels = "clean"
@@ -110,7 +113,8 @@ class Arm(_Section):
     Attributes:
         settings: any part of a training's configuration but what all arms share, over the base.
         stages: 2, or 1 for a network like stage 1's that segments the whole scan. Its settings are those of
-            `locate`; `segment` and `metric` are of stage 2. Memory grows with the scan over that spacing.
+            `locate`; `segment`, `metric` and `teacher` are of stage 2. Memory grows with the scan over that
+            spacing.
         seeds: seeds to train with; default: the study's.
         labels: labels to train on, which phantoms alone can choose; default: the phantom's.
     """

@@ -51,13 +51,21 @@ class BoxedCase(Protocol):
 class Batch:
     """Images [batch, channels, *space] in -1..1 and labels [batch, *space], uint8 classes.
 
-    `unknown` [batch, classes] tells which classes were not contoured (`metricunet.training.partial_labels`); None
-    where every case of the training was contoured in full.
+    `unknown` [contoured, classes] tells which classes were not contoured (`metricunet.training.partial_labels`);
+    None where every case of the training was contoured in full. `plain` [uncontoured, channels, *space] are the
+    last of the images before their HU were changed; their target was not contoured
+    (`metricunet.training.teacher`). None where there are none.
     """
 
     images: Tensor
     labels: Tensor
     unknown: Tensor | None = None
+    plain: Tensor | None = None
+
+    @property
+    def contoured(self) -> int:
+        """Number of images with contours, the first ones."""
+        return len(self.images) - (0 if self.plain is None else len(self.plain))
 
 
 class Batches(Protocol):
@@ -130,6 +138,10 @@ class SegmentBatches:
         self._values = _values([self.labels], classes)
         target = (self.labels > 0) & (self.labels != IGNORE_CLASS)
         self._holds = target.flatten(2).any(dim=2).float()
+        for holds, found in zip(self._holds, boxes, strict=True):
+            if found.located_slices is not None:
+                first, last = found.located_slices
+                holds[first : last + 1] = 1
         crop = config.crop_voxels
         self._warp = Warp(crop[1:], config.spacing_mm[1:], augment, mirror, device)
         # What a draw needs of the geometry, on the device once: a copy from the host would wait for it.
@@ -143,6 +155,21 @@ class SegmentBatches:
 
     def draw(self, generator: Generator) -> Batch:
         """Draw one batch, without waiting for the device."""
+        hu, labels, unknown = self.crops(generator)
+        return Batch(self.changed(hu, generator), labels, unknown)
+
+    def changed(self, hu: Tensor, generator: Generator) -> Tensor:
+        """Change the HU of crops at random, and map them to -1..1: images as the network takes them."""
+        config = self.config
+        spacing_mm = config.spacing_mm[-config.spatial_dims :]
+        return augmented_input(hu, spacing_mm, config.hu_window, self.augment, generator)
+
+    def crops(self, generator: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Draw crops, without waiting for the device.
+
+        Returns:
+            HU [batch, slices, rows, columns], labels [batch, rows, columns], and what was not contoured (`Batch`).
+        """
         config = self.config
         size, depth = config.batch_size, self.hu.shape[1]
         case = torch.randint(self.hu.shape[0], (size,), generator=generator, device=self.device)
@@ -151,10 +178,9 @@ class SegmentBatches:
         points, mirrored = self._warp.draw(size, generator)
         grid = self._warp.grid(points, centre, self._size)
         stack = (middle[:, None] + self._neighbours).clamp_(0, depth - 1)
-        images = read(self.hu[case[:, None], stack].float(), grid)
-        images = augmented_input(images, config.spacing_mm[1:], config.hu_window, self.augment, generator)
+        hu = read(self.hu[case[:, None], stack].float(), grid)
         labels = read_classes(self.labels[case, middle], grid, self._values)
-        return _mirrored(Batch(images, labels, self._unknown_of(case)), self._exchanged, mirrored)
+        return hu, *_mirrored(labels, self._unknown_of(case), self._exchanged, mirrored)
 
     def at_epoch(self, epoch: int) -> SegmentBatches:
         """Return these: a cohort's cases are the same in every epoch."""
@@ -188,8 +214,11 @@ class BlockBatches(SegmentBatches):
     within the slices that a crop could hold. Arguments as `SegmentBatches`.
     """
 
-    def draw(self, generator: Generator) -> Batch:
-        """Draw one batch: images [batch, 1, slices, rows, columns], labels [batch, slices, rows, columns]."""
+    def crops(self, generator: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Draw crops: HU [batch, 1, slices, rows, columns], labels [batch, slices, rows, columns], and `unknown`.
+
+        The last is that of `Batch`.
+        """
         config = self.config
         size, block = config.batch_size, config.block_slices
         case = torch.randint(self.hu.shape[0], (size,), generator=generator, device=self.device)
@@ -199,12 +228,11 @@ class BlockBatches(SegmentBatches):
         points, mirrored = self._warp.draw(size, generator)
         grid = self._warp.grid(points, centre, self._size)
         # The slices are channels here, so that each of them is turned alike.
-        images = read(self.hu[case[:, None], stack].float(), grid)[:, None]
-        images = augmented_input(images, config.spacing_mm, config.hu_window, self.augment, generator)
-        labels = self.labels[case[:, None], stack].flatten(0, 1)
-        planes = read_classes(labels, grid.repeat_interleave(block, dim=0), self._values)
-        batch = Batch(images, planes.view(size, block, *planes.shape[1:]), self._unknown_of(case))
-        return _mirrored(batch, self._exchanged, mirrored)
+        hu = read(self.hu[case[:, None], stack].float(), grid)[:, None]
+        stacked = self.labels[case[:, None], stack].flatten(0, 1)
+        planes = read_classes(stacked, grid.repeat_interleave(block, dim=0), self._values)
+        labels = planes.view(size, block, *planes.shape[1:])
+        return hu, *_mirrored(labels, self._unknown_of(case), self._exchanged, mirrored)
 
     def _first_slices(self, chosen: Tensor, generator: Generator) -> Tensor:
         """Choose each block's first slice, so that the block holds the chosen slice, wherever that lies in it."""
@@ -278,8 +306,8 @@ class LocateBatches:
         grid = self._warp.grid(points, (middle - whole - self._first).flip(1), self._size)
         images = augmented_input(read(hu, grid), config.spacing_mm, config.hu_window, self.augment, generator)
         unknown = None if self._unknown is None else self._unknown[case]
-        batch = Batch(images, read_classes(labels, grid, self._values), unknown)
-        return _mirrored(batch, self._exchanged, mirrored)
+        classes = read_classes(labels, grid, self._values)
+        return Batch(images, *_mirrored(classes, unknown, self._exchanged, mirrored))
 
     def at_epoch(self, epoch: int) -> LocateBatches:
         """Return these: a cohort's cases are the same in every epoch."""
@@ -314,12 +342,13 @@ def _sides(partners: Sequence[int] | None, device: torch.device) -> Sides | None
     return Sides(partners, device)
 
 
-def _mirrored(batch: Batch, sides: Sides | None, mirrored: Tensor) -> Batch:
-    """Give the structures of mirrored images the sides that they lie on."""
+def _mirrored(
+    labels: Tensor, unknown: Tensor | None, sides: Sides | None, mirrored: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return labels and `unknown` in which the structures of mirrored images have the sides that they lie on."""
     if sides is None:
-        return batch
-    unknown = None if batch.unknown is None else sides.of_unknown(batch.unknown, mirrored)
-    return Batch(batch.images, sides.of_labels(batch.labels, mirrored), unknown)
+        return labels, unknown
+    return sides.of_labels(labels, mirrored), None if unknown is None else sides.of_unknown(unknown, mirrored)
 
 
 def _values(labels: Sequence[Tensor], classes: int) -> list[int]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from metricunet.errors import InputError
 from metricunet.metric import (
+    Background,
+    BackgroundClusters,
+    EmbeddingBank,
     HardEasySampler,
+    IntensityKinds,
     PatchMetricLoss,
     Sampler,
     TupleOptions,
@@ -26,6 +31,9 @@ from metricunet.training.augment import augmented_input
 from metricunet.training.batches import SegmentBatches
 from metricunet.training.config import MetricConfig, TrainConfig
 from metricunet.training.partial_labels import certain_labels
+
+#: HU that part the kinds of background: air, fat, soft tissue, bone.
+TISSUE_HU = (-140.0, -30.0, 130.0)
 
 Branch = VoxelMetricLoss | VoxelClassLoss | PatchMetricLoss
 
@@ -54,9 +62,45 @@ def build_metric(network: Network, config: TrainConfig, classes: int) -> Branch 
         )
     sampler = _sampler(config, classes)
     channels = [network.decoder_channels[tap] for tap in metric.taps]
+    labels: dict[str, Any] = {
+        "ignore_index": IGNORE_CLASS,
+        "unsure_mm": metric.unsure_mm,
+        "left_out_mm": metric.left_out_mm,
+        "background": _background(config),
+    }
     if metric.mode == "control":
-        return VoxelClassLoss(sampler, metric.embedding, channels, IGNORE_CLASS)
-    return VoxelMetricLoss(sampler, metric.embedding, channels, tuple_options(metric), IGNORE_CLASS)
+        return VoxelClassLoss(sampler, metric.embedding, channels, **labels)
+    return VoxelMetricLoss(
+        sampler,
+        metric.embedding,
+        channels,
+        tuple_options(metric),
+        bank=_bank(metric, classes, labels["background"]),
+        bank_share=metric.bank_share,
+        **labels,
+    )
+
+
+def _background(config: TrainConfig) -> Background | None:
+    metric = config.metric
+    if metric.background == "hu":
+        low, high = config.segment.hu_window
+        return IntensityKinds([(2 * hu - low - high) / (high - low) for hu in TISSUE_HU])
+    if metric.background == "clusters":
+        return BackgroundClusters(metric.background_clusters, metric.embedding, len(metric.taps))
+    return None
+
+
+def _bank(metric: MetricConfig, classes: int, background: Background | None) -> EmbeddingBank | None:
+    if metric.bank == 0:
+        return None
+    if metric.bank_new > metric.bank:
+        raise InputError(
+            f"setting metric.bank_new is {metric.bank_new}; expected no more than metric.bank, {metric.bank}, the "
+            "number of voxels that the bank holds of a class"
+        )
+    kinds = 1 if background is None else background.kinds
+    return EmbeddingBank(metric.bank, classes + kinds - 1, metric.embedding, len(metric.taps), metric.bank_new)
 
 
 def tuple_options(metric: MetricConfig) -> TupleOptions:

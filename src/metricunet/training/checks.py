@@ -12,6 +12,7 @@ from metricunet.stages.segment import segment_spec
 from metricunet.structures import without
 from metricunet.training.branch import build_metric
 from metricunet.training.config import BoxConfig, TrainConfig
+from metricunet.training.uncontoured import uncontoured_rows
 
 #: The dimensions a network comes in, and the fewest levels it can have.
 DIMS: dict[str, tuple[int, ...]] = {"unet": (2, 3), "fcn": (2,), "vnet": (3,)}
@@ -32,6 +33,12 @@ def check_settings(config: TrainConfig, labels: Mapping[str, int]) -> None:
     check_organs(config, labels)
     classes = len(without(labels, config.organs.structures)) + 1
     network = check_box("segment", config.segment, classes)
+    uncontoured_rows(config)
+    if config.metric.weight_as == "gradient_share" and config.metric.mode == "offline":
+        raise InputError(
+            "setting metric.weight_as is gradient_share; with metric.mode offline it must be factor, for that "
+            "branch reads no decoder maps"
+        )
     with torch.device("meta"):
         build_metric(network, config, classes)
     if config.organs.structures:

@@ -138,6 +138,9 @@ class MetricConfig(_Section):
             `control` puts cross-entropy in place of the metric losses, on the voxels and heads of `online`; `none`
             trains without the branch.
         weight: weight of the branch's loss in the sum; 0 trains without the branch.
+        weight_as: `factor` of the loss, or `gradient_share`: the norm of the branch's gradient at the maps that it
+            reads, over that of all else; the factor follows from what earlier updates measured (`online`,
+            `control`).
         warm_up_updates: number of updates over which the weight rises from 0.
         taps: decoder maps that feed the branch, 0 the finest, each with a head of its own (`online`, `control`).
         embedding: number of dimensions of the embeddings.
@@ -157,6 +160,16 @@ class MetricConfig(_Section):
         pair_weight: weight of the contrastive loss; 0 leaves it out.
         supcon_weight: weight of the supervised contrastive loss; 0 leaves it out (`online`).
         temperature: temperature of the supervised contrastive loss.
+        mean_over: what the losses on tuples are means over: the `violators` of a margin, or `all` tuples.
+        unsure_mm: distance from a surface up to which labels are less sure, and margins (in `control` the weights
+            of voxels) shrink in proportion; 0: all are sure (`online`, `control`).
+        left_out_mm: voxels within this distance of a voxel of another class are left out (`online`, `control`).
+        background: `one` class; or several kinds, each of which counts as a class: by `hu` (air, fat, soft tissue,
+            bone), or `clusters` of its embeddings (`online`, `control`).
+        background_clusters: number of these clusters.
+        bank: number of embeddings of each class that a memory bank holds across images; 0: no bank (`online`).
+        bank_new: greatest number of voxels of each class that a contoured image adds to it at each update.
+        bank_share: share of the tuples with the bank in the branch's loss; those within images have the rest.
         patch_voxels: side of a patch in the slice; a multiple of what the network divides its input by, and at
             least twice that (`offline`).
         patch_tuples: number of tuples drawn before training (`offline`).
@@ -165,6 +178,7 @@ class MetricConfig(_Section):
 
     mode: Literal["online", "offline", "control", "none"] = "online"
     weight: Annotated[float, Field(ge=0)] = 0.1
+    weight_as: Literal["factor", "gradient_share"] = "factor"
     warm_up_updates: Annotated[int, Field(ge=0)] = 250
     taps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     embedding: Count = 32
@@ -183,9 +197,50 @@ class MetricConfig(_Section):
     pair_weight: Annotated[float, Field(ge=0)] = 1.0
     supcon_weight: Annotated[float, Field(ge=0)] = 0.0
     temperature: Positive = 0.1
+    mean_over: Literal["violators", "all"] = "violators"
+    unsure_mm: Annotated[float, Field(ge=0, le=10)] = 0.0
+    left_out_mm: Annotated[float, Field(ge=0, le=10)] = 0.0
+    background: Literal["one", "hu", "clusters"] = "one"
+    background_clusters: Annotated[int, Field(ge=2, le=32)] = 4
+    bank: Annotated[int, Field(ge=0)] = 0
+    bank_new: Count = 16
+    bank_share: Share = 0.5
     patch_voxels: Count = 32
     patch_tuples: Count = 4096
     patch_tuples_per_update: Count = 16
+
+
+class TeacherConfig(_Section):
+    """Learning from scans whose target nobody contoured, by a teacher: the moving average of stage 2's weights.
+
+    The teacher looks at the crop of such a scan before its HU are changed, the network that is trained after that,
+    and is to say what the teacher is sure of (Tarvainen, Valpola: Mean teachers are better role models, NeurIPS
+    2017; Sohn et al.: FixMatch, NeurIPS 2020).
+
+    Attributes:
+        share: share of each batch that comes from such scans; 0 does without them, and without a teacher.
+        decay: share of the teacher's weights that remains at each update; smaller in the first hundred.
+        weight: weight of the loss on these scans.
+        ramp_updates: number of updates over which that weight rises.
+        loss: `pseudo_labels` (cross-entropy and Dice, weighed as on contoured scans, on the voxels of which the
+            teacher is sure) or `squared` (mean squared difference of the probabilities, on all voxels).
+        threshold: probability from which the teacher is sure of a voxel of a structure.
+        background_threshold: probability from which it is sure of a voxel of the background.
+        final: whose weights are validated and written to the model: the `student`'s, or the `teacher`'s, which a
+            training without such scans averages, too.
+        reveal: whether the labels of cases that splits.json lists as `unlabeled` are read after all: what a study
+            compares with, to see how much there is to win.
+    """
+
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    decay: Share = 0.99
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    ramp_updates: Annotated[int, Field(ge=0)] = 500
+    loss: Literal["pseudo_labels", "squared"] = "pseudo_labels"
+    threshold: Share = 0.8
+    background_threshold: Share = 0.95
+    final: Literal["student", "teacher"] = "student"
+    reveal: bool = False
 
 
 class AugmentConfig(_Section):
@@ -271,6 +326,7 @@ class TrainConfig(_Section):
     segment: SegmentConfig = SegmentConfig()
     organs: OrgansConfig = OrgansConfig()
     metric: MetricConfig = MetricConfig()
+    teacher: TeacherConfig = TeacherConfig()
     augment: AugmentConfig = AugmentConfig()
     phantoms: PhantomsConfig | None = None
     intended_use: str | None = None

@@ -53,9 +53,11 @@ from metricunet.training.run import (
     check_folder,
     check_results,
     prepared_cases,
+    uncontoured_scans,
 )
 from metricunet.training.start import Structures, check_networks, first_weights, read_parent, refuse_seen
 from metricunet.training.stream import PhantomStream, StreamedBatches
+from metricunet.training.uncontoured import MixedBatches, uncontoured_rows
 
 MODEL_NAME = "model.safetensors"
 A_TRAINING = "a training"
@@ -213,6 +215,7 @@ def open_run(
             f"one ({argument('init')}), or leave the setting out"
         )
     stream = cohort if isinstance(cohort, PhantomStream) else None
+    uncontoured = None
     if isinstance(cohort, PhantomStream):
         info = cohort.info
         check_settings(config, info.labels)
@@ -230,8 +233,11 @@ def open_run(
         if parent is not None:
             check_networks(parent, _specs(config, info.labels))
         split = split_for(content, fold)
+        if config.teacher.reveal:
+            split = split.revealed()
         cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
-        data_sha256 = cohort_sha256([*cases, *val])
+        uncontoured = uncontoured_scans(content, split, config, cache_fallback or output, progress)
+        data_sha256 = cohort_sha256([*cases, *val, *(() if uncontoured is None else uncontoured.prepared)])
     run = Run(
         output,
         config,
@@ -245,6 +251,7 @@ def open_run(
         watch,
         loggers=tuple(loggers),
         stream=stream,
+        uncontoured=uncontoured,
     )
     check_cases(run, "the phantoms of this training" if isinstance(cohort, PhantomStream) else cohort)
     if parent is not None:
@@ -303,7 +310,7 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     Returns:
         The path of the model file.
     """
-    segment, score = _fit_segment(run, located.errors_mm)
+    segment, score = _fit_segment(run, located)
     model = run.folder / MODEL_NAME if model is None else model
     organs, organs_score = None, None
     if run.config.organs.structures:
@@ -394,18 +401,19 @@ def _fit_locate(run: Run) -> Network:
     return network
 
 
-def _fit_segment(run: Run, errors_mm: np.ndarray) -> tuple[Network, float | None]:
+def _fit_segment(run: Run, located: StageOne) -> tuple[Network, float | None]:
     stage, metric = run.config.segment, run.config.metric
-    classes, partners = run.classes, mirrored_classes(run.staged_labels)
+    apart = uncontoured_rows(run.config)
 
-    def build(cases: Sequence[BoxedCase]) -> SegmentBatches:
+    def build(cases: Sequence[BoxedCase], size: int = stage.batch_size - apart) -> SegmentBatches:
+        partners = mirrored_classes(run.staged_labels)
         return _kind_of(stage)(
             cases,
-            stage,
+            stage.model_copy(update={"batch_size": size}),
             run.config.augment,
-            classes,
+            run.classes,
             partners is not None,
-            jitter_mm(errors_mm, stage.smallest_jitter_mm),
+            jitter_mm(located.errors_mm, stage.smallest_jitter_mm),
             run.device,
             partners,
         )
@@ -415,12 +423,17 @@ def _fit_segment(run: Run, errors_mm: np.ndarray) -> tuple[Network, float | None
     if run.stream is None:
         supply = batches = build(run.train)
         patches = PatchBatches(batches, run.config) if metric.mode == "offline" and metric.weight else None
+        if run.uncontoured is not None:
+            locate = _build("locate", run, located.weights()).eval().to(run.device)
+            scans = run.uncontoured.located(locate, run.config, run.info, run.target, run.folder)
+            supply = MixedBatches(batches, build(scans, apart))
     else:
         supply = StreamedBatches(run.stream, "fine", stage.epochs, run.train, build)
     # The last before the module: the seed that is set here is that of the branch's first weights, too.
     network = _build("segment", run, run.start)
-    score = fit(run, SegmentModule(network, run.config, run.val, classes, patches), supply)
-    return network, score
+    module = SegmentModule(network, run.config, run.val, run.classes, patches)
+    score = fit(run, module, supply)
+    return module.judged, score
 
 
 def _kind_of(stage: BoxConfig) -> type[SegmentBatches]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metricunet.cohort.prepare import BoxName, PreparedCase
-from metricunet.metric import GraphedBranch, PatchMetricLoss
+from metricunet.metric import GradientShare, GraphedBranch, PatchMetricLoss
 from metricunet.networks import Network
 from metricunet.stages.locate import class_probabilities
 from metricunet.stages.network_input import autocast, pick_precision
@@ -23,6 +23,7 @@ from metricunet.training.batches import Batch, update_generator
 from metricunet.training.branch import PatchBatches, build_metric
 from metricunet.training.config import BoxConfig, LocateConfig, SegmentConfig, TrainConfig
 from metricunet.training.partial_labels import certain_labels, merge_unknown
+from metricunet.training.teacher import Teacher, has_teacher, pseudo_labels, rise, squared_difference
 
 LOCATE_STAGE, SEGMENT_STAGE = 0, 1
 #: The patches of the offline baseline draw from a stream of their own, so that the crops stay those of other arms.
@@ -191,15 +192,21 @@ class BoxModule(StageModule):
         self.settings = settings
         self.classes = classes
 
+    @property
+    def judged(self) -> Network:
+        """The network that is validated and written."""
+        return self.network
+
     def forward(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the scalars for the log."""
         with self._autocast():
             logits = self.network(batch.images)
-        return self._segmentation_loss(logits, batch), {}
+        return self._segmentation(logits, batch.labels, batch.unknown), {}
 
-    def _segmentation_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+    def _segmentation(self, logits: Tensor, labels: Tensor, unknown: Tensor | None) -> Tensor:
+        """Return the loss of the segmentation, as it is weighed in this training."""
         weights = self.settings.dice_weight, self.settings.cross_entropy_weight
-        return segmentation_loss(logits, batch.labels, *weights, IGNORE_CLASS, batch.unknown)
+        return segmentation_loss(logits, labels, *weights, IGNORE_CLASS, unknown)
 
     def score(self, case: PreparedCase) -> float | None:
         """Return the mean Dice of the structures that were contoured, in the crop around the true centre."""
@@ -207,7 +214,7 @@ class BoxModule(StageModule):
         crop = case.central_crop(spec.crop_voxels, self.box)
         assert crop is not None
         hu, labels = (torch.from_numpy(v.array).to(self.device) for v in (crop.hu, crop.labels))
-        found = crop_probabilities(self.network, spec, hu, self.config.precision).argmax(dim=0)
+        found = crop_probabilities(self.judged, spec, hu, self.config.precision).argmax(dim=0)
         known = (k for k in range(1, self.classes) if k not in crop.unknown)
         scores = [dice(found == k, labels == k) for k in known]
         present = [s for s in scores if s is not None]
@@ -255,24 +262,76 @@ class SegmentModule(BoxModule):
         super().__init__(network, config, config.segment, cases, classes)
         self.metric = build_metric(network, config, classes)
         self._on_voxels: GraphedBranch | None = None
+        self.share: GradientShare | None = None
         if self.metric is not None and not isinstance(self.metric, PatchMetricLoss):
             self._on_voxels = GraphedBranch(self.metric)
+            if config.metric.weight_as == "gradient_share":
+                self.share = GradientShare(config.metric.weight)
         self.patches = patches
+        self.teacher = Teacher(network, config.teacher) if has_teacher(config.teacher) else None
+
+    @property
+    def judged(self) -> Network:
+        """The network that is validated and written: the one that is trained, or its teacher."""
+        if self.teacher is not None and self.config.teacher.final == "teacher":
+            return self.teacher.network
+        return self.network
 
     def forward(self, batch: Batch, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the scalars for the log."""
-        settings = self.config
+        metric = self.config.metric
+        if self.teacher is not None:
+            self.teacher.follow(self.network, update)
         with self._autocast():
             logits, maps, _ = self.network.forward_with_maps(batch.images)
-        loss = self._segmentation_loss(logits, batch)
+        if batch.plain is None:
+            loss, facts = self._segmentation(logits, batch.labels, batch.unknown), dict[str, Tensor]()
+            labels = certain_labels(batch.labels, batch.unknown)
+        else:
+            loss, facts, labels = self._with_uncontoured(logits, batch, batch.plain, update)
         if self.metric is None:
-            return loss, {}
-        branch, facts = self._branch_loss(maps, logits, certain_labels(batch.labels, batch.unknown), update)
-        rise = min(1.0, update / settings.metric.warm_up_updates) if settings.metric.warm_up_updates else 1.0
-        return loss + settings.metric.weight * rise * branch, {"segmentation": loss.detach(), **facts}
+            return loss, facts
+        height = min(1.0, update / metric.warm_up_updates) if metric.warm_up_updates else 1.0
+        facts = {"segmentation": loss.detach(), **facts}
+        weight: float | Tensor = metric.weight * height
+        if self.share is not None:
+            weight = self.share.weight(height)
+            maps = self._watched(maps, weight)
+            facts["metric_weight"] = weight
+        branch, found = self._branch_loss(maps, logits, labels, batch, update)
+        return loss + weight * branch, facts | found
+
+    def _with_uncontoured(
+        self, logits: Tensor, batch: Batch, plain: Tensor, update: int
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return the loss of a batch whose last images are uncontoured, scalars, and the labels that are sure."""
+        assert self.teacher is not None
+        settings, known = self.config.teacher, batch.contoured
+        with self._autocast():
+            taught = self.teacher.probabilities(plain)
+        pseudo = pseudo_labels(taught, batch.labels[known:], settings)
+        if settings.loss == "squared":
+            consistency = squared_difference(logits[known:], taught, batch.labels[known:])
+        else:
+            consistency = self._segmentation(logits[known:], pseudo, None)
+        loss = self._segmentation(logits[:known], batch.labels[:known], batch.unknown)
+        loss = loss + settings.weight * rise(update, settings.ramp_updates) * consistency
+        facts = {
+            "consistency": consistency.detach(),
+            "confident_voxels": (pseudo != IGNORE_CLASS).float().mean(),
+            "pseudo_structures": ((pseudo != IGNORE_CLASS) & (pseudo > 0)).float().mean(),
+        }
+        return loss, facts, torch.cat([certain_labels(batch.labels[:known], batch.unknown), pseudo])
+
+    def _watched(self, maps: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
+        """Return the maps, those that the branch reads such that its gradient is measured."""
+        assert self.share is not None
+        taps = self.config.metric.taps
+        watched = dict(zip(taps, self.share.watched([maps[tap] for tap in taps], weight), strict=True))
+        return [watched.get(number, one) for number, one in enumerate(maps)]
 
     def _branch_loss(
-        self, maps: Sequence[Tensor], logits: Tensor, labels: Tensor, update: int
+        self, maps: Sequence[Tensor], logits: Tensor, labels: Tensor, batch: Batch, update: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the branch's unweighted loss and its scalars for the log."""
         settings = self.config
@@ -286,7 +345,10 @@ class SegmentModule(BoxModule):
                 assert self._on_voxels is not None
                 taps = [maps[tap] for tap in settings.metric.taps]
                 spacing_mm = settings.segment.spacing_mm[-self.network.spatial_dims :]
-                out = self._on_voxels(taps, labels, logits, spacing_mm)
+                middle = batch.images[:, batch.images.shape[1] // 2]
+                image = middle if settings.metric.background == "hu" else None
+                contoured = None if batch.plain is None else batch.contoured
+                out = self._on_voxels(taps, labels, logits, spacing_mm, image, contoured)
         return out.loss, {**{name: part.detach() for name, part in out.parts.items()}, **out.statistics}
 
 

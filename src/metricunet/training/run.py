@@ -17,6 +17,7 @@ from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo
 from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
+from metricunet.cohort.uncontoured import uncontoured_cases
 from metricunet.errors import InputError, argument
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
@@ -27,6 +28,7 @@ from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config, plain
 from metricunet.training.log import Watch, check_log
 from metricunet.training.start import Inheritance
+from metricunet.training.uncontoured import UncontouredScans
 
 if TYPE_CHECKING:
     from metricunet.training.stream import PhantomStream
@@ -54,6 +56,7 @@ class Run:
         loggers: told the numbers of each epoch, beside log.csv; they stay open.
         stream: makes the patients of later epochs, where there is no cohort; `train` are the first ones.
         inheritance: the model that `start` comes from, and what each stage has of it; None for random weights.
+        uncontoured: scans without contours of the target that stage 2 learns from; None for none.
     """
 
     folder: Path
@@ -70,6 +73,7 @@ class Run:
     loggers: tuple[Logger, ...] = ()
     stream: PhantomStream | None = None
     inheritance: Inheritance | None = None
+    uncontoured: UncontouredScans | None = None
 
     @property
     def labels(self) -> dict[str, int]:
@@ -98,8 +102,9 @@ class Run:
 
     @property
     def images_sha256(self) -> tuple[str, ...]:
-        """Hash of each training image, in the order of the hashes; what never was a file has none."""
-        return tuple(sorted({case.image_sha256 for case in self.train if case.image_sha256}))
+        """Hash of each training image, contoured or not, in the order of hashes; what was no file has none."""
+        scans = [*self.train, *(() if self.uncontoured is None else self.uncontoured.prepared)]
+        return tuple(sorted({case.image_sha256 for case in scans if case.image_sha256}))
 
 
 def state_file(folder: Path) -> Path:
@@ -165,6 +170,29 @@ def prepared_cases(
     )
     by_name = {case.name: case for case in prepared}
     return [by_name[n] for n in split.train], [by_name[n] for n in split.val]
+
+
+def uncontoured_scans(
+    cohort: Cohort, split: Split, config: TrainConfig, cache_fallback: Path, progress: Progress | None
+) -> UncontouredScans | None:
+    """Return the scans without contours that a training learns from; None where it learns from none.
+
+    Raises:
+        InputError: it is to learn from such scans, and there is none.
+    """
+    if config.teacher.share == 0:
+        return None
+    cases = uncontoured_cases(cohort, split, config.target)
+    if not cases:
+        raise InputError(
+            f"{cohort.folder}: setting teacher.share is {config.teacher.share:g}, but there is no scan without "
+            f"contours of {config.target} to learn from; put some into imagesUnlabeled (CASE_0000.nii.gz), or set "
+            "teacher.share to 0"
+        )
+    settings = prepare_settings(config)
+    # Apart from the contoured ones: a case may be one of these in a fold, and one of those in another.
+    cache = cache_folder(cohort.folder, settings, cache_fallback) / "uncontoured"
+    return UncontouredScans(cases, prepare(cases, cohort.info, settings, cache, progress), settings, cache)
 
 
 def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) -> Path:

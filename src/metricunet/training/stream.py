@@ -236,6 +236,11 @@ def _check(config: TrainConfig) -> None:
             f"setting phantoms.new_per_epoch is {phantoms.new_per_epoch}; expected at most phantoms.pool, "
             f"{phantoms.pool}, or some patients would never be seen"
         )
+    if config.teacher.share:
+        raise InputError(
+            f"setting teacher.share is {config.teacher.share:g}; all phantoms made beside a training have "
+            "their contours, so set it to 0, or train on a cohort with scans without contours"
+        )
     if config.metric.mode == "offline" and config.metric.weight:
         raise InputError(
             "setting metric.mode is offline; its patches are drawn once from a cohort, and these phantoms come "
