@@ -288,7 +288,7 @@ def test_the_command(predicted: Predicted, tmp_path: Path, metricunet: Command) 
     assert ended.out.startswith("1 case of 1 patient in ")
     assert ended.err.count("left out: ") == 3
     for words, reason in (
-        (("import", out, "-o", f"{cohort}2"), "holds reviewed predictions; `metricunet import --reviewed` takes"),
+        (("import", out, "-o", f"{cohort}2"), "holds reviewed predictions; import them with --reviewed"),
         (("import", out, "-o", f"{cohort}2", "--scans", out), "give it together with --reviewed"),
         (("import", out, "-o", f"{cohort}2", "--reviewed", "--layout", "pairs"), "leave --layout pairs out"),
         (("import", out, "-o", f"{cohort}2", "--reviewed", "--scans", f"{out}/no"), "no such file or folder"),

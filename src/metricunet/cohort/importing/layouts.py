@@ -48,7 +48,7 @@ def find_cases(root: Path, layout: str | Finder, privacy: Privacy, bars: Bars) -
     if layout != AUTO:
         return FINDERS[layout](root, privacy, bars)
     if root.is_dir() and reviews_in(root):
-        raise InputError(f"{root}: holds reviewed predictions; {argument('reviewed', True)} takes them")
+        raise InputError(f"{root}: holds reviewed predictions; import them with {argument('reviewed', True)}")
     try:
         return FINDERS[detect(root)](root, privacy, bars)
     except dicom_tree.NoDicomError as error:
