@@ -1025,7 +1025,7 @@ def train(
         device: It computes; see `load_model`.
         init: The training begins from this model file, or from the model that comes with the package: `base`.
             Structures that it lacks begin with random weights; run.json lists them.
-        freeze: With `init`, `encoder` keeps the encoders of both networks as they are.
+        freeze: With `init`, `encoder` keeps the encoders of all networks as they are.
         resume: A run that was stopped is continued.
         progress: It is called with (done, all) while the cohort is prepared.
         loggers: These loggers of Lightning, such as `lightning.pytorch.loggers.MLFlowLogger`, are told the numbers

@@ -334,7 +334,7 @@ def train(
     ] = None,
     freeze: Annotated[
         Literal["encoder"] | None,
-        typer.Option(help="With --init, keep the encoders of both networks as they are."),
+        typer.Option(help="With --init, keep the encoders of all networks as they are."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the training in the output folder where it was stopped.")

@@ -64,8 +64,7 @@ def test_the_fine_box_is_that_of_the_whole_scan(
     np.testing.assert_array_equal(fine.labels.array, resample_labels(target, grid).array)
     # Each rendering rounds for itself.
     gap = np.abs(hu_on(image, grid).array.astype(float) - fine.hu.array)
-    inside = np.ones(gap.shape, dtype=bool)
-    assert np.quantile(gap[inside], 0.999) <= 1
+    assert np.quantile(gap, 0.999) <= 1
     assert streamed.facts["volume_ml"] == pytest.approx(
         (labels.array == 1).sum() * labels.geometry.voxel_volume_ml
     )

@@ -3,7 +3,7 @@
 A patient is drawn and his scan is planned as for a cohort, but only what a stage will see is rendered: the box
 around the gland on the scan's own grid, and the whole field on a grid that is at least twice as fine as stage 1's.
 Both are read from there by the code that reads a real scan. What a scan on disk would have given differs in the
-noise, which is drawn anew, and in the coarse image by less than its own noise.
+noise, which is drawn anew, and a little in the coarse image and the organs' box, where voxels are larger.
 """
 
 from __future__ import annotations
