@@ -55,7 +55,7 @@ class Desk:
         }
 
     def warm(self) -> None:
-        """Open the case that a page shows first, so that it waits less; whatever is wrong with it, the page says."""
+        """Open the case that a page shows first, so that it waits less; the page says what is wrong with it."""
         cases = self.cases()["cases"]
         first = next((case for case in cases if not case["decision"]), cases[0] if cases else None)
         if first is not None:
