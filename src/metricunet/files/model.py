@@ -230,6 +230,12 @@ def joined(
     return {f"{stage}.{name}": tensor for stage, own in stages.items() for name, tensor in own.items()}
 
 
+def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights as float16, but for those too large for it; networks compute in float32 all the same."""
+    half = {name: t.half() if t.is_floating_point() else t for name, t in weights.items()}
+    return {name: t if t.isfinite().all() else weights[name] for name, t in half.items()}
+
+
 def of_stage(weights: Mapping[str, Tensor], stage: str) -> dict[str, Tensor]:
     """Return the weights of a stage by their names in its network.
 

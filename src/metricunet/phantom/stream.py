@@ -36,8 +36,8 @@ _KEYS: dict[Use, int] = {"train": 2, "validate": 3}
 STREAM_VERSION = 2
 #: The centroid of what a scan shows of the gland lies within this of the middle of its extent.
 OFF_CENTRE_MM = 10.0
-#: Where there is no gland stage 1 may put it this far from where it would lie (standard deviation along each axis),
-#: or anywhere in this much of the field on either side of its middle.
+#: Without a gland, stage 1 may see one this far from where it would lie (standard deviation along each axis), or
+#: anywhere in this much of the field on either side of its middle.
 MISTAKEN_MM, MISTAKEN_SHARE = 8.0, (0.3, 0.25, 0.5)
 
 

@@ -19,7 +19,7 @@ from metricunet.cohort.prepare import PreparedCase, cohort_sha256
 from metricunet.cohort.splits import Fold, Split, split_for
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
-from metricunet.files.model import joined, of_stage, read_card, write_model
+from metricunet.files.model import halved, joined, of_stage, read_card, write_model
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord
 from metricunet.networks import Network, build_network
@@ -323,7 +323,7 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     lineage = () if run.inheritance is None else run.inheritance.parent.lineage
     card = replace(card, calibration=fitted, cases=run.images_sha256, lineage=lineage)
     weights = located.weights() | joined({}, segment.state_dict(), organs)
-    write_model(model, card, weights)
+    write_model(model, card, halved(weights) if run.config.weights == "float16" else weights)
     return model
 
 
