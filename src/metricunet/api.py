@@ -60,6 +60,7 @@ from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.files.scan import case_name, is_scan, read_labels
 from metricunet.files.voxels import label_volume
 from metricunet.inference.case_files import (
+    FORMATS,
     CaseOutcome,
     begun_record,
     checked_formats,
@@ -481,14 +482,15 @@ class Result:
     ) -> tuple[Path, ...]:
         """Write the files that `metricunet predict` writes, and return their paths.
 
-        These are NAME.nii.gz, NAME.rtstruct.dcm and NAME.seg.dcm, as asked for, NAME.quality.json with the
-        verdict, and run.json. Where the target was not found there is a verdict alone. The mask of a NIfTI file
-        has the very order and orientation of that file's axes. Files of an earlier prediction are replaced while
-        they are as they were written; a mask that somebody corrected is not.
+        These are NAME.nii.gz, NAME.rtstruct.dcm, NAME.seg.dcm and NAME.page.html, as asked for, NAME.quality.json
+        with the verdict, and run.json. Where the target was not found there are the verdict and the page alone.
+        The mask of a NIfTI file has the very order and orientation of that file's axes. Files of an earlier
+        prediction are replaced while they are as they were written; a mask that somebody corrected is not.
 
         Args:
             folder: The files are written into it; it is made where it is missing.
-            formats: They are one or several of `nifti`, `rtstruct` and `seg`; the latter two need a DICOM series.
+            formats: They are one or several of `nifti`, `page` (one HTML file to look at in a browser), and
+                `rtstruct` and `seg`, which need a DICOM series.
             structures: These structures of the model alone are written; by default all are. The verdict is that of
                 all, but it is `fail` where none of these was found.
             contours: Those of a structure set run where the probability is one half (`surface`) or along voxels'
@@ -511,7 +513,7 @@ class Result:
         if options.add_to is not None and not options.add_to.is_file():
             raise InputError(f"{options.add_to}: no such file; expected the structure set to add to")
         if not wanted:
-            raise InputError("formats names none; expected one or several of nifti, rtstruct and seg")
+            raise InputError(f"formats names none; expected one or several of {', '.join(FORMATS)}")
         return _saved(self, Path(folder), wanted, chosen, options, overwrite, draw_anyway)
 
     def _named(self, structure: str | None) -> str:
@@ -566,6 +568,7 @@ def _saved(
         prediction,
         quality,
         scan.source,
+        scan=scan.volume,
         formats=known,
         options=options,
         provenance={"input_sha256": scan.source_sha256, **provenance},

@@ -461,6 +461,14 @@ def predict(
             "on synthetic scans, or descends from one that was, without validation on patients.",
         ),
     ] = False,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--page",
+            help="Write also a page for each case, CASE.page.html, to look at in any browser: scan, structures "
+            "and verdict in one file.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment the prostate in scans; write masks or structure sets, and say which cases need review."""
@@ -474,7 +482,7 @@ def predict(
     from metricunet.inference.case_files import withheld_line
     from metricunet.inference.predict import predict as run
 
-    formats = _names([format_])
+    formats = [*_names([format_]), *(["page"] if page else [])]
     with progress_bars() as bar:
         outcome = run(
             scans,

@@ -17,6 +17,7 @@ from metricunet.files.own import FILES, Inputs, OwnFiles
 from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.inference.case_files import (
+    ALWAYS,
     CHOSEN,
     DRAWN_ANYWAY,
     NEED_SERIES,
@@ -33,6 +34,7 @@ from metricunet.inference.case_files import (
     run_facts,
 )
 from metricunet.inference.inputs import Refused, ScanInput, check_models, find_inputs, nothing_left
+from metricunet.inference.page import Excerpt, excerpt_of
 from metricunet.inference.pipeline import Finished, run_pipeline
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.inference.structure_set import ContourOptions
@@ -98,8 +100,9 @@ def predict(
     Args:
         scans: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM series.
         models: model files; the probabilities of several are averaged.
-        output: folder of CASE.nii.gz, CASE.rtstruct.dcm, CASE.seg.dcm, CASE.quality.json and run.json.
-        formats: of `nifti`, `rtstruct` and `seg`; the latter two need DICOM input.
+        output: folder of CASE.nii.gz, CASE.rtstruct.dcm, CASE.seg.dcm, CASE.page.html, CASE.quality.json and
+            run.json.
+        formats: of `nifti`, `page` (to look at in a browser), and `rtstruct` and `seg`, which need DICOM input.
         structures: of the models, which alone are written; None for all. The verdict is that of all.
         series: SeriesInstanceUID to take alone.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
@@ -184,6 +187,7 @@ class _Segmented:
     prediction: Prediction
     quality: QualityReport
     provenance: dict[str, Any]
+    excerpt: Excerpt | None
     seconds: float
 
 
@@ -241,12 +245,18 @@ class _Work:
         quality = judge(entry.case, scan.volume, prediction, entry.notes)
         if self.files.chosen:
             prediction, quality = prediction.only(self.files.chosen), quality.only(self.files.chosen)
-        return _Segmented(prediction, quality, scan.provenance, scan.seconds + time.perf_counter() - began)
+        # The scan itself is let go of, so that no more than two are held at a time.
+        excerpt = excerpt_of(scan.volume, prediction) if "page" in self.files.formats else None
+        return _Segmented(
+            prediction, quality, scan.provenance, excerpt, scan.seconds + time.perf_counter() - began
+        )
 
     def write(self, entry: ScanInput, segmented: _Segmented) -> CaseOutcome:
         began = time.perf_counter()
         quality = segmented.quality
-        withheld = self.files.write(segmented.prediction, quality, entry, self.options, segmented.provenance)
+        withheld = self.files.write(
+            segmented.prediction, quality, entry, self.options, segmented.provenance, segmented.excerpt
+        )
         return CaseOutcome.of(quality, segmented.seconds + time.perf_counter() - began, withheld)
 
 
@@ -260,8 +270,8 @@ def _already_done(case: str, own: OwnFiles, files: CaseFiles, provenance: dict[s
     withheld = [name for name in quality.get(WITHHELD, []) if name in files.formats]
     if (withheld and files.draw_anyway) or (quality.get(DRAWN_ANYWAY) and not files.draw_anyway):
         return None
-    names = {name for format_, name in files.names(case).items() if format_ not in withheld}
-    if quality["structures"] and not quality[FILES].keys() >= names:
+    wanted = [name for name in files.formats if name not in withheld and (quality["structures"] or name in ALWAYS)]
+    if not quality[FILES].keys() >= {files.names(case)[name] for name in wanted}:
         return None
     if not own.is_whole():
         return None

@@ -13,10 +13,11 @@ import numpy as np
 from metricunet.errors import InputError
 from metricunet.files.reviews import Review, reviews_in, reviews_of
 from metricunet.inference.inputs import QUALITY_SUFFIX
+from metricunet.inference.page.shown import Field
 from metricunet.inference.structure_set import COLOURS
 from metricunet.workflows.review.decide import Verdict, decide
 from metricunet.workflows.review.folder import PredictedCase, read_case, read_cases
-from metricunet.workflows.review.opened import Classes, Field, OpenedCase, open_case
+from metricunet.workflows.review.opened import Classes, OpenedCase, open_case
 from metricunet.workflows.review.scans import Scans
 
 #: Scans that are kept in memory.

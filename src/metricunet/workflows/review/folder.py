@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from metricunet.errors import InputError
 from metricunet.files.json_file import read_json
 from metricunet.files.own import FILES
-from metricunet.inference.case_files import SUFFIXES
+from metricunet.inference.case_files import MASKS, SUFFIXES
 from metricunet.inference.inputs import QUALITY_SUFFIX
 
 #: What is looked at first comes first. A folder of an earlier version states no doubt.
@@ -77,7 +77,7 @@ class PredictedCase:
     @property
     def mask_files(self) -> tuple[Path, ...]:
         """The files that hold its masks, the label map first."""
-        return tuple(path for suffix in SUFFIXES.values() if (path := self.file(suffix)) is not None)
+        return tuple(path for name in MASKS if (path := self.file(SUFFIXES[name])) is not None)
 
 
 @dataclass(frozen=True)

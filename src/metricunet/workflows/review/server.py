@@ -13,10 +13,13 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from metricunet.errors import InputError, told
+from metricunet.inference.page.script import STATIC as SHARED_STATIC
 from metricunet.workflows.review.decide import MeanwhileReviewed, Verdict
 from metricunet.workflows.review.desk import Desk
 
 STATIC = Path(__file__).with_name("static")
+#: These scripts are also in the page that `predict --page` writes.
+SHARED = ("viewer.js", "paint.js", "niivue.js", "niivue.LICENSE.txt")
 #: Every file that is served, with its type. Nothing else in any folder can be asked for.
 PAGES = {
     "": ("index.html", "text/html; charset=utf-8"),
@@ -88,7 +91,8 @@ def _page(file: str) -> Response:
     if file not in PAGES:
         raise HTTPException(404)
     name, kind = PAGES[file]
-    return Response((STATIC / name).read_bytes(), media_type=kind)
+    folder = SHARED_STATIC if name in SHARED else STATIC
+    return Response((folder / name).read_bytes(), media_type=kind)
 
 
 async def _body(request: Request, most: int) -> bytes:
