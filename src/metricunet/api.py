@@ -72,12 +72,12 @@ from metricunet.inference.case_files import (
     write_case,
 )
 from metricunet.inference.inputs import ScanInput, find_inputs
-from metricunet.inference.models import chosen_models, warnings_of
+from metricunet.inference.models import chosen_models, models_at, warnings_of
 from metricunet.inference.predict import PredictOutcome
 from metricunet.inference.predict import predict as predict_files
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.inference.structure_set import COLOURS, ContourOptions
-from metricunet.progress import Progress
+from metricunet.progress import Progress, no_progress
 from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import QualityReport, judge
 from metricunet.volume import Volume
@@ -343,8 +343,8 @@ def load_model(models: Paths | None = None, *, device: str = "auto", reruns: int
     """Load a model to segment scans with.
 
     Args:
-        models: This is a model file, str or Path, or several whose probabilities are averaged. By default these
-            are the files that the environment variable METRICUNET_MODEL names, separated as in PATH, else the
+        models: This is a model file or a run folder, str or Path, or several whose probabilities are averaged. By
+            default these are the files that the environment variable METRICUNET_MODEL names, separated as in PATH, else the
             model that is shipped with the package, which gives a `UserWarning`.
         device: It computes: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`, likewise `gpu` or
             `gpu:N`, or `mps` (the GPU of an Apple machine).
@@ -1002,7 +1002,7 @@ def train(
     preset: str | None = None,
     config: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
-    fold: int | Literal["all"] = 0,
+    fold: int | Literal["all", "each"] = 0,
     device: str = "auto",
     init: str | os.PathLike[str] | None = None,
     freeze: Literal["encoder"] | None = None,
@@ -1024,7 +1024,9 @@ def train(
         config: The settings of this YAML file replace the preset's.
         settings: Single settings replace both: `{"segment.epochs": 20}`, or `["segment.epochs=20"]` as on the
             command line.
-        fold: The run is validated on this fold; `all` trains on every case.
+        fold: The run is validated on this fold; `all` trains on every case. `each` trains every fold in a folder
+            of its own and scores each case by the model that has not seen it; the path that comes back is then
+            that of `output`, which `load_model` and `predict` take for the models of all folds.
         device: It computes; see `load_model`.
         init: The training begins from this model file, or from the model that comes with the package: `base`.
             Structures that it lacks begin with random weights; run.json lists them.
@@ -1035,28 +1037,52 @@ def train(
             of each epoch as log.csv has them. They stay open: finalize them when you are done.
 
     Raises:
-        InputError: A cohort, setting, model or folder cannot work; the message names it.
+        InputError: A cohort, setting, model or folder cannot work, or a fold of several failed; the message names
+            it.
     """
     from metricunet.files.model import read_card
     from metricunet.training.config import load_config
+    from metricunet.training.cross_validation import cross_validate
     from metricunet.training.fit import train as train_model
     from metricunet.training.start import initial_model
 
-    chosen: Fold = fold
     start = None if init is None else initial_model(init)
     # A preset that is named decides, and the card is not asked.
     parent = None if start is None or preset is not None else read_card(start)
+    resolved = load_config(
+        preset,
+        None if config is None else Path(config),
+        settings,
+        phantoms=phantoms,
+        freeze=freeze,
+        parent=parent,
+    )
+    source = None if cohort is None else Path(cohort)
+    if fold == "each":
+        if loggers:
+            raise InputError(
+                "loggers cannot tell the folds of fold='each' apart; train the folds singly with them"
+            )
+        crossed = cross_validate(
+            source,
+            Path(output),
+            config=resolved,
+            init=start,
+            resume=resume,
+            device=device,
+            bar=lambda name: progress or no_progress,
+        )
+        for failed in crossed.failed:
+            raise InputError(
+                f"{failed.spec.folder}: fold {failed.spec.fold} failed ({failed.error}); the others are finished: "
+                f"{argument('resume', True)} tries it again"
+            ) from failed.cause
+        return crossed.folder
+    chosen: Fold = fold
     return train_model(
-        None if cohort is None else Path(cohort),
+        source,
         Path(output),
-        config=load_config(
-            preset,
-            None if config is None else Path(config),
-            settings,
-            phantoms=phantoms,
-            freeze=freeze,
-            parent=parent,
-        ),
+        config=resolved,
         workers=workers,
         fold=chosen,
         init=start,
@@ -1069,7 +1095,7 @@ def train(
 
 def _chosen(models: Paths | None) -> tuple[Path, ...]:
     """Return the model files to segment with, and warn of what has to be said of them."""
-    paths = chosen_models() if models is None else _listed(models)
+    paths = chosen_models() if models is None else tuple(f for path in _listed(models) for f in models_at(path))
     for warning in warnings_of(paths):
         warnings.warn(warning, stacklevel=4)  # at the line that called this package
     return paths

@@ -320,7 +320,11 @@ def train(
         ),
     ] = None,
     fold: Annotated[
-        str, typer.Option(help="Validate on the cases of this fold, counted from 0; or train on all cases (all).")
+        str,
+        typer.Option(
+            help="Validate on the cases of this fold, counted from 0; or train on all cases (all); or train every "
+            "fold, and score each case by the model that has not seen it (each)."
+        ),
     ] = "0",
     init: Annotated[
         str | None,
@@ -347,11 +351,23 @@ def train(
     from metricunet.training.fit import train as run
     from metricunet.training.start import initial_model
 
-    if fold != "all" and not fold.isdecimal():
-        raise InputError(f"--fold must be a whole number or all; got {fold!r}")
+    if fold not in ("all", "each") and not fold.isdecimal():
+        raise InputError(f"--fold must be a whole number, all or each; got {fold!r}")
     start = None if init is None else initial_model(init)
     parent = None if start is None else read_card(start)
     settings = load_config(preset, config, set_ or [], phantoms=phantoms, freeze=freeze, parent=parent)
+    if fold == "each":
+        from metricunet.training.cross_validation import cross_validate, lines_of
+
+        with progress_bars() as bar:
+            crossed = cross_validate(
+                cohort, output, config=settings, init=start, resume=resume, device=device, bar=bar, say=_say
+            )
+        for line in lines_of(crossed):
+            typer.echo(line)
+        for cause in filter(None, (fold.cause for fold in crossed.failed)):
+            _trace(cause)
+        raise typer.Exit(SOME_FAILED if crossed.incomplete else DONE)
     with progress_bars() as bar:
         model = run(
             cohort,
@@ -380,7 +396,8 @@ def predict(
         typer.Option(
             "-m",
             "--model",
-            help="Segment with this model file. Where it is given again, the models are averaged. Without it, the "
+            help="Segment with this model file, or with that of this run folder; of a cross-validation's folder, "
+            "with those of all folds. Several models are averaged; give it again for more. Without it, the "
             "environment variable METRICUNET_MODEL names the model or models; without that, the shipped model is "
             "used.",
         ),

@@ -22,6 +22,7 @@ from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
 from metricunet.files.model import halved, joined, of_stage, read_card, write_model
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord
+from metricunet.inference.models import MODEL_NAME
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import keep_freed_memory
 from metricunet.progress import Progress, Say, silent
@@ -59,7 +60,6 @@ from metricunet.training.start import Structures, check_networks, first_weights,
 from metricunet.training.stream import PhantomStream, StreamedBatches
 from metricunet.training.uncontoured import MixedBatches, uncontoured_rows
 
-MODEL_NAME = "model.safetensors"
 A_TRAINING = "a training"
 
 
