@@ -164,7 +164,8 @@ class VoxelMetricLoss(VoxelBranch):
     """Metric loss on voxels that are sampled online from intermediate feature maps: triplets and pairs.
 
     Args:
-        sampler, head, channels, ignore_index, unsure_mm, left_out_mm, background: see `VoxelBranch`.
+        sampler: see `VoxelBranch`, also for `head`, `channels`, `ignore_index`, `unsure_mm`, `left_out_mm` and
+            `background`.
         options: which tuples are formed, with which margins and weights; the default is `TupleOptions()`.
         bank: embeddings of earlier updates that tuples are formed with, too; None for tuples of this batch alone.
         bank_share: share of the tuples with the bank in the loss, 0 to 1; those of this batch have the rest.
@@ -217,8 +218,8 @@ class VoxelClassLoss(VoxelBranch):
     classifier follows each head and takes its output before that is scaled to unit length, as only distances need.
 
     Args:
-        sampler, ignore_index, unsure_mm, left_out_mm, background: see `VoxelBranch`; voxels weigh as much as they
-            are sure.
+        sampler: see `VoxelBranch`, also for `ignore_index`, `unsure_mm`, `left_out_mm` and `background`; voxels weigh
+            as much as they are sure.
         head: an embedding size, for one small perceptron for each map; or None.
         channels: channels of each map.
 
@@ -274,7 +275,7 @@ class AdaptedMetricLoss(VoxelBranch):
     Args:
         loss: an object of that library's losses, or the name of one in `pytorch_metric_learning.losses`.
         miner: an object of that library's miners, or the name of one; None leaves the tuples to the loss.
-        sampler, head, channels, ignore_index: see `VoxelBranch`.
+        sampler: see `VoxelBranch`, also for `head`, `channels` and `ignore_index`.
         across: form tuples across the batch, as `TupleOptions.across` does.
 
     Raises:
