@@ -1,7 +1,7 @@
 """What a reviewer changed of an automatic mask: how much, and where it lies.
 
 The automatic mask is measured against the reviewed one, by the definitions of `metricunet.evaluation.measures`:
-Dice, added path length without a tolerance (the contour that the reviewer drew and the automatic mask lacks), shift
+Dice, added path length without a tolerance (contour that the reviewer drew and the automatic mask lacks), shift
 of the centre and ratio of the volumes. Where the two masks differ is said of the box of the reviewed mask, that of
 the automatic one where it is empty: its thirds from foot to head, its halves from left to right and from front to
 back. What lies outside the box counts to the part that is nearest, a voxel between two parts to both by its share.

@@ -1,8 +1,8 @@
 """Keyed hashes: patients, scans and series are known again by them, and nobody without the key can guess whose.
 
 A patient's number is so short that a plain hash can be undone by trying all numbers. So the hash takes a key,
-which lies beside the ledger, for its owner alone. Without the key the hashes still tell who is the same, but nobody
-can find a patient's rows any more, and new rows cannot be joined to them.
+which lies beside the ledger, for its owner alone. Without the key the hashes still tell who is the same, but
+nobody can find a patient's rows any more, and new rows cannot be joined to them.
 """
 
 from __future__ import annotations
