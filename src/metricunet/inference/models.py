@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metricunet.errors import InputError, argument
+from metricunet.files.exported import is_exported, read_exported
 
 #: The model that comes with the package. A build from a tree without it has none.
 SHIPPED = Path(__file__).parents[1] / "models" / "base.safetensors"
@@ -32,7 +33,7 @@ def chosen_models(named: Sequence[Path] = ()) -> tuple[Path, ...]:
         return tuple(named)
     found = tuple(Path(entry) for entry in os.environ.get(VARIABLE, "").split(os.pathsep) if entry.strip())
     for path in found:
-        if not path.is_file():
+        if not path.is_file() and not is_exported(path):
             raise InputError(
                 f"{path}: no such model file, and the environment variable {VARIABLE} names it; change the "
                 f"variable, or name a model with {argument('models')}"
@@ -59,7 +60,15 @@ def shipped_model(advice: str = "give a model file") -> Path:
 
 
 def warnings_of(models: Sequence[Path]) -> list[str]:
-    """Return what has to be said, a line each, before these model files segment anything."""
-    return (
-        [WARNING] if any(path.exists() and SHIPPED.exists() and path.samefile(SHIPPED) for path in models) else []
-    )
+    """Return what has to be said, a line each, before these models segment anything.
+
+    Raises:
+        InputError: the folder of an exported model is damaged.
+    """
+    found: list[str] = []
+    for path in models:
+        if is_exported(path):
+            found += read_exported(path, check=False).warnings
+        elif path.exists() and SHIPPED.exists() and path.samefile(SHIPPED):
+            found.append(WARNING)
+    return list(dict.fromkeys(found))
