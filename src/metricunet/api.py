@@ -46,6 +46,7 @@ from metricunet.evaluation.naming import NamedCase, Naming, choose_structures, c
 from metricunet.evaluation.picture import Drawn, Picture, draw_picture
 from metricunet.evaluation.summary import Evaluation
 from metricunet.files.dicom.stack import Allow
+from metricunet.files.exported import files_of_model
 from metricunet.files.images import (
     files_of_nibabel,
     is_nibabel,
@@ -71,11 +72,12 @@ from metricunet.inference.case_files import (
     withheld_line,
     write_case,
 )
-from metricunet.inference.inputs import ScanInput, find_inputs
+from metricunet.inference.inputs import ScanInput, check_models, find_inputs
 from metricunet.inference.models import chosen_models, models_at, warnings_of
 from metricunet.inference.predict import PredictOutcome
 from metricunet.inference.predict import predict as predict_files
 from metricunet.inference.reruns import MOST_RERUNS
+from metricunet.inference.runtimes import open_predictor
 from metricunet.inference.structure_set import COLOURS, ContourOptions
 from metricunet.progress import Progress, no_progress
 from metricunet.quality.prediction import Prediction
@@ -87,7 +89,7 @@ if TYPE_CHECKING:
 
     from metricunet.cohort.splits import Fold
     from metricunet.files.model import ModelCard
-    from metricunet.inference.predictor import Predictor
+    from metricunet.inference.segmenter import Segmenter
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 P = ParamSpec("P")
@@ -296,7 +298,7 @@ class Model:
         provenance: Results depend on this beside the scan: the hash of the files, the version, the reruns.
     """
 
-    def __init__(self, paths: tuple[Path, ...], predictor: Predictor) -> None:
+    def __init__(self, paths: tuple[Path, ...], predictor: Segmenter) -> None:
         self.paths, self.predictor = paths, predictor
         self.provenance = provenance_of(paths, predictor.reruns, None)
 
@@ -339,26 +341,32 @@ class Model:
 
 
 @_in_one_line
-def load_model(models: Paths | None = None, *, device: str = "auto", reruns: int = MOST_RERUNS) -> Model:
+def load_model(
+    models: Paths | None = None,
+    *,
+    device: str = "auto",
+    reruns: int = MOST_RERUNS,
+    provider: str | None = None,
+) -> Model:
     """Load a model to segment scans with.
 
     Args:
-        models: This is a model file or a run folder, str or Path, or several whose probabilities are averaged. By
-            default these are the files that the environment variable METRICUNET_MODEL names, separated as in PATH, else the
+        models: This is a model file or a run folder, str or Path, or the folder of an exported model, which needs
+            no torch; or several of a kind, whose probabilities are averaged. By default these are the files that
+            the environment variable METRICUNET_MODEL names, separated as in PATH, else the
             model that is shipped with the package, which gives a `UserWarning`.
         device: It computes: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`, likewise `gpu` or
             `gpu:N`, or `mps` (the GPU of an Apple machine).
         reruns: A scan may be segmented again as often as this, elsewhere or farther, where the target reaches the
             edge of what was looked at.
+        provider: This computes an exported model: `cpu`, `cuda` or `openvino`; by default what suits the device.
 
     Raises:
         InputError: There is no model file, one that is damaged, or models of different structures, or the device
             is not there.
     """
-    from metricunet.inference.predictor import Predictor
-
     paths = _chosen(models)
-    return Model(paths, Predictor(paths, device, reruns=reruns))
+    return Model(paths, _opened(paths, device, reruns, provider))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -560,7 +568,8 @@ def _saved(
     scans = [] if scan.source is None else [scan.source.path]
     reruns = model.predictor.reruns
     record = begun_record(scans, model.paths, folder, formats, options, reruns, draw_anyway, structures)
-    own = OwnFiles(folder, RECORD_NAME, "predict", inputs=[*scan.files, *model.paths], overwrite=overwrite)
+    kept = [*scan.files, *(file for path in model.paths for file in files_of_model(path))]
+    own = OwnFiles(folder, RECORD_NAME, "predict", inputs=kept, overwrite=overwrite)
     if folder.is_dir():
         own.check([])
     written = write_case(
@@ -572,7 +581,7 @@ def _saved(
         formats=known,
         options=options,
         provenance={"input_sha256": scan.source_sha256, **provenance},
-        inputs=[*scan.files, *model.paths],
+        inputs=kept,
         overwrite=overwrite,
         draw_anyway=draw_anyway,
     )
@@ -691,10 +700,8 @@ def predict(
             raise InputError(f"{names}: these say how files are written; give output=, or call save on the result")
         scan = load_scan(scans, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
         if not isinstance(models, Model):
-            from metricunet.inference.predictor import Predictor
-
             paths = _chosen(models)
-            return Model(paths, Predictor(paths, device, reruns=reruns)).predict(scan)
+            return Model(paths, _opened(paths, device, reruns)).predict(scan)
         if device != "auto" or reruns != MOST_RERUNS:
             raise InputError(
                 "device and reruns: a loaded model has its own; give them to load_model, or its path here"
@@ -1091,6 +1098,11 @@ def train(
         progress=progress,
         loggers=loggers,
     )
+
+
+def _opened(paths: tuple[Path, ...], device: str, reruns: int, provider: str | None = None) -> Segmenter:
+    check_models(paths, reruns)
+    return open_predictor(paths, device, provider=provider, reruns=reruns)
 
 
 def _chosen(models: Paths | None) -> tuple[Path, ...]:

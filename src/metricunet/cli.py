@@ -399,10 +399,10 @@ def predict(
         typer.Option(
             "-m",
             "--model",
-            help="Segment with this model file, or with that of this run folder; of a cross-validation's folder, "
-            "with those of all folds. Several models are averaged; give it again for more. Without it, the "
-            "environment variable METRICUNET_MODEL names the model or models; without that, the shipped model is "
-            "used.",
+            help="Segment with this model file, with that of this run folder, or with the exported model in this "
+            "folder; of a cross-validation's folder, with those of all folds. Several models are averaged; give it "
+            "again for more. Without it, the environment variable METRICUNET_MODEL names the model or models; "
+            "without that, the shipped model is used.",
         ),
     ] = None,
     format_: Annotated[
@@ -464,6 +464,22 @@ def predict(
     allow_gaps: AllowGaps = False,
     allow_tilt: AllowTilt = False,
     device: Device = "auto",
+    runtime: Annotated[
+        Literal["torch", "onnx"] | None,
+        typer.Option(
+            help="Compute with torch, or without it an exported model, a folder of `metricunet export --to onnx` "
+            "(onnx). Without the option, what is given decides.",
+            show_default=False,
+        ),
+    ] = None,
+    provider: Annotated[
+        Literal["cpu", "cuda", "openvino"] | None,
+        typer.Option(
+            help="Compute an exported model on the CPU or an NVIDIA GPU by onnxruntime (cpu, cuda), or on the CPU "
+            "by OpenVINO. Without it, --device decides.",
+            show_default=False,
+        ),
+    ] = None,
     fail_on: Annotated[
         Literal["fail", "review"] | None,
         typer.Option(
@@ -517,6 +533,8 @@ def predict(
             add_to=add_to,
             reruns=reruns,
             device=device,
+            runtime=runtime,
+            provider=provider,
             allow_gaps=allow_gaps,
             allow_tilt=allow_tilt,
             overwrite=overwrite,
@@ -772,15 +790,20 @@ def study(
 @app.command()
 def info(
     model: Annotated[
-        Path | None, typer.Argument(help="Model file to describe. Without it, the shipped model is described.")
+        Path | None,
+        typer.Argument(
+            help="Model file, or folder of an exported model, to describe. Without it, the shipped model is "
+            "described."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Print what a model file says about its model: structures, training data, settings and calibration."""
-    from metricunet.files.model import card_content, read_card
+    from metricunet.files.exported import read_any_card
+    from metricunet.files.model import card_content
     from metricunet.inference.models import shipped_model
 
-    card = read_card(model or shipped_model())
+    card = read_any_card(model or shipped_model())
     content = card_content(card)
     if json:
         _print_json(content)
@@ -808,6 +831,27 @@ def info(
             typer.echo(f"{name}: {value}")
     if card.held_back:
         typer.echo(f"verdicts are review at best: {card.held_back}")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Model file to export, or base for the one that comes along.")],
+    output: Output,
+    to: Annotated[
+        Literal["onnx", "monai-bundle"],
+        typer.Option(
+            help="Write ONNX files, which metricunet predict --runtime onnx computes without torch (onnx), or a "
+            "bundle for python -m monai.bundle (monai-bundle)."
+        ),
+    ],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model for other programs: as ONNX files, or as a bundle of MONAI."""
+    from metricunet.workflows.export import export as run
+
+    done = run(model, output, to=to, overwrite=overwrite)
+    for line in done.lines:
+        typer.echo(line)
 
 
 @app.command()

@@ -28,7 +28,7 @@ from metricunet.files.scan import read_scan, scan_files
 from metricunet.hu import AIR_HU
 from metricunet.progress import Progress
 from metricunet.stages.locate import Localisation, coarse_grid
-from metricunet.stages.network_input import read_hu
+from metricunet.stages.read import read_hu
 from metricunet.stages.segment import central_crop
 from metricunet.structures import IGNORE_CLASS, class_of, classes_of, without
 from metricunet.volume import Geometry, Volume, resample_labels, voxels_of

@@ -15,6 +15,7 @@ from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.series import CtSeries
+from metricunet.files.exported import files_of_model
 from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import is_nifti, write_nifti
 from metricunet.files.own import Inputs, OwnFiles
@@ -405,12 +406,12 @@ def provenance_of(models: Sequence[Path], reruns: int, options: ContourOptions |
     """Return what the files of a case depend on beside its scan.
 
     Args:
-        models: model files.
+        models: model files, or folders of exported models.
         reruns: how often stage 2 may run again.
         options: how structure sets are drawn; None where there are none.
     """
     found: dict[str, Any] = {
-        "model_sha256": sha256(models),
+        "model_sha256": sha256(file for path in models for file in files_of_model(path)),
         "version": version("metricunet"),
         "reruns": reruns,
     }

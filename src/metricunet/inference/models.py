@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metricunet.errors import InputError, argument
+from metricunet.files.exported import is_exported, read_exported
 from metricunet.files.json_file import read_json
 
 #: The model that comes with the package. A build from a tree without it has none.
@@ -43,7 +44,7 @@ def chosen_models(named: Sequence[Path] = ()) -> tuple[Path, ...]:
         for file in models_at(Path(entry))
     )
     for path in found:
-        if not path.is_file():
+        if not path.is_file() and not is_exported(path):
             raise InputError(
                 f"{path}: no such model file, and the environment variable {VARIABLE} names it; change the "
                 f"variable, or name a model with {argument('models')}"
@@ -53,12 +54,12 @@ def chosen_models(named: Sequence[Path] = ()) -> tuple[Path, ...]:
 
 
 def models_at(path: Path) -> tuple[Path, ...]:
-    """Return the model files that a path means: itself, or those of a run folder or of a cross-validation.
+    """Return the models that a path means: itself, or those of a run folder or of a cross-validation.
 
     Raises:
         InputError: a folder without a model, or a cross-validation in which a fold has none yet.
     """
-    if not path.is_dir():
+    if not path.is_dir() or is_exported(path):
         return (path,)
     if (path / MODEL_NAME).is_file():
         return (path / MODEL_NAME,)
@@ -108,7 +109,15 @@ def shipped_model(advice: str = "give a model file") -> Path:
 
 
 def warnings_of(models: Sequence[Path]) -> list[str]:
-    """Return what has to be said, a line each, before these model files segment anything."""
-    return (
-        [WARNING] if any(path.exists() and SHIPPED.exists() and path.samefile(SHIPPED) for path in models) else []
-    )
+    """Return what has to be said, a line each, before these models segment anything.
+
+    Raises:
+        InputError: the folder of an exported model is damaged.
+    """
+    found: list[str] = []
+    for path in models:
+        if is_exported(path):
+            found += read_exported(path, check=False).warnings
+        elif path.exists() and SHIPPED.exists() and path.samefile(SHIPPED):
+            found.append(WARNING)
+    return list(dict.fromkeys(found))

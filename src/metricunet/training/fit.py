@@ -28,7 +28,8 @@ from metricunet.networks.device import keep_freed_memory
 from metricunet.progress import Progress, Say, silent
 from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.stages.device import device_named
-from metricunet.stages.locate import class_probabilities, localise, locate_spec
+from metricunet.stages.forward import class_probabilities
+from metricunet.stages.locate import localise, locate_spec
 from metricunet.stages.segment import segment_spec
 from metricunet.structures import without
 from metricunet.training.batches import (
