@@ -821,6 +821,28 @@ def commission(output: Output, json: Json = False) -> None:
     raise typer.Exit(SOME_FAILED if result.failed else DONE)
 
 
+@app.command()
+def nnunet(
+    action: Annotated[
+        Literal["install", "uninstall", "path"],
+        typer.Argument(
+            help="Make nnU-Net in this environment find the trainers (install), undo that (uninstall), or print the "
+            "folder that nnUNet_extTrainer may name instead (path)."
+        ),
+    ],
+) -> None:
+    """Let nnU-Net 2.8 find trainers with the metric branch: nnUNetTrainerVoxelMetric and nnUNetTrainerVoxelControl."""
+    from metricunet.nnunet.install import FOLDER, install, uninstall
+
+    if action == "path":
+        typer.echo(FOLDER)
+    elif action == "install":
+        typer.echo(f"nnU-Net finds nnUNetTrainerVoxelMetric and nnUNetTrainerVoxelControl by {install()}")
+    else:
+        removed = uninstall()
+        typer.echo("nothing was installed" if removed is None else f"removed {removed}")
+
+
 @contextmanager
 def progress_bars() -> Iterator[Bars]:
     """Yield a function that opens a named progress bar on standard error; silent without a terminal."""
