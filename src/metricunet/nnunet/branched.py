@@ -53,12 +53,12 @@ class BranchedLoss(nn.Module):
         metric: settings of the weight.
         spacing_mm: voxel spacing along each axis of a patch.
         regions: number of regions that the network predicts by sigmoid; 0 where it predicts labels by softmax.
-        ignore_label: label of voxels that nobody annotated; None where there are none. With regions it is the last
-            channel of the targets.
+        ignore_label: label of voxels that nobody annotated; None where there are none. With regions it is the
+            last channel of the targets.
 
     Attributes:
         updates: number of updates that the branch has seen; its weight rises over the first ones.
-        facts: scalars of the last update: `segmentation`, and of the branch its loss, weight, parts and statistics.
+        facts: scalars of the last update: `segmentation`; the branch's loss, weight, parts and statistics.
     """
 
     def __init__(
@@ -121,8 +121,8 @@ def tapped_modules(network: nn.Module, taps: Sequence[int]) -> tuple[list[nn.Mod
     stages, heads = getattr(decoder, "stages", None), getattr(decoder, "seg_layers", None)
     if not isinstance(stages, nn.ModuleList) or not isinstance(heads, nn.ModuleList):
         raise InputError(
-            f"{type(network).__name__} has no decoder with stages to read maps from; use the plans of a U-Net, such "
-            "as nnUNetPlans or nnUNetResEncUNetMPlans"
+            f"{type(network).__name__} has no decoder with stages to read maps from; use the plans of a U-Net, "
+            "such as nnUNetPlans or nnUNetResEncUNetMPlans"
         )
     if max(taps) >= len(stages):
         raise InputError(
@@ -159,8 +159,8 @@ def class_labels(target: Tensor, regions: int = 0, ignore_label: int | None = No
 def region_scores(logits: Tensor) -> Tensor:
     """Turn the logits of regions into scores of classes, the largest of which is the class that nnU-Net predicts.
 
-    A voxel is of class k where it is in region k and in no later one, and background where it is in none. The score
-    is the smallest of the logits for that, so that it is above 0 for one class alone.
+    A voxel is of class k where it is in region k and in no later one, and background where it is in none. The
+    score is the smallest of the logits for that, so that it is above 0 for one class alone.
 
     Args:
         logits: [batch, regions, *space], above 0 in a region.

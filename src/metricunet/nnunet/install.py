@@ -1,4 +1,4 @@
-"""Puts a module into nnU-Net's folder of trainers, by which it finds those of this package, and takes it out again."""
+"""Puts a module into nnU-Net's folder of trainers, by which it finds those of this package, and removes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def install() -> Path:
     """Write the module into nnU-Net, and return its path.
 
     Raises:
-        InputError: nnU-Net is missing, of another version, or cannot be written; or somebody else's module is there.
+        InputError: nnU-Net is missing, of another version, or cannot be written; or somebody else's module is
+            there.
     """
     path = _target()
     _refuse_foreign(path)

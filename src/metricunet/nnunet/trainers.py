@@ -45,7 +45,7 @@ PREFIX = "metric_"
 class VoxelMetricMixin(Trainer):  # type: ignore[misc]
     """Adds the metric branch to a trainer of nnU-Net: `class Mine(VoxelMetricMixin, nnUNetTrainerDA5): ...`.
 
-    The trainer must predict by a U-Net with nnU-Net's decoder, and compute its loss as `self.loss(output, target)`.
+    The trainer must predict by a U-Net with nnU-Net's decoder and take its loss from `self.loss(output, target)`.
 
     Attributes:
         metric_mode: `online`, the method; or `control`, cross-entropy on the same voxels.

@@ -1,7 +1,7 @@
 """Lets nnU-Net find the trainers of metricunet by name. Written by `metricunet nnunet install`.
 
-nnU-Net imports every module of its folder while it looks for a trainer, so this one imports nothing until one of its
-own trainers is asked for.
+nnU-Net imports the modules of its folder while it looks for a trainer, so this one imports nothing until one of
+its own trainers is asked for.
 """
 
 TRAINERS = ("nnUNetTrainerVoxelMetric", "nnUNetTrainerVoxelControl")
