@@ -133,7 +133,7 @@ def test_arguments_are_named_as_their_reader_gives_them() -> None:
         assert argument("reruns", 2) == "--reruns 2"
         assert argument("overwrite", True) == "--overwrite"
         assert argument("resume", True) == "train --resume", "an option of another command"
-        assert argument("loggers") == "loggers", "an option of none"
+        assert argument("progress") == "progress", "an option of none"
     assert argument("formats") == "formats"
 
 

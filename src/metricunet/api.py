@@ -1015,7 +1015,7 @@ def train(
     freeze: Literal["encoder"] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    loggers: Sequence[Logger] = (),
+    loggers: Sequence[Logger | str] = (),
 ) -> Path:
     """Train both stages on a cohort, as `metricunet train` does, and return the path of the model file.
 
@@ -1040,8 +1040,9 @@ def train(
         freeze: With `init`, `encoder` keeps the encoders of all networks as they are.
         resume: A run that was stopped is continued.
         progress: It is called with (done, all) while the cohort is prepared.
-        loggers: These loggers of Lightning, such as `lightning.pytorch.loggers.MLFlowLogger`, are told the numbers
-            of each epoch as log.csv has them. They stay open: finalize them when you are done.
+        loggers: These are told the numbers of each epoch as log.csv has them. `mlflow` and `wandb` write into the
+            run's folder; `tensorboard` does wherever it is installed. Loggers of Lightning, such as
+            `lightning.fabric.loggers.CSVLogger`, stay open: finalize them when you are done.
 
     Raises:
         InputError: A cohort, setting, model or folder cannot work, or a fold of several failed; the message names

@@ -30,6 +30,7 @@ DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
 #: Arguments of Python functions that are not called as the parameter of the command which they come from.
 PARAMETERS = {
     "formats": "format_",
+    "loggers": "logger",
     "models": "model",
     "settings": "set_",
     "tolerance_mm": "tolerance",
@@ -346,6 +347,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the training in the output folder where it was stopped.")
     ] = False,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also tell this logger the numbers of each epoch: mlflow or wandb, which write into the output "
+            "folder and send nothing unless their environment variables say so; or tensorboard, which is told "
+            "wherever it is installed. Give it again for more.",
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Train both stages of a model on a cohort, and write it to the output folder as model.safetensors."""
@@ -381,6 +390,7 @@ def train(
             resume=resume,
             device=device,
             progress=bar("preparing" if settings.phantoms is None else "phantoms"),
+            loggers=logger or (),
             workers=workers,
             say=_say,
         )
@@ -908,6 +918,28 @@ def commission(output: Output, json: Json = False) -> None:
         typer.echo(result.text())
         typer.echo(f"report: {result.report}")
     raise typer.Exit(SOME_FAILED if result.failed else DONE)
+
+
+@app.command()
+def nnunet(
+    action: Annotated[
+        Literal["install", "uninstall", "path"],
+        typer.Argument(
+            help="Make nnU-Net in this environment find the trainers (install), undo that (uninstall), or print "
+            "the folder that nnUNet_extTrainer may name instead (path)."
+        ),
+    ],
+) -> None:
+    """Let nnU-Net 2.8 find trainers with the metric branch by name, such as nnUNetTrainerVoxelMetric."""
+    from metricunet.nnunet.install import FOLDER, install, uninstall
+
+    if action == "path":
+        typer.echo(FOLDER)
+    elif action == "install":
+        typer.echo(f"nnU-Net finds nnUNetTrainerVoxelMetric and nnUNetTrainerVoxelControl by {install()}")
+    else:
+        removed = uninstall()
+        typer.echo("nothing was installed" if removed is None else f"removed {removed}")
 
 
 @contextmanager

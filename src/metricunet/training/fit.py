@@ -46,6 +46,7 @@ from metricunet.training.card import model_card
 from metricunet.training.checks import check_settings
 from metricunet.training.config import BoxConfig, TrainConfig, load_config, plain
 from metricunet.training.log import Watch
+from metricunet.training.loggers import check_names, named_loggers
 from metricunet.training.loop import fit
 from metricunet.training.objectives import LocateModule, OrgansModule, SegmentModule
 from metricunet.training.run import (
@@ -103,7 +104,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
-    loggers: Sequence[Logger] = (),
+    loggers: Sequence[Logger | str] = (),
     workers: int = 1,
     say: Say = silent,
 ) -> Path:
@@ -119,7 +120,8 @@ def train(
         resume: whether to continue a run that was stopped.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         progress: called with (done, all) while the cohort is prepared.
-        loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
+        loggers: told the numbers of each epoch beside log.csv: loggers of Lightning, which stay open, or names of
+            `metricunet.training.loggers.NAMES`.
         workers: number of processes that make phantoms beside the training; the model does not depend on it.
         say: told in one line what the training keeps of the model that it begins from.
 
@@ -133,6 +135,8 @@ def train(
         config = load_config(parent=None if init is None else read_card(init))
     if workers < 1:
         raise InputError(f"{argument('workers')} must be 1 or more; got {workers}")
+    names = [one for one in loggers if isinstance(one, str)]
+    check_names(names)
     record = RunRecord("train", {"cohort": cohort, "output": output, "fold": fold, "init": init, "resume": resume})
     refuse_claimed(output / CLAIM_NAME, A_TRAINING)
     check_folder(output, resume)  # so that nothing, not even a claim, is written into somebody else's folder
@@ -149,12 +153,14 @@ def train(
             device=device,
             init=init,
             progress=progress,
-            loggers=loggers,
+            loggers=[one for one in loggers if isinstance(one, Logger)],
         )
         if run.inheritance is not None:
             say(run.inheritance.text())
         try:
-            staged = train_segment(run, train_locate(run), own.stage(MODEL_NAME))
+            with named_loggers(names, output, plain(config), resume) as named:
+                run = replace(run, loggers=(*run.loggers, *named))
+                staged = train_segment(run, train_locate(run), own.stage(MODEL_NAME))
             record.facts = run_facts(run, read_card(staged).validation)
             own.commit(record.content())
         finally:
