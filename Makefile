@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint base-model check-wheel format clean
+.PHONY: help demo test lint base-model check-wheel check-nnunet format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ base-model: $(VENV)/runtime ## train the model that comes with the package again
 
 check-wheel: $(VENV)/development ## build the wheel, install it in an environment of its own, and predict with it
 	$(BIN)/python tests/e2e/check_wheel.py
+
+check-nnunet: $(VENV)/runtime ## train the metric branch within the real nnU-Net, in an environment of its own
+	OMP_NUM_THREADS=1 $(BIN)/python tests/e2e/check_nnunet.py
 
 format: $(VENV)/development ## rewrite the code in the project's style
 	$(BIN)/ruff format .
