@@ -27,7 +27,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 #: A fenced block, whose text holds no links, or else a link's target.
-LINK = re.compile(r"(?P<code>^```.*?^```|`[^`\n]+`)|(?P<open>\]\()(?P<target>[^)\s]+)(?P<close>\))", re.MULTILINE | re.DOTALL)
+LINK = re.compile(
+    r"(?P<code>^```.*?^```|`[^`\n]+`)|(?P<open>\]\()(?P<target>[^)\s]+)(?P<close>\))", re.MULTILINE | re.DOTALL
+)
 #: What a file of code is called to the highlighter.
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml", ".txt": "text"}
 #: Where in the repository the page of each address in the site comes from.
@@ -110,6 +112,8 @@ def _add_source(path: str, files: Files, config: MkDocsConfig) -> None:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Let a page's links lead to where their targets are in the site."""
     origin = _origins[page.file.src_uri]
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # which would hold this page alone
 
     def changed(found: re.Match[str]) -> str:
         target = found["target"]
@@ -157,7 +161,9 @@ def _notebook(path: Path, address: str, config: MkDocsConfig) -> Iterator[File]:
 def commands_page() -> str:
     """Return the page on all commands: for each its arguments and options, as typer writes them."""
     words = [sys.executable, "-m", "typer", "metricunet.cli", "utils", "docs", "--name", "metricunet"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    }
     text = subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
     # Its list of the commands cuts their sentences short, and the headings are such a list.
     text = re.sub(r"\*\*Commands\*\*:.*?(?=^## )", "", text, flags=re.MULTILINE | re.DOTALL)
