@@ -3,7 +3,7 @@
 Run from the repository: python docs/make_notebooks.py [NAME ...]
 
 Cells are edited in the notebooks themselves. They run here one after the other in an empty folder, without
-Jupyter. The value of a cell's last line is kept as text, and as a picture where it has one, and so is what a cell prints.
+Jupyter. What a cell prints is kept, and the value of its last line as text, and as a picture where it has one.
 """
 
 from __future__ import annotations

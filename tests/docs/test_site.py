@@ -117,9 +117,9 @@ def test_the_search_finds_a_page(chromium: Any, site: Path, address: str, served
 
 def test_what_is_wrong_with_a_site_is_found(check: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(
-        '<h1 id="top">A</h1><a href="b.html">b</a><a href="c.html#no">c</a><a href="#top">up</a><a href="#down">x</a>'
-        ""
-        '<a href="https://known.org">k</a><a href="https://unknown.org">u</a><script src="//cdn.org/x.js"></script>'
+        '<h1 id="top">A</h1><a href="b.html">b</a><a href="c.html#no">c</a><a href="#top">up</a>'
+        '<a href="#down">x</a><a href="https://known.org">k</a><a href="https://unknown.org">u</a>'
+        '<script src="//cdn.org/x.js"></script>'
     )
     (tmp_path / "c.html").write_text('<p id="yes"></p><img src="data:image/png,A"><a href="mailto:a@b.c">m</a>')
     (tmp_path / "x.css").write_text("a { background: url(https://fonts.org/f) }")
