@@ -132,6 +132,23 @@ def precision(model: Path, cohort: Path, cases: int = 20) -> None:
 
 
 @app.command()
+def runtimes(
+    scans: Annotated[list[Path] | None, typer.Argument(help="DICOM folders or files. Default: none.")] = None,
+    model: Annotated[str, typer.Option("-m", "--model", help="Model file. Default: the shipped one.")] = "base",
+    phantoms: Annotated[int, typer.Option(min=0, help="Segment this many phantoms as well, as DICOM.")] = 0,
+    python: Annotated[
+        Path | None, typer.Option(help="Interpreter of an environment without torch, for the exported model.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Of each process and network.")] = 3,
+    json: Json = False,
+) -> None:
+    """Whole predictions by torch, onnxruntime and OpenVINO: seconds, memory, masks; and the networks alone."""
+    from benchmarks.runtimes import bench_runtimes
+
+    _show(bench_runtimes(scans or [], Path(model), phantoms=phantoms, python=python, repeats=repeats), json)
+
+
+@app.command()
 def updates(cohort: Path, count: int = 300, seeds: int = 2) -> None:
     """Validation Dice after equal updates on our batches and on MONAI's."""
     from benchmarks.equal_updates import print_equal_updates

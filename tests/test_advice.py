@@ -133,12 +133,12 @@ def test_arguments_are_named_as_their_reader_gives_them() -> None:
         assert argument("reruns", 2) == "--reruns 2"
         assert argument("overwrite", True) == "--overwrite"
         assert argument("resume", True) == "train --resume", "an option of another command"
-        assert argument("loggers") == "loggers", "an option of none"
+        assert argument("progress") == "progress", "an option of none"
     assert argument("formats") == "formats"
 
 
 def test_one_message_for_both(metricunet: Command, tmp_path: Path) -> None:
     wrong = metricunet("predict", tmp_path, "-m", tmp_path / "model", "-o", tmp_path / "out", "--format", "dcm")
-    assert wrong.err == "error: --format must be of nifti, rtstruct, seg; got 'dcm'\n"
-    with pytest.raises(ValueError, match=r"^formats must be of nifti, rtstruct, seg; got 'dcm'$"):
+    assert wrong.err == "error: --format must be of nifti, rtstruct, seg, page; got 'dcm'\n"
+    with pytest.raises(ValueError, match=r"^formats must be of nifti, rtstruct, seg, page; got 'dcm'$"):
         predict([tmp_path], [tmp_path / "model"], tmp_path / "out", formats=["dcm"])

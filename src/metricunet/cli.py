@@ -13,6 +13,7 @@ import typer
 
 from metricunet.errors import InputError, Naming, arguments_named, as_python, told
 from metricunet.progress import Bars, Progress
+from metricunet.workflows.ledger_commands import commands as ledger_commands
 
 app = typer.Typer(
     name="metricunet",
@@ -22,11 +23,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(ledger_commands, name="ledger")
+
 DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
 
 #: Arguments of Python functions that are not called as the parameter of the command which they come from.
 PARAMETERS = {
     "formats": "format_",
+    "loggers": "logger",
     "models": "model",
     "settings": "set_",
     "tolerance_mm": "tolerance",
@@ -320,7 +324,11 @@ def train(
         ),
     ] = None,
     fold: Annotated[
-        str, typer.Option(help="Validate on the cases of this fold, counted from 0; or train on all cases (all).")
+        str,
+        typer.Option(
+            help="Validate on the cases of this fold, counted from 0; or train on all cases (all); or train every "
+            "fold, and score each case by the model that has not seen it (each)."
+        ),
     ] = "0",
     init: Annotated[
         str | None,
@@ -339,6 +347,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the training in the output folder where it was stopped.")
     ] = False,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also tell this logger the numbers of each epoch: mlflow or wandb, which write into the output "
+            "folder and send nothing unless their environment variables say so; or tensorboard, which is told "
+            "wherever it is installed. Give it again for more.",
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Train both stages of a model on a cohort, and write it to the output folder as model.safetensors."""
@@ -347,11 +363,23 @@ def train(
     from metricunet.training.fit import train as run
     from metricunet.training.start import initial_model
 
-    if fold != "all" and not fold.isdecimal():
-        raise InputError(f"--fold must be a whole number or all; got {fold!r}")
+    if fold not in ("all", "each") and not fold.isdecimal():
+        raise InputError(f"--fold must be a whole number, all or each; got {fold!r}")
     start = None if init is None else initial_model(init)
     parent = None if start is None else read_card(start)
     settings = load_config(preset, config, set_ or [], phantoms=phantoms, freeze=freeze, parent=parent)
+    if fold == "each":
+        from metricunet.training.cross_validation import cross_validate, lines_of
+
+        with progress_bars() as bar:
+            crossed = cross_validate(
+                cohort, output, config=settings, init=start, resume=resume, device=device, bar=bar, say=_say
+            )
+        for line in lines_of(crossed):
+            typer.echo(line)
+        for cause in filter(None, (fold.cause for fold in crossed.failed)):
+            _trace(cause)
+        raise typer.Exit(SOME_FAILED if crossed.incomplete else DONE)
     with progress_bars() as bar:
         model = run(
             cohort,
@@ -362,6 +390,7 @@ def train(
             resume=resume,
             device=device,
             progress=bar("preparing" if settings.phantoms is None else "phantoms"),
+            loggers=logger or (),
             workers=workers,
             say=_say,
         )
@@ -380,9 +409,10 @@ def predict(
         typer.Option(
             "-m",
             "--model",
-            help="Segment with this model file. Where it is given again, the models are averaged. Without it, the "
-            "environment variable METRICUNET_MODEL names the model or models; without that, the shipped model is "
-            "used.",
+            help="Segment with this model file, with that of this run folder, or with the exported model in this "
+            "folder; of a cross-validation's folder, with those of all folds. Several models are averaged; give it "
+            "again for more. Without it, the environment variable METRICUNET_MODEL names the model or models; "
+            "without that, the shipped model is used.",
         ),
     ] = None,
     format_: Annotated[
@@ -444,6 +474,22 @@ def predict(
     allow_gaps: AllowGaps = False,
     allow_tilt: AllowTilt = False,
     device: Device = "auto",
+    runtime: Annotated[
+        Literal["torch", "onnx"] | None,
+        typer.Option(
+            help="Compute with torch, or without it an exported model, a folder of `metricunet export --to onnx` "
+            "(onnx). Without the option, what is given decides.",
+            show_default=False,
+        ),
+    ] = None,
+    provider: Annotated[
+        Literal["cpu", "cuda", "openvino"] | None,
+        typer.Option(
+            help="Compute an exported model on the CPU or an NVIDIA GPU by onnxruntime (cpu, cuda), or on the CPU "
+            "by OpenVINO. Without it, --device decides.",
+            show_default=False,
+        ),
+    ] = None,
     fail_on: Annotated[
         Literal["fail", "review"] | None,
         typer.Option(
@@ -461,6 +507,14 @@ def predict(
             "on synthetic scans, or descends from one that was, without validation on patients.",
         ),
     ] = False,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--page",
+            help="Write also a page for each case, CASE.page.html, to look at in any browser: scan, structures "
+            "and verdict in one file.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment the prostate in scans; write masks or structure sets, and say which cases need review."""
@@ -474,7 +528,7 @@ def predict(
     from metricunet.inference.case_files import withheld_line
     from metricunet.inference.predict import predict as run
 
-    formats = _names([format_])
+    formats = [*_names([format_]), *(["page"] if page else [])]
     with progress_bars() as bar:
         outcome = run(
             scans,
@@ -489,6 +543,8 @@ def predict(
             add_to=add_to,
             reruns=reruns,
             device=device,
+            runtime=runtime,
+            provider=provider,
             allow_gaps=allow_gaps,
             allow_tilt=allow_tilt,
             overwrite=overwrite,
@@ -531,11 +587,28 @@ def review(
         bool,
         typer.Option("--browser/--no-browser", help="Open the page in your browser, or only print its address."),
     ] = True,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write verdicts and decisions into this ledger. Without it, into the one that "
+            "METRICUNET_LEDGER names, else into that of your user (see metricunet ledger).",
+            metavar="FILE",
+        ),
+    ] = None,
+    no_ledger: Annotated[
+        bool, typer.Option("--no-ledger", help="Write decisions beside the predictions alone.")
+    ] = False,
 ) -> None:
     """Look at predictions in the browser, and accept, reject or correct them; nothing leaves this machine."""
+    from metricunet.ledger.location import default_ledger
     from metricunet.workflows.review import review as run
 
-    run(predictions, scans=scans, reviewer=reviewer, port=port, browser=browser, say=typer.echo)
+    if no_ledger and ledger is not None:
+        raise InputError(
+            "--no-ledger means that no ledger is written, and --ledger names one; leave one of them out"
+        )
+    file = None if no_ledger else ledger or default_ledger()
+    run(predictions, scans=scans, reviewer=reviewer, port=port, browser=browser, ledger=file, say=typer.echo)
 
 
 @app.command()
@@ -727,15 +800,20 @@ def study(
 @app.command()
 def info(
     model: Annotated[
-        Path | None, typer.Argument(help="Model file to describe. Without it, the shipped model is described.")
+        Path | None,
+        typer.Argument(
+            help="Model file, or folder of an exported model, to describe. Without it, the shipped model is "
+            "described."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Print what a model file says about its model: structures, training data, settings and calibration."""
-    from metricunet.files.model import card_content, read_card
+    from metricunet.files.exported import read_any_card
+    from metricunet.files.model import card_content
     from metricunet.inference.models import shipped_model
 
-    card = read_card(model or shipped_model())
+    card = read_any_card(model or shipped_model())
     content = card_content(card)
     if json:
         _print_json(content)
@@ -763,6 +841,27 @@ def info(
             typer.echo(f"{name}: {value}")
     if card.held_back:
         typer.echo(f"verdicts are review at best: {card.held_back}")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Model file to export, or base for the one that comes along.")],
+    output: Output,
+    to: Annotated[
+        Literal["onnx", "monai-bundle"],
+        typer.Option(
+            help="Write ONNX files, which metricunet predict --runtime onnx computes without torch (onnx), or a "
+            "bundle for python -m monai.bundle (monai-bundle)."
+        ),
+    ],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model for other programs: as ONNX files, or as a bundle of MONAI."""
+    from metricunet.workflows.export import export as run
+
+    done = run(model, output, to=to, overwrite=overwrite)
+    for line in done.lines:
+        typer.echo(line)
 
 
 @app.command()
@@ -819,6 +918,28 @@ def commission(output: Output, json: Json = False) -> None:
         typer.echo(result.text())
         typer.echo(f"report: {result.report}")
     raise typer.Exit(SOME_FAILED if result.failed else DONE)
+
+
+@app.command()
+def nnunet(
+    action: Annotated[
+        Literal["install", "uninstall", "path"],
+        typer.Argument(
+            help="Make nnU-Net in this environment find the trainers (install), undo that (uninstall), or print "
+            "the folder that nnUNet_extTrainer may name instead (path)."
+        ),
+    ],
+) -> None:
+    """Let nnU-Net 2.8 find trainers with the metric branch by name, such as nnUNetTrainerVoxelMetric."""
+    from metricunet.nnunet.install import FOLDER, install, uninstall
+
+    if action == "path":
+        typer.echo(FOLDER)
+    elif action == "install":
+        typer.echo(f"nnU-Net finds nnUNetTrainerVoxelMetric and nnUNetTrainerVoxelControl by {install()}")
+    else:
+        removed = uninstall()
+        typer.echo("nothing was installed" if removed is None else f"removed {removed}")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.series import CtSeries
+from metricunet.files.exported import files_of_model
 from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import is_nifti, write_nifti
 from metricunet.files.own import Inputs, OwnFiles
@@ -22,6 +23,7 @@ from metricunet.files.record import RunRecord, sha256
 from metricunet.files.seg.write import write_seg
 from metricunet.inference.inputs import QUALITY_SUFFIX, Refused, ScanInput
 from metricunet.inference.models import warnings_of
+from metricunet.inference.page import Excerpt, excerpt_of, write_page
 from metricunet.inference.structure_set import (
     ContourOptions,
     description_of,
@@ -32,12 +34,22 @@ from metricunet.inference.structure_set import (
 from metricunet.quality.checks import Doubt, doubt_of
 from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import QualityReport
+from metricunet.volume import Volume
 
-Format = Literal["nifti", "rtstruct", "seg"]
+Format = Literal["nifti", "rtstruct", "seg", "page"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 #: TotalSegmentator's words for formats, for those who have its commands at hand.
 OTHER_WORDS: Mapping[str, str] = {"dicom_rtstruct": "rtstruct", "dicom_seg": "seg"}
-SUFFIXES: dict[Format, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", "seg": ".seg.dcm"}
+SUFFIXES: dict[Format, str] = {
+    "nifti": ".nii.gz",
+    "rtstruct": ".rtstruct.dcm",
+    "seg": ".seg.dcm",
+    "page": ".page.html",
+}
+#: What holds masks; the page is to look at.
+MASKS: tuple[Format, ...] = ("nifti", "rtstruct", "seg")
+#: What is written also where nothing was found: it says so.
+ALWAYS: tuple[Format, ...] = ("page",)
 #: What refers to the files of a scan, and cannot be written without them.
 NEED_SERIES: tuple[Format, ...] = ("rtstruct", "seg")
 #: Fields of a verdict's file: the formats that were asked for and not written, and those that one insisted on.
@@ -95,6 +107,7 @@ class CaseFiles:
         source: ScanInput | None,
         options: ContourOptions,
         provenance: Mapping[str, Any],
+        excerpt: Excerpt | None,
     ) -> tuple[str, ...]:
         """Write the files of a case, all or none of them. The caller holds the claim of the case.
 
@@ -104,6 +117,7 @@ class CaseFiles:
             source: the scan's files; None for a scan that has none.
             options: how a structure set is drawn.
             provenance: what the files depend on, as `provenance_of` gives it; it becomes part of the verdict.
+            excerpt: what a page shows of the scan, as `excerpt_of` gives it.
 
         Returns:
             The formats that were asked for and are withheld.
@@ -120,6 +134,8 @@ class CaseFiles:
             said[CHOSEN] = list(prediction.chosen)
         try:
             drawn = _stage_masks(own, names, prediction, source, options)
+            if "page" in names:
+                write_page(own.stage(names["page"]), excerpt, prediction, quality)
             # The verdict is written last: where it is, the case is whole.
             review = _for_review(self.folder, prediction, source)
             own.commit({**quality.to_json(drawn), **said, **provenance, **review})
@@ -134,6 +150,7 @@ def write_case(
     quality: QualityReport,
     source: ScanInput | None = None,
     *,
+    scan: Volume | None = None,
     formats: Sequence[str] = ("nifti",),
     options: ContourOptions | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -146,12 +163,14 @@ def write_case(
     A file of an earlier prediction is replaced only while it is as it was written.
 
     Args:
-        folder: of CASE.nii.gz, CASE.rtstruct.dcm, CASE.seg.dcm and CASE.quality.json; made where it is missing.
+        folder: of CASE.nii.gz, CASE.rtstruct.dcm, CASE.seg.dcm, CASE.page.html and CASE.quality.json; made where
+            it is missing.
         prediction: of the scan.
         quality: its verdict, which names the case.
         source: the scan's files, which are never replaced; None for a scan that has none. Without a DICOM series
-            `nifti` alone can be written.
-        formats: of `nifti`, `rtstruct` and `seg`.
+            `nifti` and `page` alone can be written.
+        scan: HU, which a page shows; None to read them from `source`.
+        formats: of `nifti`, `rtstruct`, `seg` and `page`.
         options: how a structure set is drawn.
         provenance: what the files depend on, see `provenance_of`. Only where it also holds `input_sha256`, and all
             of it fits, does `metricunet predict` take the case for done.
@@ -177,8 +196,9 @@ def write_case(
     files.check(quality.case)
     own = files.own(quality.case)
     with claimed(own.claim, f"a prediction of case {quality.case}"):
-        withheld = files.write(prediction, quality, source, options, provenance or {})
-    written = [name for name in known if prediction.masks and name not in withheld]
+        excerpt = _excerpt(prediction, source, scan) if "page" in known else None
+        withheld = files.write(prediction, quality, source, options, provenance or {}, excerpt)
+    written = [name for name in known if (prediction.masks or name in ALWAYS) and name not in withheld]
     return (*(files.path(quality.case, name) for name in written), own.path)
 
 
@@ -344,7 +364,8 @@ def checked_formats(formats: Sequence[str]) -> tuple[Format, ...]:
     """Return the formats in the order in which they are written.
 
     Args:
-        formats: of `nifti`, `rtstruct` and `seg`, or in TotalSegmentator's words `dicom_rtstruct` and `dicom_seg`.
+        formats: of `nifti`, `rtstruct`, `seg` and `page`, or in TotalSegmentator's words `dicom_rtstruct` and
+            `dicom_seg`.
 
     Raises:
         InputError: one of them is unknown.
@@ -385,12 +406,12 @@ def provenance_of(models: Sequence[Path], reruns: int, options: ContourOptions |
     """Return what the files of a case depend on beside its scan.
 
     Args:
-        models: model files.
+        models: model files, or folders of exported models.
         reruns: how often stage 2 may run again.
         options: how structure sets are drawn; None where there are none.
     """
     found: dict[str, Any] = {
-        "model_sha256": sha256(models),
+        "model_sha256": sha256(file for path in models for file in files_of_model(path)),
         "version": version("metricunet"),
         "reruns": reruns,
     }
@@ -414,9 +435,19 @@ def _for_review(folder: Path, prediction: Prediction, source: ScanInput | None) 
     card = prediction.card
     return {
         "scan": None if source is None else source.location(folder),
+        "scanner": None if source is None or source.series is None else source.series.scanner,
         "labels": {name: card.labels[name] for name in prediction.structures},
         "tg263": {name: card.tg263[name] for name in prediction.structures},
     }
+
+
+def _excerpt(prediction: Prediction, source: ScanInput | None, scan: Volume | None) -> Excerpt | None:
+    """Return what a page shows of a scan that is at hand, or that its files hold."""
+    if scan is None:
+        if source is None:
+            raise InputError(f"{argument('formats', ['page'])} shows the scan, and none is given")
+        scan = source.read()
+    return excerpt_of(scan, prediction)
 
 
 def _stage_masks(
@@ -429,7 +460,7 @@ def _stage_masks(
     """Stage what was asked for, if there is a mask; return what the structure set holds of each structure."""
     if prediction.labels is None or not prediction.masks:
         return {}
-    paths = {name: own.stage(file) for name, file in names.items()}
+    paths = {name: own.stage(file) for name, file in names.items() if name in MASKS}
     series = None if source is None else source.series
     if "nifti" in paths:
         like = source.path if source is not None and series is None and is_nifti(source.path) else None

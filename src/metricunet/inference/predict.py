@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metricunet.errors import InputError, told
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.stack import Allow
-from metricunet.files.model import read_card
+from metricunet.files.exported import files_of_model, read_any_card
 from metricunet.files.own import FILES, Inputs, OwnFiles
 from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.inference.case_files import (
+    ALWAYS,
     CHOSEN,
     DRAWN_ANYWAY,
     NEED_SERIES,
@@ -33,16 +35,16 @@ from metricunet.inference.case_files import (
     run_facts,
 )
 from metricunet.inference.inputs import Refused, ScanInput, check_models, find_inputs, nothing_left
+from metricunet.inference.page import Excerpt, excerpt_of
 from metricunet.inference.pipeline import Finished, run_pipeline
 from metricunet.inference.reruns import MOST_RERUNS
+from metricunet.inference.runtimes import open_predictor, runtime_for
+from metricunet.inference.segmenter import Segmenter
 from metricunet.inference.structure_set import ContourOptions
 from metricunet.progress import Progress
 from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import QualityReport, judge
 from metricunet.volume import Volume
-
-if TYPE_CHECKING:
-    from metricunet.inference.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def predict(
     structures: Sequence[str] | None = None,
     series: str | None = None,
     device: str = "auto",
+    runtime: str | None = None,
+    provider: str | None = None,
     contours: Outline = "surface",
     holes: Holes = "keep",
     smooth: bool = False,
@@ -97,12 +101,15 @@ def predict(
 
     Args:
         scans: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM series.
-        models: model files; the probabilities of several are averaged.
-        output: folder of CASE.nii.gz, CASE.rtstruct.dcm, CASE.seg.dcm, CASE.quality.json and run.json.
-        formats: of `nifti`, `rtstruct` and `seg`; the latter two need DICOM input.
+        models: model files, or folders of exported models; the probabilities of several are averaged.
+        output: folder of CASE.nii.gz, CASE.rtstruct.dcm, CASE.seg.dcm, CASE.page.html, CASE.quality.json and
+            run.json.
+        formats: of `nifti`, `page` (to look at in a browser), and `rtstruct` and `seg`, which need DICOM input.
         structures: of the models, which alone are written; None for all. The verdict is that of all.
         series: SeriesInstanceUID to take alone.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
+        runtime: `torch` for model files or `onnx` for exported models; None for what the models are.
+        provider: `cpu`, `cuda` or `openvino`, for exported models; None for what suits the device.
         contours: of structure sets: `surface` runs where the probability is one half, `voxel` along voxels' edges.
         holes: of structure sets: `keep`, `close` or `keyhole`.
         smooth: smooth the contours of structure sets, no point by more than 0.5 mm.
@@ -124,15 +131,17 @@ def predict(
     if output.name.startswith("images") and (output.absolute().parent / "dataset.json").is_file():
         raise InputError(f"{output}: holds the images of a cohort, which masks would spoil; choose another folder")
     check_models(models, reruns)
+    runtime_for(models, runtime, provider)
     options = ContourOptions(contours, holes, smooth, add_to)
     record = begun_record(scans, models, output, formats, options, reruns, draw_anyway, structures)
-    cards = [read_card(path) for path in models]
+    cards = [read_any_card(path) for path in models]
     chosen = chosen_structures(structures, cards[0].labels, cards[0].tg263)
     draw = any(name in known for name in NEED_SERIES)
     inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=draw)
     for entry in inputs:
         refuse_without_series(known, entry.series, entry.path)
-    kept = Inputs([*(path for entry in inputs for path in files_of(entry)), *models, *filter(None, [add_to])])
+    of_models = [file for path in models for file in files_of_model(path)]
+    kept = Inputs([*(path for entry in inputs for path in files_of(entry)), *of_models, *filter(None, [add_to])])
     files = CaseFiles(output, known, kept, overwrite, draw_anyway, chosen)
     single = files.path(inputs[0].case, "rtstruct") if "rtstruct" in known else None
     options.check([entry.series for entry in inputs], single)
@@ -141,10 +150,11 @@ def predict(
     own_record.check([])
     for entry in inputs:
         files.check(entry.case)
+    load = partial(open_predictor, models, device, runtime=runtime, provider=provider, reruns=reruns)
     outcomes: list[CaseOutcome] = []
     # Whatever ends this, the stages end before the claims do: a scan that is read meanwhile takes another one.
     with (
-        closing(_Work(models, device, files, provenance, options, reruns)) as work,
+        closing(_Work(load, files, provenance, options)) as work,
         closing(run_pipeline(inputs, work.read, work.compute, work.write, work.load)) as stages,
     ):
         for done, (entry, result) in enumerate(stages, start=1):
@@ -184,28 +194,26 @@ class _Segmented:
     prediction: Prediction
     quality: QualityReport
     provenance: dict[str, Any]
+    excerpt: Excerpt | None
     seconds: float
 
 
 class _Work:
     """The three stages of a case, and the models that they share.
 
-    torch is imported by `load`, so that it does not hold up the reading of the first scan.
+    What computes the networks is imported by `load`, so that it does not hold up the reading of the first scan.
     """
 
-    predictor: Predictor
+    predictor: Segmenter
 
     def __init__(
         self,
-        models: Sequence[Path],
-        device: str,
+        open_models: Callable[[], Segmenter],
         files: CaseFiles,
         provenance: dict[str, Any],
         options: ContourOptions,
-        reruns: int,
     ) -> None:
-        self.models, self.device, self.files, self.provenance = models, device, files, provenance
-        self.options, self.reruns = options, reruns
+        self.open_models, self.files, self.provenance, self.options = open_models, files, provenance, options
         self._claims: dict[str, ExitStack] = {}
 
     def release(self, case: str) -> None:
@@ -218,9 +226,7 @@ class _Work:
             self.release(case)
 
     def load(self) -> None:
-        from metricunet.inference.predictor import Predictor
-
-        self.predictor = Predictor(self.models, self.device, reruns=self.reruns)
+        self.predictor = self.open_models()
 
     def read(self, entry: ScanInput) -> _Scan:
         began = time.perf_counter()
@@ -241,12 +247,18 @@ class _Work:
         quality = judge(entry.case, scan.volume, prediction, entry.notes)
         if self.files.chosen:
             prediction, quality = prediction.only(self.files.chosen), quality.only(self.files.chosen)
-        return _Segmented(prediction, quality, scan.provenance, scan.seconds + time.perf_counter() - began)
+        # The scan itself is let go of, so that no more than two are held at a time.
+        excerpt = excerpt_of(scan.volume, prediction) if "page" in self.files.formats else None
+        return _Segmented(
+            prediction, quality, scan.provenance, excerpt, scan.seconds + time.perf_counter() - began
+        )
 
     def write(self, entry: ScanInput, segmented: _Segmented) -> CaseOutcome:
         began = time.perf_counter()
         quality = segmented.quality
-        withheld = self.files.write(segmented.prediction, quality, entry, self.options, segmented.provenance)
+        withheld = self.files.write(
+            segmented.prediction, quality, entry, self.options, segmented.provenance, segmented.excerpt
+        )
         return CaseOutcome.of(quality, segmented.seconds + time.perf_counter() - began, withheld)
 
 
@@ -260,8 +272,8 @@ def _already_done(case: str, own: OwnFiles, files: CaseFiles, provenance: dict[s
     withheld = [name for name in quality.get(WITHHELD, []) if name in files.formats]
     if (withheld and files.draw_anyway) or (quality.get(DRAWN_ANYWAY) and not files.draw_anyway):
         return None
-    names = {name for format_, name in files.names(case).items() if format_ not in withheld}
-    if quality["structures"] and not quality[FILES].keys() >= names:
+    wanted = [name for name in files.formats if name not in withheld and (quality["structures"] or name in ALWAYS)]
+    if not quality[FILES].keys() >= {files.names(case)[name] for name in wanted}:
         return None
     if not own.is_whole():
         return None

@@ -19,6 +19,8 @@ from metricunet.files.atomic import write_text
 from metricunet.files.claim import CLAIM_NAME, claimed
 from metricunet.files.own import FILES, OwnFiles, write_sealed
 from metricunet.files.record import RunRecord, sha256
+from metricunet.files.sharing import in_turn, taken_up
+from metricunet.inference.models import MODEL_NAME
 from metricunet.progress import Bars, Say, no_bars, silent
 from metricunet.stages.device import device_named
 from metricunet.study.comparisons import COMPARISONS_CSV, COMPARISONS_JSON
@@ -40,10 +42,8 @@ from metricunet.study.runs import (
     run_folder,
 )
 from metricunet.study.scoring import FITTING_CASES
-from metricunet.study.sharing import in_turn, taken_up
 from metricunet.study.verdicts import conclude, write_conclusions
 from metricunet.training.checks import check_settings
-from metricunet.training.fit import MODEL_NAME
 from metricunet.training.run import is_scratch
 
 Engine = Callable[[Sequence[RunSpec]], Iterable[RunResult]]

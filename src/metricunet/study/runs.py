@@ -24,6 +24,8 @@ from metricunet.files.claim import CLAIM_NAME, claimed
 from metricunet.files.model import read_card
 from metricunet.files.own import read_sealed, write_sealed
 from metricunet.files.record import RECORD_NAME, RunRecord, sha256
+from metricunet.files.sharing import taken_up
+from metricunet.inference.models import MODEL_NAME
 from metricunet.inference.predictor import Predictor
 from metricunet.progress import Say, silent
 from metricunet.study.data import TRUTH, ScoredCase
@@ -38,9 +40,9 @@ from metricunet.study.scoring import (
     segment_cut,
     segment_whole_scan,
 )
-from metricunet.study.sharing import refuse_others, taken_up
+from metricunet.study.sharing import refuse_others
 from metricunet.training.config import TrainConfig, differences, plain
-from metricunet.training.fit import MODEL_NAME, Located, open_run, run_facts, train_segment
+from metricunet.training.fit import Located, open_run, run_facts, train_segment
 from metricunet.training.log import Watch
 from metricunet.training.run import Run, state_file
 

@@ -19,15 +19,17 @@ from metricunet.cohort.prepare import PreparedCase, cohort_sha256
 from metricunet.cohort.splits import Fold, Split, split_for
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
-from metricunet.files.model import joined, of_stage, read_card, write_model
+from metricunet.files.model import halved, joined, of_stage, read_card, write_model
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord
+from metricunet.inference.models import MODEL_NAME
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import keep_freed_memory
 from metricunet.progress import Progress, Say, silent
 from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.stages.device import device_named
-from metricunet.stages.locate import class_probabilities, localise, locate_spec
+from metricunet.stages.forward import class_probabilities
+from metricunet.stages.locate import localise, locate_spec
 from metricunet.stages.segment import segment_spec
 from metricunet.structures import without
 from metricunet.training.batches import (
@@ -44,6 +46,7 @@ from metricunet.training.card import model_card
 from metricunet.training.checks import check_settings
 from metricunet.training.config import BoxConfig, TrainConfig, load_config, plain
 from metricunet.training.log import Watch
+from metricunet.training.loggers import check_names, named_loggers
 from metricunet.training.loop import fit
 from metricunet.training.objectives import LocateModule, OrgansModule, SegmentModule
 from metricunet.training.run import (
@@ -59,7 +62,6 @@ from metricunet.training.start import Structures, check_networks, first_weights,
 from metricunet.training.stream import PhantomStream, StreamedBatches
 from metricunet.training.uncontoured import MixedBatches, uncontoured_rows
 
-MODEL_NAME = "model.safetensors"
 A_TRAINING = "a training"
 
 
@@ -102,7 +104,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
-    loggers: Sequence[Logger] = (),
+    loggers: Sequence[Logger | str] = (),
     workers: int = 1,
     say: Say = silent,
 ) -> Path:
@@ -118,7 +120,8 @@ def train(
         resume: whether to continue a run that was stopped.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         progress: called with (done, all) while the cohort is prepared.
-        loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
+        loggers: told the numbers of each epoch beside log.csv: loggers of Lightning, which stay open, or names of
+            `metricunet.training.loggers.NAMES`.
         workers: number of processes that make phantoms beside the training; the model does not depend on it.
         say: told in one line what the training keeps of the model that it begins from.
 
@@ -132,6 +135,8 @@ def train(
         config = load_config(parent=None if init is None else read_card(init))
     if workers < 1:
         raise InputError(f"{argument('workers')} must be 1 or more; got {workers}")
+    names = [one for one in loggers if isinstance(one, str)]
+    check_names(names)
     record = RunRecord("train", {"cohort": cohort, "output": output, "fold": fold, "init": init, "resume": resume})
     refuse_claimed(output / CLAIM_NAME, A_TRAINING)
     check_folder(output, resume)  # so that nothing, not even a claim, is written into somebody else's folder
@@ -148,12 +153,14 @@ def train(
             device=device,
             init=init,
             progress=progress,
-            loggers=loggers,
+            loggers=[one for one in loggers if isinstance(one, Logger)],
         )
         if run.inheritance is not None:
             say(run.inheritance.text())
         try:
-            staged = train_segment(run, train_locate(run), own.stage(MODEL_NAME))
+            with named_loggers(names, output, plain(config), resume) as named:
+                run = replace(run, loggers=(*run.loggers, *named))
+                staged = train_segment(run, train_locate(run), own.stage(MODEL_NAME))
             record.facts = run_facts(run, read_card(staged).validation)
             own.commit(record.content())
         finally:
@@ -323,7 +330,7 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     lineage = () if run.inheritance is None else run.inheritance.parent.lineage
     card = replace(card, calibration=fitted, cases=run.images_sha256, lineage=lineage)
     weights = located.weights() | joined({}, segment.state_dict(), organs)
-    write_model(model, card, weights)
+    write_model(model, card, halved(weights) if run.config.weights == "float16" else weights)
     return model
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from metricunet.cohort.prepare import BoxName, PreparedCase
 from metricunet.metric import GradientShare, GraphedBranch, PatchMetricLoss
 from metricunet.networks import Network
-from metricunet.stages.locate import class_probabilities
+from metricunet.stages.forward import class_probabilities, crop_probabilities
 from metricunet.stages.network_input import autocast, pick_precision
-from metricunet.stages.segment import crop_probabilities, segment_spec
+from metricunet.stages.segment import segment_spec
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.batches import Batch, update_generator
 from metricunet.training.branch import PatchBatches, build_metric

@@ -211,13 +211,13 @@ def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) 
 def check_cases(run: Run, cohort: Path | str) -> None:
     """Fail early on a cohort that cannot work; it is named in the message."""
     target = run.config.target
-    holding = sum(case.fine is not None for case in run.train)
+    holding = sum("centre_mm" in case.facts for case in run.train)
     if holding < FEWEST_CASES:
         raise InputError(
             f"{cohort}: {holding} of {len(run.train)} training cases contain {target}; at least {FEWEST_CASES} "
             "are needed. Check the labels with `metricunet check`"
         )
-    if run.val and not any(case.fine is not None for case in run.val):
+    if run.val and not any("centre_mm" in case.facts for case in run.val):
         raise InputError(f"{cohort}: no validation case contains {target}; choose another fold")
     for case in (*run.train, *run.val):
         refuse_no_hu(case.coarse, f"{cohort}: case {case.name}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,28 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 from metricunet.files.reviews import reviews_of
+from tests.support.chromium import CHROMIUM, PATIENCE_MS, chromium, picture, sync_api
 from tests.workflows.review.conftest import ODD, Predicted, served
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+__all__ = ["chromium"]  # a fixture
+
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to show the pages")
-
-#: No name but this machine's can be found, so nothing can come from elsewhere.
-ALONE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-SOFTWARE = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
-#: Two processors that have other work take their time.
-PATIENCE_MS = 600_000
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    sync_api.expect.set_options(timeout=PATIENCE_MS)
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[ALONE, *SOFTWARE], timeout=PATIENCE_MS
-        )
-        yield browser
-        browser.close()
 
 
 class Desk:
@@ -93,13 +75,6 @@ def on_page(page: Any, voxel: list[int], axis: int = 2) -> tuple[float, float]:
     x, y = page.evaluate("([v, axis]) => review.viewer.shownAt(v, axis)", [voxel, axis])
     box = page.locator("#stage").bounding_box()
     return box["x"] + x, box["y"] + y
-
-
-def picture(page: Any) -> NDArray[np.float64]:
-    """The pixels of the page [row, column, red green blue]."""
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB")).astype(float)
 
 
 def saved(predicted: Predicted, page: Any, name: str) -> NDArray[np.uint8]:

@@ -24,7 +24,8 @@ from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.seg.read import read_seg
 from metricunet.inference.case_files import SUFFIXES
 from metricunet.inference.inputs import ScanInput
-from metricunet.volume import Geometry, Shape, Volume
+from metricunet.inference.page.shown import Field, around, as_shown, whole_hu
+from metricunet.volume import Geometry, Volume
 from metricunet.workflows.review.folder import PredictedCase
 
 #: The scan is shown this far around the structures, unless all of it is asked for.
@@ -33,23 +34,8 @@ AROUND_MM = 50.0
 MOST_STRUCTURES = 250
 #: A volume in `quality.json` is rounded to this.
 VOLUME_ROUNDING_ML = 0.01
-HU_LIMITS = np.iinfo(np.int16)
 
 Classes = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Field:
-    """A box of the scan, in voxels [slice, row, column] of the browser's order."""
-
-    start: Shape
-    shape: Shape
-
-    @property
-    def slices(self) -> tuple[slice, slice, slice]:
-        """The box as slices of an array."""
-        s, r, c = (slice(first, first + n) for first, n in zip(self.start, self.shape, strict=True))
-        return s, r, c
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +99,7 @@ class OpenedCase:
         box = next(iter(ndimage.find_objects((classes > 0).astype(np.uint8))), None)
         if box is None:
             return self.whole()
-        start, stop = [], []
-        for part, step, n in zip(box, self.grid.spacing_mm, self.grid.shape, strict=True):
-            margin = int(np.ceil(AROUND_MM / step))
-            start.append(max(0, part.start - margin))
-            stop.append(min(n, part.stop + margin))
-        shape = tuple(b - a for a, b in zip(start, stop, strict=True))
-        return Field((start[0], start[1], start[2]), (shape[0], shape[1], shape[2]))
+        return around(box, self.grid, AROUND_MM)
 
     def field(self, start: Sequence[int], shape: Sequence[int]) -> Field:
         """Return a field that somebody asks for.
@@ -139,12 +119,10 @@ class OpenedCase:
 
     def nifti(self, field: Field) -> bytes:
         """Return the scan in a field as a NIfTI file: whole HU, int16."""
-        array = self.scan.array[field.slices]
-        if array.dtype != np.int16:
-            array = np.clip(np.rint(array), HU_LIMITS.min, HU_LIMITS.max).astype(np.int16)
+        array = whole_hu(self.scan.array[field.slices])
         geometry = self.grid.crop(field.start, field.shape)
         affine = RAS_TO_LPS @ geometry.affine[:, [2, 1, 0, 3]]
-        image = nib.Nifti1Image(np.ascontiguousarray(array).transpose(2, 1, 0), affine)
+        image = nib.Nifti1Image(array.transpose(2, 1, 0), affine)
         return bytes(image.to_bytes())
 
     def ranked_slices(self) -> list[dict[str, Any]]:
@@ -165,7 +143,7 @@ def open_case(case: PredictedCase, source: ScanInput) -> OpenedCase:
         InputError: a file that cannot be read, or a mask that is not on the scan's grid.
     """
     scan = source.read()
-    view = _as_shown(scan)
+    view = as_shown(scan)
     files = case.mask_files
     digest = hash_if_readable(files[0]) if files else None
     labels, predicted = _predicted(case, source, view.geometry)
@@ -175,11 +153,6 @@ def open_case(case: PredictedCase, source: ScanInput) -> OpenedCase:
     if len(labels) > MOST_STRUCTURES:
         raise InputError(f"case {case.name}: has {len(labels)} structures, at most {MOST_STRUCTURES} can be shown")
     return OpenedCase(case, source, view, scan.geometry, labels, predicted, notes, digest)
-
-
-def _as_shown(volume: Volume) -> Volume:
-    """Return the view whose axes run to the head, the front and the right."""
-    return volume.canonical().reordered((0, 1, 2), (False, True, True))
 
 
 def _on_grid(array: NDArray[Any], geometry: Geometry, grid: Geometry, name: str) -> NDArray[Any]:
