@@ -1,7 +1,7 @@
 """The software bill of materials of a release: what is installed with the wheel, and what the wheel itself holds.
 
-cyclonedx-py lists the packages of an environment. It knows neither the model nor what the wheel holds of others: these
-are added here, as THIRD_PARTY.md and the licences beside the files name them.
+cyclonedx-py lists the packages of an environment. It knows neither the model nor what the wheel holds of others:
+these are added here, as THIRD_PARTY.md and the licences beside the files name them.
 """
 
 from __future__ import annotations
