@@ -2,16 +2,15 @@
 
 Run from the repository: python docs/site/check.py [build/site]
 
-Every link within the site must lead to a file of it, and to a heading where it names one. No page may load anything
-from another host. Links to other hosts are not followed: each must stand in external.txt, which a person looks through
-before a release. Exit status 0: all is well; 1: what is wrong is printed, a line each.
+Every link within the site must lead to a file of it, and to a heading where it names one. No page may load
+anything from another host. Links to other hosts are not followed: each must stand in external.txt, which a person
+looks through before a release. Exit status 0: all is well; 1: what is wrong is printed, a line each.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -27,16 +26,14 @@ LOADED = {
 QUIET = {"canonical", "prev", "next", "alternate", "license", "author"}
 
 
-@dataclass
 class Found(HTMLParser):
     """What a page links to, what it loads, and where it can be linked to."""
 
-    links: list[str] = field(default_factory=list)
-    loads: list[str] = field(default_factory=list)
-    anchors: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Note the addresses in an element."""

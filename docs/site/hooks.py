@@ -112,6 +112,8 @@ def _add_source(path: str, files: Files, config: MkDocsConfig) -> None:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Let a page's links lead to where their targets are in the site."""
     origin = _origins[page.file.src_uri]
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # which would hold this page alone
 
     def changed(found: re.Match[str]) -> str:
         target = found["target"]

@@ -190,6 +190,7 @@ def load_scan(
 
     Args:
         source: The scan is one of these:
+
             - a path, str or Path, of a file (NIfTI, NRRD, MetaImage) or of a folder that holds one scan, DICOM
               files for example;
             - an image of nibabel (NIfTI) or of SimpleITK;

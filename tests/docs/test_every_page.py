@@ -25,8 +25,8 @@ from tests.support.patients import Patient, write_ct, write_set
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "docs" / "evidence" / "method.md",
+    ROOT / "THIRD_PARTY.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -222,8 +222,8 @@ class VoxelClassLoss(VoxelBranch):
     classifier follows each head and takes its output before that is scaled to unit length, as only distances need.
 
     Args:
-        sampler: see `VoxelBranch`, also for `ignore_index`, `unsure_mm`, `left_out_mm` and `background`; voxels weigh
-            as much as they are sure.
+        sampler: see `VoxelBranch`, also for `ignore_index`, `unsure_mm`, `left_out_mm` and `background`; voxels
+            weigh as much as they are sure.
         head: an embedding size, for one small perceptron for each map; or None.
         channels: channels of each map.
 
