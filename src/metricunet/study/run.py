@@ -133,7 +133,7 @@ def study(
         _check_folder(output)  # a rival may have begun between the two
         _refuse_foreign(own, OUTPUTS)
         _mark(plan, file, output)
-        data = study_data(plan, output, bar("phantoms"))
+        data = study_data(plan, output, bar("phantoms"), engine)
     _check(plan, data, output)
     computing = device if here else engine.device(training_needs(data.cohort, device))
     fold_specs = {
