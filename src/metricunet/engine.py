@@ -145,13 +145,7 @@ class Serial(Engine):
         """Yield each task with its result in their order; see `Engine.each`."""
         worker = make()
         for task in tasks:
-            result: Result | Exception
-            try:
-                with nullcontext() if claim is None else claim(task):
-                    result = worker.do(task, _untold if watch is None else partial(watch, task))
-            except Exception as error:  # whatever it is, it costs this task alone
-                result = without_frames(error)
-            yield task, result
+            yield task, _done(worker, task, claim, _untold if watch is None else partial(watch, task))
 
     def submit(self, needs: Needs, function: Callable[..., Result], *arguments: object) -> Future[Result]:
         """Call the function now."""
@@ -260,6 +254,28 @@ def _untold(*facts: object) -> None:
     """Let nobody know."""
 
 
+# An error is caught where no generator's frame is in its traceback: to clear that frame would end the generator.
+
+
+def _done(worker: Worker[Task, Result], task: Task, claim: Claim[Task] | None, tell: Tell) -> Result | Exception:
+    """Do a task while its claim is held; return its result, or whatever went wrong with it."""
+    try:
+        with nullcontext() if claim is None else claim(task):
+            return worker.do(task, tell)
+    except Exception as error:
+        return without_frames(error)
+
+
+def _held(stack: ExitStack, claim: Claim[Task] | None, task: Task) -> Exception | None:
+    """Take the claim of a task; return why it cannot be had."""
+    try:
+        if claim is not None:
+            stack.enter_context(claim(task))
+        return None
+    except Exception as error:
+        return without_frames(error)
+
+
 @dataclass(eq=False)
 class _Hired:
     """A worker's process, and what it is at."""
@@ -362,12 +378,10 @@ class RayEngine(Engine):
                         number = coming.popleft()
                         if number not in at_work:
                             at_work[number] = _Open()
-                            try:
-                                if claim is not None:
-                                    at_work[number].claim.enter_context(claim(tasks[number]))
-                            except Exception as error:
+                            refused = _held(at_work[number].claim, claim, tasks[number])
+                            if refused is not None:
                                 del at_work[number]
-                                yield tasks[number], without_frames(error)
+                                yield tasks[number], refused
                                 continue
                         one.task, one.pending = number, one.actor.do.remote(tasks[number], watch is not None)
         finally:
