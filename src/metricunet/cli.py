@@ -66,6 +66,14 @@ Overwrite = Annotated[
         "Inputs are never replaced.",
     ),
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="Share the work out by Ray: to all cores or GPUs of this machine (ray), or to a cluster that is "
+        "running, given the address of its head or auto (ray://ADDRESS).",
+        metavar="ray[://ADDRESS]",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for other programs to read.")]
 
 #: Whether `--debug` was given.
@@ -148,8 +156,10 @@ def phantom(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    engine: Engine = None,
 ) -> None:
     """Make synthetic CT scans of the pelvis with exact labels, in nnU-Net's raw data layout."""
+    from metricunet.engine import opened
     from metricunet.phantom import Variety, displace_cohort, make_cohort
     from metricunet.phantom.cohort import CohortPlan
     from metricunet.phantom.displaced import check_displaced
@@ -168,8 +178,8 @@ def phantom(
         if displaced.resolve() == output.resolve():
             raise InputError(f"--displaced and -o name one folder, {output}; name two")
         check_displaced(output, displaced, CohortPlan(**wanted), overwrite=overwrite)  # before any work
-    with progress_bars() as bar:
-        names = make_cohort(output, **wanted, progress=bar("phantoms"), overwrite=overwrite)
+    with opened(engine) as shared, progress_bars() as bar:
+        names = make_cohort(output, **wanted, progress=bar("phantoms"), overwrite=overwrite, engine=shared)
     typer.echo(f"{len(names)} phantoms in {output}")
     if displaced is not None:
         displace_cohort(output, displaced, overwrite=overwrite)
@@ -231,11 +241,13 @@ def import_(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    engine: Engine = None,
 ) -> None:
     """Make a cohort to train on from CT scans with contours: DICOM with structure sets, or other layouts."""
     from metricunet.cohort.importing import import_cohort
     from metricunet.cohort.importing import list_names as spellings
     from metricunet.cohort.importing.layouts import Finder
+    from metricunet.engine import opened
 
     found_by: str | Finder = layout
     if reviewed:
@@ -249,14 +261,21 @@ def import_(
     if not list_names and output is None:
         raise InputError("import needs -o COHORT, or --list-names to see the names of structures first")
     notes: tuple[str, ...] = ()
-    with progress_bars() as bar:
+    with opened(engine) as shared, progress_bars() as bar:
         if list_names or output is None:
             listed = spellings(sources, layout=found_by, bars=bar)
             typer.echo(_as_names_file(listed.text.rstrip()))
             left_out, refused, failed = listed.left_out, listed.refused, False
         else:
             done = import_cohort(
-                sources, output, names=names, layout=found_by, uids=uids, overwrite=overwrite, bars=bar
+                sources,
+                output,
+                names=names,
+                layout=found_by,
+                uids=uids,
+                overwrite=overwrite,
+                bars=bar,
+                engine=shared,
             )
             for error in done.errors:
                 _trace(error)
@@ -532,6 +551,7 @@ def predict(
         ),
     ] = False,
     overwrite: Overwrite = False,
+    engine: Engine = None,
 ) -> None:
     """Segment the prostate in scans; write masks or structure sets, and say which cases need review."""
     from metricunet.inference.models import chosen_models, warnings_of
@@ -541,11 +561,12 @@ def predict(
     models = chosen_models(model or ())
     for warning in warnings_of(models):
         _say(f"warning: {warning}")
+    from metricunet.engine import opened
     from metricunet.inference.case_files import withheld_line
     from metricunet.inference.predict import predict as run
 
     formats = [*_names([format_]), *(["page"] if page else [])]
-    with progress_bars() as bar:
+    with opened(engine) as shared, progress_bars() as bar:
         outcome = run(
             scans,
             models,
@@ -566,6 +587,7 @@ def predict(
             overwrite=overwrite,
             draw_anyway=draw_anyway,
             progress=bar("segmenting"),
+            engine=shared,
         )
     for case in outcome.cases:
         time = "done before" if case.skipped else f"{case.seconds:.1f} s"
@@ -800,12 +822,14 @@ def study(
     file: Annotated[Path, typer.Argument(help="YAML file with the data, arms, seeds and folds of the study.")],
     output: Output,
     device: Device = "auto",
+    engine: Engine = None,
 ) -> None:
     """Train and score every arm of a study with every seed and fold, and write tables; run again to continue."""
+    from metricunet.engine import opened
     from metricunet.study.run import study as run
 
-    with progress_bars() as bar:
-        result = run(file, output, device=device, say=_say, bar=bar)
+    with opened(engine) as shared, progress_bars() as bar:
+        result = run(file, output, device=device, engine=shared, say=_say, bar=bar)
     typer.echo(result.text)
     typer.echo(f"tables: {result.tables}")
     for failed in result.failed:
