@@ -429,11 +429,7 @@ class Result:
             InputError: The model has no such structure.
         """
         name = self._named(structure)
-        image = self.scan.volume.canonical()
-        whole = image.with_array(np.zeros(image.array.shape, dtype=np.float32))
-        if self.prediction.shares is not None:
-            whole = whole.paste(self.prediction.probability(name), self.prediction.looked_at(name)[1])
-        return whole.reordered_like(self.scan.volume.geometry)
+        return self.prediction.probability_map(name)
 
     def volume_ml(self, structure: str | None = None) -> float:
         """Return the volume of a structure's mask in millilitres; 0 where it was not found.
@@ -491,15 +487,15 @@ class Result:
     ) -> tuple[Path, ...]:
         """Write the files that `metricunet predict` writes, and return their paths.
 
-        These are NAME.nii.gz, NAME.rtstruct.dcm, NAME.seg.dcm and NAME.page.html, as asked for, NAME.quality.json
-        with the verdict, and run.json. Where the target was not found there are the verdict and the page alone.
+        These are NAME.nii.gz, NAME.rtstruct.dcm and so on, as asked for, NAME.quality.json with the verdict, and
+        run.json. Where the target was not found there are the verdict and the page alone.
         The mask of a NIfTI file has the very order and orientation of that file's axes. Files of an earlier
         prediction are replaced while they are as they were written; a mask that somebody corrected is not.
 
         Args:
             folder: The files are written into it; it is made where it is missing.
-            formats: They are one or several of `nifti`, `page` (one HTML file to look at in a browser), and
-                `rtstruct` and `seg`, which need a DICOM series.
+            formats: They are one or several of `nifti`, `probability`, `probability_uint8`, `page` (one HTML file
+                to look at in a browser), and `rtstruct`, `seg` and `probability_seg`, which need a DICOM series.
             structures: These structures of the model alone are written; by default all are. The verdict is that of
                 all, but it is `fail` where none of these was found.
             contours: Those of a structure set run where the probability is one half (`surface`) or along voxels'

@@ -455,8 +455,10 @@ def predict(
         typer.Option(
             "--format",
             "--output_type",
-            help="Write nifti (masks), rtstruct (DICOM structure sets), seg (DICOM segmentations), or several of "
-            "these, separated by commas. The words dicom_rtstruct and dicom_seg mean the same.",
+            help="Write nifti (masks), rtstruct (DICOM structure sets), seg (DICOM segmentations), probability "
+            "(NIfTI, in 4 bytes a voxel), probability_uint8 (in one byte), probability_seg (fractional DICOM "
+            "segmentations), or several of these, separated by commas. The words dicom_rtstruct and dicom_seg "
+            "mean the same.",
         ),
     ] = "nifti",
     structures: Annotated[

@@ -109,9 +109,9 @@ def predict(
     Args:
         scans: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM series.
         models: model files, or folders of exported models; the probabilities of several are averaged.
-        output: folder of CASE.nii.gz, CASE.rtstruct.dcm, CASE.seg.dcm, CASE.page.html, CASE.quality.json and
-            run.json.
-        formats: of `nifti`, `page` (to look at in a browser), and `rtstruct` and `seg`, which need DICOM input.
+        output: folder of CASE.nii.gz and the other files of a case, CASE.quality.json and run.json.
+        formats: of `nifti`, `probability`, `probability_uint8`, `page` (to look at in a browser), and `rtstruct`,
+            `seg` and `probability_seg`, which need DICOM input.
         structures: of the models, which alone are written; None for all. The verdict is that of all.
         series: SeriesInstanceUID to take alone.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.

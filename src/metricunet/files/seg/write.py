@@ -27,6 +27,7 @@ from metricunet.files.dicom.slice import CT_IMAGE
 from metricunet.files.rtstruct.character_set import set_character_set
 from metricunet.files.rtstruct.dicom_items import LONG_STRING, file_items
 from metricunet.files.rtstruct.outlines import Structure
+from metricunet.volume import Volume
 
 if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
@@ -83,6 +84,50 @@ def write_seg(
     return tuple(structure.name for structure in structures if structure not in filled)
 
 
+def write_fractional_seg(
+    path: Path,
+    series: CtSeries,
+    structures: Sequence[Structure],
+    probabilities: Sequence[Volume],
+    *,
+    description: str,
+    content: str = MARK,
+    made: datetime | None = None,
+) -> None:
+    """Write probabilities on a CT series' grid as a fractional DICOM segmentation, whole or not at all.
+
+    Values are stored in steps of 1/255. Slices on which all of a structure's are 0 are left out.
+
+    Args:
+        path: the file to write.
+        series: the scan; patient, study and references are taken from its headers.
+        structures: each with a name of its own. Their masks say nothing here.
+        probabilities: of the structures, from 0 to 1, on the series' grid.
+        description: as in `write_seg`.
+        content: as in `write_seg`.
+        made: as in `write_seg`.
+
+    Raises:
+        InputError: as `write_seg`; it counts as a voxel where a probability is not 0.
+    """
+    series.check_planes()
+    _check_structures(path, series, structures)
+    arrays = [np.rint(series.on_slices(volume.array) * 255) for volume in probabilities]
+    used = np.flatnonzero(np.any([array.any(axis=(1, 2)) for array in arrays], axis=0)).tolist()
+    if not used:
+        raise InputError(f"{path}: no probability differs from 0; a segmentation needs at least one that does")
+    shares = np.empty((len(arrays), len(used), *series.geometry.shape[1:]), dtype=np.float32)
+    for share, array in zip(shares, arrays, strict=True):
+        share[...] = array[used] / 255
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        moment = made or datetime.now()
+        pixels = np.moveaxis(shares, 0, -1)
+        dataset = _segmentation(series, used, pixels, structures, description, content, moment, fractional=True)
+        with written_whole(path) as temporary:
+            dataset.save_as(temporary, enforce_file_format=True)
+
+
 def _pixels(series: CtSeries, used: Sequence[int], structures: Sequence[Structure]) -> NDArray[Any]:
     """Return the slices `used` as highdicom takes them.
 
@@ -129,8 +174,9 @@ def _segmentation(
     description: str,
     content: str,
     moment: datetime,
+    fractional: bool = False,
 ) -> Dataset:
-    """Build the data set of masks, see `_pixels`, whose slices are the series' slices `used`."""
+    """Build the data set of masks, see `_pixels`, or of probabilities, on the series' slices `used`."""
     # highdicom takes most of a second to import.
     from highdicom.seg import Segmentation, SegmentationTypeValues
 
@@ -138,7 +184,7 @@ def _segmentation(
     dataset: Dataset = Segmentation(
         source_images=[_source(series, k) for k in used],
         pixel_array=masks,
-        segmentation_type=SegmentationTypeValues.BINARY,
+        segmentation_type=SegmentationTypeValues.FRACTIONAL if fractional else SegmentationTypeValues.BINARY,
         segment_descriptions=[_segment(n, s, description) for n, s in enumerate(structures, start=1)],
         series_instance_uid=generate_uid(),
         series_number=1,
