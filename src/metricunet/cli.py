@@ -321,6 +321,14 @@ def train(
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Make the synthetic scans in this many processes.")] = 1,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Have the synthetic scans made by Ray: on all cores of this machine (ray), or on a cluster that "
+            "is running (ray://ADDRESS). The networks are trained here.",
+            metavar="ray[://ADDRESS]",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Read settings from this YAML file.")] = None,
     preset: Annotated[
         str | None,
@@ -361,6 +369,7 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train both stages of a model on a cohort, and write it to the output folder as model.safetensors."""
+    from metricunet.engine import opened
     from metricunet.files.model import read_card
     from metricunet.training.config import load_config
     from metricunet.training.fit import train as run
@@ -371,7 +380,11 @@ def train(
     start = None if init is None else initial_model(init)
     parent = None if start is None else read_card(start)
     settings = load_config(preset, config, set_ or [], phantoms=phantoms, freeze=freeze, parent=parent)
-    with progress_bars() as bar:
+    if engine is not None and cohort is not None:
+        raise InputError(
+            f"--engine makes the synthetic scans of --phantoms; leave it out with the cohort {cohort}"
+        )
+    with opened(engine) as shared, progress_bars() as bar:
         model = run(
             cohort,
             output,
@@ -382,6 +395,7 @@ def train(
             device=device,
             progress=bar("preparing" if settings.phantoms is None else "phantoms"),
             workers=workers,
+            engine=shared,
             say=_say,
         )
     typer.echo(f"model: {model}")

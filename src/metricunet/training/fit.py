@@ -17,6 +17,7 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.names import mirrored_classes, standard_name
 from metricunet.cohort.prepare import PreparedCase, cohort_sha256
 from metricunet.cohort.splits import Fold, Split, split_for
+from metricunet.engine import Engine
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
 from metricunet.files.model import joined, of_stage, read_card, write_model
@@ -104,6 +105,7 @@ def train(
     progress: Progress | None = None,
     loggers: Sequence[Logger] = (),
     workers: int = 1,
+    engine: Engine | None = None,
     say: Say = silent,
 ) -> Path:
     """Train on a cohort, or on phantoms that are made beside it: both stages, and an organs' network if wanted.
@@ -120,6 +122,7 @@ def train(
         progress: called with (done, all) while the cohort is prepared.
         loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
         workers: number of processes that make phantoms beside the training; the model does not depend on it.
+        engine: makes the phantoms in place of these processes.
         say: told in one line what the training keeps of the model that it begins from.
 
     Returns:
@@ -135,7 +138,7 @@ def train(
     record = RunRecord("train", {"cohort": cohort, "output": output, "fold": fold, "init": init, "resume": resume})
     refuse_claimed(output / CLAIM_NAME, A_TRAINING)
     check_folder(output, resume)  # so that nothing, not even a claim, is written into somebody else's folder
-    with claimed(output / CLAIM_NAME, A_TRAINING), _patients(cohort, config, workers) as source:
+    with claimed(output / CLAIM_NAME, A_TRAINING), _patients(cohort, config, workers, engine) as source:
         check_folder(output, resume)  # a rival may have begun between the two
         own = OwnFiles(output, RECORD_NAME, record.command, inputs=[] if init is None else [init])
         check_results(own, MODEL_NAME)
@@ -162,7 +165,9 @@ def train(
 
 
 @contextmanager
-def _patients(cohort: Path | None, config: TrainConfig, workers: int) -> Iterator[Path | PhantomStream]:
+def _patients(
+    cohort: Path | None, config: TrainConfig, workers: int, engine: Engine | None
+) -> Iterator[Path | PhantomStream]:
     """Yield the cohort, or the stream that takes its place while the block lasts."""
     if (cohort is None) == (config.phantoms is None):
         found = "neither was given" if cohort is None else f"{cohort} was given, and settings of phantoms, too"
@@ -170,7 +175,7 @@ def _patients(cohort: Path | None, config: TrainConfig, workers: int) -> Iterato
     if cohort is not None:
         yield cohort
     else:
-        with PhantomStream(config, workers).open() as stream:
+        with PhantomStream(config, workers, engine).open() as stream:
             yield stream
 
 
