@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 from metricunet.cohort.case import check_image
 from metricunet.cohort.importing.names_file import read_names
 from metricunet.cohort.layout import CHANNEL_SUFFIX
+from metricunet.engine import Engine
 from metricunet.errors import InputError, argument
 from metricunet.evaluation.cases import DEFAULT_LABELS, LabelMaps, labels_beside
 from metricunet.evaluation.compare import comparable, label_side, measure_sides
@@ -625,6 +626,7 @@ def predict(
     overwrite: bool = False,
     draw_anyway: bool = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> PredictOutcome: ...
 
 
@@ -648,6 +650,7 @@ def predict(
     overwrite: bool = False,
     draw_anyway: bool = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> PredictOutcome: ...
 
 
@@ -683,7 +686,8 @@ def predict(
         allow_tilt: A series of a tilted gantry is resampled; see `load_scan`.
         add_to: With `output`, the new structures are added to this structure set; see `Result.save`.
         writing: With `output`, `formats`, `structures`, `contours`, `holes`, `smooth`, `overwrite` and
-            `draw_anyway` are as in `Result.save`, and `progress` is called with (done, all).
+            `draw_anyway` are as in `Result.save`, `progress` is called with (done, all), and `engine`, as
+            `metricunet.engine.opened` yields it, shares the scans out.
 
     Returns:
         The result; with `output` what became of each scan.

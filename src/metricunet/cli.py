@@ -325,6 +325,14 @@ def train(
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Make the synthetic scans in this many processes.")] = 1,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Have the synthetic scans made by Ray: on all cores of this machine (ray), or on a cluster that "
+            "is running (ray://ADDRESS). The networks are trained here.",
+            metavar="ray[://ADDRESS]",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Read settings from this YAML file.")] = None,
     preset: Annotated[
         str | None,
@@ -386,6 +394,7 @@ def train(
     ] = 1,
 ) -> None:
     """Train both stages of a model on a cohort, and write it to the output folder as model.safetensors."""
+    from metricunet.engine import opened
     from metricunet.files.model import read_card
     from metricunet.training.config import load_config
     from metricunet.training.fit import train as run
@@ -396,6 +405,10 @@ def train(
     start = None if init is None else initial_model(init)
     parent = None if start is None else read_card(start)
     settings = load_config(preset, config, set_ or [], phantoms=phantoms, freeze=freeze, parent=parent)
+    if engine is not None and cohort is not None:
+        raise InputError(
+            f"--engine makes the synthetic scans of --phantoms; leave it out with the cohort {cohort}"
+        )
     if fold == "each":
         if devices * nodes > 1:
             raise InputError(
@@ -413,7 +426,7 @@ def train(
         for cause in filter(None, (fold.cause for fold in crossed.failed)):
             _trace(cause)
         raise typer.Exit(SOME_FAILED if crossed.incomplete else DONE)
-    with progress_bars() as bar:
+    with opened(engine) as shared, progress_bars() as bar:
         model = run(
             cohort,
             output,
@@ -427,6 +440,7 @@ def train(
             workers=workers,
             devices=devices,
             nodes=nodes,
+            engine=shared,
             say=_say,
         )
     typer.echo(f"model: {model}")

@@ -305,7 +305,7 @@ class RayEngine(Engine):
     def __init__(self, ray: Any, alone: bool) -> None:
         self._ray, self._alone = ray, alone
         self._actor = ray.remote(concurrency_groups={"watch": 1})(_actor_class(ray))
-        self._functions: dict[Callable[..., Any], Any] = {}
+        self._called = ray.remote(max_retries=MOST_DEATHS - 1)(_call)
 
     def each(
         self,
@@ -391,9 +391,7 @@ class RayEngine(Engine):
 
     def submit(self, needs: Needs, function: Callable[..., Result], *arguments: object) -> Future[Result]:
         """Have a function called on any machine."""
-        if function not in self._functions:
-            self._functions[function] = self._ray.remote(function)
-        called = self._functions[function].options(**self._options(needs)).remote(*arguments)
+        called = self._called.options(**self._options(needs)).remote(function, *arguments)
         future: Future[Result] = called.future()
         return future
 
@@ -523,6 +521,10 @@ class RayEngine(Engine):
                 raise InputError(
                     f"{argument('engine')}: machine {host} does not answer ({_why(error)}); see `ray status`"
                 ) from error
+
+
+def _call(function: Callable[..., Result], *arguments: object) -> Result:
+    return function(*arguments)
 
 
 def _actor_class(ray: Any) -> type:

@@ -17,6 +17,7 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.names import mirrored_classes, standard_name
 from metricunet.cohort.prepare import PreparedCase, cohort_sha256
 from metricunet.cohort.splits import Fold, Split, split_for
+from metricunet.engine import Engine
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
 from metricunet.files.model import halved, joined, of_stage, read_card, write_model
@@ -109,6 +110,7 @@ def train(
     workers: int = 1,
     devices: int = 1,
     nodes: int = 1,
+    engine: Engine | None = None,
     say: Say = silent,
 ) -> Path:
     """Train on a cohort, or on phantoms that are made beside it: both stages, and an organs' network if wanted.
@@ -129,6 +131,7 @@ def train(
         devices: number of devices of this computer to train on, with a process for each; see
             `metricunet.training.ranks.together`. All but the first end with this function.
         nodes: number of computers that train together.
+        engine: makes the phantoms in place of these processes.
         say: told in one line what the training keeps of the model that it begins from.
 
     Returns:
@@ -156,7 +159,7 @@ def train(
             check_results(own, MODEL_NAME)
 
         ranks.first(enter)
-        source = held.enter_context(_patients(cohort, config, workers))
+        source = held.enter_context(_patients(cohort, config, workers, engine))
         run = ranks.first_then_others(
             lambda: open_run(
                 source,
@@ -187,7 +190,9 @@ def train(
 
 
 @contextmanager
-def _patients(cohort: Path | None, config: TrainConfig, workers: int) -> Iterator[Path | PhantomStream]:
+def _patients(
+    cohort: Path | None, config: TrainConfig, workers: int, engine: Engine | None
+) -> Iterator[Path | PhantomStream]:
     """Yield the cohort, or the stream that takes its place while the block lasts."""
     if (cohort is None) == (config.phantoms is None):
         found = "neither was given" if cohort is None else f"{cohort} was given, and settings of phantoms, too"
@@ -195,7 +200,7 @@ def _patients(cohort: Path | None, config: TrainConfig, workers: int) -> Iterato
     if cohort is not None:
         yield cohort
     else:
-        with PhantomStream(config, workers).open() as stream:
+        with PhantomStream(config, workers, engine).open() as stream:
             yield stream
 
 
