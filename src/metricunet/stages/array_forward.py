@@ -99,5 +99,5 @@ def _in_blocks(network: ArrayNetwork, images: FloatArray, slices: int) -> FloatA
     def find(block: FloatArray) -> FloatArray:
         return network(np.ascontiguousarray(block)[None, None])[0]
 
-    found = averaged(images, (slices, *images.shape[1:]), (True, False, False), find, ARRAYS)
+    found: FloatArray = averaged(images, (slices, *images.shape[1:]), (True, False, False), find, ARRAYS)
     return np.ascontiguousarray(found[:, :depth])
