@@ -1015,9 +1015,7 @@ def main() -> None:
         if _debug:
             raise
         if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
-            _say(
-                f"error: this command needs {error.name}, which is not installed here; run `pip install {error.name}`"
-            )
+            _say(f"error: this needs {error.name}, which is not installed here; run `pip install {error.name}`")
         else:
             _say(f"error: {told(error)}; this is a fault of the program: --debug after metricunet shows where")
     sys.exit(NOTHING_DONE)
