@@ -76,6 +76,9 @@ Engine = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for other programs to read.")]
 
+#: Packages that are not installed where only exported models are computed (requirements-onnx.txt).
+LEFT_OUT = ("torch", "lightning", "safetensors", "matplotlib", "jinja2")
+
 #: Whether `--debug` was given.
 _debug = False
 
@@ -1144,5 +1147,8 @@ def main() -> None:
     except Exception as error:
         if _debug:
             raise
-        _say(f"error: {told(error)}; this is a fault of the program: --debug after metricunet shows where")
+        if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
+            _say(f"error: this needs {error.name}, which is not installed here; run `pip install {error.name}`")
+        else:
+            _say(f"error: {told(error)}; this is a fault of the program: --debug after metricunet shows where")
     sys.exit(NOTHING_DONE)

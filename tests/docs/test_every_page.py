@@ -33,7 +33,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Pages whose Python has a test of its own.
 TESTED = ("metric-learning.md", "python.md")
 #: Commands that are run as they stand; the others train, or take minutes.
-RUN = ("check", "predict", "import")
+RUN = ("check", "export", "predict", "import")
 #: What joins commands on a line, and what sends their output elsewhere.
 JOINED = {"||", "&&", "|", ";"}
 
