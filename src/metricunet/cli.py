@@ -143,6 +143,14 @@ def phantom(
             metavar="FOLDER",
         ),
     ] = None,
+    dicom: Annotated[
+        bool,
+        typer.Option(
+            "--dicom",
+            help="Write each scan also as a DICOM series with a structure set, in the folder dicom, to try import, "
+            "predict and serve without a patient.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Make synthetic CT scans of the pelvis with exact labels, in nnU-Net's raw data layout."""
@@ -167,6 +175,12 @@ def phantom(
     with progress_bars() as bar:
         names = make_cohort(output, **wanted, progress=bar("phantoms"), overwrite=overwrite)
     typer.echo(f"{len(names)} phantoms in {output}")
+    if dicom:
+        from metricunet.workflows.phantom_dicom import write_as_dicom
+
+        with progress_bars() as bar:
+            folders = write_as_dicom(output, names, progress=bar("DICOM"))
+        typer.echo(f"each as a CT series with a structure set in {folders}")
     if displaced is not None:
         displace_cohort(output, displaced, overwrite=overwrite)
         typer.echo(f"the same with reader 1's training labels in {displaced}")

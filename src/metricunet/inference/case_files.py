@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import claimed
+from metricunet.files.dicom.identity import RANDOM, Identity
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import is_nifti, write_nifti
@@ -95,6 +96,7 @@ class CaseFiles:
         source: ScanInput | None,
         options: ContourOptions,
         provenance: Mapping[str, Any],
+        identity: Identity = RANDOM,
     ) -> tuple[str, ...]:
         """Write the files of a case, all or none of them. The caller holds the claim of the case.
 
@@ -104,6 +106,7 @@ class CaseFiles:
             source: the scan's files; None for a scan that has none.
             options: how a structure set is drawn.
             provenance: what the files depend on, as `provenance_of` gives it; it becomes part of the verdict.
+            identity: where the UIDs of DICOM objects come from, and their date; random and now by default.
 
         Returns:
             The formats that were asked for and are withheld.
@@ -119,7 +122,7 @@ class CaseFiles:
         if prediction.chosen:
             said[CHOSEN] = list(prediction.chosen)
         try:
-            drawn = _stage_masks(own, names, prediction, source, options)
+            drawn = _stage_masks(own, names, prediction, source, options, identity)
             # The verdict is written last: where it is, the case is whole.
             review = _for_review(self.folder, prediction, source)
             own.commit({**quality.to_json(drawn), **said, **provenance, **review})
@@ -140,6 +143,7 @@ def write_case(
     inputs: Iterable[Path] = (),
     overwrite: bool = False,
     draw_anyway: bool = False,
+    identity: Identity = RANDOM,
 ) -> tuple[Path, ...]:
     """Write what was predicted of one scan, as `metricunet predict` writes it.
 
@@ -158,6 +162,7 @@ def write_case(
         inputs: more files that are never replaced, such as the models.
         overwrite: replace files of others that have an output's name.
         draw_anyway: write structure sets even where `withheld_formats` names them.
+        identity: where the UIDs of DICOM objects come from, and their date; random and now by default.
 
     Returns:
         The files that are there now, the verdict last.
@@ -177,7 +182,7 @@ def write_case(
     files.check(quality.case)
     own = files.own(quality.case)
     with claimed(own.claim, f"a prediction of case {quality.case}"):
-        withheld = files.write(prediction, quality, source, options, provenance or {})
+        withheld = files.write(prediction, quality, source, options, provenance or {}, identity)
     written = [name for name in known if prediction.masks and name not in withheld]
     return (*(files.path(quality.case, name) for name in written), own.path)
 
@@ -425,6 +430,7 @@ def _stage_masks(
     prediction: Prediction,
     source: ScanInput | None,
     options: ContourOptions,
+    identity: Identity,
 ) -> dict[str, dict[str, Any]]:
     """Stage what was asked for, if there is a mask; return what the structure set holds of each structure."""
     if prediction.labels is None or not prediction.masks:
@@ -441,8 +447,9 @@ def _stage_masks(
     surface = options.contours == "surface" and "rtstruct" in paths
     structures = structures_of(prediction, surface)
     if "rtstruct" in paths:
-        drawn = write_structure_set(paths["rtstruct"], series, structures, options, card)
+        drawn = write_structure_set(paths["rtstruct"], series, structures, options, card, identity)
     if "seg" in paths:
         members = list(structures.values())
-        write_seg(paths["seg"], series, members, description=description_of(card), content=set_name_of(card))
+        words = {"description": description_of(card), "content": set_name_of(card)}
+        write_seg(paths["seg"], series, members, identity=identity, **words)
     return drawn

@@ -1,0 +1,1 @@
+"""A DICOM node: scans come in from the network, structure sets go back."""
