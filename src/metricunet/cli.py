@@ -147,8 +147,8 @@ def phantom(
         bool,
         typer.Option(
             "--dicom",
-            help="Write each scan also as a DICOM series with a structure set, in the folder dicom, to try import, "
-            "predict and serve without a patient.",
+            help="Write each scan also as a DICOM series with a structure set, in the folder dicom, to try "
+            "import, predict and serve without a patient.",
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -550,6 +550,36 @@ def review(
     from metricunet.workflows.review import review as run
 
     run(predictions, scans=scans, reviewer=reviewer, port=port, browser=browser, say=typer.echo)
+
+
+@app.command()
+def serve(
+    node: Annotated[Path, typer.Argument(help="File that says what the node takes, does and sends.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Name every mistake in the file, one line each, and do nothing else.")
+    ] = False,
+    once: Annotated[
+        bool,
+        typer.Option(
+            "--once",
+            help="Listen nowhere: take what lies in the watched folder, work off the queue, try each delivery "
+            "once, and end.",
+        ),
+    ] = False,
+) -> None:
+    """Run a DICOM node: take CT series from the network, segment them, and send structure sets."""
+    from metricunet.workflows.serve import check_node
+    from metricunet.workflows.serve import serve as run
+
+    if check:
+        mistakes = check_node(node)
+        for line in mistakes:
+            typer.echo(f"{node}: {line}")
+        if mistakes:
+            raise typer.Exit(NOTHING_DONE)
+        typer.echo(f"{node}: no mistakes")
+    elif not run(node, once=once, say=_say):
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""A cohort of phantoms as DICOM: for each a CT series and a structure set, so that a clinic's way in can be tried."""
+"""A cohort of phantoms as DICOM: a CT series and a structure set each, to try a clinic's way in with."""
 
 from __future__ import annotations
 

@@ -219,6 +219,7 @@ class Limits(_Section):
         slices: objects in a series.
         voxels: of a scan, in millions.
         connections: at a time.
+        case_time: that a worker may take for one case.
         give_up: how long a delivery is tried.
     """
 
@@ -228,6 +229,7 @@ class Limits(_Section):
     slices: Annotated[int, Field(ge=3)] = 2000
     voxels: Annotated[float, Field(gt=0)] = 400.0
     connections: Annotated[int, Field(ge=1)] = 20
+    case_time: Span = timedelta(minutes=30)
     give_up: Span = timedelta(days=7)
 
 
@@ -570,7 +572,7 @@ def _web_mistakes(config: NodeConfig, web: Web) -> Iterator[str]:
         yield f"web.port is {web.port}, the port for DICOM; choose another"
     if not web.bind.is_loopback and web.proxy is None:
         yield (
-            f"web.bind is {web.bind}, beyond this machine, and there is no web.proxy that encrypts and asks who it is"
+            f"web.bind is {web.bind}, beyond this machine, and there is no web.proxy that encrypts and knows users"
         )
     if web.users and web.proxy is None:
         yield "web.users are those whom a proxy names, and there is no web.proxy"
