@@ -161,13 +161,10 @@ def serving(folder: Path, **settings: Any) -> Iterator[Served]:
     """Run a node until the block ends."""
     port = free_port()
     file = write_node(folder, **{"state": str(folder / "state"), "port": port, **settings})
-    process = subprocess.Popen(
-        [sys.executable, "-c", NODE, str(file)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "node.err").open("w"),
-        text=True,
-    )
+    with (folder / "node.err").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", NODE, str(file)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said, text=True
+        )
     try:
         served = Served(process, folder / "state", port, file)
         eventually(lambda: process.poll() is not None or _listens(port), "the node's start")
