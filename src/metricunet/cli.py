@@ -13,6 +13,7 @@ import typer
 
 from metricunet.errors import InputError, Naming, arguments_named, as_python, told
 from metricunet.progress import Bars, Progress
+from metricunet.workflows.ledger_commands import commands as ledger_commands
 
 app = typer.Typer(
     name="metricunet",
@@ -21,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(ledger_commands, name="ledger")
 
 DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
 
@@ -545,11 +548,28 @@ def review(
         bool,
         typer.Option("--browser/--no-browser", help="Open the page in your browser, or only print its address."),
     ] = True,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write verdicts and decisions into this ledger. Without it, into the one that "
+            "METRICUNET_LEDGER names, else into that of your user (see metricunet ledger).",
+            metavar="FILE",
+        ),
+    ] = None,
+    no_ledger: Annotated[
+        bool, typer.Option("--no-ledger", help="Write decisions beside the predictions alone.")
+    ] = False,
 ) -> None:
     """Look at predictions in the browser, and accept, reject or correct them; nothing leaves this machine."""
+    from metricunet.ledger.location import default_ledger
     from metricunet.workflows.review import review as run
 
-    run(predictions, scans=scans, reviewer=reviewer, port=port, browser=browser, say=typer.echo)
+    if no_ledger and ledger is not None:
+        raise InputError(
+            "--no-ledger means that no ledger is written, and --ledger names one; leave one of them out"
+        )
+    file = None if no_ledger else ledger or default_ledger()
+    run(predictions, scans=scans, reviewer=reviewer, port=port, browser=browser, ledger=file, say=typer.echo)
 
 
 @app.command()

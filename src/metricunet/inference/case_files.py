@@ -419,6 +419,7 @@ def _for_review(folder: Path, prediction: Prediction, source: ScanInput | None) 
     card = prediction.card
     return {
         "scan": None if source is None else source.location(folder),
+        "scanner": None if source is None or source.series is None else source.series.scanner,
         "labels": {name: card.labels[name] for name in prediction.structures},
         "tg263": {name: card.tg263[name] for name in prediction.structures},
     }

@@ -43,7 +43,7 @@ class Key:
         Raises:
             InputError: the file holds no key, or others than its owner can read it, or it cannot be made.
         """
-        path = ledger.with_name(f"{ledger.name}{KEY_SUFFIX}")
+        path = _path(ledger)
         try:
             if not os.path.lexists(path):
                 _make(path)
@@ -65,6 +65,20 @@ class Key:
             raise InputError(f"{path}: holds no key ({2 * KEY_BYTES} hex digits expected); put the key back")
         return Key(path, secret)
 
+    @staticmethod
+    def new(ledger: Path) -> Key:
+        """Make a new key beside a ledger; that which is there is gone.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        path = _path(ledger)
+        try:
+            _make(path, replace=True)
+        except OSError as error:
+            raise InputError(f"{path}: the key cannot be made ({error.strerror or error})") from error
+        return Key.beside(ledger)
+
     @property
     def fingerprint(self) -> str:
         """What tells this key from others, and nothing of it."""
@@ -83,14 +97,21 @@ class Key:
         return hmac.new(self.secret, message, hashlib.sha256).hexdigest()[:DIGITS]
 
 
-def _make(path: Path) -> None:
-    """Write a new key, whole or not at all; where another process was faster, its key stays."""
+def _path(ledger: Path) -> Path:
+    return ledger.with_name(f"{ledger.name}{KEY_SUFFIX}")
+
+
+def _make(path: Path, replace: bool = False) -> None:
+    """Write a new key, whole or not at all; that of a faster process stays, unless it is to be replaced."""
     temporary = path.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as handle:
             handle.write(f"{secrets.token_hex(KEY_BYTES)}\n")
             handle.flush()
             os.fsync(handle.fileno())
+        if replace:
+            os.replace(temporary, path)
+            return
         try:
             os.link(temporary, path)  # unlike a rename, it replaces nothing
         except FileExistsError:

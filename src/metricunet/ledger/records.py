@@ -47,7 +47,7 @@ class CaseFacts:
 
     Attributes:
         scan: keyed hash of the scan, see `Key.hashed`.
-        patient: keyed hash of the patient.
+        patient: keyed hash of the patient; empty where it is not known yet.
         verdict: `pass`, `review` or `fail`.
         doubt: `none`, `some` or `strong`; empty where it is not known.
         codes: of the verdict's flags.
@@ -114,8 +114,8 @@ def record_case(ledger: Ledger, facts: CaseFacts) -> int:
             model,
         )
         changed = db.execute(
-            "UPDATE cases SET patient = ?, scanner = coalesce(?, scanner), verdict = ?, doubt = ?, codes = ?, "
-            "expected_error_mm = ?, recorded = ? WHERE scan = ? AND model = ?",
+            "UPDATE cases SET patient = coalesce(nullif(?, ''), patient), scanner = coalesce(?, scanner), "
+            "verdict = ?, doubt = ?, codes = ?, expected_error_mm = ?, recorded = ? WHERE scan = ? AND model = ?",
             values,
         )
         if not changed.rowcount:

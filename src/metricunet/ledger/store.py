@@ -51,6 +51,7 @@ class Ledger:
             with self._explained():
                 _make_file(path)
                 with closing(self._connect()) as db:
+                    _check_known(db, path)  # first, for what is not ours stays as it is
                     self._share(db)
                     bring_up_to_date(db, path)
         else:
@@ -124,6 +125,30 @@ class Ledger:
         with self._explained(), closing(self._connect()) as db:
             db.execute("BEGIN")
             yield db
+
+    def new_key(self) -> Key:
+        """Begin to hash with a new key, which replaces the one beside the ledger.
+
+        Rows that are there keep their hashes, and no later row can be joined to them.
+
+        Raises:
+            InputError: the key or the ledger cannot be written.
+        """
+        key = Key.new(self.path)
+        with self.writing() as db:
+            db.execute("INSERT INTO keys (fingerprint, since) VALUES (?, ?)", (key.fingerprint, now()))
+        self._key = None
+        return self.key
+
+    def overwrite_deleted(self) -> None:
+        """Let nothing of what was deleted stay in the ledger's files.
+
+        Raises:
+            InputError: the ledger cannot be written.
+        """
+        with self._explained(), closing(self._connect()) as db:
+            db.execute("VACUUM")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _connect(self) -> sqlite3.Connection:
         # sqlite3 would open a transaction by itself unless told not to.

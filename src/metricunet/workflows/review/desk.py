@@ -14,9 +14,11 @@ from metricunet.errors import InputError
 from metricunet.files.reviews import Review, reviews_in, reviews_of
 from metricunet.inference.inputs import QUALITY_SUFFIX
 from metricunet.inference.structure_set import COLOURS
+from metricunet.ledger import Ledger
 from metricunet.workflows.review.decide import Verdict, decide
 from metricunet.workflows.review.folder import PredictedCase, read_case, read_cases
 from metricunet.workflows.review.opened import Classes, Field, OpenedCase, open_case
+from metricunet.workflows.review.recording import Recorder
 from metricunet.workflows.review.scans import Scans
 
 #: Scans that are kept in memory.
@@ -30,13 +32,14 @@ class Desk:
         folder: that `metricunet predict` wrote.
         scans: where the scans are.
         reviewer: name that the page offers.
+        recorder: of the ledger that decisions are written into; None for none.
 
     Raises:
         InputError: no folder, or no prediction in it.
     """
 
-    def __init__(self, folder: Path, scans: Scans, reviewer: str) -> None:
-        self.folder, self.scans, self.reviewer = folder, scans, reviewer
+    def __init__(self, folder: Path, scans: Scans, reviewer: str, recorder: Recorder | None = None) -> None:
+        self.folder, self.scans, self.reviewer, self.recorder = folder, scans, reviewer, recorder
         read_cases(folder)
         self._lock = threading.Lock()
         self._opened: OrderedDict[tuple[str, Any], OpenedCase] = OrderedDict()
@@ -48,6 +51,7 @@ class Desk:
         return {
             "folder": self.folder.name,
             "reviewer": self.reviewer,
+            "has_ledger": self.recorder is not None,
             "cases": [_in_list(case, reviews.get(case.name, ())) for case in cases],
             "unreadable": [{"name": case.name, "reason": case.reason} for case in unreadable],
         }
@@ -118,7 +122,18 @@ class Desk:
             if mask:
                 classes = _filled(classes, opened.field(start, shape), mask, len(opened.labels))
         review, problem = decide(opened, verdict, classes)
-        return {**_in_words(review), "problem": problem}
+        not_recorded = "" if self.recorder is None else self.recorder.try_decided(opened, review, classes)
+        return {**_in_words(review), "problem": problem, "not_recorded": not_recorded}
+
+    def ledger(self) -> Ledger:
+        """Return the ledger that decisions are written into.
+
+        Raises:
+            InputError: there is none, or it cannot be opened.
+        """
+        if self.recorder is None:
+            raise InputError("this review writes no ledger; start it without --no-ledger")
+        return self.recorder.ledger
 
     def voxels(self, name: str) -> int:
         """Return how many voxels the scan of a case has: the most bytes that its mask can have."""

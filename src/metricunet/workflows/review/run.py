@@ -10,6 +10,8 @@ from pathlib import Path
 
 from metricunet.errors import InputError, argument
 from metricunet.workflows.review.desk import Desk
+from metricunet.workflows.review.folder import read_cases
+from metricunet.workflows.review.recording import Recorder, register
 from metricunet.workflows.review.scans import Scans
 
 #: The one address that is listened at: this machine itself.
@@ -23,6 +25,7 @@ def review(
     reviewer: str | None = None,
     port: int = 0,
     browser: bool = True,
+    ledger: Path | None = None,
     say: Callable[[str], object] = print,
 ) -> None:
     """Serve a prediction folder for review until the process is interrupted.
@@ -33,7 +36,8 @@ def review(
         reviewer: name that is written with each decision; the page can change it. None: the user's login.
         port: to listen at, on this machine alone; 0 chooses a free one.
         browser: whether to open the page in the user's browser.
-        say: is told the address.
+        ledger: file that verdicts and decisions are also written into; None for none.
+        say: is told the address, and where the ledger is.
 
     Raises:
         InputError: no predictions there, no such scans, the port is taken, or FastAPI is not installed.
@@ -50,7 +54,8 @@ def review(
         ) from error
     from metricunet.workflows.review.guard import Guard
 
-    desk = Desk(folder, Scans(scans), reviewer or _login())
+    recorder = None if ledger is None else Recorder(ledger)
+    desk = Desk(folder, Scans(scans), reviewer or _login(), recorder)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -64,6 +69,8 @@ def review(
         address = f"http://{HOST}:{guard.port}/?token={guard.token}"
         say(f"review: {address}")
         say("The address works once, in one browser of this machine. Stop with Ctrl-C.")
+        if recorder is not None:
+            register(recorder, read_cases(folder)[0], say)
         if browser:
             webbrowser.open(address)
         # No line is logged for a request: its address names a case.
