@@ -158,6 +158,14 @@ def phantom(
             metavar="FOLDER",
         ),
     ] = None,
+    dicom: Annotated[
+        bool,
+        typer.Option(
+            "--dicom",
+            help="Write each scan also as a DICOM series with a structure set, in the folder dicom, to try "
+            "import, predict and serve without a patient.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     engine: Engine = None,
 ) -> None:
@@ -184,6 +192,12 @@ def phantom(
     with opened(engine) as shared, progress_bars() as bar:
         names = make_cohort(output, **wanted, progress=bar("phantoms"), overwrite=overwrite, engine=shared)
     typer.echo(f"{len(names)} phantoms in {output}")
+    if dicom:
+        from metricunet.workflows.phantom_dicom import write_as_dicom
+
+        with progress_bars() as bar:
+            folders = write_as_dicom(output, names, progress=bar("DICOM"))
+        typer.echo(f"each as a CT series with a structure set in {folders}")
     if displaced is not None:
         displace_cohort(output, displaced, overwrite=overwrite)
         typer.echo(f"the same with reader 1's training labels in {displaced}")
@@ -462,8 +476,8 @@ def predict(
             "-m",
             "--model",
             help="Segment with this model file, with that of this run folder, or with the exported model in this "
-            "folder; of a cross-validation's folder, with those of all folds. Several models are averaged; give it "
-            "again for more. Without it, the environment variable METRICUNET_MODEL names the model or models; "
+            "folder; of a cross-validation's folder, with those of all folds. Several models are averaged; give "
+            "it again for more. Without it, the environment variable METRICUNET_MODEL names the model or models; "
             "without that, the shipped model is used.",
         ),
     ] = None,
@@ -666,6 +680,36 @@ def review(
         )
     file = None if no_ledger else ledger or default_ledger()
     run(predictions, scans=scans, reviewer=reviewer, port=port, browser=browser, ledger=file, say=typer.echo)
+
+
+@app.command()
+def serve(
+    node: Annotated[Path, typer.Argument(help="File that says what the node takes, does and sends.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Name every mistake in the file, one line each, and do nothing else.")
+    ] = False,
+    once: Annotated[
+        bool,
+        typer.Option(
+            "--once",
+            help="Listen nowhere: take what lies in the watched folder, work off the queue, try each delivery "
+            "once, and end.",
+        ),
+    ] = False,
+) -> None:
+    """Run a DICOM node: take CT series from the network, segment them, and send structure sets."""
+    from metricunet.workflows.serve import check_node
+    from metricunet.workflows.serve import serve as run
+
+    if check:
+        mistakes = check_node(node)
+        for line in mistakes:
+            typer.echo(f"{node}: {line}")
+        if mistakes:
+            raise typer.Exit(NOTHING_DONE)
+        typer.echo(f"{node}: no mistakes")
+    elif not run(node, once=once, say=_say):
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()

@@ -16,6 +16,7 @@ import numpy as np
 from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import claimed
+from metricunet.files.dicom.identity import RANDOM, Identity
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.exported import files_of_model
 from metricunet.files.names import check_name_fits
@@ -115,6 +116,7 @@ class CaseFiles:
         options: ContourOptions,
         provenance: Mapping[str, Any],
         excerpt: Excerpt | None,
+        identity: Identity = RANDOM,
     ) -> tuple[str, ...]:
         """Write the files of a case, all or none of them. The caller holds the claim of the case.
 
@@ -125,6 +127,7 @@ class CaseFiles:
             options: how a structure set is drawn.
             provenance: what the files depend on, as `provenance_of` gives it; it becomes part of the verdict.
             excerpt: what a page shows of the scan, as `excerpt_of` gives it.
+            identity: where the UIDs of DICOM objects come from, and their date; random and now by default.
 
         Returns:
             The formats that were asked for and are withheld.
@@ -145,7 +148,7 @@ class CaseFiles:
                 "organs": [name for name in prediction.structures if name in prediction.card.organs_structures],
             }
         try:
-            drawn = _stage_masks(own, names, prediction, source, options)
+            drawn = _stage_masks(own, names, prediction, source, options, identity)
             if "page" in names:
                 write_page(own.stage(names["page"]), excerpt, prediction, quality)
             # The verdict is written last: where it is, the case is whole.
@@ -169,6 +172,7 @@ def write_case(
     inputs: Iterable[Path] = (),
     overwrite: bool = False,
     draw_anyway: bool = False,
+    identity: Identity = RANDOM,
 ) -> tuple[Path, ...]:
     """Write what was predicted of one scan, as `metricunet predict` writes it.
 
@@ -188,6 +192,7 @@ def write_case(
         inputs: more files that are never replaced, such as the models.
         overwrite: replace files of others that have an output's name.
         draw_anyway: write structure sets even where `withheld_formats` names them.
+        identity: where the UIDs of DICOM objects come from, and their date; random and now by default.
 
     Returns:
         The files that are there now, the verdict last.
@@ -208,7 +213,7 @@ def write_case(
     own = files.own(quality.case)
     with claimed(own.claim, f"a prediction of case {quality.case}"):
         excerpt = _excerpt(prediction, source, scan) if "page" in known else None
-        withheld = files.write(prediction, quality, source, options, provenance or {}, excerpt)
+        withheld = files.write(prediction, quality, source, options, provenance or {}, excerpt, identity)
     written = [name for name in known if (prediction.masks or name in ALWAYS) and name not in withheld]
     return (*(files.path(quality.case, name) for name in written), own.path)
 
@@ -466,6 +471,7 @@ def _stage_masks(
     prediction: Prediction,
     source: ScanInput | None,
     options: ContourOptions,
+    identity: Identity,
 ) -> dict[str, dict[str, Any]]:
     """Stage what was asked for, if there is a mask; return what the structure set holds of each structure."""
     if prediction.labels is None or not prediction.masks:
@@ -484,14 +490,16 @@ def _stage_masks(
     surface = options.contours == "surface" and "rtstruct" in paths
     structures = structures_of(prediction, surface)
     if "rtstruct" in paths:
-        drawn = write_structure_set(paths["rtstruct"], series, structures, options, card)
+        drawn = write_structure_set(paths["rtstruct"], series, structures, options, card, identity)
     if "seg" in paths:
         members = list(structures.values())
-        write_seg(paths["seg"], series, members, description=description_of(card), content=set_name_of(card))
+        words = {"description": description_of(card), "content": set_name_of(card)}
+        write_seg(paths["seg"], series, members, identity=identity, **words)
     if "probability_seg" in paths:
         probabilities = [prediction.probability_map(name) for name in structures]
         words = {"description": description_of(card), "content": set_name_of(card)}
-        write_fractional_seg(paths["probability_seg"], series, list(structures.values()), probabilities, **words)
+        members = list(structures.values())
+        write_fractional_seg(paths["probability_seg"], series, members, probabilities, identity=identity, **words)
     return drawn
 
 
