@@ -88,12 +88,12 @@ class Doors:
         """The same after a kill."""
         return doors_in(self.state.folder, self.config, self.clock)
 
-    def bring(self, path: Path, sender: str = "SCANNER", origin: str | None = None) -> str:
+    def bring(self, path: Path, sender: str = "SCANNER", origin: str | None = None) -> None:
         """Take a copy of a file in."""
         copy = self.state.receiving / "one.dcm"
         shutil.copyfile(path, copy)
         try:
-            return self.arrivals.take(copy, sender, origin)
+            self.arrivals.take(copy, sender, origin)
         finally:
             copy.unlink(missing_ok=True)
 
