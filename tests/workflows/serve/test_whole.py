@@ -23,7 +23,7 @@ from metricunet.inference.predict import predict
 from metricunet.volume import Volume
 from tests.support.dicom_series import recompress, write_series
 from tests.support.threshold_model import GLAND_HU, ball, bands_known, drawn_scan, write_bands_model
-from tests.workflows.serve.conftest import Orthanc, Served, eventually, orthanc_in, serving
+from tests.workflows.serve.conftest import Orthanc, Served, debian, eventually, orthanc_in, serving
 
 PATIENT = "Secret^Patient"
 
@@ -118,7 +118,16 @@ def test_each_study_gets_the_structure_set_that_predict_makes(setting: Setting, 
         recompress(path, "JPEG2000Lossless")
     for folder, syntax in ((plain, "-xe"), (compressed, "-xv")):  # as in a clinic, the peer has the scans
         subprocess.run(
-            ["storescu", syntax, "-aec", "ORTHANC", "127.0.0.1", str(setting.peer.dicom), "+sd", str(folder)],
+            [
+                debian("storescu"),
+                syntax,
+                "-aec",
+                "ORTHANC",
+                "+sd",
+                "127.0.0.1",
+                str(setting.peer.dicom),
+                str(folder),
+            ],
             check=True,
         )
     setting.send((plain, ExplicitVRLittleEndian), (compressed, JPEG2000Lossless))
