@@ -26,7 +26,6 @@ from metricunet.workflows.serve.state import State, without_identifiers
 from tests.support.dicom_series import companion, save
 from tests.workflows.serve.conftest import debian, eventually, free_port, listens
 
-
 #: pynetdicom leaves the socket of a connection that was refused to be collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
