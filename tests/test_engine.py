@@ -23,8 +23,9 @@ from metricunet.inference.case_files import CaseFiles
 from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
 from tests.support.command import Command
-from tests.support.engines import MACHINE, Doubling, KilledBy, QuickMaker, Unmade, Waiting
+from tests.support.engines import MACHINE, KilledBy, QuickMaker
 from tests.support.patients import Patient, write_ct, write_set
+from tests.support.workers import Doubling, Unmade, Waiting
 
 NEEDS = Needs(GIB // 4)
 #: Fields of records that say when and how long, and not what.
