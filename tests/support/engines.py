@@ -30,6 +30,7 @@ def two_machines() -> Iterator[Any]:
         root = str(Path(__file__).parents[2])
         patch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else it depends on a file in the user's home
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)
         cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=MACHINE)
