@@ -343,8 +343,8 @@ def load_model(models: Paths | None = None, *, device: str = "auto", reruns: int
 
     Args:
         models: This is a model file or a run folder, str or Path, or several whose probabilities are averaged. By
-            default these are the files that the environment variable METRICUNET_MODEL names, separated as in PATH, else the
-            model that is shipped with the package, which gives a `UserWarning`.
+            default these are the files that the environment variable METRICUNET_MODEL names, separated as in PATH,
+            else the model that is shipped with the package, which gives a `UserWarning`.
         device: It computes: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`, likewise `gpu` or
             `gpu:N`, or `mps` (the GPU of an Apple machine).
         reruns: A scan may be segmented again as often as this, elsewhere or farther, where the target reaches the
@@ -1001,6 +1001,8 @@ def train(
     settings: Mapping[str, Any] | Sequence[str] = (),
     fold: int | Literal["all", "each"] = 0,
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     init: str | os.PathLike[str] | None = None,
     freeze: Literal["encoder"] | None = None,
     resume: bool = False,
@@ -1025,6 +1027,9 @@ def train(
             of its own and scores each case by the model that has not seen it; the path that comes back is then
             that of `output`, which `load_model` and `predict` take for the models of all folds.
         device: It computes; see `load_model`.
+        devices: This many devices of this computer train together. With more than one your script is run once for
+            each, up to this call, after which the first process goes on alone.
+        nodes: This many computers train together, on each of which the script is started.
         init: The training begins from this model file, or from the model that comes with the package: `base`.
             Structures that it lacks begin with random weights; run.json lists them.
         freeze: With `init`, `encoder` keeps the encoders of all networks as they are.
@@ -1056,6 +1061,8 @@ def train(
     )
     source = None if cohort is None else Path(cohort)
     if fold == "each":
+        if devices * nodes > 1:
+            raise InputError("devices and nodes are for one fold; fold='each' trains each fold on one device")
         if loggers:
             raise InputError(
                 "loggers cannot tell the folds of fold='each' apart; train the folds singly with them"
@@ -1081,6 +1088,8 @@ def train(
         Path(output),
         config=resolved,
         workers=workers,
+        devices=devices,
+        nodes=nodes,
         fold=chosen,
         init=start,
         resume=resume,

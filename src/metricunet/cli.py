@@ -344,6 +344,15 @@ def train(
         bool, typer.Option("--resume", help="Continue the training in the output folder where it was stopped.")
     ] = False,
     device: Device = "auto",
+    devices: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Train on this many devices of this computer together, each with a share of every batch."
+        ),
+    ] = 1,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Train on this many computers together, on each of which this is started.")
+    ] = 1,
 ) -> None:
     """Train both stages of a model on a cohort, and write it to the output folder as model.safetensors."""
     from metricunet.files.model import read_card
@@ -357,6 +366,11 @@ def train(
     parent = None if start is None else read_card(start)
     settings = load_config(preset, config, set_ or [], phantoms=phantoms, freeze=freeze, parent=parent)
     if fold == "each":
+        if devices * nodes > 1:
+            raise InputError(
+                "--fold each trains each fold on one device; start the command again with --resume and another "
+                "--device, such as cuda:1, and both share the folds"
+            )
         from metricunet.training.cross_validation import cross_validate, lines_of
 
         with progress_bars() as bar:
@@ -379,6 +393,8 @@ def train(
             device=device,
             progress=bar("preparing" if settings.phantoms is None else "phantoms"),
             workers=workers,
+            devices=devices,
+            nodes=nodes,
             say=_say,
         )
     typer.echo(f"model: {model}")
