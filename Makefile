@@ -6,7 +6,7 @@ OUT ?= demo
 PYTHONS ?= python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs base-model check-wheel check-pythons release format clean
+.PHONY: help demo test lint docs base-model check-wheel check-nnunet check-pythons release format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ base-model: $(VENV)/runtime ## train the model that comes with the package again
 
 check-wheel: $(VENV)/development ## build and check the archives, install the wheel in an environment of its own, and use it
 	$(BIN)/python tests/e2e/check_wheel.py
+
+check-nnunet: $(VENV)/runtime ## train the metric branch within the real nnU-Net, in an environment of its own
+	OMP_NUM_THREADS=1 $(BIN)/python tests/e2e/check_nnunet.py
 
 check-pythons: $(VENV)/development ## the same for each Python of PYTHONS (programs or paths)
 	for python in $(PYTHONS); do $(BIN)/python tests/e2e/check_wheel.py --python $$python || exit 1; done

@@ -124,6 +124,22 @@ def growth(model: Path, device: Device = "auto") -> None:
 
 
 @app.command()
+def engine_study(file: Path, output: Path, lose_after: float | None = None) -> None:
+    """A study in one process and on two Ray nodes of one core; --lose-after kills one of them then."""
+    from benchmarks.engine import measure_study
+
+    measure_study(file, output, lose_after)
+
+
+@app.command()
+def engine_predict(folder: Path, count: list[int] = [40, 400], model: Model = None) -> None:  # noqa: B006
+    """Predictions in one process and on two Ray nodes of one core, with a scan that kills its worker."""
+    from benchmarks.engine import measure_predictions
+
+    measure_predictions(folder, count, model)
+
+
+@app.command()
 def precision(model: Path, cohort: Path, cases: int = 20) -> None:
     """Masks in bf16 against fp32, and of one thread against two."""
     from benchmarks.precision import print_precisions

@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.support.cohorts import TINY_SETTINGS, make_tiny_cohort
 from tests.support.command import Command, run_command
+from tests.support.engines import two_machines
 from tests.support.phantoms import quick_phantom
 
 #: Properties are tried on new examples at every run, but on the same ones where a verdict must be repeatable.
@@ -51,6 +53,13 @@ def tiny_model(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     output = tmp_path_factory.mktemp("tiny_run") / "run"
     return train(tiny_cohort, output, config=load_config("small", settings=TINY_SETTINGS), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def machines() -> Iterator[Any]:
+    """A Ray cluster of two nodes of one core each, on this machine."""
+    with two_machines() as cluster:
+        yield cluster
 
 
 @pytest.fixture

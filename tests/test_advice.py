@@ -17,6 +17,7 @@ from metricunet.cli import app, flags_of
 from metricunet.cohort.importing import import_cohort, list_names
 from metricunet.errors import argument, arguments_named
 from metricunet.evaluation.compare import evaluate
+from metricunet.inference.case_files import FORMATS
 from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
 from metricunet.training.config import load_config
@@ -139,6 +140,7 @@ def test_arguments_are_named_as_their_reader_gives_them() -> None:
 
 def test_one_message_for_both(metricunet: Command, tmp_path: Path) -> None:
     wrong = metricunet("predict", tmp_path, "-m", tmp_path / "model", "-o", tmp_path / "out", "--format", "dcm")
-    assert wrong.err == "error: --format must be of nifti, rtstruct, seg, page; got 'dcm'\n"
-    with pytest.raises(ValueError, match=r"^formats must be of nifti, rtstruct, seg, page; got 'dcm'$"):
+    known = ", ".join(FORMATS)
+    assert wrong.err == f"error: --format must be of {known}; got 'dcm'\n"
+    with pytest.raises(ValueError, match=f"^formats must be of {known}; got 'dcm'$"):
         predict([tmp_path], [tmp_path / "model"], tmp_path / "out", formats=["dcm"])

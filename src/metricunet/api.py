@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 from metricunet.cohort.case import check_image
 from metricunet.cohort.importing.names_file import read_names
 from metricunet.cohort.layout import CHANNEL_SUFFIX
+from metricunet.engine import Engine
 from metricunet.errors import InputError, argument
 from metricunet.evaluation.cases import DEFAULT_LABELS, LabelMaps, labels_beside
 from metricunet.evaluation.compare import comparable, label_side, measure_sides
@@ -354,8 +355,8 @@ def load_model(
     Args:
         models: This is a model file or a run folder, str or Path, or the folder of an exported model, which needs
             no torch; or several of a kind, whose probabilities are averaged. By default these are the files that
-            the environment variable METRICUNET_MODEL names, separated as in PATH, else the
-            model that is shipped with the package, which gives a `UserWarning`.
+            the environment variable METRICUNET_MODEL names, separated as in PATH, else the model that is shipped
+            with the package, which gives a `UserWarning`.
         device: It computes: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`, likewise `gpu` or
             `gpu:N`, or `mps` (the GPU of an Apple machine).
         reruns: A scan may be segmented again as often as this, elsewhere or farther, where the target reaches the
@@ -429,11 +430,7 @@ class Result:
             InputError: The model has no such structure.
         """
         name = self._named(structure)
-        image = self.scan.volume.canonical()
-        whole = image.with_array(np.zeros(image.array.shape, dtype=np.float32))
-        if self.prediction.shares is not None:
-            whole = whole.paste(self.prediction.probability(name), self.prediction.looked_at(name)[1])
-        return whole.reordered_like(self.scan.volume.geometry)
+        return self.prediction.probability_map(name)
 
     def volume_ml(self, structure: str | None = None) -> float:
         """Return the volume of a structure's mask in millilitres; 0 where it was not found.
@@ -491,15 +488,15 @@ class Result:
     ) -> tuple[Path, ...]:
         """Write the files that `metricunet predict` writes, and return their paths.
 
-        These are NAME.nii.gz, NAME.rtstruct.dcm, NAME.seg.dcm and NAME.page.html, as asked for, NAME.quality.json
-        with the verdict, and run.json. Where the target was not found there are the verdict and the page alone.
+        These are NAME.nii.gz, NAME.rtstruct.dcm and so on, as asked for, NAME.quality.json with the verdict, and
+        run.json. Where the target was not found there are the verdict and the page alone.
         The mask of a NIfTI file has the very order and orientation of that file's axes. Files of an earlier
         prediction are replaced while they are as they were written; a mask that somebody corrected is not.
 
         Args:
             folder: The files are written into it; it is made where it is missing.
-            formats: They are one or several of `nifti`, `page` (one HTML file to look at in a browser), and
-                `rtstruct` and `seg`, which need a DICOM series.
+            formats: They are one or several of `nifti`, `probability`, `probability_uint8`, `page` (one HTML file
+                to look at in a browser), and `rtstruct`, `seg` and `probability_seg`, which need a DICOM series.
             structures: These structures of the model alone are written; by default all are. The verdict is that of
                 all, but it is `fail` where none of these was found.
             contours: Those of a structure set run where the probability is one half (`surface`) or along voxels'
@@ -629,6 +626,7 @@ def predict(
     overwrite: bool = False,
     draw_anyway: bool = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> PredictOutcome: ...
 
 
@@ -652,6 +650,7 @@ def predict(
     overwrite: bool = False,
     draw_anyway: bool = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> PredictOutcome: ...
 
 
@@ -687,7 +686,8 @@ def predict(
         allow_tilt: A series of a tilted gantry is resampled; see `load_scan`.
         add_to: With `output`, the new structures are added to this structure set; see `Result.save`.
         writing: With `output`, `formats`, `structures`, `contours`, `holes`, `smooth`, `overwrite` and
-            `draw_anyway` are as in `Result.save`, and `progress` is called with (done, all).
+            `draw_anyway` are as in `Result.save`, `progress` is called with (done, all), and `engine`, as
+            `metricunet.engine.opened` yields it, shares the scans out.
 
     Returns:
         The result; with `output` what became of each scan.
@@ -1012,6 +1012,8 @@ def train(
     settings: Mapping[str, Any] | Sequence[str] = (),
     fold: int | Literal["all", "each"] = 0,
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     init: str | os.PathLike[str] | None = None,
     freeze: Literal["encoder"] | None = None,
     resume: bool = False,
@@ -1036,6 +1038,9 @@ def train(
             of its own and scores each case by the model that has not seen it; the path that comes back is then
             that of `output`, which `load_model` and `predict` take for the models of all folds.
         device: It computes; see `load_model`.
+        devices: This many devices of this computer train together. With more than one your script is run once for
+            each, up to this call, after which the first process goes on alone.
+        nodes: This many computers train together, on each of which the script is started.
         init: The training begins from this model file, or from the model that comes with the package: `base`.
             Structures that it lacks begin with random weights; run.json lists them.
         freeze: With `init`, `encoder` keeps the encoders of all networks as they are.
@@ -1068,6 +1073,8 @@ def train(
     )
     source = None if cohort is None else Path(cohort)
     if fold == "each":
+        if devices * nodes > 1:
+            raise InputError("devices and nodes are for one fold; fold='each' trains each fold on one device")
         if loggers:
             raise InputError(
                 "loggers cannot tell the folds of fold='each' apart; train the folds singly with them"
@@ -1093,6 +1100,8 @@ def train(
         Path(output),
         config=resolved,
         workers=workers,
+        devices=devices,
+        nodes=nodes,
         fold=chosen,
         init=start,
         resume=resume,

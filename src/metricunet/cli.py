@@ -66,7 +66,18 @@ Overwrite = Annotated[
         "Inputs are never replaced.",
     ),
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="Share the work out by Ray: to all cores or GPUs of this machine (ray), or to a cluster that is "
+        "running, given the address of its head or auto (ray://ADDRESS).",
+        metavar="ray[://ADDRESS]",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for other programs to read.")]
+
+#: Packages that are not installed where only exported models are computed (requirements-onnx.txt).
+LEFT_OUT = ("torch", "lightning", "safetensors", "matplotlib", "jinja2")
 
 #: Whether `--debug` was given.
 _debug = False
@@ -147,9 +158,19 @@ def phantom(
             metavar="FOLDER",
         ),
     ] = None,
+    dicom: Annotated[
+        bool,
+        typer.Option(
+            "--dicom",
+            help="Write each scan also as a DICOM series with a structure set, in the folder dicom, to try "
+            "import, predict and serve without a patient.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
+    engine: Engine = None,
 ) -> None:
     """Make synthetic CT scans of the pelvis with exact labels, in nnU-Net's raw data layout."""
+    from metricunet.engine import opened
     from metricunet.phantom import Variety, displace_cohort, make_cohort
     from metricunet.phantom.cohort import CohortPlan
     from metricunet.phantom.displaced import check_displaced
@@ -168,9 +189,15 @@ def phantom(
         if displaced.resolve() == output.resolve():
             raise InputError(f"--displaced and -o name one folder, {output}; name two")
         check_displaced(output, displaced, CohortPlan(**wanted), overwrite=overwrite)  # before any work
-    with progress_bars() as bar:
-        names = make_cohort(output, **wanted, progress=bar("phantoms"), overwrite=overwrite)
+    with opened(engine) as shared, progress_bars() as bar:
+        names = make_cohort(output, **wanted, progress=bar("phantoms"), overwrite=overwrite, engine=shared)
     typer.echo(f"{len(names)} phantoms in {output}")
+    if dicom:
+        from metricunet.workflows.phantom_dicom import write_as_dicom
+
+        with progress_bars() as bar:
+            folders = write_as_dicom(output, names, progress=bar("DICOM"))
+        typer.echo(f"each as a CT series with a structure set in {folders}")
     if displaced is not None:
         displace_cohort(output, displaced, overwrite=overwrite)
         typer.echo(f"the same with reader 1's training labels in {displaced}")
@@ -231,11 +258,13 @@ def import_(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    engine: Engine = None,
 ) -> None:
     """Make a cohort to train on from CT scans with contours: DICOM with structure sets, or other layouts."""
     from metricunet.cohort.importing import import_cohort
     from metricunet.cohort.importing import list_names as spellings
     from metricunet.cohort.importing.layouts import Finder
+    from metricunet.engine import opened
 
     found_by: str | Finder = layout
     if reviewed:
@@ -249,14 +278,21 @@ def import_(
     if not list_names and output is None:
         raise InputError("import needs -o COHORT, or --list-names to see the names of structures first")
     notes: tuple[str, ...] = ()
-    with progress_bars() as bar:
+    with opened(engine) as shared, progress_bars() as bar:
         if list_names or output is None:
             listed = spellings(sources, layout=found_by, bars=bar)
             typer.echo(_as_names_file(listed.text.rstrip()))
             left_out, refused, failed = listed.left_out, listed.refused, False
         else:
             done = import_cohort(
-                sources, output, names=names, layout=found_by, uids=uids, overwrite=overwrite, bars=bar
+                sources,
+                output,
+                names=names,
+                layout=found_by,
+                uids=uids,
+                overwrite=overwrite,
+                bars=bar,
+                engine=shared,
             )
             for error in done.errors:
                 _trace(error)
@@ -306,6 +342,14 @@ def train(
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Make the synthetic scans in this many processes.")] = 1,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Have the synthetic scans made by Ray: on all cores of this machine (ray), or on a cluster that "
+            "is running (ray://ADDRESS). The networks are trained here.",
+            metavar="ray[://ADDRESS]",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Read settings from this YAML file.")] = None,
     preset: Annotated[
         str | None,
@@ -356,8 +400,18 @@ def train(
         ),
     ] = None,
     device: Device = "auto",
+    devices: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Train on this many devices of this computer together, each with a share of every batch."
+        ),
+    ] = 1,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Train on this many computers together, on each of which this is started.")
+    ] = 1,
 ) -> None:
     """Train both stages of a model on a cohort, and write it to the output folder as model.safetensors."""
+    from metricunet.engine import opened
     from metricunet.files.model import read_card
     from metricunet.training.config import load_config
     from metricunet.training.fit import train as run
@@ -368,7 +422,16 @@ def train(
     start = None if init is None else initial_model(init)
     parent = None if start is None else read_card(start)
     settings = load_config(preset, config, set_ or [], phantoms=phantoms, freeze=freeze, parent=parent)
+    if engine is not None and cohort is not None:
+        raise InputError(
+            f"--engine makes the synthetic scans of --phantoms; leave it out with the cohort {cohort}"
+        )
     if fold == "each":
+        if devices * nodes > 1:
+            raise InputError(
+                "--fold each trains each fold on one device; start the command again with --resume and another "
+                "--device, such as cuda:1, and both share the folds"
+            )
         from metricunet.training.cross_validation import cross_validate, lines_of
 
         with progress_bars() as bar:
@@ -380,7 +443,7 @@ def train(
         for cause in filter(None, (fold.cause for fold in crossed.failed)):
             _trace(cause)
         raise typer.Exit(SOME_FAILED if crossed.incomplete else DONE)
-    with progress_bars() as bar:
+    with opened(engine) as shared, progress_bars() as bar:
         model = run(
             cohort,
             output,
@@ -392,6 +455,9 @@ def train(
             progress=bar("preparing" if settings.phantoms is None else "phantoms"),
             loggers=logger or (),
             workers=workers,
+            devices=devices,
+            nodes=nodes,
+            engine=shared,
             say=_say,
         )
     typer.echo(f"model: {model}")
@@ -410,8 +476,8 @@ def predict(
             "-m",
             "--model",
             help="Segment with this model file, with that of this run folder, or with the exported model in this "
-            "folder; of a cross-validation's folder, with those of all folds. Several models are averaged; give it "
-            "again for more. Without it, the environment variable METRICUNET_MODEL names the model or models; "
+            "folder; of a cross-validation's folder, with those of all folds. Several models are averaged; give "
+            "it again for more. Without it, the environment variable METRICUNET_MODEL names the model or models; "
             "without that, the shipped model is used.",
         ),
     ] = None,
@@ -420,8 +486,10 @@ def predict(
         typer.Option(
             "--format",
             "--output_type",
-            help="Write nifti (masks), rtstruct (DICOM structure sets), seg (DICOM segmentations), or several of "
-            "these, separated by commas. The words dicom_rtstruct and dicom_seg mean the same.",
+            help="Write nifti (masks), rtstruct (DICOM structure sets), seg (DICOM segmentations), probability "
+            "(NIfTI, in 4 bytes a voxel), probability_uint8 (in one byte), probability_seg (fractional DICOM "
+            "segmentations), or several of these, separated by commas. The words dicom_rtstruct and dicom_seg "
+            "mean the same.",
         ),
     ] = "nifti",
     structures: Annotated[
@@ -516,6 +584,7 @@ def predict(
         ),
     ] = False,
     overwrite: Overwrite = False,
+    engine: Engine = None,
 ) -> None:
     """Segment the prostate in scans; write masks or structure sets, and say which cases need review."""
     from metricunet.inference.models import chosen_models, warnings_of
@@ -525,11 +594,12 @@ def predict(
     models = chosen_models(model or ())
     for warning in warnings_of(models):
         _say(f"warning: {warning}")
+    from metricunet.engine import opened
     from metricunet.inference.case_files import withheld_line
     from metricunet.inference.predict import predict as run
 
     formats = [*_names([format_]), *(["page"] if page else [])]
-    with progress_bars() as bar:
+    with opened(engine) as shared, progress_bars() as bar:
         outcome = run(
             scans,
             models,
@@ -550,6 +620,7 @@ def predict(
             overwrite=overwrite,
             draw_anyway=draw_anyway,
             progress=bar("segmenting"),
+            engine=shared,
         )
     for case in outcome.cases:
         time = "done before" if case.skipped else f"{case.seconds:.1f} s"
@@ -609,6 +680,36 @@ def review(
         )
     file = None if no_ledger else ledger or default_ledger()
     run(predictions, scans=scans, reviewer=reviewer, port=port, browser=browser, ledger=file, say=typer.echo)
+
+
+@app.command()
+def serve(
+    node: Annotated[Path, typer.Argument(help="File that says what the node takes, does and sends.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Name every mistake in the file, one line each, and do nothing else.")
+    ] = False,
+    once: Annotated[
+        bool,
+        typer.Option(
+            "--once",
+            help="Listen nowhere: take what lies in the watched folder, work off the queue, try each delivery "
+            "once, and end.",
+        ),
+    ] = False,
+) -> None:
+    """Run a DICOM node: take CT series from the network, segment them, and send structure sets."""
+    from metricunet.workflows.serve import check_node
+    from metricunet.workflows.serve import serve as run
+
+    if check:
+        mistakes = check_node(node)
+        for line in mistakes:
+            typer.echo(f"{node}: {line}")
+        if mistakes:
+            raise typer.Exit(NOTHING_DONE)
+        typer.echo(f"{node}: no mistakes")
+    elif not run(node, once=once, say=_say):
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()
@@ -784,12 +885,14 @@ def study(
     file: Annotated[Path, typer.Argument(help="YAML file with the data, arms, seeds and folds of the study.")],
     output: Output,
     device: Device = "auto",
+    engine: Engine = None,
 ) -> None:
     """Train and score every arm of a study with every seed and fold, and write tables; run again to continue."""
+    from metricunet.engine import opened
     from metricunet.study.run import study as run
 
-    with progress_bars() as bar:
-        result = run(file, output, device=device, say=_say, bar=bar)
+    with opened(engine) as shared, progress_bars() as bar:
+        result = run(file, output, device=device, engine=shared, say=_say, bar=bar)
     typer.echo(result.text)
     typer.echo(f"tables: {result.tables}")
     for failed in result.failed:
@@ -1088,5 +1191,8 @@ def main() -> None:
     except Exception as error:
         if _debug:
             raise
-        _say(f"error: {told(error)}; this is a fault of the program: --debug after metricunet shows where")
+        if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
+            _say(f"error: this needs {error.name}, which is not installed here; run `pip install {error.name}`")
+        else:
+            _say(f"error: {told(error)}; this is a fault of the program: --debug after metricunet shows where")
     sys.exit(NOTHING_DONE)

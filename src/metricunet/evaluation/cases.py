@@ -30,12 +30,11 @@ from metricunet.evaluation.contour_files import (
 )
 from metricunet.evaluation.naming import NamedCase, Naming, choose_structures, counted_names
 from metricunet.files.json_file import read_json
-from metricunet.files.reviews import is_reviewed_mask
+from metricunet.files.reviews import QUALITY_SUFFIX, is_kept_apart
 from metricunet.files.scan import SCAN_SUFFIXES, case_name, is_scan
 
 #: The folders of a cohort that hold references, and where their images are.
 IMAGES_OF = {"labelsTr": "imagesTr", "labelsTs": "imagesTs"}
-QUALITY_SUFFIX = ".quality.json"
 #: What a lone label is called where no dataset.json names it.
 DEFAULT_LABELS = {"prostate": 1}
 
@@ -358,7 +357,7 @@ def _files_by_case(source: Path, what: str, finder: SeriesFinder | None, scan: P
         raise InputError(f"{source}: no such file or folder; expected the {what}s, CASE.nii.gz each")
     found: dict[str, Path] = {}
     for path in sorted(source.iterdir()):
-        if path.name.startswith(".") or not is_scan(path) or not path.is_file() or is_reviewed_mask(path):
+        if path.name.startswith(".") or not is_scan(path) or not path.is_file() or is_kept_apart(path):
             continue
         case = case_name(path)
         if case in found:

@@ -15,6 +15,7 @@ from metricunet.errors import InputError, argument
 from metricunet.evaluation.naming import Naming, counted_names
 from metricunet.files.dicom.header import DamagedFileError, read_dicom_file, text_of
 from metricunet.files.dicom.series import CtSeries, SeriesSearch, search_series
+from metricunet.files.reviews import is_kept_apart
 from metricunet.files.rtstruct.model import RtStructure
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.scan import is_scan, read_scan
@@ -76,7 +77,7 @@ def contour_files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     found: dict[ContourKind, list[Path]] = {"rtstruct": [], "seg": []}
     damaged: list[Path] = []
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith(".") and not is_kept_apart(path):
             try:
                 kind = contour_kind(path)
             except DamagedFileError:

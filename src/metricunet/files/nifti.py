@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
+from nibabel.openers import Opener
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
@@ -72,6 +73,38 @@ def write_nifti(path: Path, volume: Volume, like: Path | None = None) -> None:
         like: a NIfTI file on the same grid whose axis order and orientation are copied exactly. Without it
             the axes are written column, row, slice.
     """
+    image = _image(volume, like)
+    with written_whole(path) as temporary:
+        nib.save(image, temporary)
+
+
+def write_nifti_stack(
+    path: Path, volumes: Iterable[Volume], count: int, like: Path | None = None, slope: float | None = None
+) -> None:
+    """Write volumes of one grid into one four-dimensional NIfTI file, whole or not at all, one after the other.
+
+    Args:
+        path: ends in .nii.gz.
+        volumes: all of one dtype; no more than one of them is held at a time.
+        count: how many there are.
+        like: as in `write_nifti`.
+        slope: what stored values are multiplied by when they are read; None to take them as they are.
+    """
+    with written_whole(path) as temporary, Opener(str(temporary), "wb") as handle:
+        for number, volume in enumerate(volumes):
+            image = _image(volume, like)
+            if number == 0:
+                header = image.header.copy()
+                header.set_data_shape((*image.shape, count))
+                header.set_slope_inter(slope, None if slope is None else 0.0)
+                header["magic"] = header.single_magic
+                header.write_to(handle)
+            for part in np.asarray(image.dataobj).T:  # the first axis of the file is the fastest
+                handle.write(np.ascontiguousarray(part).tobytes())
+
+
+def _image(volume: Volume, like: Path | None) -> nib.Nifti1Image:
+    """Return a volume as nibabel holds it, see `write_nifti`."""
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
     if like is None:
         affine = RAS_TO_LPS @ volume.geometry.affine[:, [2, 1, 0, 3]]
@@ -87,8 +120,7 @@ def write_nifti(path: Path, volume: Volume, like: Path | None = None) -> None:
         image.header.set_xyzt_units("mm")
         image.set_sform(source.get_sform(), code=int(source.header["sform_code"]))
         image.set_qform(source.get_qform(), code=int(source.header["qform_code"]))
-    with written_whole(path) as temporary:
-        nib.save(image, temporary)
+    return image
 
 
 def _open(path: Path) -> Any:

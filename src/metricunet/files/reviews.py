@@ -20,6 +20,9 @@ COMMAND = "review"
 Decision = Literal["accepted", "corrected", "rejected"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 #: Name of a record: the case, and which of its reviews it is.
+#: How the files of probabilities of a prediction end, and its verdict.
+PROBABILITY_SUFFIXES = (".probability.nii.gz", ".probability_uint8.nii.gz", ".probability.seg.dcm")
+QUALITY_SUFFIX = ".quality.json"
 NAME = re.compile(r"(.+)\.reviewed(?:-([1-9][0-9]{0,5}))?\.json")
 MASK_SUFFIX, STRUCTURE_SET_SUFFIX, RECORD_SUFFIX = ".nii.gz", ".rtstruct.dcm", ".json"
 
@@ -108,6 +111,20 @@ def is_reviewed_mask(path: Path) -> bool:
         return False
     record = read_sealed(path.with_name(path.name.removesuffix(MASK_SUFFIX) + RECORD_SUFFIX))
     return record is not None and record.get("command") == COMMAND and path.name in record[FILES]
+
+
+def is_kept_apart(path: Path) -> bool:
+    """Tell whether a file lies beside a case's mask and is another file of that case, changed since or not.
+
+    These are the masks of reviews, and probabilities.
+    """
+    if is_reviewed_mask(path):
+        return True
+    suffix = next((suffix for suffix in PROBABILITY_SUFFIXES if path.name.endswith(suffix)), None)
+    if suffix is None:
+        return False
+    verdict = read_sealed(path.with_name(path.name.removesuffix(suffix) + QUALITY_SUFFIX))
+    return verdict is not None and path.name in verdict[FILES]
 
 
 def _read(path: Path, case: str, number: int) -> Review | None:

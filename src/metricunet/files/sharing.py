@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -29,20 +29,47 @@ def taken_up(items: Sequence[Item], do: Callable[[Item], Result], say: Say = sil
     Raises:
         AlreadyClaimed: a file lies in the claim's place that is none.
     """
-    left, told = list(items), False
-    while left:
-        held: list[Item] = []
-        why = ""
+
+    def one_by_one(left: Sequence[Item]) -> Iterator[tuple[Item, Result | AlreadyClaimed]]:
         for item in left:
             try:
                 result = do(item)
             except AlreadyClaimed as claim:
-                if claim.holder is None:
-                    raise
-                held.append(item)
-                why = str(claim)
+                yield item, claim
+            else:
+                yield item, result
+
+    for _, result in shared_out(items, one_by_one, say):
+        yield result
+
+
+def shared_out(
+    items: Sequence[Item],
+    each: Callable[[Sequence[Item]], Iterable[tuple[Item, Result | AlreadyClaimed]]],
+    say: Say = silent,
+) -> Iterator[tuple[Item, Result]]:
+    """Do what no other process is doing, in whatever order, and in the end what others have left by then.
+
+    Args:
+        items: things to do.
+        each: does things, and yields each with what came of it: `AlreadyClaimed` where another process is at it.
+        say: told what is waited for.
+
+    Raises:
+        AlreadyClaimed: a file lies in the claim's place that is none.
+    """
+    left, told = list(items), False
+    while left:
+        held: list[Item] = []
+        why = ""
+        for item, result in each(left):
+            if not isinstance(result, AlreadyClaimed):
+                yield item, result
                 continue
-            yield result
+            if result.holder is None:
+                raise result
+            held.append(item)
+            why = str(result)
         if len(held) == len(left):  # nothing to do meanwhile
             if not told:
                 say(f"waiting: {why}")

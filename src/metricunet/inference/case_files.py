@@ -11,16 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import claimed
+from metricunet.files.dicom.identity import RANDOM, Identity
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.exported import files_of_model
 from metricunet.files.names import check_name_fits
-from metricunet.files.nifti import is_nifti, write_nifti
+from metricunet.files.nifti import is_nifti, write_nifti, write_nifti_stack
 from metricunet.files.own import Inputs, OwnFiles
 from metricunet.files.record import RunRecord, sha256
-from metricunet.files.seg.write import write_seg
+from metricunet.files.seg.write import write_fractional_seg, write_seg
 from metricunet.inference.inputs import QUALITY_SUFFIX, Refused, ScanInput
 from metricunet.inference.models import warnings_of
 from metricunet.inference.page import Excerpt, excerpt_of, write_page
@@ -36,7 +39,7 @@ from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import QualityReport
 from metricunet.volume import Volume
 
-Format = Literal["nifti", "rtstruct", "seg", "page"]
+Format = Literal["nifti", "rtstruct", "seg", "probability", "probability_uint8", "probability_seg", "page"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 #: TotalSegmentator's words for formats, for those who have its commands at hand.
 OTHER_WORDS: Mapping[str, str] = {"dicom_rtstruct": "rtstruct", "dicom_seg": "seg"}
@@ -44,18 +47,23 @@ SUFFIXES: dict[Format, str] = {
     "nifti": ".nii.gz",
     "rtstruct": ".rtstruct.dcm",
     "seg": ".seg.dcm",
+    "probability": ".probability.nii.gz",
+    "probability_uint8": ".probability_uint8.nii.gz",
+    "probability_seg": ".probability.seg.dcm",
     "page": ".page.html",
 }
-#: What holds masks; the page is to look at.
+#: What holds masks.
 MASKS: tuple[Format, ...] = ("nifti", "rtstruct", "seg")
 #: What is written also where nothing was found: it says so.
 ALWAYS: tuple[Format, ...] = ("page",)
 #: What refers to the files of a scan, and cannot be written without them.
-NEED_SERIES: tuple[Format, ...] = ("rtstruct", "seg")
+NEED_SERIES: tuple[Format, ...] = ("rtstruct", "seg", "probability_seg")
 #: Fields of a verdict's file: the formats that were asked for and not written, and those that one insisted on.
 WITHHELD, DRAWN_ANYWAY = "withheld", "drawn_anyway"
 #: Field of a verdict's file, where some of the model's structures were asked for: which.
 CHOSEN = "chosen"
+#: Field of a verdict's file: the structures in the order of the volumes of a file of probabilities.
+PROBABILITY = "probability"
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ class CaseFiles:
         options: ContourOptions,
         provenance: Mapping[str, Any],
         excerpt: Excerpt | None,
+        identity: Identity = RANDOM,
     ) -> tuple[str, ...]:
         """Write the files of a case, all or none of them. The caller holds the claim of the case.
 
@@ -118,6 +127,7 @@ class CaseFiles:
             options: how a structure set is drawn.
             provenance: what the files depend on, as `provenance_of` gives it; it becomes part of the verdict.
             excerpt: what a page shows of the scan, as `excerpt_of` gives it.
+            identity: where the UIDs of DICOM objects come from, and their date; random and now by default.
 
         Returns:
             The formats that were asked for and are withheld.
@@ -129,11 +139,16 @@ class CaseFiles:
         doubtful = withheld_formats(prediction, quality, self.formats)
         withheld = () if self.draw_anyway else doubtful
         names = {name: file for name, file in self.names(quality.case).items() if name not in withheld}
-        said = {WITHHELD: list(withheld), DRAWN_ANYWAY: list(doubtful) if self.draw_anyway else []}
+        said: dict[str, Any] = {WITHHELD: list(withheld), DRAWN_ANYWAY: list(doubtful) if self.draw_anyway else []}
         if prediction.chosen:
             said[CHOSEN] = list(prediction.chosen)
+        if prediction.masks and set(names) & {"probability", "probability_uint8"}:
+            said[PROBABILITY] = {
+                "volumes": list(prediction.structures),
+                "organs": [name for name in prediction.structures if name in prediction.card.organs_structures],
+            }
         try:
-            drawn = _stage_masks(own, names, prediction, source, options)
+            drawn = _stage_masks(own, names, prediction, source, options, identity)
             if "page" in names:
                 write_page(own.stage(names["page"]), excerpt, prediction, quality)
             # The verdict is written last: where it is, the case is whole.
@@ -157,26 +172,27 @@ def write_case(
     inputs: Iterable[Path] = (),
     overwrite: bool = False,
     draw_anyway: bool = False,
+    identity: Identity = RANDOM,
 ) -> tuple[Path, ...]:
     """Write what was predicted of one scan, as `metricunet predict` writes it.
 
     A file of an earlier prediction is replaced only while it is as it was written.
 
     Args:
-        folder: of CASE.nii.gz, CASE.rtstruct.dcm, CASE.seg.dcm, CASE.page.html and CASE.quality.json; made where
-            it is missing.
+        folder: of CASE.quality.json and the files of `SUFFIXES`; made where it is missing.
         prediction: of the scan.
         quality: its verdict, which names the case.
         source: the scan's files, which are never replaced; None for a scan that has none. Without a DICOM series
-            `nifti` and `page` alone can be written.
+            what `NEED_SERIES` names cannot be written.
         scan: HU, which a page shows; None to read them from `source`.
-        formats: of `nifti`, `rtstruct`, `seg` and `page`.
+        formats: of `FORMATS`.
         options: how a structure set is drawn.
         provenance: what the files depend on, see `provenance_of`. Only where it also holds `input_sha256`, and all
             of it fits, does `metricunet predict` take the case for done.
         inputs: more files that are never replaced, such as the models.
         overwrite: replace files of others that have an output's name.
         draw_anyway: write structure sets even where `withheld_formats` names them.
+        identity: where the UIDs of DICOM objects come from, and their date; random and now by default.
 
     Returns:
         The files that are there now, the verdict last.
@@ -197,7 +213,7 @@ def write_case(
     own = files.own(quality.case)
     with claimed(own.claim, f"a prediction of case {quality.case}"):
         excerpt = _excerpt(prediction, source, scan) if "page" in known else None
-        withheld = files.write(prediction, quality, source, options, provenance or {}, excerpt)
+        withheld = files.write(prediction, quality, source, options, provenance or {}, excerpt, identity)
     written = [name for name in known if (prediction.masks or name in ALWAYS) and name not in withheld]
     return (*(files.path(quality.case, name) for name in written), own.path)
 
@@ -364,8 +380,7 @@ def checked_formats(formats: Sequence[str]) -> tuple[Format, ...]:
     """Return the formats in the order in which they are written.
 
     Args:
-        formats: of `nifti`, `rtstruct`, `seg` and `page`, or in TotalSegmentator's words `dicom_rtstruct` and
-            `dicom_seg`.
+        formats: of `FORMATS`, or in TotalSegmentator's words `dicom_rtstruct` and `dicom_seg`.
 
     Raises:
         InputError: one of them is unknown.
@@ -456,24 +471,48 @@ def _stage_masks(
     prediction: Prediction,
     source: ScanInput | None,
     options: ContourOptions,
+    identity: Identity,
 ) -> dict[str, dict[str, Any]]:
     """Stage what was asked for, if there is a mask; return what the structure set holds of each structure."""
     if prediction.labels is None or not prediction.masks:
         return {}
-    paths = {name: own.stage(file) for name, file in names.items() if name in MASKS}
+    paths = {name: own.stage(file) for name, file in names.items() if name not in ALWAYS}
     series = None if source is None else source.series
+    like = source.path if source is not None and series is None and is_nifti(source.path) else None
     if "nifti" in paths:
-        like = source.path if source is not None and series is None and is_nifti(source.path) else None
         write_nifti(paths["nifti"], prediction.labels, like=like)
     drawn: dict[str, dict[str, Any]] = {}
+    if paths.keys() & {"probability", "probability_uint8"}:
+        _write_probabilities(paths, prediction, like)
     if series is None or not paths.keys() & set(NEED_SERIES):
         return drawn
     card = prediction.card
     surface = options.contours == "surface" and "rtstruct" in paths
     structures = structures_of(prediction, surface)
     if "rtstruct" in paths:
-        drawn = write_structure_set(paths["rtstruct"], series, structures, options, card)
+        drawn = write_structure_set(paths["rtstruct"], series, structures, options, card, identity)
     if "seg" in paths:
         members = list(structures.values())
-        write_seg(paths["seg"], series, members, description=description_of(card), content=set_name_of(card))
+        words = {"description": description_of(card), "content": set_name_of(card)}
+        write_seg(paths["seg"], series, members, identity=identity, **words)
+    if "probability_seg" in paths:
+        probabilities = [prediction.probability_map(name) for name in structures]
+        words = {"description": description_of(card), "content": set_name_of(card)}
+        members = list(structures.values())
+        write_fractional_seg(paths["probability_seg"], series, members, probabilities, identity=identity, **words)
     return drawn
+
+
+def _write_probabilities(paths: Mapping[Format, Path], prediction: Prediction, like: Path | None) -> None:
+    """Write the probability of each structure, in the order in which the verdict's file names them (`labels`)."""
+    names = prediction.structures
+    if "probability" in paths:
+        maps = (prediction.probability_map(name) for name in names)
+        write_nifti_stack(paths["probability"], maps, len(names), like)
+    if "probability_uint8" in paths:
+        maps = (_in_bytes(prediction.probability_map(name)) for name in names)
+        write_nifti_stack(paths["probability_uint8"], maps, len(names), like, slope=1 / 255)
+
+
+def _in_bytes(probability: Volume) -> Volume:
+    return probability.with_array(np.rint(probability.array * 255).astype(np.uint8))

@@ -14,12 +14,11 @@ from metricunet.files.dicom.series import STRICT, CtSeries, SeriesSearch, find_s
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.own import FILES, read_sealed
 from metricunet.files.record import sha256
-from metricunet.files.reviews import is_reviewed_mask
+from metricunet.files.reviews import QUALITY_SUFFIX, is_kept_apart
 from metricunet.files.scan import case_name, is_scan, read_scan, scan_files
 from metricunet.volume import Volume
 
 #: What follows a case's name in the name of its verdict, which is the record of its files.
-QUALITY_SUFFIX = ".quality.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,8 +218,8 @@ def scans_at(path: Path, allow: Allow = STRICT) -> tuple[list[ScanInput], list[R
 
 
 def is_output(path: Path) -> bool:
-    """Tell whether a file is the mask that a prediction or its review left, changed since or not."""
-    if is_reviewed_mask(path):
+    """Tell whether a file is the mask or the probabilities that a prediction or a review left, changed or not."""
+    if is_kept_apart(path):
         return True
     verdict = read_sealed(path.with_name(f"{case_name(path)}{QUALITY_SUFFIX}"))
     return verdict is not None and path.name in verdict[FILES]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from metricunet.engine import GIB, Engine, Needs, Tell
 from metricunet.errors import InputError, told
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.stack import Allow
@@ -45,6 +46,11 @@ from metricunet.progress import Progress
 from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import QualityReport, judge
 from metricunet.volume import Volume
+
+#: The most that a case was measured to take: 650 slices of 512 x 512, one at a time.
+CASE_BYTES = round(1.3 * GIB)
+#: Of so many scans it is asked whether every machine of an engine sees them.
+WITNESSES = 64
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ def predict(
     overwrite: bool = False,
     draw_anyway: bool = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> PredictOutcome:
     """Segment scans and write masks, structure sets and verdicts.
 
@@ -102,9 +109,9 @@ def predict(
     Args:
         scans: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM series.
         models: model files, or folders of exported models; the probabilities of several are averaged.
-        output: folder of CASE.nii.gz, CASE.rtstruct.dcm, CASE.seg.dcm, CASE.page.html, CASE.quality.json and
-            run.json.
-        formats: of `nifti`, `page` (to look at in a browser), and `rtstruct` and `seg`, which need DICOM input.
+        output: folder of CASE.nii.gz and the other files of a case, CASE.quality.json and run.json.
+        formats: of `nifti`, `probability`, `probability_uint8`, `page` (to look at in a browser), and `rtstruct`,
+            `seg` and `probability_seg`, which need DICOM input.
         structures: of the models, which alone are written; None for all. The verdict is that of all.
         series: SeriesInstanceUID to take alone.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
@@ -121,6 +128,7 @@ def predict(
         draw_anyway: write structure sets and segmentations even where the doubt is strong and the model of
             synthetic origin, see `withheld_formats`.
         progress: called with (done, all).
+        engine: segments the scans, each where it is read; None for this process.
 
     Raises:
         InputError: nothing can be done with the input or the arguments, or an output has the name of an input
@@ -150,32 +158,50 @@ def predict(
     own_record.check([])
     for entry in inputs:
         files.check(entry.case)
-    load = partial(open_predictor, models, device, runtime=runtime, provider=provider, reruns=reruns)
-    outcomes: list[CaseOutcome] = []
+    load = partial(open_predictor, runtime=runtime, provider=provider, reruns=reruns)
+    work = _Work(models, device, load, files, provenance, options)
+    results: dict[str, CaseOutcome | Exception] = {}
     # Whatever ends this, the stages end before the claims do: a scan that is read meanwhile takes another one.
-    with (
-        closing(_Work(load, files, provenance, options)) as work,
-        closing(run_pipeline(inputs, work.read, work.compute, work.write, work.load)) as stages,
-    ):
+    with closing(work), closing(_stages(inputs, work, engine)) as stages:
         for done, (entry, result) in enumerate(stages, start=1):
             work.release(entry.case)
-            if isinstance(result, CaseOutcome):
-                outcomes.append(result)
-            elif len(inputs) == 1 and not refused:
-                if isinstance(result, InputError):
-                    raise result
-                raise InputError(f"{entry.path}: {told(result)}") from result
-            elif isinstance(result, InputError):
-                refused.append(Refused(entry.path, str(result)))
-            else:
-                refused.append(Refused(entry.path, f"{entry.path}: {told(result)}", error=result))
+            results[entry.case] = result
             if progress is not None:
                 progress(done, len(inputs))
+    outcomes: list[CaseOutcome] = []
+    for entry in inputs:
+        result = results[entry.case]
+        if isinstance(result, CaseOutcome):
+            outcomes.append(result)
+        elif len(inputs) == 1 and not refused:
+            if isinstance(result, InputError):
+                raise result
+            raise InputError(f"{entry.path}: {told(result)}") from result
+        elif isinstance(result, InputError):
+            refused.append(Refused(entry.path, str(result)))
+        else:
+            refused.append(Refused(entry.path, f"{entry.path}: {told(result)}", error=result))
     if not outcomes:
         raise nothing_left(refused)
-    record.facts |= run_facts(provenance, work.predictor.device, outcomes, refused)
+    record.facts |= run_facts(provenance, work.device_used, outcomes, refused)
     own_record.commit(record.content())
     return PredictOutcome(tuple(outcomes), tuple(refused))
+
+
+def _stages(
+    inputs: Sequence[ScanInput], work: _Work, engine: Engine | None
+) -> Generator[tuple[ScanInput, CaseOutcome | Exception], None, None]:
+    """Yield each scan with what became of it: here, or from the workers of an engine, as they are done."""
+    if engine is None:
+        yield from run_pipeline(inputs, work.take, work.compute, work.write, work.load)
+        return
+    witnesses = [files_of(entry)[0] for entry in inputs[:: -(-len(inputs) // WITNESSES)]]
+    engine.check_folders(work.files.folder, [*work.kept(), *witnesses])
+    # A machine on which two workers share a GPU reads a scan for the one while the other computes.
+    needs = Needs(CASE_BYTES, work.device, per_gpu=2)
+    work.device = engine.device(needs)
+    make = partial(_CaseWorker, work.for_workers())
+    yield from engine.each(inputs, make, needs, claim=work.claim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,13 +234,34 @@ class _Work:
 
     def __init__(
         self,
-        open_models: Callable[[], Segmenter],
+        models: Sequence[Path],
+        device: str,
+        open_models: Callable[[Sequence[Path], str], Segmenter],
         files: CaseFiles,
         provenance: dict[str, Any],
         options: ContourOptions,
     ) -> None:
-        self.open_models, self.files, self.provenance, self.options = open_models, files, provenance, options
+        self.models, self.device, self.open_models = models, device, open_models
+        self.files, self.provenance, self.options = files, provenance, options
         self._claims: dict[str, ExitStack] = {}
+
+    def kept(self) -> tuple[Path, ...]:
+        """The files beside the scans that are read, and never replaced."""
+        return (*self.models, *filter(None, [self.options.add_to]))
+
+    def for_workers(self) -> _Work:
+        """Return the same work without models and inputs, small enough for every process."""
+        files = replace(self.files, inputs=Inputs([]))
+        return _Work(self.models, self.device, self.open_models, files, self.provenance, self.options)
+
+    @property
+    def device_used(self) -> str:
+        """The device that computed."""
+        return str(self.predictor.device) if hasattr(self, "predictor") else self.device
+
+    def claim(self, entry: ScanInput) -> AbstractContextManager[object]:
+        """Hold the claim of a case."""
+        return claimed(self.files.own(entry.case).claim, f"a prediction of case {entry.case}")
 
     def release(self, case: str) -> None:
         """Let go of the claim of a case, which may have none."""
@@ -226,15 +273,20 @@ class _Work:
             self.release(case)
 
     def load(self) -> None:
-        self.predictor = self.open_models()
+        self.predictor = self.open_models(self.models, self.device)
+
+    def take(self, entry: ScanInput) -> _Scan:
+        """Take the claim of a case, which `release` lets go of, and read its scan."""
+        with ExitStack() as claim:
+            claim.enter_context(self.claim(entry))
+            self._claims[entry.case] = claim.pop_all()
+        return self.read(entry)
 
     def read(self, entry: ScanInput) -> _Scan:
+        """Read a scan whose claim is held."""
         began = time.perf_counter()
         provenance = {"input_sha256": entry.sha256(), **self.provenance}
         own = self.files.own(entry.case)
-        with ExitStack() as claim:
-            claim.enter_context(claimed(own.claim, f"a prediction of case {entry.case}"))
-            self._claims[entry.case] = claim.pop_all()
         done = _already_done(entry.case, own, self.files, provenance)
         if done is not None:
             own.settle()  # an earlier run may have been killed when all was there
@@ -260,6 +312,29 @@ class _Work:
             segmented.prediction, quality, entry, self.options, segmented.provenance, segmented.excerpt
         )
         return CaseOutcome.of(quality, segmented.seconds + time.perf_counter() - began, withheld)
+
+
+class _CaseWorker:
+    """A worker that segments scans with models that it loads once.
+
+    Args:
+        work: the stages of a case, without models.
+    """
+
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+        work.load()
+
+    def do(self, entry: ScanInput, tell: Tell) -> CaseOutcome:
+        """Read a scan, segment it and write its files."""
+        # A machine knows a file by numbers of its own, so these are not the ones of the driver.
+        self.work.files = replace(self.work.files, inputs=Inputs([*files_of(entry), *self.work.kept()]))
+        try:
+            scan = self.work.read(entry)
+        except Finished as finished:
+            outcome: CaseOutcome = finished.outcome
+            return outcome
+        return self.work.write(entry, self.work.compute(entry, scan))
 
 
 def _already_done(case: str, own: OwnFiles, files: CaseFiles, provenance: dict[str, Any]) -> CaseOutcome | None:

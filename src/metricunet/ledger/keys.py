@@ -102,7 +102,7 @@ def _path(ledger: Path) -> Path:
 
 
 def _make(path: Path, replace: bool = False) -> None:
-    """Write a new key, whole or not at all; one that is there, of a faster process, stays unless it is replaced."""
+    """Write a new key, whole or not at all; that of a faster process stays, unless it is to be replaced."""
     temporary = path.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as handle:

@@ -183,13 +183,15 @@ def is_changed(edit: Edit) -> bool:
 
 def _group(name: str, cases: Sequence[Case], structure: str) -> Group:
     decided = [case.decided for case in cases if case.decided is not None]
-    counts = [sum(one.decision == word for one in decided) for word in ("accepted", "corrected", "rejected")]
+    words = [one.decision for one in decided]
     edits = [one.edits[structure] for one in decided if structure in one.edits]
     changed = [edit for edit in edits if is_changed(edit)]
     return Group(
         name,
         len(cases),
-        *counts,
+        words.count("accepted"),
+        words.count("corrected"),
+        words.count("rejected"),
         len(edits),
         len(changed),
         _median([edit.dice for edit in changed]),

@@ -358,6 +358,27 @@ class Queue:
             db.execute("UPDATE jobs SET deaths = 0 WHERE id = ?", (job_id,))
             return self.move(job_id, "waiting", actor=actor)
 
+    def send_again(self, job_id: int, actor: str) -> Job:
+        """Let all files of a job that were sent, or not, be sent once more: the same instances.
+
+        Args:
+            job_id: number of the job.
+            actor: who wishes it.
+
+        Raises:
+            StateChanged: it is in hand, or nothing of it was ever to be sent.
+        """
+        with self.ledger.writing() as db:
+            moment = self._now()
+            changed = db.execute(
+                "UPDATE deliveries SET state = 'waiting', attempts = 0, next_attempt = ?, created = ?, "
+                "changed = ? WHERE job_id = ?",
+                (moment, moment, moment, job_id),
+            )
+            if not changed.rowcount:
+                raise StateChanged(self.job(job_id), "sending")
+            return self.move(job_id, "sending", actor=actor)
+
     def deliver(self, job_id: int, destination: str, kind: str, file: str, sop_uid: str) -> Delivery:
         """Ask for a file to be sent; asked for again, the delivery stays as it is.
 
@@ -470,6 +491,39 @@ class Queue:
         """Return the deliveries of a job, the oldest first."""
         with self.ledger.reading() as db:
             return self._deliveries(db, "WHERE job_id = ? ORDER BY id", job_id)
+
+    def of_series(self, series: str) -> list[Job]:
+        """Return the jobs of a series, by its keyed hash, the last first."""
+        with self.ledger.reading() as db:
+            return self._jobs(db, "WHERE series = ? ORDER BY jobs.id DESC", series)
+
+    def of_folder(self, folder: str) -> Job | None:
+        """Return the last job of the input in a folder; None where there is none."""
+        with self.ledger.reading() as db:
+            return next(iter(self._jobs(db, "WHERE folder = ? ORDER BY jobs.id DESC LIMIT 1", folder)), None)
+
+    def folders(self) -> set[str]:
+        """Return the folders of all inputs."""
+        with self.ledger.reading() as db:
+            return {row[0] for row in db.execute("SELECT folder FROM inputs")}
+
+    def undelivered(self, destination: str) -> int:
+        """Return how many files wait to be sent to a destination."""
+        with self.ledger.reading() as db:
+            (count,) = db.execute(
+                "SELECT count(*) FROM deliveries WHERE destination = ? AND state = 'waiting'", (destination,)
+            ).fetchone()
+            return int(count)
+
+    def forget(self, input_id: int) -> None:
+        """Delete an input with its jobs and deliveries; the journal's lines of them stay, without numbers."""
+        with self.ledger.writing() as db:
+            db.execute("DELETE FROM inputs WHERE id = ?", (input_id,))
+
+    def forget_events(self, before: datetime) -> int:
+        """Delete the journal's lines of earlier than a moment; return how many there were."""
+        with self.ledger.writing() as db:
+            return db.execute("DELETE FROM events WHERE moment < ?", (stamp(before),)).rowcount
 
     def counts(self) -> dict[State, int]:
         """Return how many jobs are in each state, those that are 0 among them."""

@@ -51,6 +51,7 @@ class Ledger:
             with self._explained():
                 _make_file(path)
                 with closing(self._connect()) as db:
+                    _check_known(db, path)  # first, for what is not ours stays as it is
                     self._share(db)
                     bring_up_to_date(db, path)
         else:

@@ -90,7 +90,7 @@ def read_rows(ledger: Ledger) -> list[dict[str, Any]]:
 
     Columns are `COLUMNS`; None where there is nothing. `is_last` tells the decision that counts for the case.
     """
-    chosen = ", ".join(f"{source} AS {name}" for name, source in _SOURCES.items())
+    chosen = ", ".join(f'{source} AS "{name}"' for name, source in _SOURCES.items())
     with ledger.reading() as db:
         rows = db.execute(
             f"SELECT {chosen} {_JOINED} "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metricunet.metric.background import Background
 from metricunet.metric.bank import EmbeddingBank, bank_losses
+from metricunet.metric.gathering import counted_once, gathered, of_whole_batch, processes, sharing
 from metricunet.metric.losses import MetricOutput, TupleOptions, tuple_losses
 from metricunet.metric.sampling import (
     BAND_SLACK,
@@ -106,11 +107,14 @@ class VoxelBranch(nn.Module):
             projected = at_least_float32(read if self.heads is None else self.heads[tap](read))
             with without_autocast(projected.device):
                 embeddings = F.normalize(projected, dim=-1)
-                spreads.append(spread(embeddings, sample.valid))
                 known = sample
                 if self.background is not None:
                     kinds = self.background(embeddings.detach(), sample, tap, image)
                     known = replace(sample, classes=self._with_kinds(sample, kinds))
+                if sharing():  # tuples are formed in the whole batch
+                    projected, known = of_whole_batch(projected), _of_whole_batch(known)
+                    embeddings = F.normalize(projected, dim=-1)
+                spreads.append(spread(embeddings, known.valid))
                 found.append(self.objective(projected, embeddings, known, tap))
         statistics = {
             **_means([one.statistics for one in found]),
@@ -247,7 +251,8 @@ class VoxelClassLoss(VoxelBranch):
         """Classify the voxels and compute the cross-entropy (see `VoxelBranch.objective`)."""
         wanted = torch.where(sample.valid, sample.classes, -1).flatten()
         count = sample.valid.sum().clamp(min=1)
-        scores = self.classifiers[tap](projected).flatten(0, 1)
+        classifier = self.classifiers[tap]
+        scores = F.linear(projected, counted_once(classifier.weight), counted_once(classifier.bias)).flatten(0, 1)
         if sample.certainty is None:
             entropy = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="sum") / count
         else:
@@ -344,6 +349,19 @@ def spread(embeddings: Tensor, valid: Tensor) -> Tensor:
 def without_autocast(device: torch.device) -> torch.autocast:
     """Return the context in which distances keep the precision of their embeddings, whatever the caller's."""
     return torch.autocast(device.type, enabled=False)
+
+
+def _of_whole_batch(sample: Sample) -> Sample:
+    """Return the samples of all processes that share a batch."""
+    valid, hard = (gathered(flags.to(torch.uint8)) > 0 for flags in (sample.valid, sample.hard))
+    return Sample(
+        gathered(sample.index),
+        gathered(sample.classes),
+        valid,
+        hard,
+        None if sample.certainty is None else gathered(sample.certainty),
+        None if sample.contoured is None else sample.contoured * processes(),
+    )
 
 
 def _means(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

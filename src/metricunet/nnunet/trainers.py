@@ -112,12 +112,9 @@ class VoxelMetricMixin(Trainer):  # type: ignore[misc]
     def on_train_start(self) -> None:
         """Begin, and say with which settings."""
         super().on_train_start()
-        changed = {
-            name: value
-            for name, value in self.metric.model_dump(mode="json").items()
-            if value != getattr(MetricConfig(mode=self.metric_mode), name)
-        }
-        said = ", ".join(f"{name} {value}" for name, value in changed.items()) or "all at their defaults"
+        usual = MetricConfig(mode=self.metric_mode)
+        changed = [f"{name} {value}" for name, value in self.metric if value != getattr(usual, name)]
+        said = ", ".join(changed) or "all at their defaults"
         self.print_to_log_file(f"metricunet: branch in mode {self.metric_mode}; settings: {said}")
 
     def on_train_epoch_start(self) -> None:

@@ -265,6 +265,15 @@ class Prediction:
         assert self.shares is not None
         return np.asarray(self.shares[list(self.card.staged_labels).index(structure)], dtype=np.float32)
 
+    def probability_map(self, structure: str) -> Volume:
+        """Return the probability of a structure on the scan's own grid, float32; 0 where it was not looked for."""
+        whole = Volume(np.zeros(self.geometry.shape, dtype=np.float32), self.geometry)
+        if self.shares is not None:
+            found, (s, r, c) = self.probability(structure), self.looked_at(structure)[1]
+            n, m, k = found.shape
+            whole.canonical().array[s : s + n, r : r + m, c : c + k] = found  # a view
+        return whole
+
 
 def structure_masks(
     classes: NDArray[np.uint8], names: Sequence[str], start: Sequence[int]

@@ -97,7 +97,8 @@ def _in_blocks(network: ArrayNetwork, images: FloatArray, slices: int) -> FloatA
         images = np.pad(images, ((0, slices - depth), (0, 0), (0, 0)), mode="edge")
 
     def find(block: FloatArray) -> FloatArray:
-        return network(np.ascontiguousarray(block)[None, None])[0]
+        shares: FloatArray = network(np.ascontiguousarray(block)[None, None])[0]
+        return shares
 
-    found = averaged(images, (slices, *images.shape[1:]), (True, False, False), find, ARRAYS)
+    found: FloatArray = averaged(images, (slices, *images.shape[1:]), (True, False, False), find, ARRAYS)
     return np.ascontiguousarray(found[:, :depth])

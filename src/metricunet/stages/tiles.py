@@ -85,8 +85,8 @@ def averaged(
         total[(slice(None), *place)] += found * weight
         weights[place] += weight
     assert total is not None
-    total /= weights
-    return total
+    mean: Array = total / weights
+    return mean
 
 
 def _weights(window: Sequence[int], rising: Sequence[bool]) -> NDArray[np.float32]:

@@ -27,6 +27,7 @@ from metricunet.structures import class_of, without
 from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config, plain
 from metricunet.training.log import Watch, check_log
+from metricunet.training.ranks import ALONE, Ranks
 from metricunet.training.start import Inheritance
 from metricunet.training.uncontoured import UncontouredScans
 
@@ -57,6 +58,7 @@ class Run:
         stream: makes the patients of later epochs, where there is no cohort; `train` are the first ones.
         inheritance: the model that `start` comes from, and what each stage has of it; None for random weights.
         uncontoured: scans without contours of the target that stage 2 learns from; None for none.
+        ranks: the processes that train together.
     """
 
     folder: Path
@@ -74,6 +76,7 @@ class Run:
     stream: PhantomStream | None = None
     inheritance: Inheritance | None = None
     uncontoured: UncontouredScans | None = None
+    ranks: Ranks = ALONE
 
     @property
     def labels(self) -> dict[str, int]:

@@ -7,11 +7,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metricunet.files.claim import claimed
 from metricunet.files.model import ModelCard, card_content, read_model
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import sha256
 from metricunet.inference.models import warnings_of
+from metricunet.inference.predictor import load_model
 from metricunet.workflows.export import monai_network
 from metricunet.workflows.export.result import Exported
 
@@ -35,8 +38,7 @@ def export_bundle(model: Path, output: Path, *, overwrite: bool = False) -> Expo
     Raises:
         InputError: a model that cannot be read, or a file in the place of an output.
     """
-    import torch
-
+    load_model(model, torch.device("cpu"))  # weights that do not fit the card are refused
     card, weights = read_model(model)
     texts = {
         METADATA: _json(metadata(card)),

@@ -82,7 +82,9 @@ def render_ledger(ledger: Ledger, query: Mapping[str, str]) -> str:
     for name, known in (("model", everything.models), ("scanner", everything.scanners)):
         if asked[name] not in known:
             asked[name] = ""
-    overview = overview_of(cases, **asked, baseline=baseline)
+    overview = overview_of(
+        cases, structure=asked["structure"], model=asked["model"], scanner=asked["scanner"], baseline=baseline
+    )
     words = {**asked, "structure": overview.structure}
     return _template().render(
         overview=overview,

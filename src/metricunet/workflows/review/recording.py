@@ -74,7 +74,7 @@ class Recorder:
         Args:
             opened: the case.
             review: what was decided, whose files are written.
-            classes: numbers of structures in the reviewed mask, on the opened case's grid; None if it was rejected.
+            classes: numbers of structures in the reviewed mask, on the opened case's grid; None if rejected.
 
         Raises:
             InputError: the ledger cannot be written, or the review's record was changed.
