@@ -17,12 +17,15 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 OURS = {".py", ".j2", ".yaml"}
 OURS_BY_NAME = {
     "py.typed",
+    "inference/page/static/page.css",
+    "inference/page/static/page.js",
+    "inference/page/static/paint.js",
+    "inference/page/static/viewer.js",
     "models/base.safetensors",
     "workflows/review/static/index.html",
-    "workflows/review/static/paint.js",
+    "workflows/review/static/ledger.css",
     "workflows/review/static/review.css",
     "workflows/review/static/review.js",
-    "workflows/review/static/viewer.js",
 }
 
 

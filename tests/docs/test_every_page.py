@@ -143,7 +143,7 @@ def prepared(
         shutil.copy(tiny_model, tmp_path / f"{model}.safetensors")
     shutil.copy(tiny_cohort / "imagesTs" / "case_06_0000.nii.gz", tmp_path / "scan.nii.gz")
     write_series(tmp_path / "dicom_folder")
-    if request.getfixturevalue("page").name == "import.md":
+    if "metricunet import patients/" in request.getfixturevalue("page").read_text(encoding="utf-8"):
         series = write_ct(tmp_path / "patients" / "ct", Patient())
         write_set(tmp_path / "patients" / "set.dcm", Patient(), series, {"Prostate": (6.5, 14.5, range(1, 4))})
     else:

@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "src" / "metricunet"
 #: Packages of npm that are bundled in one file of ours, by the headings of the licences beside it.
-BUNDLED = SHIPPED / "workflows" / "review" / "static" / "niivue.LICENSE.txt"
+BUNDLED = SHIPPED / "inference" / "page" / "static" / "niivue.LICENSE.txt"
 MODEL = SHIPPED / "models" / "base.safetensors"
 
 
