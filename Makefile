@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
+PYTHONS ?= python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint base-model check-wheel format clean
+.PHONY: help demo test lint docs base-model check-wheel check-nnunet check-pythons release format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,13 +36,26 @@ lint: $(VENV)/development ## style, types, and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/development ## the site, in build/site, without a warning or a dead link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/site/check.py build/site
+
 base-model: $(VENV)/runtime ## train the model that comes with the package again, from nothing (an hour of two cores)
 	resume=$$(test -f build/base-model/checkpoints/state.json && echo --resume); \
 	$(BIN)/metricunet train --config src/metricunet/models/base.yaml --workers 2 -o build/base-model $$resume
 	cp build/base-model/model.safetensors src/metricunet/models/base.safetensors
 
-check-wheel: $(VENV)/development ## build the wheel, install it in an environment of its own, and predict with it
+check-wheel: $(VENV)/development ## build and check the archives, install the wheel in an environment of its own, and use it
 	$(BIN)/python tests/e2e/check_wheel.py
+
+check-nnunet: $(VENV)/runtime ## train the metric branch within the real nnU-Net, in an environment of its own
+	OMP_NUM_THREADS=1 $(BIN)/python tests/e2e/check_nnunet.py
+
+check-pythons: $(VENV)/development ## the same for each Python of PYTHONS (programs or paths)
+	for python in $(PYTHONS); do $(BIN)/python tests/e2e/check_wheel.py --python $$python || exit 1; done
+
+release: $(VENV)/development ## the same, and the archives with their bill of materials in dist, if HEAD is tagged
+	$(BIN)/python tests/e2e/check_wheel.py --release --keep dist
 
 format: $(VENV)/development ## rewrite the code in the project's style
 	$(BIN)/ruff format .

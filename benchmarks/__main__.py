@@ -124,11 +124,44 @@ def growth(model: Path, device: Device = "auto") -> None:
 
 
 @app.command()
+def engine_study(file: Path, output: Path, lose_after: float | None = None) -> None:
+    """A study in one process and on two Ray nodes of one core; --lose-after kills one of them then."""
+    from benchmarks.engine import measure_study
+
+    measure_study(file, output, lose_after)
+
+
+@app.command()
+def engine_predict(folder: Path, count: list[int] = [40, 400], model: Model = None) -> None:  # noqa: B006
+    """Predictions in one process and on two Ray nodes of one core, with a scan that kills its worker."""
+    from benchmarks.engine import measure_predictions
+
+    measure_predictions(folder, count, model)
+
+
+@app.command()
 def precision(model: Path, cohort: Path, cases: int = 20) -> None:
     """Masks in bf16 against fp32, and of one thread against two."""
     from benchmarks.precision import print_precisions
 
     print_precisions(model, cohort, cases)
+
+
+@app.command()
+def runtimes(
+    scans: Annotated[list[Path] | None, typer.Argument(help="DICOM folders or files. Default: none.")] = None,
+    model: Annotated[str, typer.Option("-m", "--model", help="Model file. Default: the shipped one.")] = "base",
+    phantoms: Annotated[int, typer.Option(min=0, help="Segment this many phantoms as well, as DICOM.")] = 0,
+    python: Annotated[
+        Path | None, typer.Option(help="Interpreter of an environment without torch, for the exported model.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Of each process and network.")] = 3,
+    json: Json = False,
+) -> None:
+    """Whole predictions by torch, onnxruntime and OpenVINO: seconds, memory, masks; and the networks alone."""
+    from benchmarks.runtimes import bench_runtimes
+
+    _show(bench_runtimes(scans or [], Path(model), phantoms=phantoms, python=python, repeats=repeats), json)
 
 
 @app.command()

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.support.cohorts import TINY_SETTINGS, make_tiny_cohort
 from tests.support.command import Command, run_command
+from tests.support.engines import two_machines
 from tests.support.phantoms import quick_phantom
 
 #: Properties are tried on new examples at every run, but on the same ones where a verdict must be repeatable.
 settings.register_profile("repeatable", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_ledger_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests review out of the ledger of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METRICUNET_LEDGER", str(tmp_path_factory.mktemp("ledger") / "ledger.sqlite"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +53,13 @@ def tiny_model(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     output = tmp_path_factory.mktemp("tiny_run") / "run"
     return train(tiny_cohort, output, config=load_config("small", settings=TINY_SETTINGS), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def machines() -> Iterator[Any]:
+    """A Ray cluster of two nodes of one core each, on this machine."""
+    with two_machines() as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 from metricunet.cohort.case import check_image
 from metricunet.cohort.importing.names_file import read_names
 from metricunet.cohort.layout import CHANNEL_SUFFIX
+from metricunet.engine import Engine
 from metricunet.errors import InputError, argument
 from metricunet.evaluation.cases import DEFAULT_LABELS, LabelMaps, labels_beside
 from metricunet.evaluation.compare import comparable, label_side, measure_sides
@@ -46,6 +47,7 @@ from metricunet.evaluation.naming import NamedCase, Naming, choose_structures, c
 from metricunet.evaluation.picture import Drawn, Picture, draw_picture
 from metricunet.evaluation.summary import Evaluation
 from metricunet.files.dicom.stack import Allow
+from metricunet.files.exported import files_of_model
 from metricunet.files.images import (
     files_of_nibabel,
     is_nibabel,
@@ -71,13 +73,14 @@ from metricunet.inference.case_files import (
     withheld_line,
     write_case,
 )
-from metricunet.inference.inputs import ScanInput, find_inputs
-from metricunet.inference.models import chosen_models, warnings_of
+from metricunet.inference.inputs import ScanInput, check_models, find_inputs
+from metricunet.inference.models import chosen_models, models_at, warnings_of
 from metricunet.inference.predict import PredictOutcome
 from metricunet.inference.predict import predict as predict_files
 from metricunet.inference.reruns import MOST_RERUNS
+from metricunet.inference.runtimes import open_predictor
 from metricunet.inference.structure_set import COLOURS, ContourOptions
-from metricunet.progress import Progress
+from metricunet.progress import Progress, no_progress
 from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import QualityReport, judge
 from metricunet.volume import Volume
@@ -87,7 +90,7 @@ if TYPE_CHECKING:
 
     from metricunet.cohort.splits import Fold
     from metricunet.files.model import ModelCard
-    from metricunet.inference.predictor import Predictor
+    from metricunet.inference.segmenter import Segmenter
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 P = ParamSpec("P")
@@ -188,6 +191,7 @@ def load_scan(
 
     Args:
         source: The scan is one of these:
+
             - a path, str or Path, of a file (NIfTI, NRRD, MetaImage) or of a folder that holds one scan, DICOM
               files for example;
             - an image of nibabel (NIfTI) or of SimpleITK;
@@ -296,7 +300,7 @@ class Model:
         provenance: Results depend on this beside the scan: the hash of the files, the version, the reruns.
     """
 
-    def __init__(self, paths: tuple[Path, ...], predictor: Predictor) -> None:
+    def __init__(self, paths: tuple[Path, ...], predictor: Segmenter) -> None:
         self.paths, self.predictor = paths, predictor
         self.provenance = provenance_of(paths, predictor.reruns, None)
 
@@ -339,26 +343,32 @@ class Model:
 
 
 @_in_one_line
-def load_model(models: Paths | None = None, *, device: str = "auto", reruns: int = MOST_RERUNS) -> Model:
+def load_model(
+    models: Paths | None = None,
+    *,
+    device: str = "auto",
+    reruns: int = MOST_RERUNS,
+    provider: str | None = None,
+) -> Model:
     """Load a model to segment scans with.
 
     Args:
-        models: This is a model file, str or Path, or several whose probabilities are averaged. By default these
-            are the files that the environment variable METRICUNET_MODEL names, separated as in PATH, else the
-            model that is shipped with the package, which gives a `UserWarning`.
+        models: This is a model file or a run folder, str or Path, or the folder of an exported model, which needs
+            no torch; or several of a kind, whose probabilities are averaged. By default these are the files that
+            the environment variable METRICUNET_MODEL names, separated as in PATH, else the model that is shipped
+            with the package, which gives a `UserWarning`.
         device: It computes: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`, likewise `gpu` or
             `gpu:N`, or `mps` (the GPU of an Apple machine).
         reruns: A scan may be segmented again as often as this, elsewhere or farther, where the target reaches the
             edge of what was looked at.
+        provider: This computes an exported model: `cpu`, `cuda` or `openvino`; by default what suits the device.
 
     Raises:
         InputError: There is no model file, one that is damaged, or models of different structures, or the device
             is not there.
     """
-    from metricunet.inference.predictor import Predictor
-
     paths = _chosen(models)
-    return Model(paths, Predictor(paths, device, reruns=reruns))
+    return Model(paths, _opened(paths, device, reruns, provider))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -556,7 +566,8 @@ def _saved(
     scans = [] if scan.source is None else [scan.source.path]
     reruns = model.predictor.reruns
     record = begun_record(scans, model.paths, folder, formats, options, reruns, draw_anyway, structures)
-    own = OwnFiles(folder, RECORD_NAME, "predict", inputs=[*scan.files, *model.paths], overwrite=overwrite)
+    kept = [*scan.files, *(file for path in model.paths for file in files_of_model(path))]
+    own = OwnFiles(folder, RECORD_NAME, "predict", inputs=kept, overwrite=overwrite)
     if folder.is_dir():
         own.check([])
     written = write_case(
@@ -568,7 +579,7 @@ def _saved(
         formats=known,
         options=options,
         provenance={"input_sha256": scan.source_sha256, **provenance},
-        inputs=[*scan.files, *model.paths],
+        inputs=kept,
         overwrite=overwrite,
         draw_anyway=draw_anyway,
     )
@@ -615,6 +626,7 @@ def predict(
     overwrite: bool = False,
     draw_anyway: bool = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> PredictOutcome: ...
 
 
@@ -638,6 +650,7 @@ def predict(
     overwrite: bool = False,
     draw_anyway: bool = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> PredictOutcome: ...
 
 
@@ -673,7 +686,8 @@ def predict(
         allow_tilt: A series of a tilted gantry is resampled; see `load_scan`.
         add_to: With `output`, the new structures are added to this structure set; see `Result.save`.
         writing: With `output`, `formats`, `structures`, `contours`, `holes`, `smooth`, `overwrite` and
-            `draw_anyway` are as in `Result.save`, and `progress` is called with (done, all).
+            `draw_anyway` are as in `Result.save`, `progress` is called with (done, all), and `engine`, as
+            `metricunet.engine.opened` yields it, shares the scans out.
 
     Returns:
         The result; with `output` what became of each scan.
@@ -687,10 +701,8 @@ def predict(
             raise InputError(f"{names}: these say how files are written; give output=, or call save on the result")
         scan = load_scan(scans, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
         if not isinstance(models, Model):
-            from metricunet.inference.predictor import Predictor
-
             paths = _chosen(models)
-            return Model(paths, Predictor(paths, device, reruns=reruns)).predict(scan)
+            return Model(paths, _opened(paths, device, reruns)).predict(scan)
         if device != "auto" or reruns != MOST_RERUNS:
             raise InputError(
                 "device and reruns: a loaded model has its own; give them to load_model, or its path here"
@@ -998,13 +1010,15 @@ def train(
     preset: str | None = None,
     config: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
-    fold: int | Literal["all"] = 0,
+    fold: int | Literal["all", "each"] = 0,
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     init: str | os.PathLike[str] | None = None,
     freeze: Literal["encoder"] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    loggers: Sequence[Logger] = (),
+    loggers: Sequence[Logger | str] = (),
 ) -> Path:
     """Train both stages on a cohort, as `metricunet train` does, and return the path of the model file.
 
@@ -1020,40 +1034,74 @@ def train(
         config: The settings of this YAML file replace the preset's.
         settings: Single settings replace both: `{"segment.epochs": 20}`, or `["segment.epochs=20"]` as on the
             command line.
-        fold: The run is validated on this fold; `all` trains on every case.
+        fold: The run is validated on this fold; `all` trains on every case. `each` trains every fold in a folder
+            of its own and scores each case by the model that has not seen it; the path that comes back is then
+            that of `output`, which `load_model` and `predict` take for the models of all folds.
         device: It computes; see `load_model`.
+        devices: This many devices of this computer train together. With more than one your script is run once for
+            each, up to this call, after which the first process goes on alone.
+        nodes: This many computers train together, on each of which the script is started.
         init: The training begins from this model file, or from the model that comes with the package: `base`.
             Structures that it lacks begin with random weights; run.json lists them.
         freeze: With `init`, `encoder` keeps the encoders of all networks as they are.
         resume: A run that was stopped is continued.
         progress: It is called with (done, all) while the cohort is prepared.
-        loggers: These loggers of Lightning, such as `lightning.pytorch.loggers.MLFlowLogger`, are told the numbers
-            of each epoch as log.csv has them. They stay open: finalize them when you are done.
+        loggers: These are told the numbers of each epoch as log.csv has them. `mlflow` and `wandb` write into the
+            run's folder; `tensorboard` does wherever it is installed. Loggers of Lightning, such as
+            `lightning.fabric.loggers.CSVLogger`, stay open: finalize them when you are done.
 
     Raises:
-        InputError: A cohort, setting, model or folder cannot work; the message names it.
+        InputError: A cohort, setting, model or folder cannot work, or a fold of several failed; the message names
+            it.
     """
     from metricunet.files.model import read_card
     from metricunet.training.config import load_config
+    from metricunet.training.cross_validation import cross_validate
     from metricunet.training.fit import train as train_model
     from metricunet.training.start import initial_model
 
-    chosen: Fold = fold
     start = None if init is None else initial_model(init)
     # A preset that is named decides, and the card is not asked.
     parent = None if start is None or preset is not None else read_card(start)
+    resolved = load_config(
+        preset,
+        None if config is None else Path(config),
+        settings,
+        phantoms=phantoms,
+        freeze=freeze,
+        parent=parent,
+    )
+    source = None if cohort is None else Path(cohort)
+    if fold == "each":
+        if devices * nodes > 1:
+            raise InputError("devices and nodes are for one fold; fold='each' trains each fold on one device")
+        if loggers:
+            raise InputError(
+                "loggers cannot tell the folds of fold='each' apart; train the folds singly with them"
+            )
+        crossed = cross_validate(
+            source,
+            Path(output),
+            config=resolved,
+            init=start,
+            resume=resume,
+            device=device,
+            bar=lambda name: progress or no_progress,
+        )
+        for failed in crossed.failed:
+            raise InputError(
+                f"{failed.spec.folder}: fold {failed.spec.fold} failed ({failed.error}); the others are finished: "
+                f"{argument('resume', True)} tries it again"
+            ) from failed.cause
+        return crossed.folder
+    chosen: Fold = fold
     return train_model(
-        None if cohort is None else Path(cohort),
+        source,
         Path(output),
-        config=load_config(
-            preset,
-            None if config is None else Path(config),
-            settings,
-            phantoms=phantoms,
-            freeze=freeze,
-            parent=parent,
-        ),
+        config=resolved,
         workers=workers,
+        devices=devices,
+        nodes=nodes,
         fold=chosen,
         init=start,
         resume=resume,
@@ -1063,9 +1111,14 @@ def train(
     )
 
 
+def _opened(paths: tuple[Path, ...], device: str, reruns: int, provider: str | None = None) -> Segmenter:
+    check_models(paths, reruns)
+    return open_predictor(paths, device, provider=provider, reruns=reruns)
+
+
 def _chosen(models: Paths | None) -> tuple[Path, ...]:
     """Return the model files to segment with, and warn of what has to be said of them."""
-    paths = chosen_models() if models is None else _listed(models)
+    paths = chosen_models() if models is None else tuple(f for path in _listed(models) for f in models_at(path))
     for warning in warnings_of(paths):
         warnings.warn(warning, stacklevel=4)  # at the line that called this package
     return paths

@@ -13,6 +13,7 @@ import typer
 
 from metricunet.errors import InputError, Naming, arguments_named, as_python, told
 from metricunet.progress import Bars, Progress
+from metricunet.workflows.ledger_commands import commands as ledger_commands
 
 app = typer.Typer(
     name="metricunet",
@@ -22,11 +23,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(ledger_commands, name="ledger")
+
 DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
 
 #: Arguments of Python functions that are not called as the parameter of the command which they come from.
 PARAMETERS = {
     "formats": "format_",
+    "loggers": "logger",
     "models": "model",
     "settings": "set_",
     "tolerance_mm": "tolerance",
@@ -62,7 +66,18 @@ Overwrite = Annotated[
         "Inputs are never replaced.",
     ),
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="Share the work out by Ray: to all cores or GPUs of this machine (ray), or to a cluster that is "
+        "running, given the address of its head or auto (ray://ADDRESS).",
+        metavar="ray[://ADDRESS]",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for other programs to read.")]
+
+#: Packages that are not installed where only exported models are computed (requirements-onnx.txt).
+LEFT_OUT = ("torch", "lightning", "safetensors", "matplotlib", "jinja2")
 
 #: Whether `--debug` was given.
 _debug = False
@@ -143,9 +158,19 @@ def phantom(
             metavar="FOLDER",
         ),
     ] = None,
+    dicom: Annotated[
+        bool,
+        typer.Option(
+            "--dicom",
+            help="Write each scan also as a DICOM series with a structure set, in the folder dicom, to try "
+            "import, predict and serve without a patient.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
+    engine: Engine = None,
 ) -> None:
     """Make synthetic CT scans of the pelvis with exact labels, in nnU-Net's raw data layout."""
+    from metricunet.engine import opened
     from metricunet.phantom import Variety, displace_cohort, make_cohort
     from metricunet.phantom.cohort import CohortPlan
     from metricunet.phantom.displaced import check_displaced
@@ -164,9 +189,15 @@ def phantom(
         if displaced.resolve() == output.resolve():
             raise InputError(f"--displaced and -o name one folder, {output}; name two")
         check_displaced(output, displaced, CohortPlan(**wanted), overwrite=overwrite)  # before any work
-    with progress_bars() as bar:
-        names = make_cohort(output, **wanted, progress=bar("phantoms"), overwrite=overwrite)
+    with opened(engine) as shared, progress_bars() as bar:
+        names = make_cohort(output, **wanted, progress=bar("phantoms"), overwrite=overwrite, engine=shared)
     typer.echo(f"{len(names)} phantoms in {output}")
+    if dicom:
+        from metricunet.workflows.phantom_dicom import write_as_dicom
+
+        with progress_bars() as bar:
+            folders = write_as_dicom(output, names, progress=bar("DICOM"))
+        typer.echo(f"each as a CT series with a structure set in {folders}")
     if displaced is not None:
         displace_cohort(output, displaced, overwrite=overwrite)
         typer.echo(f"the same with reader 1's training labels in {displaced}")
@@ -227,11 +258,13 @@ def import_(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    engine: Engine = None,
 ) -> None:
     """Make a cohort to train on from CT scans with contours: DICOM with structure sets, or other layouts."""
     from metricunet.cohort.importing import import_cohort
     from metricunet.cohort.importing import list_names as spellings
     from metricunet.cohort.importing.layouts import Finder
+    from metricunet.engine import opened
 
     found_by: str | Finder = layout
     if reviewed:
@@ -245,14 +278,21 @@ def import_(
     if not list_names and output is None:
         raise InputError("import needs -o COHORT, or --list-names to see the names of structures first")
     notes: tuple[str, ...] = ()
-    with progress_bars() as bar:
+    with opened(engine) as shared, progress_bars() as bar:
         if list_names or output is None:
             listed = spellings(sources, layout=found_by, bars=bar)
             typer.echo(_as_names_file(listed.text.rstrip()))
             left_out, refused, failed = listed.left_out, listed.refused, False
         else:
             done = import_cohort(
-                sources, output, names=names, layout=found_by, uids=uids, overwrite=overwrite, bars=bar
+                sources,
+                output,
+                names=names,
+                layout=found_by,
+                uids=uids,
+                overwrite=overwrite,
+                bars=bar,
+                engine=shared,
             )
             for error in done.errors:
                 _trace(error)
@@ -302,6 +342,14 @@ def train(
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Make the synthetic scans in this many processes.")] = 1,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Have the folds of --fold each trained, or the synthetic scans of --phantoms made, by Ray: on "
+            "all cores or GPUs of this machine (ray), or on a cluster that is running (ray://ADDRESS).",
+            metavar="ray[://ADDRESS]",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Read settings from this YAML file.")] = None,
     preset: Annotated[
         str | None,
@@ -320,7 +368,11 @@ def train(
         ),
     ] = None,
     fold: Annotated[
-        str, typer.Option(help="Validate on the cases of this fold, counted from 0; or train on all cases (all).")
+        str,
+        typer.Option(
+            help="Validate on the cases of this fold, counted from 0; or train on all cases (all); or train every "
+            "fold, and score each case by the model that has not seen it (each)."
+        ),
     ] = "0",
     init: Annotated[
         str | None,
@@ -339,20 +391,69 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the training in the output folder where it was stopped.")
     ] = False,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also tell this logger the numbers of each epoch: mlflow or wandb, which write into the output "
+            "folder and send nothing unless their environment variables say so; or tensorboard, which is told "
+            "wherever it is installed. Give it again for more.",
+        ),
+    ] = None,
     device: Device = "auto",
+    devices: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Train on this many devices of this computer together, each with a share of every batch."
+        ),
+    ] = 1,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Train on this many computers together, on each of which this is started.")
+    ] = 1,
 ) -> None:
     """Train both stages of a model on a cohort, and write it to the output folder as model.safetensors."""
+    from metricunet.engine import opened
     from metricunet.files.model import read_card
     from metricunet.training.config import load_config
     from metricunet.training.fit import train as run
     from metricunet.training.start import initial_model
 
-    if fold != "all" and not fold.isdecimal():
-        raise InputError(f"--fold must be a whole number or all; got {fold!r}")
+    if fold not in ("all", "each") and not fold.isdecimal():
+        raise InputError(f"--fold must be a whole number, all or each; got {fold!r}")
     start = None if init is None else initial_model(init)
     parent = None if start is None else read_card(start)
     settings = load_config(preset, config, set_ or [], phantoms=phantoms, freeze=freeze, parent=parent)
-    with progress_bars() as bar:
+    if engine is not None and cohort is not None and fold != "each":
+        raise InputError(
+            f"--engine trains the folds of --fold each, or makes the synthetic scans of --phantoms; leave it out "
+            f"with the cohort {cohort} and fold {fold}"
+        )
+    if fold == "each":
+        if devices * nodes > 1:
+            raise InputError(
+                "--fold each trains each fold on one device; start the command again with --resume and another "
+                "--device, such as cuda:1, and both share the folds"
+            )
+        from metricunet.training.cross_validation import cross_validate, lines_of
+
+        with opened(engine) as shared, progress_bars() as bar:
+            crossed = cross_validate(
+                cohort,
+                output,
+                config=settings,
+                init=start,
+                resume=resume,
+                device=device,
+                loggers=logger or (),
+                engine=shared,
+                bar=bar,
+                say=_say,
+            )
+        for line in lines_of(crossed):
+            typer.echo(line)
+        for cause in filter(None, (fold.cause for fold in crossed.failed)):
+            _trace(cause)
+        raise typer.Exit(SOME_FAILED if crossed.incomplete else DONE)
+    with opened(engine) as shared, progress_bars() as bar:
         model = run(
             cohort,
             output,
@@ -362,7 +463,11 @@ def train(
             resume=resume,
             device=device,
             progress=bar("preparing" if settings.phantoms is None else "phantoms"),
+            loggers=logger or (),
             workers=workers,
+            devices=devices,
+            nodes=nodes,
+            engine=shared,
             say=_say,
         )
     typer.echo(f"model: {model}")
@@ -380,9 +485,10 @@ def predict(
         typer.Option(
             "-m",
             "--model",
-            help="Segment with this model file. Where it is given again, the models are averaged. Without it, the "
-            "environment variable METRICUNET_MODEL names the model or models; without that, the shipped model is "
-            "used.",
+            help="Segment with this model file, with that of this run folder, or with the exported model in this "
+            "folder; of a cross-validation's folder, with those of all folds. Several models are averaged; give "
+            "it again for more. Without it, the environment variable METRICUNET_MODEL names the model or models; "
+            "without that, the shipped model is used.",
         ),
     ] = None,
     format_: Annotated[
@@ -446,6 +552,22 @@ def predict(
     allow_gaps: AllowGaps = False,
     allow_tilt: AllowTilt = False,
     device: Device = "auto",
+    runtime: Annotated[
+        Literal["torch", "onnx"] | None,
+        typer.Option(
+            help="Compute with torch, or without it an exported model, a folder of `metricunet export --to onnx` "
+            "(onnx). Without the option, what is given decides.",
+            show_default=False,
+        ),
+    ] = None,
+    provider: Annotated[
+        Literal["cpu", "cuda", "openvino"] | None,
+        typer.Option(
+            help="Compute an exported model on the CPU or an NVIDIA GPU by onnxruntime (cpu, cuda), or on the CPU "
+            "by OpenVINO. Without it, --device decides.",
+            show_default=False,
+        ),
+    ] = None,
     fail_on: Annotated[
         Literal["fail", "review"] | None,
         typer.Option(
@@ -472,6 +594,7 @@ def predict(
         ),
     ] = False,
     overwrite: Overwrite = False,
+    engine: Engine = None,
 ) -> None:
     """Segment the prostate in scans; write masks or structure sets, and say which cases need review."""
     from metricunet.inference.models import chosen_models, warnings_of
@@ -481,11 +604,12 @@ def predict(
     models = chosen_models(model or ())
     for warning in warnings_of(models):
         _say(f"warning: {warning}")
+    from metricunet.engine import opened
     from metricunet.inference.case_files import withheld_line
     from metricunet.inference.predict import predict as run
 
     formats = [*_names([format_]), *(["page"] if page else [])]
-    with progress_bars() as bar:
+    with opened(engine) as shared, progress_bars() as bar:
         outcome = run(
             scans,
             models,
@@ -499,11 +623,14 @@ def predict(
             add_to=add_to,
             reruns=reruns,
             device=device,
+            runtime=runtime,
+            provider=provider,
             allow_gaps=allow_gaps,
             allow_tilt=allow_tilt,
             overwrite=overwrite,
             draw_anyway=draw_anyway,
             progress=bar("segmenting"),
+            engine=shared,
         )
     for case in outcome.cases:
         time = "done before" if case.skipped else f"{case.seconds:.1f} s"
@@ -541,11 +668,58 @@ def review(
         bool,
         typer.Option("--browser/--no-browser", help="Open the page in your browser, or only print its address."),
     ] = True,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write verdicts and decisions into this ledger. Without it, into the one that "
+            "METRICUNET_LEDGER names, else into that of your user (see metricunet ledger).",
+            metavar="FILE",
+        ),
+    ] = None,
+    no_ledger: Annotated[
+        bool, typer.Option("--no-ledger", help="Write decisions beside the predictions alone.")
+    ] = False,
 ) -> None:
     """Look at predictions in the browser, and accept, reject or correct them; nothing leaves this machine."""
+    from metricunet.ledger.location import default_ledger
     from metricunet.workflows.review import review as run
 
-    run(predictions, scans=scans, reviewer=reviewer, port=port, browser=browser, say=typer.echo)
+    if no_ledger and ledger is not None:
+        raise InputError(
+            "--no-ledger means that no ledger is written, and --ledger names one; leave one of them out"
+        )
+    file = None if no_ledger else ledger or default_ledger()
+    run(predictions, scans=scans, reviewer=reviewer, port=port, browser=browser, ledger=file, say=typer.echo)
+
+
+@app.command()
+def serve(
+    node: Annotated[Path, typer.Argument(help="File that says what the node takes, does and sends.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Name every mistake in the file, one line each, and do nothing else.")
+    ] = False,
+    once: Annotated[
+        bool,
+        typer.Option(
+            "--once",
+            help="Listen nowhere: take what lies in the watched folder, work off the queue, try each delivery "
+            "once, and end.",
+        ),
+    ] = False,
+) -> None:
+    """Run a DICOM node: take CT series from the network, segment them, and send structure sets."""
+    from metricunet.workflows.serve import check_node
+    from metricunet.workflows.serve import serve as run
+
+    if check:
+        mistakes = check_node(node)
+        for line in mistakes:
+            typer.echo(f"{node}: {line}")
+        if mistakes:
+            raise typer.Exit(NOTHING_DONE)
+        typer.echo(f"{node}: no mistakes")
+    elif not run(node, once=once, say=_say):
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()
@@ -721,12 +895,14 @@ def study(
     file: Annotated[Path, typer.Argument(help="YAML file with the data, arms, seeds and folds of the study.")],
     output: Output,
     device: Device = "auto",
+    engine: Engine = None,
 ) -> None:
     """Train and score every arm of a study with every seed and fold, and write tables; run again to continue."""
+    from metricunet.engine import opened
     from metricunet.study.run import study as run
 
-    with progress_bars() as bar:
-        result = run(file, output, device=device, say=_say, bar=bar)
+    with opened(engine) as shared, progress_bars() as bar:
+        result = run(file, output, device=device, engine=shared, say=_say, bar=bar)
     typer.echo(result.text)
     typer.echo(f"tables: {result.tables}")
     for failed in result.failed:
@@ -737,15 +913,20 @@ def study(
 @app.command()
 def info(
     model: Annotated[
-        Path | None, typer.Argument(help="Model file to describe. Without it, the shipped model is described.")
+        Path | None,
+        typer.Argument(
+            help="Model file, or folder of an exported model, to describe. Without it, the shipped model is "
+            "described."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Print what a model file says about its model: structures, training data, settings and calibration."""
-    from metricunet.files.model import card_content, read_card
+    from metricunet.files.exported import read_any_card
+    from metricunet.files.model import card_content
     from metricunet.inference.models import shipped_model
 
-    card = read_card(model or shipped_model())
+    card = read_any_card(model or shipped_model())
     content = card_content(card)
     if json:
         _print_json(content)
@@ -773,6 +954,27 @@ def info(
             typer.echo(f"{name}: {value}")
     if card.held_back:
         typer.echo(f"verdicts are review at best: {card.held_back}")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Model file to export, or base for the one that comes along.")],
+    output: Output,
+    to: Annotated[
+        Literal["onnx", "monai-bundle"],
+        typer.Option(
+            help="Write ONNX files, which metricunet predict --runtime onnx computes without torch (onnx), or a "
+            "bundle for python -m monai.bundle (monai-bundle)."
+        ),
+    ],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model for other programs: as ONNX files, or as a bundle of MONAI."""
+    from metricunet.workflows.export import export as run
+
+    done = run(model, output, to=to, overwrite=overwrite)
+    for line in done.lines:
+        typer.echo(line)
 
 
 @app.command()
@@ -829,6 +1031,28 @@ def commission(output: Output, json: Json = False) -> None:
         typer.echo(result.text())
         typer.echo(f"report: {result.report}")
     raise typer.Exit(SOME_FAILED if result.failed else DONE)
+
+
+@app.command()
+def nnunet(
+    action: Annotated[
+        Literal["install", "uninstall", "path"],
+        typer.Argument(
+            help="Make nnU-Net in this environment find the trainers (install), undo that (uninstall), or print "
+            "the folder that nnUNet_extTrainer may name instead (path)."
+        ),
+    ],
+) -> None:
+    """Let nnU-Net 2.8 find trainers with the metric branch by name, such as nnUNetTrainerVoxelMetric."""
+    from metricunet.nnunet.install import FOLDER, install, uninstall
+
+    if action == "path":
+        typer.echo(FOLDER)
+    elif action == "install":
+        typer.echo(f"nnU-Net finds nnUNetTrainerVoxelMetric and nnUNetTrainerVoxelControl by {install()}")
+    else:
+        removed = uninstall()
+        typer.echo("nothing was installed" if removed is None else f"removed {removed}")
 
 
 @contextmanager
@@ -977,5 +1201,8 @@ def main() -> None:
     except Exception as error:
         if _debug:
             raise
-        _say(f"error: {told(error)}; this is a fault of the program: --debug after metricunet shows where")
+        if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
+            _say(f"error: this needs {error.name}, which is not installed here; run `pip install {error.name}`")
+        else:
+            _say(f"error: {told(error)}; this is a fault of the program: --debug after metricunet shows where")
     sys.exit(NOTHING_DONE)

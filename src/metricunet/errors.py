@@ -25,6 +25,10 @@ class InputError(ValueError):
     """Bad input. The message names the file and field, what was found, what was expected, and what to do."""
 
 
+class WorkerDied(RuntimeError):  # noqa: N818 - it is what happened
+    """The process that worked on a task was killed, or its machine was lost. The message says how often."""
+
+
 def as_python(name: str, value: object = None) -> str:
     """Write an argument as in a call in Python: `overwrite`, or `overwrite=True`."""
     return name if value is None else f"{name}={value!r}"
@@ -58,9 +62,9 @@ def arguments_named(naming: Naming) -> Iterator[None]:
 
 
 def told(error: BaseException) -> str:
-    """Return what went wrong in one line: the words of an `InputError`, or the kind and words of anything else."""
+    """Return what went wrong in one line: the words of our own errors, or the kind and words of anything else."""
     words = " ".join(str(error).split())
-    if isinstance(error, InputError):
+    if isinstance(error, InputError | WorkerDied):
         return words
     short = words if len(words) <= LONGEST_MESSAGE else f"{words[:LONGEST_MESSAGE]} ..."
     if is_out_of_memory(error):

@@ -13,8 +13,9 @@ from metricunet.phantom.imaging import NOISE_SLICE_MM, render_image, tissue_laye
 from metricunet.phantom.make import Drawn, draw_phantom
 from metricunet.phantom.scanner import Couch, Scan
 from metricunet.phantom.stream import StreamRecipe, coarser, streamed_case, within
+from metricunet.phantom.varied import lose
 from metricunet.stages.locate import coarse_grid
-from metricunet.volume import Volume, resample_labels
+from metricunet.volume import Volume, resample_labels, voxels_of
 
 ORGANS = OrgansSettings(("bladder",), (2.0, 2.0, 2.0), (232.0, 192.0, 288.0))
 SETTINGS = PrepareSettings("prostate", organs=ORGANS)
@@ -119,10 +120,30 @@ def test_who_is_who() -> None:
     assert RECIPE.sha256() != replace(RECIPE, seed=4).sha256()
 
 
-def test_a_patient_without_a_prostate_has_no_fine_box() -> None:
-    case = streamed_case(RECIPE, SETTINGS, "train", ABSENT, ("fine",))
-    assert not case.boxes
+def test_a_patient_without_a_prostate_has_a_box_with_nothing_to_find() -> None:
+    case = streamed_case(RECIPE, SETTINGS, "train", ABSENT, ("fine", "organs"))
+    assert set(case.boxes) == {"fine"}
+    fine = case.boxes["fine"]
+    assert fine.hu.geometry.shape == fine.labels.geometry.shape == voxels_of(SETTINGS.box_mm, (2.0, 1.0, 1.0))
+    assert not (fine.labels.array == 1).any()
     assert "centre_mm" not in case.facts
+    assert "volume_ml" not in case.facts
+    again = streamed_case(RECIPE, SETTINGS, "train", ABSENT, ("fine",)).boxes["fine"]
+    assert np.array_equal(again.hu.array, fine.hu.array)
+    assert not streamed_case(RECIPE, SETTINGS, "validate", ABSENT, ("fine", "organs")).boxes
+
+
+@pytest.mark.parametrize("lost", ["woman", "prostatectomy"])
+def test_the_empty_box_lies_where_the_gland_would(lost: str) -> None:
+    recipe = replace(RECIPE, absent_fraction=1.0)
+    number = next(n for n in range(100) if lose(recipe.patient_seed("train", n)) == lost)
+    drawn = draw_phantom(recipe.patient_seed("train", number), "varied", reaches_prostate=False)
+    box = streamed_case(recipe, SETTINGS, "train", number, ("fine",)).boxes["fine"]
+    centre = box.hu.geometry.to_world((np.array(box.hu.geometry.shape) - 1) / 2)
+    bed = (np.array(drawn.gland_mm[0]) + np.array(drawn.gland_mm[1])) / 2 + np.array(drawn.scan.world_shift_mm)
+    assert np.abs(centre - bed).max() < 5 * stream.MISTAKEN_MM
+    assert (box.hu.array > -200).mean() > 0.8
+    assert not (box.labels.array == 1).any()
 
 
 def test_a_part_of_a_scan_lies_on_its_voxels() -> None:

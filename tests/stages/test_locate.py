@@ -9,7 +9,8 @@ import torch
 from metricunet.networks import UNet
 from metricunet.specs import LocateSpec
 from metricunet.stages.classes import likeliest
-from metricunet.stages.locate import classes_on, coarse_probabilities, localise, locate_spec
+from metricunet.stages.forward import coarse_probabilities
+from metricunet.stages.locate import classes_on, localise, locate_spec
 from metricunet.training.config import load_config
 from metricunet.volume import Geometry, Volume
 

@@ -13,17 +13,10 @@ from torch import Tensor
 
 from metricunet.networks import Network, NetworkOutput, UNet, VNet
 from metricunet.specs import SegmentSpec
+from metricunet.stages.forward import crop_probabilities, field_probabilities
 from metricunet.stages.network_input import normalise_hu
-from metricunet.stages.segment import (
-    View,
-    central_crop,
-    covered_part,
-    crop_probabilities,
-    field_probabilities,
-    read_field,
-    segment_spec,
-    window_starts,
-)
+from metricunet.stages.segment import View, central_crop, covered_part, read_field, segment_spec
+from metricunet.stages.tiles import window_starts
 from metricunet.training.config import load_config
 from metricunet.volume import Geometry, Volume
 

@@ -6,11 +6,10 @@ import pickle
 import shutil
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from metricunet.cohort.layout import read_cohort
-from metricunet.errors import InputError
+from metricunet.engine import Serial
+from metricunet.errors import InputError, WorkerDied
 from metricunet.files.model import read_model
 from metricunet.inference.predictor import Predictor
 from metricunet.stages.network_input import Precision
@@ -26,7 +26,7 @@ from metricunet.study import folds, runs
 from metricunet.study.data import ScoredCase
 from metricunet.study.folds import shared_stage_one
 from metricunet.study.run import StudyResult, study
-from metricunet.study.runs import RunResult, RunSpec, TwoStages, carry_out, finished, hand_out
+from metricunet.study.runs import RunSpec, TwoStages, carry_out, finished, hand_out
 from metricunet.study.scoring import cut_predictor
 from metricunet.training.objectives import SegmentModule
 from metricunet.volume import Volume
@@ -91,28 +91,40 @@ def test_an_engine_can_carry_out_runs_elsewhere_and_in_any_order(
 ) -> None:
     handed: list[RunSpec] = []
 
-    def backwards(specs: Sequence[RunSpec]) -> Iterator[RunResult]:
-        handed.extend(specs)
-        work = pickle.loads(pickle.dumps(carry_out))
-        for spec in reversed(specs):
-            yield pickle.loads(pickle.dumps(work(pickle.loads(pickle.dumps(spec)))))
+    class Backwards(Serial):
+        def each(self, tasks: Any, make: Any, *more: Any, **named: Any) -> Any:
+            if isinstance(tasks[0], RunSpec):
+                handed.extend(tasks)
+            there = [pickle.loads(pickle.dumps(task)) for task in reversed(tasks)]
+            for number, (_, result) in enumerate(
+                super().each(there, pickle.loads(pickle.dumps(make)), *more, **named)
+            ):
+                yield tasks[-1 - number], pickle.loads(pickle.dumps(result))
 
     file, output = copied_study
     before = {name: (output / name).read_bytes() for name in ("cases.csv", "tables.md", "tables.csv")}
     shutil.rmtree(output / "runs")
-    study(file, output, device="cpu", engine=backwards)
+    study(file, output, device="cpu", engine=Backwards())
     assert [(spec.arm, spec.seed) for spec in handed] == [("plain", 0), ("plain", 1), ("metric", 0), ("metric", 1)]
     assert {name: (output / name).read_bytes() for name in before} == before
 
 
-def test_runs_that_an_engine_leaves_out_are_not_in_the_tables(copied_study: tuple[Path, Path]) -> None:
+def test_a_run_that_cost_its_worker_s_life_twice_is_not_in_the_tables(copied_study: tuple[Path, Path]) -> None:
     file, output = copied_study
     shutil.rmtree(output / "runs" / "metric" / "fold-0" / "seed-1")
-    result = study(file, output, device="cpu", engine=lambda specs: ())
+
+    class Losing(Serial):
+        def each(self, tasks: Any, make: Any, *more: Any, **named: Any) -> Any:
+            if not isinstance(tasks[0], RunSpec):
+                yield from super().each(tasks, make, *more, **named)
+            else:
+                yield from ((task, WorkerDied("its worker process died")) for task in tasks)
+
+    result = study(file, output, device="cpu", engine=Losing())
     assert [(run.spec.arm, run.spec.seed, run.error) for run in result.failed] == [
-        ("metric", 1, "not carried out")
+        ("metric", 1, "its worker process died")
     ]
-    assert "Failed, and not in the tables: metric, fold 0, seed 1: not carried out" in result.text
+    assert "Failed, and not in the tables: metric, fold 0, seed 1: its worker process died" in result.text
     assert (output / "smoothness.csv").read_text().count("\nmetric,") == 4
 
 
@@ -182,21 +194,25 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_others(
         study(file, output, device="cpu")
 
 
-def test_handing_out_here_is_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handing_out_here_is_one_after_the_other(
+    copied_study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
 
     def pretend(spec: Any, watch: Any = None) -> Any:
-        order.append(f"did {spec}")
+        order.append(f"did {spec.seed}")
         if watch is not None:
             watch("segment", 1, 2, None)
         return spec
 
     monkeypatch.setattr(runs, "carry_out", pretend)
     told: list[Any] = []
-    for done in hand_out(["a", "b"], lambda *facts: told.append(facts)):  # type: ignore[list-item]
-        order.append(f"got {done}")
-    assert order == ["did a", "got a", "did b", "got b"]
-    assert told == [("a", "segment", 1, 2, None), ("b", "segment", 1, 2, None)]
+    file, output = copied_study
+    a, b, *_ = specs_of(file, output)
+    for done in hand_out([a, b], lambda *facts: told.append(facts)):
+        order.append(f"got {cast(Any, done).seed}")
+    assert order == ["did 0", "got 0", "did 1", "got 1"]
+    assert told == [(a, "segment", 1, 2, None), (b, "segment", 1, 2, None)]
 
 
 def test_finished_runs_get_what_they_lack_without_training(

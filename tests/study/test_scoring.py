@@ -21,7 +21,8 @@ from metricunet.evaluation.summary import CaseRow, cases_csv
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.inference.predictor import Predictor
 from metricunet.stages.classes import keep_largest_piece
-from metricunet.stages.locate import Localisation, coarse_probabilities, locate_spec
+from metricunet.stages.forward import coarse_probabilities
+from metricunet.stages.locate import Localisation, locate_spec
 from metricunet.study.data import ScoredCase
 from metricunet.study.folds import FITTING, Cut, read_cut, read_located, trained_in
 from metricunet.study.results import FEATURES, SMOOTHNESS, read_table

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
-from metricunet.files.dicom.series import CtSeries, SeriesSearch
+from metricunet.files.dicom.series import CtSeries, SeriesSearch, find_series
 from metricunet.volume import Geometry
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -156,6 +156,11 @@ def only(search: SeriesSearch) -> CtSeries:
     assert search.refused == ()
     (series,) = search.series
     return series
+
+
+def find_only(folder: Path) -> CtSeries:
+    """Return the one series in a folder, where nothing is refused."""
+    return only(find_series(folder))
 
 
 def recompress(path: Path, syntax: str) -> None:

@@ -17,9 +17,10 @@ from metricunet.metric.sampling import BalancedSampler, NearSurface
 from metricunet.metric.tuples import TRIPLETS
 from metricunet.networks import UNet
 from metricunet.training.batches import Batch, SegmentBatches, update_generator
-from metricunet.training.branch import PatchBatches, build_metric, tuple_options
+from metricunet.training.branch import PatchBatches, build_metric
 from metricunet.training.config import MetricConfig, load_config
 from metricunet.training.objectives import SegmentModule
+from metricunet.training.voxel_branch import tuple_options
 from tests.support.cohorts import TINY_SETTINGS
 
 CPU = torch.device("cpu")

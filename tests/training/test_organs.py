@@ -20,7 +20,8 @@ from metricunet.cohort.prepare import PreparedCase
 from metricunet.errors import InputError
 from metricunet.files.model import ORGANS_FORMAT_VERSION, of_stage, read_card, read_model
 from metricunet.networks import UNet
-from metricunet.stages.segment import crop_probabilities, segment_spec
+from metricunet.stages.forward import crop_probabilities
+from metricunet.stages.segment import segment_spec
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.batches import (
     Batch,

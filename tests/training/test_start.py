@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from metricunet.errors import InputError
-from metricunet.files.model import Ancestor, joined, of_stage, read_card, read_model, write_model
+from metricunet.files.model import Ancestor, halved, joined, of_stage, read_card, read_model, write_model
 from metricunet.files.record import sha256
+from metricunet.inference.predictor import load_model
 from metricunet.networks import build_network
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.fit import open_run, train
@@ -375,3 +376,29 @@ class TestCommand:
         assert "freeze is encoder, but without a model to begin from" in ended.err
         assert "(--init)" in ended.err
         assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_float16_are_predicted_with_and_begun_from(
+    tiny_cohort: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    settings = config(tiny_model, "weights=float16")
+    half = train(tiny_cohort, tmp_path / "half", config=settings, init=tiny_model, device="cpu")
+    whole = train(tiny_cohort, tmp_path / "whole", config=config(tiny_model), init=tiny_model, device="cpu")
+    kept, full = read_model(half)[1], read_model(whole)[1]
+    assert {t.dtype for t in kept.values() if t.is_floating_point()} == {torch.float16}
+    assert all(torch.equal(kept[k], full[k].half() if full[k].is_floating_point() else full[k]) for k in full)
+    assert half.stat().st_size < 0.7 * whole.stat().st_size
+    one, two = (load_model(path, torch.device("cpu")).segment for path in (half, whole))
+    x = torch.randn(1, 5, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = x[:, : read_card(half).segment.network["in_channels"]]
+    with torch.inference_mode():
+        assert torch.allclose(one(x), two(x), atol=0.02)
+    again = train(tiny_cohort, tmp_path / "again", config=config(half), init=half, device="cpu")
+    assert {t.dtype for t in read_model(again)[1].values() if t.is_floating_point()} == {torch.float32}
+
+
+def test_a_weight_too_large_for_float16_stays() -> None:
+    weights = {"a": torch.tensor([1e6]), "b": torch.tensor([0.5]), "n": torch.tensor(3)}
+    assert {k: v.dtype for k, v in halved(weights).items()} == {
+        "a": torch.float32, "b": torch.float16, "n": torch.int64,
+    }  # fmt: skip

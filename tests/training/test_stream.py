@@ -16,7 +16,7 @@ from metricunet.errors import InputError
 from metricunet.files.model import read_card, read_model
 from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use
 from metricunet.stages.locate import coarse_grid
-from metricunet.stages.network_input import read_hu
+from metricunet.stages.read import read_hu
 from metricunet.training import loop, stream
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.fit import train

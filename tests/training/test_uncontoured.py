@@ -16,9 +16,10 @@ from metricunet.errors import InputError
 from metricunet.files.model import read_card, read_model
 from metricunet.files.nifti import write_nifti
 from metricunet.files.record import sha256
+from metricunet.inference.models import MODEL_NAME
 from metricunet.training import loop
 from metricunet.training.config import TrainConfig, load_config
-from metricunet.training.fit import MODEL_NAME, train
+from metricunet.training.fit import train
 from tests.support.cohorts import (
     ORGANS_SETTINGS,
     TINY_SETTINGS,

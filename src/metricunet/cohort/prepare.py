@@ -28,7 +28,7 @@ from metricunet.files.scan import read_scan, scan_files
 from metricunet.hu import AIR_HU
 from metricunet.progress import Progress
 from metricunet.stages.locate import Localisation, coarse_grid
-from metricunet.stages.network_input import read_hu
+from metricunet.stages.read import read_hu
 from metricunet.stages.segment import central_crop
 from metricunet.structures import IGNORE_CLASS, class_of, classes_of, without
 from metricunet.volume import Geometry, Volume, resample_labels, voxels_of
@@ -109,7 +109,8 @@ class PreparedCase:
         name: name of the case.
         coarse: int16 HU [slice, row, column] of the whole scan.
         coarse_labels: uint8 classes of the two stages on the same grid: all structures but the organs' network's.
-        fine: int16 HU of stage 2's box around the target; None where the scan holds no target.
+        fine: int16 HU of stage 2's box around the target; where the scan holds none, None or, among the phantoms
+            that are made beside a training, a box in which nothing is to be found.
         fine_labels: uint8 classes of the two stages on the same grid.
         facts: numbers that describe the case: `spacing_mm` of the scan, and of the target `volume_ml`,
             `target_hu` and `centre_mm`, which are absent without it. Where stage 1 placed the box of a scan whose

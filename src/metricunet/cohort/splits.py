@@ -14,6 +14,8 @@ from metricunet.files.json_file import read_json
 
 Fold = int | Literal["all"]
 DEFAULT_FOLDS = 5
+#: Cross-validation of fewer would train on a single patient.
+FEWEST_PATIENTS = 3
 #: The first that exists decides.
 SPLITS_NAMES = ("splits.json", "splits_final.json")
 PATIENTS_NAME = "patients.json"
@@ -50,15 +52,55 @@ def split_for(cohort: Cohort, fold: Fold, seed: int = 0) -> Split:
         InputError: unknown fold, a split that names unknown cases or has a patient on both sides, or too few
             patients to leave any out.
     """
-    names = tuple(case.name for case in cohort.training)
     if fold == "all":
-        return Split(names, ())
-    patients = read_patients(cohort)
-    path = next((p for name in SPLITS_NAMES if (p := cohort.folder / name).is_file()), None)
-    splits = _draw(cohort.folder, names, patients, seed) if path is None else _read(path, names, patients)
+        return Split(tuple(case.name for case in cohort.training), ())
+    splits, _ = _splits(cohort, seed)
     if not 0 <= fold < len(splits):
         raise InputError(f"fold {fold}: this cohort has folds 0 to {len(splits) - 1}; or use fold all")
     return splits[fold]
+
+
+def cross_validation_splits(cohort: Cohort, seed: int = 0) -> list[Split]:
+    """Return the splits of all folds, of which no two validate on one case; `split_for` says where they are from.
+
+    Raises:
+        InputError: as `split_for`; too few patients or folds, a fold that validates on nothing, or a case that two
+            folds validate on.
+    """
+    splits, path = _splits(cohort, seed)
+    if path is None:
+        patients = len(set(read_patients(cohort).values()))
+        if patients < FEWEST_PATIENTS:
+            raise InputError(
+                f"{cohort.folder}: {patients} patients; cross-validation needs {FEWEST_PATIENTS} or more, so that "
+                "each fold trains on two and validates on another. Add cases, or train without validation (fold "
+                "all)"
+            )
+        return splits
+    if len(splits) < 2:
+        raise InputError(f"{path}: lists {len(splits)} fold; cross-validation needs 2 or more: train fold 0 alone")
+    seen: dict[str, int] = {}
+    for fold, split in enumerate(splits):
+        if not split.val:
+            raise InputError(f"{path}: fold {fold} validates on no case (val); cross-validation scores each fold")
+        for name in split.val:
+            if name in seen:
+                raise InputError(
+                    f"{path}: folds {seen[name]} and {fold} both validate on case {name[:100]!r}, so it would be "
+                    "scored twice; cross-validation needs each case in the val of one fold: train such folds "
+                    "singly"
+                )
+            seen[name] = fold
+    return splits
+
+
+def _splits(cohort: Cohort, seed: int) -> tuple[list[Split], Path | None]:
+    """Return the splits of all folds, and the file that they were read from; None where they were drawn."""
+    names = tuple(case.name for case in cohort.training)
+    patients = read_patients(cohort)
+    path = next((p for name in SPLITS_NAMES if (p := cohort.folder / name).is_file()), None)
+    splits = _draw(cohort.folder, names, patients, seed) if path is None else _read(path, names, patients)
+    return splits, path
 
 
 def read_patients(cohort: Cohort) -> dict[str, str]:

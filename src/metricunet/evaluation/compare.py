@@ -118,6 +118,48 @@ def evaluate(
     matching = match_cases(
         predictions, references, images, scan=scan, names=None if names is None else read_names(names)
     )
+    return evaluate_matched(
+        matching,
+        predictions,
+        references,
+        output,
+        record,
+        names=names,
+        tolerance_mm=tolerance_mm,
+        tolerances_mm=tolerances_mm,
+        write_card=write_card,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def evaluate_matched(
+    matching: Matching,
+    predictions: Path,
+    references: Path,
+    output: Path,
+    record: RunRecord,
+    *,
+    names: Path | None = None,
+    tolerance_mm: float | None = None,
+    tolerances_mm: Mapping[str, float] | None = None,
+    write_card: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score cases that were matched already, and write what `evaluate` writes.
+
+    Args:
+        matching: the cases.
+        predictions: what the report names as the predictions.
+        references: what the report names as the references.
+        output: the folder to write to.
+        record: the record that was begun for it.
+        names, tolerance_mm, tolerances_mm, write_card, overwrite, progress: as in `evaluate`.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
     tolerances = choose_tolerances(matching.structures, matching.naming, tolerance_mm, tolerances_mm)
     files = (*matching.files, *([names] if names is not None else []), *filter(None, [write_card]))
     own = OwnFiles(output, EVALUATION_RECORD, COMMAND, overwrite=overwrite, inputs=files)

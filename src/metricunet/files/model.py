@@ -230,6 +230,12 @@ def joined(
     return {f"{stage}.{name}": tensor for stage, own in stages.items() for name, tensor in own.items()}
 
 
+def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights as float16, but for those too large for it; networks compute in float32 all the same."""
+    half = {name: t.half() if t.is_floating_point() else t for name, t in weights.items()}
+    return {name: t if t.isfinite().all() else weights[name] for name, t in half.items()}
+
+
 def of_stage(weights: Mapping[str, Tensor], stage: str) -> dict[str, Tensor]:
     """Return the weights of a stage by their names in its network.
 
@@ -247,7 +253,7 @@ def read_card(path: Path) -> ModelCard:
     Raises:
         InputError: not a model file, damaged, or written by a newer version of the format.
     """
-    return _card(path, _header(path))
+    return card_of(path, _header(path))
 
 
 def read_model(path: Path, device: str = "cpu") -> tuple[ModelCard, dict[str, Tensor]]:
@@ -298,7 +304,16 @@ def _header(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _card(path: Path, content: dict[str, Any]) -> ModelCard:
+def card_of(path: Path, content: dict[str, Any]) -> ModelCard:
+    """Return a card from plain values, as `card_content` makes them.
+
+    Args:
+        path: the file that held them, for messages.
+        content: the values.
+
+    Raises:
+        InputError: damaged, or of a newer version of the format.
+    """
     found = content.get("format_version")
     if not isinstance(found, int):
         raise InputError(f"{path}: the card's format_version is {repr(found)[:80]}; expected a whole number")

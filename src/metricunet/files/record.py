@@ -57,7 +57,7 @@ class RunRecord:
 def machine() -> dict[str, Any]:
     """Describe processor, operating system and library versions; nothing that names the computer or its user."""
     packages = {}
-    for name in ("torch", "numpy", "lightning", "pydicom"):
+    for name in ("torch", "onnxruntime", "numpy", "lightning", "pydicom"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

@@ -16,7 +16,9 @@ import numpy as np
 from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import claimed
+from metricunet.files.dicom.identity import RANDOM, Identity
 from metricunet.files.dicom.series import CtSeries
+from metricunet.files.exported import files_of_model
 from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import is_nifti, write_nifti, write_nifti_stack
 from metricunet.files.own import Inputs, OwnFiles
@@ -113,7 +115,8 @@ class CaseFiles:
         source: ScanInput | None,
         options: ContourOptions,
         provenance: Mapping[str, Any],
-        excerpt: Excerpt | None,
+        excerpt: Excerpt | None = None,
+        identity: Identity = RANDOM,
     ) -> tuple[str, ...]:
         """Write the files of a case, all or none of them. The caller holds the claim of the case.
 
@@ -124,6 +127,7 @@ class CaseFiles:
             options: how a structure set is drawn.
             provenance: what the files depend on, as `provenance_of` gives it; it becomes part of the verdict.
             excerpt: what a page shows of the scan, as `excerpt_of` gives it.
+            identity: where the UIDs of DICOM objects come from, and their date; random and now by default.
 
         Returns:
             The formats that were asked for and are withheld.
@@ -144,7 +148,7 @@ class CaseFiles:
                 "organs": [name for name in prediction.structures if name in prediction.card.organs_structures],
             }
         try:
-            drawn = _stage_masks(own, names, prediction, source, options)
+            drawn = _stage_masks(own, names, prediction, source, options, identity)
             if "page" in names:
                 write_page(own.stage(names["page"]), excerpt, prediction, quality)
             # The verdict is written last: where it is, the case is whole.
@@ -168,6 +172,7 @@ def write_case(
     inputs: Iterable[Path] = (),
     overwrite: bool = False,
     draw_anyway: bool = False,
+    identity: Identity = RANDOM,
 ) -> tuple[Path, ...]:
     """Write what was predicted of one scan, as `metricunet predict` writes it.
 
@@ -187,6 +192,7 @@ def write_case(
         inputs: more files that are never replaced, such as the models.
         overwrite: replace files of others that have an output's name.
         draw_anyway: write structure sets even where `withheld_formats` names them.
+        identity: where the UIDs of DICOM objects come from, and their date; random and now by default.
 
     Returns:
         The files that are there now, the verdict last.
@@ -207,7 +213,7 @@ def write_case(
     own = files.own(quality.case)
     with claimed(own.claim, f"a prediction of case {quality.case}"):
         excerpt = _excerpt(prediction, source, scan) if "page" in known else None
-        withheld = files.write(prediction, quality, source, options, provenance or {}, excerpt)
+        withheld = files.write(prediction, quality, source, options, provenance or {}, excerpt, identity)
     written = [name for name in known if (prediction.masks or name in ALWAYS) and name not in withheld]
     return (*(files.path(quality.case, name) for name in written), own.path)
 
@@ -415,12 +421,12 @@ def provenance_of(models: Sequence[Path], reruns: int, options: ContourOptions |
     """Return what the files of a case depend on beside its scan.
 
     Args:
-        models: model files.
+        models: model files, or folders of exported models.
         reruns: how often stage 2 may run again.
         options: how structure sets are drawn; None where there are none.
     """
     found: dict[str, Any] = {
-        "model_sha256": sha256(models),
+        "model_sha256": sha256(file for path in models for file in files_of_model(path)),
         "version": version("metricunet"),
         "reruns": reruns,
     }
@@ -444,6 +450,7 @@ def _for_review(folder: Path, prediction: Prediction, source: ScanInput | None) 
     card = prediction.card
     return {
         "scan": None if source is None else source.location(folder),
+        "scanner": None if source is None or source.series is None else source.series.scanner,
         "labels": {name: card.labels[name] for name in prediction.structures},
         "tg263": {name: card.tg263[name] for name in prediction.structures},
     }
@@ -464,6 +471,7 @@ def _stage_masks(
     prediction: Prediction,
     source: ScanInput | None,
     options: ContourOptions,
+    identity: Identity,
 ) -> dict[str, dict[str, Any]]:
     """Stage what was asked for, if there is a mask; return what the structure set holds of each structure."""
     if prediction.labels is None or not prediction.masks:
@@ -482,14 +490,16 @@ def _stage_masks(
     surface = options.contours == "surface" and "rtstruct" in paths
     structures = structures_of(prediction, surface)
     if "rtstruct" in paths:
-        drawn = write_structure_set(paths["rtstruct"], series, structures, options, card)
+        drawn = write_structure_set(paths["rtstruct"], series, structures, options, card, identity)
     if "seg" in paths:
         members = list(structures.values())
-        write_seg(paths["seg"], series, members, description=description_of(card), content=set_name_of(card))
+        words = {"description": description_of(card), "content": set_name_of(card)}
+        write_seg(paths["seg"], series, members, identity=identity, **words)
     if "probability_seg" in paths:
         probabilities = [prediction.probability_map(name) for name in structures]
         words = {"description": description_of(card), "content": set_name_of(card)}
-        write_fractional_seg(paths["probability_seg"], series, list(structures.values()), probabilities, **words)
+        members = list(structures.values())
+        write_fractional_seg(paths["probability_seg"], series, members, probabilities, identity=identity, **words)
     return drawn
 
 

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metricunet.errors import InputError, argument
+from metricunet.files.exported import is_exported, read_exported
+from metricunet.files.json_file import read_json
 
 #: The model that comes with the package. A build from a tree without it has none.
 SHIPPED = Path(__file__).parents[1] / "models" / "base.safetensors"
 #: Names a model file, or several to be averaged, with what separates paths in PATH between them.
 VARIABLE = "METRICUNET_MODEL"
+#: The model of a run folder, and what says of which folds the folder of a cross-validation consists.
+MODEL_NAME, FOLDS_NAME = "model.safetensors", "folds.json"
 #: Said in every run of the shipped model.
 WARNING = "the shipped model was trained on synthetic scans only and not validated on patients: for research only"
 
@@ -20,25 +24,71 @@ def chosen_models(named: Sequence[Path] = ()) -> tuple[Path, ...]:
     """Return the model files to segment with.
 
     Args:
-        named: files that the user names; none where the choice is left to the environment and the package.
+        named: files that the user names, or run folders with them; none where the choice is left to the
+            environment and the package.
 
     Returns:
-        The files that are named, else those of the environment variable METRICUNET_MODEL, else the shipped one.
+        The files that are named, else those of the environment variable METRICUNET_MODEL, else the shipped one. Of
+        the folder of a run it is its model, of that of a cross-validation the model of each fold.
 
     Raises:
-        InputError: the variable names a file that is not there, or none is named and this build ships none.
+        InputError: the variable names a file that is not there, a folder holds no model or lacks that of a fold,
+            or none is named and this build ships none.
     """
     if named:
-        return tuple(named)
-    found = tuple(Path(entry) for entry in os.environ.get(VARIABLE, "").split(os.pathsep) if entry.strip())
+        return tuple(file for path in named for file in models_at(path))
+    found = tuple(
+        file
+        for entry in os.environ.get(VARIABLE, "").split(os.pathsep)
+        if entry.strip()
+        for file in models_at(Path(entry))
+    )
     for path in found:
-        if not path.is_file():
+        if not path.is_file() and not is_exported(path):
             raise InputError(
                 f"{path}: no such model file, and the environment variable {VARIABLE} names it; change the "
                 f"variable, or name a model with {argument('models')}"
             )
     advice = f"name a model file with {argument('models')}, or in the environment variable {VARIABLE}"
     return found or (shipped_model(advice),)
+
+
+def models_at(path: Path) -> tuple[Path, ...]:
+    """Return the models that a path means: itself, or those of a run folder or of a cross-validation.
+
+    Raises:
+        InputError: a folder without a model, or a cross-validation in which a fold has none yet.
+    """
+    if not path.is_dir() or is_exported(path):
+        return (path,)
+    if (path / MODEL_NAME).is_file():
+        return (path / MODEL_NAME,)
+    if not (path / FOLDS_NAME).is_file():
+        raise InputError(
+            f"{path}: is a folder and holds no {MODEL_NAME}; name a model file, or the folder of a finished "
+            "training"
+        )
+    files = tuple(path / fold_name(fold) / MODEL_NAME for fold in range(_fold_count(path / FOLDS_NAME)))
+    for fold, file in enumerate(files):
+        if not file.is_file():
+            raise InputError(
+                f"{path}: fold {fold} of its {len(files)} has no model; finish the cross-validation "
+                f"({argument('resume', True)}), or name the models to be averaged one by one"
+            )
+    return files
+
+
+def fold_name(fold: int) -> str:
+    """Return the name of the folder of a fold in that of its cross-validation."""
+    return f"fold-{fold}"
+
+
+def _fold_count(path: Path) -> int:
+    content = read_json(path)
+    splits = content.get("splits") if isinstance(content, dict) else None
+    if not isinstance(splits, list) or not splits:
+        raise InputError(f"{path}: does not say which folds there are (splits); name the model files one by one")
+    return len(splits)
 
 
 def shipped_model(advice: str = "give a model file") -> Path:
@@ -59,7 +109,15 @@ def shipped_model(advice: str = "give a model file") -> Path:
 
 
 def warnings_of(models: Sequence[Path]) -> list[str]:
-    """Return what has to be said, a line each, before these model files segment anything."""
-    return (
-        [WARNING] if any(path.exists() and SHIPPED.exists() and path.samefile(SHIPPED) for path in models) else []
-    )
+    """Return what has to be said, a line each, before these models segment anything.
+
+    Raises:
+        InputError: the folder of an exported model is damaged.
+    """
+    found: list[str] = []
+    for path in models:
+        if is_exported(path):
+            found += read_exported(path, check=False).warnings
+        elif path.exists() and SHIPPED.exists() and path.samefile(SHIPPED):
+            found.append(WARNING)
+    return list(dict.fromkeys(found))

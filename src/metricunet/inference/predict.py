@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from metricunet.engine import GIB, Engine, Needs, Tell
 from metricunet.errors import InputError, told
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.stack import Allow
-from metricunet.files.model import read_card
+from metricunet.files.exported import files_of_model, read_any_card
 from metricunet.files.own import FILES, Inputs, OwnFiles
 from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
@@ -37,14 +39,18 @@ from metricunet.inference.inputs import Refused, ScanInput, check_models, find_i
 from metricunet.inference.page import Excerpt, excerpt_of
 from metricunet.inference.pipeline import Finished, run_pipeline
 from metricunet.inference.reruns import MOST_RERUNS
+from metricunet.inference.runtimes import open_predictor, runtime_for
+from metricunet.inference.segmenter import Segmenter
 from metricunet.inference.structure_set import ContourOptions
 from metricunet.progress import Progress
 from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import QualityReport, judge
 from metricunet.volume import Volume
 
-if TYPE_CHECKING:
-    from metricunet.inference.predictor import Predictor
+#: The most that a case was measured to take: 650 slices of 512 x 512, one at a time.
+CASE_BYTES = round(1.3 * GIB)
+#: Of so many scans it is asked whether every machine of an engine sees them.
+WITNESSES = 64
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,8 @@ def predict(
     structures: Sequence[str] | None = None,
     series: str | None = None,
     device: str = "auto",
+    runtime: str | None = None,
+    provider: str | None = None,
     contours: Outline = "surface",
     holes: Holes = "keep",
     smooth: bool = False,
@@ -91,6 +99,7 @@ def predict(
     overwrite: bool = False,
     draw_anyway: bool = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> PredictOutcome:
     """Segment scans and write masks, structure sets and verdicts.
 
@@ -99,13 +108,15 @@ def predict(
 
     Args:
         scans: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM series.
-        models: model files; the probabilities of several are averaged.
+        models: model files, or folders of exported models; the probabilities of several are averaged.
         output: folder of CASE.nii.gz and the other files of a case, CASE.quality.json and run.json.
         formats: of `nifti`, `probability`, `probability_uint8`, `page` (to look at in a browser), and `rtstruct`,
             `seg` and `probability_seg`, which need DICOM input.
         structures: of the models, which alone are written; None for all. The verdict is that of all.
         series: SeriesInstanceUID to take alone.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
+        runtime: `torch` for model files or `onnx` for exported models; None for what the models are.
+        provider: `cpu`, `cuda` or `openvino`, for exported models; None for what suits the device.
         contours: of structure sets: `surface` runs where the probability is one half, `voxel` along voxels' edges.
         holes: of structure sets: `keep`, `close` or `keyhole`.
         smooth: smooth the contours of structure sets, no point by more than 0.5 mm.
@@ -117,6 +128,7 @@ def predict(
         draw_anyway: write structure sets and segmentations even where the doubt is strong and the model of
             synthetic origin, see `withheld_formats`.
         progress: called with (done, all).
+        engine: segments the scans, each where it is read; None for this process.
 
     Raises:
         InputError: nothing can be done with the input or the arguments, or an output has the name of an input
@@ -127,15 +139,17 @@ def predict(
     if output.name.startswith("images") and (output.absolute().parent / "dataset.json").is_file():
         raise InputError(f"{output}: holds the images of a cohort, which masks would spoil; choose another folder")
     check_models(models, reruns)
+    runtime_for(models, runtime, provider)
     options = ContourOptions(contours, holes, smooth, add_to)
     record = begun_record(scans, models, output, formats, options, reruns, draw_anyway, structures)
-    cards = [read_card(path) for path in models]
+    cards = [read_any_card(path) for path in models]
     chosen = chosen_structures(structures, cards[0].labels, cards[0].tg263)
     draw = any(name in known for name in NEED_SERIES)
     inputs, refused = find_inputs(scans, series, allow=Allow(allow_gaps, allow_tilt), draw=draw)
     for entry in inputs:
         refuse_without_series(known, entry.series, entry.path)
-    kept = Inputs([*(path for entry in inputs for path in files_of(entry)), *models, *filter(None, [add_to])])
+    of_models = [file for path in models for file in files_of_model(path)]
+    kept = Inputs([*(path for entry in inputs for path in files_of(entry)), *of_models, *filter(None, [add_to])])
     files = CaseFiles(output, known, kept, overwrite, draw_anyway, chosen)
     single = files.path(inputs[0].case, "rtstruct") if "rtstruct" in known else None
     options.check([entry.series for entry in inputs], single)
@@ -144,31 +158,50 @@ def predict(
     own_record.check([])
     for entry in inputs:
         files.check(entry.case)
-    outcomes: list[CaseOutcome] = []
+    load = partial(open_predictor, runtime=runtime, provider=provider, reruns=reruns)
+    work = _Work(models, device, load, files, provenance, options)
+    results: dict[str, CaseOutcome | Exception] = {}
     # Whatever ends this, the stages end before the claims do: a scan that is read meanwhile takes another one.
-    with (
-        closing(_Work(models, device, files, provenance, options, reruns)) as work,
-        closing(run_pipeline(inputs, work.read, work.compute, work.write, work.load)) as stages,
-    ):
+    with closing(work), closing(_stages(inputs, work, engine)) as stages:
         for done, (entry, result) in enumerate(stages, start=1):
             work.release(entry.case)
-            if isinstance(result, CaseOutcome):
-                outcomes.append(result)
-            elif len(inputs) == 1 and not refused:
-                if isinstance(result, InputError):
-                    raise result
-                raise InputError(f"{entry.path}: {told(result)}") from result
-            elif isinstance(result, InputError):
-                refused.append(Refused(entry.path, str(result)))
-            else:
-                refused.append(Refused(entry.path, f"{entry.path}: {told(result)}", error=result))
+            results[entry.case] = result
             if progress is not None:
                 progress(done, len(inputs))
+    outcomes: list[CaseOutcome] = []
+    for entry in inputs:
+        result = results[entry.case]
+        if isinstance(result, CaseOutcome):
+            outcomes.append(result)
+        elif len(inputs) == 1 and not refused:
+            if isinstance(result, InputError):
+                raise result
+            raise InputError(f"{entry.path}: {told(result)}") from result
+        elif isinstance(result, InputError):
+            refused.append(Refused(entry.path, str(result)))
+        else:
+            refused.append(Refused(entry.path, f"{entry.path}: {told(result)}", error=result))
     if not outcomes:
         raise nothing_left(refused)
-    record.facts |= run_facts(provenance, work.predictor.device, outcomes, refused)
+    record.facts |= run_facts(provenance, work.device_used, outcomes, refused)
     own_record.commit(record.content())
     return PredictOutcome(tuple(outcomes), tuple(refused))
+
+
+def _stages(
+    inputs: Sequence[ScanInput], work: _Work, engine: Engine | None
+) -> Generator[tuple[ScanInput, CaseOutcome | Exception], None, None]:
+    """Yield each scan with what became of it: here, or from the workers of an engine, as they are done."""
+    if engine is None:
+        yield from run_pipeline(inputs, work.take, work.compute, work.write, work.load)
+        return
+    witnesses = [files_of(entry)[0] for entry in inputs[:: -(-len(inputs) // WITNESSES)]]
+    engine.check_folders(work.files.folder, [*work.kept(), *witnesses])
+    # A machine on which two workers share a GPU reads a scan for the one while the other computes.
+    needs = Needs(CASE_BYTES, work.device, per_gpu=2)
+    work.device = engine.device(needs)
+    make = partial(_CaseWorker, work.for_workers())
+    yield from engine.each(inputs, make, needs, claim=work.claim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,23 +227,41 @@ class _Segmented:
 class _Work:
     """The three stages of a case, and the models that they share.
 
-    torch is imported by `load`, so that it does not hold up the reading of the first scan.
+    What computes the networks is imported by `load`, so that it does not hold up the reading of the first scan.
     """
 
-    predictor: Predictor
+    predictor: Segmenter
 
     def __init__(
         self,
         models: Sequence[Path],
         device: str,
+        open_models: Callable[[Sequence[Path], str], Segmenter],
         files: CaseFiles,
         provenance: dict[str, Any],
         options: ContourOptions,
-        reruns: int,
     ) -> None:
-        self.models, self.device, self.files, self.provenance = models, device, files, provenance
-        self.options, self.reruns = options, reruns
+        self.models, self.device, self.open_models = models, device, open_models
+        self.files, self.provenance, self.options = files, provenance, options
         self._claims: dict[str, ExitStack] = {}
+
+    def kept(self) -> tuple[Path, ...]:
+        """The files beside the scans that are read, and never replaced."""
+        return (*self.models, *filter(None, [self.options.add_to]))
+
+    def for_workers(self) -> _Work:
+        """Return the same work without models and inputs, small enough for every process."""
+        files = replace(self.files, inputs=Inputs([]))
+        return _Work(self.models, self.device, self.open_models, files, self.provenance, self.options)
+
+    @property
+    def device_used(self) -> str:
+        """The device that computed."""
+        return str(self.predictor.device) if hasattr(self, "predictor") else self.device
+
+    def claim(self, entry: ScanInput) -> AbstractContextManager[object]:
+        """Hold the claim of a case."""
+        return claimed(self.files.own(entry.case).claim, f"a prediction of case {entry.case}")
 
     def release(self, case: str) -> None:
         """Let go of the claim of a case, which may have none."""
@@ -222,17 +273,20 @@ class _Work:
             self.release(case)
 
     def load(self) -> None:
-        from metricunet.inference.predictor import Predictor
+        self.predictor = self.open_models(self.models, self.device)
 
-        self.predictor = Predictor(self.models, self.device, reruns=self.reruns)
+    def take(self, entry: ScanInput) -> _Scan:
+        """Take the claim of a case, which `release` lets go of, and read its scan."""
+        with ExitStack() as claim:
+            claim.enter_context(self.claim(entry))
+            self._claims[entry.case] = claim.pop_all()
+        return self.read(entry)
 
     def read(self, entry: ScanInput) -> _Scan:
+        """Read a scan whose claim is held."""
         began = time.perf_counter()
         provenance = {"input_sha256": entry.sha256(), **self.provenance}
         own = self.files.own(entry.case)
-        with ExitStack() as claim:
-            claim.enter_context(claimed(own.claim, f"a prediction of case {entry.case}"))
-            self._claims[entry.case] = claim.pop_all()
         done = _already_done(entry.case, own, self.files, provenance)
         if done is not None:
             own.settle()  # an earlier run may have been killed when all was there
@@ -258,6 +312,29 @@ class _Work:
             segmented.prediction, quality, entry, self.options, segmented.provenance, segmented.excerpt
         )
         return CaseOutcome.of(quality, segmented.seconds + time.perf_counter() - began, withheld)
+
+
+class _CaseWorker:
+    """A worker that segments scans with models that it loads once.
+
+    Args:
+        work: the stages of a case, without models.
+    """
+
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+        work.load()
+
+    def do(self, entry: ScanInput, tell: Tell) -> CaseOutcome:
+        """Read a scan, segment it and write its files."""
+        # A machine knows a file by numbers of its own, so these are not the ones of the driver.
+        self.work.files = replace(self.work.files, inputs=Inputs([*files_of(entry), *self.work.kept()]))
+        try:
+            scan = self.work.read(entry)
+        except Finished as finished:
+            outcome: CaseOutcome = finished.outcome
+            return outcome
+        return self.work.write(entry, self.work.compute(entry, scan))
 
 
 def _already_done(case: str, own: OwnFiles, files: CaseFiles, provenance: dict[str, Any]) -> CaseOutcome | None:

@@ -1,14 +1,9 @@
-"""The predictor: holds the loaded models; maps a scan to a label map on the scan's own grid.
-
-Stage 1 locates the target, stage 2 segments it and what lies close to it. Where the models have an organs'
-network, it looks at a larger box around the same centre, and its structures take what stage 2's leave: the target
-is what it is without them.
-"""
+"""The predictor with networks of torch: reads model files, and computes on a CPU or a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +15,13 @@ from torch import Tensor
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard, of_stage, read_model
 from metricunet.inference.inputs import check_models
-from metricunet.inference.reruns import MOST_RERUNS, next_view
+from metricunet.inference.reruns import MOST_RERUNS
+from metricunet.inference.segmenter import Segmenter, Stage
 from metricunet.networks import Network, build_network
-from metricunet.quality.boundary import ClassField, boundary_confidence
-from metricunet.quality.masks import Touched, face_names, inner_faces, reached_faces
-from metricunet.quality.prediction import Crop, EnsembleCard, OrgansPart, Prediction, structure_masks
 from metricunet.specs import SegmentSpec
-from metricunet.stages.classes import Pieces, keep_largest_piece, likeliest
 from metricunet.stages.device import device_named
-from metricunet.stages.locate import Localisation, coarse_probabilities, localise
+from metricunet.stages.forward import class_probabilities, field_probabilities
 from metricunet.stages.network_input import Precision
-from metricunet.stages.segment import View, covered_part, field_probabilities, read_field
-from metricunet.structures import values_of
-from metricunet.volume import Geometry, Volume
-
-#: Slices of a scan on which the organs are told apart at once: it takes a float for each voxel and organ.
-SLICES_AT_ONCE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,36 +32,21 @@ class LoadedModel:
     locate: Network
     segment: Network
     organs: Network | None = None
+    precision: Precision = "auto"
+
+    def probabilities(self, stage: Stage, hu: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the probabilities of a stage; see `metricunet.inference.segmenter.StageModel`."""
+        network = getattr(self, stage)
+        voxels = torch.from_numpy(hu).to(next(network.parameters()).device)
+        if stage == "locate":
+            found = class_probabilities(network, voxels, self.card.locate.hu_window, self.precision)
+        else:
+            found = field_probabilities(network, getattr(self.card, stage), voxels, self.precision)
+        return found.cpu().numpy()
 
 
-@dataclass(frozen=True, eq=False)
-class _SegmentedField:
-    """What stage 2 makes of one field: classes and probabilities on the scan's grid, the target in one piece.
-
-    `fields` are the probabilities of each model on its own grid.
-    """
-
-    view: View
-    box: Geometry
-    start: tuple[int, int, int]
-    shares: NDArray[np.float32]
-    classes: NDArray[np.uint8]
-    target: NDArray[np.bool_]
-    pieces: Pieces
-    seen: Volume
-    fields: tuple[ClassField, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class _SegmentedOrgans:
-    """What the organs' network makes of a scan: its part, and its classes there but where stage 2 has its own."""
-
-    part: OrgansPart
-    classes: NDArray[np.uint8]
-
-
-def load_model(path: Path, device: torch.device) -> LoadedModel:
-    """Read a model file and build its networks.
+def load_model(path: Path, device: torch.device, precision: Precision = "auto") -> LoadedModel:
+    """Read a model file and build its networks, to compute on a device in a precision.
 
     Raises:
         InputError: not a model file, of a newer format, damaged, or its weights do not fit its card.
@@ -89,7 +60,7 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
         networks[stage] = _build(path, stage, spec.network, of_stage(weights, stage)).to(device).eval()
         if stage != "locate":
             _check_fits(path, "stage 2" if stage == "segment" else "the organs' network", spec, networks[stage])
-    return LoadedModel(card, **networks)
+    return LoadedModel(card, **networks, precision=precision)
 
 
 def _build(path: Path, stage: str, arguments: dict[str, Any], weights: dict[str, Tensor]) -> Network:
@@ -125,8 +96,8 @@ def _check_fits(path: Path, stage: str, spec: SegmentSpec, network: Network) -> 
         )
 
 
-class Predictor:
-    """Segments scans with one model, or with the mean probabilities of several.
+class Predictor(Segmenter):
+    """Segments scans with one model file, or with the mean probabilities of several.
 
     Args:
         models: model files; all must name the same structures, target and organs.
@@ -139,6 +110,9 @@ class Predictor:
             or a negative number of reruns.
     """
 
+    models: list[LoadedModel]  # type: ignore[assignment]
+    device: torch.device
+
     def __init__(
         self,
         models: Sequence[Path],
@@ -147,184 +121,6 @@ class Predictor:
         reruns: int = MOST_RERUNS,
     ) -> None:
         check_models(models, reruns)
-        self.device = device_named(device)
+        where = device_named(device)
         self.precision = precision
-        self.reruns = reruns
-        self.models = [load_model(path, self.device) for path in models]
-        first = self.models[0].card
-        for path, model in zip(models, self.models, strict=True):
-            if model.card.organs_structures != first.organs_structures:
-                raise InputError(
-                    f"{path}: its organs' network segments {_listed(model.card)}, the first model's "
-                    f"{_listed(first)}; only models of the same structures can be averaged"
-                )
-            if (model.card.labels, model.card.target) != (first.labels, first.target):
-                raise InputError(
-                    f"{path}: segments {model.card.labels} around {model.card.target}, the first model "
-                    f"{first.labels} around {first.target}; only models of the same structures can be averaged"
-                )
-        self.ensemble = EnsembleCard.of([model.card for model in self.models])
-
-    @property
-    def card(self) -> ModelCard:
-        """What the first model says of itself; what all of them say together is `ensemble`."""
-        return self.models[0].card
-
-    def predict(self, scan: Volume) -> Prediction:
-        """Segment a scan in HU, on any grid."""
-        return self.segment(scan, self.locate(scan))
-
-    def locate(self, scan: Volume) -> Localisation:
-        """Find the target in a scan in HU: stage 1."""
-        return localise(self._coarse_probability(scan.canonical()), self.ensemble.ranges.get("volume_ml"))
-
-    def segment(self, scan: Volume, found: Localisation) -> Prediction:
-        """Segment a scan around what was found: stage 2, and the organs' network where there is one.
-
-        A part of the scan that holds the crop and a margin will do where nothing is run again.
-        """
-        image = scan.canonical()
-        if found.centre_mm is None:
-            return Prediction(self.ensemble, found, scan.geometry)
-        view: View | None = View(found.centre_mm)
-        crops: list[Crop] = []
-        kept: _SegmentedField | None = None
-        used = 0
-        while view is not None:
-            result = self._segment_field(image, view)
-            touched = inner_faces(
-                reached_faces(result.target), result.start, result.box.shape, image.geometry.shape
-            )
-            crops.append(_recorded(result, touched))
-            if kept is None or result.target.any():
-                kept, used = result, len(crops) - 1
-                view = self._next(image.geometry, result, touched, len(crops))
-            else:
-                view = None  # from there the target is not seen at all: the crop before stays
-        assert kept is not None
-        crops[used] = replace(crops[used], used=True)
-        organs = None
-        if self.ensemble.organs_structures:
-            organs = self._segment_organs(image, View(found.centre_mm), kept)
-        return self._paste(scan, image, kept, organs, tuple(crops), found)
-
-    def _next(self, geometry: Geometry, result: _SegmentedField, touched: Touched, looks: int) -> View | None:
-        if looks > self.reruns or not face_names(touched):
-            return None
-        centroid = np.argwhere(result.target).mean(axis=0) + result.start
-        return next_view(result.view, touched, centroid, geometry)
-
-    def _coarse_probability(self, image: Volume) -> Volume:
-        """Mean probability of the target on the first model's coarse grid."""
-        mean: Volume | None = None
-        for model in self.models:
-            shares = coarse_probabilities(model.locate, model.card.locate, image, self.precision)
-            own = shares[self.ensemble.target_class]
-            own = own.with_array(own.array / len(self.models))
-            mean = own if mean is None else mean.with_array(mean.array + own.resample(mean.geometry).array)
-        assert mean is not None
-        return mean
-
-    def _segment_field(self, image: Volume, view: View) -> _SegmentedField:
-        specs = [model.card.segment for model in self.models]
-        box, start = covered_part(specs, image.geometry, view)
-        seen = [read_field(spec, image, view) for spec in specs]
-        fields = tuple(
-            self._class_field(model.segment, model.card.segment, hu)
-            for model, hu in zip(self.models, seen, strict=True)
-        )
-        shares = np.mean([field.read_on(box)[1:] for field in fields], axis=0)
-        classes = likeliest(shares)
-        target = self.ensemble.target_class
-        pieces = keep_largest_piece(classes, target)
-        return _SegmentedField(view, box, start, shares, classes, classes == target, pieces, seen[0], fields)
-
-    def _class_field(self, network: Network, spec: SegmentSpec, field: Volume) -> ClassField:
-        """Return the probabilities of all classes on the network's own grid."""
-        voxels = torch.from_numpy(field.array).to(self.device)
-        probabilities = field_probabilities(network, spec, voxels, self.precision)
-        return ClassField(probabilities.cpu().numpy(), field.geometry)
-
-    def _segment_organs(self, image: Volume, view: View, result: _SegmentedField) -> _SegmentedOrgans:
-        """Segment the organs where stage 2 has found none of its own structures, each in one piece."""
-        fields, specs = [], []
-        for model in self.models:
-            spec = model.card.organs
-            assert spec is not None
-            assert model.organs is not None
-            fields.append(self._class_field(model.organs, spec, read_field(spec, image, view)))
-            specs.append(spec)
-        box, start = covered_part(specs, image.geometry, view)
-        names = self.ensemble.organs_structures
-        part = OrgansPart(names, box, start, tuple(fields))
-        classes = np.empty(box.shape, dtype=np.uint8)
-        for first in range(0, box.shape[0], SLICES_AT_ONCE):
-            slices = min(SLICES_AT_ONCE, box.shape[0] - first)
-            shares = part.shares_on(box.crop((first, 0, 0), (slices, *box.shape[1:])))
-            classes[first : first + slices] = likeliest(shares)
-        offset = [first - begin for first, begin in zip(start, result.start, strict=True)]
-        taken = Volume(result.classes, result.box).crop(offset, box.shape)
-        classes[taken.array != 0] = 0
-        pieces = {name: keep_largest_piece(classes, k) for k, name in enumerate(names, start=1)}
-        return _SegmentedOrgans(replace(part, pieces={n: p for n, p in pieces.items() if p.count}), classes)
-
-    def _paste(
-        self,
-        scan: Volume,
-        image: Volume,
-        result: _SegmentedField,
-        organs: _SegmentedOrgans | None,
-        crops: tuple[Crop, ...],
-        found: Localisation,
-    ) -> Prediction:
-        card = self.ensemble
-        region = Volume(values_of(result.classes, card.staged_labels), result.box)
-        masks = structure_masks(result.classes, list(card.staged_labels), result.start)
-        inside = _slices(result.start, result.box)
-        if organs is None:
-            labels = np.zeros(image.geometry.shape, dtype=region.array.dtype)
-            labels[inside] = region.array
-        else:
-            names, part = card.organs_structures, organs.part
-            values = values_of(organs.classes, {name: card.labels[name] for name in names})
-            labels = np.zeros(image.geometry.shape, dtype=np.result_type(region.array, values))
-            labels[_slices(part.start, part.geometry)] = values
-            labels[inside] = np.where(region.array != 0, region.array, labels[inside])
-            masks |= structure_masks(organs.classes, names, part.start)
-            masks = {name: masks[name] for name in card.labels if name in masks}
-        return Prediction(
-            card=card,
-            localisation=found,
-            geometry=scan.geometry,
-            labels=image.with_array(labels).reordered_like(scan.geometry),
-            region=region,
-            region_start=result.start,
-            masks=masks,
-            shares=result.shares,
-            seen=result.seen,
-            crops=crops,
-            pieces=result.pieces.count,
-            removed_ml=result.pieces.loose_voxels * result.box.voxel_volume_ml,
-            boundary=boundary_confidence(
-                result.fields,
-                [model.card.calibration for model in self.models],
-                card.target_class,
-                Volume(result.target, result.box),
-            ),
-            organs=None if organs is None else organs.part,
-        )
-
-
-def _listed(card: ModelCard) -> str:
-    return ", ".join(card.organs_structures) or "nothing"
-
-
-def _slices(start: Sequence[int], part: Geometry) -> tuple[slice, ...]:
-    """Return the voxels of a scan that are those of a part of its grid."""
-    return tuple(slice(first, first + n) for first, n in zip(start, part.shape, strict=True))
-
-
-def _recorded(result: _SegmentedField, touched: Touched) -> Crop:
-    x, y, z = result.view.centre_mm.tolist()
-    volume_ml = int(result.target.sum()) * result.box.voxel_volume_ml
-    return Crop((x, y, z), result.box.extent_mm, face_names(touched), volume_ml)
+        super().__init__(models, [load_model(path, where, precision) for path in models], where, reruns)

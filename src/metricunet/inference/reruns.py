@@ -6,15 +6,12 @@ Indices have the canonical axes: first voxels lie at the feet, the front and the
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from metricunet.quality.masks import Touched
+from metricunet.stages.segment import View
 from metricunet.volume import FloatArray, Geometry
-
-if TYPE_CHECKING:  # which would bring torch before the first scan is read
-    from metricunet.stages.segment import View
 
 #: How often a case is run again, at most. One move and a growth of each axis are within it.
 MOST_RERUNS = 3

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from metricunet.errors import InputError, argument
+from metricunet.files.dicom.identity import RANDOM, Identity
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.record import sha256
 from metricunet.files.rtstruct.add import add_to_rtstruct, check_addable
@@ -157,6 +158,7 @@ def write_structure_set(
     structures: Mapping[str, Structure],
     options: ContourOptions,
     card: EnsembleCard,
+    identity: Identity = RANDOM,
 ) -> dict[str, dict[str, Any]]:
     """Write a structure set, or another one with the structures added.
 
@@ -176,7 +178,9 @@ def write_structure_set(
         done = add_to_rtstruct(options.add_to, path, series, members, on_clash="suffix", **drawing)
     else:
         label = SYNTHETIC_LABEL if is_marked(card) else LABEL
-        done = write_rtstruct(path, series, members, label=label, set_name=set_name_of(card), **drawing)
+        done = write_rtstruct(
+            path, series, members, label=label, set_name=set_name_of(card), identity=identity, **drawing
+        )
     return {name: _reported(written) for name, written in zip(structures, done, strict=True)}
 
 

@@ -98,8 +98,8 @@ class BackgroundClusters(nn.Module):
         """Return the kind of each sampled voxel (see `Background`), and let the centres follow in training."""
         values = embeddings.to(self.centres.dtype)
         member = sample.valid & (sample.classes == 0)
-        told = torch.cat([values, member[..., None]], dim=-1).flatten(0, 1)
-        told = gathered(told) if self.training else told
+        told = torch.cat([values, member[..., None]], dim=-1)
+        told = (gathered(told) if self.training else told).flatten(0, 1)
         seen, counted = told[:, :-1], told[:, -1] > 0
         centres = torch.where(self.begun[tap], self.centres[tap], far_apart(seen, counted, self.kinds))
         if self.training:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metricunet.metric.gathering import gathered
+from metricunet.metric.gathering import gathered, sharing
 from metricunet.metric.losses import (
     MetricOutput,
     TupleOptions,
@@ -142,7 +142,9 @@ class EmbeddingBank(nn.Module):
                 ],
                 dim=-1,
             )
-            self._push(tap, k, gathered(told.to(self.embeddings.dtype)).flatten(0, 1))
+            told = told.to(self.embeddings.dtype)
+            # Of a batch that processes share, these are the rows of all of them.
+            self._push(tap, k, (told if sharing() else gathered(told)).flatten(0, 1))
 
     def _push(self, tap: int, of_class: int, told: Tensor) -> None:
         """Write rows of embedding, certainty and whether it enters, one after the other."""

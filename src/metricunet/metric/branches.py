@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metricunet.metric.background import Background
 from metricunet.metric.bank import EmbeddingBank, bank_losses
+from metricunet.metric.gathering import counted_once, gathered, of_whole_batch, processes, sharing
 from metricunet.metric.losses import MetricOutput, TupleOptions, tuple_losses
 from metricunet.metric.sampling import (
     BAND_SLACK,
@@ -106,11 +107,14 @@ class VoxelBranch(nn.Module):
             projected = at_least_float32(read if self.heads is None else self.heads[tap](read))
             with without_autocast(projected.device):
                 embeddings = F.normalize(projected, dim=-1)
-                spreads.append(spread(embeddings, sample.valid))
                 known = sample
                 if self.background is not None:
                     kinds = self.background(embeddings.detach(), sample, tap, image)
                     known = replace(sample, classes=self._with_kinds(sample, kinds))
+                if sharing():  # tuples are formed in the whole batch
+                    projected, known = of_whole_batch(projected), _of_whole_batch(known)
+                    embeddings = F.normalize(projected, dim=-1)
+                spreads.append(spread(embeddings, known.valid))
                 found.append(self.objective(projected, embeddings, known, tap))
         statistics = {
             **_means([one.statistics for one in found]),
@@ -164,7 +168,8 @@ class VoxelMetricLoss(VoxelBranch):
     """Metric loss on voxels that are sampled online from intermediate feature maps: triplets and pairs.
 
     Args:
-        sampler, head, channels, ignore_index, unsure_mm, left_out_mm, background: see `VoxelBranch`.
+        sampler: see `VoxelBranch`, also for `head`, `channels`, `ignore_index`, `unsure_mm`, `left_out_mm` and
+            `background`.
         options: which tuples are formed, with which margins and weights; the default is `TupleOptions()`.
         bank: embeddings of earlier updates that tuples are formed with, too; None for tuples of this batch alone.
         bank_share: share of the tuples with the bank in the loss, 0 to 1; those of this batch have the rest.
@@ -217,8 +222,8 @@ class VoxelClassLoss(VoxelBranch):
     classifier follows each head and takes its output before that is scaled to unit length, as only distances need.
 
     Args:
-        sampler, ignore_index, unsure_mm, left_out_mm, background: see `VoxelBranch`; voxels weigh as much as they
-            are sure.
+        sampler: see `VoxelBranch`, also for `ignore_index`, `unsure_mm`, `left_out_mm` and `background`; voxels
+            weigh as much as they are sure.
         head: an embedding size, for one small perceptron for each map; or None.
         channels: channels of each map.
 
@@ -246,7 +251,8 @@ class VoxelClassLoss(VoxelBranch):
         """Classify the voxels and compute the cross-entropy (see `VoxelBranch.objective`)."""
         wanted = torch.where(sample.valid, sample.classes, -1).flatten()
         count = sample.valid.sum().clamp(min=1)
-        scores = self.classifiers[tap](projected).flatten(0, 1)
+        weight, bias = map(counted_once, self.classifiers[tap].parameters())
+        scores = F.linear(projected, weight, bias).flatten(0, 1)
         if sample.certainty is None:
             entropy = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="sum") / count
         else:
@@ -274,7 +280,7 @@ class AdaptedMetricLoss(VoxelBranch):
     Args:
         loss: an object of that library's losses, or the name of one in `pytorch_metric_learning.losses`.
         miner: an object of that library's miners, or the name of one; None leaves the tuples to the loss.
-        sampler, head, channels, ignore_index: see `VoxelBranch`.
+        sampler: see `VoxelBranch`, also for `head`, `channels` and `ignore_index`.
         across: form tuples across the batch, as `TupleOptions.across` does.
 
     Raises:
@@ -343,6 +349,19 @@ def spread(embeddings: Tensor, valid: Tensor) -> Tensor:
 def without_autocast(device: torch.device) -> torch.autocast:
     """Return the context in which distances keep the precision of their embeddings, whatever the caller's."""
     return torch.autocast(device.type, enabled=False)
+
+
+def _of_whole_batch(sample: Sample) -> Sample:
+    """Return the samples of all processes that share a batch."""
+    valid, hard = (gathered(flags.to(torch.uint8)) > 0 for flags in (sample.valid, sample.hard))
+    return Sample(
+        gathered(sample.index),
+        gathered(sample.classes),
+        valid,
+        hard,
+        None if sample.certainty is None else gathered(sample.certainty),
+        None if sample.contoured is None else sample.contoured * processes(),
+    )
 
 
 def _means(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from metricunet.metric.gathering import processes
+from metricunet.metric.gathering import processes, sharing
 
 #: A branch whose gradient fades away is not blown up beyond this weight.
 LARGEST_WEIGHT = 10.0
@@ -45,7 +45,7 @@ class GradientShare(nn.Module):
         Args:
             rise: 0 to 1, share of the full weight, as during a warm-up.
         """
-        if processes() > 1:
+        if processes() > 1 and not sharing():  # of a batch that they share, all measure alike
             distributed.all_reduce(self.ratio)
             self.ratio /= processes()
         return (self.share * self.ratio).clamp(max=LARGEST_WEIGHT) * rise
@@ -58,6 +58,7 @@ class GradientShare(nn.Module):
             weight: the weight that the branch's loss gets in this step.
         """
         learning = [one for one in maps if one.requires_grad]
+        together = sharing()  # now, for the gradients come when the batch is closed
         squares: list[tuple[Tensor, Tensor]] = []
 
         def watch(one: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class GradientShare(nn.Module):
                 rest = gradient.detach().float() - branch
                 squares.append((branch.square().sum(), rest.square().sum()))
                 if len(squares) == len(learning):
-                    self._take_up(squares, weight)
+                    self._take_up(squares, weight, together)
 
             one.register_hook(at_map)  # type: ignore[no-untyped-call]
             return view
@@ -78,8 +79,11 @@ class GradientShare(nn.Module):
         return [watch(one) if one.requires_grad else one for one in maps]
 
     @torch.no_grad()
-    def _take_up(self, squares: Sequence[tuple[Tensor, Tensor]], weight: Tensor) -> None:
-        branch, rest = (torch.stack(part).sum().sqrt() for part in zip(*squares, strict=True))
+    def _take_up(self, squares: Sequence[tuple[Tensor, Tensor]], weight: Tensor, together: bool) -> None:
+        sums = torch.stack([torch.stack(part).sum() for part in zip(*squares, strict=True)])
+        if together:  # each process has measured at its own rows
+            distributed.all_reduce(sums)
+        branch, rest = sums.sqrt()
         found = rest * weight / branch
         usable = torch.isfinite(found) & (found > 0)
         mean = torch.where(self.measured, self.decay * self.ratio + (1 - self.decay) * found, found)

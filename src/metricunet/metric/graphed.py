@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metricunet.metric.branches import VoxelClassLoss, VoxelMetricLoss
+from metricunet.metric.gathering import sharing
 from metricunet.metric.losses import MetricOutput
 from metricunet.metric.sampling import Sample
 
@@ -19,8 +20,8 @@ class GraphedBranch:
     The first call captures the graphs for tensors of its layout (shapes, strides, types), its autocast, and the
     branch's settings as they are then; so does the first call after the branch's parameters have moved. A call
     with another layout goes to the branch itself, and so does every call on another device than the current GPU,
-    without gradients, or without logits. Either way a seed of torch's generator draws the voxels that the branch
-    itself would draw.
+    without gradients, without logits, or on a share of a batch, which is no work of one process alone. Either way
+    a seed of torch's generator draws the voxels that the branch itself would draw.
 
     What a replay returns is valid until the next one. The gradients of the branch's parameters are those of the
     last replay alone: set them to None before each backward pass, as `zero_grad()` does by default, and do not
@@ -52,7 +53,7 @@ class GraphedBranch:
         The sample of a replay does not say how many of the images are contoured.
         """
         arguments = features, labels, logits, spacing_mm, image, contoured
-        if logits is None or not torch.is_grad_enabled() or not _on_current_gpu(labels):
+        if logits is None or not torch.is_grad_enabled() or not _on_current_gpu(labels) or sharing():
             return cast(MetricOutput, self.branch(*arguments))
         pictured = () if image is None else (image,)
         tensors = (labels, logits.detach(), *pictured, *self.branch.maps_of(features))

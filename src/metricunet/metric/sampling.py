@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metricunet.metric.gathering import drawn
+
 #: Distances are compared with this relative slack, so that a bound of 3 mm holds 3 voxels of 1 mm.
 BAND_SLACK = 1e-6
 
@@ -395,7 +397,7 @@ def draw(order: Tensor, take: Tensor, slots: int) -> Tensor:
     number = torch.arange(slots, device=order.device)
     members, runs = order[:, -1:].long().clamp(min=1), take.long().clamp(min=1)
     first, after = number * members // runs, (number + 1) * members // runs
-    chance = torch.rand((len(order), slots + 1), device=order.device)
+    chance = drawn(lambda rows: torch.rand((rows, slots + 1), device=order.device), len(order))
     begin = _below(chance[:, :1], members)
     chosen = (begin + first + _below(chance[:, 1:], (after - first).clamp(min=1))) % members
     # The first index whose running count exceeds the number chosen.

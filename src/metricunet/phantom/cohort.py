@@ -19,6 +19,7 @@ from typing import Any, get_args
 import numpy as np
 
 from metricunet.cohort.layout import dataset_content, image_path, label_path
+from metricunet.engine import GIB, Engine, Needs, Tell
 from metricunet.errors import InputError, argument
 from metricunet.files.atomic import write_json
 from metricunet.files.claim import claimed, refuse_claimed
@@ -36,6 +37,8 @@ RECIPE_VERSION = 2
 #: What the recipe says of `labelsTr` where it holds the true shapes.
 TRUTH = "truth"
 COMMAND, MAKING = "phantom", "the making of phantoms"
+#: The most that the making of a phantom was measured to take is 1.0 GiB, of a varied one.
+NEEDS = Needs(round(1.1 * GIB))
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ def make_cohort(
     n_readers: int = 0,
     overwrite: bool | None = None,
     variety: Variety | None = None,
+    engine: Engine | None = None,
 ) -> list[str]:
     """Write a cohort of phantoms and return the names of its cases, training first.
 
@@ -166,6 +170,7 @@ def make_cohort(
         overwrite: whether files of others that have the name of one of the cohort's may be replaced; None for
             callers without such an option.
         variety: which groups `varied` cases draw; None for all.
+        engine: makes the cases in place of processes of this machine.
 
     Raises:
         InputError: for arguments out of range, for a folder that holds anything else, and for a file of the cohort
@@ -179,13 +184,15 @@ def make_cohort(
     files = {order.name: order.files for order in orders}
     own = OwnFiles(folder, RECIPE_FILE, COMMAND, overwrite=overwrite)
     refuse_claimed(own.claim, MAKING)
+    if engine is not None:
+        engine.check_folders(folder, [])
     # Nothing, not even a claim, is written into a folder that is not a cohort of ours.
     if own.content() is not None or known_cases(own, plan.recipe, files) is not None:
         with claimed(own.claim, MAKING):
             cases = known_cases(own, plan.recipe, files)
             if cases is not None:
                 try:
-                    _complete(own, plan, orders, cases, workers, progress or no_progress)
+                    _complete(own, plan, orders, cases, workers, engine, progress or no_progress)
                 finally:
                     own.discard()
     return list(files)
@@ -211,6 +218,7 @@ def _complete(
     orders: Sequence[PhantomOrder],
     cases: dict[str, Any],
     workers: int,
+    engine: Engine | None,
     progress: Progress,
 ) -> None:
     """Make the cases that are not there, and dataset.json."""
@@ -227,7 +235,8 @@ def _complete(
         return
     # The recipe comes first and dataset.json last: an interrupted cohort can be continued, but not be used.
     own.add(content(), drop=[DATASET_FILE], more=True)
-    for order, facts in _made([(order, own.work(), names) for order, names in missing.items()], workers):
+    work = own.work().absolute()
+    for order, facts in _made([(order, work, names) for order, names in missing.items()], workers, engine):
         cases[order.name] = facts
         for name in missing[order]:
             os.replace(own.work() / name, own.stage(name))
@@ -385,13 +394,29 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _made(
-    tasks: Sequence[tuple[PhantomOrder, Path, Sequence[str]]], workers: int
+    tasks: Sequence[tuple[PhantomOrder, Path, Sequence[str]]], workers: int, engine: Engine | None
 ) -> Iterator[tuple[PhantomOrder, dict[str, Any]]]:
+    if engine is not None:
+        for _, made in engine.each(tasks, _Maker, NEEDS):
+            if isinstance(made, Exception):
+                raise made
+            yield made
+        return
     if workers == 1 or len(tasks) < 2:
         yield from map(_make, tasks)
         return
     with ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(_make, tasks)
+
+
+class _Maker:
+    """A worker that makes phantoms."""
+
+    def do(
+        self, task: tuple[PhantomOrder, Path, Sequence[str]], tell: Tell
+    ) -> tuple[PhantomOrder, dict[str, Any]]:
+        """Make a case."""
+        return _make(task)
 
 
 def _make(task: tuple[PhantomOrder, Path, Sequence[str]]) -> tuple[PhantomOrder, dict[str, Any]]:

@@ -32,8 +32,13 @@ Part = Literal["coarse", "fine", "organs"]
 #: A patient is drawn for training or for validation; no patient of the one is one of the other, or of a cohort.
 Use = Literal["train", "validate"]
 _KEYS: dict[Use, int] = {"train": 2, "validate": 3}
+#: Raised whenever a stream makes other patients, or boxes, of the same phantoms.
+STREAM_VERSION = 2
 #: The centroid of what a scan shows of the gland lies within this of the middle of its extent.
 OFF_CENTRE_MM = 10.0
+#: Without a gland, stage 1 may see one this far from where it would lie (standard deviation along each axis), or
+#: anywhere in this much of the field on either side of its middle.
+MISTAKEN_MM, MISTAKEN_SHARE = 8.0, (0.3, 0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class StreamRecipe:
 
     def sha256(self, **more: Any) -> str:
         """Return a hash of the recipe and of what else decides which patients there are."""
-        content = {"version": RECIPE_VERSION, **asdict(self), **more}
+        content = {"version": (RECIPE_VERSION, STREAM_VERSION), **asdict(self), **more}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
 
     def reaches_target(self, number: int) -> bool:
@@ -78,7 +83,8 @@ class StreamedCase:
         name: name of the patient.
         coarse: int16 HU [slice, row, column] of the whole scan; None where it was not asked for.
         coarse_labels: uint8 classes of the two stages on the same grid.
-        boxes: the boxes around the target that were asked for; none where the scan holds no target.
+        boxes: the boxes around the target that were asked for. Where the scan holds no target there is none for
+            the organs' network; for stage 2 a training patient has one in its place, where nothing is to be found.
         facts: as of `metricunet.cohort.prepare.PreparedCase`.
         staged_unknown: none; every structure of a phantom is known.
     """
@@ -91,7 +97,7 @@ class StreamedCase:
     staged_unknown: tuple[int, ...] = ()
 
     def box(self, name: BoxName) -> TargetBox | None:
-        """Return a box around the target; None where the scan holds none, or it was not asked for."""
+        """Return a box around the target, or in its place; None where there is none, or it was not asked for."""
         return self.boxes.get(name)
 
 
@@ -122,7 +128,14 @@ def streamed_case(
     boxes: dict[BoxName, TargetBox] = {}
     if "fine" in parts or "organs" in parts:
         found = _target(drawn, recipe.target, settings)
-        if found is not None:
+        if found is None and use == "train" and "fine" in parts:
+            centre_mm = _mistaken_mm(drawn, recipe.patient_seed(use, number))
+            scan = _around(drawn.scan, centre_mm - drawn.scan.world_shift_mm, settings)
+            assert scan is not None
+            boxes["fine"] = _box(
+                drawn, drawn.image(scan), scan, centre_mm, staged, settings.fine_spacing_mm, settings.box_mm
+            )
+        elif found is not None:
             target_scan, target = found
             centre_mm = target.geometry.to_world(np.argwhere(target.array).mean(axis=0))
             facts["volume_ml"] = float(target.array.sum()) * target.geometry.voxel_volume_ml
@@ -151,12 +164,28 @@ def streamed_case(
 def _target(drawn: Drawn, target: str, settings: PrepareSettings) -> tuple[Scan, Volume] | None:
     """Return the part of the scan that stage 2's box lies in, and the target's mask there; None without target."""
     low, high = (np.clip(corner, drawn.scan.start_mm, drawn.scan.end_mm) for corner in drawn.gland_mm)
-    reach = np.array(settings.box_mm[::-1]) / 2 + OFF_CENTRE_MM
-    scan = within(drawn.scan, (low + high) / 2 - reach, (low + high) / 2 + reach)
+    scan = _around(drawn.scan, (low + high) / 2, settings)
     if scan is None:
         return None
     mask = drawn.labels({target: 1}, scan)
     return (scan, mask) if mask.array.any() else None
+
+
+def _around(scan: Scan, middle_mm: FloatArray, settings: PrepareSettings) -> Scan | None:
+    """Return the part of the scan that stage 2's box lies in, near a point in the body frame; None without any."""
+    reach = np.array(settings.box_mm[::-1]) / 2 + OFF_CENTRE_MM
+    return within(scan, (middle_mm - reach).tolist(), (middle_mm + reach).tolist())
+
+
+def _mistaken_mm(drawn: Drawn, seed: int) -> FloatArray:
+    """Draw where stage 1 might see a gland in a scan without one: where it would lie, or anywhere."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(7,)))
+    start, end = np.array(drawn.scan.start_mm), np.array(drawn.scan.end_mm)
+    bed = (np.array(drawn.gland_mm[0]) + np.array(drawn.gland_mm[1])) / 2
+    middle = bed + rng.normal(0.0, MISTAKEN_MM, 3)
+    anywhere = (start + end) / 2 + rng.uniform(-1.0, 1.0, 3) * np.array(MISTAKEN_SHARE) * (end - start)
+    holds_bed = bool(np.all((start <= bed) & (bed <= end)))
+    return np.clip(middle if holds_bed else anywhere, start, end) + np.array(drawn.scan.world_shift_mm)
 
 
 def _numbered(structures: Sequence[str]) -> dict[str, int]:

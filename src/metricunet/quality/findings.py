@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +22,8 @@ from metricunet.quality.masks import (
     reached_faces,
 )
 from metricunet.quality.prediction import OrgansPart, Prediction, StructureMask
+from metricunet.stages.locate import Localisation
 from metricunet.volume import Volume
-
-if TYPE_CHECKING:
-    from metricunet.stages.locate import Localisation  # imports torch
 
 Range = tuple[float, float]
 #: Along three axes.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,9 @@ from metricunet.errors import InputError
 from metricunet.files.model import ModelCard
 from metricunet.quality.boundary import BoundaryConfidence, ClassField
 from metricunet.stages.classes import Box, Mask, Pieces
+from metricunet.stages.locate import Localisation
 from metricunet.structures import class_of, without
 from metricunet.volume import Geometry, Shape, Volume
-
-if TYPE_CHECKING:
-    from metricunet.stages.locate import Localisation  # imports torch
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
 
-from metricunet.networks import Network
 from metricunet.specs import LocateSpec
 from metricunet.stages.classes import box_of, likeliest
-from metricunet.stages.network_input import Precision, autocast, normalise_hu, pick_precision, read_hu
+from metricunet.stages.read import read_hu
 from metricunet.volume import FloatArray, Geometry, Volume
 
 LocateStatus = Literal["found", "uncertain", "absent"]
@@ -104,51 +100,14 @@ def coarse_grid(geometry: Geometry, spacing_mm: Sequence[float]) -> Geometry:
     return geometry.with_spacing(spacing_mm)
 
 
-def coarse_probabilities(
-    network: Network, spec: LocateSpec, image: Volume, precision: Precision = "auto"
-) -> list[Volume]:
-    """Run stage 1 over a scan.
+def read_coarse(spec: LocateSpec, image: Volume) -> Volume:
+    """Read a scan in HU on stage 1's grid.
 
     Args:
-        network: network of stage 1, in evaluation mode.
         spec: the spec of stage 1.
         image: the scan in HU, with axes to the head, the back and the left.
-        precision: precision to compute in.
-
-    Returns:
-        Probability of each class on the coarse grid, the background first.
     """
-    coarse = read_hu(image, coarse_grid(image.geometry, spec.spacing_mm))
-    voxels = torch.from_numpy(coarse.array).to(next(network.parameters()).device)
-    probabilities = class_probabilities(network, voxels, spec.hu_window, precision)
-    return [coarse.with_array(share) for share in probabilities.cpu().numpy()]
-
-
-@torch.inference_mode()
-def class_probabilities(
-    network: Network, coarse: Tensor, hu_window: tuple[float, float], precision: Precision = "auto"
-) -> Tensor:
-    """Run stage 1 over a scan that is on the coarse grid already. Air is added until the network can halve it.
-
-    Args:
-        network: network of stage 1 in evaluation mode, on the device of `coarse`.
-        coarse: HU [slice, row, column].
-        hu_window: HU window of stage 1.
-        precision: precision to compute in.
-
-    Returns:
-        float32 [classes, slice, row, column].
-    """
-    x = normalise_hu(coarse, hu_window)
-    padding: list[int] = []
-    for side in reversed(x.shape):
-        padding += [0, -side % network.divisor]
-    x = F.pad(x, padding, value=-1.0)[None, None]
-    with autocast(pick_precision(precision, coarse.device), coarse.device):
-        logits: Tensor = network(x)
-    probabilities = logits.float().softmax(dim=1)[0]
-    slices, rows, columns = coarse.shape
-    return probabilities[:, :slices, :rows, :columns].clone()
+    return read_hu(image, coarse_grid(image.geometry, spec.spacing_mm))
 
 
 def classes_on(image: Volume, shares: Sequence[Volume]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""How scans reach the networks: HU on a stage's grid, HU to numbers, stacks of neighbouring slices, precision."""
+"""How HU reach networks of torch: as numbers, as stacks of neighbouring slices, in what precision."""
 
 from __future__ import annotations
 
@@ -9,15 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metricunet.hu import AIR_HU
-from metricunet.volume import Geometry, Volume
-
 Precision = Literal["auto", "bf16", "fp32"]
-
-
-def read_hu(image: Volume, grid: Geometry) -> Volume:
-    """Read a scan in HU on a stage's grid. What lies beyond the scan is air. Returns float32."""
-    return image.resample(grid, fill=AIR_HU)
 
 
 def normalise_hu(hu: Tensor, window: tuple[float, float]) -> Tensor:

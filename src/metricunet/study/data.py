@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from metricunet.cohort.layout import Case, Cohort, read_cohort
 from metricunet.cohort.splits import Fold, split_for
+from metricunet.engine import Engine
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
 from metricunet.files.own import OwnFiles
@@ -65,7 +66,9 @@ class StudyData:
         return next(iter(self.cohorts.values()))
 
 
-def study_data(study: Study, folder: Path, progress: Progress | None = None) -> StudyData:
+def study_data(
+    study: Study, folder: Path, progress: Progress | None = None, engine: Engine | None = None
+) -> StudyData:
     """Find the cases of a study, or make them where it is on phantoms.
 
     Args:
@@ -73,6 +76,7 @@ def study_data(study: Study, folder: Path, progress: Progress | None = None) -> 
         folder: of the study, for phantoms: data/, and data-displaced/ with a reader's training labels. What is
             there already is kept.
         progress: called with (done, all) while phantoms are made.
+        engine: makes the phantoms; None for this process.
 
     Raises:
         InputError: a cohort that cannot be read, a test case without contours, no case to score, or a folder
@@ -101,7 +105,7 @@ def study_data(study: Study, folder: Path, progress: Progress | None = None) -> 
         split.check()  # before any phantom is made
     if "displaced" in kinds:
         check_displaced(clean, displaced, _cohort_plan(recipe), TRAINING_READER)
-    make_cohort(clean, **asdict(_cohort_plan(recipe)), progress=progress)
+    make_cohort(clean, **asdict(_cohort_plan(recipe)), progress=progress, engine=engine)
     if "displaced" in kinds:
         displace_cohort(clean, displaced, TRAINING_READER)
     for split in splits:

@@ -29,7 +29,8 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
 from metricunet.progress import Bars, no_bars
-from metricunet.stages.locate import Localisation, coarse_probabilities, localise, locate_spec
+from metricunet.stages.forward import coarse_probabilities
+from metricunet.stages.locate import Localisation, localise, locate_spec
 from metricunet.study.data import ScoredCase
 from metricunet.study.sharing import refuse_others
 from metricunet.training.config import TrainConfig

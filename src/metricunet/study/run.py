@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ from rich.console import Console
 
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import Fold, split_for
-from metricunet.errors import InputError, told, without_frames
+from metricunet.engine import Engine, Serial, Tell
+from metricunet.errors import InputError, told
 from metricunet.files.atomic import write_text
 from metricunet.files.claim import CLAIM_NAME, claimed
 from metricunet.files.own import FILES, OwnFiles, write_sealed
 from metricunet.files.record import RunRecord, sha256
+from metricunet.files.sharing import in_turn, shared_out
+from metricunet.inference.models import MODEL_NAME
 from metricunet.progress import Bars, Say, no_bars, silent
 from metricunet.stages.device import device_named
 from metricunet.study.comparisons import COMPARISONS_CSV, COMPARISONS_JSON
@@ -40,13 +45,10 @@ from metricunet.study.runs import (
     run_folder,
 )
 from metricunet.study.scoring import FITTING_CASES
-from metricunet.study.sharing import in_turn, taken_up
 from metricunet.study.verdicts import conclude, write_conclusions
 from metricunet.training.checks import check_settings
-from metricunet.training.fit import MODEL_NAME
-from metricunet.training.run import is_scratch
+from metricunet.training.run import is_scratch, training_needs
 
-Engine = Callable[[Sequence[RunSpec]], Iterable[RunResult]]
 #: What a stage 1 is trained on, and the fold.
 FoldKey = tuple[Labels | None, Fold]
 
@@ -106,8 +108,8 @@ def study(
             against an unseen reader, on phantoms), smoothness.csv, features.csv, comparisons.csv and .json (with
             the verdicts), tables.md, tables.csv, figures/, study.yaml and study.json.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
-        engine: carries out the runs in place of `metricunet.study.runs.hand_out`. Those that it leaves out count
-            as failed, and the tables are of the others.
+        engine: carries out the runs, and stage 1 of each fold before; None for one after the other, in this
+            process.
         say: told what comes next, and what became of a run where no table is shown.
         bar: opens a progress bar by its name.
 
@@ -118,20 +120,27 @@ def study(
     plan = load_study(file)
     record = RunRecord("study", {"file": file, "output": output, "device": device})
     output = output.absolute()
-    _check_folder(output, device)
+    here = engine is None or isinstance(engine, Serial)
+    engine = engine or Serial()
+    if here:
+        device_named(device)
+    _check_folder(output)
+    if not here:
+        engine.check_folders(output, [] if plan.cohort is None else [plan.cohort / "dataset.json"])
     own = OwnFiles(output, STUDY_RECORD, record.command, inputs=[file])
     with in_turn(output / CLAIM_NAME, "the beginning or the end of a study", say):
-        _check_folder(output, device)  # a rival may have begun between the two
+        _check_folder(output)  # a rival may have begun between the two
         _refuse_foreign(own, OUTPUTS)
         _mark(plan, file, output)
-        data = study_data(plan, output, bar("phantoms"))
+        data = study_data(plan, output, bar("phantoms"), engine)
     _check(plan, data, output)
+    computing = device if here else engine.device(training_needs(data.cohort, device))
     fold_specs = {
-        (labels, fold): _fold_spec(plan, data, labels, fold, output, device)
+        (labels, fold): _fold_spec(plan, data, labels, fold, output, computing)
         for labels in data.cohorts
         for fold in plan.folds
     }
-    folds, faults = _prepared(fold_specs, data, say, bar)
+    folds, faults = _prepared(fold_specs, data, engine, say, bar if here else no_bars)
     specs, without = [], []
     for arm in plan.arms:
         for fold in plan.folds:
@@ -152,13 +161,12 @@ def study(
         ],
     }
     with in_turn(output / CLAIM_NAME, "the beginning or the end of a study", say):
-        text = _write_outputs(plan, data, folds, runs, own, record.content())
+        text = _write_outputs(plan, data, folds, runs, own, record.content(), device if here else "auto")
     return StudyResult(output / TABLES_TEXT, text, tuple(runs))
 
 
-def _check_folder(output: Path, device: str) -> None:
+def _check_folder(output: Path) -> None:
     """Refuse what cannot work before anything is made."""
-    device_named(device)
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the study")
     filled = output.is_dir() and not all(map(is_scratch, output.iterdir()))
@@ -193,8 +201,23 @@ def _refuse_foreign(own: OwnFiles, names: Sequence[str]) -> None:
     own.check(names, advice="move it elsewhere and run again, or choose another folder")
 
 
+class _FoldPreparer:
+    """A worker that prepares folds.
+
+    Args:
+        bars: opens a progress bar by its name.
+    """
+
+    def __init__(self, bars: Bars) -> None:
+        self.bars = bars
+
+    def do(self, spec: FoldSpec, tell: Tell) -> PreparedFold:
+        """Prepare a fold."""
+        return prepare_fold(spec, self.bars)
+
+
 def _prepared(
-    specs: dict[FoldKey, FoldSpec], data: StudyData, say: Say, bar: Bars
+    specs: dict[FoldKey, FoldSpec], data: StudyData, engine: Engine, say: Say, bars: Bars
 ) -> tuple[PreparedFolds, dict[FoldKey, Exception]]:
     """Prepare the folds; return those that could be, and what went wrong in the others.
 
@@ -202,20 +225,25 @@ def _prepared(
         InputError: none could be; of the first.
     """
 
-    faults: dict[FoldKey, Exception] = {}
+    keys = {spec.folder: key for key, spec in specs.items()}
 
-    def prepare(key: FoldKey) -> tuple[FoldKey, PreparedFold | None]:
-        spec = specs[key]
+    @contextmanager
+    def claim(spec: FoldSpec) -> Iterator[None]:
         with claimed(spec.folder / CLAIM_NAME, "stage 1 of a study"):
-            say(stage_title(*key, data))
-            try:
-                return key, prepare_fold(spec, bar)
-            except Exception as error:  # one fold must not cost the others their results
-                faults[key] = without_frames(error)
-                return key, None
+            say(stage_title(*keys[spec.folder], data))
+            yield
 
-    found = dict(taken_up(list(specs), prepare, say))
-    folds = {key: fold for key in specs if (fold := found[key]) is not None}
+    needs = training_needs(data.cohort, next(iter(specs.values())).device)
+    make = partial(_FoldPreparer, bars)
+    found: dict[FoldKey, PreparedFold | Exception] = {
+        keys[spec.folder]: result
+        for spec, result in shared_out(
+            list(specs.values()), lambda left: engine.each(left, make, needs, claim=claim), say
+        )
+    }
+    # One fold must not cost the others their results.
+    faults = {key: fault for key in specs if isinstance(fault := found[key], Exception)}
+    folds = {key: fold for key in specs if isinstance(fold := found[key], PreparedFold)}
     if not folds:
         first = next(iter(faults.values()))
         raise first if isinstance(first, InputError) else InputError(f"stage 1: {in_one_line(first)}") from first
@@ -283,9 +311,7 @@ def _run_spec(plan: Study, fold: FoldSpec, prepared: PreparedFold, arm: str, see
     )
 
 
-def _carried_out(
-    specs: list[RunSpec], without: list[RunResult], engine: Engine | None, say: Say
-) -> list[RunResult]:
+def _carried_out(specs: list[RunSpec], without: list[RunResult], engine: Engine, say: Say) -> list[RunResult]:
     """Return what became of each run, in their order; those without a stage 1 have failed before."""
     results = {run.spec.folder: run for run in without}
     before = [done for spec in specs if spec.folder not in results and (done := finished(spec)) is not None]
@@ -295,10 +321,10 @@ def _carried_out(
         for run in (*without, *(run for run in before if run.error is not None)):
             progress.finish(run)
         missing = [spec for spec in specs if spec.folder not in results]
-        for done in hand_out(missing, progress.watch, say) if engine is None else engine(missing):
+        for done in hand_out(missing, progress.watch, say, engine):
             results[done.spec.folder] = done
             progress.finish(done)
-    return [results.get(spec.folder) or RunResult(spec, None, 0.0, "not carried out") for spec in specs]
+    return [results[spec.folder] for spec in specs]
 
 
 def _write_outputs(
@@ -308,6 +334,7 @@ def _write_outputs(
     runs: Sequence[RunResult],
     own: OwnFiles,
     record: Mapping[str, Any],
+    device: str,
 ) -> str:
     """Write the tables of all runs, what follows from them, and the record, all of one moment; return the text.
 
@@ -324,7 +351,7 @@ def _write_outputs(
     drafts = tables.parent / "drafts"  # figures and verdicts are made from the tables under their names
     shutil.rmtree(drafts, ignore_errors=True)  # of a process that was killed
     try:
-        text = _draft(plan, data, notes_of(plan, data, folds, runs), whole, drafts)
+        text = _draft(plan, data, notes_of(plan, data, folds, runs), whole, drafts, device)
         write_text(tables, text)
         for path in sorted(path for path in drafts.rglob("*") if path.is_file()):
             os.replace(path, own.stage(path.relative_to(drafts).as_posix()))
@@ -336,7 +363,9 @@ def _write_outputs(
     return text
 
 
-def _draft(plan: Study, data: StudyData, notes: Sequence[str], whole: Sequence[RunSpec], output: Path) -> str:
+def _draft(
+    plan: Study, data: StudyData, notes: Sequence[str], whole: Sequence[RunSpec], output: Path, device: str
+) -> str:
     """Write everything but the tables for people, which are returned."""
     for table in whole[0].tables:
         write_text(output / table.name, join_tables((spec.folder for spec in whole), table))
@@ -345,7 +374,7 @@ def _draft(plan: Study, data: StudyData, notes: Sequence[str], whole: Sequence[R
     conclusions = conclude(output, plan, not_contoured)
     write_conclusions(conclusions, output)
     draw_figures(conclusions, output / PICTURES)
-    if (pictured := _pictured(plan, whole)) is not None:
+    if (pictured := _pictured(plan, whole, device)) is not None:
         dice = conclusions.comparisons.find("primary", "dice", plan.base.target)
         try:
             draw_examples(pictured, dice, output / PICTURES)
@@ -357,7 +386,7 @@ def _draft(plan: Study, data: StudyData, notes: Sequence[str], whole: Sequence[R
     return f"{text}\n{conclusions_text(conclusions)}".rstrip() + "\n"
 
 
-def _pictured(plan: Study, whole: Sequence[RunSpec]) -> Pictured | None:
+def _pictured(plan: Study, whole: Sequence[RunSpec], device: str) -> Pictured | None:
     """Return what to draw examples of: the main pair in the first fold and seed in which all its arms are done."""
     if (main := plan.content.primary) is None or any(plan.stages(arm) == 1 for arm in main.arms):
         return None
@@ -377,6 +406,6 @@ def _pictured(plan: Study, whole: Sequence[RunSpec]) -> Pictured | None:
                 labels=one.prepared.labels,
                 ignore=one.prepared.ignore,
                 target=plan.base.target,
-                device=one.device,
+                device=device,  # this machine's, and not that of a worker
             )
     return None

@@ -11,19 +11,23 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from metricunet.cohort.splits import Fold
+from metricunet.engine import Engine, Serial, Tell
 from metricunet.errors import InputError, is_out_of_memory, told, without_frames
 from metricunet.files.atomic import write_json
-from metricunet.files.claim import CLAIM_NAME, claimed
+from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed
 from metricunet.files.model import read_card
 from metricunet.files.own import read_sealed, write_sealed
 from metricunet.files.record import RECORD_NAME, RunRecord, sha256
+from metricunet.files.sharing import shared_out
+from metricunet.inference.models import MODEL_NAME
 from metricunet.inference.predictor import Predictor
 from metricunet.progress import Say, silent
 from metricunet.study.data import TRUTH, ScoredCase
@@ -38,11 +42,11 @@ from metricunet.study.scoring import (
     segment_cut,
     segment_whole_scan,
 )
-from metricunet.study.sharing import refuse_others, taken_up
+from metricunet.study.sharing import refuse_others
 from metricunet.training.config import TrainConfig, differences, plain
-from metricunet.training.fit import MODEL_NAME, Located, open_run, run_facts, train_segment
+from metricunet.training.fit import Located, open_run, run_facts, train_segment
 from metricunet.training.log import Watch
-from metricunet.training.run import Run, state_file
+from metricunet.training.run import Run, state_file, training_needs
 
 KEY_NAME = "key.json"
 
@@ -259,21 +263,44 @@ def pipeline_of(spec: RunSpec, watch: Watch | None = None) -> Pipeline:
     return TwoStages(spec, watch) if spec.stages == 2 else OneStage(spec, watch)
 
 
-def hand_out(specs: Sequence[RunSpec], watch: RunWatch | None = None, say: Say = silent) -> Iterator[RunResult]:
-    """Carry out runs and yield each as it is done; here one after the other, in this process.
+class _Carrier:
+    """A worker that carries out runs."""
+
+    def do(self, spec: RunSpec, tell: Tell) -> RunResult:
+        """Carry out a run."""
+        return carry_out(spec, tell)
+
+
+def hand_out(
+    specs: Sequence[RunSpec], watch: RunWatch | None = None, say: Say = silent, engine: Engine | None = None
+) -> Iterator[RunResult]:
+    """Carry out runs and yield each as it is done.
 
     A run that another process is at comes last, when that process is done with it or dead.
-
-    This is the seam for an engine that has many machines: `carry_out` and the runs can be pickled, the order in
-    which runs are done does not matter, and all that they share is the study's folder and the cohort's.
 
     Args:
         specs: runs to carry out.
         watch: function that is told the run, the stage, the updates done and in all, and the latest validation
             Dice.
         say: function that is told what is waited for.
+        engine: carries them out; None for one after the other, in this process.
     """
-    return taken_up(specs, lambda spec: carry_out(spec, None if watch is None else partial(watch, spec)), say)
+    engine = engine or Serial()
+
+    def each(left: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, RunResult | AlreadyClaimed]]:
+        needs = training_needs(left[0].cohort, left[0].device)
+        for spec, result in engine.each(left, _Carrier, needs, claim=_claim, watch=watch):
+            if isinstance(result, Exception) and not isinstance(result, AlreadyClaimed):
+                yield spec, RunResult(spec, None, 0.0, in_one_line(result), result)
+            else:
+                yield spec, result
+
+    for _, done in shared_out(specs, each, say):
+        yield done
+
+
+def _claim(spec: RunSpec) -> AbstractContextManager[object]:
+    return claimed(spec.folder / CLAIM_NAME, "a run of a study")
 
 
 def run_folder(output: Path, arm: str, fold: Fold, seed: int) -> Path:
@@ -332,14 +359,11 @@ def carry_out(spec: RunSpec, watch: Watch | None = None) -> RunResult:
     """Train the networks of a run, or resume their training, and score them. What is there already is kept.
 
     Args:
-        spec: run to carry out.
+        spec: run to carry out. The caller, or the engine, holds its claim.
         watch: function that is told how far it is.
 
     Returns:
         What became of it. Whatever goes wrong is in there, so that other runs go on.
-
-    Raises:
-        AlreadyClaimed: another process is carrying it out.
     """
     result = _carried_out(spec, watch)
     if result.cause is not None:
@@ -348,18 +372,17 @@ def carry_out(spec: RunSpec, watch: Watch | None = None) -> RunResult:
 
 
 def _carried_out(spec: RunSpec, watch: Watch | None) -> RunResult:
-    with claimed(spec.folder / CLAIM_NAME, "a run of a study"):
-        began = time.perf_counter()
-        try:
-            if (done := finished(spec)) is not None:
-                return done  # by another process, since it was handed out
-            pipeline = pipeline_of(spec, watch)
-            if set(_missing(spec)) - {SMOOTHNESS, FEATURES}:
-                _train_and_score(pipeline)
-            _measure_further(pipeline)
-            return _result(pipeline)
-        except Exception as error:  # a run must not cost the others theirs, foreseen or not
-            return RunResult(spec, None, time.perf_counter() - began, in_one_line(error), error)
+    began = time.perf_counter()
+    try:
+        if (done := finished(spec)) is not None:
+            return done  # by another process, since it was handed out
+        pipeline = pipeline_of(spec, watch)
+        if set(_missing(spec)) - {SMOOTHNESS, FEATURES}:
+            _train_and_score(pipeline)
+        _measure_further(pipeline)
+        return _result(pipeline)
+    except Exception as error:  # a run must not cost the others theirs, foreseen or not
+        return RunResult(spec, None, time.perf_counter() - began, in_one_line(error), error)
 
 
 def in_one_line(error: Exception) -> str:

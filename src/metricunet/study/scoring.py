@@ -27,7 +27,8 @@ from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES, Smoothness, measu
 from metricunet.files.record import sha256
 from metricunet.inference.predictor import Predictor
 from metricunet.stages.classes import keep_largest_piece
-from metricunet.stages.locate import classes_on, coarse_probabilities, localise, locate_spec
+from metricunet.stages.forward import coarse_probabilities
+from metricunet.stages.locate import classes_on, localise, locate_spec
 from metricunet.stages.network_input import Precision, autocast, pick_precision
 from metricunet.stages.segment import View, read_field
 from metricunet.structures import IGNORE_CLASS, classes_of, values_of

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from metricunet.metric.gathering import drawn
 from metricunet.stages.network_input import normalise_hu
 from metricunet.training.config import ELASTIC_GRID_MM, AugmentConfig
 
@@ -20,8 +21,11 @@ SOFT_TISSUE_HU = 40.0
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
-    """Draw from low..high on the generator's device."""
-    return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
+    """Draw from low..high on the generator's device; the first side of the shape is the batch."""
+    whole = drawn(
+        lambda rows: torch.rand((rows, *shape[1:]), generator=generator, device=generator.device), shape[0]
+    )
+    return low + (high - low) * whole
 
 
 def chosen(batch: int, share: float, generator: Generator) -> Tensor:
@@ -298,7 +302,9 @@ def change_hu(hu: Tensor, spacing_mm: Sequence[float], config: AugmentConfig, ge
         level = uniform(each, -config.shift_hu, config.shift_hu, generator)
         hu = torch.addcmul(SOFT_TISSUE_HU * (1 - contrast) + level, hu, contrast)
     if config.noise_hu:
-        noise = torch.randn(hu.shape, generator=generator, device=hu.device)
+        noise = drawn(
+            lambda rows: torch.randn((rows, *hu.shape[1:]), generator=generator, device=hu.device), batch
+        )
         hu = torch.addcmul(hu, noise, uniform(each, 0, config.noise_hu, generator))
     return hu
 

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from metricunet.cohort.prepare import BoxName, TargetBox
 from metricunet.hu import AIR_HU
+from metricunet.metric.gathering import drawn, each_its_own, own_rows, processes, rank
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.augment import Sides, Warp, augmented_input, read, read_classes, uniform
 from metricunet.training.config import AugmentConfig, BoxConfig, LocateConfig
@@ -67,6 +68,11 @@ class Batch:
         """Number of images with contours, the first ones."""
         return len(self.images) - (0 if self.plain is None else len(self.plain))
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Number of images with contours and, where there are any, of those without."""
+        return (self.contoured,) if self.plain is None else (self.contoured, len(self.plain))
+
 
 class Batches(Protocol):
     """What a stage is trained on."""
@@ -101,7 +107,7 @@ class SegmentBatches:
 
     Args:
         cases: prepared cases; those without the box are passed over.
-        config: settings of the network.
+        config: settings of the network; its batch is the share of this process, where several train together.
         augment: ranges of the random changes.
         classes: number of classes, background included.
         mirror: whether left and right may be exchanged.
@@ -109,6 +115,7 @@ class SegmentBatches:
         device: device that holds the crops.
         partners: class that each class becomes in a mirror image; None: all stay what they are.
         box: the box that the network reads.
+        whole: whether this process holds the boxes of all cases, and not its share of them alone.
     """
 
     def __init__(
@@ -122,6 +129,7 @@ class SegmentBatches:
         device: torch.device,
         partners: Sequence[int] | None = None,
         box: BoxName = "fine",
+        whole: bool = False,
     ) -> None:
         boxes = [found for case in cases if (found := case.box(box)) is not None]
         self.config, self.augment, self.classes, self.mirror, self.device = (
@@ -131,13 +139,16 @@ class SegmentBatches:
             mirror,
             device,
         )
-        self.hu = torch.stack([torch.from_numpy(found.hu.array) for found in boxes]).to(device)
-        self.labels = torch.stack([torch.from_numpy(found.labels.array) for found in boxes]).to(device)
+        self._held = HeldCases(len(boxes), whole)
+        own = [boxes[k] for k in self._held.own]
+        self.hu = torch.stack([torch.from_numpy(found.hu.array) for found in own]).to(device)
+        self.labels = torch.stack([torch.from_numpy(found.labels.array) for found in own]).to(device)
         self.unknown = unknown_classes([found.unknown for found in boxes], classes, device)
         self._exchanged = _sides(partners, device)
-        self._values = _values([self.labels], classes)
-        target = (self.labels > 0) & (self.labels != IGNORE_CLASS)
-        self._holds = target.flatten(2).any(dim=2).float()
+        labels = [torch.from_numpy(found.labels.array) for found in boxes]
+        self._values = _values(labels, classes)
+        target = [((one > 0) & (one != IGNORE_CLASS)).flatten(1).any(dim=1) for one in labels]
+        self._holds = torch.stack(target).float().to(device)
         for holds, found in zip(self._holds, boxes, strict=True):
             if found.located_slices is not None:
                 first, last = found.located_slices
@@ -170,39 +181,45 @@ class SegmentBatches:
         Returns:
             HU [batch, slices, rows, columns], labels [batch, rows, columns], and what was not contoured (`Batch`).
         """
-        config = self.config
-        size, depth = config.batch_size, self.hu.shape[1]
-        case = torch.randint(self.hu.shape[0], (size,), generator=generator, device=self.device)
+        size, depth = self.config.batch_size, self.hu.shape[1]
+        case = self._cases(generator)
         middle = self._slices(case, generator)
         centre = self._centres(size, generator)
         points, mirrored = self._warp.draw(size, generator)
         grid = self._warp.grid(points, centre, self._size)
         stack = (middle[:, None] + self._neighbours).clamp_(0, depth - 1)
-        hu = read(self.hu[case[:, None], stack].float(), grid)
-        labels = read_classes(self.labels[case, middle], grid, self._values)
+        hu = read(self._held.read(self.hu, case, stack).float(), grid)
+        labels = read_classes(self._held.read(self.labels, case, middle[:, None])[:, 0], grid, self._values)
         return hu, *_mirrored(labels, self._unknown_of(case), self._exchanged, mirrored)
 
     def at_epoch(self, epoch: int) -> SegmentBatches:
         """Return these: a cohort's cases are the same in every epoch."""
         return self
 
+    def _cases(self, generator: Generator) -> Tensor:
+        """Draw the cases of the whole batch: which of them a process holds is no matter of what is drawn."""
+        size = self.config.batch_size * self._held.processes
+        return torch.randint(len(self._holds), (size,), generator=generator, device=self.device)
+
     def _unknown_of(self, case: Tensor) -> Tensor | None:
-        return None if self.unknown is None else self.unknown[case]
+        return None if self.unknown is None else own_rows(self.unknown[case])
 
     def _slices(self, case: Tensor, generator: Generator) -> Tensor:
-        """Choose the middle slices: often one that holds a structure, else any that a crop could hold."""
+        """Choose the middle slices of the whole batch: often one that holds a structure, else any of a crop."""
         size, depth = len(case), self.hu.shape[1]
-        anywhere = torch.randint(
-            self._lowest, depth - self._lowest, (size,), generator=generator, device=self.device
-        )
-        # The greatest random number among the slices that hold a structure: each is equally likely.
-        holding = (self._holds[case] + uniform((size, depth), 0, 1, generator)).argmax(dim=1)
-        aimed = uniform((size,), 0, 1, generator) < self.config.target_share
-        return torch.where(aimed, holding, anywhere)
+        with each_its_own():
+            anywhere = torch.randint(
+                self._lowest, depth - self._lowest, (size,), generator=generator, device=self.device
+            )
+            # The greatest random number among the slices that hold a structure: each is equally likely.
+            holding = (self._holds[case] + uniform((size, depth), 0, 1, generator)).argmax(dim=1)
+            aimed = uniform((size,), 0, 1, generator) < self.config.target_share
+            return torch.where(aimed, holding, anywhere)
 
     def _centres(self, size: int, generator: Generator) -> Tensor:
         """Draw the voxel (column, row) of the box that each crop's middle reads."""
-        jitter = torch.randn((size, 2), generator=generator, device=self.device) * self._jitter
+        chance = drawn(lambda rows: torch.randn((rows, 2), generator=generator, device=self.device), size)
+        jitter = chance * self._jitter
         return (self._size - 1) / 2 + torch.minimum(torch.maximum(jitter, -self._room), self._room)
 
 
@@ -221,21 +238,24 @@ class BlockBatches(SegmentBatches):
         """
         config = self.config
         size, block = config.batch_size, config.block_slices
-        case = torch.randint(self.hu.shape[0], (size,), generator=generator, device=self.device)
+        case = self._cases(generator)
         first = self._first_slices(self._slices(case, generator), generator)
         stack = first[:, None] + torch.arange(block, device=self.device)
         centre = self._centres(size, generator)
         points, mirrored = self._warp.draw(size, generator)
         grid = self._warp.grid(points, centre, self._size)
         # The slices are channels here, so that each of them is turned alike.
-        hu = read(self.hu[case[:, None], stack].float(), grid)[:, None]
-        stacked = self.labels[case[:, None], stack].flatten(0, 1)
+        hu = read(self._held.read(self.hu, case, stack).float(), grid)[:, None]
+        stacked = self._held.read(self.labels, case, stack).flatten(0, 1)
         planes = read_classes(stacked, grid.repeat_interleave(block, dim=0), self._values)
         labels = planes.view(size, block, *planes.shape[1:])
         return hu, *_mirrored(labels, self._unknown_of(case), self._exchanged, mirrored)
 
     def _first_slices(self, chosen: Tensor, generator: Generator) -> Tensor:
-        """Choose each block's first slice, so that the block holds the chosen slice, wherever that lies in it."""
+        """Choose each block's first slice, so that the block holds the chosen slice, wherever that lies in it.
+
+        Like the slices chosen, these are of the whole batch.
+        """
         depth, block = self.hu.shape[1], self.config.block_slices
         offset = torch.randint(block, chosen.shape, generator=generator, device=self.device)
         return (chosen - offset).clamp(self._lowest, depth - self._lowest - block)
@@ -280,10 +300,13 @@ class LocateBatches:
         self._exchanged = _sides(partners, device)
         self._values = _values(labels, classes)
         # Scans differ in shape. They lie one after the other, so that any of them is read without asking which.
-        self._hu = torch.cat([scan.flatten() for scan in hu]).to(device)
-        self._labels = torch.cat([scan.flatten() for scan in labels]).to(device)
-        counts = torch.tensor([scan.numel() for scan in hu])
-        self._begin = (counts.cumsum(0) - counts).to(device)
+        self._held = HeldCases(len(hu))
+        self._hu = torch.cat([hu[k].flatten() for k in self._held.own]).to(device)
+        self._labels = torch.cat([labels[k].flatten() for k in self._held.own]).to(device)
+        counts = torch.tensor([hu[k].numel() for k in self._held.own])
+        begin = torch.zeros(len(hu), dtype=torch.long)
+        begin[self._held.own] = counts.cumsum(0) - counts
+        self._begin = begin.to(device)
         self._shape = torch.tensor([scan.shape for scan in hu]).to(device)
         middles = [_middle(scan == target) for scan in labels]
         self._holds = torch.tensor([middle is not None for middle in middles]).to(device)
@@ -298,14 +321,16 @@ class LocateBatches:
     def draw(self, generator: Generator) -> Batch:
         """Draw one batch, without waiting for the device."""
         config = self.config
-        case = torch.randint(len(self._begin), (config.batch_size,), generator=generator, device=self.device)
+        size = config.batch_size * self._held.processes
+        case = torch.randint(len(self._begin), (size,), generator=generator, device=self.device)
         middle = self._middles(case, generator)
         whole = middle.floor().long()
         hu, labels = self._blocks(case, whole)
         points, mirrored = self._warp.draw(config.batch_size, generator)
+        middle, whole = own_rows(middle), own_rows(whole)
         grid = self._warp.grid(points, (middle - whole - self._first).flip(1), self._size)
         images = augmented_input(read(hu, grid), config.spacing_mm, config.hu_window, self.augment, generator)
-        unknown = None if self._unknown is None else self._unknown[case]
+        unknown = None if self._unknown is None else own_rows(self._unknown[case])
         classes = read_classes(labels, grid, self._values)
         return Batch(images, *_mirrored(classes, unknown, self._exchanged, mirrored))
 
@@ -314,14 +339,18 @@ class LocateBatches:
         return self
 
     def _middles(self, case: Tensor, generator: Generator) -> Tensor:
-        """Draw the voxel [slice, row, column] of the scan that each patch's middle reads."""
-        place = uniform((len(case), 3), 0, 1, generator)
-        aimed = uniform((len(case),), 0, 1, generator) < self.config.target_share
+        """Draw the voxel [slice, row, column] of the scan that each patch's middle reads, of the whole batch."""
+        with each_its_own():
+            place = uniform((len(case), 3), 0, 1, generator)
+            aimed = uniform((len(case),), 0, 1, generator) < self.config.target_share
         near = self._target[case] + (2 * place - 1) * self._around
         return torch.where((aimed & self._holds[case])[:, None], near, place * (self._shape[case] - 1))
 
     def _blocks(self, case: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
-        """Cut HU [batch, 1, *block] and classes [batch, *block]; air and background beyond the scan."""
+        """Cut HU [batch, 1, *block] and classes [batch, *block]; air and background beyond the scan.
+
+        Cases and middles are those of the whole batch, the blocks those of this process.
+        """
         place = torch.zeros((), dtype=torch.long, device=self.device)
         inside = torch.ones((), dtype=torch.bool, device=self.device)
         for axis, side in enumerate(self._sides):
@@ -331,8 +360,67 @@ class LocateBatches:
             inside = inside & ((at >= 0) & (at < length)).view(view)
             place = place * length.view(-1, 1, 1, 1) + torch.minimum(at.clamp(min=0), length - 1).view(view)
         place = place + self._begin[case].view(-1, 1, 1, 1)
-        hu = self._hu[place].float().masked_fill_(~inside, AIR_HU)
-        return hu[:, None], self._labels[place] * inside
+        inside = own_rows(inside)
+        hu = self._held.read_flat(self._hu, case, place).float().masked_fill_(~inside, AIR_HU)
+        return hu[:, None], self._held.read_flat(self._labels, case, place) * inside
+
+
+class HeldCases:
+    """Which cases this process holds on its device, where several train together, and how it reads the others.
+
+    Every process knows what the whole batch reads. Each adds what it holds of that, and keeps the rows that are
+    its own.
+
+    Args:
+        cases: number of cases.
+        whole: whether this process holds all of them.
+    """
+
+    def __init__(self, cases: int, whole: bool = False) -> None:
+        self.processes = processes()
+        self._apart = self.processes > 1 and not whole
+        # Where there are fewer cases than processes, some hold one that another one is asked for.
+        self.own = list(range(rank(), cases, self.processes)) or [0] if self._apart else list(range(cases))
+
+    def read(self, values: Tensor, case: Tensor, slices: Tensor) -> Tensor:
+        """Read slices of cases, of the whole batch, and return those of the rows of this process.
+
+        Args:
+            values: [cases held, slices, rows, columns].
+            case: [whole batch], numbers of cases.
+            slices: [whole batch, slices to read].
+
+        Returns:
+            [batch, slices to read, rows, columns].
+        """
+        if not self._apart:
+            return values[own_rows(case)[:, None], own_rows(slices)]
+        return self._exchanged(values[self._at(case, len(values))[:, None], slices], case)
+
+    def read_flat(self, values: Tensor, case: Tensor, place: Tensor) -> Tensor:
+        """Read voxels of cases that lie one after the other, of the whole batch, and return those of this process.
+
+        Args:
+            values: [voxels of all cases held].
+            case: [whole batch], numbers of cases.
+            place: [whole batch, ...], index of each voxel, where the case is held.
+
+        Returns:
+            [batch, ...].
+        """
+        if not self._apart:
+            return values[own_rows(place)]
+        return self._exchanged(values[place.clamp(max=len(values) - 1)], case)
+
+    def _at(self, case: Tensor, held: int) -> Tensor:
+        """Return where cases lie among those that are held here; of one that is not, any."""
+        return (case // self.processes).clamp(max=held - 1)
+
+    def _exchanged(self, found: Tensor, case: Tensor) -> Tensor:
+        mine = (case % self.processes == rank()).view(-1, *[1] * (found.dim() - 1))
+        total = torch.where(mine, found, 0).to(torch.int32)  # not every backend adds smaller ones
+        torch.distributed.all_reduce(total)
+        return own_rows(total).to(found.dtype)
 
 
 def _sides(partners: Sequence[int] | None, device: torch.device) -> Sides | None:

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
-
 import torch
 from torch import Generator, Tensor
 
 from metricunet.errors import InputError
 from metricunet.metric import (
-    Background,
-    BackgroundClusters,
-    EmbeddingBank,
     HardEasySampler,
     IntensityKinds,
     PatchMetricLoss,
-    Sampler,
-    TupleOptions,
     VoxelClassLoss,
     VoxelMetricLoss,
-    build_sampler,
     draw_patch_tuples,
     read_patches,
 )
-from metricunet.metric.sampling import sampler_settings
 from metricunet.networks import Network
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.augment import augmented_input
 from metricunet.training.batches import SegmentBatches
-from metricunet.training.config import MetricConfig, TrainConfig
+from metricunet.training.config import TrainConfig
 from metricunet.training.partial_labels import certain_labels
+from metricunet.training.voxel_branch import tuple_options, voxel_branch
 
 #: HU that part the kinds of background: air, fat, soft tissue, bone.
 TISSUE_HU = (-140.0, -30.0, 130.0)
@@ -60,58 +51,10 @@ def build_metric(network: Network, config: TrainConfig, classes: int) -> Branch 
             f"setting metric.taps is {list(metric.taps)}, but this network has decoder maps 0 to "
             f"{len(network.decoder_channels) - 1}; choose among these or raise segment.levels"
         )
-    sampler = _sampler(config, classes)
     channels = [network.decoder_channels[tap] for tap in metric.taps]
-    labels: dict[str, Any] = {
-        "ignore_index": IGNORE_CLASS,
-        "unsure_mm": metric.unsure_mm,
-        "left_out_mm": metric.left_out_mm,
-        "background": _background(config),
-    }
-    if metric.mode == "control":
-        return VoxelClassLoss(sampler, metric.embedding, channels, **labels)
-    return VoxelMetricLoss(
-        sampler,
-        metric.embedding,
-        channels,
-        tuple_options(metric),
-        bank=_bank(metric, classes, labels["background"]),
-        bank_share=metric.bank_share,
-        **labels,
-    )
-
-
-def _background(config: TrainConfig) -> Background | None:
-    metric = config.metric
-    if metric.background == "hu":
-        low, high = config.segment.hu_window
-        return IntensityKinds([(2 * hu - low - high) / (high - low) for hu in TISSUE_HU])
-    if metric.background == "clusters":
-        return BackgroundClusters(metric.background_clusters, metric.embedding, len(metric.taps))
-    return None
-
-
-def _bank(metric: MetricConfig, classes: int, background: Background | None) -> EmbeddingBank | None:
-    if metric.bank == 0:
-        return None
-    if metric.bank_new > metric.bank:
-        raise InputError(
-            f"setting metric.bank_new is {metric.bank_new}; expected no more than metric.bank, {metric.bank}, the "
-            "number of voxels that the bank holds of a class"
-        )
-    kinds = 1 if background is None else background.kinds
-    return EmbeddingBank(metric.bank, classes + kinds - 1, metric.embedding, len(metric.taps), metric.bank_new)
-
-
-def tuple_options(metric: MetricConfig) -> TupleOptions:
-    """Return the options of the tuples and their losses, each of which is a setting of that name."""
-    return TupleOptions(**{field.name: getattr(metric, field.name) for field in fields(TupleOptions)})
-
-
-def _sampler(config: TrainConfig, classes: int) -> Sampler:
-    metric = config.metric
-    settings = metric.model_dump() | {"classes": classes}
-    return build_sampler(metric.sampler, **{name: settings[name] for name in sampler_settings(metric.sampler)})
+    low, high = config.segment.hu_window
+    tissues = IntensityKinds([(2 * hu - low - high) / (high - low) for hu in TISSUE_HU])
+    return voxel_branch(metric, channels, classes, IGNORE_CLASS, tissues)
 
 
 def _check_patch(network: Network, side: int, config: TrainConfig) -> None:

@@ -36,8 +36,8 @@ from metricunet.quality.temperature import fit_temperature, tempered
 from metricunet.specs import SegmentSpec
 from metricunet.stages.classes import keep_largest_piece
 from metricunet.stages.device import device_named
+from metricunet.stages.forward import crop_probabilities
 from metricunet.stages.network_input import Precision
-from metricunet.stages.segment import crop_probabilities
 from metricunet.structures import IGNORE_CLASS
 
 

@@ -103,9 +103,10 @@ def _fine_facts(config: TrainConfig, target: int, case: PreparedCase) -> Iterato
     if case.fine_labels is None or central is None:
         return
     box = box_of(case.fine_labels.array == target)
-    if box is not None:
-        sides = [(p.stop - p.start) * step for p, step in zip(box, case.fine_labels.spacing_mm, strict=True)]
-        yield from zip(EXTENTS, sides, strict=True)
+    if box is None:
+        return  # a phantom's box in which nothing is to be found
+    sides = [(p.stop - p.start) * step for p, step in zip(box, case.fine_labels.spacing_mm, strict=True)]
+    yield from zip(EXTENTS, sides, strict=True)
     crop = central.hu.array
     for name, value in (("crop_hu", level_hu(crop)), ("noise_hu", noise_hu(crop))):
         if value is not None:

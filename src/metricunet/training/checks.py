@@ -51,6 +51,31 @@ def check_settings(config: TrainConfig, labels: Mapping[str, int]) -> None:
         )
 
 
+def check_shares(config: TrainConfig, processes: int) -> None:
+    """Check that the processes that train together can have equal shares of every batch.
+
+    Raises:
+        InputError: it names the setting.
+    """
+    apart = uncontoured_rows(config)
+    sizes = [("locate.batch_size", config.locate.batch_size, "")]
+    if apart:
+        of_batch = f" of segment.batch_size {config.segment.batch_size} (teacher.share {config.teacher.share:g})"
+        contoured = config.segment.batch_size - apart
+        sizes += [("segment.batch_size", contoured, f" images with contours{of_batch}")]
+        sizes += [("segment.batch_size", apart, f" images without contours{of_batch}")]
+    else:
+        sizes.append(("segment.batch_size", config.segment.batch_size, ""))
+    if config.organs.structures:
+        sizes.append(("organs.batch_size", config.organs.batch_size, ""))
+    for name, size, what in sizes:
+        if size % processes:
+            raise InputError(
+                f"setting {name} gives {size}{what or ' images'} for {processes} processes that train together; "
+                "expected a multiple of their number, for each has as many of a batch"
+            )
+
+
 def check_organs(config: TrainConfig, labels: Mapping[str, int]) -> None:
     """Check that the organs' network has structures of the cohort, each once, and the target is not among them.
 

@@ -310,6 +310,7 @@ class TrainConfig(_Section):
     """Everything that decides how a training ends, the cohort and the model that it begins from apart.
 
     Attributes:
+        weights: how the model file keeps the weights; `float16` halves it, and networks compute as before.
         freeze: `encoder` keeps the encoders of all networks, weights and statistics, as they are in the model that
             the training begins from; None trains all weights.
         phantoms: the patients that are made beside the training; None where they come from a cohort.
@@ -319,6 +320,7 @@ class TrainConfig(_Section):
     seed: int = 0
     target: str = "prostate"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    weights: Literal["float32", "float16"] = "float32"
     license: str = "as the user decides"
     tg263: dict[str, str] = {}
     freeze: Literal["encoder"] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,17 +17,20 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.names import mirrored_classes, standard_name
 from metricunet.cohort.prepare import PreparedCase, cohort_sha256
 from metricunet.cohort.splits import Fold, Split, split_for
+from metricunet.engine import Engine
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
-from metricunet.files.model import joined, of_stage, read_card, write_model
+from metricunet.files.model import halved, joined, of_stage, read_card, write_model
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord
+from metricunet.inference.models import MODEL_NAME
 from metricunet.networks import Network, build_network
 from metricunet.networks.device import keep_freed_memory
 from metricunet.progress import Progress, Say, silent
 from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.stages.device import device_named
-from metricunet.stages.locate import class_probabilities, localise, locate_spec
+from metricunet.stages.forward import class_probabilities
+from metricunet.stages.locate import localise, locate_spec
 from metricunet.stages.segment import segment_spec
 from metricunet.structures import without
 from metricunet.training.batches import (
@@ -41,11 +44,13 @@ from metricunet.training.batches import (
 from metricunet.training.branch import PatchBatches
 from metricunet.training.calibrate import calibration
 from metricunet.training.card import model_card
-from metricunet.training.checks import check_settings
+from metricunet.training.checks import check_settings, check_shares
 from metricunet.training.config import BoxConfig, TrainConfig, load_config, plain
 from metricunet.training.log import Watch
+from metricunet.training.loggers import check_names, named_loggers
 from metricunet.training.loop import fit
 from metricunet.training.objectives import LocateModule, OrgansModule, SegmentModule
+from metricunet.training.ranks import ALONE, Ranks, shared_out, together
 from metricunet.training.run import (
     Run,
     begin,
@@ -59,7 +64,6 @@ from metricunet.training.start import Structures, check_networks, first_weights,
 from metricunet.training.stream import PhantomStream, StreamedBatches
 from metricunet.training.uncontoured import MixedBatches, uncontoured_rows
 
-MODEL_NAME = "model.safetensors"
 A_TRAINING = "a training"
 
 
@@ -102,8 +106,11 @@ def train(
     resume: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
-    loggers: Sequence[Logger] = (),
+    loggers: Sequence[Logger | str] = (),
     workers: int = 1,
+    devices: int = 1,
+    nodes: int = 1,
+    engine: Engine | None = None,
     say: Say = silent,
 ) -> Path:
     """Train on a cohort, or on phantoms that are made beside it: both stages, and an organs' network if wanted.
@@ -118,8 +125,13 @@ def train(
         resume: whether to continue a run that was stopped.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         progress: called with (done, all) while the cohort is prepared.
-        loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
+        loggers: told the numbers of each epoch beside log.csv: loggers of Lightning, which stay open, or names of
+            `metricunet.training.loggers.NAMES`.
         workers: number of processes that make phantoms beside the training; the model does not depend on it.
+        devices: number of devices of this computer to train on, with a process for each; see
+            `metricunet.training.ranks.together`. All but the first end with this function.
+        nodes: number of computers that train together.
+        engine: makes the phantoms in place of these processes.
         say: told in one line what the training keeps of the model that it begins from.
 
     Returns:
@@ -132,28 +144,44 @@ def train(
         config = load_config(parent=None if init is None else read_card(init))
     if workers < 1:
         raise InputError(f"{argument('workers')} must be 1 or more; got {workers}")
+    names = [one for one in loggers if isinstance(one, str)]
+    check_names(names)
     record = RunRecord("train", {"cohort": cohort, "output": output, "fold": fold, "init": init, "resume": resume})
-    refuse_claimed(output / CLAIM_NAME, A_TRAINING)
-    check_folder(output, resume)  # so that nothing, not even a claim, is written into somebody else's folder
-    with claimed(output / CLAIM_NAME, A_TRAINING), _patients(cohort, config, workers) as source:
-        check_folder(output, resume)  # a rival may have begun between the two
-        own = OwnFiles(output, RECORD_NAME, record.command, inputs=[] if init is None else [init])
-        check_results(own, MODEL_NAME)
-        run = open_run(
-            source,
-            output,
-            config,
-            fold,
-            resume=resume,
-            device=device,
-            init=init,
-            progress=progress,
-            loggers=loggers,
+    own = OwnFiles(output, RECORD_NAME, record.command, inputs=[] if init is None else [init])
+    with together(device, devices, nodes) as ranks, ExitStack() as held:
+
+        def enter() -> None:
+            refuse_claimed(output / CLAIM_NAME, A_TRAINING)
+            # Before anything, and be it a claim, is written into somebody else's folder.
+            check_folder(output, resume)
+            held.enter_context(claimed(output / CLAIM_NAME, A_TRAINING))
+            check_folder(output, resume)  # a rival may have begun between the two
+            check_results(own, MODEL_NAME)
+
+        ranks.first(enter)
+        source = held.enter_context(_patients(cohort, config, workers, engine))
+        run = ranks.first_then_others(
+            lambda: open_run(
+                source,
+                output,
+                config,
+                fold,
+                resume=resume,
+                device=device,
+                init=init,
+                progress=progress if ranks.is_first else None,
+                loggers=[one for one in loggers if isinstance(one, Logger)],
+                ranks=ranks,
+            )
         )
-        if run.inheritance is not None:
+        if run.inheritance is not None and ranks.is_first:
             say(run.inheritance.text())
+        if not ranks.is_first:
+            return train_segment(run, train_locate(run))
         try:
-            staged = train_segment(run, train_locate(run), own.stage(MODEL_NAME))
+            with named_loggers(names, output, plain(config), resume) as named:
+                run = replace(run, loggers=(*run.loggers, *named))
+                staged = train_segment(run, train_locate(run), own.stage(MODEL_NAME))
             record.facts = run_facts(run, read_card(staged).validation)
             own.commit(record.content())
         finally:
@@ -162,7 +190,9 @@ def train(
 
 
 @contextmanager
-def _patients(cohort: Path | None, config: TrainConfig, workers: int) -> Iterator[Path | PhantomStream]:
+def _patients(
+    cohort: Path | None, config: TrainConfig, workers: int, engine: Engine | None
+) -> Iterator[Path | PhantomStream]:
     """Yield the cohort, or the stream that takes its place while the block lasts."""
     if (cohort is None) == (config.phantoms is None):
         found = "neither was given" if cohort is None else f"{cohort} was given, and settings of phantoms, too"
@@ -170,7 +200,7 @@ def _patients(cohort: Path | None, config: TrainConfig, workers: int) -> Iterato
     if cohort is not None:
         yield cohort
     else:
-        with PhantomStream(config, workers).open() as stream:
+        with PhantomStream(config, workers, engine).open() as stream:
             yield stream
 
 
@@ -187,6 +217,7 @@ def open_run(
     progress: Progress | None = None,
     watch: Watch | None = None,
     loggers: Sequence[Logger] = (),
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Read and check everything that a run needs, and mark the folder as its own.
 
@@ -202,12 +233,14 @@ def open_run(
         progress: called with (done, all) while the cohort is prepared.
         watch: told how far a stage is, in place of a progress bar.
         loggers: loggers of Lightning, told the numbers of each epoch beside log.csv; they stay open.
+        ranks: the processes that train together, each of which opens the run, the first one first.
 
     Raises:
         InputError: a cohort, configuration, model or folder that cannot work, a validation case that the model
             was trained on, or a run of other settings, named.
     """
-    where = device_named(device)
+    where = device_named(device) if ranks.fabric is None else ranks.fabric.device
+    check_shares(config, ranks.count)
     parent = None if init is None else read_parent(init)
     if parent is None and config.freeze is not None:
         raise InputError(
@@ -252,6 +285,7 @@ def open_run(
         loggers=tuple(loggers),
         stream=stream,
         uncontoured=uncontoured,
+        ranks=ranks,
     )
     check_cases(run, "the phantoms of this training" if isinstance(cohort, PhantomStream) else cohort)
     if parent is not None:
@@ -259,7 +293,8 @@ def open_run(
         structures = _structures(config, run.labels)
         start, inheritance = first_weights(parent, _specs(config, run.labels), structures, config.seed)
         run = replace(run, start=start, inheritance=inheritance)
-    begin(run, None if stream else fold)
+    if ranks.is_first:
+        begin(run, None if stream else fold)
     keep_freed_memory()
     return run
 
@@ -276,7 +311,8 @@ def train_locate(run: Run, *, may_find_nothing: bool = False) -> Located:
     """
     network = _fit_locate(run)
     cases = run.val or run.train
-    errors_mm = localisation_errors_mm(network, cases, run.config, run.target)
+    errors = shared_out(lambda case: localisation_errors_mm(network, [case], run.config, run.target), cases)
+    errors_mm = np.concatenate([np.zeros((0, 3)), *errors])
     holding = sum("centre_mm" in case.facts for case in cases)
     if holding and not len(errors_mm) and not may_find_nothing:
         raise InputError(
@@ -308,7 +344,7 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
         model: file to write; default: model.safetensors in the run folder.
 
     Returns:
-        The path of the model file.
+        The path of the model file, which the first of several processes writes.
     """
     segment, score = _fit_segment(run, located)
     model = run.folder / MODEL_NAME if model is None else model
@@ -316,6 +352,8 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     if run.config.organs.structures:
         network, organs_score = train_organs(run, located)
         organs = network.state_dict()
+    if not run.ranks.is_first:
+        return model
     card = model_card(
         run.config, run.info, run.train, run.val, run.data_sha256, score, located.errors_mm, organs_score
     )
@@ -323,7 +361,7 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     lineage = () if run.inheritance is None else run.inheritance.parent.lineage
     card = replace(card, calibration=fitted, cases=run.images_sha256, lineage=lineage)
     weights = located.weights() | joined({}, segment.state_dict(), organs)
-    write_model(model, card, weights)
+    write_model(model, card, halved(weights) if run.config.weights == "float16" else weights)
     return model
 
 
@@ -343,7 +381,7 @@ def train_organs(run: Run, located: StageOne) -> tuple[Network, float | None]:
     def build(cases: Sequence[BoxedCase]) -> SegmentBatches:
         return _kind_of(stage)(
             cases,
-            stage,
+            stage.model_copy(update={"batch_size": stage.batch_size // run.ranks.count}),
             run.config.augment,
             len(names) + 1,
             partners is not None,
@@ -372,6 +410,7 @@ def run_facts(run: Run, validation: Mapping[str, float]) -> dict[str, Any]:
         "split": asdict(run.split),
         "data_sha256": run.data_sha256,
         "device": str(run.device),
+        "processes": run.ranks.count,
         "validation": dict(validation),
     }
 
@@ -380,9 +419,10 @@ def _fit_locate(run: Run) -> Network:
     partners = mirrored_classes(run.staged_labels)
 
     def build(cases: Sequence[CoarseCase]) -> LocateBatches:
+        stage = run.config.locate
         return LocateBatches(
             cases,
-            run.config.locate,
+            stage.model_copy(update={"batch_size": stage.batch_size // run.ranks.count}),
             run.config.augment,
             run.classes,
             run.target,
@@ -404,28 +444,32 @@ def _fit_locate(run: Run) -> Network:
 def _fit_segment(run: Run, located: StageOne) -> tuple[Network, float | None]:
     stage, metric = run.config.segment, run.config.metric
     apart = uncontoured_rows(run.config)
+    offline = metric.mode == "offline" and metric.weight > 0
 
     def build(cases: Sequence[BoxedCase], size: int = stage.batch_size - apart) -> SegmentBatches:
         partners = mirrored_classes(run.staged_labels)
         return _kind_of(stage)(
             cases,
-            stage.model_copy(update={"batch_size": size}),
+            stage.model_copy(update={"batch_size": size // run.ranks.count}),
             run.config.augment,
             run.classes,
             partners is not None,
             jitter_mm(located.errors_mm, stage.smallest_jitter_mm),
             run.device,
             partners,
+            whole=offline,
         )
 
     patches: PatchBatches | None = None
     supply: Supply
     if run.stream is None:
         supply = batches = build(run.train)
-        patches = PatchBatches(batches, run.config) if metric.mode == "offline" and metric.weight else None
-        if run.uncontoured is not None:
+        patches = PatchBatches(batches, run.config) if offline else None
+        if (uncontoured := run.uncontoured) is not None:
             locate = _build("locate", run, located.weights()).eval().to(run.device)
-            scans = run.uncontoured.located(locate, run.config, run.info, run.target, run.folder)
+            scans = run.ranks.first_then_others(
+                lambda: uncontoured.located(locate, run.config, run.info, run.target, run.folder)
+            )
             supply = MixedBatches(batches, build(scans, apart))
     else:
         supply = StreamedBatches(run.stream, "fine", stage.epochs, run.train, build)

@@ -18,9 +18,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,10 +33,12 @@ from torch.optim import AdamW, Optimizer
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import UNFINISHED
+from metricunet.metric.gathering import one_batch, processes
 from metricunet.training.batches import Batches, Supply, update_generator, update_seed
 from metricunet.training.checkpoints import written_checkpoint
 from metricunet.training.log import LOG_NAME, StageProgress, stage_loggers, write_epoch
 from metricunet.training.objectives import StageModule
+from metricunet.training.ranks import ALONE, Ranks, add_up_gradients, mean_of_all, share, shared_out
 from metricunet.training.run import Run
 
 WARM_UP_UPDATES = 50
@@ -79,21 +82,24 @@ def fit(run: Run, module: StageModule, supply: Supply) -> float | None:
     Raises:
         InputError: the loss is no number any more, a checkpoint cannot be used, or the folder cannot be written.
     """
-    stage, settings = module.stage, module.settings
+    stage, settings, ranks = module.stage, module.settings, run.ranks
     last, best = (run.checkpoints / f"{stage}-{which}.ckpt" for which in ("last", "best"))
-    for left in run.checkpoints.glob(f"{UNFINISHED}.ckpt"):  # by a process that was killed
-        left.unlink()
+    log: AbstractContextManager[list[Logger]] = nullcontext([])
+    if ranks.is_first:
+        for left in run.checkpoints.glob(f"{UNFINISHED}.ckpt"):  # by a process that was killed
+            left.unlink()
+        log = stage_loggers(run.folder, stage, run.loggers)
     with (
         ended_by_sigterm(),
-        stage_loggers(run.folder, stage, run.loggers) as loggers,
-        StageProgress(stage, module.updates, run.watch) as progress,
+        log as loggers,
+        StageProgress(stage, module.updates, run.watch if ranks.is_first else _unwatched) as progress,
         warnings.catch_warnings(),
     ):
         # The metric branch's CUDA graphs were captured on a stream of their own (GraphedBranch).
         warnings.filterwarnings("ignore", message=".*AccumulateGrad node's stream does not match.*")
-        state = set_up(module, run.device, loggers)
-        if run.resume and last.is_file():
-            restore(state, last)
+        state = set_up(module, run.device, ranks)
+        if run.resume:
+            restore(state, ranks.first(lambda: read_checkpoint(last) if last.is_file() else None))
         progress.show(state.epochs * settings.updates_per_epoch)
         for epoch in range(state.epochs, settings.epochs):
             began = time.perf_counter()
@@ -116,16 +122,14 @@ def fit(run: Run, module: StageModule, supply: Supply) -> float | None:
                 "seconds": f"{time.perf_counter() - began:.2f}",
                 **{name: f"{value:.5g}" for name, value in means.items()},
             }
-            write_epoch(run.folder / LOG_NAME, row)
-            state.fabric.log_dict({f"{stage}/{name}": value for name, value in means.items()}, updates.stop)
             state.epochs = epoch + 1
+            is_best = dice is not None and (state.best_dice is None or dice > state.best_dice)
+            state.best_dice = dice if is_best else state.best_dice
             # The best first: killed between the two, the run repeats this epoch, and finds it the best again.
-            if dice is not None and (state.best_dice is None or dice > state.best_dice):
-                state.best_dice = dice
-                save(state, best)
-            save(state, last)
+            files = [best, last] if is_best else [last]
+            ranks.first(partial(keep_epoch, run, state, row, loggers, means, files))
     if state.best_dice is not None:
-        module.load_state_dict(read_checkpoint(best)["module"])
+        module.load_state_dict(ranks.first(lambda: read_checkpoint(best)["module"]))
     module.eval()
     return state.best_dice
 
@@ -147,16 +151,45 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def set_up(module: StageModule, device: torch.device, loggers: Sequence[Logger] = ()) -> StageState:
+def _unwatched(stage: str, done: int, total: int, dice: float | None) -> None:
+    """Show nothing: the first process does."""
+
+
+def keep_epoch(
+    run: Run,
+    state: StageState,
+    row: Mapping[str, str],
+    loggers: Sequence[Logger],
+    means: Mapping[str, float],
+    checkpoints: Sequence[Path],
+) -> None:
+    """Leave what an epoch came to in the run's folder, and tell it to the loggers.
+
+    Args:
+        run: the run.
+        state: the stage after the epoch.
+        row: the texts of its row in log.csv, by their columns.
+        loggers: are told the numbers.
+        means: the numbers, by their names.
+        checkpoints: are written in this order.
+    """
+    write_epoch(run.folder / LOG_NAME, row)
+    for logger in loggers:
+        numbers = {f"{state.module.stage}/{name}": value for name, value in means.items()}
+        logger.log_metrics(metrics=numbers, step=int(row["updates"]))
+    for path in checkpoints:
+        save(state, path)
+
+
+def set_up(module: StageModule, device: torch.device, ranks: Ranks = ALONE) -> StageState:
     """Bring a stage to a device, with its optimiser: AdamW, of all weights that are not frozen."""
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # it has tips, for those who write programs
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        loggers=list(loggers),
-    )
-    fabric.launch()
+    fabric = ranks.fabric
+    if fabric is None:
+        fabric = Fabric(accelerator=device.type, devices=[device.index or 0] if device.type == "cuda" else 1)
+        fabric.launch()
     trained = fabric.setup_module(module)
+    share(module)
     learned = [weights for weights in module.parameters() if weights.requires_grad]
     optimizer = AdamW(learned, module.settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     return StageState(fabric, module, trained, cast(Optimizer, fabric.setup_optimizers(optimizer)))
@@ -183,13 +216,19 @@ def train_updates(
         # The metric branch draws its voxels from torch's own generator, so that has a seed for each update, too.
         torch.manual_seed(update_seed(module.config.seed, module.stream, update))
         generator = update_generator(module.config.seed, module.stream, update, module.device)
-        loss, facts = state.trained(batches.draw(generator), update)
+        with one_batch():
+            batch = batches.draw(generator)
+        with one_batch(*batch.parts):
+            loss, facts = state.trained(batch, update)
         state.optimizer.zero_grad()
         state.fabric.backward(loss)
+        add_up_gradients(weights for group in state.optimizer.param_groups for weights in group["params"])
         state.optimizer.step()
         for name, value in {"loss": loss.detach(), **facts}.items():
             sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + value
         done(update + 1)
+    if processes() > 1:
+        sums = dict(zip(sums, mean_of_all(torch.stack(list(sums.values()))), strict=True))
     return {name: float(value / len(updates)) for name, value in sums.items()}
 
 
@@ -204,9 +243,12 @@ def learning_rate(module: StageModule, update: int) -> float:
 
 @torch.inference_mode()
 def validate(module: StageModule) -> float | None:
-    """Return the mean Dice of the validation cases, in single precision; None where no case has one."""
+    """Return the mean Dice of the validation cases, in single precision; None where no case has one.
+
+    Where several processes train, each scores its share of the cases.
+    """
     module.eval()
-    scores = [score for score in map(module.score, module.validation_cases) if score is not None]
+    scores = [score for score in shared_out(module.score, module.validation_cases) if score is not None]
     module.train()
     return float(torch.tensor(sum(scores) / len(scores))) if scores else None
 
@@ -230,13 +272,15 @@ def save(state: StageState, path: Path) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def restore(state: StageState, path: Path) -> None:
+def restore(state: StageState, content: Mapping[str, Any] | None) -> None:
     """Take up a stage where a checkpoint left it.
 
-    Raises:
-        InputError: as `read_checkpoint`.
+    Args:
+        state: the stage as it begins.
+        content: what `read_checkpoint` returned; None where there is no checkpoint yet.
     """
-    content = read_checkpoint(path)
+    if content is None:
+        return
     state.module.load_state_dict(content["module"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.epochs, state.best_dice = content["epochs"], content["best_dice"]

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from metricunet.cohort.prepare import BoxName, PreparedCase
 from metricunet.metric import GradientShare, GraphedBranch, PatchMetricLoss
+from metricunet.metric.gathering import counted_once, each_its_own, summed
 from metricunet.networks import Network
-from metricunet.stages.locate import class_probabilities
+from metricunet.stages.forward import class_probabilities, crop_probabilities
 from metricunet.stages.network_input import autocast, pick_precision
-from metricunet.stages.segment import crop_probabilities, segment_spec
+from metricunet.stages.segment import segment_spec
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.batches import Batch, update_generator
 from metricunet.training.branch import PatchBatches, build_metric
@@ -49,7 +50,8 @@ def soft_dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> T
     scores = []
     for k in range(1, logits.shape[1]):
         p, t = probabilities[:, k] * counted, (labels == k).float()
-        scores.append((2 * (p * t).sum() + SMOOTH) / (p.sum() + t.sum() + SMOOTH))
+        both, found, wanted = summed((p * t).sum(), p.sum(), t.sum())
+        scores.append((2 * both + SMOOTH) / (found + wanted + SMOOTH))
     return 1 - torch.stack(scores).mean()
 
 
@@ -78,7 +80,8 @@ def segmentation_loss(
         loss = loss + dice_weight * soft_dice_loss(logits, labels, ignore_index)
     if cross_entropy_weight:
         entropy = F.cross_entropy(logits.float(), labels.long(), ignore_index=ignore_index, reduction="sum")
-        loss = loss + cross_entropy_weight * entropy / (labels != ignore_index).sum().clamp(min=1)
+        entropy, count = summed(entropy, (labels != ignore_index).sum())
+        loss = loss + cross_entropy_weight * entropy / count.clamp(min=1)
     return loss
 
 
@@ -339,8 +342,11 @@ class SegmentModule(BoxModule):
             if isinstance(self.metric, PatchMetricLoss):
                 assert self.patches is not None
                 generator = update_generator(settings.seed, PATCH_STREAM, update, self.device)
-                patches = self.patches.draw(update, generator)
-                out = self.metric(self.network.encode(patches)[-1])
+                # Every process sees all patches, which are few.
+                with each_its_own():
+                    patches = self.patches.draw(update, generator)
+                    out = self.metric(self.network.encode(patches)[-1])
+                out = out._replace(loss=counted_once(out.loss))
             else:
                 assert self._on_voxels is not None
                 taps = [maps[tap] for tap in settings.metric.taps]

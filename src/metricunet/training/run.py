@@ -14,10 +14,11 @@ from lightning.fabric.loggers.logger import Logger
 from torch import Tensor
 
 from metricunet.cohort.case import refuse_no_hu
-from metricunet.cohort.layout import Case, Cohort, DatasetInfo
+from metricunet.cohort.layout import Case, Cohort, DatasetInfo, read_cohort
 from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
 from metricunet.cohort.uncontoured import uncontoured_cases
+from metricunet.engine import GIB, Needs
 from metricunet.errors import InputError, argument
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
@@ -27,6 +28,7 @@ from metricunet.structures import class_of, without
 from metricunet.training.checkpoints import check_checkpoints
 from metricunet.training.config import TrainConfig, differences, dump_config, plain
 from metricunet.training.log import Watch, check_log
+from metricunet.training.ranks import ALONE, Ranks
 from metricunet.training.start import Inheritance
 from metricunet.training.uncontoured import UncontouredScans
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 #: A target seen in fewer scans than this cannot be learned.
 FEWEST_CASES = 2
+#: What the training of a stage takes, cases apart; and each case in the cache that training reads.
+TRAINING_BYTES, CASE_BYTES = 3 * GIB, 6 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,7 @@ class Run:
         stream: makes the patients of later epochs, where there is no cohort; `train` are the first ones.
         inheritance: the model that `start` comes from, and what each stage has of it; None for random weights.
         uncontoured: scans without contours of the target that stage 2 learns from; None for none.
+        ranks: the processes that train together.
     """
 
     folder: Path
@@ -74,6 +79,7 @@ class Run:
     stream: PhantomStream | None = None
     inheritance: Inheritance | None = None
     uncontoured: UncontouredScans | None = None
+    ranks: Ranks = ALONE
 
     @property
     def labels(self) -> dict[str, int]:
@@ -208,16 +214,26 @@ def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) 
     return home / "prepared" / key
 
 
+def training_needs(cohort: Path, device: str) -> Needs:
+    """Return what a training takes of its machine; it holds the cases of its cohort.
+
+    Args:
+        cohort: folder of the cohort.
+        device: where it computes.
+    """
+    return Needs(TRAINING_BYTES + CASE_BYTES * len(read_cohort(cohort).training), device)
+
+
 def check_cases(run: Run, cohort: Path | str) -> None:
     """Fail early on a cohort that cannot work; it is named in the message."""
     target = run.config.target
-    holding = sum(case.fine is not None for case in run.train)
+    holding = sum("centre_mm" in case.facts for case in run.train)
     if holding < FEWEST_CASES:
         raise InputError(
             f"{cohort}: {holding} of {len(run.train)} training cases contain {target}; at least {FEWEST_CASES} "
             "are needed. Check the labels with `metricunet check`"
         )
-    if run.val and not any(case.fine is not None for case in run.val):
+    if run.val and not any("centre_mm" in case.facts for case in run.val):
         raise InputError(f"{cohort}: no validation case contains {target}; choose another fold")
     for case in (*run.train, *run.val):
         refuse_no_hu(case.coarse, f"{cohort}: case {case.name}")

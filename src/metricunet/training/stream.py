@@ -19,6 +19,7 @@ from functools import partial
 
 from metricunet.cohort.layout import DatasetInfo
 from metricunet.cohort.prepare import PreparedCase
+from metricunet.engine import GIB, Engine, Needs
 from metricunet.errors import InputError
 from metricunet.phantom.make import STRUCTURES
 from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use, streamed_case
@@ -29,6 +30,9 @@ from metricunet.training.batches import Batches
 from metricunet.training.config import TrainConfig
 from metricunet.training.run import prepare_settings
 
+#: The most that the making of a patient was measured to take is 1.0 GiB, of a varied one.
+NEEDS = Needs(round(1.1 * GIB))
+
 
 class PhantomStream:
     """Patients by their numbers, made in worker processes.
@@ -36,12 +40,13 @@ class PhantomStream:
     Args:
         config: configuration of the training, with a section `phantoms`.
         workers: number of processes that make patients.
+        engine: makes them in place of these processes.
 
     Raises:
         InputError: structures, groups or sizes that cannot be.
     """
 
-    def __init__(self, config: TrainConfig, workers: int) -> None:
+    def __init__(self, config: TrainConfig, workers: int, engine: Engine | None = None) -> None:
         assert config.phantoms is not None
         self.config, self.phantoms = config, config.phantoms
         _check(config)
@@ -55,23 +60,27 @@ class PhantomStream:
             Variety(**left_out) if self.phantoms.difficulty == "varied" else None,
         )
         self.settings = prepare_settings(config)
-        self._workers = workers
-        self._executor: ProcessPoolExecutor | None = None
+        self._workers, self._engine = workers, engine
+        self._submitted: Callable[..., Future[StreamedCase]] | None = None
 
     @contextmanager
     def open(self) -> Iterator[PhantomStream]:
-        """Hold the worker processes; they end with the block."""
+        """Hold the worker processes; they end with the block, those of an engine with the engine."""
+        if self._engine is not None:
+            self._submitted = partial(self._engine.submit, NEEDS)
+            yield self
+            return
         with (
             _one_thread_each(),
             ProcessPoolExecutor(
                 self._workers, multiprocessing.get_context("spawn"), initializer=_stay_with_parent
             ) as executor,
         ):
-            self._executor = executor
+            self._submitted = executor.submit
             try:
                 yield self
             finally:
-                self._executor = None
+                self._submitted = None
                 executor.shutdown(cancel_futures=True)
 
     @property
@@ -135,9 +144,9 @@ class PhantomStream:
         return dict(zip(numbers, self._submit(wanted, (part,)), strict=True))
 
     def _submit(self, wanted: Sequence[tuple[Use, int]], parts: Sequence[Part]) -> list[Future[StreamedCase]]:
-        assert self._executor is not None, "the stream is not open"
+        assert self._submitted is not None, "the stream is not open"
         make = partial(streamed_case, self.recipe, self.settings)
-        return [self._executor.submit(make, use, number, parts) for use, number in wanted]
+        return [self._submitted(make, use, number, parts) for use, number in wanted]
 
 
 class StreamedBatches:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metricunet.metric.gathering import mean_of_shares
 from metricunet.networks import Network
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.config import TeacherConfig
@@ -87,7 +88,7 @@ def squared_difference(logits: Tensor, probabilities: Tensor, labels: Tensor) ->
     known = labels != IGNORE_CLASS
     contoured = F.one_hot(labels.long() * known, probabilities.shape[1]).movedim(-1, 1)
     wanted = torch.where(known[:, None], contoured.to(probabilities.dtype), probabilities)
-    return (logits.to(probabilities.dtype).softmax(dim=1) - wanted).square().mean()
+    return mean_of_shares((logits.to(probabilities.dtype).softmax(dim=1) - wanted).square().mean())
 
 
 def rise(update: int, updates: int) -> float:

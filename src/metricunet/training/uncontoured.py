@@ -15,7 +15,8 @@ from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare_loc
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_json
 from metricunet.networks import Network
-from metricunet.stages.locate import class_probabilities, localise
+from metricunet.stages.forward import class_probabilities
+from metricunet.stages.locate import localise
 from metricunet.stages.network_input import normalise_hu
 from metricunet.training.batches import Batch, SegmentBatches
 from metricunet.training.config import TrainConfig

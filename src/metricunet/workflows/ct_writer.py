@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from metricunet.files.dicom.identity import RANDOM, Identity
 from metricunet.volume import FloatArray, Geometry
 
 Triple = tuple[float, float, float]
@@ -104,6 +105,7 @@ def write_ct_series(
     storage: Storage | None = None,
     patient: str = "bench",
     description: str = "",
+    identity: Identity = RANDOM,
 ) -> None:
     """Write one file for each slice, axial; names and instance numbers run from the head to the feet.
 
@@ -114,15 +116,16 @@ def write_ct_series(
         storage: how HU are stored; by default as whole numbers from -1024 on.
         patient: PatientID.
         description: SeriesDescription.
+        identity: where the UIDs come from; random by default.
     """
     storage = storage or Storage()
     folder.mkdir(parents=True, exist_ok=True)
-    common = _common(grid, storage, patient, description)
+    common = _common(grid, storage, patient, description, identity)
     for k, plane in enumerate(hu):
         number = len(hu) - k
         dataset = Dataset()
         dataset.update(common)
-        dataset.SOPInstanceUID, dataset.InstanceNumber = generate_uid(), number
+        dataset.SOPInstanceUID, dataset.InstanceNumber = identity.uid("slice", str(k)), number
         dataset.ImagePositionPatient = [round(float(v), 6) for v in grid.place_mm(k, 0, 0)]
         dataset.PixelData = storage.stored(plane).tobytes()
         meta = FileMetaDataset()
@@ -132,12 +135,12 @@ def write_ct_series(
         dataset.save_as(folder / f"{number:05d}.dcm", enforce_file_format=True)
 
 
-def _common(grid: CtGrid, storage: Storage, patient: str, description: str) -> Dataset:
+def _common(grid: CtGrid, storage: Storage, patient: str, description: str, identity: Identity) -> Dataset:
     """What all slices share."""
     dataset = Dataset()
     dataset.SOPClassUID = CTImageStorage
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
-    dataset.FrameOfReferenceUID = generate_uid()
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = identity.uid("study"), identity.uid("scan")
+    dataset.FrameOfReferenceUID = identity.uid("frame of reference")
     dataset.Modality, dataset.ImageType = "CT", ["DERIVED", "SECONDARY", "AXIAL"]
     dataset.PatientName, dataset.PatientID, dataset.PatientSex = "Synthetic^Scan", patient, "O"
     dataset.StudyDate, dataset.StudyTime = "20260101", "120000"

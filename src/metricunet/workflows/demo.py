@@ -11,12 +11,13 @@ from metricunet.evaluation.compare import evaluate
 from metricunet.evaluation.summary import format_summary
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord, hash_if_readable
+from metricunet.inference.models import MODEL_NAME
 from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
 from metricunet.phantom.cohort import CohortPlan, check_cohort
 from metricunet.progress import Bars, Say, no_bars, silent
 from metricunet.training.config import load_config
-from metricunet.training.fit import MODEL_NAME, train
+from metricunet.training.fit import train
 from metricunet.training.run import check_folder
 
 DEMO_RECORD = "demo.json"

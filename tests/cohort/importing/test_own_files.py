@@ -80,7 +80,7 @@ def test_a_file_that_was_changed_since_is_its_owners(
 
 
 STEPS = {
-    "reading": (run, "_Importer", "_read_case"),
+    "reading": (run, "_CaseWorker", "do"),
     "merging": (run, None, "merge"),
     "hashing": (run, None, "sha256"),
     "writing": (run, None, "write_nifti"),

@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 
 from metricunet.errors import InputError
+from metricunet.files.dicom.identity import Identity
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.read import read_rtstruct
@@ -122,7 +123,9 @@ def written(series: CtSeries, tmp_path_factory: pytest.TempPathFactory) -> Path:
         structure("Bladder", masks["diagonal"], series, interpreted_type="AVOIDANCE", description="low contrast"),
     ]
     made = datetime(2024, 3, 1, 8, 5, 9)
-    write_rtstruct(path, series, structures, description="Made by a model. Not reviewed.", made=made)
+    write_rtstruct(
+        path, series, structures, description="Made by a model. Not reviewed.", identity=Identity(made=made)
+    )
     return path
 
 

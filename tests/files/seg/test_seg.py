@@ -24,6 +24,7 @@ from pydicom.tag import Tag
 from pydicom.uid import RLELossless, generate_uid
 
 from metricunet.errors import InputError
+from metricunet.files.dicom.identity import Identity
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.write import write_rtstruct
@@ -175,7 +176,9 @@ class TestWriting:
         path, moment = tmp_path / "seg.dcm", datetime(2026, 3, 4, 5, 6, 7)
         chosen = {name: mask for name, mask in masks().items() if name.startswith("Femur")}
         description = "Made by a model trained on synthetic scans only."
-        write_seg(path, series, structures(series, chosen), description=description, made=moment)
+        write_seg(
+            path, series, structures(series, chosen), description=description, identity=Identity(made=moment)
+        )
         seg, ct = pydicom.dcmread(path), series.header
         for keyword in ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "StudyDate"):
             assert seg[keyword].value == ct[keyword].value

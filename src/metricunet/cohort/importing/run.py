@@ -7,8 +7,10 @@ stopped can be continued, but not be trained on.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +18,7 @@ from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.contoured import CONTOURED_NAME, contoured_content
 from metricunet.cohort.importing.layouts import AUTO, Finder, find_cases
 from metricunet.cohort.importing.merge import merge
-from metricunet.cohort.importing.names_file import listed, read_names, skeleton
+from metricunet.cohort.importing.names_file import NamesFile, listed, read_names, skeleton
 from metricunet.cohort.importing.plan import ImportPlan, PlannedCase, default_names, plan_import, spellings
 from metricunet.cohort.importing.privacy import Privacy, Uids
 from metricunet.cohort.importing.report import (
@@ -31,6 +33,7 @@ from metricunet.cohort.importing.report import (
 from metricunet.cohort.importing.source import Found, LeftOut, SourceCase
 from metricunet.cohort.layout import dataset_content, image_path, label_path
 from metricunet.cohort.splits import PATIENTS_NAME
+from metricunet.engine import GIB, Engine, Needs, Serial, Tell
 from metricunet.errors import InputError, told, without_frames
 from metricunet.files.atomic import write_json
 from metricunet.files.names import check_name_fits
@@ -38,7 +41,6 @@ from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, OwnFiles
 from metricunet.files.record import RunRecord, hash_if_readable, sha256
 from metricunet.progress import Bars, Progress, no_bars
-from metricunet.volume import Volume
 
 COMMAND = "import"
 IMPORT_NAME = "import.json"
@@ -48,6 +50,10 @@ IMPORT_VERSION = 1
 DESCRIPTIONS = (PATIENTS_NAME, CONTOURED_NAME, "dataset.json")
 #: Reasons named where nothing can be imported, or a case of an earlier import is missing.
 MOST_REASONS = 5
+#: Of so many cases an engine is asked whether all its machines see them.
+MOST_SEEN = 64
+#: A scan of 512 x 512 x 300, its masks and the label map.
+NEEDS = Needs(round(1.5 * GIB))
 
 
 def list_names(sources: Sequence[Path], *, layout: str | Finder = AUTO, bars: Bars = no_bars) -> Spellings:
@@ -79,6 +85,7 @@ def import_cohort(
     uids: Uids = "hash",
     overwrite: bool = False,
     bars: Bars = no_bars,
+    engine: Engine | None = None,
 ) -> Imported:
     """Make a cohort of scans with contours. Run again, it continues where it was stopped.
 
@@ -92,6 +99,7 @@ def import_cohort(
         uids: whether import.json holds the identifiers of the source, or their hashes.
         overwrite: whether files of others that have the outputs' names may be replaced; sources never are.
         bars: opens a progress bar by its name.
+        engine: reads the cases and writes their files; None for one after the other, in this process.
 
     A case in which anything goes wrong is refused with its reason, and the others are imported. A label or an
     image of the cohort that was changed since is its owner's: it is neither replaced nor removed.
@@ -131,7 +139,7 @@ def import_cohort(
             OwnFiles(output, IMPORT_NAME, COMMAND, overwrite=overwrite, inputs=inputs), plan, privacy, earlier
         )
         try:
-            left_out += importer.run(bars("importing"))
+            left_out += importer.run(bars("importing"), engine or Serial())
             if not importer.reports:
                 importer.own.clear()
                 _refuse(sources, left_out)
@@ -241,14 +249,18 @@ class _Importer:
         self.reports: dict[str, Report] = {}
         self.done_before = 0
 
-    def run(self, progress: Progress) -> list[LeftOut]:
+    def run(self, progress: Progress, engine: Engine) -> list[LeftOut]:
         """Import what is not there yet, and return what was refused on the way.
+
+        Args:
+            progress: called with (done, all) after each case.
+            engine: does the cases.
 
         Raises:
             InputError: a file of the cohort that is not ours, before any work; a full disk, or the like.
         """
         cases = self.plan.cases
-        failed: list[LeftOut] = []
+        failed: dict[str, LeftOut] = {}
         for case in cases:
             for name in self._names(case):
                 check_name_fits(self.own.folder / name)
@@ -262,21 +274,31 @@ class _Importer:
         }
         done = self.done_before = len(self.reports)
         todo = [case for case in cases if case.source.name not in self.reports]
-        if todo:
-            self._save(drop=["dataset.json"])  # nobody is to take a part for the whole
-        for case in todo:
-            try:
-                self._import_case(case)
-            except Exception as error:  # whatever it is, it costs this case alone
-                self.own.discard()
-                if isinstance(error, _DiskError):
-                    raise error.told from error
+        if not todo:
+            return []
+        engine.check_folders(
+            self.own.folder, list(dict.fromkeys(case.source.files[0] for case in todo))[:MOST_SEEN]
+        )
+        self._save(drop=["dataset.json"])  # nobody is to take a part for the whole
+        work = self.own.work().absolute()
+        make = partial(_CaseWorker, self.plan.names, self.privacy, work)
+        tasks = [(case, self._names(case)) for case in todo]
+        for (case, names), result in engine.each(tasks, make, NEEDS):
+            if isinstance(result, _DiskError):
+                raise result.told from result
+            if not isinstance(result, Exception):
+                for name in names:
+                    os.replace(work / name, self.own.stage(name))
+                self.reports[case.source.name] = result
+                self._save()
+            else:
                 files = len(case.source.files)
-                failed.append(LeftOut(case.source.identity, told(error), True, files, without_frames(error)))
-                self._save(drop=self._names(case))  # of an earlier import; they belong to it no longer
+                refused = LeftOut(case.source.identity, told(result), True, files, without_frames(result))
+                failed[case.source.name] = refused
+                self._save(drop=names)  # of an earlier import; they belong to it no longer
             done += 1
             progress(done, len(cases))
-        return failed
+        return [failed[case.source.name] for case in todo if case.source.name in failed]
 
     def finish(self, found: Sequence[Found], reports: dict[str, Report], content: dict[str, Any]) -> None:
         """Write the files that describe the cohort, and remove what an earlier import left beside."""
@@ -298,7 +320,7 @@ class _Importer:
         return same and all(self.own.holds(name, stated.get(name, "")) for name in self._names(case))
 
     def _key(self, case: PlannedCase) -> str:
-        return case.key(self.plan.names.labels, IMPORT_VERSION, self.privacy.uids)
+        return key_of(case, self.plan.names, self.privacy)
 
     def _names(self, case: PlannedCase) -> tuple[str, str]:
         """The case's image and labels, relative to the cohort."""
@@ -307,32 +329,34 @@ class _Importer:
         return str(image.relative_to(folder)), str(label.relative_to(folder))
 
     def _save(self, drop: Iterable[str] = ()) -> None:
-        self.own.add({"complete": False, "cases": {**self.before, **self.reports}}, drop=drop)
+        content = {"complete": False, "cases": {**self.before, **self.reports}}
+        self.own.add(content, drop=drop, more=True)
 
-    def _import_case(self, case: PlannedCase) -> None:
-        report, image, labels = self._read_case(case)
-        name = case.source.name
-        try:
-            for output, volume in zip(self._names(case), (image, labels), strict=True):
-                write_nifti(self.own.stage(output), volume)
-            self.reports[name] = report
-            self._save()
-        except Exception as error:
-            self.reports.pop(name, None)
-            if isinstance(error.__cause__, OSError) and isinstance(error, InputError):
-                raise _DiskError(error) from error
-            raise
 
-    def _read_case(self, case: PlannedCase) -> tuple[Report, Volume, Volume]:
+class _CaseWorker:
+    """A worker that reads cases, writes their files into a folder, and reports on them.
+
+    Args:
+        names: which spellings mean which structure.
+        privacy: keeps personal data out of all that is written.
+        folder: folder for the files.
+    """
+
+    def __init__(self, names: NamesFile, privacy: Privacy, folder: Path) -> None:
+        self.names, self.privacy, self.folder = names, privacy, folder
+
+    def do(self, task: tuple[PlannedCase, tuple[str, str]], tell: Tell) -> Report:
+        """Read a case, and write its image and labels under names relative to the folder."""
+        case, outputs = task
         source = case.source
         image = source.read_image()
         refuse_no_hu(image, source.location)
-        merged = merge(case, image, list(self.plan.names.structures))
+        merged = merge(case, image, list(self.names.structures))
         if not merged.says_anything:
             reasons = "; ".join(entry["reason"] for entry in merged.structures.values() if "reason" in entry)
             raise InputError(f"{source.location}: none of its structures can be used: {reasons}")
         report = {
-            "key": self._key(case),
+            "key": key_of(case, self.names, self.privacy),
             "source": self.privacy.written(source.identity),
             "source_sha256": sha256(source.files),
             "patient": source.patient,
@@ -340,7 +364,16 @@ class _Importer:
             "structures": {name: self._written(entry) for name, entry in merged.structures.items()},
             "overlaps": merged.overlaps,
         }
-        return report, image, merged.labels
+        try:
+            for output, volume in zip(outputs, (image, merged.labels), strict=True):
+                write_nifti(self.folder / output, volume)
+        except Exception as error:
+            for output in outputs:
+                (self.folder / output).unlink(missing_ok=True)
+            if isinstance(error.__cause__, OSError) and isinstance(error, InputError):
+                raise _DiskError(error) from error
+            raise
+        return report
 
     def _written(self, entry: Report) -> Report:
         written: Report = {k: self.privacy.written(entry[k]) for k in ("spelling", "reason") if k in entry}
@@ -349,12 +382,20 @@ class _Importer:
         return entry | written
 
 
+def key_of(case: PlannedCase, names: NamesFile, privacy: Privacy) -> str:
+    """Return a hash of all that the case's files and their description depend on."""
+    return case.key(names.labels, IMPORT_VERSION, privacy.uids)
+
+
 class _DiskError(Exception):
     """The cohort cannot be written, whatever the case: `told` says why."""
 
-    def __init__(self, told: InputError) -> None:
-        super().__init__(str(told))
-        self.told = told
+    @property
+    def told(self) -> InputError:
+        """The reason."""
+        error = self.args[0]
+        assert isinstance(error, InputError)
+        return error
 
 
 def _dataset(plan: ImportPlan, found: Sequence[Found], reports: dict[str, Report]) -> dict[str, Any]:

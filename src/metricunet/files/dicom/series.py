@@ -28,6 +28,7 @@ from metricunet.files.dicom.header import (
     DicomFile,
     read_dicom_file,
     read_full_header,
+    text_as_stored,
     text_of,
 )
 from metricunet.files.dicom.pixels import read_hu
@@ -82,6 +83,12 @@ class CtSeries:
     def case(self) -> str:
         """A name for files and tables that tells nothing of the patient."""
         return hashlib.sha256(self.series_uid.encode()).hexdigest()[:12]
+
+    @property
+    def scanner(self) -> dict[str, str]:
+        """What took the scan: `manufacturer`, `model` and `kernel`, empty where the header says nothing."""
+        made, model = (text_as_stored(self.header, word) for word in ("Manufacturer", "ManufacturerModelName"))
+        return {"manufacturer": made, "model": model, "kernel": self.slices[0].kernel}
 
     @property
     def frames(self) -> tuple[int | None, ...]:

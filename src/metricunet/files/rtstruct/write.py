@@ -9,16 +9,16 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.uid import UID, ImplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from metricunet import __version__
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
+from metricunet.files.dicom.identity import RANDOM, Identity
 from metricunet.files.dicom.patient import patient_and_study
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.rtstruct.character_set import set_character_set
@@ -45,7 +45,7 @@ def write_rtstruct(
     description: str,
     label: str = "metricunet auto",
     set_name: str = "Machine-made, not reviewed",
-    made: datetime | None = None,
+    identity: Identity = RANDOM,
     outline: Outline = "surface",
     holes: Holes = "keep",
     smoothing_mm: float = 0.0,
@@ -60,7 +60,7 @@ def write_rtstruct(
             be copied elsewhere without its set). It ought to say how the structures were made.
         label: StructureSetLabel, at most 16 characters.
         set_name: StructureSetName, at most 64 characters.
-        made: the structure set's date and time; now by default.
+        identity: where the structure set's UIDs come from, and its date and time; random and now by default.
         outline: "surface" draws where a structure's probability is one half, between voxels' centres, and
             along voxels' edges where it has no probability; "voxel" draws along edges always. Either way the
             contours, filled by the even-odd rule at voxels' centres, give the mask back to the voxel.
@@ -83,11 +83,11 @@ def write_rtstruct(
         raise InputError(f"{path}: label '{label}' has {len(label)} characters, expected 1 to {SHORT_STRING}")
     if len(set_name) > LONG_STRING:
         raise InputError(f"{path}: set_name has {len(set_name)} characters, at most {LONG_STRING} are accepted")
-    moment = made or datetime.now()
+    moment = identity.moment()
     with warnings.catch_warnings():
         # Patient data are copied as they stand, odd as they may be, so that they match those of the scan.
         warnings.simplefilter("ignore")
-        dataset = _header(series, moment)
+        dataset = _header(series, identity)
         if not all(structure.automatic for structure in structures):
             dataset.SeriesDescription = "Converted contours"
         dataset.StructureSetLabel = label
@@ -111,11 +111,12 @@ def write_rtstruct(
     return tuple(written(s, n, d) for n, s, d in numbered)
 
 
-def _header(series: CtSeries, moment: datetime) -> Dataset:
+def _header(series: CtSeries, identity: Identity) -> Dataset:
     """Everything about patient, study, series and equipment."""
+    moment = identity.moment()
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID(RT_STRUCTURE_SET)
-    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.MediaStorageSOPInstanceUID = identity.uid("structure set")
     # Explicit VR has 16 bits for the length of ContourData, about 2,000 points; implicit VR has 32.
     meta.TransferSyntaxUID = ImplicitVRLittleEndian
     dataset = patient_and_study(series.header)
@@ -125,7 +126,7 @@ def _header(series: CtSeries, moment: datetime) -> Dataset:
     dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = dicom_date(moment), dicom_time(moment)
     dataset.Modality = "RTSTRUCT"
-    dataset.SeriesInstanceUID = generate_uid()
+    dataset.SeriesInstanceUID = identity.uid("structure set", "series")
     dataset.SeriesNumber = 1
     dataset.SeriesDescription = "Machine-made contours"
     dataset.InstanceNumber = 1

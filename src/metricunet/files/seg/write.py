@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from metricunet import __version__
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.dicom.codes import ANATOMICAL_STRUCTURE, Code, code_of
+from metricunet.files.dicom.identity import RANDOM, Identity
 from metricunet.files.dicom.patient import patient_and_study
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.dicom.slice import CT_IMAGE
@@ -45,7 +45,7 @@ def write_seg(
     *,
     description: str,
     content: str = MARK,
-    made: datetime | None = None,
+    identity: Identity = RANDOM,
 ) -> tuple[str, ...]:
     """Write masks on a CT series' grid as a DICOM segmentation, whole or not at all.
 
@@ -58,7 +58,7 @@ def write_seg(
         structures: each with a name of its own; at least one mask must not be empty.
         description: goes into each segment's description and ought to say how the masks were made.
         content: what the segmentation as a whole is described as, at most 64 characters.
-        made: the segmentation's date and time; now by default.
+        identity: where the segmentation's UIDs come from, and its date and time; random and now by default.
 
     Returns:
         The names of structures that were left out because their mask is empty.
@@ -78,7 +78,7 @@ def write_seg(
     with warnings.catch_warnings():
         # Patient data are copied as they stand, odd as they may be, so that they match those of the scan.
         warnings.simplefilter("ignore")
-        dataset = _segmentation(series, used, masks, filled, description, content, made or datetime.now())
+        dataset = _segmentation(series, used, masks, filled, description, content, identity)
         with written_whole(path) as temporary:
             dataset.save_as(temporary, enforce_file_format=True)
     return tuple(structure.name for structure in structures if structure not in filled)
@@ -92,7 +92,7 @@ def write_fractional_seg(
     *,
     description: str,
     content: str = MARK,
-    made: datetime | None = None,
+    identity: Identity = RANDOM,
 ) -> None:
     """Write probabilities on a CT series' grid as a fractional DICOM segmentation, whole or not at all.
 
@@ -105,7 +105,7 @@ def write_fractional_seg(
         probabilities: of the structures, from 0 to 1, on the series' grid.
         description: as in `write_seg`.
         content: as in `write_seg`.
-        made: as in `write_seg`.
+        identity: as in `write_seg`.
 
     Raises:
         InputError: as `write_seg`; it counts as a voxel where a probability is not 0.
@@ -121,9 +121,8 @@ def write_fractional_seg(
         share[...] = array[used] / 255
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
-        moment = made or datetime.now()
         pixels = np.moveaxis(shares, 0, -1)
-        dataset = _segmentation(series, used, pixels, structures, description, content, moment, fractional=True)
+        dataset = _segmentation(series, used, pixels, structures, description, content, identity, fractional=True)
         with written_whole(path) as temporary:
             dataset.save_as(temporary, enforce_file_format=True)
 
@@ -173,7 +172,7 @@ def _segmentation(
     structures: Sequence[Structure],
     description: str,
     content: str,
-    moment: datetime,
+    identity: Identity,
     fractional: bool = False,
 ) -> Dataset:
     """Build the data set of masks, see `_pixels`, or of probabilities, on the series' slices `used`."""
@@ -181,14 +180,15 @@ def _segmentation(
     from highdicom.seg import Segmentation, SegmentationTypeValues
 
     texts = [description, *(s.name + s.description for s in structures)]
+    kind = "fractional segmentation" if fractional else "segmentation"
     dataset: Dataset = Segmentation(
         source_images=[_source(series, k) for k in used],
         pixel_array=masks,
         segmentation_type=SegmentationTypeValues.FRACTIONAL if fractional else SegmentationTypeValues.BINARY,
-        segment_descriptions=[_segment(n, s, description) for n, s in enumerate(structures, start=1)],
-        series_instance_uid=generate_uid(),
+        segment_descriptions=[_segment(n, s, description, identity) for n, s in enumerate(structures, start=1)],
+        series_instance_uid=identity.uid(kind, "series"),
         series_number=1,
-        sop_instance_uid=generate_uid(),
+        sop_instance_uid=identity.uid(kind),
         instance_number=1,
         manufacturer="metricunet",
         manufacturer_model_name="metricunet",
@@ -204,6 +204,11 @@ def _segmentation(
     mark = MARK if all(structure.automatic for structure in structures) else CONVERTED_MARK
     dataset.SeriesDescription = f"Segmentation. {mark}"
     dataset.ContentCreatorName = ""
+    # highdicom draws it; a repeat must be the same object in all its parts.
+    dimension = identity.uid("segmentation", "dimensions")
+    for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimension
+    moment = identity.moment()
     for event in ("InstanceCreation", "Content", "Series"):
         setattr(dataset, f"{event}Date", moment.strftime("%Y%m%d"))
         setattr(dataset, f"{event}Time", moment.strftime("%H%M%S"))
@@ -261,7 +266,7 @@ def _decimals(values: Any) -> list[str]:
     return [text if len(text := repr(float(value))) <= 16 else f"{value:.9f}"[:16] for value in values]
 
 
-def _segment(number: int, structure: Structure, description: str) -> SegmentDescription:
+def _segment(number: int, structure: Structure, description: str, identity: Identity) -> SegmentDescription:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.color import CIELabColor
     from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
@@ -283,7 +288,7 @@ def _segment(number: int, structure: Structure, description: str) -> SegmentDesc
             version=__version__,
         ),
         tracking_id=structure.name.strip(),
-        tracking_uid=generate_uid(),
+        tracking_uid=identity.uid("segmentation", "segment", str(number)),
         display_color=CIELabColor.from_rgb(*structure.colour),
     )
     segment.SegmentDescription = " ".join(text for text in (structure.description, description) if text)

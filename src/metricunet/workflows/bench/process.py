@@ -25,17 +25,20 @@ class Ended:
     error: str
 
 
-def run_metricunet(words: Sequence[object], environment: Mapping[str, str] | None = None) -> Ended:
-    """Run `metricunet WORDS` with this Python and wait for it.
+def run_metricunet(
+    words: Sequence[object], environment: Mapping[str, str] | None = None, python: Path | str = sys.executable
+) -> Ended:
+    """Run `metricunet WORDS` and wait for it.
 
     Args:
         words: the words of the command line.
         environment: variables to change.
+        python: the interpreter, by default this one; another one has an environment of its own.
 
     Raises:
         InputError: it ended with a status of 2 or more; its last line on standard error is passed on.
     """
-    command = [sys.executable, "-m", "metricunet", *map(str, words)]
+    command = [str(python), "-m", "metricunet", *map(str, words)]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "ended.json"
         # -I and -S keep the launcher small; the command itself runs in the user's environment.

@@ -2,7 +2,8 @@
 
 `folder` reads what was predicted, `scans` finds the scans, `opened` puts both on one grid, `decide` writes what
 was decided, `desk` joins these, `server` answers the browser, `guard` keeps others out, and `run` is the command.
-`learn` takes the reviewed cases into a cohort to train on.
+`learn` takes the reviewed cases into a cohort to train on, `recording` takes them into the ledger, and
+`ledger_page` shows that.
 The pages are in `static`.
 """
 

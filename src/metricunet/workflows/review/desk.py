@@ -16,9 +16,11 @@ from metricunet.files.reviews import Review, reviews_in, reviews_of
 from metricunet.inference.inputs import QUALITY_SUFFIX
 from metricunet.inference.page.shown import Field
 from metricunet.inference.structure_set import COLOURS
+from metricunet.ledger import Ledger
 from metricunet.workflows.review.decide import Verdict, decide
 from metricunet.workflows.review.folder import PredictedCase, read_case, read_cases
 from metricunet.workflows.review.opened import Classes, OpenedCase, open_case
+from metricunet.workflows.review.recording import Recorder
 from metricunet.workflows.review.scans import Scans
 
 #: Scans that are kept in memory.
@@ -32,24 +34,36 @@ class Desk:
         folder: that `metricunet predict` wrote.
         scans: where the scans are.
         reviewer: name that the page offers.
+        recorder: of the ledger that decisions are written into; None for none.
+        empty: whether a folder without a case will do.
 
     Raises:
         InputError: no folder, or no prediction in it.
     """
 
-    def __init__(self, folder: Path, scans: Scans, reviewer: str) -> None:
-        self.folder, self.scans, self.reviewer = folder, scans, reviewer
-        read_cases(folder)
+    def __init__(
+        self,
+        folder: Path,
+        scans: Scans,
+        reviewer: str,
+        recorder: Recorder | None = None,
+        *,
+        empty: bool = False,
+    ) -> None:
+        self.folder, self.scans, self.reviewer, self.recorder = folder, scans, reviewer, recorder
+        self.empty = empty
+        read_cases(folder, empty=empty)
         self._lock = threading.Lock()
         self._opened: OrderedDict[tuple[str, Any], OpenedCase] = OrderedDict()
 
     def cases(self) -> dict[str, Any]:
         """Return all cases in the order in which to look at them, with what was decided."""
-        cases, unreadable = read_cases(self.folder)
+        cases, unreadable = read_cases(self.folder, empty=self.empty)
         reviews = reviews_in(self.folder)
         return {
             "folder": self.folder.name,
             "reviewer": self.reviewer,
+            "has_ledger": self.recorder is not None,
             "cases": [_in_list(case, reviews.get(case.name, ())) for case in cases],
             "unreadable": [{"name": case.name, "reason": case.reason} for case in unreadable],
         }
@@ -128,7 +142,18 @@ class Desk:
             if mask:
                 classes = _filled(classes, opened.field(start, shape), mask, len(opened.labels))
         review, problem = decide(opened, verdict, classes)
-        return {**_in_words(review), "problem": problem}
+        not_recorded = "" if self.recorder is None else self.recorder.try_decided(opened, review, classes)
+        return {**_in_words(review), "problem": problem, "not_recorded": not_recorded}
+
+    def ledger(self) -> Ledger:
+        """Return the ledger that decisions are written into.
+
+        Raises:
+            InputError: there is none, or it cannot be opened.
+        """
+        if self.recorder is None:
+            raise InputError("this review writes no ledger; start it without --no-ledger")
+        return self.recorder.ledger
 
     def voxels(self, name: str) -> int:
         """Return how many voxels the scan of a case has: the most bytes that its mask can have."""

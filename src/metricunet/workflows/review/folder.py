@@ -38,6 +38,8 @@ class PredictedCase:
         tg263: structure to its standard name.
         scan: where the scan lies: `path`, and `relative` to the folder; empty where it is not known.
         stated: names of its files to their SHA-256.
+        scanner: what took the scan: `manufacturer`, `model` and `kernel`; empty where it is not known.
+        codes: of the verdict's flags.
         model: what it was made with: hash of the models and version of the program.
         input_sha256: of the scan's files.
         synthetic: whether its model has seen synthetic scans only.
@@ -54,6 +56,8 @@ class PredictedCase:
     labels: Mapping[str, int] = field(default_factory=dict)
     tg263: Mapping[str, str] = field(default_factory=dict)
     scan: Mapping[str, str] = field(default_factory=dict)
+    scanner: Mapping[str, str] = field(default_factory=dict)
+    codes: tuple[str, ...] = ()
     stated: Mapping[str, str] = field(default_factory=dict)
     model: Mapping[str, str] = field(default_factory=dict)
     input_sha256: str = ""
@@ -88,8 +92,12 @@ class UnreadableCase:
     reason: str
 
 
-def read_cases(folder: Path) -> tuple[list[PredictedCase], list[UnreadableCase]]:
+def read_cases(folder: Path, *, empty: bool = False) -> tuple[list[PredictedCase], list[UnreadableCase]]:
     """Return the cases of a folder in the order in which to look at them, and those that cannot be read.
+
+    Args:
+        folder: of the predictions.
+        empty: whether a folder without a case will do, as that of a node to begin with.
 
     Raises:
         InputError: no folder, or no case in it.
@@ -106,7 +114,7 @@ def read_cases(folder: Path) -> tuple[list[PredictedCase], list[UnreadableCase]]
             cases.append(read_case(folder, name))
         except InputError as error:
             unreadable.append(UnreadableCase(name, str(error)))
-    if not cases and not unreadable:
+    if not cases and not unreadable and not empty:
         raise InputError(
             f"{folder}: holds no prediction (no *{QUALITY_SUFFIX}); give the folder of metricunet predict"
         )
@@ -127,7 +135,7 @@ def read_case(folder: Path, name: str) -> PredictedCase:
         raise InputError(f"{path}: holds no fields; predict the case again")
     boundary, scan = _table(content.get("boundary")), _table(content.get("scan"))
     flags = content.get("flags")
-    codes = {flag.get("code") for flag in flags if isinstance(flag, dict)} if isinstance(flags, list) else set()
+    codes = tuple(code for flag in _list(flags) if (code := _text(_table(flag).get("code"))) is not None)
     return PredictedCase(
         name=name,
         folder=folder,
@@ -140,6 +148,8 @@ def read_case(folder: Path, name: str) -> PredictedCase:
         labels=_entries(content.get("labels"), _label),
         tg263=_entries(content.get("tg263"), _text),
         scan=_entries(scan, _text),
+        scanner=_entries(content.get("scanner"), _text),
+        codes=codes,
         stated=_entries(content.get(FILES), _text),
         model=_entries({key: content.get(key) for key in ("model_sha256", "version")}, _text),
         input_sha256=_text(content.get("input_sha256")) or "",

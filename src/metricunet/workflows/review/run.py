@@ -11,6 +11,8 @@ from pathlib import Path
 
 from metricunet.errors import InputError, argument
 from metricunet.workflows.review.desk import Desk
+from metricunet.workflows.review.folder import read_cases
+from metricunet.workflows.review.recording import Recorder, register
 from metricunet.workflows.review.scans import Scans
 
 #: The one address that is listened at: this machine itself.
@@ -24,6 +26,7 @@ def review(
     reviewer: str | None = None,
     port: int = 0,
     browser: bool = True,
+    ledger: Path | None = None,
     say: Callable[[str], object] = print,
 ) -> None:
     """Serve a prediction folder for review until the process is interrupted.
@@ -34,7 +37,8 @@ def review(
         reviewer: name that is written with each decision; the page can change it. None: the user's login.
         port: to listen at, on this machine alone; 0 chooses a free one.
         browser: whether to open the page in the user's browser.
-        say: is told the address.
+        ledger: file that verdicts and decisions are also written into; None for none.
+        say: is told the address, and where the ledger is.
 
     Raises:
         InputError: no predictions there, no such scans, the port is taken, or FastAPI is not installed.
@@ -51,7 +55,8 @@ def review(
         ) from error
     from metricunet.workflows.review.guard import Guard
 
-    desk = Desk(folder, Scans(scans), reviewer or _login())
+    recorder = None if ledger is None else Recorder(ledger)
+    desk = Desk(folder, Scans(scans), reviewer or _login(), recorder)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -67,6 +72,8 @@ def review(
         say("The address works once, in one browser of this machine. Stop with Ctrl-C.")
         # While the browser starts, which takes about as long as reading a large scan.
         threading.Thread(target=desk.warm, daemon=True).start()
+        if recorder is not None:
+            register(recorder, read_cases(folder)[0], say)
         if browser:
             webbrowser.open(address)
         # No line is logged for a request: its address names a case.

@@ -14,8 +14,10 @@ from starlette.exceptions import HTTPException
 
 from metricunet.errors import InputError, told
 from metricunet.inference.page.script import STATIC as SHARED_STATIC
+from metricunet.ledger.table import csv_lines, read_rows
 from metricunet.workflows.review.decide import MeanwhileReviewed, Verdict
 from metricunet.workflows.review.desk import Desk
+from metricunet.workflows.review.ledger_page import render_ledger
 
 STATIC = Path(__file__).with_name("static")
 #: These scripts are also in the page that `predict --page` writes.
@@ -27,9 +29,12 @@ PAGES = {
     "viewer.js": ("viewer.js", "text/javascript; charset=utf-8"),
     "paint.js": ("paint.js", "text/javascript; charset=utf-8"),
     "review.css": ("review.css", "text/css; charset=utf-8"),
+    "ledger.css": ("ledger.css", "text/css; charset=utf-8"),
     "niivue.js": ("niivue.js", "text/javascript; charset=utf-8"),
     "niivue.LICENSE.txt": ("niivue.LICENSE.txt", "text/plain; charset=utf-8"),
 }
+#: The table of the ledger is saved, not shown.
+AS_FILE = {"content-disposition": 'attachment; filename="ledger.csv"'}
 #: A decision's fields, as JSON, take no more bytes than this; its mask follows them.
 MOST_FIELD_BYTES = 64 * 1024
 #: The length of the fields, little-endian, comes first.
@@ -75,6 +80,16 @@ def create_app(desk: Desk) -> FastAPI:
                 "has_mask": error.review.mask is not None,
             }
             return JSONResponse(content, status_code=409)
+
+    @app.get("/ledger")
+    def ledger(request: Request) -> Response:
+        html = render_ledger(desk.ledger(), request.query_params)
+        return Response(html, media_type="text/html; charset=utf-8")
+
+    @app.get("/ledger.csv")
+    def ledger_csv() -> Response:
+        text = "".join(csv_lines(read_rows(desk.ledger())))
+        return Response(text, media_type="text/csv; charset=utf-8", headers=AS_FILE)
 
     @app.get("/{file}")
     def page(file: str) -> Response:

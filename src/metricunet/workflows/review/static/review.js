@@ -83,6 +83,7 @@ async function loadList() {
   const content = await (await ask("/api/cases")).json();
   state.list = content.cases;
   $("folder").textContent = content.folder;
+  $("ledger-link").hidden = !content.has_ledger;
   if (!$("reviewer").value) {
     $("reviewer").value = localStorage.getItem("metricunet-reviewer") || content.reviewer;
   }
@@ -453,8 +454,11 @@ async function decide(rejected, beside = false) {
         state.viewer.refreshSolid();
       }
       $("decided").textContent = inWords(review);
-      say(`Saved as ${review.file}.${review.problem ? ` There is no structure set: ${review.problem}` : ""}`);
+      const problem = review.problem ? ` There is no structure set: ${review.problem}` : "";
+      say(`Saved as ${review.file}.${problem}${notRecorded(review)}`);
       startClock();
+    } else if (review.not_recorded) {
+      say(`Saved as ${review.file}.${notRecorded(review)}`);
     }
     await loadList();
   } catch (error) {
@@ -479,6 +483,11 @@ function element(tag, properties) {
 
 function options(select, entries, chosen) {
   select.replaceChildren(...entries.map(([value, text]) => new Option(text, value, false, value === chosen)));
+}
+
+// The decision itself is saved, whatever became of the ledger.
+function notRecorded(review) {
+  return review.not_recorded ? ` It is not in the ledger: ${review.not_recorded}` : "";
 }
 
 function say(text, bad = false) {

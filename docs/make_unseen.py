@@ -1,0 +1,137 @@
+"""Segment `varied` phantoms that no training has seen, and write what docs/real.md says of them.
+
+    python docs/make_unseen.py [-m MODEL] [-n 200] [--seed 2026] [--processes 2] [-o docs/real/unseen.csv]
+
+Phantom k is case `phantom_tsK` of `metricunet phantom --test N --seed SEED --difficulty varied --absent 0.34`. One
+in three shows no prostate. A row is written as soon as a phantom is scored, and what the file holds already is not
+done again; the rows of another model or seed belong into another file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+
+import metricunet as mu
+from metricunet.evaluation.measures import measure
+from metricunet.phantom.cohort import case_name, case_seed, is_absent
+from metricunet.phantom.make import STRUCTURES, draw_phantom
+
+ABSENT_FRACTION = 0.34
+STRUCTURES_SCORED = (
+    "prostate",
+    "seminal_vesicles",
+    "bladder",
+    "rectum",
+    "femoral_head_left",
+    "femoral_head_right",
+    "penile_bulb",
+)
+COLUMNS = ("case", "gland", "reach", "answer", "doubt", "volume_ml", "asd_mm", *STRUCTURES_SCORED, "reasons")
+#: The model of a process, loaded once.
+_models: dict[str, mu.Model] = {}
+
+
+def scored(model: str, seed: int, number: int) -> dict[str, str]:
+    """Make a phantom, segment it and return its row; a structure that the scan does not show has no Dice."""
+    if model not in _models:
+        _models[model] = mu.load_model(model or None)
+    network = _models[model]
+    drawn = draw_phantom(case_seed(seed, "Ts", number), "varied", not is_absent(number, ABSENT_FRACTION))
+    truth = drawn.labels({name: STRUCTURES[name] for name in STRUCTURES_SCORED})
+    result = network.predict(drawn.image())
+    gland = str(drawn.description["gland"])
+    row = {
+        "case": case_name("Ts", number),
+        "gland": str(drawn.description.get("absent", gland)) if gland == "absent" else gland,
+        "reach": str(drawn.description["reach"]),
+        "answer": "none",
+        "doubt": str(result.quality.doubt),
+        "reasons": "; ".join(result.quality.reasons),
+    }
+    if result.is_absent:
+        return row
+    for name in network.structures:
+        true, found = truth.with_array(truth.array == STRUCTURES[name]), result.mask(name)
+        if name == network.target and found.array.any():
+            row |= {"answer": "found", "volume_ml": f"{result.volume_ml():.1f}"}
+        if true.array.any() and gland != "absent":
+            measures = measure(found, true)
+            row[name] = f"{measures.dice:.4f}"
+            if name == network.target and found.array.any():
+                row["asd_mm"] = f"{measures.asd_mm:.3f}"
+    return row
+
+
+def rows_of(arguments: argparse.Namespace, numbers: list[int]) -> Iterator[dict[str, str]]:
+    """Score phantoms in processes of one thread each, and yield their rows as they come."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    model = "" if arguments.model is None else str(arguments.model)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.processes, context) as executor:
+        for future in as_completed(executor.submit(scored, model, arguments.seed, k) for k in numbers):
+            yield future.result()
+
+
+def summary(rows: list[dict[str, str]]) -> list[str]:
+    """Return what the page says: found, missed, found where there is none, Dice by structure, the worst tenth."""
+    absent = [row for row in rows if row["gland"] not in ("whole", "cut")]
+    present = [row for row in rows if row["gland"] in ("whole", "cut")]
+    false = [row for row in absent if row["answer"] == "found"]
+    missed = [row["case"] for row in present if row["answer"] != "found"]
+    lines = [f"{len(rows)} phantoms: {len(present)} with a gland, missed {len(missed)} {missed or ''}"]
+    for kind in sorted({row["gland"] for row in absent}):
+        of_kind = [row for row in absent if row["gland"] == kind]
+        wrong = [row["case"] for row in of_kind if row in false]
+        lines.append(f"none ({kind}): found in {len(wrong)} of {len(of_kind)} {wrong or ''}")
+    for name in (*STRUCTURES_SCORED, "asd_mm"):
+        values = np.array([float(row[name]) for row in present if row.get(name)])
+        if len(values):
+            lines.append(
+                f"{name}: {values.mean():.3f} ± {values.std(ddof=1):.3f}, median {np.median(values):.3f}, "
+                f"{values.min():.3f} to {values.max():.3f}, n = {len(values)}"
+            )
+    scored_rows = sorted((row for row in present if row.get("prostate")), key=lambda row: float(row["prostate"]))
+    lines.append(
+        "worst tenth: " + ", ".join(f"{r['case']} {r['prostate']}" for r in scored_rows[: len(rows) // 10])
+    )
+    return lines
+
+
+def main() -> None:
+    """Score, write and sum up."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", type=Path)
+    parser.add_argument("-n", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "real" / "unseen.csv")
+    arguments = parser.parse_args()
+    rows = []
+    if arguments.output.is_file():
+        with arguments.output.open(newline="", encoding="utf-8") as handle:
+            rows = list(csv.DictReader(handle))
+    done = {row["case"] for row in rows}
+    new = not rows
+    with arguments.output.open("a", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        missing = [k for k in range(arguments.n) if case_name("Ts", k) not in done]
+        for row in rows_of(arguments, missing):
+            rows.append(row)
+            writer.writerow(row)
+            handle.flush()
+            print(", ".join(f"{key} {value}" for key, value in row.items() if key != "reasons"), flush=True)
+    print("\n".join(summary(sorted(rows, key=lambda row: row["case"]))))
+
+
+if __name__ == "__main__":
+    main()

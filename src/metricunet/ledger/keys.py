@@ -1,0 +1,123 @@
+"""Keyed hashes: patients, scans and series are known again by them, and nobody without the key can guess whose.
+
+A patient's number is so short that a plain hash can be undone by trying all numbers. So the hash takes a key,
+which lies beside the ledger, for its owner alone. Without the key the hashes still tell who is the same, but
+nobody can find a patient's rows any more, and new rows cannot be joined to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from metricunet.errors import InputError
+
+#: The key's file is called as the ledger, and this.
+KEY_SUFFIX = ".key"
+KEY_BYTES = 32
+#: Hex digits of a hash: no two of a billion patients share one, but by a chance of 1 in 10^11.
+DIGITS = 24
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key and the file that holds it, in hex digits.
+
+    Attributes:
+        path: of the file.
+        secret: the key; not shown.
+    """
+
+    path: Path
+    secret: bytes = field(repr=False)
+
+    @staticmethod
+    def beside(ledger: Path) -> Key:
+        """Return the key beside a ledger; it is made where there is none, by one of several that come at once.
+
+        Raises:
+            InputError: the file holds no key, or others than its owner can read it, or it cannot be made.
+        """
+        path = _path(ledger)
+        try:
+            if not os.path.lexists(path):
+                _make(path)
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if os.name == "posix" and mode & 0o077:
+                raise InputError(
+                    f"{path}: others than its owner can read this key (mode {mode:04o}, expected 0600); "
+                    f"run chmod 600 {path}"
+                )
+            text = path.read_text(encoding="ascii").strip()
+            secret = bytes.fromhex(text)
+        except OSError as error:
+            raise InputError(f"{path}: the key cannot be read or made ({error.strerror or error})") from error
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            secret = b""
+        if len(secret) != KEY_BYTES:
+            raise InputError(f"{path}: holds no key ({2 * KEY_BYTES} hex digits expected); put the key back")
+        return Key(path, secret)
+
+    @staticmethod
+    def new(ledger: Path) -> Key:
+        """Make a new key beside a ledger; that which is there is gone.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        path = _path(ledger)
+        try:
+            _make(path, replace=True)
+        except OSError as error:
+            raise InputError(f"{path}: the key cannot be made ({error.strerror or error})") from error
+        return Key.beside(ledger)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this key from others, and nothing of it."""
+        return self.hashed("fingerprint")
+
+    def hashed(self, kind: str, *parts: str) -> str:
+        """Return the keyed hash (HMAC-SHA256) of what identifies somebody or something, in hex digits.
+
+        Args:
+            kind: of what it identifies, such as `patient`; equal parts of two kinds have two hashes.
+            parts: in an order that matters.
+        """
+        # Each part with its length, so that no two lists of parts are written alike.
+        texts = [part.encode("utf-8", "surrogatepass") for part in (kind, *parts)]
+        message = b"".join(len(text).to_bytes(8, "big") + text for text in texts)
+        return hmac.new(self.secret, message, hashlib.sha256).hexdigest()[:DIGITS]
+
+
+def _path(ledger: Path) -> Path:
+    return ledger.with_name(f"{ledger.name}{KEY_SUFFIX}")
+
+
+def _make(path: Path, replace: bool = False) -> None:
+    """Write a new key, whole or not at all; that of a faster process stays, unless it is to be replaced."""
+    temporary = path.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as handle:
+            handle.write(f"{secrets.token_hex(KEY_BYTES)}\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        if replace:
+            os.replace(temporary, path)
+            return
+        try:
+            os.link(temporary, path)  # unlike a rename, it replaces nothing
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            if not os.path.lexists(path):
+                os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

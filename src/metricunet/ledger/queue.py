@@ -1,0 +1,584 @@
+"""The queue of a node: what came in, what is done with it, and what goes out, in the ledger's file.
+
+One `Queue` serves one process; threads may share it. What belongs together is put into one transaction:
+
+    ledger = Ledger(state / "ledger.sqlite")
+    queue = Queue(ledger)
+    job = queue.receive("pelvis", series=uid, study=study_uid, patient=("id", issuer, number), sender="SCANNER",
+                        folder="incoming/0001")
+    queue.count(job.input_id, files=120, size=63_000_000)         # now and then, while slices come in
+    job = queue.whole(job.id, digest=sha256_of_all_files)         # received -> waiting, or the earlier job
+    job = queue.take("cpu:0")                                     # waiting -> segmenting, the oldest; None if none
+    with ledger.writing():                                        # one transaction
+        case = record_case(ledger, CaseFacts(...))                # the verdict, from metricunet.ledger.records
+        queue.move(job.id, "sending", case_id=case)
+        queue.deliver(job.id, "archive", "rtstruct", "out/0001/x.dcm", sop_uid)
+    for delivery in queue.due():                                  # waiting, and their time has come
+        queue.delivered(delivery.id)                              # the last one moves its job to sent
+        queue.put_off(delivery.id, error, next_attempt=moment)    # or later again
+        queue.give_up(delivery.id, error)                         # or never: its job has failed
+    queue.give_back("cpu:0", died=True)                           # a worker died; twice on one case: set aside
+    queue.give_back()                                             # at the start: nobody works yet
+    queue.note("A. Reader", "saw", job_id=job.id)                 # audit; each move notes itself
+
+Identifiers that are passed in (series, study, patient) are kept as keyed hashes alone. What the files are called
+(`folder`, `file`) and who sent them is kept as it is, and must name no patient. A case that is under review is in
+state `review`; after `metricunet.workflows.review` has recorded a decision, the node moves its job on.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, get_args
+
+from metricunet.errors import InputError
+from metricunet.ledger.store import Ledger, stamp
+
+#: What a job can be doing, in words for people.
+State = Literal[
+    "received",  # its slices are coming in
+    "waiting",  # for a worker
+    "segmenting",
+    "review",  # a person is to decide
+    "sending",
+    "sent",
+    "kept",  # it ended well, and nobody wanted it sent
+    "rejected",  # by a reviewer; nothing is sent
+    "refused",  # it cannot be segmented, or no rule takes it
+    "failed",  # segmented or sent without success
+    "set aside",  # it has killed its worker more often than is allowed
+]
+STATES: tuple[State, ...] = get_args(State)
+#: Where a job may go from a state.
+NEXT: Mapping[State, tuple[State, ...]] = {
+    "received": ("waiting", "refused", "failed"),
+    "waiting": ("segmenting", "refused", "set aside"),
+    "segmenting": ("waiting", "review", "sending", "kept", "refused", "failed", "set aside"),
+    "review": ("sending", "kept", "rejected", "waiting"),
+    "sending": ("sent", "failed", "review"),
+    "sent": ("sending", "review"),
+    "kept": ("sending", "review"),
+    "rejected": ("review", "sending", "kept"),
+    "refused": ("waiting",),
+    "failed": ("waiting", "sending", "review"),
+    "set aside": ("waiting",),
+}
+#: States that nothing follows by itself.
+ENDS: tuple[State, ...] = ("sent", "kept", "rejected", "refused", "failed", "set aside")
+DeliveryState = Literal["waiting", "sent", "confirmed", "failed"]
+DELIVERY_STATES: tuple[DeliveryState, ...] = get_args(DeliveryState)
+#: A case that has killed its worker so often is set aside.
+MOST_DEATHS = 2
+#: Who notes what the program does by itself.
+PROGRAM = "metricunet"
+#: What is noted where a person was told of a job's bad end.
+NOTICE = "notice"
+
+
+class StateChanged(InputError):  # noqa: N818
+    """A job is not, or no longer, in a state from which it can go where it was sent.
+
+    Attributes:
+        job: as it is.
+    """
+
+    def __init__(self, job: Job, wanted: str) -> None:
+        self.job = job
+        super().__init__(
+            f"job {job.id} is {job.state} and cannot become {wanted}; expected one that is "
+            f"{' or '.join(state for state, after in NEXT.items() if wanted in after) or 'another'}"
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and what is done with it.
+
+    Attributes:
+        id: number of the job.
+        input_id: number of the input.
+        recipe: name of what is to be done, such as a rule of the node's file.
+        state: see `STATES`.
+        why: of a state that needs a reason; empty for others.
+        worker: that works on it; None where none does.
+        attempts: how often a worker took it.
+        deaths: how often its worker died of it.
+        not_before: when a worker may take it at the earliest.
+        created: when the input began to come in.
+        changed: when its state last changed.
+        case_id: row of the verdict; None where there is none yet.
+        series: keyed hash of the series.
+        study: keyed hash of the study.
+        patient: keyed hash of the patient.
+        sender: who sent it.
+        folder: of its files.
+        digest: of the whole input; None while it comes in.
+        files: number of its files.
+        bytes: size of its files.
+        whole: when the last of its files was there; None while it comes in.
+        deleted: when its files were deleted; None while they are there.
+    """
+
+    id: int
+    input_id: int
+    recipe: str
+    state: State
+    why: str
+    worker: str | None
+    attempts: int
+    deaths: int
+    not_before: str
+    created: str
+    changed: str
+    case_id: int | None
+    series: str
+    study: str
+    patient: str
+    sender: str
+    folder: str
+    digest: str | None
+    files: int
+    bytes: int
+    whole: str | None
+    deleted: str | None
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One file on its way to one destination.
+
+    Attributes:
+        id: number of the delivery.
+        job_id: that it is of.
+        destination: name of the destination.
+        kind: `rtstruct` or `seg`.
+        file: that is sent, relative to the node's folder of state.
+        sop_uid: SOPInstanceUID of the file; a repeat of it is the same delivery.
+        state: `waiting`, `sent`, `confirmed` (the destination has committed to keep it) or `failed`.
+        attempts: how often it was tried.
+        next_attempt: when to try at the earliest.
+        error: of the last attempt; empty where it went well.
+        created: when it was asked for.
+        changed: when its state last changed.
+    """
+
+    id: int
+    job_id: int
+    destination: str
+    kind: str
+    file: str
+    sop_uid: str
+    state: DeliveryState
+    attempts: int
+    next_attempt: str
+    error: str
+    created: str
+    changed: str
+
+
+class Queue:
+    """The queue in a ledger.
+
+    Args:
+        ledger: the ledger; several processes may have one queue each on the same file.
+        clock: tells the moment, with its time zone.
+    """
+
+    def __init__(self, ledger: Ledger, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.ledger, self._clock = ledger, clock
+
+    def receive(
+        self, recipe: str, *, series: str, study: str, patient: Sequence[str], sender: str, folder: str
+    ) -> Job:
+        """Note that an input begins to come in; its job is `received`. A folder that is known gives its job.
+
+        Args:
+            recipe: name of what is to be done with it.
+            series: SeriesInstanceUID.
+            study: StudyInstanceUID.
+            patient: what tells the patient from others.
+            sender: who sends it.
+            folder: where its files lie, relative to the node's folder of state.
+        """
+        key = self.ledger.key
+        with self.ledger.writing() as db:
+            moment = self._now()
+            db.execute(
+                "INSERT INTO inputs (series, study, patient, sender, folder, received) VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (folder) DO NOTHING",
+                (
+                    key.hashed("series", series),
+                    key.hashed("study", study),
+                    key.hashed("patient", *patient),
+                    sender,
+                    folder,
+                    moment,
+                ),
+            )
+            (number,) = db.execute("SELECT id FROM inputs WHERE folder = ?", (folder,)).fetchone()
+            added = db.execute(
+                "INSERT INTO jobs (input_id, recipe, state, not_before, created, changed) "
+                "VALUES (?, ?, 'received', ?, ?, ?) ON CONFLICT (input_id, recipe) DO NOTHING",
+                (number, recipe, moment, moment, moment),
+            )
+            job = self._one(db, "WHERE jobs.input_id = ? AND recipe = ?", number, recipe)
+            if added.rowcount:
+                self.note(PROGRAM, "received", job_id=job.id, detail=f"from {sender}" if sender else "")
+            return job
+
+    def count(self, input_id: int, *, files: int, size: int) -> None:
+        """Note how much of an input is there.
+
+        Args:
+            input_id: number of the input.
+            files: how many files there are.
+            size: of all of them, in bytes.
+        """
+        with self.ledger.writing() as db:
+            db.execute("UPDATE inputs SET files = ?, bytes = ? WHERE id = ?", (files, size, input_id))
+
+    def whole(self, job_id: int, *, digest: str) -> Job:
+        """Note that all of an input is there; its job waits for a worker.
+
+        Args:
+            job_id: number of the job, which is `received`.
+            digest: of the whole input. Where an earlier input has it, and is in hand for the same recipe, this one
+                is dropped from the ledger and the earlier job returned: the caller deletes the files of this one.
+
+        Raises:
+            StateChanged: the job is not `received`.
+        """
+        with self.ledger.writing() as db:
+            job = self.job(job_id)
+            if job.state != "received":
+                raise StateChanged(job, "waiting")
+            earlier = db.execute(
+                "SELECT jobs.id FROM jobs JOIN inputs ON inputs.id = jobs.input_id "
+                "WHERE digest = ? AND recipe = ? AND inputs.id != ?",
+                (digest, job.recipe, job.input_id),
+            ).fetchone()
+            if earlier is not None:
+                self.note(PROGRAM, "repeated", job_id=earlier[0])
+                db.execute("DELETE FROM inputs WHERE id = ?", (job.input_id,))
+                return self.job(earlier[0])
+            db.execute("UPDATE inputs SET digest = ?, whole = ? WHERE id = ?", (digest, self._now(), job.input_id))
+            return self.move(job_id, "waiting")
+
+    def take(self, worker: str) -> Job | None:
+        """Give the oldest job that waits to a worker; it is `segmenting` then. None where none waits.
+
+        Args:
+            worker: name of the worker, such as its device.
+        """
+        with self.ledger.writing() as db:
+            found = db.execute(
+                "SELECT id FROM jobs WHERE state = 'waiting' AND not_before <= ? ORDER BY id LIMIT 1",
+                (self._now(),),
+            ).fetchone()
+            if found is None:
+                return None
+            db.execute("UPDATE jobs SET attempts = attempts + 1 WHERE id = ?", (found[0],))
+            return self.move(found[0], "segmenting", worker=worker)
+
+    def move(
+        self,
+        job_id: int,
+        state: State,
+        why: str = "",
+        *,
+        actor: str = PROGRAM,
+        worker: str | None = None,
+        case_id: int | None = None,
+        not_before: datetime | None = None,
+    ) -> Job:
+        """Let a job go on to another state, and note who did it.
+
+        Args:
+            job_id: number of the job.
+            state: where it goes.
+            why: a sentence, where the state needs one.
+            actor: who moves it.
+            worker: that works on it from now on; None for none.
+            case_id: row of the verdict; None leaves it as it is.
+            not_before: when a worker may take it at the earliest; None leaves it as it is.
+
+        Raises:
+            StateChanged: it may not go there from where it is, for example since another process has moved it.
+        """
+        with self.ledger.writing() as db:
+            job = self.job(job_id)
+            if state not in NEXT[job.state]:
+                raise StateChanged(job, state)
+            db.execute(
+                "UPDATE jobs SET state = ?, why = ?, worker = ?, changed = ?, case_id = coalesce(?, case_id), "
+                "not_before = coalesce(?, not_before) WHERE id = ?",
+                (
+                    state,
+                    why,
+                    worker,
+                    self._now(),
+                    case_id,
+                    None if not_before is None else stamp(not_before),
+                    job_id,
+                ),
+            )
+            self.note(actor, state, job_id=job_id, detail=why)
+            return self.job(job_id)
+
+    def give_back(self, worker: str | None = None, *, died: bool = False) -> list[Job]:
+        """Let jobs wait again that a worker, or any, has left unfinished; return them as they are then.
+
+        Args:
+            worker: name of the worker; None for all, when the node starts.
+            died: whether the worker died of its job. One that killed `MOST_DEATHS` workers is set aside.
+        """
+        with self.ledger.writing() as db:
+            rows = db.execute(
+                "SELECT id, deaths FROM jobs WHERE state = 'segmenting' AND (worker = ? OR ? IS NULL)",
+                (worker, worker),
+            ).fetchall()
+            left = []
+            for number, deaths in rows:
+                deaths += died
+                db.execute("UPDATE jobs SET deaths = ? WHERE id = ?", (deaths, number))
+                if deaths >= MOST_DEATHS:
+                    left.append(self.move(number, "set aside", f"its worker died of it {deaths} times"))
+                else:
+                    left.append(self.move(number, "waiting", "its worker died" if died else "it was interrupted"))
+            return left
+
+    def again(self, job_id: int, actor: str) -> Job:
+        """Let a job wait for a worker once more, as a person wishes; earlier deaths of workers are forgotten.
+
+        Raises:
+            StateChanged: it is in hand already, or has ended well.
+        """
+        with self.ledger.writing() as db:
+            db.execute("UPDATE jobs SET deaths = 0 WHERE id = ?", (job_id,))
+            return self.move(job_id, "waiting", actor=actor)
+
+    def send_again(self, job_id: int, actor: str) -> Job:
+        """Let all files of a job that were sent, or not, be sent once more: the same instances.
+
+        Args:
+            job_id: number of the job.
+            actor: who wishes it.
+
+        Raises:
+            StateChanged: it is in hand, or nothing of it was ever to be sent.
+        """
+        with self.ledger.writing() as db:
+            moment = self._now()
+            changed = db.execute(
+                "UPDATE deliveries SET state = 'waiting', attempts = 0, next_attempt = ?, created = ?, "
+                "changed = ? WHERE job_id = ?",
+                (moment, moment, moment, job_id),
+            )
+            if not changed.rowcount:
+                raise StateChanged(self.job(job_id), "sending")
+            return self.move(job_id, "sending", actor=actor)
+
+    def deliver(self, job_id: int, destination: str, kind: str, file: str, sop_uid: str) -> Delivery:
+        """Ask for a file to be sent; asked for again, the delivery stays as it is.
+
+        Args:
+            job_id: number of the job.
+            destination: name of the destination.
+            kind: `rtstruct` or `seg`.
+            file: relative to the node's folder of state.
+            sop_uid: SOPInstanceUID of the file.
+        """
+        with self.ledger.writing() as db:
+            moment = self._now()
+            db.execute(
+                "INSERT INTO deliveries (job_id, destination, kind, file, sop_uid, state, next_attempt, created, "
+                "changed) VALUES (?, ?, ?, ?, ?, 'waiting', ?, ?, ?) "
+                "ON CONFLICT (job_id, destination, sop_uid) DO NOTHING",
+                (job_id, destination, kind, file, sop_uid, moment, moment, moment),
+            )
+            return self._deliveries(
+                db, "WHERE job_id = ? AND destination = ? AND sop_uid = ?", job_id, destination, sop_uid
+            )[0]
+
+    def due(self) -> list[Delivery]:
+        """Return the deliveries whose time has come, those that wait longest first."""
+        with self.ledger.reading() as db:
+            return self._deliveries(
+                db, "WHERE state = 'waiting' AND next_attempt <= ? ORDER BY next_attempt, id", self._now()
+            )
+
+    def delivered(self, delivery_id: int, *, confirmed: bool = False) -> Delivery:
+        """Note that a destination has taken a file; when all of a job are there, it is `sent`.
+
+        Args:
+            delivery_id: number of the delivery.
+            confirmed: whether the destination has committed to keep it.
+        """
+        with self.ledger.writing() as db:
+            delivery = self._tried(db, delivery_id, "confirmed" if confirmed else "sent", "", None)
+            waiting = db.execute(
+                "SELECT 1 FROM deliveries WHERE job_id = ? AND state IN ('waiting', 'failed')", (delivery.job_id,)
+            ).fetchone()
+            if waiting is None and self.job(delivery.job_id).state == "sending":
+                self.move(delivery.job_id, "sent")
+            return delivery
+
+    def put_off(self, delivery_id: int, error: str, *, next_attempt: datetime) -> Delivery:
+        """Note that an attempt failed, and when to try again.
+
+        Args:
+            delivery_id: number of the delivery.
+            error: what went wrong, a sentence.
+            next_attempt: when to try at the earliest.
+        """
+        with self.ledger.writing() as db:
+            return self._tried(db, delivery_id, "waiting", error, next_attempt)
+
+    def give_up(self, delivery_id: int, error: str) -> Delivery:
+        """Note that a file will not be sent; its job has `failed`.
+
+        Args:
+            delivery_id: number of the delivery.
+            error: what went wrong, a sentence.
+        """
+        with self.ledger.writing() as db:
+            delivery = self._tried(db, delivery_id, "failed", error, None)
+            if self.job(delivery.job_id).state == "sending":
+                self.move(delivery.job_id, "failed", f"not sent to {delivery.destination}: {error}")
+            return delivery
+
+    def note(
+        self, actor: str, action: str, *, job_id: int | None = None, subject: str = "", detail: str = ""
+    ) -> None:
+        """Write a line of the audit trail.
+
+        Args:
+            actor: who; personal data where it is a person.
+            action: what was done, in a word or two.
+            job_id: with which job; None for none.
+            subject: with what else, such as a keyed hash or a destination's name.
+            detail: more of it; nothing that names a patient.
+        """
+        with self.ledger.writing() as db:
+            db.execute(
+                "INSERT INTO events (moment, actor, action, job_id, subject, detail) VALUES (?, ?, ?, ?, ?, ?)",
+                (self._now(), actor, action, job_id, subject, detail),
+            )
+
+    def deleted(self, input_id: int) -> None:
+        """Note that the files of an input were deleted."""
+        with self.ledger.writing() as db:
+            db.execute("UPDATE inputs SET deleted = ? WHERE id = ?", (self._now(), input_id))
+
+    def job(self, job_id: int) -> Job:
+        """Return a job.
+
+        Raises:
+            InputError: there is none with this number.
+        """
+        with self.ledger.reading() as db:
+            return self._one(db, "WHERE jobs.id = ?", job_id)
+
+    def jobs(self, *states: State) -> list[Job]:
+        """Return the jobs in these states, or all, the oldest first."""
+        wanted = states or STATES
+        with self.ledger.reading() as db:
+            holes = ", ".join("?" * len(wanted))
+            return self._jobs(db, f"WHERE state IN ({holes}) ORDER BY jobs.id", *wanted)
+
+    def deliveries(self, job_id: int) -> list[Delivery]:
+        """Return the deliveries of a job, the oldest first."""
+        with self.ledger.reading() as db:
+            return self._deliveries(db, "WHERE job_id = ? ORDER BY id", job_id)
+
+    def of_series(self, series: str) -> list[Job]:
+        """Return the jobs of a series, by its keyed hash, the last first."""
+        with self.ledger.reading() as db:
+            return self._jobs(db, "WHERE series = ? ORDER BY jobs.id DESC", series)
+
+    def of_folder(self, folder: str) -> Job | None:
+        """Return the last job of the input in a folder; None where there is none."""
+        with self.ledger.reading() as db:
+            return next(iter(self._jobs(db, "WHERE folder = ? ORDER BY jobs.id DESC LIMIT 1", folder)), None)
+
+    def folders(self) -> set[str]:
+        """Return the folders of all inputs."""
+        with self.ledger.reading() as db:
+            return {row[0] for row in db.execute("SELECT folder FROM inputs")}
+
+    def noticed(self) -> dict[int, str]:
+        """Return for each job that somebody was told of when that was."""
+        with self.ledger.reading() as db:
+            rows = db.execute(
+                "SELECT job_id, max(moment) FROM events WHERE action = ? AND job_id IS NOT NULL GROUP BY job_id",
+                (NOTICE,),
+            )
+            return {number: moment for number, moment in rows.fetchall()}
+
+    def undelivered(self, destination: str) -> int:
+        """Return how many files wait to be sent to a destination."""
+        with self.ledger.reading() as db:
+            (count,) = db.execute(
+                "SELECT count(*) FROM deliveries WHERE destination = ? AND state = 'waiting'", (destination,)
+            ).fetchone()
+            return int(count)
+
+    def forget(self, input_id: int) -> None:
+        """Delete an input with its jobs and deliveries; the journal's lines of them stay, without numbers."""
+        with self.ledger.writing() as db:
+            db.execute("DELETE FROM inputs WHERE id = ?", (input_id,))
+
+    def forget_events(self, before: datetime) -> int:
+        """Delete the journal's lines of earlier than a moment; return how many there were."""
+        with self.ledger.writing() as db:
+            return db.execute("DELETE FROM events WHERE moment < ?", (stamp(before),)).rowcount
+
+    def counts(self) -> dict[State, int]:
+        """Return how many jobs are in each state, those that are 0 among them."""
+        with self.ledger.reading() as db:
+            found = dict(db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+        return {state: found.get(state, 0) for state in STATES}
+
+    def _now(self) -> str:
+        return stamp(self._clock())
+
+    def _one(self, db: sqlite3.Connection, where: str, *values: object) -> Job:
+        found = self._jobs(db, where, *values)
+        if not found:
+            raise InputError(f"{self.ledger.path}: has no such job ({', '.join(map(str, values))})")
+        return found[0]
+
+    def _jobs(self, db: sqlite3.Connection, where: str, *values: object) -> list[Job]:
+        rows = db.execute(
+            "SELECT jobs.*, series, study, patient, sender, folder, digest, files, bytes, whole, deleted "
+            f"FROM jobs JOIN inputs ON inputs.id = jobs.input_id {where}",
+            values,
+        )
+        return [Job(**dict(row)) for row in rows]
+
+    def _deliveries(self, db: sqlite3.Connection, where: str, *values: object) -> list[Delivery]:
+        return [Delivery(**dict(row)) for row in db.execute(f"SELECT * FROM deliveries {where}", values)]
+
+    def _tried(
+        self,
+        db: sqlite3.Connection,
+        delivery_id: int,
+        state: DeliveryState,
+        error: str,
+        next_attempt: datetime | None,
+    ) -> Delivery:
+        db.execute(
+            "UPDATE deliveries SET state = ?, error = ?, attempts = attempts + 1, changed = ?, "
+            "next_attempt = coalesce(?, next_attempt) WHERE id = ?",
+            (state, error, self._now(), None if next_attempt is None else stamp(next_attempt), delivery_id),
+        )
+        found = self._deliveries(db, "WHERE id = ?", delivery_id)
+        if not found:
+            raise InputError(f"{self.ledger.path}: has no delivery {delivery_id}")
+        delivery = found[0]
+        words = {"waiting": "put off", "failed": "given up"}.get(state, state)
+        self.note(PROGRAM, f"delivery {words}", job_id=delivery.job_id, subject=delivery.destination, detail=error)
+        return delivery

@@ -1,0 +1,62 @@
+"""The settings of the branch in nnU-Net: those of the section `metric`, from an environment variable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from metricunet.errors import InputError
+from metricunet.files.yaml_file import read_yaml
+from metricunet.training.config import MetricConfig, merged_config
+
+#: Names a YAML file of settings, or holds them: `{weight: 0.2, taps: [0, 1]}`.
+VARIABLE = "METRICUNET_METRIC"
+#: What the name of the trainer decides, or what nnU-Net's batches do not have.
+NOT_HERE = {
+    "mode": "the name of the trainer decides it: nnUNetTrainerVoxelMetric or nnUNetTrainerVoxelControl",
+    "patch_voxels": "it is of the offline baseline, which nnU-Net has not",
+    "patch_tuples": "it is of the offline baseline, which nnU-Net has not",
+    "patch_tuples_per_update": "it is of the offline baseline, which nnU-Net has not",
+}
+
+
+def read_settings(mode: Literal["online", "control"], environment: Mapping[str, str] = os.environ) -> MetricConfig:
+    """Read the settings of the branch.
+
+    Args:
+        mode: what the trainer is for.
+        environment: the environment; without the variable `METRICUNET_METRIC` all settings are at their defaults.
+
+    Raises:
+        InputError: the variable names no readable file, or a setting is unknown, impossible, or of no use here.
+    """
+    given = environment.get(VARIABLE, "").strip()
+    source = f"environment variable {VARIABLE}"
+    content = _content(given, source) if given else {}
+    for name in content:
+        if name in NOT_HERE:
+            raise InputError(f"setting metric.{name} (from {source}) cannot be set in nnU-Net: {NOT_HERE[name]}")
+    metric = merged_config("default", [{"metric": content | {"mode": mode}}], source).metric
+    if metric.background == "hu":
+        raise InputError(
+            f"setting metric.background (from {source}) is hu, but nnU-Net's augmentation changes intensities, so "
+            "they tell no tissue; use clusters or one"
+        )
+    return metric
+
+
+def _content(given: str, source: str) -> dict[str, Any]:
+    inline = given.startswith("{")
+    try:
+        content = yaml.safe_load(given) if inline else read_yaml(Path(given).expanduser())
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: not valid YAML; expected such as {{weight: 0.2}}, or a file") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{given}: expected settings such as weight: 0.2; found {type(content).__name__}")
+    return content

@@ -1,0 +1,392 @@
+"""Objects coming in, by whatever door: each onto the disk at once, series put together, whole ones into the queue.
+
+An object lies in the folder of its series from the moment that its sender is told so; what is known of a series in
+memory can be told again from that folder. A series is whole when nothing has come for the quiet time and every
+association that brought a part of it has closed, or when as many objects are there as one of them announces. What
+comes later is a new input, of the slices that were there before and the new ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from metricunet.errors import told
+from metricunet.files.atomic import write_json
+from metricunet.files.dicom.file import read_readable
+from metricunet.ledger import Job, Queue, StateChanged
+from metricunet.workflows.serve.config import GB, MB, NodeConfig
+from metricunet.workflows.serve.journal import Journal
+from metricunet.workflows.serve.state import State
+
+#: What is read of an object to know where it belongs.
+KEYWORDS = (
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription"),
+    *("ProtocolName", "PatientID", "IssuerOfPatientID", "NumberOfSeriesRelatedInstances"),
+)
+#: Record of a series in its folder.
+ABOUT = "about.json"
+LONGEST_UID = 64
+#: Series whose refusal was logged are remembered, up to so many, so that each is logged once.
+REMEMBERED = 1000
+#: Digits of the hashes in names.
+SOP_DIGITS, CONTENT_DIGITS, CASE_DIGITS = 24, 16, 12
+
+
+class NotTaken(Exception):  # noqa: N818
+    """An object that is not kept, and why."""
+
+
+class Unreadable(NotTaken):
+    """It is no object of DICOM, or lacks what says where it belongs."""
+
+
+class NoRoom(NotTaken):
+    """The disk is nearly full, or the object or its series is larger than is allowed."""
+
+
+class Unwanted(NotTaken):
+    """No rule takes its series. Nothing is wrong with it."""
+
+
+@dataclass
+class Series:
+    """A series that is coming in.
+
+    Attributes:
+        about: what is known of it, as its folder's record holds it.
+        last: when something came last, by the monotonic clock.
+        origins: associations that brought a part of it.
+        names: of its files.
+        announced: how many objects it has, as one of them states; 0 where none does.
+    """
+
+    about: dict[str, Any]
+    last: float
+    origins: set[Hashable] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+    announced: int = 0
+
+
+class Arrivals:
+    """Takes objects in, and puts whole series into the queue. Threads may share it.
+
+    Args:
+        config: of the node.
+        state: its folder.
+        queue: its queue.
+        journal: is told.
+        recipe: of a rule: its name and what the result depends on beside the scan.
+        clock: monotonic, in seconds.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        state: State,
+        queue: Queue,
+        journal: Journal,
+        recipe: Callable[[str], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config, self.state, self.queue, self.journal, self.clock = config, state, queue, journal, clock
+        self.recipe = recipe
+        self._lock = threading.RLock()
+        self._open: set[Hashable] = set()
+        self._young: set[Hashable] = set()
+        self._series: dict[str, Series] = {}
+        self._said: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._recover()
+
+    def begin(self, origin: Hashable) -> None:
+        """Note that an association is open."""
+        with self._lock:
+            self._open.add(origin)
+
+    def end(self, origin: Hashable) -> None:
+        """Note that an association has closed. The quiet time of its series begins now."""
+        with self._lock:
+            self._open.discard(origin)
+            for one in self._series.values():
+                if origin in one.origins:
+                    one.origins.discard(origin)
+                    one.last = self.clock()
+
+    def end_others(self, alive: set[Hashable]) -> None:
+        """Note that all associations but these have closed."""
+        with self._lock:
+            for origin in self._open - alive - self._young:
+                self.end(origin)
+            self._young = self._open - alive
+
+    def check_room(self, size: int = 0) -> None:
+        """Refuse an object before it is read.
+
+        Args:
+            size: of the object in bytes.
+
+        Raises:
+            NoRoom: the disk is nearly full, or the object is too large.
+        """
+        if size > self.config.limits.object_mb * MB:
+            raise NoRoom(f"the object has {size / MB:.0f} MB, at most {self.config.limits.object_mb:g} are taken")
+        free = self.state.free_bytes() - size
+        if free < self.config.limits.free_disk_gb * GB:
+            self._say_once("disk", "the disk is nearly full")
+            raise NoRoom(
+                f"the disk has {free / GB:.1f} GB left, {self.config.limits.free_disk_gb:g} are kept free"
+            )
+
+    def take(
+        self,
+        path: Path,
+        sender: str,
+        origin: Hashable = None,
+        *,
+        sop_uid: str | None = None,
+        study_uid: str | None = None,
+    ) -> None:
+        """Take an object: its file is moved to those of its series, and is safe when this returns.
+
+        Args:
+            path: of the file, on the disk of the state; gone afterwards.
+            sender: AE title, `stow` or `folder`.
+            origin: the association that brings it; None for none.
+            sop_uid: SOPInstanceUID that was announced; None where none was.
+            study_uid: StudyInstanceUID, likewise.
+
+        Raises:
+            NotTaken: see there; the file is as it was.
+        """
+        self.check_room(path.stat().st_size)
+        dataset = _read(path)
+        found = {name: _text(dataset, name) for name in KEYWORDS}
+        for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+            if not 0 < len(found[name]) <= LONGEST_UID:
+                raise Unreadable(f"it has no {name}")
+        if sop_uid is not None and sop_uid != found["SOPInstanceUID"]:
+            raise Unreadable("its SOPInstanceUID is another one than was announced")
+        if study_uid is not None and study_uid != found["StudyInstanceUID"]:
+            raise Unreadable("its StudyInstanceUID is another one than was announced")
+        rule, reason = self.config.rule_for(
+            {
+                "modality": found["Modality"],
+                "description": found["SeriesDescription"],
+                "protocol": found["ProtocolName"],
+                "sender": sender,
+            }
+        )
+        key = self.queue.ledger.key.hashed("arrival", found["SeriesInstanceUID"], sender)
+        if rule is None:
+            self._say_once(key, reason, sender=sender)
+            raise Unwanted(reason)
+        digest = hashlib.sha256()
+        with path.open("rb+") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+            os.fsync(handle.fileno())
+        sop = self.queue.ledger.key.hashed("object", found["SOPInstanceUID"])
+        name = f"{sop[:SOP_DIGITS]}-{digest.hexdigest()[:CONTENT_DIGITS]}.dcm"
+        with self._lock:
+            series = self._series.get(key)
+            if series is None:
+                about = {
+                    "sender": sender,
+                    "rule": rule.name,
+                    "series": found["SeriesInstanceUID"],
+                    "study": found["StudyInstanceUID"],
+                    "patient": [found["IssuerOfPatientID"], found["PatientID"]],
+                    "refused": "",
+                }
+                (self.state.arriving / key).mkdir(exist_ok=True)
+                write_json(self.state.arriving / key / ABOUT, about)
+                series = self._series[key] = Series(about, self.clock())
+                self.journal.say("series begins", sender=sender, rule=rule.name, arrival=key)
+            if name not in series.names and len(series.names) >= self.config.limits.slices:
+                reason = f"the series has more than {self.config.limits.slices} objects"
+                if not series.about["refused"]:
+                    series.about["refused"] = reason
+                    write_json(self.state.arriving / key / ABOUT, series.about)
+                raise NoRoom(reason)
+            os.replace(path, self.state.arriving / key / name)
+            series.names.add(name)
+            series.last = self.clock()
+            if origin in self._open:
+                series.origins.add(origin)
+            announced = found["NumberOfSeriesRelatedInstances"]
+            if announced.isascii() and announced.isdecimal() and len(announced) < 6:
+                series.announced = int(announced)
+
+    def gather(self, at_once: bool = False) -> list[Job]:
+        """Put the series that are whole into the queue, and return their jobs.
+
+        Args:
+            at_once: do not wait for the quiet time.
+        """
+        jobs = []
+        with self._lock:
+            quiet = self.clock() - self.config.quiet.total_seconds()
+            for key, series in list(self._series.items()):
+                there = len({name[:SOP_DIGITS] for name in series.names})
+                complete = 0 < series.announced <= there
+                still = series.last <= quiet and not series.origins
+                if complete or still or (at_once and not series.origins):
+                    del self._series[key]
+                    try:
+                        jobs.append(self._whole(key, series))
+                    except Exception as error:  # the next start tries again; other series go on
+                        self.journal.say("series lost its way", "error", arrival=key, why=told(error))
+        return jobs
+
+    @property
+    def arriving(self) -> int:
+        """How many series are coming in."""
+        with self._lock:
+            return len(self._series)
+
+    @property
+    def connections(self) -> int:
+        """How many associations are open."""
+        with self._lock:
+            return len(self._open)
+
+    def _whole(self, key: str, series: Series) -> Job:
+        folder, about = self.state.arriving / key, series.about
+        earlier = self._earlier(about)
+        names = set(series.names)
+        for job in earlier[:1]:
+            fresh = {name[:SOP_DIGITS] for name in names}
+            for path in (self.state.folder / job.folder).glob("*.dcm"):
+                if path.name[:SOP_DIGITS] not in fresh:
+                    _link(path, folder / path.name)
+                    names.add(path.name)
+        recipe = self.recipe(about["rule"])
+        text = json.dumps([about["series"], about["sender"], recipe, sorted(names)])
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        target = self.state.scans / digest[:CASE_DIGITS]
+        known = next((job for job in earlier if job.folder == self._relative(target)), None)
+        if known is not None:  # equal names are equal bytes
+            shutil.rmtree(folder, ignore_errors=True)
+            return known if about["refused"] else self._repeated(known)
+        shutil.rmtree(target, ignore_errors=True)  # of a job that was deleted
+        os.rename(folder, target)
+        job = self._enqueue(target, about, recipe, digest)
+        for old in earlier:
+            if old.state == "waiting":
+                with suppress(StateChanged):
+                    self.queue.move(old.id, "refused", f"slices came later: see case {target.name}")
+        return job
+
+    def _enqueue(self, folder: Path, about: dict[str, Any], recipe: str, digest: str) -> Job:
+        files = [path for path in folder.iterdir() if path.suffix == ".dcm"]
+        with self.queue.ledger.writing():
+            job = self.queue.receive(
+                recipe,
+                series=about["series"],
+                study=about["study"],
+                patient=about["patient"],
+                sender=about["sender"],
+                folder=self._relative(folder),
+            )
+            self.queue.count(job.input_id, files=len(files), size=sum(path.stat().st_size for path in files))
+            if about["refused"]:
+                job = self.queue.move(job.id, "refused", about["refused"])
+            else:
+                job = self.queue.whole(job.id, digest=digest)
+        self.journal.say(
+            "series is whole", case=folder.name, job=job.id, slices=len(files), sender=about["sender"]
+        )
+        return job
+
+    def _repeated(self, job: Job) -> Job:
+        """Answer a series that came once more, unchanged: what was made of it is sent again, as it was."""
+        self.journal.say("series repeated", case=Path(job.folder).name, job=job.id, state=job.state)
+        with suppress(StateChanged):
+            if job.state in ("refused", "set aside") or (job.state == "failed" and job.case_id is None):
+                return self.queue.again(job.id, job.sender)
+            if job.state in ("sent", "failed"):
+                return self.queue.send_again(job.id, job.sender)
+        return job
+
+    def _earlier(self, about: dict[str, Any]) -> list[Job]:
+        """Return the jobs of earlier inputs of the series whose files are there, the last first."""
+        series = self.queue.ledger.key.hashed("series", about["series"])
+        return [job for job in self.queue.of_series(series) if job.sender == about["sender"] and not job.deleted]
+
+    def _recover(self) -> None:
+        """Take up what an earlier process left: series that were coming in, and whole ones that are not queued."""
+        now = self.clock()
+        for folder in sorted(self.state.arriving.iterdir()):
+            about = _read_about(folder)
+            if about is None:
+                shutil.rmtree(folder, ignore_errors=True)  # it was killed before the first object lay there
+                continue
+            names = {path.name for path in folder.glob("*.dcm")}
+            self._series[folder.name] = Series(about, now, names=names)
+        known = self.queue.folders()
+        for folder in sorted(self.state.scans.iterdir()):
+            about = _read_about(folder)
+            if about is not None and self._relative(folder) not in known:
+                names = sorted(path.name for path in folder.glob("*.dcm"))
+                recipe = self.recipe(about["rule"])
+                text = json.dumps([about["series"], about["sender"], recipe, names])
+                self._enqueue(folder, about, recipe, hashlib.sha256(text.encode()).hexdigest())
+
+    def _relative(self, folder: Path) -> str:
+        return folder.relative_to(self.state.folder).as_posix()
+
+    def _say_once(self, key: str, reason: str, **facts: str) -> None:
+        with self._lock:
+            if (key, reason) in self._said:
+                return
+            self._said[key, reason] = None
+            while len(self._said) > REMEMBERED:
+                self._said.popitem(last=False)
+        self.journal.say("not taken", why=reason, **facts)
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd values; what matters is checked
+            return read_readable(path, stop_before_pixels=True, specific_tags=list(KEYWORDS))
+    except Exception as error:  # whatever pydicom raises for bytes that are none of DICOM's
+        raise Unreadable("its header cannot be read") from error
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    try:
+        value = dataset.get(keyword)
+    except Exception:  # whatever its converters raise
+        return ""
+    return "" if value is None else str(value).strip("\0 ")
+
+
+def _read_about(folder: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)

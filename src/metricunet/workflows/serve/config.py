@@ -1,0 +1,584 @@
+"""The file of a node, such as node.yaml: what it takes from whom, what it does with it, and where that goes."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import ssl
+import stat
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from metricunet.errors import InputError
+from metricunet.files.model import read_card
+from metricunet.files.yaml_file import read_yaml
+from metricunet.inference.case_files import chosen_structures
+
+#: Names of rules and destinations stand in logs, in the ledger and in addresses.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+#: `30 days` and the like.
+SPAN = re.compile(r"(\d{1,6}) ?(second|minute|hour|day)s?")
+GB = 1 << 30
+MB = 1 << 20
+Role = Literal["look", "decide", "send"]
+
+
+def _ae_title(value: str) -> str:
+    if not (
+        0 < len(value) <= 16 and value.isascii() and value.isprintable() and "\\" not in value and value.strip()
+    ):
+        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
+    return value.strip()
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError("a name has 1 to 32 letters, digits, dots, dashes or underlines")
+    return value
+
+
+def _span(value: object) -> object:
+    if isinstance(value, str) and (found := SPAN.fullmatch(value.strip())):
+        return timedelta(**{f"{found[2]}s": int(found[1])})
+    if isinstance(value, timedelta):
+        return value
+    raise ValueError("expected a number and a unit, such as 30 days or 12 hours")
+
+
+def _network(value: object) -> object:
+    if isinstance(value, str):
+        return ipaddress.ip_network(value, strict=False)
+    raise ValueError("expected an IP address such as 10.0.0.7, or a network such as 10.0.0.0/24")
+
+
+def _one_or_more(value: object) -> object:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _web_address(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+        raise ValueError("expected an address such as https://pacs.example.org/dicom-web, without a password")
+    return value.rstrip("/")
+
+
+AeTitle = Annotated[str, AfterValidator(_ae_title)]
+Name = Annotated[str, AfterValidator(_name)]
+Span = Annotated[timedelta, BeforeValidator(_span)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+Address = Annotated[ipaddress.IPv4Address | ipaddress.IPv6Address, BeforeValidator(ipaddress.ip_address)]
+WebAddress = Annotated[str, AfterValidator(_web_address)]
+Pattern = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
+Formats = Annotated[tuple[Literal["rtstruct", "seg"], ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tls(_Section):
+    """The certificates of an encrypted connection, on either side.
+
+    Attributes:
+        certificate: of the node, PEM.
+        key: of the node, PEM, without a password and readable by its owner alone.
+        authorities: certificates of those whose signature on a peer's certificate counts, PEM.
+    """
+
+    certificate: Path
+    key: Path
+    authorities: Path
+
+    def context(self, server: bool) -> ssl.SSLContext:
+        """Return what connections are made with; either side must show a certificate.
+
+        Args:
+            server: whether the node is called, rather than calls.
+
+        Raises:
+            OSError: a file that cannot be read, or holds no certificate (`ssl.SSLError`).
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(self.certificate, self.key)
+        context.load_verify_locations(self.authorities)
+        return context
+
+
+class Peer(_Section):
+    """Somebody who may send.
+
+    Attributes:
+        ae_title: by which it calls itself.
+        addresses: that it may come from.
+    """
+
+    ae_title: AeTitle
+    addresses: Networks
+
+
+class Rule(_Section):
+    """Which series are taken, and where what is made of them goes. The first rule that fits a series counts.
+
+    Texts are compared whole, without regard to capitals; * stands for anything, ? for one character. Of several,
+    one must fit.
+
+    Attributes:
+        name: of the rule.
+        modality: of the series.
+        description: SeriesDescription.
+        protocol: ProtocolName.
+        sender: AE title of the sender, `stow` for what came over the web, `folder` for the watched folder.
+        destinations: by name; None for all.
+    """
+
+    name: Name
+    modality: Literal["CT"] = "CT"
+    description: Pattern = ("*",)
+    protocol: Pattern = ("*",)
+    sender: Pattern = ("*",)
+    destinations: tuple[str, ...] | None = None
+
+    def misfit(self, found: Mapping[str, str]) -> str:
+        """Return which field of a series keeps the rule from taking it; empty where it takes it.
+
+        Args:
+            found: `modality`, `description`, `protocol` and `sender` of the series.
+        """
+        if found["modality"] != self.modality:
+            return "modality"
+        for field in ("sender", "description", "protocol"):
+            patterns = getattr(self, field)
+            if not any(fnmatchcase(found[field].casefold().strip(), one.casefold()) for one in patterns):
+                return field
+        return ""
+
+
+class Destination(_Section):
+    """Where structure sets and segmentations go: by C-STORE (`ae_title`, `host`, `port`), or by STOW-RS (`url`).
+
+    Attributes:
+        name: of the destination.
+        ae_title: of the peer.
+        host: of the peer.
+        port: of the peer.
+        url: of a DICOMweb server, to which `/studies` is added.
+        token: file that holds a bearer token for `url`.
+        tls: whether C-STORE is encrypted, with the node's certificate.
+        formats: what is sent.
+        send: `at_once`, or `on_accept`: when a person has accepted or corrected the case.
+    """
+
+    name: Name
+    ae_title: AeTitle | None = None
+    host: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    port: Port | None = None
+    url: WebAddress | None = None
+    token: Path | None = None
+    tls: bool = False
+    formats: Formats = ("rtstruct",)
+    send: Literal["at_once", "on_accept"] = "at_once"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Destination:
+        dimse = (self.ae_title, self.host, self.port)
+        if self.url is None and None in dimse:
+            raise ValueError("needs ae_title, host and port, or url")
+        if self.url is not None and dimse != (None, None, None):
+            raise ValueError("has both url and one of ae_title, host and port; keep either")
+        if self.token is not None and self.url is None:
+            raise ValueError("has a token, which is for url alone")
+        return self
+
+
+class Limits(_Section):
+    """What the node may use, and what it takes at most.
+
+    Attributes:
+        memory_gb: of each worker; one that takes more is ended, and its case tried once more.
+        free_disk_gb: that are kept free: nothing is taken in while there are fewer.
+        object_mb: size of one object.
+        slices: objects in a series.
+        voxels: of a scan, in millions.
+        connections: at a time.
+        case_time: that a worker may take for one case.
+        give_up: how long a delivery is tried.
+    """
+
+    memory_gb: Annotated[float, Field(gt=0)] = 6.0
+    free_disk_gb: Annotated[float, Field(ge=0)] = 5.0
+    object_mb: Annotated[float, Field(gt=0)] = 512.0
+    slices: Annotated[int, Field(ge=3)] = 2000
+    voxels: Annotated[float, Field(gt=0)] = 400.0
+    connections: Annotated[int, Field(ge=1)] = 20
+    case_time: Span = timedelta(minutes=30)
+    give_up: Span = timedelta(days=7)
+
+
+class Proxy(_Section):
+    """A reverse proxy that has asked users who they are.
+
+    Attributes:
+        addresses: that it comes from; the header counts from nowhere else.
+        header: that names the user.
+        origin: address of the pages as browsers know it, such as https://node.example.org.
+    """
+
+    addresses: Annotated[tuple[Address, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] = "X-Forwarded-User"
+    origin: WebAddress
+
+
+class User(_Section):
+    """Somebody whom the proxy names, and what that person may do.
+
+    Attributes:
+        name: as the proxy's header names it.
+        roles: `look` at cases, `decide` on them, `send` them.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    roles: Annotated[tuple[Role, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+
+
+class Web(_Section):
+    """The web server: review pages, STOW-RS, metrics and health.
+
+    Attributes:
+        port: that it listens at.
+        bind: address that it listens at. Beyond this machine it needs a certificate, or a proxy.
+        proxy: that stands before it.
+        users: whom the proxy names.
+        stow: whether objects are taken by STOW-RS.
+    """
+
+    port: Port = 8080
+    bind: Address = ipaddress.ip_address("127.0.0.1")
+    proxy: Proxy | None = None
+    users: tuple[User, ...] = ()
+    stow: bool = True
+
+
+class Watch(_Section):
+    """A folder that is looked into for DICOM files. They are copied, and never changed.
+
+    Attributes:
+        folder: to look into, with those below it.
+    """
+
+    folder: Path
+
+
+class NodeConfig(_Section):
+    """What a node does.
+
+    Attributes:
+        state: folder of all that the node keeps, for its owner alone.
+        ae_title: by which the node is called.
+        port: for DICOM.
+        bind: address that it listens at; beyond the loopback it needs `tls` and `peers`.
+        tls: certificates for DICOM connections.
+        peers: who may send; none on the loopback: everybody on this machine.
+        quiet: a series is whole when nothing has come for so long and its association is closed.
+        rules: which series are taken.
+        model: model files; probabilities of several are averaged. There is no default.
+        allow_synthetic: whether to send what a model made that was trained on synthetic scans, or comes from one
+            such and was not evaluated on patients.
+        structures: of the model, which alone are written; None for all.
+        devices: a worker for each.
+        destinations: where to send.
+        limits: what the node may use.
+        keep: scans, masks, corrections and the journal are deleted when they are so old.
+        watch: a folder to look into.
+        web: the web server; None for none.
+        webhook: address that is told of cases that were refused, failed or set aside.
+    """
+
+    state: Path
+    ae_title: AeTitle = "METRICUNET"
+    port: Port | None = 11112
+    bind: Address = ipaddress.ip_address("127.0.0.1")
+    tls: Tls | None = None
+    peers: tuple[Peer, ...] = ()
+    quiet: Span = timedelta(seconds=10)
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
+    model: Annotated[tuple[Path, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+    allow_synthetic: bool = False
+    structures: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    devices: Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1)] = ("cpu",)
+    destinations: tuple[Destination, ...] = ()
+    limits: Limits = Limits()
+    keep: Span = timedelta(days=30)
+    watch: Watch | None = None
+    web: Web | None = None
+    webhook: WebAddress | None = None
+
+    def rule_for(self, found: Mapping[str, str]) -> tuple[Rule | None, str]:
+        """Return the first rule that takes a series; or None, and why none does.
+
+        Args:
+            found: see `Rule.misfit`.
+        """
+        reasons = []
+        for rule in self.rules:
+            misfit = rule.misfit(found)
+            if not misfit:
+                return rule, ""
+            reasons.append(f"{rule.name} does not take its {misfit}")
+        return None, "; ".join(reasons)
+
+    def rule_named(self, name: str) -> Rule | None:
+        """Return the rule of a name; None where the file has it no longer."""
+        return next((rule for rule in self.rules if rule.name == name), None)
+
+    def destinations_of(self, rule: Rule) -> tuple[Destination, ...]:
+        """Return where what a rule takes is sent."""
+        if rule.destinations is None:
+            return self.destinations
+        return tuple(one for one in self.destinations if one.name in rule.destinations)
+
+    def destination(self, name: str) -> Destination | None:
+        """Return the destination of a name; None where the file has it no longer."""
+        return next((one for one in self.destinations if one.name == name), None)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What is written of each case: a label map to review, and what any destination takes."""
+        return ("nifti", *sorted({name for one in self.destinations for name in one.formats}))
+
+
+def read_node(path: Path) -> NodeConfig:
+    """Read the file of a node.
+
+    Raises:
+        InputError: a mistake in it, the first one, and how many more there are.
+    """
+    config, mistakes = examined(path)
+    if config is None or mistakes:
+        more = f" ({len(mistakes) - 1} more: see metricunet serve --check)" if len(mistakes) > 1 else ""
+        raise InputError(f"{path}: {mistakes[0]}{more}")
+    return config
+
+
+def examined(path: Path) -> tuple[NodeConfig | None, list[str]]:
+    """Return what the file of a node says, and every mistake in it, a line each.
+
+    Paths in the file are relative to its folder.
+
+    Raises:
+        InputError: the file cannot be read, or is no table.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected settings such as `state: /var/lib/metricunet`, found none")
+    settings = {str(key): value for key, value in content.items()}
+    mistakes: list[str] = []
+    try:
+        config: NodeConfig | None = NodeConfig.model_validate(settings)
+    except ValidationError as error:
+        config = None
+        mistakes += [_explained(one) for one in error.errors()]
+    # What is wrong in one place hides nothing that is wrong in another.
+    sound = config or _sound_parts(settings)
+    placed = _placed(sound, path.absolute().parent)
+    mistakes += _mistakes(placed, set(settings) if config is None else None)
+    return (placed if config is not None else None), list(dict.fromkeys(mistakes))
+
+
+def _sound_parts(settings: Mapping[str, Any]) -> NodeConfig:
+    """Return the settings that are right by themselves, and defaults for the others."""
+    stand_in: dict[str, Any] = {"state": ".", "rules": [{"name": "any"}], "model": ["."]}
+    sound = dict(stand_in)
+    for key, value in settings.items():
+        try:
+            NodeConfig.model_validate({**stand_in, key: value})
+        except ValidationError:
+            continue
+        sound[key] = value
+    return NodeConfig.model_validate(sound)
+
+
+def _placed(config: NodeConfig, folder: Path) -> NodeConfig:
+    """Return the settings with absolute paths."""
+
+    def place(value: Any) -> Any:
+        if isinstance(value, Path):
+            return folder / value.expanduser()
+        if isinstance(value, tuple):
+            return tuple(place(one) for one in value)
+        if isinstance(value, BaseModel):
+            return value.model_copy(
+                update={
+                    name: place(inner)
+                    for name in type(value).model_fields
+                    if (inner := getattr(value, name)) is not None
+                }
+            )
+        return value
+
+    placed: NodeConfig = place(config)
+    return placed
+
+
+def _explained(error: Any) -> str:
+    # Names of alternatives that were tried, as pydantic puts them there, tell the user nothing.
+    parts = [part for part in error["loc"] if isinstance(part, int) or str(part).isidentifier()]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        section: Any = NodeConfig
+        known = ", ".join(section.model_fields) if len(error["loc"]) == 1 else ""
+        return f"{key} is unknown" + (
+            f"; expected some of {known}" if known else "; see docs/node.md for what there is"
+        )
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], dict):
+        return f"{key}: {message}"
+    return f"{key} is {repr(error['input'])[:80]}: {message}"
+
+
+def _mistakes(config: NodeConfig, given: set[str] | None) -> Iterator[str]:
+    """Yield what is wrong beyond single values.
+
+    Args:
+        config: settings with absolute paths.
+        given: names of the settings in the file, where some of them were wrong; None where all are as given.
+    """
+
+    def known(*names: str) -> bool:
+        return given is None or given.issuperset(names)
+
+    if known("state"):
+        yield from _state_mistakes(config.state)
+    if known("model"):
+        yield from _model_mistakes(config)
+    if config.port is None and config.watch is None and (config.web is None or not config.web.stow):
+        yield "port is null and there is neither watch nor web.stow, so nothing can come in"
+    if not config.bind.is_loopback:
+        if config.tls is None:
+            yield f"bind is {config.bind}, beyond this machine, and there is no tls; an AE title is no credential"
+        if not config.peers:
+            yield f"bind is {config.bind}, beyond this machine, and peers is empty; list who may send"
+    if config.tls is not None:
+        yield from _tls_mistakes("tls", config.tls)
+    yield from _doubles("peers", [one.ae_title for one in config.peers])
+    yield from _doubles("rules", [one.name for one in config.rules])
+    yield from _doubles("destinations", [one.name for one in config.destinations])
+    names = {one.name for one in config.destinations}
+    for k, rule in enumerate(config.rules):
+        for unknown in set(rule.destinations or ()) - names:
+            if known("destinations") or rule.destinations:
+                yield f"rules[{k}].destinations names {unknown!r}, which is none of the destinations"
+    for k, one in enumerate(config.destinations):
+        if one.tls and config.tls is None:
+            yield f"destinations[{k}].tls is true, and there is no tls with the node's certificate"
+        if one.token is not None:
+            yield from _secret_mistakes(f"destinations[{k}].token", one.token)
+    if config.keep < timedelta(hours=1):
+        yield f"keep is {config.keep}; scans would be gone before anybody has seen them, expected 1 hour or more"
+    if config.watch is not None:
+        yield from _watch_mistakes(config)
+    if config.web is not None:
+        yield from _web_mistakes(config, config.web)
+
+
+def _state_mistakes(state: Path) -> Iterator[str]:
+    if state.exists():
+        if not state.is_dir():
+            yield f"state {state} is a file; expected a folder"
+        elif stat.S_IMODE(state.stat().st_mode) & 0o077:
+            yield f"state {state} can be read by others; run chmod 700 {state}"
+        elif not os.access(state, os.W_OK | os.X_OK):
+            yield f"state {state} cannot be written by this user"
+        return
+    above = next(one for one in state.parents if one.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        yield f"state {state} cannot be made in {above} by this user"
+
+
+def _model_mistakes(config: NodeConfig) -> Iterator[str]:
+    cards = []
+    for path in config.model:
+        try:
+            cards.append(read_card(path))
+        except (InputError, OSError) as error:
+            yield f"model {error}"
+    held = [str(path) for path, card in zip(config.model, cards, strict=False) if card.held_back]
+    if held and config.destinations and not config.allow_synthetic:
+        yield (
+            f"model {held[0]} was trained on synthetic scans or comes from one such, and nothing that it makes is "
+            "sent; set allow_synthetic: true, or leave out destinations"
+        )
+    if cards and config.structures is not None:
+        try:
+            chosen_structures(config.structures, cards[0].labels, cards[0].tg263)
+        except InputError as error:
+            yield str(error)
+
+
+def _tls_mistakes(key: str, tls: Tls) -> Iterator[str]:
+    missing = [name for name in Tls.model_fields if not getattr(tls, name).is_file()]
+    for name in missing:
+        yield f"{key}.{name}: no such file {getattr(tls, name)}"
+    if missing:
+        return
+    if stat.S_IMODE(tls.key.stat().st_mode) & 0o077:
+        yield f"{key}.key {tls.key} can be read by others; run chmod 600 {tls.key}"
+    try:
+        tls.context(server=True)
+    except OSError as error:
+        yield f"{key}: its files are no certificate, key and authorities that fit ({error})"
+
+
+def _secret_mistakes(key: str, path: Path) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{key}: no such file {path}"
+    elif stat.S_IMODE(path.stat().st_mode) & 0o077:
+        yield f"{key} {path} can be read by others; run chmod 600 {path}"
+
+
+def _watch_mistakes(config: NodeConfig) -> Iterator[str]:
+    assert config.watch is not None
+    folder = config.watch.folder
+    if not folder.is_dir():
+        yield f"watch.folder {folder} is no folder"
+        return
+    one, other = folder.resolve(), config.state.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        yield f"watch.folder {folder} and state {config.state} lie within each other; choose two that do not"
+
+
+def _web_mistakes(config: NodeConfig, web: Web) -> Iterator[str]:
+    if web.port == config.port:
+        yield f"web.port is {web.port}, the port for DICOM; choose another"
+    if not web.bind.is_loopback and web.proxy is None:
+        yield (
+            f"web.bind is {web.bind}, beyond this machine, and there is no web.proxy that encrypts and knows users"
+        )
+    if web.users and web.proxy is None:
+        yield "web.users are those whom a proxy names, and there is no web.proxy"
+    yield from _doubles("web.users", [user.name for user in web.users])
+
+
+def _doubles(key: str, names: list[str]) -> Iterator[str]:
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{key} has {name!r} more than once"

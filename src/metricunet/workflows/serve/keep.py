@@ -1,0 +1,62 @@
+"""Retention: scans, masks, corrections and the journal go when they are old, and it is said what went."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from metricunet.ledger import Queue
+from metricunet.ledger.queue import ENDS
+from metricunet.workflows.serve.config import NodeConfig
+from metricunet.workflows.serve.journal import Journal
+from metricunet.workflows.serve.state import State
+
+#: A case that waits for a person goes as well when it is old; one that is worked on or sent does not.
+OLD = (*ENDS, "review")
+
+
+def delete_old(
+    config: NodeConfig,
+    state: State,
+    queue: Queue,
+    journal: Journal,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> int:
+    """Delete what is older than the node keeps things; return how many cases went.
+
+    Args:
+        config: of the node.
+        state: its folder.
+        queue: its queue.
+        journal: is told what went.
+        clock: tells the moment.
+    """
+    before = clock() - config.keep
+    gone = 0
+    for job in queue.jobs(*OLD):
+        if datetime.fromisoformat(job.changed) >= before:
+            continue
+        case = Path(job.folder).name
+        files = [
+            path for path in state.predictions.iterdir() if path.is_file() and path.name.partition(".")[0] == case
+        ]
+        # The rows go last: a kill before them is made good at the next look.
+        for path in files:
+            path.unlink(missing_ok=True)
+        folder = state.folder / job.folder
+        objects = sum(1 for _ in folder.glob("*.dcm")) if folder.is_dir() else 0
+        shutil.rmtree(folder, ignore_errors=True)
+        queue.forget(job.input_id)
+        gone += 1
+        journal.say("deleted", case=case, state=job.state, objects=objects, files=len(files))
+    lines = queue.forget_events(before)
+    days = [path for path in state.log.glob("*.jsonl") if path.stem < f"{before:%Y-%m-%d}"]
+    for path in days:
+        with suppress(OSError):
+            path.unlink()
+    if lines or days:
+        journal.say("deleted", journal_lines=lines, log_days=len(days))
+    return gone

@@ -1,0 +1,170 @@
+"""Objects going out: to a DICOM peer by C-STORE, or to a web server by STOW-RS."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from pynetdicom import AE
+
+from metricunet.errors import InputError
+from metricunet.files.dicom.file import read_dataset
+from metricunet.workflows.serve.config import Destination, Tls
+
+CONNECT_S, ANSWER_S = 20, 120
+WARNINGS = range(0xB000, 0xC000)
+#: What a web server answers is read up to here.
+MOST_ANSWER_BYTES = 1 << 20
+_FAILED_SEQUENCE, _FAILURE_REASON = "00081198", "00081197"
+
+
+class NotSent(InputError):  # noqa: N818
+    """A destination has not taken an object; the message says why."""
+
+
+def sop_uid_of(path: Path) -> str:
+    """Return the SOPInstanceUID of a DICOM file that this program wrote."""
+    return str(read_dataset(path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"]).SOPInstanceUID)
+
+
+def send(destination: Destination, paths: Sequence[Path], ae_title: str, tls: Tls | None) -> dict[Path, str]:
+    """Send files to a destination.
+
+    Args:
+        destination: where to.
+        paths: of DICOM files.
+        ae_title: of the node.
+        tls: its certificates, for a destination that asks for them.
+
+    Returns:
+        For each file why it was not taken; empty where it was.
+    """
+    try:
+        if destination.url is not None:
+            return {path: _posted(destination, path) for path in paths}
+        return _stored(destination, paths, ae_title, tls)
+    except NotSent as error:
+        return dict.fromkeys(paths, str(error))
+
+
+def _stored(destination: Destination, paths: Sequence[Path], ae_title: str, tls: Tls | None) -> dict[Path, str]:
+    assert destination.host is not None
+    assert destination.port is not None
+    assert destination.ae_title is not None
+    entity = AE(ae_title)
+    entity.connection_timeout, entity.acse_timeout = CONNECT_S, CONNECT_S
+    entity.dimse_timeout = entity.network_timeout = ANSWER_S
+    kinds = {path: _kind(path) for path in paths}
+    for kind, syntax in sorted(set(kinds.values())):
+        entity.add_requested_context(kind, syntax)
+    try:
+        context = (tls.context(server=False), destination.host) if destination.tls and tls is not None else None
+        association = entity.associate(
+            destination.host, destination.port, ae_title=destination.ae_title, tls_args=context
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise NotSent(f"the connection failed ({error})") from error
+    if not association.is_established:
+        words = "refused the association" if association.is_rejected else "cannot be reached, or does not answer"
+        raise NotSent(f"{destination.host} port {destination.port} {words}")
+    answers = {}
+    try:
+        for path in paths:
+            answers[path] = _store(association, path, kinds[path])
+    finally:
+        with suppress(Exception):  # all answers are here; how it says goodbye does not matter
+            association.release()
+    return answers
+
+
+def _kind(path: Path) -> tuple[str, str]:
+    dataset = read_dataset(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+    return str(dataset.SOPClassUID), str(dataset.file_meta.TransferSyntaxUID)
+
+
+def _store(association: Any, path: Path, kind: tuple[str, str]) -> str:
+    if not association.is_established:
+        return "the association broke"
+    if not any((str(c.abstract_syntax), str(c.transfer_syntax[0])) == kind for c in association.accepted_contexts):
+        return "the peer takes no objects of this kind"
+    try:
+        status = association.send_c_store(path).get("Status")
+    except (ValueError, RuntimeError, OSError) as error:
+        return f"it could not be sent ({error})"
+    if status is None:
+        return "the peer did not answer"
+    return "" if status == 0 or status in WARNINGS else f"the peer answered with status 0x{status:04X}"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows nobody elsewhere with a patient's data."""
+
+    def redirect_request(self, *arguments: Any, **more: Any) -> None:
+        """Return no request to follow."""
+        return
+
+
+def _posted(destination: Destination, path: Path) -> str:
+    boundary = secrets.token_hex(16)
+    head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+    body = head + path.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
+    headers = {
+        "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
+        "Accept": "application/dicom+json",
+    }
+    try:
+        if destination.token is not None:
+            headers["Authorization"] = f"Bearer {destination.token.read_text(encoding='utf-8').strip()}"
+        answer = post(f"{destination.url}/studies", body, headers, ANSWER_S)
+    except (OSError, HTTPException, ValueError) as error:
+        return f"{destination.url}: {_in_words(error)}"
+    return _failures(answer)
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> bytes:
+    """Post to a web server, without following it elsewhere, and return the beginning of its answer.
+
+    Raises:
+        OSError: it cannot be reached, or does not answer with success (`urllib.error.HTTPError`).
+        HTTPException: its answer is none of HTTP.
+    """
+    request = urllib.request.Request(url, data=body, headers=dict(headers), method="POST")
+    opener = urllib.request.build_opener(_NoRedirect)
+    with opener.open(request, timeout=timeout_s) as response:
+        answer: bytes = response.read(MOST_ANSWER_BYTES)
+        return answer
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answered {error.code}"
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, ssl.SSLError):
+        return "its certificate is not accepted"
+    if isinstance(reason, socket.timeout | TimeoutError):
+        return "it does not answer"
+    return f"it cannot be reached ({reason})"
+
+
+def _failures(answer: bytes) -> str:
+    """Return why a server that answered well has not kept an object after all; empty where it has."""
+    try:
+        content = json.loads(answer or b"{}")
+    except ValueError:
+        return ""  # XML, say: the status has told
+    if isinstance(content, list):
+        content = content[0] if content else {}
+    items = content.get(_FAILED_SEQUENCE, {}).get("Value", []) if isinstance(content, dict) else []
+    if not items:
+        return ""
+    reasons = items[0].get(_FAILURE_REASON, {}).get("Value", ["unknown"]) if isinstance(items[0], dict) else []
+    return f"the server did not keep it (reason {reasons[0] if reasons else 'unknown'})"

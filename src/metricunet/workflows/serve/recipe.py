@@ -1,0 +1,32 @@
+"""What a job is to do: the rule that took its input, and what the result depends on beside the scan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from metricunet.inference.case_files import provenance_of
+from metricunet.inference.reruns import MOST_RERUNS
+from metricunet.inference.structure_set import ContourOptions
+from metricunet.workflows.serve.config import NodeConfig, Rule
+
+
+def settings_digest(config: NodeConfig) -> str:
+    """Return a short hash of models, settings and version: another one makes other files of the same scan."""
+    known = [provenance_of(config.model, MOST_RERUNS, ContourOptions()), config.structures, config.formats]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def recipe_of(rule: str, digest: str) -> str:
+    """Return the name of a recipe.
+
+    Args:
+        rule: name of the rule.
+        digest: see `settings_digest`.
+    """
+    return f"{rule}:{digest}"
+
+
+def rule_of(config: NodeConfig, recipe: str) -> Rule | None:
+    """Return the rule of a recipe; None where the node's file has it no longer."""
+    return config.rule_named(recipe.rpartition(":")[0])

@@ -1,0 +1,194 @@
+"""What is done with a case: strict intake, segmentation, verdict, files, and where they go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from metricunet.errors import InputError, told
+from metricunet.files.claim import claimed
+from metricunet.files.dicom.header import text_of
+from metricunet.files.dicom.identity import Identity
+from metricunet.files.dicom.series import CtSeries, search_series
+from metricunet.files.own import Inputs
+from metricunet.files.record import sha256
+from metricunet.inference.case_files import SUFFIXES, CaseFiles, checked_formats, chosen_structures, provenance_of
+from metricunet.inference.inputs import ScanInput
+from metricunet.inference.predictor import Predictor
+from metricunet.inference.reruns import MOST_RERUNS
+from metricunet.inference.structure_set import ContourOptions
+from metricunet.ledger import CaseFacts, Job, Ledger, Model, Queue, Scanner, record_case
+from metricunet.ledger.queue import State as JobState
+from metricunet.quality.verdict import QualityReport, judge
+from metricunet.workflows.serve.arrivals import ABOUT
+from metricunet.workflows.serve.config import Destination, NodeConfig
+from metricunet.workflows.serve.outbound import sop_uid_of
+from metricunet.workflows.serve.recipe import rule_of
+from metricunet.workflows.serve.state import State, without_identifiers
+
+
+class Refused(InputError):  # noqa: N818
+    """A scan that cannot be segmented."""
+
+
+@dataclass(frozen=True)
+class Worked:
+    """What became of a case.
+
+    Attributes:
+        state: that its job is in now.
+        why: a sentence, where the state needs one.
+    """
+
+    state: JobState
+    why: str
+
+
+class Workshop:
+    """Segments cases with models that are loaded once.
+
+    Args:
+        config: of the node.
+        device: to compute on.
+    """
+
+    def __init__(self, config: NodeConfig, device: str) -> None:
+        self.config, self.state = config, State(config.state)
+        self.ledger = Ledger(self.state.ledger)
+        self.queue = Queue(self.ledger)
+        self.predictor = Predictor(config.model, device)
+        card = self.predictor.card
+        self.chosen = chosen_structures(config.structures, card.labels, card.tg263)
+        self.options = ContourOptions()
+        self.provenance = provenance_of(config.model, MOST_RERUNS, self.options)
+
+    def work(self, job: Job) -> Worked:
+        """Bring a job as far as it goes without a person: its files are written before its state says so."""
+        try:
+            worked, series, quality, withheld = self._segment(job)
+        except Refused as error:
+            return self._end(job, "refused", told(error))
+        except Exception as error:  # whatever it is, it costs this case alone
+            return self._end(job, "failed", told(error))
+        facts = CaseFacts(
+            scan=self.ledger.key.hashed("scan", worked),
+            patient=job.patient,
+            verdict=quality.verdict,
+            doubt=quality.doubt,
+            codes=[flag.code for flag in quality.flags],
+            model=Model("+".join(path.stem for path in self.config.model), version("metricunet"), self._model),
+            scanner=_scanner(series),
+            expected_error_mm=_number(quality.boundary.get("expected_error_mm")),
+        )
+        with self.ledger.writing():
+            case = record_case(self.ledger, facts)
+            return self._go_on(job, case, quality, withheld)
+
+    @property
+    def _model(self) -> str:
+        return str(self.provenance["model_sha256"])
+
+    def _segment(self, job: Job) -> tuple[str, CtSeries, QualityReport, tuple[str, ...]]:
+        folder = self.state.folder / job.folder
+        case = folder.name
+        series = self._series(folder)
+        source = ScanInput(case, folder, series)
+        try:
+            volume = source.read()
+        except InputError as error:
+            raise Refused(str(error)) from error
+        prediction = self.predictor.predict(volume)
+        quality = judge(case, volume, prediction, source.notes)
+        if self.chosen:
+            prediction, quality = prediction.only(self.chosen), quality.only(self.chosen)
+        input_sha256 = sha256(source.files)
+        settings = json.dumps([self.provenance, list(self.chosen)], sort_keys=True)
+        identity = Identity((input_sha256, settings), datetime.fromisoformat(job.created).astimezone())
+        files = CaseFiles(
+            self.state.predictions,
+            checked_formats(self.config.formats),
+            Inputs([*source.files, *self.config.model]),
+            overwrite=True,  # nobody else writes into the folder of state
+            chosen=self.chosen,
+        )
+        own = files.own(case)
+        with claimed(own.claim, f"a prediction of case {case}"):
+            withheld = files.write(
+                prediction,
+                quality,
+                source,
+                self.options,
+                {"input_sha256": input_sha256, **self.provenance},
+                identity,
+            )
+        return input_sha256, series, quality, withheld
+
+    def _series(self, folder: Path) -> CtSeries:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if about["refused"]:
+            raise Refused(about["refused"])
+        found = search_series(folder)
+        scans = [one for one in found.refused if one.is_scan] or [*found.refused]
+        if len(found.series) != 1 or any(one.is_scan for one in found.refused):
+            raise Refused(scans[0].reason if scans else "it holds no CT scan")
+        series = found.series[0]
+        slices, rows, columns = series.geometry.shape
+        if slices * rows * columns > self.config.limits.voxels * 1e6:
+            raise Refused(
+                f"the scan has {slices} x {rows} x {columns} voxels, at most {self.config.limits.voxels:g} "
+                "million are taken"
+            )
+        return series
+
+    def _go_on(self, job: Job, case: int, quality: QualityReport, withheld: Sequence[str]) -> Worked:
+        def moved(state: JobState, why: str = "") -> Worked:
+            self.queue.move(job.id, state, why, case_id=case)
+            return Worked(state, why)
+
+        reason = quality.reasons[0] if quality.reasons else ""
+        if quality.verdict == "fail":
+            return moved("failed", without_identifiers(reason))
+        rule = rule_of(self.config, job.recipe)
+        destinations = () if rule is None else self.config.destinations_of(rule)
+        if not destinations:
+            return moved("kept", "no destination")
+        if self.predictor.ensemble.held_back and not self.config.allow_synthetic:
+            return moved("kept", "the model comes from synthetic scans, and allow_synthetic is not set")
+        wanted = [
+            (one, name)
+            for one in destinations
+            if one.send == "at_once"
+            for name in one.formats
+            if name not in withheld
+        ]
+        if withheld or not wanted:
+            words = "the doubt is strong" if withheld else "it is sent when somebody has accepted it"
+            return moved("review", words)
+        worked = moved("sending")
+        for destination, name in wanted:
+            self._deliver(job, destination, name)
+        return worked
+
+    def _deliver(self, job: Job, destination: Destination, name: Any) -> None:
+        file = self.state.predictions / f"{Path(job.folder).name}{SUFFIXES[name]}"
+        relative = file.relative_to(self.state.folder).as_posix()
+        self.queue.deliver(job.id, destination.name, name, relative, sop_uid_of(file))
+
+    def _end(self, job: Job, state: JobState, why: str) -> Worked:
+        words = without_identifiers(why.replace(f"{self.state.folder}/", ""))
+        self.queue.move(job.id, state, words)
+        return Worked(state, words)
+
+
+def _scanner(series: CtSeries) -> Scanner:
+    names = ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel")
+    return Scanner(*(text_of(series.header, name) for name in names))
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

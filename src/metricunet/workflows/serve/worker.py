@@ -1,0 +1,71 @@
+"""A worker of a node: a process of its own, which loads the models once and takes one case after another.
+
+It is told over its standard input that there is work; the end of that input is the end of the node, and it goes at
+once, so that no worker outlives its node.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+from metricunet.errors import InputError, told
+from metricunet.ledger import StateChanged
+from metricunet.workflows.serve.config import read_node
+from metricunet.workflows.serve.journal import Journal
+from metricunet.workflows.serve.state import State
+from metricunet.workflows.serve.work import Workshop
+
+#: It looks for work by itself so often.
+LOOK_S = 1.0
+#: States that somebody has to be told of.
+BAD = ("refused", "failed", "set aside")
+
+
+def main(node: Path, device: str) -> None:
+    """Work until the standard input ends.
+
+    Args:
+        node: the node's file.
+        device: to compute on; also the worker's name in the queue.
+    """
+    os.umask(0o077)
+    wake = threading.Event()
+    threading.Thread(target=_listen, args=(wake,), daemon=True).start()
+    config = read_node(node)
+    journal = Journal(State(config.state).log)
+    try:
+        workshop = Workshop(config, device)
+    except InputError as error:
+        journal.say("worker cannot start", "error", worker=device, why=told(error))
+        sys.exit(2)
+    journal.say("worker ready", worker=device)
+    print("ready", flush=True)
+    while True:
+        job = workshop.queue.take(device)
+        if job is None:
+            wake.wait(LOOK_S)
+            wake.clear()
+            continue
+        case = Path(job.folder).name
+        print(f"begin {job.id}", flush=True)
+        try:
+            worked = workshop.work(job)
+        except StateChanged as error:  # another worker had it, since this one was taken for dead
+            journal.say("case was in other hands", "warning", case=case, why=told(error))
+        else:
+            level = "warning" if worked.state in BAD else "info"
+            journal.say("case done", level, case=case, job=job.id, state=worked.state, why=worked.why)
+        print(f"end {job.id}", flush=True)
+
+
+def _listen(wake: threading.Event) -> None:
+    for _ in sys.stdin:
+        wake.set()
+    os._exit(0)  # whatever it was doing: a job that is not finished is taken up again
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,177 @@
+"""The queue of a node: every job is worked on by one worker, ends in a state that says so, and none is lost."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from metricunet.ledger import Job, Ledger, Queue, StateChanged
+from metricunet.ledger.queue import ENDS, NEXT, STATES
+
+START = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.moment = START
+
+    def __call__(self) -> datetime:
+        return self.moment
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def queue(tmp_path: Path, clock: Clock) -> Queue:
+    return Queue(Ledger(tmp_path / "ledger.sqlite"), clock)
+
+
+def received(queue: Queue, name: str = "a") -> Job:
+    return queue.receive(
+        "pelvis",
+        series=f"1.2.{name}",
+        study="1.2",
+        patient=("id", "", "4711"),
+        sender="SCANNER",
+        folder=f"in/{name}",
+    )
+
+
+def waiting(queue: Queue, name: str = "a") -> Job:
+    return queue.whole(received(queue, name).id, digest=name)
+
+
+def events(queue: Queue) -> list[tuple[str, ...]]:
+    with queue.ledger.reading() as db:
+        return [tuple(row) for row in db.execute("SELECT actor, action, detail FROM events ORDER BY id")]
+
+
+def test_a_job_goes_from_its_first_slice_to_its_last_delivery(queue: Queue) -> None:
+    job = received(queue)
+    queue.count(job.input_id, files=3, size=1000)
+    assert queue.take("cpu") is None
+    job = queue.whole(job.id, digest="all")
+    assert (job.state, job.files, job.bytes, job.attempts) == ("waiting", 3, 1000, 0)
+    taken = queue.take("cpu")
+    assert taken is not None
+    assert (taken.id, taken.state, taken.worker, taken.attempts) == (job.id, "segmenting", "cpu", 1)
+    assert queue.take("gpu") is None
+    with queue.ledger.writing():
+        queue.move(job.id, "sending")
+        queue.deliver(job.id, "archive", "rtstruct", "out/a.dcm", "1.9")
+        queue.deliver(job.id, "planning", "rtstruct", "out/a.dcm", "1.9")
+        queue.deliver(job.id, "planning", "rtstruct", "out/a.dcm", "1.9")
+    first, second = queue.due()
+    queue.delivered(first.id)
+    assert queue.job(job.id).state == "sending"
+    queue.delivered(second.id, confirmed=True)
+    assert queue.job(job.id).state == "sent"
+    assert [d.state for d in queue.deliveries(job.id)] == ["sent", "confirmed"]
+    assert queue.counts()["sent"] == 1
+    words = [action for _, action, _ in events(queue)]
+    assert words == [
+        "received",
+        "waiting",
+        "segmenting",
+        "sending",
+        "delivery sent",
+        "delivery confirmed",
+        "sent",
+    ]
+
+
+def test_identifiers_are_kept_as_hashes_alone(queue: Queue) -> None:
+    job = received(queue, "secret")
+    assert job.patient == queue.ledger.key.hashed("patient", "id", "", "4711")
+    assert job.series != received(queue, "other").series
+    stored = b"".join(path.read_bytes() for path in queue.ledger.path.parent.glob("ledger.sqlite*"))
+    assert b"4711" not in stored
+    assert b"1.2.secret" not in stored
+
+
+def test_an_input_that_came_before_is_the_earlier_job(queue: Queue) -> None:
+    job = waiting(queue, "a")
+    again = received(queue, "b")
+    assert queue.whole(again.id, digest="a").id == job.id
+    assert [one.id for one in queue.jobs()] == [job.id]
+    assert received(queue, "a").id == job.id
+
+
+def test_the_oldest_goes_first_and_none_before_its_time(queue: Queue, clock: Clock) -> None:
+    first, second = waiting(queue, "a"), waiting(queue, "b")
+    taken = queue.take("cpu")
+    assert taken is not None
+    assert taken.id == first.id
+    queue.move(first.id, "waiting", "no memory", not_before=START + timedelta(minutes=5))
+    assert [job.id for job in iter(lambda: queue.take("cpu"), None)] == [second.id]
+    clock.moment += timedelta(minutes=5)
+    later = queue.take("cpu")
+    assert later is not None
+    assert (later.id, later.attempts) == (first.id, 2)
+
+
+def test_what_kills_its_worker_twice_is_set_aside_and_what_was_interrupted_is_not(queue: Queue) -> None:
+    job = waiting(queue)
+    for _ in range(5):
+        queue.take("cpu")
+        assert [one.state for one in queue.give_back()] == ["waiting"]
+    queue.take("cpu")
+    assert queue.give_back("gpu", died=True) == []
+    assert [one.state for one in queue.give_back("cpu", died=True)] == ["waiting"]
+    queue.take("cpu")
+    assert [one.state for one in queue.give_back("cpu", died=True)] == ["set aside"]
+    assert queue.take("cpu") is None
+    assert "2 times" in queue.job(job.id).why
+    assert queue.again(job.id, "A. Reader").deaths == 0
+    assert queue.take("cpu") is not None
+    assert ("A. Reader", "waiting", "") in events(queue)
+
+
+def test_a_delivery_is_tried_again_in_its_time_until_it_is_given_up(queue: Queue, clock: Clock) -> None:
+    job = waiting(queue)
+    queue.take("cpu")
+    queue.move(job.id, "sending")
+    one = queue.deliver(job.id, "archive", "rtstruct", "out/a.dcm", "1.9")
+    queue.put_off(one.id, "refused connection", next_attempt=START + timedelta(hours=1))
+    assert queue.due() == []
+    clock.moment += timedelta(hours=1)
+    (due,) = queue.due()
+    assert (due.attempts, due.error) == (1, "refused connection")
+    queue.give_up(due.id, "after a week")
+    assert queue.job(job.id).state == "failed"
+    assert "archive" in queue.job(job.id).why
+
+
+def test_a_state_follows_only_from_those_that_it_may(queue: Queue) -> None:
+    job = waiting(queue)
+    with pytest.raises(StateChanged, match=r"is waiting and cannot become sent; expected one that is sending"):
+        queue.move(job.id, "sent")
+    assert queue.job(job.id) == job
+    assert set(NEXT) == set(STATES)
+    assert {after for states in NEXT.values() for after in states} == set(STATES) - {"received"}
+    assert set(ENDS) < set(STATES)
+
+
+def test_steps_in_one_transaction_happen_together_or_not_at_all(queue: Queue) -> None:
+    job = waiting(queue)
+    queue.take("cpu")
+    before = events(queue)
+
+    def half() -> None:
+        with queue.ledger.writing():
+            queue.move(job.id, "sending")
+            queue.deliver(job.id, "archive", "rtstruct", "out/a.dcm", "1.9")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half()
+    assert queue.job(job.id).state == "segmenting"
+    assert queue.deliveries(job.id) == []
+    assert events(queue) == before

@@ -1,0 +1,76 @@
+"""Loggers by name: MLflow and Weights & Biases, offline, in the folder of the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from metricunet.errors import InputError
+from metricunet.training import loggers
+from metricunet.training.loggers import check_names, named_loggers
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries, about themselves
+
+SETTINGS = {"seed": 0, "metric": {"weight": 0.1}}
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE", "WANDB_MODE", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def log_once(folder: Path, name: str, step: int, resume: bool = False) -> None:
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    with named_loggers([name], folder, SETTINGS, resume) as opened:
+        (logger,) = opened
+        logger.log_metrics({"segment/loss": 0.5}, step)
+
+
+def test_mlflow_writes_into_the_run_and_goes_on_with_it(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    log_once(tmp_path, "mlflow", 3)
+    log_once(tmp_path, "mlflow", 6, resume=True)
+    (metric,) = (tmp_path / "mlruns").rglob("metrics/segment/loss")
+    assert [line.split()[2] for line in metric.read_text().splitlines()] == ["3", "6"]
+    (run,) = (path.parent for path in (tmp_path / "mlruns").rglob("metrics"))
+    assert (run / "params" / "metric" / "weight").read_text() == "0.1"
+    assert "status: 3" in (run / "meta.yaml").read_text(), "MLflow's number for a run that finished"
+
+
+def test_a_training_that_fails_is_said_to_have_failed(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(KeyboardInterrupt), named_loggers(["mlflow"], tmp_path, SETTINGS, False):
+        raise KeyboardInterrupt
+    (meta,) = (path for path in (tmp_path / "mlruns").rglob("meta.yaml") if "run_id" in path.read_text())
+    assert "status: 4" in meta.read_text(), "MLflow's number for a run that failed"
+
+
+def test_wandb_writes_into_the_run_and_sends_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    log_once(tmp_path, "wandb", 3)
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    name = json.loads((tmp_path / "checkpoints" / "loggers.json").read_text())["wandb"]
+    assert run.name.endswith(name)
+    assert (run / f"run-{name}.wandb").stat().st_size > 0
+
+
+def test_unknown_loggers_and_those_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="loggers must be among tensorboard, mlflow, wandb; got 'comet'"):
+        check_names(["comet"])
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'pip install "metricunet\[mlflow\]"'):
+        check_names(["mlflow"])
+
+
+def test_a_store_that_cannot_be_opened_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://here")
+    with (
+        pytest.raises(InputError, match="mlflow: cannot be opened"),
+        named_loggers(["mlflow"], tmp_path, SETTINGS, False),
+    ):
+        pass

@@ -1,0 +1,107 @@
+"""`metricunet export --to monai-bundle`: MONAI runs it, and its masks are ours."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import metricunet as mu
+from metricunet.errors import InputError
+from metricunet.files.nifti import read_labels, read_nifti, write_nifti
+from metricunet.inference.predictor import Predictor
+from metricunet.workflows.export import export
+from metricunet.workflows.export.monai_network import TwoStageNetwork
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tiny_model, tmp_path_factory.mktemp("bundle") / "model", to="monai-bundle").folder
+
+
+def test_its_masks_are_ours(bundle: Path, tiny_model: Path, tiny_cohort: Path, tmp_path: Path) -> None:
+    """In any order and direction of a file's axes, and where there is no target."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = pytest.importorskip("monai.bundle").run
+    scan = read_nifti(tiny_cohort / "imagesTs" / "case_06_0000.nii.gz")
+    scans = {
+        "plain": scan,
+        "turned": scan.reordered((1, 2, 0), (True, False, True)),
+        "absent": read_nifti(tiny_cohort / "imagesTr" / "case_05_0000.nii.gz"),
+    }
+    (tmp_path / "scans").mkdir()
+    for name, image in scans.items():
+        write_nifti(tmp_path / "scans" / f"{name}.nii.gz", image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(
+            bundle_root=str(bundle),
+            config_file=str(bundle / "configs" / "inference.json"),
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            dataset_dir=str(tmp_path / "scans"),
+            output_dir=str(tmp_path / "out"),
+        )
+    predictor = Predictor([tiny_model], "cpu")
+    for name in scans:
+        ours = predictor.predict(read_nifti(tmp_path / "scans" / f"{name}.nii.gz")).labels
+        theirs = read_labels(tmp_path / "out" / f"{name}_seg.nii.gz")
+        if ours is None:
+            assert name == "absent"
+            assert not theirs.array.any()
+        else:
+            assert (ours.array > 0).any()
+            np.testing.assert_array_equal(theirs.reordered_like(ours.geometry).array, ours.array)
+
+
+def test_metadata_says_what_monai_asks_for(bundle: Path, tiny_model: Path) -> None:
+    """The fields that MONAI's specification of bundles requires, and those of its network_data_format."""
+    content = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    required = {
+        "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
+        "description", "authors", "copyright", "network_data_format", "changelog", "schema",
+    }  # fmt: skip
+    assert required <= content.keys()
+    assert "metricunet" in content["required_packages_version"]
+    image, pred = (
+        content["network_data_format"]["inputs"]["image"],
+        content["network_data_format"]["outputs"]["pred"],
+    )
+    fields = {
+        "type",
+        "format",
+        "num_channels",
+        "spatial_shape",
+        "dtype",
+        "value_range",
+        "is_patch_data",
+        "channel_def",
+    }
+    assert fields <= image.keys()
+    assert fields <= pred.keys()
+    assert len(image["value_range"]) == len(pred["value_range"]) == 2
+    labels = mu.load_model(tiny_model).card.labels
+    assert pred["channel_def"] == {"0": "background", **{str(value): name for name, value in labels.items()}}
+
+
+def test_weights_are_plain(bundle: Path) -> None:
+    network = TwoStageNetwork(bundle / "configs" / "card.json")
+    network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+
+
+def test_images_that_say_not_where_they_lie(bundle: Path) -> None:
+    network = TwoStageNetwork(bundle / "configs" / "card.json").eval()
+    with pytest.raises(InputError, match=r"shape \(1, 1, 8, 8, 8\) and no affine; expected \[batch, 1, x, y, z\]"):
+        network(torch.zeros(1, 1, 8, 8, 8))
+
+
+def test_another_target(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="to must be onnx or monai-bundle; got 'coreml'"):
+        export(tiny_model, tmp_path / "out", to="coreml")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file: is a file; expected a folder"):
+        export(tiny_model, tmp_path / "file", to="onnx")

@@ -1,0 +1,43 @@
+"""Phantoms as DICOM: what comes back equals what went in, to the voxel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metricunet.files.nifti import read_labels
+from metricunet.files.rtstruct.read import read_rtstruct
+from metricunet.files.scan import read_scan
+from metricunet.phantom import make_cohort
+from metricunet.workflows.phantom_dicom import write_as_dicom
+from tests.support.command import Command
+from tests.support.dicom_series import find_only
+
+
+@pytest.mark.usefixtures("quick_phantoms")
+def test_what_comes_back_equals_what_went_in(tmp_path: Path) -> None:
+    names = make_cohort(tmp_path, 1, n_test=1)
+    folder = write_as_dicom(tmp_path, names)
+    for name, split in zip(names, ("Tr", "Ts"), strict=True):
+        series = find_only(folder / name / "ct")
+        scan = read_scan(tmp_path / f"images{split}" / f"{name}_0000.nii.gz")
+        back = series.read().reordered_like(scan.geometry)
+        np.testing.assert_array_equal(back.array, scan.array)
+        truth = read_labels(tmp_path / f"labels{split}" / f"{name}.nii.gz")
+        filled = read_rtstruct(folder / name / "rtstruct.dcm", series).masks(series.geometry)
+        assert [entry.name for entry in filled] == ["Prostate"]
+        assert filled[0].mask is not None
+        np.testing.assert_array_equal(filled[0].mask.reordered_like(truth.geometry).array != 0, truth.array == 1)
+
+
+def test_the_same_cohort_gives_the_same_identifiers(
+    tmp_path: Path, quick_phantoms: None, metricunet: Command
+) -> None:
+    for name in ("one", "two"):
+        assert metricunet("phantom", "-n", 1, "-o", tmp_path / name, "--dicom").status == 0
+    one, two = (find_only(tmp_path / name / "dicom" / "phantom_0000" / "ct") for name in ("one", "two"))
+    assert (one.series_uid, one.sop_uids) == (two.series_uid, two.sop_uids)
+    # Once more, with what is there already.
+    assert metricunet("phantom", "-n", 1, "-o", tmp_path / "one", "--dicom").status == 0
