@@ -9,6 +9,7 @@ import ssl
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pydicom
