@@ -241,8 +241,8 @@ def _start(ray: Any, address: str) -> None:
         ray.init(address="local", num_cpus=_cores(), include_dashboard=False, **quiet)
     except Exception as error:  # its processes have half a minute to begin, which a busy machine may not give them
         raise InputError(
-            f"{argument('engine', NAME)}: Ray did not start on this machine ({_why(error)}); try again when there is "
-            "less going on"
+            f"{argument('engine', NAME)}: Ray did not start on this machine ({_why(error)}); try again when "
+            "there is less going on"
         ) from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
