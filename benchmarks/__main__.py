@@ -165,6 +165,16 @@ def runtimes(
 
 
 @app.command()
+def first_slice(
+    scan: Annotated[Path | None, typer.Option(help="DICOM folder or file.")] = None, json: Json = False
+) -> None:
+    """How long the review's pages take to show the first slice of a large scan, drawn by software."""
+    from benchmarks.first_slice import bench_first_slice
+
+    _show(bench_first_slice(scan), json)
+
+
+@app.command()
 def updates(cohort: Path, count: int = 300, seeds: int = 2) -> None:
     """Validation Dice after equal updates on our batches and on MONAI's."""
     from benchmarks.equal_updates import print_equal_updates

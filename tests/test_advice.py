@@ -25,6 +25,7 @@ from metricunet.training.fit import train
 from metricunet.workflows.bench import bench
 from metricunet.workflows.check import check
 from metricunet.workflows.convert import convert
+from metricunet.workflows.export import export
 from metricunet.workflows.review import review
 from tests.support.command import Command
 
@@ -47,6 +48,9 @@ REACHED_BY = {
     "files/own.py": ("predict", "evaluate", "import", "phantom"),  # it is told by the others that they have none
     "files/dicom/series.py": ("predict",),
     "workflows/convert.py": ("convert",),
+    "workflows/export": ("export",),
+    "inference/runtimes.py": ("predict",),
+    "inference/onnx_predictor.py": ("predict",),
     "files/dicom/stack.py": ("check", "predict"),
 }
 #: What a user of Python calls in place of each command.
@@ -59,6 +63,7 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "phantom": (make_cohort,),
     "evaluate": (evaluate,),
     "convert": (convert,),
+    "export": (export,),
     "check": (check,),
 }
 #: A function or a layout of its own in Python, an option of a command.
@@ -68,6 +73,7 @@ OF_OTHERS = {
     "workflows/commission/other_programs.py",
     "workflows/bench/predict.py",
     "workflows/bench/train.py",
+    "workflows/export/monai_bundle.py",
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +17,16 @@ import psutil
 import pytest
 
 from metricunet.cohort.importing import import_cohort
-from metricunet.engine import GIB, Engine, Needs, RayEngine, Serial, opened
+from metricunet.engine import GIB, Engine, Needs, Serial, opened
 from metricunet.errors import InputError, WorkerDied
 from metricunet.files.claim import AlreadyClaimed, claimed
 from metricunet.inference.case_files import CaseFiles
 from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
 from tests.support.command import Command
-from tests.support.engines import MACHINE, Doubling, KilledBy, QuickMaker, Unmade, Waiting
+from tests.support.engines import MACHINE, KilledBy, QuickMaker
 from tests.support.patients import Patient, write_ct, write_set
+from tests.support.workers import Doubling, Unmade, Waiting
 
 NEEDS = Needs(GIB // 4)
 #: Fields of records that say when and how long, and not what.
@@ -264,20 +266,34 @@ def test_a_machine_that_is_lost_costs_its_tasks_a_second_try(
     machines.add_node(**MACHINE)
 
 
-def test_ray_of_this_machine_is_heard_by_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+#: Starts Ray on this machine, has something computed, and prints where its processes listen.
+LISTENING = """
+import os, psutil
+from metricunet.engine import Needs, opened
+
+with opened("ray") as engine:
+    print(engine.submit(Needs(1 << 28), pow, 2, 5).result())
+    own = psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        for connection in process.net_connections():
+            if connection.status == psutil.CONN_LISTEN:
+                print(connection.laddr.ip)
+print(os.environ["RAY_USAGE_STATS_ENABLED"])
+"""
+
+
+def test_ray_of_this_machine_is_heard_by_no_other(tmp_path: Path) -> None:
     pytest.importorskip("ray", exc_type=ModuleNotFoundError)
-    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
-    before = set(psutil.Process().children(recursive=True))
-    with opened("ray") as engine:
-        assert isinstance(engine, RayEngine)
-        assert engine.submit(NEEDS, pow, 2, 5).result() == 32
-        own = set(psutil.Process().children(recursive=True)) - before
-        heard = {
-            connection.laddr.ip
-            for process in (psutil.Process(), *own)
-            for connection in process.net_connections()
-            if connection.status == psutil.CONN_LISTEN
-        }
-        assert heard
-        assert {ip.rpartition(":")[2] for ip in heard} == {"127.0.0.1"}
-        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    root = Path(__file__).parents[1]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    found = subprocess.run(
+        [sys.executable, "-c", LISTENING],
+        env=kept | {"HOME": str(tmp_path), "PYTHONPATH": str(root / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    computed, *heard, usage = found.stdout.split()
+    assert computed == "32"
+    assert {ip.rpartition(":")[2] for ip in heard} == {"127.0.0.1"}
+    assert usage == "0"

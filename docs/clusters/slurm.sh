@@ -15,19 +15,22 @@ set -euo pipefail
 
 unset OMP_NUM_THREADS # Slurm may set it for the whole node; export it anew for workers of more than one core
 export RAY_USAGE_STATS_ENABLED=0
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN # only who has this job's token is let in
+RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs may share a node
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
+address="$(python -c 'import ray; print(ray.util.get_node_ip_address())'):$port" # this script runs on the first node
 cores=${SLURM_CPUS_ON_NODE:-$(nproc)}
 
 srun --overlap --nodes=1 --ntasks=1 -w "$head" \
   ray start --head --port="$port" --num-cpus="$cores" --include-dashboard=false --disable-usage-stats --block &
 for node in "${nodes[@]:1}"; do
   srun --overlap --nodes=1 --ntasks=1 -w "$node" \
-    ray start --address="$head:$port" --num-cpus="$cores" --disable-usage-stats --block &
+    ray start --address="$address" --num-cpus="$cores" --disable-usage-stats --block &
 done
 
-until python - "$head:$port" "${#nodes[@]}" <<'PYTHON' 2> /dev/null; do sleep 5; done
+until python - "$address" "${#nodes[@]}" <<'PYTHON' 2> /dev/null; do sleep 5; done
 import sys
 
 import ray
@@ -36,7 +39,7 @@ ray.init(address=sys.argv[1], log_to_driver=False)
 sys.exit(sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]))
 PYTHON
 
-metricunet "$@" --engine "ray://$head:$port" &
+metricunet "$@" --engine "ray://$address" &
 command=$!
 trap 'kill -INT "$command"' INT TERM
 status=0

@@ -345,8 +345,8 @@ def train(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="Have the synthetic scans made by Ray: on all cores of this machine (ray), or on a cluster that "
-            "is running (ray://ADDRESS). The networks are trained here.",
+            help="Have the folds of --fold each trained, or the synthetic scans of --phantoms made, by Ray: on "
+            "all cores or GPUs of this machine (ray), or on a cluster that is running (ray://ADDRESS).",
             metavar="ray[://ADDRESS]",
         ),
     ] = None,
@@ -422,9 +422,10 @@ def train(
     start = None if init is None else initial_model(init)
     parent = None if start is None else read_card(start)
     settings = load_config(preset, config, set_ or [], phantoms=phantoms, freeze=freeze, parent=parent)
-    if engine is not None and cohort is not None:
+    if engine is not None and cohort is not None and fold != "each":
         raise InputError(
-            f"--engine makes the synthetic scans of --phantoms; leave it out with the cohort {cohort}"
+            f"--engine trains the folds of --fold each, or makes the synthetic scans of --phantoms; leave it out "
+            f"with the cohort {cohort} and fold {fold}"
         )
     if fold == "each":
         if devices * nodes > 1:
@@ -434,9 +435,18 @@ def train(
             )
         from metricunet.training.cross_validation import cross_validate, lines_of
 
-        with progress_bars() as bar:
+        with opened(engine) as shared, progress_bars() as bar:
             crossed = cross_validate(
-                cohort, output, config=settings, init=start, resume=resume, device=device, bar=bar, say=_say
+                cohort,
+                output,
+                config=settings,
+                init=start,
+                resume=resume,
+                device=device,
+                loggers=logger or (),
+                engine=shared,
+                bar=bar,
+                say=_say,
             )
         for line in lines_of(crossed):
             typer.echo(line)

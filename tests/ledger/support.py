@@ -17,7 +17,7 @@ from metricunet.ledger import (
 from metricunet.ledger.edits import Edit
 from metricunet.ledger.store import stamp
 
-FIRST = datetime(2030, 1, 1, 9, tzinfo=UTC)
+FIRST = datetime(2021, 1, 1, 9, tzinfo=UTC)
 ODD = "<script>alert(1)</script>"
 
 

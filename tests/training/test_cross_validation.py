@@ -8,15 +8,17 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from metricunet.errors import InputError
+from metricunet.engine import Serial
+from metricunet.errors import InputError, WorkerDied
 from metricunet.files.claim import CLAIM_NAME, claimed
 from metricunet.inference.models import chosen_models, models_at
 from metricunet.training import cross_validation
 from metricunet.training.config import TrainConfig, load_config
-from metricunet.training.cross_validation import CrossValidation, FoldSpec, cross_validate, train_fold
+from metricunet.training.cross_validation import CrossValidation, cross_validate
 from tests.support.cohorts import TINY_SETTINGS, edit_json
 from tests.support.command import Command
 
@@ -154,16 +156,26 @@ def test_a_fold_that_another_process_trains_is_left_to_it(cohort: Path, trained:
     assert not list(output.rglob("*.claim.json"))
 
 
+class Backwards(Serial):
+    """Does tasks from the last to the first, sends all there and back, and loses the worker of one."""
+
+    def each(self, tasks: Any, make: Any, needs: Any, *, claim: Any = None, watch: Any = None) -> Any:
+        worker = pickle.loads(pickle.dumps(make))()
+        for task in reversed(tasks):
+            with claim(task):
+                if task.fold == 0:
+                    yield task, WorkerDied("its worker died twice")
+                    continue
+                sent = pickle.loads(pickle.dumps(task))
+                yield task, pickle.loads(pickle.dumps(worker.do(sent, lambda *_: None)))
+
+
 def test_an_engine_trains_the_folds_from_what_can_be_pickled(
     cohort: Path, trained: Trained, tmp_path: Path
 ) -> None:
-    def backwards(specs: list[FoldSpec]) -> list[cross_validation.FoldResult]:
-        sent = [pickle.loads(pickle.dumps((train_fold, spec))) for spec in reversed(specs)]
-        return [pickle.loads(pickle.dumps(do(spec))) for do, spec in sent if spec.fold != 0]
-
-    result = run(cohort, tmp_path / "run", engine=backwards)
+    result = run(cohort, tmp_path / "run", engine=Backwards())
     assert trained == [(2, False), (1, False)]
-    assert [fold.error for fold in result.folds] == ["the engine did not train it", None, None]
+    assert [fold.error for fold in result.folds] == ["its worker died twice", None, None]
     assert scored(tmp_path / "run") == ["case_01", "case_03", "case_04"]
 
 

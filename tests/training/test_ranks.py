@@ -35,6 +35,8 @@ EVERY_UPDATE = (
     "segment.updates_per_epoch=1",
     "locate.epochs=6",
     "segment.epochs=20",
+    "locate.learning_rate=0.001",
+    "segment.learning_rate=0.001",
     "precision=fp32",
 )
 SHORT = ("locate.epochs=1", "segment.epochs=4")

@@ -72,9 +72,7 @@ def read_exported(path: Path, *, check: bool = True) -> ExportedModel:
     """
     record = path / RECORD
     if not record.is_file():
-        raise InputError(
-            f"{path}: holds no {RECORD}; expected a folder that `metricunet export --to onnx` has written"
-        )
+        raise InputError(f"{path}: holds no {RECORD}; expected a folder that `metricunet export` has written")
     content = read_json(record, "; export the model again")
     try:
         version, stages, files = content["format_version"], content["stages"], content[FILES]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import logging
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from metricunet.errors import InputError, unlike_limits
 from metricunet.files.atomic import written_whole
+from metricunet.files.sparse_gzip import gzip_of
 from metricunet.files.voxels import PIECE_BYTES, axes_and_grid, check_size, gather, label_volume, scan_volume
 from metricunet.volume import FloatArray, Geometry, Volume
 
@@ -79,7 +81,7 @@ def write_nifti(path: Path, volume: Volume, like: Path | None = None) -> None:
 
 
 def write_nifti_stack(
-    path: Path, volumes: Iterable[Volume], count: int, like: Path | None = None, slope: float | None = None
+    path: Path, volumes: Iterable[Volume], count: int, like: Path | None = None, slope: float = 1.0
 ) -> None:
     """Write volumes of one grid into one four-dimensional NIfTI file, whole or not at all, one after the other.
 
@@ -88,7 +90,7 @@ def write_nifti_stack(
         volumes: all of one dtype; no more than one of them is held at a time.
         count: how many there are.
         like: as in `write_nifti`.
-        slope: what stored values are multiplied by when they are read; None to take them as they are.
+        slope: what stored values are multiplied by when they are read.
     """
     with written_whole(path) as temporary, Opener(str(temporary), "wb") as handle:
         for number, volume in enumerate(volumes):
@@ -96,27 +98,70 @@ def write_nifti_stack(
             if number == 0:
                 header = image.header.copy()
                 header.set_data_shape((*image.shape, count))
-                header.set_slope_inter(slope, None if slope is None else 0.0)
+                header.set_slope_inter(slope, 0.0)
                 header["magic"] = header.single_magic
                 header.write_to(handle)
             for part in np.asarray(image.dataobj).T:  # the first axis of the file is the fastest
                 handle.write(np.ascontiguousarray(part).tobytes())
 
 
-def _image(volume: Volume, like: Path | None) -> nib.Nifti1Image:
-    """Return a volume as nibabel holds it, see `write_nifti`."""
+def write_nifti_part(path: Path, part: Volume | None, grid: Geometry, like: Path | None = None) -> None:
+    """Write a mask on a grid of which a part alone is not 0, whole or not at all.
+
+    The file is as `write_nifti` would write the whole mask, but for how its zeros are compressed: that is done
+    once for many files.
+
+    Args:
+        path: ends in .nii.gz.
+        part: uint8 or bool, on a part of the grid; None for a mask of zeros.
+        grid: of the mask.
+        like: as in `write_nifti`.
+    """
+    nothing = Volume(np.broadcast_to(np.uint8(0), grid.shape), grid)
+    image = _image(nothing, like, packed=False)  # no voxel is held
+    columns, rows, planes = image.shape
+    head = BytesIO()
+    header = image.header.copy()
+    header["magic"] = header.single_magic
+    header.set_slope_inter(1.0, 0.0)
+    header.write_to(head)
+    first, slab = 0, np.zeros((0, rows, columns), dtype=np.uint8)
+    if part is not None:
+        array, (i, j, first) = _placed(part, grid, like)
+        slab = np.zeros((array.shape[2], rows, columns), dtype=np.uint8)
+        slab[:, j : j + array.shape[1], i : i + array.shape[0]] = array.T
+    content = gzip_of(head.getvalue(), rows * columns, first, slab.tobytes(), planes - first - len(slab))
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _placed(part: Volume, grid: Geometry, like: Path | None) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
+    """Return a part of a grid along the axes of a file, and its first voxel there."""
+    axes: Sequence[int] = (2, 1, 0)
+    if like is not None:
+        permuted, grid = stated_grid(like, _open(like))
+        axes = [int(axis) for axis in np.argsort(permuted)]
+        part = part.reordered(*part.geometry.axes_to(grid))
+    start = np.rint(grid.to_index(part.geometry.origin_mm)).astype(int)
+    i, j, k = (int(start[axis]) for axis in axes)
+    return part.array.astype(np.uint8, copy=False).transpose(axes), (i, j, k)
+
+
+def _image(volume: Volume, like: Path | None, packed: bool = True) -> nib.Nifti1Image:
+    """Return a volume as nibabel holds it, see `write_nifti`; unless it is to be packed, without a copy."""
+    pack = np.ascontiguousarray if packed else np.asarray
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
     if like is None:
         affine = RAS_TO_LPS @ volume.geometry.affine[:, [2, 1, 0, 3]]
         # The file holds columns fastest, as the array does: its transpose needs no copy in another order.
-        image = nib.Nifti1Image(np.ascontiguousarray(array).transpose(2, 1, 0), affine)
+        image = nib.Nifti1Image(pack(array).transpose(2, 1, 0), affine)
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
     else:
         source = _open(like)
         axes, geometry = stated_grid(like, source)
         stored = volume.with_array(array).reordered_like(geometry).array.transpose(np.argsort(axes))
-        image = nib.Nifti1Image(np.ascontiguousarray(stored), source.affine)
+        image = nib.Nifti1Image(pack(stored), source.affine)
         image.header.set_xyzt_units("mm")
         image.set_sform(source.get_sform(), code=int(source.header["sform_code"]))
         image.set_qform(source.get_qform(), code=int(source.header["qform_code"]))

@@ -38,8 +38,8 @@ def runtime_for(models: Sequence[Path], runtime: str | None = None, provider: st
         )
     if files and runtime == "onnx":
         raise InputError(
-            f"{files[0]}: is no exported model, which {argument('runtime', 'onnx')} needs; where torch is "
-            f"installed, run metricunet export {files[0]} --to onnx -o FOLDER, and name that folder"
+            f"{files[0]}: is no exported model, which {argument('runtime', 'onnx')} needs; make one with "
+            "`metricunet export`, where torch is installed, and name its folder"
         )
     if provider is not None and not exported:
         raise InputError(f"{argument('provider', provider)} is for exported models, and {files[0]} is none")

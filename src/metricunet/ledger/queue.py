@@ -74,6 +74,8 @@ DELIVERY_STATES: tuple[DeliveryState, ...] = get_args(DeliveryState)
 MOST_DEATHS = 2
 #: Who notes what the program does by itself.
 PROGRAM = "metricunet"
+#: What is noted where a person was told of a job's bad end.
+NOTICE = "notice"
 
 
 class StateChanged(InputError):  # noqa: N818
@@ -506,6 +508,15 @@ class Queue:
         """Return the folders of all inputs."""
         with self.ledger.reading() as db:
             return {row[0] for row in db.execute("SELECT folder FROM inputs")}
+
+    def noticed(self) -> dict[int, str]:
+        """Return for each job that somebody was told of when that was."""
+        with self.ledger.reading() as db:
+            rows = db.execute(
+                "SELECT job_id, max(moment) FROM events WHERE action = ? AND job_id IS NOT NULL GROUP BY job_id",
+                (NOTICE,),
+            )
+            return {number: moment for number, moment in rows.fetchall()}
 
     def undelivered(self, destination: str) -> int:
         """Return how many files wait to be sent to a destination."""

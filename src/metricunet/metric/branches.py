@@ -251,8 +251,8 @@ class VoxelClassLoss(VoxelBranch):
         """Classify the voxels and compute the cross-entropy (see `VoxelBranch.objective`)."""
         wanted = torch.where(sample.valid, sample.classes, -1).flatten()
         count = sample.valid.sum().clamp(min=1)
-        classifier = self.classifiers[tap]
-        scores = F.linear(projected, counted_once(classifier.weight), counted_once(classifier.bias)).flatten(0, 1)
+        weight, bias = map(counted_once, self.classifiers[tap].parameters())
+        scores = F.linear(projected, weight, bias).flatten(0, 1)
         if sample.certainty is None:
             entropy = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="sum") / count
         else:

@@ -43,12 +43,11 @@ from metricunet.study.runs import (
     hand_out,
     in_one_line,
     run_folder,
-    training_needs,
 )
 from metricunet.study.scoring import FITTING_CASES
 from metricunet.study.verdicts import conclude, write_conclusions
 from metricunet.training.checks import check_settings
-from metricunet.training.run import is_scratch
+from metricunet.training.run import is_scratch, training_needs
 
 #: What a stage 1 is trained on, and the fold.
 FoldKey = tuple[Labels | None, Fold]

@@ -18,9 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import Fold
-from metricunet.engine import GIB, Engine, Needs, Serial, Tell
+from metricunet.engine import Engine, Serial, Tell
 from metricunet.errors import InputError, is_out_of_memory, told, without_frames
 from metricunet.files.atomic import write_json
 from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed
@@ -47,11 +46,9 @@ from metricunet.study.sharing import refuse_others
 from metricunet.training.config import TrainConfig, differences, plain
 from metricunet.training.fit import Located, open_run, run_facts, train_segment
 from metricunet.training.log import Watch
-from metricunet.training.run import Run, state_file
+from metricunet.training.run import Run, state_file, training_needs
 
 KEY_NAME = "key.json"
-#: What the training of a stage takes, cases apart; and each case in the cache that training reads.
-TRAINING_BYTES, CASE_BYTES = 3 * GIB, 6 << 20
 
 
 @dataclass(frozen=True)
@@ -300,16 +297,6 @@ def hand_out(
 
     for _, done in shared_out(specs, each, say):
         yield done
-
-
-def training_needs(cohort: Path, device: str) -> Needs:
-    """Return what a training takes of its machine; it holds the cases of its cohort.
-
-    Args:
-        cohort: folder of the cohort.
-        device: where it computes.
-    """
-    return Needs(TRAINING_BYTES + CASE_BYTES * len(read_cohort(cohort).training), device)
 
 
 def _claim(spec: RunSpec) -> AbstractContextManager[object]:

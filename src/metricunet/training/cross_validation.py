@@ -7,30 +7,34 @@ like that of any training; `folds.json` beside them says which folds there are, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from metricunet.cohort.layout import Cohort, read_cohort
 from metricunet.cohort.splits import Split, cross_validation_splits
+from metricunet.engine import Engine, Serial, Tell
 from metricunet.errors import InputError, argument, told, without_frames
 from metricunet.evaluation.cases import match_cases
 from metricunet.evaluation.compare import COMMAND, evaluate_matched
 from metricunet.evaluation.summary import Evaluation, format_summary
 from metricunet.files.atomic import write_json
-from metricunet.files.claim import CLAIM_NAME, claimed
+from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed
 from metricunet.files.json_file import read_json
 from metricunet.files.model import read_card
 from metricunet.files.own import FILES, OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord, sha256
-from metricunet.files.sharing import in_turn, taken_up
+from metricunet.files.sharing import in_turn, shared_out
 from metricunet.inference.models import FOLDS_NAME, MODEL_NAME, fold_name
 from metricunet.inference.predict import predict
 from metricunet.progress import Bars, Say, no_bars, silent
 from metricunet.training.config import TrainConfig, differences, load_config, plain
 from metricunet.training.fit import train
-from metricunet.training.run import is_scratch, state_file
+from metricunet.training.loggers import check_names
+from metricunet.training.run import is_scratch, state_file, training_needs
 from metricunet.training.start import read_parent
 
 #: In the folder of a fold: its validation cases, as its model segments them.
@@ -50,6 +54,7 @@ class FoldSpec:
         config: every setting.
         init: model file to begin from; None for random weights.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
+        loggers: names of loggers that are told the numbers of each epoch.
     """
 
     folder: Path
@@ -59,6 +64,7 @@ class FoldSpec:
     config: TrainConfig
     init: Path | None
     device: str
+    loggers: tuple[str, ...] = ()
 
     @property
     def model(self) -> Path:
@@ -88,10 +94,6 @@ class FoldResult:
     refused: tuple[str, ...] = ()
     error: str | None = None
     cause: Exception | None = None
-
-
-#: Trains folds in place of `hand_out`; see there.
-Engine = Callable[[Sequence[FoldSpec]], Iterable[FoldResult]]
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def cross_validate(
     init: Path | None = None,
     resume: bool = False,
     device: str = "auto",
+    loggers: Sequence[str] = (),
     engine: Engine | None = None,
     bar: Bars = no_bars,
     say: Say = silent,
@@ -147,7 +150,8 @@ def cross_validate(
         init: model file to begin from.
         resume: whether to continue what was stopped, or to share what is going on; finished folds are kept.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
-        engine: trains the folds in place of `hand_out`. Those that it leaves out count as failed.
+        loggers: names of loggers that are told the numbers of each epoch, as in `metricunet.training.fit.train`.
+        engine: trains the folds; None for one after the other, in this process.
         bar: opens a progress bar by its name.
         say: told in one line what comes next, and what became of a fold.
 
@@ -160,6 +164,7 @@ def cross_validate(
         raise InputError(
             f"{argument('fold', 'each')}: takes a cohort; phantoms that are made beside a training have no folds"
         )
+    check_names(loggers)
     arguments = {"cohort": cohort, "output": output, "fold": "each", "init": init, "resume": resume}
     record = RunRecord("train", arguments)
     content = read_cohort(cohort)
@@ -170,11 +175,13 @@ def cross_validate(
         _check_folder(output, resume)  # a rival may have begun between the two
         own.check([], advice="move it elsewhere and run again")
         _begin(output, config, splits, init, resume)
-    specs = _specs(content, output, config, splits, init, device)
-    results = {
-        result.spec.fold: result for result in (hand_out(specs, bar, say) if engine is None else engine(specs))
-    }
-    folds = tuple(results.get(s.fold) or FoldResult(s, 0.0, (), "the engine did not train it") for s in specs)
+    specs = _specs(content, output, config, splits, init, device, loggers)
+    if engine is not None:
+        engine.check_folders(output, [cohort, *([] if init is None else [init])])
+        device = engine.device(training_needs(cohort, device))
+        specs = [replace(spec, device=device) for spec in specs]
+    results = {result.spec.fold: result for result in hand_out(specs, bar, say, engine)}
+    folds = tuple(results[spec.fold] for spec in specs)
     finished = [fold for fold in folds if fold.error is None]
     if not finished:
         raise InputError(f"{output}: no fold could be trained; fold 0: {folds[0].error}") from folds[0].cause
@@ -248,7 +255,13 @@ def _begin(output: Path, config: TrainConfig, splits: Sequence[Split], init: Pat
 
 
 def _specs(
-    cohort: Cohort, output: Path, config: TrainConfig, splits: Sequence[Split], init: Path | None, device: str
+    cohort: Cohort,
+    output: Path,
+    config: TrainConfig,
+    splits: Sequence[Split],
+    init: Path | None,
+    device: str,
+    loggers: Sequence[str],
 ) -> list[FoldSpec]:
     image = {case.name: case.image for case in cohort.training}
     return [
@@ -260,38 +273,68 @@ def _specs(
             config,
             init,
             device,
+            tuple(loggers),
         )
         for fold, split in enumerate(splits)
     ]
 
 
-def hand_out(specs: Sequence[FoldSpec], bar: Bars = no_bars, say: Say = silent) -> Iterator[FoldResult]:
-    """Train folds and yield each as it is done; here one after the other, in this process.
+def hand_out(
+    specs: Sequence[FoldSpec], bar: Bars = no_bars, say: Say = silent, engine: Engine | None = None
+) -> Iterator[FoldResult]:
+    """Train folds and yield each as it is done.
 
     A fold that another process is at comes last, when that process is done with it or dead.
 
-    This is the seam for an engine that has many machines: `train_fold` and the folds can be pickled, the order in
-    which folds are done does not matter, and all that they share is the output folder and the cohort's.
-
     Args:
         specs: folds to train.
-        bar: opens a progress bar by its name.
+        bar: opens a progress bar by its name, for folds that are trained in this process.
         say: told which fold is at hand, what became of it, and what is waited for.
+        engine: trains them; None for one after the other, in this process.
+    """
+    # Lines and bars of a fold that is trained elsewhere would have nobody to read them.
+    make = partial(_FoldTrainer, bar, say) if engine is None else _FoldTrainer
+    sharing = engine or Serial()
+
+    def claim(spec: FoldSpec) -> AbstractContextManager[object]:
+        return claimed(spec.claim, A_FOLD)
+
+    def each(left: Sequence[FoldSpec]) -> Iterator[tuple[FoldSpec, FoldResult | AlreadyClaimed]]:
+        needs = training_needs(left[0].cohort, left[0].device)
+        for spec, result in sharing.each(left, make, needs, claim=claim):
+            if isinstance(result, Exception) and not isinstance(result, AlreadyClaimed):
+                yield spec, FoldResult(spec, 0.0, (), told(result), without_frames(result))
+            else:
+                yield spec, result
+
+    for spec, result in shared_out(specs, each, say):
+        if result.error is None:
+            say(f"fold {spec.fold}: finished, {result.seconds:.0f} s")
+        else:
+            say(f"fold {spec.fold}: failed: {result.error}")
+        yield result
+
+
+class _FoldTrainer:
+    """A worker that trains folds.
+
+    Args:
+        bar: opens a progress bar by its name.
+        say: told which fold is at hand, and what its training keeps of the model that it begins from.
     """
 
-    def do(spec: FoldSpec) -> FoldResult:
-        return train_fold(spec, bar, say)
+    def __init__(self, bar: Bars = no_bars, say: Say = silent) -> None:
+        self.bar, self.say = bar, say
 
-    for result in taken_up(specs, do, say):
-        if result.error is None:
-            say(f"fold {result.spec.fold}: finished, {result.seconds:.0f} s")
-        else:
-            say(f"fold {result.spec.fold}: failed: {result.error}")
-        yield result
+    def do(self, spec: FoldSpec, tell: Tell) -> FoldResult:
+        """Train a fold."""
+        return train_fold(spec, self.bar, self.say)
 
 
 def train_fold(spec: FoldSpec, bar: Bars = no_bars, say: Say = silent) -> FoldResult:
     """Train a fold, or continue its training, and segment its validation cases. What is there already is kept.
+
+    The caller holds the claim of the fold.
 
     Args:
         spec: the fold.
@@ -300,38 +343,34 @@ def train_fold(spec: FoldSpec, bar: Bars = no_bars, say: Say = silent) -> FoldRe
 
     Returns:
         What became of it. Whatever goes wrong is in there, so that other folds go on.
-
-    Raises:
-        AlreadyClaimed: another process has taken it up.
     """
-    with claimed(spec.claim, A_FOLD):
-        began = time.perf_counter()
-        say(f"fold {spec.fold}: {spec.folder}")
-        try:
-            if not _is_finished(spec):
-                train(
-                    spec.cohort,
-                    spec.folder,
-                    config=spec.config,
-                    fold=spec.fold,
-                    init=spec.init,
-                    resume=state_file(spec.folder).is_file(),
-                    device=spec.device,
-                    progress=bar("preparing"),
-                    say=say,
-                )
-            outcome = predict(
-                spec.images,
-                [spec.model],
-                spec.folder / VALIDATION,
+    began = time.perf_counter()
+    say(f"fold {spec.fold}: {spec.folder}")
+    try:
+        if not _is_finished(spec):
+            train(
+                spec.cohort,
+                spec.folder,
+                config=spec.config,
+                fold=spec.fold,
+                init=spec.init,
+                resume=state_file(spec.folder).is_file(),
                 device=spec.device,
-                progress=bar("segmenting"),
+                loggers=spec.loggers,
+                progress=bar("preparing"),
+                say=say,
             )
-            refused = tuple(entry.reason for entry in outcome.refused)
-            return FoldResult(spec, time.perf_counter() - began, refused)
-        except Exception as error:  # a fold must not cost the others theirs, foreseen or not
-            why = without_frames(error)
-            return FoldResult(spec, time.perf_counter() - began, (), told(error), why)
+        outcome = predict(
+            spec.images,
+            [spec.model],
+            spec.folder / VALIDATION,
+            device=spec.device,
+            progress=bar("segmenting"),
+        )
+        refused = tuple(entry.reason for entry in outcome.refused)
+        return FoldResult(spec, time.perf_counter() - began, refused)
+    except Exception as error:  # a fold must not cost the others theirs, foreseen or not
+        return FoldResult(spec, time.perf_counter() - began, (), told(error), without_frames(error))
 
 
 def _is_finished(spec: FoldSpec) -> bool:

@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,12 +84,14 @@ def fit(run: Run, module: StageModule, supply: Supply) -> float | None:
     """
     stage, settings, ranks = module.stage, module.settings, run.ranks
     last, best = (run.checkpoints / f"{stage}-{which}.ckpt" for which in ("last", "best"))
+    log: AbstractContextManager[list[Logger]] = nullcontext([])
     if ranks.is_first:
         for left in run.checkpoints.glob(f"{UNFINISHED}.ckpt"):  # by a process that was killed
             left.unlink()
+        log = stage_loggers(run.folder, stage, run.loggers)
     with (
         ended_by_sigterm(),
-        stage_loggers(run.folder, stage, run.loggers) if ranks.is_first else nullcontext([]) as loggers,
+        log as loggers,
         StageProgress(stage, module.updates, run.watch if ranks.is_first else _unwatched) as progress,
         warnings.catch_warnings(),
     ):

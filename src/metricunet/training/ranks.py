@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, distributed, nn
 
 from metricunet.errors import InputError, argument, told
@@ -140,7 +140,7 @@ def together(device: str, devices: int = 1, nodes: int = 1) -> Iterator[Ranks]:
             "another process for another training"
         )
     _launched = True
-    for name in ("lightning.fabric", "lightning.fabric.utilities.distributed"):
+    for name in ("lightning.fabric", "lightning.pytorch"):  # whichever of them was imported last tells
         logging.getLogger(name).setLevel(logging.ERROR)
     before = {name: os.environ.get(name) for name in LAUNCHED_BY}
     fabric = Fabric(
@@ -148,6 +148,8 @@ def together(device: str, devices: int = 1, nodes: int = 1) -> Iterator[Ranks]:
     )
     fabric.launch()
     ranks = Ranks(fabric, fabric.global_rank, fabric.world_size)
+    if not ranks.is_first:
+        logging.getLogger("metricunet").setLevel(logging.ERROR)  # the first one warns
     try:
         yield ranks
         ranks.wait()  # the others need not outlive what the first leaves
@@ -268,8 +270,10 @@ def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
     found = [torch.zeros_like(one) if one.grad is None else one.grad for one in learned]
     total = torch.cat([one.flatten() for one in found])
     distributed.all_reduce(total)
-    for one, part in zip(learned, total.split([one.numel() for one in learned]), strict=True):
-        one.grad = part.view_as(one)
+    begin = 0
+    for one in learned:
+        one.grad = total[begin : begin + one.numel()].view_as(one)
+        begin += one.numel()
 
 
 def share(module: nn.Module) -> None:

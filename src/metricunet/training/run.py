@@ -14,10 +14,11 @@ from lightning.fabric.loggers.logger import Logger
 from torch import Tensor
 
 from metricunet.cohort.case import refuse_no_hu
-from metricunet.cohort.layout import Case, Cohort, DatasetInfo
+from metricunet.cohort.layout import Case, Cohort, DatasetInfo, read_cohort
 from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
 from metricunet.cohort.uncontoured import uncontoured_cases
+from metricunet.engine import GIB, Needs
 from metricunet.errors import InputError, argument
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 #: A target seen in fewer scans than this cannot be learned.
 FEWEST_CASES = 2
+#: What the training of a stage takes, cases apart; and each case in the cache that training reads.
+TRAINING_BYTES, CASE_BYTES = 3 * GIB, 6 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +212,16 @@ def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) 
     key = hashlib.sha256(json.dumps(settings.to_json()).encode()).hexdigest()[:12]
     home = cohort if os.access(cohort, os.W_OK) else cache_fallback
     return home / "prepared" / key
+
+
+def training_needs(cohort: Path, device: str) -> Needs:
+    """Return what a training takes of its machine; it holds the cases of its cohort.
+
+    Args:
+        cohort: folder of the cohort.
+        device: where it computes.
+    """
+    return Needs(TRAINING_BYTES + CASE_BYTES * len(read_cohort(cohort).training), device)
 
 
 def check_cases(run: Run, cohort: Path | str) -> None:

@@ -25,7 +25,7 @@ from metricunet.files.atomic import write_json
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.names import check_name_fits
-from metricunet.files.nifti import is_nifti, write_nifti
+from metricunet.files.nifti import is_nifti, write_nifti, write_nifti_part
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, sha256
 from metricunet.files.rtstruct.dicom_items import LONG_STRING
@@ -481,13 +481,9 @@ class _Conversion:
 
     def _write_masks(self, own: OwnFiles) -> list[str]:
         made: list[str] = []
-        geometry = self.grid.geometry
         for item in self.in_("masks", empty=True):
             name = self.mask_file(item)
-            array = np.zeros(geometry.shape, dtype=np.uint8)
-            if item.mask is not None:
-                array[_box(item.mask, geometry)] = item.mask.array
-            write_nifti(own.stage(name), Volume(array, geometry), self._like)
+            write_nifti_part(own.stage(name), item.mask, self.grid.geometry, self._like)
             made.append(name)
         return made
 

@@ -207,7 +207,7 @@ def test_models_of_the_wrong_kind(
     for words, said in (
         (
             ["--runtime", "onnx", "-m", tiny_model],
-            "is no exported model, which --runtime onnx needs; where",
+            "is no exported model, which --runtime onnx needs; make",
         ),
         (["--runtime", "torch", "-m", exported], "is an exported model, which torch does not compute"),
         (["-m", exported, "-m", tiny_model], "is an exported model, and .* is none; name models of one kind"),

@@ -42,6 +42,14 @@ def run_node(file: str) -> None:
     serve(Path(file), command=[sys.executable, "-c", WORKER])
 
 
+def debian(name: str) -> str:
+    """Return the path of a program of Debian's; a package of Python may have one of its name."""
+    program = shutil.which(name, path="/usr/bin:/usr/sbin")
+    if program is None:
+        pytest.skip(f"needs Debian's {name}")
+    return program
+
+
 def free_port() -> int:
     """Return a port that nobody listened at a moment ago."""
     with socket.socket() as probing:
@@ -88,12 +96,12 @@ class Doors:
         """The same after a kill."""
         return doors_in(self.state.folder, self.config, self.clock)
 
-    def bring(self, path: Path, sender: str = "SCANNER", origin: str | None = None) -> str:
+    def bring(self, path: Path, sender: str = "SCANNER", origin: str | None = None) -> None:
         """Take a copy of a file in."""
         copy = self.state.receiving / "one.dcm"
         shutil.copyfile(path, copy)
         try:
-            return self.arrivals.take(copy, sender, origin)
+            self.arrivals.take(copy, sender, origin)
         finally:
             copy.unlink(missing_ok=True)
 
@@ -167,7 +175,7 @@ def serving(folder: Path, **settings: Any) -> Iterator[Served]:
         )
     try:
         served = Served(process, folder / "state", port, file)
-        eventually(lambda: process.poll() is not None or _listens(port), "the node's start")
+        eventually(lambda: process.poll() is not None or listens(port), "the node's start")
         assert process.poll() is None, (folder / "node.err").read_text()
         yield served
     finally:
@@ -203,9 +211,7 @@ def _is(series: dict[str, Any], modality: str) -> bool:
 @contextmanager
 def orthanc_in(folder: Path, dicom: int | None = None, http: int | None = None) -> Iterator[Orthanc]:
     """Run Orthanc with its storage in a folder."""
-    program = shutil.which("Orthanc")
-    if program is None:
-        pytest.skip("needs Debian's orthanc")
+    program = debian("Orthanc")
     folder.mkdir(exist_ok=True)
     found = Orthanc(dicom or free_port(), http or free_port())
     plugin = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -226,7 +232,7 @@ def orthanc_in(folder: Path, dicom: int | None = None, http: int | None = None) 
     with (folder / "orthanc.log").open("w") as log:
         process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
     try:
-        eventually(lambda: process.poll() is not None or _listens(found.http), "Orthanc's start")
+        eventually(lambda: process.poll() is not None or listens(found.http), "Orthanc's start")
         assert process.poll() is None, (folder / "orthanc.log").read_text()
         yield found
     finally:
@@ -234,7 +240,7 @@ def orthanc_in(folder: Path, dicom: int | None = None, http: int | None = None) 
         process.wait(60)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     with socket.socket() as trying:
         trying.settimeout(1)
         return trying.connect_ex(("127.0.0.1", port)) == 0

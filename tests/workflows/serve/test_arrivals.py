@@ -170,7 +170,7 @@ def test_what_cannot_be_read_is_refused(doors: Opened, tmp_path: Path, written: 
     copy = node.state.receiving / "x.dcm"
     copy.write_bytes(written.files[0].read_bytes())
     with pytest.raises(Unreadable, match="announced"):
-        node.arrivals.take(copy, "SCANNER", None, "1.2.3")
+        node.arrivals.take(copy, "SCANNER", sop_uid="1.2.3")
 
 
 def test_disk_object_and_series_are_bounded(

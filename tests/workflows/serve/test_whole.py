@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -21,9 +22,10 @@ from pynetdicom import AE
 
 from metricunet.inference.predict import predict
 from metricunet.volume import Volume
+from tests.fuzz.node import KINDS, fuzzed_stores, many_objects, rubbish
 from tests.support.dicom_series import recompress, write_series
 from tests.support.threshold_model import GLAND_HU, ball, bands_known, drawn_scan, write_bands_model
-from tests.workflows.serve.conftest import Orthanc, Served, eventually, orthanc_in, serving
+from tests.workflows.serve.conftest import Orthanc, Served, debian, eventually, orthanc_in, serving
 
 PATIENT = "Secret^Patient"
 
@@ -118,7 +120,16 @@ def test_each_study_gets_the_structure_set_that_predict_makes(setting: Setting, 
         recompress(path, "JPEG2000Lossless")
     for folder, syntax in ((plain, "-xe"), (compressed, "-xv")):  # as in a clinic, the peer has the scans
         subprocess.run(
-            ["storescu", syntax, "-aec", "ORTHANC", "127.0.0.1", str(setting.peer.dicom), "+sd", str(folder)],
+            [
+                debian("storescu"),
+                syntax,
+                "-aec",
+                "ORTHANC",
+                "+sd",
+                "127.0.0.1",
+                str(setting.peer.dicom),
+                str(folder),
+            ],
             check=True,
         )
     setting.send((plain, ExplicitVRLittleEndian), (compressed, JPEG2000Lossless))
@@ -226,3 +237,17 @@ def test_nothing_of_a_patient_is_in_log_or_names(setting: Setting) -> None:
     uids = {str(one.StudyInstanceUID) for one in setting.sets()}
     for secret in ("Secret", "SECRET", *uids):
         assert secret not in said
+
+
+def test_a_good_case_between_rubbish_is_delivered(setting: Setting, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    small = [pydicom.dcmread(path) for path in write_series(tmp_path / "small", shape=(5, 8, 8)).files]
+    before, port = len(setting.sets()), setting.node.port
+    for kind in range(KINDS):
+        rubbish(kind, port, small, rng)
+    fuzzed_stores(port, small[0], 20, rng)
+    setting.send((write(tmp_path / "good", 6), ExplicitVRLittleEndian))
+    many_objects(port, small[0], 50)
+    fuzzed_stores(port, small[0], 20, rng)
+    eventually(lambda: len(setting.sets()) == before + 1, "the delivery")
+    assert setting.node.process.poll() is None

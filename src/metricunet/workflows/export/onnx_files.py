@@ -105,7 +105,7 @@ def export_onnx(model: Path, output: Path, *, overwrite: bool = False) -> Export
         (
             f"{', '.join(names.values())} and {RECORD} in {output} (opset {OPSET}); on random input no "
             f"probability differs from torch's by more than {worst:.1e}",
-            f"predict with: metricunet predict SCAN --runtime onnx -m {output} -o OUT",
+            f"predict with: metricunet predict SCAN -m {output} -o OUT",
         ),
     )
 

@@ -34,20 +34,30 @@ class Desk:
         scans: where the scans are.
         reviewer: name that the page offers.
         recorder: of the ledger that decisions are written into; None for none.
+        empty: whether a folder without a case will do.
 
     Raises:
         InputError: no folder, or no prediction in it.
     """
 
-    def __init__(self, folder: Path, scans: Scans, reviewer: str, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        scans: Scans,
+        reviewer: str,
+        recorder: Recorder | None = None,
+        *,
+        empty: bool = False,
+    ) -> None:
         self.folder, self.scans, self.reviewer, self.recorder = folder, scans, reviewer, recorder
-        read_cases(folder)
+        self.empty = empty
+        read_cases(folder, empty=empty)
         self._lock = threading.Lock()
         self._opened: OrderedDict[tuple[str, Any], OpenedCase] = OrderedDict()
 
     def cases(self) -> dict[str, Any]:
         """Return all cases in the order in which to look at them, with what was decided."""
-        cases, unreadable = read_cases(self.folder)
+        cases, unreadable = read_cases(self.folder, empty=self.empty)
         reviews = reviews_in(self.folder)
         return {
             "folder": self.folder.name,

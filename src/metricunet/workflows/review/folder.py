@@ -92,8 +92,12 @@ class UnreadableCase:
     reason: str
 
 
-def read_cases(folder: Path) -> tuple[list[PredictedCase], list[UnreadableCase]]:
+def read_cases(folder: Path, *, empty: bool = False) -> tuple[list[PredictedCase], list[UnreadableCase]]:
     """Return the cases of a folder in the order in which to look at them, and those that cannot be read.
+
+    Args:
+        folder: of the predictions.
+        empty: whether a folder without a case will do, as that of a node to begin with.
 
     Raises:
         InputError: no folder, or no case in it.
@@ -110,7 +114,7 @@ def read_cases(folder: Path) -> tuple[list[PredictedCase], list[UnreadableCase]]
             cases.append(read_case(folder, name))
         except InputError as error:
             unreadable.append(UnreadableCase(name, str(error)))
-    if not cases and not unreadable:
+    if not cases and not unreadable and not empty:
         raise InputError(
             f"{folder}: holds no prediction (no *{QUALITY_SUFFIX}); give the folder of metricunet predict"
         )

@@ -150,7 +150,15 @@ class Arrivals:
                 f"the disk has {free / GB:.1f} GB left, {self.config.limits.free_disk_gb:g} are kept free"
             )
 
-    def take(self, path: Path, sender: str, origin: Hashable = None, sop_uid: str | None = None) -> str:
+    def take(
+        self,
+        path: Path,
+        sender: str,
+        origin: Hashable = None,
+        *,
+        sop_uid: str | None = None,
+        study_uid: str | None = None,
+    ) -> None:
         """Take an object: its file is moved to those of its series, and is safe when this returns.
 
         Args:
@@ -158,9 +166,7 @@ class Arrivals:
             sender: AE title, `stow` or `folder`.
             origin: the association that brings it; None for none.
             sop_uid: SOPInstanceUID that was announced; None where none was.
-
-        Returns:
-            SOPInstanceUID of the object.
+            study_uid: StudyInstanceUID, likewise.
 
         Raises:
             NotTaken: see there; the file is as it was.
@@ -173,6 +179,8 @@ class Arrivals:
                 raise Unreadable(f"it has no {name}")
         if sop_uid is not None and sop_uid != found["SOPInstanceUID"]:
             raise Unreadable("its SOPInstanceUID is another one than was announced")
+        if study_uid is not None and study_uid != found["StudyInstanceUID"]:
+            raise Unreadable("its StudyInstanceUID is another one than was announced")
         rule, reason = self.config.rule_for(
             {
                 "modality": found["Modality"],
@@ -221,7 +229,6 @@ class Arrivals:
             announced = found["NumberOfSeriesRelatedInstances"]
             if announced.isascii() and announced.isdecimal() and len(announced) < 6:
                 series.announced = int(announced)
-        return found["SOPInstanceUID"]
 
     def gather(self, at_once: bool = False) -> list[Job]:
         """Put the series that are whole into the queue, and return their jobs.

@@ -27,6 +27,7 @@ class Decisions:
 
     def __init__(self, config: NodeConfig, state: State, queue: Queue, journal: Journal) -> None:
         self.config, self.state, self.queue, self.journal = config, state, queue, journal
+        self._settled: dict[int, str] = {}
 
     def look(self) -> int:
         """Move on every case that waits for a decision and has one; return how many."""
@@ -45,7 +46,12 @@ class Decisions:
 
     def hold_sent(self) -> None:
         """Let cases wait for a decision that were sent to some at once, and go to others when accepted."""
-        for job in self.queue.jobs("sent"):
+        if all(one.send == "at_once" for one in self.config.destinations):
+            return
+        sent = self.queue.jobs("sent")
+        for job in sent:
+            if self._settled.get(job.id) == job.changed:
+                continue
             reached = {one.destination for one in self.queue.deliveries(job.id)}
             rule = rule_of(self.config, job.recipe)
             later = [
@@ -56,6 +62,7 @@ class Decisions:
             if later:
                 with suppress(StateChanged):
                     self.queue.move(job.id, "review", f"{later[0].name} gets it when somebody has accepted it")
+        self._settled = {job.id: job.changed for job in sent}
 
     def follow(self, job: Job, review: Review) -> None:
         """Do what a decision asks for.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from metricunet.errors import told
 from metricunet.ledger import Delivery, Job, Ledger, Queue
+from metricunet.ledger.queue import NOTICE, PROGRAM
 from metricunet.workflows.serve.arrivals import Arrivals
 from metricunet.workflows.serve.config import NodeConfig
 from metricunet.workflows.serve.decided import Decisions
@@ -21,8 +22,10 @@ from metricunet.workflows.serve.recipe import recipe_of, settings_digest
 from metricunet.workflows.serve.state import State
 from metricunet.workflows.serve.watch import WatchedFolder
 
-#: The loop looks around so often, into the watched folder so often, and for what is old so often.
-LOOK_S, WATCH_S, KEEP_S = 0.2, 2.0, 3600.0
+#: The loop looks for series so often, for decisions and bad ends, into the watched folder, and for what is old.
+LOOK_S, SLOW_S, WATCH_S, KEEP_S = 0.2, 1.0, 2.0, 3600.0
+#: A worker that was started so often and never got ready is not waited for.
+MOST_STARTS = 3
 #: States that a person has to be told of.
 BAD = ("refused", "failed", "set aside")
 
@@ -66,8 +69,8 @@ class Node:
         self.prune: Callable[[], None] = lambda: None
         self.began = time.time()
         self._stopping, self._wake = threading.Event(), threading.Event()
-        self._told = {job.id: job.changed for job in self.queue.jobs(*BAD)}
-        self._next_watch = self._next_keep = 0.0
+        self._told = self.queue.noticed()
+        self._next_watch = self._next_keep = self._next_slow = 0.0
 
     def start(self) -> None:
         """Start workers, senders and notices."""
@@ -112,10 +115,12 @@ class Node:
         if self.arrivals.gather(at_once):
             for worker in self.workers:
                 worker.wake()
-        self.decisions.hold_sent()
-        if self.decisions.look():
-            self._wake_senders()
-        self._tell_bad()
+        if at_once or now >= self._next_slow:
+            self.decisions.hold_sent()
+            if self.decisions.look():
+                self._wake_senders()
+            self._tell_bad()
+            self._next_slow = time.monotonic() + SLOW_S
         if now >= self._next_keep:
             delete_old(self.config, self.state, self.queue, self.journal)
             self._next_keep = now + KEEP_S
@@ -126,7 +131,7 @@ class Node:
         for worker in self.workers:
             worker.start()
         while self.queue.jobs("waiting", "segmenting") and not self._stopping.is_set():
-            if not any(worker.is_alive() for worker in self.workers):
+            if all(worker.restarts >= MOST_STARTS and not worker.ready for worker in self.workers):
                 break
             self._wake.wait(LOOK_S)
             self._wake.clear()
@@ -136,7 +141,12 @@ class Node:
         self.look(at_once=True)
         self.notices.drain()
         counts = self.queue.counts()
-        return not self._bad_now and not counts["sending"] and not counts["waiting"] and not counts["segmenting"]
+        return (
+            not self.notices.raised
+            and not counts["sending"]
+            and not counts["waiting"]
+            and not counts["segmenting"]
+        )
 
     def _ended(self, job: Job | None) -> None:
         self._wake_senders()
@@ -150,14 +160,11 @@ class Node:
         self.journal.say("given up", "warning", destination=delivery.destination, why=why)
         self._wake.set()
 
-    @property
-    def _bad_now(self) -> bool:
-        return bool(self.notices.raised)
-
     def _tell_bad(self) -> None:
         """Raise a notice for each case that came to a bad end since the last look."""
-        bad = {job.id: job for job in self.queue.jobs(*BAD)}
-        for number, job in bad.items():
-            if self._told.get(number) != job.changed:
+        bad = self.queue.jobs(*BAD)
+        for job in bad:
+            if self._told.get(job.id, "") < job.changed:
                 self.notices.tell(f"case {job.state}", case=Path(job.folder).name, state=job.state, why=job.why)
-        self._told = {number: job.changed for number, job in bad.items()}
+                self.queue.note(PROGRAM, NOTICE, job_id=job.id, subject=job.state)
+        self._told = {job.id: job.changed for job in bad}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from metricunet.errors import InputError, told
 from metricunet.ledger import Job, Queue
 from metricunet.workflows.serve.config import GB, NodeConfig
 from metricunet.workflows.serve.journal import Journal
@@ -76,22 +77,25 @@ class Worker(threading.Thread):
         if process is not None:
             with suppress(OSError):
                 process.kill()
-        self.join(10)
+        if self.is_alive():
+            self.join(10)
 
     def run(self) -> None:
         """Start the process, watch it, and start it again, until `stop`."""
         pause = FIRST_PAUSE_S
         while not self._stopping.is_set():
             began = time.monotonic()
-            self._once()
-            if self._stopping.is_set():
-                return
-            self.restarts += 1
-            for job in self.queue.give_back(self.device, died=True):
-                self.journal.say(
-                    "worker died of a case", "warning", case=Path(job.folder).name, job=job.id, state=job.state
-                )
-                self.ended(job)
+            try:
+                self._once()
+                if self._stopping.is_set():
+                    return
+                self.restarts += 1
+                for job in self.queue.give_back(self.device, died=True):
+                    case = Path(job.folder).name
+                    self.journal.say("worker died of a case", "warning", case=case, job=job.id, state=job.state)
+                    self.ended(job)
+            except (OSError, InputError) as error:  # no memory for a process, a full disk: it is tried again
+                self.journal.say("worker not started", "error", worker=self.device, why=told(error))
             lasted = time.monotonic() - began
             pause = FIRST_PAUSE_S if self.ready or lasted > LONGEST_PAUSE_S else min(2 * pause, LONGEST_PAUSE_S)
             self.journal.say("worker died", "warning", worker=self.device, restarts=self.restarts)

@@ -207,7 +207,7 @@ class DicomServer:
         sender = str(event.assoc.requestor.ae_title).strip()
         try:
             self.arrivals.take(
-                event.dataset_path, sender, id(event.assoc), str(event.request.AffectedSOPInstanceUID)
+                event.dataset_path, sender, id(event.assoc), sop_uid=str(event.request.AffectedSOPInstanceUID)
             )
         except Unwanted:
             return SUCCESS  # nothing is wrong with it, and the sender need not try again

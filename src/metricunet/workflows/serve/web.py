@@ -1,0 +1,284 @@
+"""The node's web server: review pages over its cases, its queue, STOW-RS, metrics and health."""
+
+from __future__ import annotations
+
+import html
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+
+from metricunet.errors import InputError, told
+from metricunet.ledger import Job, StateChanged
+from metricunet.workflows.review.decide import Verdict
+from metricunet.workflows.review.desk import Desk
+from metricunet.workflows.review.recording import Recorder
+from metricunet.workflows.review.scans import Scans
+from metricunet.workflows.review.server import create_app
+from metricunet.workflows.serve.arrivals import NoRoom, NotTaken, Unwanted
+from metricunet.workflows.serve.config import MB, NodeConfig
+from metricunet.workflows.serve.gate import USER, Gate
+from metricunet.workflows.serve.multipart import Parts, TooLarge, boundary_of
+from metricunet.workflows.serve.node import Node
+
+#: Requests that are answered at a time; others are told to come later.
+MOST_REQUESTS = 64
+#: Jobs on the page of the queue, the last ones.
+MOST_SHOWN = 500
+SENDER = "stow"
+CANNOT_UNDERSTAND, OUT_OF_RESOURCES = 0xC000, 0xA700
+
+
+class NodeDesk(Desk):
+    """The desk of reviews over a node's cases: who looks and decides is who the gate knows, and is noted.
+
+    Args:
+        node: the node.
+    """
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node.state.predictions, Scans(None), "", Recorder(node.state.ledger), empty=True)
+        self.node = node
+
+    def cases(self) -> dict[str, Any]:
+        """Return all cases, with the user's name for the reviewer's."""
+        return {**super().cases(), "reviewer": USER.get()}
+
+    def case(self, name: str, review: int | None = None) -> dict[str, Any]:
+        """Return what the page shows of a case, and note who saw it."""
+        found = super().case(name, review)
+        job = job_of(self.node, name)
+        self.node.queue.note(USER.get(), "saw", job_id=None if job is None else job.id)
+        return found
+
+    def decide(
+        self, name: str, verdict: Verdict, start: tuple[int, ...], shape: tuple[int, ...], mask: bytes
+    ) -> dict[str, Any]:
+        """Write what the user decided, under the user's own name, and note it."""
+        found = super().decide(name, replace(verdict, reviewer=USER.get()), start, shape, mask)
+        job = job_of(self.node, name)
+        decision = str(found["decision"])
+        self.node.queue.note(USER.get(), "decided", job_id=None if job is None else job.id, detail=decision)
+        return found
+
+
+def job_of(node: Node, case: str) -> Job | None:
+    """Return the job of a case; None where the ledger has none."""
+    return node.queue.of_folder(f"{node.state.scans.name}/{case}")
+
+
+def create_node_app(node: Node) -> FastAPI:
+    """Return the application of a node. It must stand behind a `Gate`."""
+    outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    outer.add_exception_handler(InputError, _refused)
+
+    @outer.get("/health")
+    def health() -> JSONResponse:
+        missing = [worker.device for worker in node.workers if worker.pid is None]
+        content = {"status": f"no worker for {missing[0]}" if missing else "ok"}
+        return JSONResponse(content, status_code=503 if missing else 200)
+
+    @outer.get("/metrics")
+    def metrics() -> Response:
+        return Response(
+            "".join(f"{line}\n" for line in metric_lines(node)), media_type="text/plain; version=0.0.4"
+        )
+
+    @outer.post("/studies")
+    async def stow(request: Request) -> Response:
+        return await _take(node, request, None)
+
+    @outer.post("/studies/{study}")
+    async def stow_study(request: Request, study: str) -> Response:
+        return await _take(node, request, study)
+
+    @outer.get("/node")
+    def queue_page() -> Response:
+        return Response(queue_html(node), media_type="text/html; charset=utf-8")
+
+    @outer.post("/api/node/{case}/send")
+    def send(case: str) -> JSONResponse:
+        return _moved(node, case, "send")
+
+    @outer.post("/api/node/{case}/again")
+    def again(case: str) -> JSONResponse:
+        return _moved(node, case, "again")
+
+    outer.mount("/", create_app(NodeDesk(node)))
+    return outer
+
+
+def metric_lines(node: Node) -> Iterator[str]:
+    """Yield what Prometheus reads of a node; nothing of a case."""
+    yield "# TYPE metricunet_jobs gauge"
+    for state, count in node.queue.counts().items():
+        yield f'metricunet_jobs{{state="{state}"}} {count}'
+    yield "# TYPE metricunet_undelivered gauge"
+    for one in node.config.destinations:
+        yield f'metricunet_undelivered{{destination="{one.name}"}} {node.queue.undelivered(one.name)}'
+    yield "# TYPE metricunet_worker_up gauge"
+    for worker in node.workers:
+        yield f'metricunet_worker_up{{device="{worker.device}"}} {int(worker.pid is not None)}'
+    yield "# TYPE metricunet_worker_restarts_total counter"
+    for worker in node.workers:
+        yield f'metricunet_worker_restarts_total{{device="{worker.device}"}} {worker.restarts}'
+    for name, kind, value in (
+        ("arriving_series", "gauge", node.arrivals.arriving),
+        ("associations", "gauge", node.arrivals.connections),
+        ("free_disk_bytes", "gauge", node.state.free_bytes()),
+        ("notices_total", "counter", node.notices.raised),
+        ("start_time_seconds", "gauge", round(node.began)),
+    ):
+        yield f"# TYPE metricunet_{name} {kind}"
+        yield f"metricunet_{name} {value}"
+
+
+def queue_html(node: Node) -> str:
+    """Return the page of the queue: the last jobs, with their states and reasons, and what waits to be sent."""
+    rows = []
+    for job in reversed(node.queue.jobs()[-MOST_SHOWN:]):
+        sent = ", ".join(
+            f"{one.kind} to {one.destination}: {one.state}{f' ({one.error})' if one.error else ''}"
+            for one in node.queue.deliveries(job.id)
+        )
+        cells = (job.created[:19], Path(job.folder).name, job.sender, job.files, job.state, job.why, sent)
+        rows.append("".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells))
+    heads = "".join(
+        f"<th>{head}</th>" for head in ("received (UTC)", "case", "from", "slices", "state", "why", "sent")
+    )
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    style = "body{font:14px sans-serif;margin:1em}td,th{padding:.2em .6em;text-align:left}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Queue</title><style>{style}</style>'
+        f'<h1>Queue</h1><p><a href="/">Review</a></p><table><tr>{heads}</tr>{body}</table></html>'
+    )
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": told(error)}, status_code=400)
+
+
+def _moved(node: Node, case: str, wish: str) -> JSONResponse:
+    job = job_of(node, case)
+    if job is None:
+        raise InputError(f"no case {case!r} in this node")
+    try:
+        change = node.queue.send_again if wish == "send" else node.queue.again
+        job = change(job.id, USER.get())
+    except StateChanged as error:
+        return JSONResponse({"error": str(error)}, status_code=409)
+    return JSONResponse({"case": case, "state": job.state})
+
+
+async def _take(node: Node, request: Request, study: str | None) -> Response:
+    """Take the objects of a STOW-RS request, each as it comes."""
+    limits = node.config.limits
+    boundary = boundary_of(request.headers.get("content-type", ""))
+    parts = Parts(boundary, node.state.receiving, int(limits.object_mb * MB), limits.slices)
+    origin = uuid4().hex
+    answers: list[int] = []
+    node.arrivals.begin(origin)
+    try:
+        await run_in_threadpool(node.arrivals.check_room)
+        async for chunk in request.stream():
+            for path in parts.feed(chunk):
+                answers.append(await run_in_threadpool(_take_part, node, path, origin, study))
+        if not parts.ended:
+            raise InputError("the body breaks off")
+    except NoRoom as error:
+        return JSONResponse({"error": str(error)}, status_code=503)
+    except TooLarge as error:
+        return JSONResponse({"error": str(error)}, status_code=413)
+    except InputError as error:
+        return JSONResponse({"error": told(error)}, status_code=400)
+    finally:
+        parts.close()
+        node.arrivals.end(origin)
+    failed = [status for status in answers if status]
+    content: dict[str, Any] = {}
+    if failed:
+        items = [{"00081197": {"vr": "US", "Value": [status]}} for status in failed]
+        content["00081198"] = {"vr": "SQ", "Value": items}
+    status = 200 if not failed else 409 if len(failed) == len(answers) else 202
+    return JSONResponse(content, status_code=status, media_type="application/dicom+json")
+
+
+def _take_part(node: Node, path: Path, origin: str, study: str | None) -> int:
+    """Take one object, and return DICOM's word for what became of it; 0 where it is well."""
+    try:
+        node.arrivals.take(path, SENDER, origin, study_uid=study)
+    except Unwanted:
+        return 0
+    except NoRoom:
+        return OUT_OF_RESOURCES
+    except NotTaken:
+        return CANNOT_UNDERSTAND
+    except (InputError, OSError) as error:
+        node.journal.say("object refused", "error", sender=SENDER, why=told(error))
+        return OUT_OF_RESOURCES
+    finally:
+        path.unlink(missing_ok=True)
+    return 0
+
+
+class WebServer:
+    """Serves a node's pages in a thread of its own.
+
+    Args:
+        node: the node.
+        config: of the node.
+
+    Raises:
+        InputError: the port is taken.
+    """
+
+    def __init__(self, node: Node, config: NodeConfig) -> None:
+        web = config.web
+        assert web is not None
+        family = socket.AF_INET6 if web.bind.version == 6 else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((str(web.bind), web.port))
+            self._socket.listen(128)
+        except OSError as error:
+            self._socket.close()
+            raise InputError(
+                f"port {web.port} at {web.bind} cannot be listened at ({error.strerror or error}); choose another "
+                "web.port in the node's file"
+            ) from error
+        self.port = int(self._socket.getsockname()[1])
+        self.address = (
+            f"http://{web.bind}:{self.port}/?token=..., with the token in {node.state.folder}/pages.token"
+        )
+        self.gate = Gate(create_node_app(node), web, self.port, node.state, node.journal)
+        settings = uvicorn.Config(
+            self.gate,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            # Who asks is seen from the connection alone; a header that says otherwise counts for nothing.
+            proxy_headers=False,
+            ws="none",
+            lifespan="off",
+            limit_concurrency=MOST_REQUESTS,
+        )
+        self._server = uvicorn.Server(settings)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer no more."""
+        self._server.should_exit = True
+        self._thread.join(5)
+        self._socket.close()

@@ -1,0 +1,247 @@
+"""The node's web server: who may ask what, STOW-RS in, metrics and health."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset
+
+from metricunet.errors import InputError
+from metricunet.workflows.serve.config import NodeConfig
+from metricunet.workflows.serve.gate import Gate
+from metricunet.workflows.serve.journal import Journal
+from metricunet.workflows.serve.multipart import Parts, TooLarge, boundary_of
+from metricunet.workflows.serve.node import Node
+from metricunet.workflows.serve.state import State
+from metricunet.workflows.serve.web import create_node_app
+from tests.support.dicom_series import Written, write_series
+
+PORT = 8125
+HERE = f"http://127.0.0.1:{PORT}"
+PROXY = "10.0.0.5"
+KIND = 'multipart/related; type="application/dicom"; boundary=xyz'
+
+
+class Site:
+    """A node's web server, asked without a network."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        assert node.config.web is not None
+        self.gate = Gate(create_node_app(node), node.config.web, PORT, node.state, node.journal)
+
+    def ask(self, method: str, path: str, client: str = "127.0.0.1", **more: Any) -> httpx.Response:
+        async def answer() -> httpx.Response:
+            transport = httpx.ASGITransport(self.gate, client=(client, 1234))
+            base = more.pop("base", HERE)
+            async with httpx.AsyncClient(transport=transport, base_url=base) as asking:
+                return await asking.request(method, path, **more)
+
+        return asyncio.run(answer())
+
+    def enter(self) -> dict[str, str]:
+        """The cookie of a browser that has opened the address with the token."""
+        opened = self.ask("GET", f"/?token={self.gate.tokens['pages']}")
+        assert opened.status_code == 200
+        assert {"HttpOnly", "SameSite=Strict"} <= set(opened.headers["set-cookie"].split("; "))
+        return {"cookie": opened.headers["set-cookie"].partition(";")[0]}
+
+    def stow(
+        self, *objects: bytes, path: str = "/studies", token: str | None = None, **more: Any
+    ) -> httpx.Response:
+        body = b"".join(b"\r\n--xyz\r\nContent-Type: application/dicom\r\n\r\n" + one for one in objects)
+        headers = {"content-type": KIND, "authorization": f"Bearer {token or self.gate.tokens['stow']}"}
+        headers |= more.pop("headers", {})
+        return self.ask("POST", path, content=more.get("content", body + b"\r\n--xyz--\r\n"), headers=headers)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Callable[..., Site]:
+    def opened(**settings: Any) -> Site:
+        (tmp_path / "model").write_bytes(b"not looked into")
+        web = {
+            "port": PORT,
+            "proxy": {"addresses": PROXY, "origin": "https://node.example.org"},
+            "users": [{"name": "anna", "roles": "look"}, {"name": "bert", "roles": ["look", "send"]}],
+        }
+        content = {"state": tmp_path / "state", "model": [tmp_path / "model"], "rules": [{"name": "any"}]}
+        limits = {"free_disk_gb": 0, "object_mb": 0.1, "slices": 10}
+        config = NodeConfig.model_validate({**content, "web": web, "limits": limits, **settings})
+        state = State(config.state)
+        state.make()
+        return Site(Node(tmp_path / "node.yaml", config, Journal(state.log, None)))
+
+    return opened
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    def named(k: int, dataset: Dataset) -> None:
+        dataset.PatientName = "Secret^Name"
+
+    return write_series(tmp_path_factory.mktemp("ct"), shape=(4, 4, 4), edit=named)
+
+
+def test_without_a_token_nothing_is_shown_or_taken(site: Callable[..., Site]) -> None:
+    here = site()
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/api/cases"),
+        ("GET", "/node"),
+        ("GET", "/metrics"),
+        ("POST", "/studies"),
+    ):
+        answer = here.ask(method, path, headers={"origin": HERE})
+        assert answer.status_code == 401, path
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert here.ask("GET", "/?token=guess").status_code == 401
+    assert here.ask("GET", "/health").json() == {"status": "no worker for cpu"}
+    assert here.stow(token=here.gate.tokens["metrics"]).status_code == 401
+
+
+def test_the_token_opens_the_pages(site: Callable[..., Site]) -> None:
+    here = site()
+    cookie = here.enter()
+    found = here.ask("GET", "/api/cases", headers=cookie).json()
+    assert (found["cases"], found["reviewer"]) == ([], "local")
+    assert "Queue" in here.ask("GET", "/node", headers=cookie).text
+    assert here.ask("GET", "/review.js", headers=cookie).status_code == 200
+
+
+def test_a_user_counts_only_from_the_proxy(site: Callable[..., Site]) -> None:
+    here = site()
+    base = "https://node.example.org"
+
+    def ask(user: str, client: str, method: str = "GET", path: str = "/api/cases") -> int:
+        headers = {"x-forwarded-user": user, "origin": base}
+        return here.ask(method, path, client, base=base, headers=headers).status_code
+
+    assert ask("anna", PROXY) == 200
+    assert ask("anna", "127.0.0.1") == 401  # forged
+    assert ask("eve", PROXY) == 401
+    assert ask("anna", PROXY, "POST", "/api/cases/x/reviews") == 403
+    assert ask("anna", PROXY, "POST", "/api/node/x/send") == 403
+    assert ask("bert", PROXY, "POST", "/api/node/x/send") == 400  # he may, but there is no such case
+    twice = [("x-forwarded-user", "eve"), ("x-forwarded-user", "anna")]
+    assert here.ask("GET", "/api/cases", PROXY, base=base, headers=twice).status_code == 401
+    also = {"x-forwarded-user": "anna", "x-forwarded-for": PROXY}
+    assert here.ask("GET", "/api/cases", "10.9.9.9", base=base, headers=also).status_code == 401
+
+
+def test_foreign_sites_hosts_and_paths_are_refused(site: Callable[..., Site]) -> None:
+    here = site()
+    cookie = here.enter()
+    assert here.ask("GET", "/api/cases", headers=cookie, base=f"http://evil.example:{PORT}").status_code == 421
+    assert (
+        here.ask("POST", "/api/node/x/send", headers={**cookie, "origin": "http://evil.example"}).status_code
+        == 403
+    )
+    assert here.ask("POST", "/api/node/x/send", headers=cookie).status_code == 403
+    assert here.ask("GET", "/api/cases", headers={**cookie, "sec-fetch-site": "cross-site"}).status_code == 403
+    assert here.ask("DELETE", "/api/cases", headers=cookie).status_code == 405
+    secret = here.node.state.folder / "pages.token"
+    for path in (
+        "/..%2fpages.token",
+        "/%2e%2e/pages.token",
+        "/api/cases/..%2F..%2Fpages",
+        "/api/node/..%2Fx/send",
+    ):
+        answer = here.ask("GET", path, headers=cookie)
+        assert answer.status_code in (400, 404), path
+        assert secret.read_text().strip() not in answer.text
+
+
+def test_objects_come_in_by_stow(site: Callable[..., Site], written: Written) -> None:
+    here = site()
+    objects = [path.read_bytes() for path in written.files]
+    assert here.stow(*objects).status_code == 200
+    (job,) = here.node.arrivals.gather(at_once=True)
+    assert (job.sender, job.files, job.state) == ("stow", 4, "waiting")
+    answer = here.stow(objects[0], b"rubbish" * 50)
+    assert answer.status_code == 202
+    assert answer.json()["00081198"]["Value"] == [{"00081197": {"vr": "US", "Value": [0xC000]}}]
+    assert here.stow(objects[0], path="/studies/1.2.3").status_code == 409
+    assert not any(here.node.state.receiving.iterdir())
+
+
+def test_odd_bodies_are_refused(site: Callable[..., Site], written: Written) -> None:
+    here = site()
+    one = written.files[0].read_bytes()
+    assert here.stow(one, headers={"content-type": "application/json"}).status_code == 400
+    assert here.stow(content=b"--xyz\r\n\r\n" + one).status_code == 400  # broken off
+    assert here.stow(content=b"x" * 20000).status_code == 400
+    assert here.stow(content=b"--xyz\r\nX: " + b"y" * 20000).status_code == 400
+    assert here.stow(b"x" * 200_000).status_code == 413
+    assert here.stow(*([b"x"] * 11)).status_code == 413
+    assert here.ask("POST", "/studies/../node", headers={"authorization": "Bearer x"}).status_code in (
+        401,
+        403,
+        404,
+    )
+    assert not any(here.node.state.receiving.iterdir())
+
+
+def test_a_full_disk_is_said(site: Callable[..., Site], written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = site()
+    monkeypatch.setattr(State, "free_bytes", lambda self: -1)
+    assert here.stow(written.files[0].read_bytes()).status_code == 503
+
+
+def test_metrics_and_queue_name_no_patient(site: Callable[..., Site], written: Written) -> None:
+    here = site(destinations=[{"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}])
+    here.stow(*(path.read_bytes() for path in written.files))
+    here.node.arrivals.gather(at_once=True)
+    said = here.ask("GET", "/metrics", headers={"authorization": f"Bearer {here.gate.tokens['metrics']}"}).text
+    assert 'metricunet_jobs{state="waiting"} 1' in said
+    assert 'metricunet_undelivered{destination="pacs"} 0' in said
+    said += here.ask("GET", "/node", headers=here.enter()).text
+    assert "waiting" in said
+    assert "Secret" not in said
+    assert written.series_uid not in said
+
+
+BODY = b"--b c\r\nA: b\r\n\r\none\r\n--b\r\n\r\n--b c\r\n\r\n\r\n--b c\r\n\r\n\r\n\r\n--b c--\r\ntrailer"
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, len(BODY)), max_size=12))
+def test_a_body_is_taken_apart_wherever_it_is_cut(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("parts")
+    parts = Parts(b"b c", folder, 100, 5)
+    edges = [0, *sorted(cuts), len(BODY)]
+    paths = [path for a, b in itertools.pairwise(edges) for path in parts.feed(BODY[a:b])]
+    assert [path.read_bytes() for path in paths] == [b"one\r\n--b\r\n", b"", b"\r\n"]
+    assert parts.ended
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=400), st.integers(1, 50))
+def test_any_bytes_are_taken_apart_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, body: bytes, step: int
+) -> None:
+    parts = Parts(b"b", tmp_path_factory.mktemp("parts"), 50, 2)
+    try:
+        for k in range(0, len(body), step):
+            parts.feed(body[k : k + step])
+    except (InputError, TooLarge):
+        pass
+    finally:
+        parts.close()
+
+
+def test_the_boundary_is_read_from_the_type() -> None:
+    assert boundary_of('multipart/related; type="application/dicom"; boundary="a b"') == b"a b"
+    assert boundary_of("multipart/related;boundary=abc;type=x") == b"abc"
+    for wrong in ("", "multipart/mixed; boundary=x", "multipart/related", "multipart/related; boundary="):
+        with pytest.raises(InputError, match="multipart/related"):
+            boundary_of(wrong)
