@@ -44,7 +44,7 @@ NOT_RUN = {
     "evaluate": "it scores what a training or a reader has made",
     "ledger": "it tells of reviews that a person has made",
     "nnunet": "it needs nnU-Net in an environment of its own",
-    "node": "it serves until it is stopped",
+    "serve": "it serves until it is stopped",
     "phantom": "it makes dozens of scans",
     "review": "it serves until it is stopped",
     "study": "it trains for hours",
