@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from typer.main import get_command
 
 from benchmarks.__main__ import app as benchmarks
@@ -32,8 +34,39 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Pages whose Python has a test of its own.
 TESTED = ("metric-learning.md", "python.md")
-#: Commands that are run as they stand; the others train, or take minutes.
+#: Commands that are run as they stand.
 RUN = ("check", "export", "predict", "import")
+#: Commands whose words are checked by the real command line and that are not run here, and why.
+NOT_RUN = {
+    "bench": "it measures for minutes",
+    "commission": "it takes half a minute, and has tests of its own",
+    "convert": "its sources are files of other programs",
+    "evaluate": "it scores what a training or a reader has made",
+    "ledger": "it tells of reviews that a person has made",
+    "nnunet": "it needs nnU-Net in an environment of its own",
+    "serve": "it serves until it is stopped",
+    "phantom": "it makes dozens of scans",
+    "review": "it serves until it is stopped",
+    "study": "it trains for hours",
+    "train": "it trains for hours",
+}
+#: Words that keep a command of RUN from being run, and why.
+KEPT_BACK = {
+    "--reviewed": "reviews are a person's, and nobody has made any here",
+    "--engine": "Ray starts processes of its own, which has tests of its own",
+}
+#: Other programs that a page may ask for; nothing of them is checked but what `check_command` says.
+PROGRAMS = {"echo", "export", "sbatch", "nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_plan_and_preprocess"}
+#: What is done with the blocks of each language.
+LANGUAGES = {
+    "sh": "each command is parsed, and those of RUN are run",
+    "python": "run",
+    "json": "read",
+    "yaml": "read",
+    "bibtex": "not code",
+    "text": "what a program shows, or what is for a program that is not here",
+    "dockerfile": "there is no container runtime here",
+}
 #: What joins commands on a line, and what sends their output elsewhere.
 JOINED = {"||", "&&", "|", ";"}
 
@@ -88,6 +121,8 @@ def parse(command: Any, words: list[str], *, whole: bool) -> None:
 
 def check_command(words: list[str], *, whole: bool) -> None:
     """Check that a command can be given: its program, subcommand, options, scripts and targets exist."""
+    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # a variable for this command alone
+        words = words[1:]
     program = words[0].removeprefix(".venv/bin/")
     if program == "metricunet":
         parse(get_command(app), words[1:], whole=whole)
@@ -106,9 +141,9 @@ def check_command(words: list[str], *, whole: bool) -> None:
         if "-c" in words:
             assert (ROOT / words[words.index("-c") + 1]).is_file()
     else:
-        assert program in ("echo", "export") or program.startswith("nnUNetv2_"), (
-            f"{program} is no program that a page may ask for"
-        )
+        assert program in PROGRAMS, f"{program} is no program that a page may ask for"
+        for word in words[1:]:
+            assert not word.endswith(".sh") or (ROOT / word).is_file(), f"there is no script {word}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -153,34 +188,46 @@ def prepared(
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        page
-        for page in PAGES
-        # Reviews are a person's, and nobody has made any here.
-        if any(
-            f"metricunet {verb} " in block and "--reviewed" not in block
-            for verb in RUN
-            for block in blocks(page, "sh")
-        )
-    ],
-    ids=lambda page: page.name,
-)
-def test_cheap_commands_run(page: Path, prepared: Path, metricunet: Command) -> None:
-    done = 0
+def is_run(words: list[str]) -> bool:
+    """Return whether a command of a page is run here."""
+    return words[0].endswith("metricunet") and words[1] in RUN and not KEPT_BACK.keys() & set(words)
+
+
+def all_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the commands in the shell blocks of a page, each with its line."""
     for block in blocks(page, "sh"):
         for line in lines(block):
             for words in commands(line):
-                if words[0].endswith("metricunet") and words[1] in RUN and "--reviewed" not in words:
-                    ended = metricunet(*words[1:])
-                    # 1: some case failed, as the ball of a DICOM series may that holds no prostate.
-                    assert ended.status in (0, 1), f"{line}: {ended.err}"
-                    assert ended.out
-                    done += 1
-                    if ">" in line:
-                        (prepared / line.split(">")[1].split()[0]).write_text(ended.out, encoding="utf-8")
-    assert done
+                yield line, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_is_run_or_excepted_with_a_reason(page: Path) -> None:
+    for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        assert language in LANGUAGES, f"a block of {page.name} begins with ```{language}"
+        if language == "json":
+            json.loads(text)
+        elif language == "yaml":
+            yaml.safe_load(text)
+    for line, words in all_commands(page):
+        if words[0].endswith("metricunet"):
+            assert words[1] in (*RUN, *NOT_RUN), f"{line}: run {words[1]}, or say in NOT_RUN why not"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(is_run(words) for _, words in all_commands(page))],
+    ids=lambda page: page.name,
+)
+def test_cheap_commands_run(page: Path, prepared: Path, metricunet: Command) -> None:
+    for line, words in all_commands(page):
+        if is_run(words):
+            ended = metricunet(*words[1:])
+            # 1: some case failed, as the ball of a DICOM series may that holds no prostate.
+            assert ended.status in (0, 1), f"{line}: {ended.err}"
+            assert ended.out
+            if ">" in line:
+                (prepared / line.split(">")[1].split()[0]).write_text(ended.out, encoding="utf-8")
 
 
 @pytest.mark.parametrize(
