@@ -175,6 +175,14 @@ def first_slice(
 
 
 @app.command()
+def review_loop(home: Path | None = None, device: Device = "auto", json: Json = False) -> None:
+    """Predict phantoms, correct the worst by script, learn from them: Dice of unseen ones before and after."""
+    from benchmarks.review_loop import bench_review_loop
+
+    _show(bench_review_loop(home, device, lambda line: typer.echo(line, err=True)), json)
+
+
+@app.command()
 def updates(cohort: Path, count: int = 300, seeds: int = 2) -> None:
     """Validation Dice after equal updates on our batches and on MONAI's."""
     from benchmarks.equal_updates import print_equal_updates

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 
@@ -56,6 +57,7 @@ def nodes(count: int) -> Iterator[Any]:
     """Start Ray nodes of one core each, and yield the cluster."""
     os.environ |= {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",  # within this machine, and whatever lies in the user's home
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
     }
@@ -114,8 +116,11 @@ def measure_predictions(folder: Path, counts: list[int], model: Path | None = No
     words = ["predict", *map(str, scans[: counts[0]]), "-o", str(folder / "serial"), "-m", str(models[0])]
     seconds = _serially(*words, "--device", "cpu")
     print(f"one process: {counts[0]} scans in {seconds:.0f} s, {seconds / counts[0]:.2f} s each", flush=True)
-    predict._CaseWorker = KilledByOne  # type: ignore[misc]
-    with nodes(2) as cluster, opened(f"ray://{cluster.address}") as engine:
+    with (
+        mock.patch.object(predict, "_CaseWorker", KilledByOne),
+        nodes(2) as cluster,
+        opened(f"ray://{cluster.address}") as engine,
+    ):
         for count in counts:
             output = folder / f"nodes-{count}"
             shutil.rmtree(output, ignore_errors=True)

@@ -203,10 +203,12 @@ class Comparison:
         steps, trained = (int(word) for word in said[-1].split() if word.isdecimal())
         self.keep(arm, process_seconds=seconds, steps=steps, seconds=trained)
         scans = ("-i", self.cohort / "imagesTs", "-d", DATASET, "-c", configuration, "-f", 0, "-tr", trainer)
-        for name, more in (("prediction", ()), ("prediction_without_mirroring", ("--disable_tta",))):
+        options: dict[str, list[str]] = {"prediction": [], "prediction_without_mirroring": ["--disable_tta"]}
+        for name, more in options.items():
             masks = self.output / name / arm
-            words = (*scans, "-o", masks, "-device", "cpu", "-npp", 1, "-nps", 1, *more)
-            took = run(self.bin / "nnUNetv2_predict", *words, environment=self.inside)
+            workers = ("-device", "cpu", "-npp", 1, "-nps", 1)
+            program = self.bin / "nnUNetv2_predict"
+            took = run(program, *scans, "-o", masks, *workers, *more, environment=self.inside)
             self.keep(arm, **{f"{name}_seconds": took / self.cases[1]})
 
     def train_ours(self, arm: str) -> None:
@@ -311,7 +313,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="time of each training")
     parser.add_argument("--cases", type=int, nargs=2, default=(60, 20), help="phantoms to train and to test on")
     given = parser.parse_args()
-    Comparison(given.output.absolute(), given.venv.absolute(), given.minutes, tuple(given.cases)).run()
+    Comparison(
+        given.output.absolute(), given.venv.absolute(), given.minutes, (given.cases[0], given.cases[1])
+    ).run()
 
 
 if __name__ == "__main__":

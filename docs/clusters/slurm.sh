@@ -23,14 +23,8 @@ head=${nodes[0]}
 address="$(python -c 'import ray; print(ray.util.get_node_ip_address())'):$port" # this script runs on the first node
 cores=${SLURM_CPUS_ON_NODE:-$(nproc)}
 
-srun --overlap --nodes=1 --ntasks=1 -w "$head" \
-  ray start --head --port="$port" --num-cpus="$cores" --include-dashboard=false --disable-usage-stats --block &
-for node in "${nodes[@]:1}"; do
-  srun --overlap --nodes=1 --ntasks=1 -w "$node" \
-    ray start --address="$address" --num-cpus="$cores" --disable-usage-stats --block &
-done
-
-until python - "$address" "${#nodes[@]}" <<'PYTHON' 2> /dev/null; do sleep 5; done
+wait_for() { # until so many nodes have joined
+  until python - "$address" "$1" <<'PYTHON' 2> /dev/null; do sleep 5; done
 import sys
 
 import ray
@@ -38,6 +32,16 @@ import ray
 ray.init(address=sys.argv[1], log_to_driver=False)
 sys.exit(sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]))
 PYTHON
+}
+
+srun --overlap --nodes=1 --ntasks=1 -w "$head" \
+  ray start --head --port="$port" --num-cpus="$cores" --include-dashboard=false --disable-usage-stats --block &
+wait_for 1 # a node that comes before the head gives up
+for node in "${nodes[@]:1}"; do
+  srun --overlap --nodes=1 --ntasks=1 -w "$node" \
+    ray start --address="$address" --num-cpus="$cores" --disable-usage-stats --block &
+done
+wait_for "${#nodes[@]}"
 
 metricunet "$@" --engine "ray://$address" &
 command=$!

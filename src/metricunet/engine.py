@@ -184,7 +184,7 @@ def opened(name: str | None) -> Iterator[Engine | None]:
         raise InputError(f"{argument('engine')} must be {NAME} or {NAME}://ADDRESS; got {name!r}")
     ray = _ray()
     try:
-        with _without_pages():
+        with _without_pages(ray):
             _start(ray, address)
             yield RayEngine(ray, alone=not address)
     finally:
@@ -212,10 +212,9 @@ def _ray() -> Any:
 
 
 @contextmanager
-def _without_pages() -> Iterator[None]:
+def _without_pages(ray: Any) -> Iterator[None]:
     """Keep from the screen the page that Ray prints of each lost worker; we say that in a line."""
-    from ray._private import worker
-
+    worker = ray._private.worker
     before, worker.print_to_stdstream = worker.print_to_stdstream, lambda *_, **__: None
     try:
         yield
@@ -235,12 +234,16 @@ def _start(ray: Any, address: str) -> None:
                 "others with `ray start`, and give the address that it prints"
             ) from error
         return
-    from ray._private import ray_constants
-
     # Ray's word for: there are no other computers, so that its processes listen at 127.0.0.1 alone.
+    ray_constants = ray._private.ray_constants
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         ray.init(address="local", num_cpus=_cores(), include_dashboard=False, **quiet)
+    except Exception as error:  # its processes have half a minute to begin, which a busy machine may not give them
+        raise InputError(
+            f"{argument('engine', NAME)}: Ray did not start on this machine ({_why(error)}); try again when "
+            "there is less going on"
+        ) from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
 

@@ -1,9 +1,9 @@
 """Rubbish for a node: `python tests/fuzz/node.py --associations 200 --bodies 5000 --seed 0`.
 
 A node takes associations that are broken off, lie about lengths, bring mixed patients, gaps, MR, reports,
-duplicates, thousands of objects or a compressed file that unpacks to very much, and fuzzed C-STORE and STOW bodies. It must
-not crash, hang or take much memory, and a good series that comes between them must be delivered. The status is 1
-otherwise.
+duplicates, thousands of objects or a compressed file that unpacks to very much, and fuzzed C-STORE and STOW
+bodies. It must not crash, hang or take much memory, and a good series that comes between them must be delivered.
+The status is 1 otherwise.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Kill a node and its worker at random moments: `python tests/kills/node.py --count 50 --seed 0`.
 
-Ten scans are sent to a node that sends to Debian's Orthanc. While it works, the server or its worker is killed (-9)
-at random moments, and the server started anew; once the peer is stopped for a while. In the end every case must have
-one structure set at the peer and no second one, the queue must be sound and nothing must lie about half received. A
-case that was set aside since its worker was killed twice is taken up again, as a person would. The status is 1
-otherwise.
+Ten scans are sent to a node that sends to Debian's Orthanc. While it works, the server or its worker is killed
+(-9) at random moments, and the server started anew; once the peer is stopped for a while. In the end every case
+must have one structure set at the peer and no second one, the queue must be sound and nothing must lie about half
+received. A case that was set aside since its worker was killed twice is taken up again, as a person would. The
+status is 1 otherwise.
 """
 
 from __future__ import annotations

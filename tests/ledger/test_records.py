@@ -93,7 +93,7 @@ def test_an_overview_counts_what_was_written(ledger: Ledger) -> None:
     assert [chart.baseline for chart in (shares, path, dice)] == [40, 40, 40]
     assert path.is_outside_now
     assert dice.is_outside_now
-    assert "above the limits" in overview.charts[1].sentence
+    assert "Above the limits" in overview.charts[1].sentence
     assert "more was changed" in overview.charts[1].sentence
     assert "more was changed" in overview.charts[2].sentence
     assert overview.charts[0].turns == ((2, overview.models[1]),)

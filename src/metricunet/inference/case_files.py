@@ -115,7 +115,7 @@ class CaseFiles:
         source: ScanInput | None,
         options: ContourOptions,
         provenance: Mapping[str, Any],
-        excerpt: Excerpt | None,
+        excerpt: Excerpt | None = None,
         identity: Identity = RANDOM,
     ) -> tuple[str, ...]:
         """Write the files of a case, all or none of them. The caller holds the claim of the case.

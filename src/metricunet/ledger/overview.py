@@ -78,18 +78,16 @@ class NamedChart:
     def sentence(self) -> str:
         """Whether it drifts, in a sentence."""
         if self.chart.problem:
-            return f"{self.title}: no limits yet, {self.chart.problem}."
+            return f"No limits yet: {self.chart.problem}."
         first = self.chart.first_outside
         if first is None:
-            return f"{self.title}: within the limits of the first {self.chart.baseline} cases."
+            return f"Within the limits of the first {self.chart.baseline} cases."
         above = first.upper is not None and first.value > first.upper
         then = "still outside" if self.chart.is_outside_now else "within them again since"
-        meaning = (
-            "more was changed than at first" if above == (self.worse == "up") else "less was changed than at first"
-        )
+        meaning = "more" if above == (self.worse == "up") else "less"
         return (
-            f"{self.title}: {'above' if above else 'below'} the limits of the first {self.chart.baseline} cases "
-            f"from {first.label} on ({meaning}), {then}."
+            f"{'Above' if above else 'Below'} the limits of the first {self.chart.baseline} cases "
+            f"from {first.label} on ({meaning} was changed than at first), {then}."
         )
 
 

@@ -516,7 +516,7 @@ class Queue:
                 "SELECT job_id, max(moment) FROM events WHERE action = ? AND job_id IS NOT NULL GROUP BY job_id",
                 (NOTICE,),
             )
-            return {number: moment for number, moment in rows.fetchall()}
+            return dict(rows.fetchall())
 
     def undelivered(self, destination: str) -> int:
         """Return how many files wait to be sent to a destination."""

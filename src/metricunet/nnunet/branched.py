@@ -129,7 +129,12 @@ def tapped_modules(network: nn.Module, taps: Sequence[int]) -> tuple[list[nn.Mod
             f"setting metric.taps is {list(taps)}, but this network has decoder maps 0 to {len(stages) - 1}"
         )
     # nnU-Net counts its decoder's stages from the coarsest one on.
-    return [stages[-1 - tap] for tap in taps], [int(heads[-1 - tap].in_channels) for tap in taps]
+    return [stages[-1 - tap] for tap in taps], [_channels(heads[-1 - tap]) for tap in taps]
+
+
+def _channels(head: Any) -> int:
+    """Return the channels of the map that a layer segments."""
+    return int(head.in_channels)
 
 
 def class_labels(target: Tensor, regions: int = 0, ignore_label: int | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from metricunet.errors import InputError
 from metricunet.metric import (
+    Background,
     BackgroundClusters,
     EmbeddingBank,
     IntensityKinds,
@@ -40,7 +41,7 @@ def voxel_branch(
     Raises:
         InputError: a memory bank smaller than what is added to it.
     """
-    background = None
+    background: Background | None = None
     if metric.background == "hu":
         background = tissues
     elif metric.background == "clusters":

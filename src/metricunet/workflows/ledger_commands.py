@@ -147,7 +147,7 @@ def _text(overview: Overview) -> str:
             f"{part_name(part, overview.structure)} {100 * share:.0f} %" for part, share in overview.where.items()
         )
         lines += ["", f"where the {overview.structure} was corrected, by volume: {shares}"]
-    return "\n".join([*lines, "", *(chart.sentence for chart in overview.charts)])
+    return "\n".join([*lines, "", *(f"{chart.title}: {chart.sentence}" for chart in overview.charts)])
 
 
 def _table(title: str, groups: tuple[Group, ...], structure: str) -> list[str]:

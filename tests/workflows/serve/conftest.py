@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from metricunet.workflows.serve.state import State
 
 ROOT = Path(__file__).parents[3]
 #: The command of a node and of a worker, with the network that the model of the tests names.
-NODE = "import sys\nfrom tests.workflows.serve.conftest import run_node\nrun_node(sys.argv[1])"
+NODE = "import sys\nfrom tests.workflows.serve.conftest import run_node\nsys.exit(run_node(*sys.argv[1:]))"
 WORKER = (
     "import sys\nfrom pathlib import Path\nfrom metricunet.workflows.serve.worker import main\n"
     "from tests.support.threshold_model import bands_known\n"
@@ -35,11 +37,20 @@ WORKER = (
 PATIENCE_S = 300.0
 
 
-def run_node(file: str) -> None:
-    """Serve with a worker that knows the network of the tests."""
+def run_node(file: str, once: str = "") -> int:
+    """Serve with a worker that knows the network of the tests; return the status of the command."""
     from metricunet.workflows.serve import serve
 
-    serve(Path(file), command=[sys.executable, "-c", WORKER])
+    return int(not serve(Path(file), once=bool(once), command=[sys.executable, "-c", WORKER]))
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Collect the sockets that pynetdicom's associations leave to be collected."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def debian(name: str) -> str:

@@ -11,6 +11,7 @@ import yaml
 
 from metricunet.errors import InputError
 from metricunet.workflows.serve.config import examined, read_node
+from tests.support.command import Command
 from tests.support.threshold_model import write_bands_model
 
 
@@ -138,6 +139,15 @@ def test_what_a_synthetic_model_made_is_sent_only_where_that_is_allowed(tmp_path
     assert "allow_synthetic" in examined(write(tmp_path, destinations=[PACS]))[1][0]
     assert examined(write(tmp_path, destinations=[PACS], allow_synthetic=True))[1] == []
     assert examined(write(tmp_path))[1] == []
+
+
+def test_check_prints_a_line_for_each_mistake(tmp_path: Path, model: Path, metricunet: Command) -> None:
+    path = write(tmp_path)
+    assert metricunet("serve", path, "--check").out == f"{path}: no mistakes\n"
+    path = write(tmp_path, colour="blue", port=0)
+    ended = metricunet("serve", path, "--check")
+    assert ended.status == 2
+    assert [line.split(" ")[1] for line in ended.out.splitlines()] == ["port", "colour"]
 
 
 def test_there_is_no_default_model(tmp_path: Path) -> None:

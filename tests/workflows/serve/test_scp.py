@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import ssl
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pydicom
@@ -14,10 +18,14 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from metricunet.workflows.serve.config import Tls
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.scp import CANNOT_UNDERSTAND, MISMATCH, OUT_OF_RESOURCES, SUCCESS, DicomServer
 from tests.support.dicom_series import Written, companion, write_series
 from tests.workflows.serve.conftest import Doors, eventually, free_port
+
+#: pynetdicom leaves sockets of connections that came to nothing to be collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 Started = Callable[..., tuple[Doors, DicomServer]]
 
@@ -104,6 +112,72 @@ def test_only_peers_of_the_list_are_let_in(started: Started) -> None:
         assert association.is_established == let_in, (calling, called)
         if let_in:
             association.release()
+
+
+def make_certificates(folder: Path) -> None:
+    """An authority, and a certificate that it has signed for each side."""
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    openssl(
+        *[
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.pem",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=authority",
+        ]
+    )
+    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    for name in ("node", "peer", "stranger"):
+        openssl(*f"req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}".split())
+        signer = "-signkey stranger.key" if name == "stranger" else "-CA ca.pem -CAkey ca.key -CAcreateserial"
+        openssl(*f"x509 -req -in {name}.csr {signer} -out {name}.pem -days 2 -extfile names".split())
+        (folder / f"{name}.key").chmod(0o600)
+
+
+def test_with_certificates_both_sides_must_show_one(started: Started, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    make_certificates(tmp_path)
+
+    def own(name: str) -> Tls:
+        return Tls(
+            certificate=tmp_path / f"{name}.pem", key=tmp_path / f"{name}.key", authorities=tmp_path / "ca.pem"
+        )
+
+    _, server = started(tls=own("node").model_dump())
+    silent = socket.create_connection(("127.0.0.1", server.port), timeout=20)  # never shakes hands
+
+    def comes_through(context: ssl.SSLContext | None) -> bool:
+        entity = AE("SCANNER")
+        entity.add_requested_context(Verification)
+        entity.acse_timeout = entity.network_timeout = entity.connection_timeout = 20
+        association = entity.associate(
+            "127.0.0.1",
+            server.port,
+            ae_title="METRICUNET",
+            tls_args=None if context is None else (context, "localhost"),
+        )
+        if association.is_established:
+            association.release()
+        return bool(association.is_released)
+
+    assert comes_through(own("peer").context(server=False))
+    assert not comes_through(own("stranger").context(server=False))
+    assert not comes_through(None)
+    bare = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    assert not comes_through(bare)
+    silent.close()
 
 
 def test_an_address_that_is_not_listed_is_cut_off(started: Started) -> None:

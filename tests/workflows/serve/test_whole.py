@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,22 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 from pynetdicom import AE
 
 from metricunet.inference.predict import predict
+from metricunet.ledger import Ledger, Queue
 from metricunet.volume import Volume
 from tests.fuzz.node import KINDS, fuzzed_stores, many_objects, rubbish
 from tests.support.dicom_series import recompress, write_series
 from tests.support.threshold_model import GLAND_HU, ball, bands_known, drawn_scan, write_bands_model
-from tests.workflows.serve.conftest import Orthanc, Served, debian, eventually, orthanc_in, serving
+from tests.workflows.serve.conftest import (
+    NODE,
+    ROOT,
+    Orthanc,
+    Served,
+    debian,
+    eventually,
+    orthanc_in,
+    serving,
+    write_node,
+)
 
 PATIENT = "Secret^Patient"
 
@@ -229,6 +241,30 @@ def test_a_worker_that_dies_is_replaced_and_its_case_taken_up(setting: Setting, 
     os.kill(worker.pid, signal.SIGKILL)
     assert setting.node.ended(count + 1)[-1].state == "sent"
     assert any(line["event"] == "worker died" for line in setting.node.log)
+
+
+def test_once_works_off_a_watched_folder_and_ends(setting: Setting, tmp_path: Path) -> None:
+    before = len(setting.sets())
+    write(tmp_path / "in" / "Secret^Folder", 7)
+    write(tmp_path / "in" / "gap", 7, leave_out=(12,))
+    destination = {"name": "pacs", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": setting.peer.dicom}
+    file = write_node(
+        tmp_path,
+        state=str(tmp_path / "state"),
+        port=None,
+        watch={"folder": str(tmp_path / "in")},
+        model=str(setting.model),
+        rules=[{"name": "any"}],
+        destinations=[destination],
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", NODE, str(file), "once"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1, ended.stderr  # one of the two is refused
+    queue = Queue(Ledger(tmp_path / "state" / "ledger.sqlite"))
+    assert sorted(job.state for job in queue.jobs()) == ["refused", "sent"]
+    assert len(setting.sets()) == before + 1
+    assert "Secret" not in ended.stderr + str(list((tmp_path / "state").rglob("*")))
 
 
 def test_nothing_of_a_patient_is_in_log_or_names(setting: Setting) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import socket
+import threading
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,8 @@ def review(
         address = f"http://{HOST}:{guard.port}/?token={guard.token}"
         say(f"review: {address}")
         say("The address works once, in one browser of this machine. Stop with Ctrl-C.")
+        # While the browser starts, which takes about as long as reading a large scan.
+        threading.Thread(target=desk.warm, daemon=True).start()
         if recorder is not None:
             register(recorder, read_cases(folder)[0], say)
         if browser:

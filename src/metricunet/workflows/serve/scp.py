@@ -53,6 +53,15 @@ class _Bounded(AssociationSocket):
             raise OSError("the peer sends more than is taken")
         return super().recv(nr_bytes)
 
+    def _shutdown_socket(self) -> None:
+        # The library leaves a socket open whose peer has gone first.
+        connection = self.socket
+        if connection is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                connection.close()
+
 
 class _Handler(RequestHandler):
     server: _Server
