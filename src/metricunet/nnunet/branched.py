@@ -104,7 +104,8 @@ class BranchedLoss(nn.Module):
             **{name: part.detach() for name, part in out.parts.items()},
             **out.statistics,
         }
-        return loss + weight * out.loss
+        whole: Tensor = loss + weight * out.loss
+        return whole
 
 
 def tapped_modules(network: nn.Module, taps: Sequence[int]) -> tuple[list[nn.Module], list[int]]:

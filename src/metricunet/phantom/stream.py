@@ -130,10 +130,10 @@ def streamed_case(
         found = _target(drawn, recipe.target, settings)
         if found is None and use == "train" and "fine" in parts:
             centre_mm = _mistaken_mm(drawn, recipe.patient_seed(use, number))
-            scan = _around(drawn.scan, centre_mm - drawn.scan.world_shift_mm, settings)
-            assert scan is not None
+            near = _around(drawn.scan, centre_mm - drawn.scan.world_shift_mm, settings)
+            assert near is not None
             boxes["fine"] = _box(
-                drawn, drawn.image(scan), scan, centre_mm, staged, settings.fine_spacing_mm, settings.box_mm
+                drawn, drawn.image(near), near, centre_mm, staged, settings.fine_spacing_mm, settings.box_mm
             )
         elif found is not None:
             target_scan, target = found
@@ -185,7 +185,8 @@ def _mistaken_mm(drawn: Drawn, seed: int) -> FloatArray:
     middle = bed + rng.normal(0.0, MISTAKEN_MM, 3)
     anywhere = (start + end) / 2 + rng.uniform(-1.0, 1.0, 3) * np.array(MISTAKEN_SHARE) * (end - start)
     holds_bed = bool(np.all((start <= bed) & (bed <= end)))
-    return np.clip(middle if holds_bed else anywhere, start, end) + np.array(drawn.scan.world_shift_mm)
+    found = np.clip(middle if holds_bed else anywhere, start, end) + np.array(drawn.scan.world_shift_mm)
+    return np.asarray(found, dtype=np.float64)
 
 
 def _numbered(structures: Sequence[str]) -> dict[str, int]:

@@ -135,7 +135,7 @@ def whole_hu(array: NDArray[np.generic]) -> HuArray:
     """Return HU as whole numbers of 16 bits."""
     if array.dtype == np.int16:
         return np.ascontiguousarray(array)
-    return np.clip(np.rint(array), HU_LIMITS.min, HU_LIMITS.max).astype(np.int16)
+    return np.asarray(np.clip(np.rint(array), HU_LIMITS.min, HU_LIMITS.max), dtype=np.int16)
 
 
 def _means(array: NDArray[np.generic], factors: Shape) -> NDArray[np.float32]:
@@ -144,7 +144,7 @@ def _means(array: NDArray[np.generic], factors: Shape) -> NDArray[np.float32]:
     whole = np.pad(array, short, mode="edge") if any(after for _, after in short) else array
     (s, r, c), (fs, fr, fc) = whole.shape, factors
     blocks = whole.reshape(s // fs, fs, r // fr, fr, c // fc, fc)
-    return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+    return np.asarray(blocks.mean(axis=(1, 3, 5), dtype=np.float32))
 
 
 def _three(values: Sequence[int]) -> Shape:

@@ -109,7 +109,8 @@ class BundleEvaluator:
 
     def run(self) -> int:
         """Segment all of it, and return how many scans it were."""
-        from monai.data import MetaTensor, decollate_batch
+        from monai.data.meta_tensor import MetaTensor
+        from monai.data.utils import decollate_batch
 
         done = 0
         self.network.eval()
