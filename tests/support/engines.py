@@ -26,6 +26,7 @@ MACHINE = {"num_cpus": 1, "memory": 6 << 30, "object_store_memory": 80 << 20, "i
 def two_machines() -> Iterator[Any]:
     """Start a Ray cluster of two nodes of one core; its workers can import the tests."""
     cluster_utils = pytest.importorskip("ray.cluster_utils", exc_type=ModuleNotFoundError)
+    services = pytest.importorskip("ray._private.services")
     with pytest.MonkeyPatch.context() as patch:
         root = str(Path(__file__).parents[2])
         patch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
@@ -33,12 +34,24 @@ def two_machines() -> Iterator[Any]:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # else it depends on a file in the user's home
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)
+        # Ray lets go of some of its processes while they run, and Python warns of each when it notices.
+        started: list[Any] = []
+        start = services.start_ray_process
+
+        def keep(*words: Any, **more: Any) -> Any:
+            started.append(start(*words, **more))
+            return started[-1]
+
+        patch.setattr(services, "start_ray_process", keep)
         cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=MACHINE)
         try:
             cluster.add_node(**MACHINE)
             yield cluster
         finally:
             cluster.shutdown()
+            for one in started:
+                one.process.kill()
+                one.process.wait()
 
 
 class KilledBy(predict._CaseWorker):
