@@ -186,7 +186,10 @@ def set_up(module: StageModule, device: torch.device, ranks: Ranks = ALONE) -> S
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # it has tips, for those who write programs
     fabric = ranks.fabric
     if fabric is None:
-        fabric = Fabric(accelerator=device.type, devices=[device.index or 0] if device.type == "cuda" else 1)
+        with warnings.catch_warnings():
+            # Another tip: where Slurm is installed, that programs should be started by it.
+            warnings.filterwarnings("ignore", message="The `srun` command is available")
+            fabric = Fabric(accelerator=device.type, devices=[device.index or 0] if device.type == "cuda" else 1)
         fabric.launch()
     trained = fabric.setup_module(module)
     share(module)

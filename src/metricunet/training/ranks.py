@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,9 +144,10 @@ def together(device: str, devices: int = 1, nodes: int = 1) -> Iterator[Ranks]:
     for name in ("lightning.fabric", "lightning.pytorch"):  # whichever of them was imported last tells
         logging.getLogger(name).setLevel(logging.ERROR)
     before = {name: os.environ.get(name) for name in LAUNCHED_BY}
-    fabric = Fabric(
-        accelerator=where, devices=devices, num_nodes=nodes, strategy=_OwnGradients(timeout=LONGEST_WAIT)
-    )
+    strategy = _OwnGradients(timeout=LONGEST_WAIT)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `srun` command is available")  # as in the loop
+        fabric = Fabric(accelerator=where, devices=devices, num_nodes=nodes, strategy=strategy)
     fabric.launch()
     ranks = Ranks(fabric, fabric.global_rank, fabric.world_size)
     if not ranks.is_first:
