@@ -124,7 +124,7 @@ class Workshop:
                 source,
                 self.options,
                 {"input_sha256": input_sha256, **self.provenance},
-                identity,
+                identity=identity,
             )
         return input_sha256, series, quality, withheld
 
