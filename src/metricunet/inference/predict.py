@@ -36,6 +36,7 @@ from metricunet.inference.case_files import (
     run_facts,
 )
 from metricunet.inference.inputs import Refused, ScanInput, check_models, find_inputs, nothing_left
+from metricunet.inference.onnx_predictor import provider_for
 from metricunet.inference.page import Excerpt, excerpt_of
 from metricunet.inference.pipeline import Finished, run_pipeline
 from metricunet.inference.reruns import MOST_RERUNS
@@ -139,7 +140,8 @@ def predict(
     if output.name.startswith("images") and (output.absolute().parent / "dataset.json").is_file():
         raise InputError(f"{output}: holds the images of a cohort, which masks would spoil; choose another folder")
     check_models(models, reruns)
-    runtime_for(models, runtime, provider)
+    if runtime_for(models, runtime, provider) == "onnx":
+        provider_for(device, provider)
     options = ContourOptions(contours, holes, smooth, add_to)
     record = begun_record(scans, models, output, formats, options, reruns, draw_anyway, structures)
     cards = [read_any_card(path) for path in models]

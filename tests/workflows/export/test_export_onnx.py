@@ -210,7 +210,7 @@ def test_models_of_the_wrong_kind(
             "is no exported model, which --runtime onnx needs; make",
         ),
         (["--runtime", "torch", "-m", exported], "is an exported model, which torch does not compute"),
-        (["-m", exported, "-m", tiny_model], "is an exported model, and .* is none; name models of one kind"),
+        (["-m", exported, "-m", tiny_model], "is an exported model, and .* is none; name model files, or"),
         (["--provider", "cpu", "-m", tiny_model], "--provider cpu is for exported models"),
         (
             ["--device", "mps", "-m", exported],
