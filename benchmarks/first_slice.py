@@ -120,8 +120,8 @@ def _measured(page: Any, address: str) -> FirstSlice:
 
 def _wait(page: Any, expect: Any) -> None:
     """Wait until a slice is shown and the browser has drawn it."""
+    expect(page.locator("#covering")).to_have_text("")  # else it says what is wrong
     expect(page.locator("#accept")).to_be_enabled()
-    expect(page.locator("#covering")).to_have_text("")
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     page.evaluate("review.viewer.planes.gl.finish()")
 
