@@ -73,7 +73,7 @@ def bench_first_slice(scan: Path | None = None) -> FirstSlice:
 
     Args:
         scan: DICOM folder or file, in whose middle an ellipsoid is taken for the prediction. Default: noise of 512
-            x 512 x 235 voxels, as NIfTI.
+            x 512 x 235 voxels with air above it, as NIfTI.
 
     Raises:
         InputError: no playwright or no Chromium.
@@ -120,8 +120,8 @@ def _measured(page: Any, address: str) -> FirstSlice:
 
 def _wait(page: Any, expect: Any) -> None:
     """Wait until a slice is shown and the browser has drawn it."""
+    expect(page.locator("#covering")).to_have_text("")  # else it says what is wrong
     expect(page.locator("#accept")).to_be_enabled()
-    expect(page.locator("#covering")).to_have_text("")
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     page.evaluate("review.viewer.planes.gl.finish()")
 
@@ -142,6 +142,7 @@ def _predicted(home: Path, scan: Path | None) -> Path:
     """Return a folder that looks as if a scan had been predicted: mask and verdict."""
     if scan is None:
         hu = np.random.default_rng(0).normal(0, NOISE_HU, SHAPE).astype(np.int16)
+        hu[:, : SHAPE[1] // 8] -= 1000  # air, without which it is no CT
         geometry = Geometry.from_parts(SHAPE, SPACING_MM, (-250.0, -250.0, -350.0))
         scan, case = home / "scan.nii.gz", "scan"
         write_nifti(scan, Volume(hu, geometry))
