@@ -71,7 +71,7 @@ def nodes(count: int) -> Iterator[Any]:
             cluster.add_node(**NODE)
         yield cluster
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def measure_study(file: Path, output: Path, lose_after_s: float | None = None) -> None:

@@ -108,7 +108,7 @@ def test_no_patient_is_ordered_twice_or_beyond_the_end(simple: None) -> None:
     with PhantomStream(config(), 1).open() as given:
         first, _ = given.first(None)
         supply = StreamedBatches(given, "coarse", 3, first, lambda cases: cases)  # type: ignore[arg-type, return-value]
-        executor = given._executor
+        executor = getattr(given._submitted, "__self__", None)
         assert isinstance(executor, AtOnce)
         executor.asked.clear()
         for epoch in range(3):

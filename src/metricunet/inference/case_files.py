@@ -23,8 +23,9 @@ from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import is_nifti, write_nifti, write_nifti_stack
 from metricunet.files.own import Inputs, OwnFiles
 from metricunet.files.record import RunRecord, sha256
+from metricunet.files.reviews import QUALITY_SUFFIX
 from metricunet.files.seg.write import write_fractional_seg, write_seg
-from metricunet.inference.inputs import QUALITY_SUFFIX, Refused, ScanInput
+from metricunet.inference.inputs import Refused, ScanInput
 from metricunet.inference.models import warnings_of
 from metricunet.inference.page import Excerpt, excerpt_of, write_page
 from metricunet.inference.structure_set import (

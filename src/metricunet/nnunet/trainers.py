@@ -42,7 +42,7 @@ KEY = "metricunet"
 PREFIX = "metric_"
 
 
-class VoxelMetricMixin(Trainer):  # type: ignore[misc]
+class VoxelMetricMixin(Trainer):  # type: ignore[misc, valid-type]
     """Adds the metric branch to a trainer of nnU-Net: `class Mine(VoxelMetricMixin, nnUNetTrainerDA5): ...`.
 
     The trainer must predict by a U-Net with nnU-Net's decoder and take its loss from `self.loss(output, target)`.
@@ -83,7 +83,7 @@ class VoxelMetricMixin(Trainer):  # type: ignore[misc]
                 f"setting metric.weight_as (from {VARIABLE}) is gradient_share, which cannot look into a compiled "
                 "network; set nnUNet_compile=f, or use factor"
             )
-        network = getattr(self.network, "_orig_mod", self.network)
+        network: Any = getattr(self.network, "_orig_mod", self.network)
         modules, channels = tapped_modules(network, self.metric.taps)
         heads = self.label_manager.num_segmentation_heads
         classes = heads + 1 if self.label_manager.has_regions else heads
@@ -181,7 +181,7 @@ class VoxelMetricMixin(Trainer):  # type: ignore[misc]
             "logging": {name: logged.pop(name) for name in list(logged) if name.startswith(PREFIX)},
         }
 
-    def _plain_trainer(self) -> type | None:
+    def _plain_trainer(self) -> Any:
         """Return the trainer that builds the same network without the branch; None where there is none."""
         for one in type(self).__mro__:
             if not issubclass(one, VoxelMetricMixin) and issubclass(one, nnUNetTrainer):

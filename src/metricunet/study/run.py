@@ -235,11 +235,12 @@ def _prepared(
 
     needs = training_needs(data.cohort, next(iter(specs.values())).device)
     make = partial(_FoldPreparer, bars)
+
+    def each(left: Sequence[FoldSpec]) -> Iterator[tuple[FoldSpec, PreparedFold | Exception]]:
+        yield from engine.each(left, make, needs, claim=claim)
+
     found: dict[FoldKey, PreparedFold | Exception] = {
-        keys[spec.folder]: result
-        for spec, result in shared_out(
-            list(specs.values()), lambda left: engine.each(left, make, needs, claim=claim), say
-        )
+        keys[spec.folder]: result for spec, result in shared_out(list(specs.values()), each, say)
     }
     # One fold must not cost the others their results.
     faults = {key: fault for key in specs if isinstance(fault := found[key], Exception)}

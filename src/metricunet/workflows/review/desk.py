@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from metricunet.errors import InputError
-from metricunet.files.reviews import Review, reviews_in, reviews_of
-from metricunet.inference.inputs import QUALITY_SUFFIX
+from metricunet.files.reviews import QUALITY_SUFFIX, Review, reviews_in, reviews_of
 from metricunet.inference.page.shown import Field
 from metricunet.inference.structure_set import COLOURS
 from metricunet.ledger import Ledger

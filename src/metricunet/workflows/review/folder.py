@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from metricunet.errors import InputError
 from metricunet.files.json_file import read_json
 from metricunet.files.own import FILES
+from metricunet.files.reviews import QUALITY_SUFFIX
 from metricunet.inference.case_files import MASKS, SUFFIXES
-from metricunet.inference.inputs import QUALITY_SUFFIX
 
 #: What is looked at first comes first. A folder of an earlier version states no doubt.
 DOUBTS = ("strong", "some", "none", "")

@@ -20,8 +20,8 @@ from metricunet.errors import InputError, told
 from metricunet.evaluation.cases import said_synthetic
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.nifti import read_labels
-from metricunet.files.reviews import NAME, RECORD_SUFFIX, Review, reviews_in
-from metricunet.inference.inputs import QUALITY_SUFFIX, ScanInput
+from metricunet.files.reviews import NAME, QUALITY_SUFFIX, RECORD_SUFFIX, Review, reviews_in
+from metricunet.inference.inputs import ScanInput
 from metricunet.progress import Bars
 from metricunet.volume import Volume
 from metricunet.workflows.review.folder import PredictedCase, read_cases
