@@ -209,6 +209,8 @@ def _segmentation(
     for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimension
     moment = identity.moment()
+    for item in dataset.get("ContributingEquipmentSequence", []):
+        item.ContributionDateTime = moment.strftime("%Y%m%d%H%M%S")
     for event in ("InstanceCreation", "Content", "Series"):
         setattr(dataset, f"{event}Date", moment.strftime("%Y%m%d"))
         setattr(dataset, f"{event}Time", moment.strftime("%H%M%S"))
