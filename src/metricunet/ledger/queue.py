@@ -52,6 +52,8 @@ State = Literal[
     "set aside",  # it has killed its worker more often than is allowed
 ]
 STATES: tuple[State, ...] = get_args(State)
+#: Ends that somebody has to be told of.
+BAD: tuple[State, ...] = ("refused", "failed", "set aside")
 #: Where a job may go from a state.
 NEXT: Mapping[State, tuple[State, ...]] = {
     "received": ("waiting", "refused", "failed"),

@@ -185,8 +185,9 @@ class VoxelMetricMixin(Trainer):  # type: ignore[misc, valid-type]
         """Return the trainer that builds the same network without the branch; None where there is none."""
         for one in type(self).__mro__:
             if not issubclass(one, VoxelMetricMixin) and issubclass(one, nnUNetTrainer):
-                same = one.build_network_architecture is type(self).build_network_architecture
-                return one if same else None
+                plain: Any = one
+                same = plain.build_network_architecture is type(self).build_network_architecture
+                return plain if same else None
         return None
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:

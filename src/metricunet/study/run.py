@@ -240,7 +240,8 @@ def _prepared(
         yield from engine.each(left, make, needs, claim=claim)
 
     found: dict[FoldKey, PreparedFold | Exception] = {
-        keys[spec.folder]: result for spec, result in shared_out(list(specs.values()), each, say)
+        keys[spec.folder]: result
+        for spec, result in shared_out(list(specs.values()), each, say)  # type: ignore[misc]
     }
     # One fold must not cost the others their results.
     faults = {key: fault for key in specs if isinstance(fault := found[key], Exception)}

@@ -187,9 +187,10 @@ def _counts(devices: int, nodes: int) -> tuple[int, int, bool]:
     Raises:
         InputError: impossible numbers, or others than torchrun was given.
     """
-    for name, value in (("devices", devices), ("nodes", nodes)):
-        if value < 1:
-            raise InputError(f"{argument(name)} must be 1 or more; got {value}")
+    if devices < 1:
+        raise InputError(f"{argument('devices')} must be 1 or more; got {devices}")
+    if nodes < 1:
+        raise InputError(f"{argument('nodes')} must be 1 or more; got {nodes}")
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return devices, nodes, "LOCAL_RANK" in os.environ
     here, everywhere_ = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])

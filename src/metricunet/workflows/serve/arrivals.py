@@ -340,9 +340,9 @@ class Arrivals:
         for folder in sorted(self.state.scans.iterdir()):
             about = _read_about(folder)
             if about is not None and self._relative(folder) not in known:
-                names = sorted(path.name for path in folder.glob("*.dcm"))
+                there = sorted(path.name for path in folder.glob("*.dcm"))
                 recipe = self.recipe(about["rule"])
-                text = json.dumps([about["series"], about["sender"], recipe, names])
+                text = json.dumps([about["series"], about["sender"], recipe, there])
                 self._enqueue(folder, about, recipe, hashlib.sha256(text.encode()).hexdigest())
 
     def _relative(self, folder: Path) -> str:
@@ -355,7 +355,7 @@ class Arrivals:
             self._said[key, reason] = None
             while len(self._said) > REMEMBERED:
                 self._said.popitem(last=False)
-        self.journal.say("not taken", why=reason, **facts)
+        self.journal.say("not taken", "info", why=reason, **facts)
 
 
 def _read(path: Path) -> Dataset:

@@ -86,7 +86,7 @@ class Sender(threading.Thread):
             facts = {"case": case, "destination": one.destination, "kind": one.kind}
             if not why:
                 self.queue.delivered(one.id)
-                self.journal.say("delivered", **facts)
+                self.journal.say("delivered", "info", **facts)
             elif now - datetime.fromisoformat(one.created) > self.config.limits.give_up:
                 self._give_up(one, why)
             else:

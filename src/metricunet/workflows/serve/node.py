@@ -9,7 +9,7 @@ from pathlib import Path
 
 from metricunet.errors import told
 from metricunet.ledger import Delivery, Job, Ledger, Queue
-from metricunet.ledger.queue import NOTICE, PROGRAM
+from metricunet.ledger.queue import BAD, NOTICE, PROGRAM
 from metricunet.workflows.serve.arrivals import Arrivals
 from metricunet.workflows.serve.config import NodeConfig
 from metricunet.workflows.serve.decided import Decisions
@@ -26,8 +26,6 @@ from metricunet.workflows.serve.watch import WatchedFolder
 LOOK_S, SLOW_S, WATCH_S, KEEP_S = 0.2, 1.0, 2.0, 3600.0
 #: A worker that was started so often and never got ready is not waited for.
 MOST_STARTS = 3
-#: States that a person has to be told of.
-BAD = ("refused", "failed", "set aside")
 
 
 class Node:

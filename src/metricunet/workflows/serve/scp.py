@@ -90,7 +90,8 @@ class _Server(ThreadedAssociationServer):
     def __init__(self, *args: Any, node: NodeConfig, journal: Journal, **more: Any) -> None:
         self.node, self.journal = node, journal
         self.most_bytes = int(node.limits.object_mb * MB) + 16 * MB
-        super().__init__(*args, request_handler=_Handler, **more)
+        more["request_handler"] = _Handler
+        super().__init__(*args, **more)
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
         assert self.socket is not None
@@ -132,9 +133,8 @@ class DicomServer:
         _be_quiet()
         # Objects go onto the disk as they come; nothing of their size is held in memory.
         _config.STORE_RECV_CHUNKED_DATASET = True
-        dimse_messages.NamedTemporaryFile = functools.partial(  # type: ignore[attr-defined]
-            tempfile.NamedTemporaryFile, dir=receiving
-        )
+        in_folder: Any = functools.partial(tempfile.NamedTemporaryFile, dir=receiving)
+        setattr(dimse_messages, "NamedTemporaryFile", in_folder)  # noqa: B010 - it is a name that they import
         self._entity = entity = AE(config.ae_title)
         entity.require_called_aet = True
         entity.require_calling_aet = [peer.ae_title for peer in config.peers]
@@ -184,7 +184,7 @@ class DicomServer:
         self.arrivals.end_others({id(one) for one in self._server.active_associations})
 
     def _requested(self, event: Event) -> None:
-        asking = event.assoc.requestor
+        asking: Any = event.assoc.requestor
         title, address = str(asking.primitive.calling_ae_title).strip(), asking.address
         if not _is_listed(self.config, address, title):
             self.journal.say(
@@ -207,11 +207,11 @@ class DicomServer:
                     Path(file.name).unlink()
         self.arrivals.end(id(association))
 
-    def _echo(self, event: Event) -> int:
+    def _echo(self, event: Any) -> int:
         event.assoc.dul.socket.read_bytes = 0
         return SUCCESS
 
-    def _store(self, event: Event) -> int:
+    def _store(self, event: Any) -> int:
         event.assoc.dul.socket.read_bytes = 0
         sender = str(event.assoc.requestor.ae_title).strip()
         try:

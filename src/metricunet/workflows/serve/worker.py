@@ -13,15 +13,14 @@ from pathlib import Path
 
 from metricunet.errors import InputError, told
 from metricunet.ledger import StateChanged
+from metricunet.ledger.queue import BAD
 from metricunet.workflows.serve.config import read_node
-from metricunet.workflows.serve.journal import Journal
+from metricunet.workflows.serve.journal import Journal, Level
 from metricunet.workflows.serve.state import State
 from metricunet.workflows.serve.work import Workshop
 
 #: It looks for work by itself so often.
 LOOK_S = 1.0
-#: States that somebody has to be told of.
-BAD = ("refused", "failed", "set aside")
 
 
 def main(node: Path, device: str) -> None:
@@ -56,7 +55,7 @@ def main(node: Path, device: str) -> None:
         except StateChanged as error:  # another worker had it, since this one was taken for dead
             journal.say("case was in other hands", "warning", case=case, why=told(error))
         else:
-            level = "warning" if worked.state in BAD else "info"
+            level: Level = "warning" if worked.state in BAD else "info"
             journal.say("case done", level, case=case, job=job.id, state=worked.state, why=worked.why)
         print(f"end {job.id}", flush=True)
 
