@@ -56,6 +56,8 @@ class Row:
 def row_of(name: str, gland: str, result: mu.Result) -> Row:
     """Return where a result's target lies."""
     status, facts = result.prediction.localisation.status, {}
+    if result.is_absent and status != "absent":
+        status = "absent in stage 2"
     if not result.is_absent:
         mask = result.mask()
         index = np.argwhere(mask.array)

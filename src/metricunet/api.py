@@ -392,8 +392,8 @@ class Result:
 
     @property
     def is_absent(self) -> bool:
-        """Whether the target was not found in the scan, so that there is no mask."""
-        return self.prediction.labels is None
+        """Whether the target was not found in the scan: by stage 1, or by stage 2 where stage 1 suspected it."""
+        return self.model.target not in self.prediction.masks
 
     @cached_property
     def labels(self) -> Volume:

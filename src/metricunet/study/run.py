@@ -239,10 +239,9 @@ def _prepared(
     def each(left: Sequence[FoldSpec]) -> Iterator[tuple[FoldSpec, PreparedFold | Exception]]:
         yield from engine.each(left, make, needs, claim=claim)
 
-    found: dict[FoldKey, PreparedFold | Exception] = {
-        keys[spec.folder]: result
-        for spec, result in shared_out(list(specs.values()), each, say)  # type: ignore[misc]
-    }
+    found: dict[FoldKey, PreparedFold | Exception] = {}
+    for spec, result in shared_out(list(specs.values()), each, say):
+        found[keys[spec.folder]] = result
     # One fold must not cost the others their results.
     faults = {key: fault for key in specs if isinstance(fault := found[key], Exception)}
     folds = {key: fold for key in specs if isinstance(fold := found[key], PreparedFold)}

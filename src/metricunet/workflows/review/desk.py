@@ -151,7 +151,7 @@ class Desk:
             InputError: there is none, or it cannot be opened.
         """
         if self.recorder is None:
-            raise InputError("this review writes no ledger; start it without --no-ledger")
+            raise InputError("this review was started without a ledger; start one that writes decisions into it")
         return self.recorder.ledger
 
     def voxels(self, name: str) -> int:
