@@ -73,8 +73,12 @@ def store_bytes(
     request.MessageID, request.Priority = 1, 2
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CTImageStorage, uid
     request.DataSet = io.BytesIO(body)
-    association.dimse.send_msg(request, contexts[0])
-    _, answer = association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.clear()  # else the association's own thread takes the answer
+    try:
+        association.dimse.send_msg(request, contexts[0])
+        _, answer = association.dimse.get_msg(block=True)
+    finally:
+        association._reactor_checkpoint.set()
     return None if answer is None else int(answer.Status)
 
 
