@@ -77,7 +77,7 @@ Engine = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for other programs to read.")]
 
 #: Packages that are not installed where only exported models are computed (requirements-onnx.txt).
-LEFT_OUT = ("torch", "lightning", "safetensors", "matplotlib", "jinja2")
+LEFT_OUT = ("torch", "lightning", "safetensors", "matplotlib")
 
 #: Whether `--debug` was given.
 _debug = False

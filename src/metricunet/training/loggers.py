@@ -115,4 +115,5 @@ def _wandb(folder: Path, run_id: str | None) -> tuple[Logger, str]:
         id=run_id,
         settings=wandb.Settings(silent=True),
     )
-    return logger, str(logger.experiment.id)
+    assert logger.experiment is not None, "it begins the run, which has no id before"
+    return logger, str(logger.version)
