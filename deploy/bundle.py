@@ -1,9 +1,9 @@
 """Make a bundle: a folder and an archive with all that a machine without internet needs to run metricunet.
 
 Run by `make bundle`, in the environment whose versions are to be bundled: what is installed there, and was tested
-there, is what the bundle pins. It holds the wheels of metricunet and of all that a node needs, for this platform and
-this version of Python; the model; the site's pages; an example of a node's file, a unit for systemd and a file for a
-container; every package's licences; checksums; and `install.sh`.
+there, is what the bundle pins. It holds the wheels of metricunet and of all that a node needs, for this platform
+and this version of Python; the model; the site's pages; an example of a node's file, a unit for systemd and a file
+for a container; every package's licences; checksums; and `install.sh`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ metricunet {version} for {tag}, with all that it needs, for a machine without in
 
     ./install.sh /opt/metricunet        (or another folder; it asks for no network)
 
-Then open pages/node.html in a browser: how a node is set up. What each package's licence is: licences/licences.csv.
+Then open pages/node.html in a browser: how a node is set up. Each package's licence: licences/licences.csv.
 SHA256SUMS has the checksum of every file; install.sh compares them. For research; not a medical device.
 """
 
@@ -55,7 +55,9 @@ def platform_tag() -> str:
 def metadata_of(wheel: Path) -> Message:
     """Return the metadata of a wheel."""
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = [one for one in archive.namelist() if one.count("/") == 1 and one.endswith(".dist-info/METADATA")]
+        (name,) = [
+            one for one in archive.namelist() if one.count("/") == 1 and one.endswith(".dist-info/METADATA")
+        ]
         return BytesParser().parsebytes(archive.read(name))
 
 
