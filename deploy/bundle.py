@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 #: What is bundled of the extras: a node, which segments, reviews and exports as well.
 EXTRA = "node"
 COPIED = ("node.yaml", "metricunet-node.service", "Containerfile", "install.sh")
-#: Where the builds of torch lie that are for some machines alone, such as +cpu; the rest is in pip's own settings.
+#: Where builds of torch such as +cpu lie, if they are not where pip looks by itself.
 TORCH_INDEX = "https://download.pytorch.org/whl"
 #: Words that names of licence files begin with, outside the folder that newer wheels have for them.
 LICENCE_WORDS = ("licen", "copying", "notice", "authors", "copyright", "third")
@@ -166,11 +166,16 @@ def collect(folder: Path) -> str:
     (own,) = folder.glob("*.whl")
     needed = closure(metadata_of(own).get_all("Requires-Dist") or [], EXTRA)
     with tempfile.TemporaryDirectory() as name:
-        for local in {version.partition("+")[2] for version in needed.values()} - {""}:
-            pip += ["--find-links", f"{TORCH_INDEX}/{local}/torch/"]
         listed = Path(name) / "requirements.txt"
-        listed.write_text("".join(f"{one}=={version}\n" for one, version in needed.items()), encoding="utf-8")
+        plain = {one: version for one, version in needed.items() if "+" not in version}
+        listed.write_text("".join(f"{one}=={version}\n" for one, version in plain.items()), encoding="utf-8")
         subprocess.run([*pip, "--requirement", str(listed)], check=True)
+    for one, version in needed.items():
+        if "+" in version:
+            exact = [*pip, f"{one}=={version}"]
+            more = ["--find-links", f"{TORCH_INDEX}/{version.partition('+')[2]}/{one}/"]
+            if subprocess.run(exact, check=False).returncode:
+                subprocess.run([*exact, *more], check=True)
     there = {canonicalize_name(parse_wheel_filename(path.name)[0]) for path in folder.glob("*.whl")}
     if missing := needed.keys() - there:
         sys.exit(f"no wheel came of {', '.join(sorted(missing))}")

@@ -1,8 +1,9 @@
 """Install a bundle in a network namespace without a route, and use it there as a stranger would.
 
 Run by `make check-bundle`, after `make bundle`; it needs root, or a kernel that lets users make namespaces. Exit
-status 0 if the bundle refuses to install when a file of it is damaged, installs without a network, twice as well as
-once, predicts a phantom, names no mistake in the node's file that it leaves, and works off a DICOM series as a node.
+status 0 if the bundle refuses to install when a file of it is damaged, installs without a network, twice as well
+as once, predicts a phantom, names no mistake in the node's file that it leaves, and works off a DICOM series as a
+node.
 """
 
 from __future__ import annotations
