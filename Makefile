@@ -6,7 +6,7 @@ OUT ?= demo
 PYTHONS ?= python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs base-model check-wheel check-nnunet check-pythons release format clean
+.PHONY: help demo test lint docs base-model check-wheel check-nnunet check-pythons bundle check-bundle release format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,12 @@ check-nnunet: $(VENV)/runtime ## train the metric branch within the real nnU-Net
 
 check-pythons: $(VENV)/development ## the same for each Python of PYTHONS (programs or paths)
 	for python in $(PYTHONS); do $(BIN)/python tests/e2e/check_wheel.py --python $$python || exit 1; done
+
+bundle: docs ## wheels, model and pages for a machine without internet, with an install script, in build/bundle
+	$(BIN)/python deploy/bundle.py
+
+check-bundle: $(VENV)/development ## install that bundle where there is no network, and use it
+	$(BIN)/python tests/e2e/check_bundle.py
 
 release: $(VENV)/development ## the same, and the archives with their bill of materials in dist, if HEAD is tagged
 	$(BIN)/python tests/e2e/check_wheel.py --release --keep dist
