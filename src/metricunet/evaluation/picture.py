@@ -13,8 +13,10 @@ from metricunet.evaluation.figures import VIEW_MM, WINDOW_HU, Overlay, Plane
 from metricunet.files.atomic import write_text
 
 #: Lengths of the drawing, in its own units: millimetres of the patient.
-GAP, HEAD, FOOT = 6.0, 29.0, 16.0
-WIDTH, HEIGHT = 3 * VIEW_MM + 4 * GAP, HEAD + VIEW_MM + FOOT
+GAP, HEAD, FOOT, ROW = 6.0, 29.0, 16.0, 9.0
+WIDTH = 3 * VIEW_MM + 4 * GAP
+#: What a letter of the legend takes, on average.
+LETTER = 3.7
 #: How wide the picture is drawn where nobody says otherwise, in pixels.
 SHOWN_PIXELS = 960
 FONT = "font-family='Helvetica, Arial, sans-serif'"
@@ -94,12 +96,14 @@ def draw_picture(
     panels = "".join(_panel(plane, k, overlay.case, colours) for k, plane in enumerate(overlay.planes))
     seen = {value for plane in overlay.planes for value in plane.outlines}
     named = {name: drawn for name, drawn in structures.items() if drawn.value in seen}
+    foot, rows = _foot(named, remark)
+    height = HEAD + VIEW_MM + FOOT + ROW * (rows - 1)
     svg = (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH:g} {HEIGHT:g}' width='{SHOWN_PIXELS}' "
-        f"height='{round(SHOWN_PIXELS * HEIGHT / WIDTH)}' role='img' aria-label='{escape(title, quote=True)}'>"
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH:g} {height:g}' width='{SHOWN_PIXELS}' "
+        f"height='{round(SHOWN_PIXELS * height / WIDTH)}' role='img' aria-label='{escape(title, quote=True)}'>"
         f"<rect width='100%' height='100%' fill='#fff'/>"
         f"<text x='{GAP:g}' y='14' {FONT} font-size='8' font-weight='600' fill='#1d2733'>{escape(title)}</text>"
-        f"{panels}{_foot(named, remark)}</svg>"
+        f"{panels}{foot}</svg>"
     )
     return Picture(title, svg, tuple(notes))
 
@@ -146,18 +150,25 @@ def _panel(plane: Plane, number: int, case: str, colours: Mapping[int, str]) -> 
     )
 
 
-def _foot(structures: Mapping[str, Drawn], remark: str) -> str:
-    y, x = HEAD + VIEW_MM + 10.5, GAP
+def _foot(structures: Mapping[str, Drawn], remark: str) -> tuple[str, int]:
+    """Return what stands below the planes, and in how many rows, each of as many names as there is room for."""
+    y, x, rows = HEAD + VIEW_MM + 10.5, GAP, 1
     parts: list[str] = []
     for name, drawn in structures.items():
+        width = 22 + LETTER * len(name)
+        if x + width > WIDTH:
+            y, x, rows = y + ROW, GAP, rows + 1
         parts.append(
             f"<path d='M{x:g} {y - 2.3:g}h9' stroke='{drawn.colour}' stroke-width='2'/>"
             f"<text x='{x + 12:g}' y='{y:g}' fill='#1d2733'>{escape(name.replace('_', ' '))}</text>"
         )
-        x += 22 + 3.7 * len(name)
+        x += width
     if remark:
         parts.append(f"<text x='{x:g}' y='{y:g}' fill='#a8320a'>{escape(remark)}</text>")
+        x += LETTER * len(remark)
     low, high = WINDOW_HU
     legend = f"R right, L left, A front, P back, S head, I feet; window {low:g} to {high:g} HU".replace("-", "−")
+    if x + LETTER * len(legend) > WIDTH - GAP:
+        y, rows = y + ROW, rows + 1
     parts.append(f"<text x='{WIDTH - GAP:g}' y='{y:g}' text-anchor='end' fill='#5c6b7a'>{legend}</text>")
-    return f"<g {FONT} font-size='6.5'>{''.join(parts)}</g>"
+    return f"<g {FONT} font-size='6.5'>{''.join(parts)}</g>", rows
