@@ -100,7 +100,7 @@ def summary(rows: list[dict[str, str]]) -> list[str]:
             )
     scored_rows = sorted((row for row in present if row.get("prostate")), key=lambda row: float(row["prostate"]))
     lines.append(
-        "worst tenth: " + ", ".join(f"{r['case']} {r['prostate']}" for r in scored_rows[: len(rows) // 10])
+        "worst tenth: " + ", ".join(f"{r['case']} {r['prostate']}" for r in scored_rows[: len(scored_rows) // 10])
     )
     return lines
 
