@@ -241,6 +241,7 @@ def _prepared(
 
     found: dict[FoldKey, PreparedFold | Exception] = {}
     for spec, result in shared_out(list(specs.values()), each, say):
+        assert isinstance(result, PreparedFold | Exception)
         found[keys[spec.folder]] = result
     # One fold must not cost the others their results.
     faults = {key: fault for key in specs if isinstance(fault := found[key], Exception)}
