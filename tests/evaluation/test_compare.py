@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
-from metricunet.evaluation.compare import OUTPUTS, evaluate
+from metricunet.evaluation.compare import OUTPUTS, evaluate, in_terms_of
 from metricunet.evaluation.measures import MEASURE_NAMES
 from metricunet.evaluation.summary import CONTOUR_COLUMNS, format_summary
 from metricunet.files.nifti import write_nifti
@@ -123,6 +123,32 @@ def test_several_structures(folders: Any, gland: Gland) -> None:
         ("prostate", "measured"),
     ]
     assert result.failed == ("a",)
+
+
+def test_structures_that_the_references_do_not_name_are_left_out(folders: Any, gland: Gland) -> None:
+    folders.name_labels(bladder=1, prostate=2)
+    reference = gland().astype(np.uint8) * 2
+    reference[:4] = 1
+    prediction = gland().astype(np.uint8)
+    prediction[:4] = 3
+    prediction[-2:] = 2
+    named = {"prostate": 1, "seminal_vesicles": 2, "bladder": 3}
+    folders.add("a", reference, prediction, quality={"verdict": "review", "labels": named})
+    result = evaluate(folders.predictions, folders.cohort, folders.output)
+    assert {row.structure: row.measures.dice for row in result.rows} == {"bladder": 1.0, "prostate": 1.0}
+    assert any("do not name: seminal_vesicles" in note for note in result.notes)
+
+
+def test_where_no_name_is_known_values_decide() -> None:
+    geometry = Geometry.from_parts((1, 1, 4), (1, 1, 1))
+    prediction = Volume(np.arange(4, dtype=np.uint8).reshape(1, 1, 4), geometry)
+    labels = {"Prostate": 1, "bladder": 2}
+    same, left = in_terms_of(labels, prediction, {"prostate": 1, "bladder": 3, "bulb": 2})
+    assert same.array.ravel().tolist() == [0, 1, 0, 2]
+    assert left == ("bulb",)
+    untouched, left = in_terms_of(labels, prediction, {})
+    assert untouched is prediction
+    assert not left
 
 
 def test_ignored_voxels_count_for_neither_side(folders: Any, gland: Gland) -> None:

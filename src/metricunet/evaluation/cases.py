@@ -41,13 +41,18 @@ DEFAULT_LABELS = {"prostate": 1}
 
 @dataclass(frozen=True)
 class RecordedQuality:
-    """What the predictor said of its own result; None or empty where it said nothing."""
+    """What the predictor said of its own result; None or empty where it said nothing.
+
+    Attributes:
+        labels: structure to its value in the mask.
+    """
 
     verdict: str | None = None
     reasons: tuple[str, ...] = ()
     localisation_status: str | None = None
     localisation_confidence: float | None = None
     localisation_reason: str | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -315,6 +320,10 @@ def read_quality(path: Path | None) -> RecordedQuality:
         localisation_status=_typed(path, "localisation.status", localisation.get("status"), str | None),
         localisation_confidence=None if confidence is None else float(confidence),
         localisation_reason=_typed(path, "localisation.reason", localisation.get("reason"), str | None),
+        labels={
+            str(name): _typed(path, f"labels.{name}", value, int)
+            for name, value in _typed(path, "labels", content.get("labels") or {}, dict).items()
+        },
     )
 
 

@@ -409,12 +409,42 @@ def _read_maps(pair: CasePair, matching: Matching) -> tuple[Side | None, Side, G
     else:
         prediction = read_labels(pair.prediction)
     names = str(pair.prediction), str(pair.reference)
+    prediction, others = in_terms_of(maps.labels, prediction, read_quality(pair.quality).labels)
     prediction, reference = comparable(prediction, reference, set(maps.labels.values()), maps.ignore, names)
+    predicted = LabelSide(names[0], prediction, maps.labels, matching.naming)
+    if others:
+        predicted.notes.append(f"predictions hold structures that the references do not name: {', '.join(others)}")
     return (
-        LabelSide(names[0], prediction, maps.labels, matching.naming),
+        predicted,
         LabelSide(names[1], reference, maps.labels, matching.naming, maps.not_contoured.get(pair.case, ())),
         reference.geometry,
     )
+
+
+def in_terms_of(
+    labels: Mapping[str, int], prediction: Volume, own: Mapping[str, int]
+) -> tuple[Volume, tuple[str, ...]]:
+    """Return a predicted label map with the references' values, and the structures that these do not name.
+
+    Structures are found by their names. A value whose name the references do not have stays what it is where the
+    references have that value under a name that the prediction does not: there, values decide, as without names.
+
+    Args:
+        labels: structure to value in the references.
+        prediction: the label map.
+        own: structure to value in it, as the predictor wrote it down; empty where nobody did.
+    """
+    if not own or dict(own) == dict(labels):
+        return prediction, ()
+    by_value = {value for name, value in labels.items() if name not in own}
+    wanted = {value: labels.get(name, value if value in by_value else 0) for name, value in own.items()}
+    highest = max(int(prediction.array.max(initial=0)), *own.values())
+    kind = np.result_type(prediction.array, np.min_scalar_type(max(labels.values())))
+    table = np.arange(highest + 1, dtype=kind)
+    for value, means in wanted.items():
+        table[value] = means
+    left = tuple(name for name, value in own.items() if not wanted[value])
+    return prediction.with_array(table[prediction.array]), left
 
 
 def comparable(
