@@ -899,8 +899,8 @@ def study(
     replicates: Annotated[
         int | None,
         typer.Option(
-            help="Carry out the first so many replicates of a study that has replicates; run again without it for the "
-            "rest."
+            help="Carry out this many of the replicates of a study that has some, the first ones; run again "
+            "without it for the rest."
         ),
     ] = None,
 ) -> None:

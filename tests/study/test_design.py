@@ -240,12 +240,14 @@ def test_replicates_are_folds_with_training_seeds_of_their_own(tmp_path: Path) -
 
 
 def test_studies_on_few_contours_differ_in_what_they_are_about_alone() -> None:
-    """Arms that are compared take as many updates on as many images, under one augmentation, from averaged weights."""
+    """Arms take as many updates on as many images, and end with averaged weights; the control is matched."""
     for name in ("few-contours", "few-contours-texture"):
         study = load_study(STUDIES / f"{name}.yaml")
         five, sixty, control, method = study.arms.values()
         for arm in (sixty, control, method):
-            assert (arm.segment, arm.augment) == (five.segment, five.augment)
+            size = ("epochs", "updates_per_epoch", "batch_size", "base_channels", "levels", "crop_mm")
+            assert [getattr(arm.segment, n) for n in size] == [getattr(five.segment, n) for n in size]
+        assert (control.segment, control.augment) == (method.segment, method.augment)
         assert {arm.teacher.final for arm in study.arms.values()} == {"teacher"}
         assert (five.teacher.share, sixty.teacher.share) == (0, 0)
         assert sixty.teacher == five.teacher.model_copy(update={"reveal": True})

@@ -16,10 +16,10 @@ from tests.support.tables import PAIR, make_tables
 FOLDS = tuple(range(4))
 
 
-def tables(folder: Path, arms: dict[str, float], rules: list[dict[str, Any]], **changes: Any) -> Path:
+def tables(folder: Path, quality: dict[str, float], rules: list[dict[str, Any]], **changes: Any) -> Path:
     phantom = {"n_train": 9, "n_test": 6, "contoured": 2, "replicates": len(FOLDS)}
     more = {"data": {"phantom": phantom}, "futility": rules} | changes
-    return make_tables(folder, arms, seeds=(0,), folds=FOLDS, cases=6, changes=more)
+    return make_tables(folder, quality, seeds=(0,), folds=FOLDS, cases=6, changes=more)
 
 
 def benefit(rows: list[Row], a: str, b: str, folds: int, measure: str = "dice", sign: int = 1) -> float:
@@ -49,7 +49,8 @@ def test_the_mean_of_the_first_replicates_is_held_against_the_rule(tmp_path: Pat
     assert not found.stops
     assert found.text == (
         "Rule to stop by, from the study file: after 2 replicates, if the mean benefit in Dice is below 0.0000. "
-        f"Found: method over base {over['base']:+.4f}, method over control {over['control']:+.4f}. The study went on."
+        f"Found: method over base {over['base']:+.4f}, method over control {over['control']:+.4f}. "
+        "The study went on."
     )
     # Just below and just above the smaller of the two.
     for arm, amount in over.items():
@@ -120,9 +121,8 @@ def test_success_is_over_both(tmp_path: Path, arms: dict[str, float], wanted: fl
 def test_success_that_is_not_asked_for_or_not_known(tmp_path: Path) -> None:
     plain = conclude(tables(tmp_path / "plain", {"base": 0.0, "method": 1.0, "control": 0.0}, []))
     assert success_text(plain.plan, plain.comparisons) is None
-    arms: dict[str, Any] = {name: {} for name in PAIR.values()}
-    some = tables(tmp_path / "some", {"base": 0.0, "method": 1.0}, [], arms=arms, success={"over_baseline": 0.1})
-    concluded = conclude(some)
+    file = {"arms": {name: {} for name in PAIR.values()}, "success": {"over_baseline": 0.1}}
+    concluded = conclude(tables(tmp_path / "some", {"base": 0.0, "method": 1.0}, [], **file))
     text = success_text(concluded.plan, concluded.comparisons)
     assert text is not None
     assert "**Not known**: the runs that it takes are not finished." in text

@@ -156,12 +156,13 @@ def notes_of(plan: Study, data: StudyData, folds: PreparedFolds, runs: Sequence[
         assert phantom is not None
         done = len({run.spec.fold for run in runs})
         notes.append(
-            f"{done} of {plan.replicates} replicates, each a fold: trained on {phantom.contoured} contoured cases of "
-            f"its own out of {phantom.n_train}, scored on the same test cases. A run is written fold/seed."
+            f"{done} of {plan.replicates} replicates, each a fold: trained on {phantom.contoured} contoured cases "
+            f"of its own out of {phantom.n_train}, scored on the same test cases. A run is written fold/seed."
         )
     elif len(plan.folds) > 1 and data.has_test:
         notes.append(
-            f"The {len(plan.folds)} folds score the same test cases, so each is a run of its own, written fold/seed."
+            f"The {len(plan.folds)} folds score the same test cases, so each is a run of its own, written "
+            "fold/seed."
         )
     elif len(plan.folds) > 1:
         notes.append(f"The {len(plan.folds)} folds are taken together.")

@@ -207,8 +207,8 @@ class Results:
 
         Where each fold scores the same cases, a fold and a seed stand in place of a seed. Else folds are taken
         together: of several that score one case, the mean. A seed that lacks cases which another seed has, as
-        where one of its folds failed, is left out. A structure that was missed counts as missed in every measure but
-        those of features, which look at voxels around the true surface.
+        where one of its folds failed, is left out. A structure that was missed counts as missed in every measure
+        but those of features, which look at voxels around the true surface.
 
         Args:
             arm: name of the arm.

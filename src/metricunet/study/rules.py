@@ -1,7 +1,7 @@
 """What a study file says beforehand of its outcome: when to stop early, and what is to be shown.
 
-Both look at the target, in the first primary measure, against the truth. They are written into the tables, whatever
-they come to.
+Both look at the target, in the first primary measure, against the truth. They are written into the tables,
+whatever they come to.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def look(plan: Study, rule: FutilityRule, rows: Iterable[Row]) -> Finding:
         if benefit is not None and benefit < rule.below:
             futile.append(against)
     said = (
-        f"Rule to stop by, from the study file: after {rule.after} replicates, if the mean benefit in {measure} is "
-        f"below {signed(rule.below, unit)}. Found: {', '.join(found)}. "
+        f"Rule to stop by, from the study file: after {_counted(rule.after)}, if the mean benefit in {measure} "
+        f"is below {signed(rule.below, unit)}. Found: {', '.join(found)}. "
     )
     if futile:
         return Finding(True, f"{said}**The study stopped there**, for {' and '.join(futile)}.")
@@ -73,8 +73,8 @@ def success_text(plan: Study, comparisons: Comparisons) -> str | None:
     roles = ("primary", f"primary {CONTROL}")
     main, control = (comparisons.find(role, name, plan.base.target) for role in roles)
     said = (
-        f"Success, from the study file: a mean benefit in {measure} of {signed(wanted.over_baseline, unit)} or more "
-        f"of {pair.method} over {pair.baseline}, and a 95 % interval above 0 over {pair.control}. "
+        f"Success, from the study file: a mean benefit in {measure} of {signed(wanted.over_baseline, unit)} or "
+        f"more of {pair.method} over {pair.baseline}, and a 95 % interval above 0 over {pair.control}. "
     )
     if (
         main is None
@@ -87,8 +87,12 @@ def success_text(plan: Study, comparisons: Comparisons) -> str | None:
     interval = control.comparison.interval.scaled(control.comparison.sign)
     met = benefit >= wanted.over_baseline and interval.low > 0
     ends = f"{signed(interval.low, unit)} to {signed(interval.high, unit)}"
-    repeats = f"{main.comparison.repeats} {main.comparison.repeated}s"
+    repeats = _counted(main.comparison.repeats, main.comparison.repeated)
     return f"{said}Found in {repeats}: {signed(benefit, unit)}, and {ends}: **{'met' if met else 'not met'}**."
+
+
+def _counted(count: int, noun: str = "replicate") -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _measure(plan: Study) -> tuple[str, str]:

@@ -120,8 +120,8 @@ def study(
         bar: opens a progress bar by its name.
 
     Raises:
-        InputError: a study file, cohort, folder or number of replicates that cannot work, or results in the folder that another study
-            file, version or cohort led to, named.
+        InputError: a study file, cohort, folder or number of replicates that cannot work, or results in the folder
+            that another study file, version or cohort led to, named.
     """
     plan = load_study(file)
     wanted = _wanted_folds(plan, replicates)
@@ -204,7 +204,7 @@ def _wanted_folds(plan: Study, replicates: int | None) -> tuple[Fold, ...]:
 
 
 def _in_order(plan: Study, folds: Sequence[Fold]) -> list[tuple[str, Fold]]:
-    """List arms and folds in the order of their runs: one replicate after the other, else one arm after another."""
+    """List arms and folds in the order of their runs: replicate by replicate, else arm by arm."""
     if plan.replicates is None:
         return [(arm, fold) for arm in plan.arms for fold in folds]
     return [(arm, fold) for fold in folds for arm in plan.arms]

@@ -213,7 +213,7 @@ class Comparison:
 
     @property
     def repeats(self) -> int:
-        """How often the comparison was repeated with other trainings: the folds where each is a run, else seeds."""
+        """How often it was repeated with other trainings: the folds where each is a run, else the seeds."""
         return len({seed.fold if isinstance(seed, FoldSeed) else seed for seed in self.seeds})
 
     @property
