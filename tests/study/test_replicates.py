@@ -81,6 +81,7 @@ def test_all_arms_of_a_replicate_come_before_the_next(tmp_path: Path, played: Pl
         in result.text
     )
     assert "Found in 4 replicates: +0.0200, and +0.0160 to +0.0160: **met**." in result.text
+    assert "| arm | fold/seed | cases |" in result.text
     assert "| plain | 3/0 | 5 | 0 |" in result.text
     assert "difference of each replicate" in result.text
     splits = json.loads((tmp_path / "out" / "data" / "splits.json").read_text())

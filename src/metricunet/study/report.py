@@ -18,7 +18,7 @@ from metricunet.study.design import Labels, Study
 from metricunet.study.folds import PreparedFold
 from metricunet.study.results import DEFINITIONS, ArmSummary, Row, summarise_arms
 from metricunet.study.runs import RunResult
-from metricunet.study.statistics import Comparison
+from metricunet.study.statistics import Comparison, FoldSeed
 from metricunet.study.verdicts import Conclusions, Judged, signed
 from metricunet.training.config import TrainConfig
 from metricunet.volume import FloatArray
@@ -113,7 +113,12 @@ def _runs_table(arms: Sequence[ArmSummary], columns: Sequence[Definition]) -> st
             cells = [_mean_over_seeds(arm, d) for d in columns]
             n, missed = (sum(getattr(s, kind) for s in arm.of_seed.values()) for kind in ("n", "missed"))
             lines.append([f"**{arm.arm}**", "**all**", str(n), str(missed), *(f"**{c}**" for c in cells)])
-    return _markdown(["arm", "seed", "cases", "missed", *(d.heading for d in columns)], lines, left=2)
+    keys = {isinstance(run, FoldSeed) for arm in arms for run in arm.of_seed}
+    return _markdown(
+        ["arm", "fold/seed" if True in keys else "seed", "cases", "missed", *(d.heading for d in columns)],
+        lines,
+        left=2,
+    )
 
 
 def _mean_over_cases(statistics: Statistics, definition: Definition) -> str:
