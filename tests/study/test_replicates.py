@@ -89,8 +89,9 @@ def test_all_arms_of_a_replicate_come_before_the_next(tmp_path: Path, played: Pl
 
 
 def test_the_first_replicates_alone_and_then_the_rest(tmp_path: Path, played: Played) -> None:
-    file = write(tmp_path / "s.yaml")
+    file = write(tmp_path / "s.yaml", success={"over_baseline": 0.01})
     text = study(file, tmp_path / "out", device="cpu", replicates=2).text
+    assert "**Not judged yet**: 2 of 4 replicates are done." in text
     assert "2 of 4 replicates" in text
     assert folds_of(tmp_path / "out") == {"0", "1"}
     study(file, tmp_path / "out", device="cpu")

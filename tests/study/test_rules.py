@@ -9,7 +9,7 @@ import pytest
 
 from metricunet.study.design import Study, load_study
 from metricunet.study.results import Row, read_results
-from metricunet.study.rules import look, rounds, success_text
+from metricunet.study.rules import Finding, look, rounds, success_text
 from metricunet.study.verdicts import conclude
 from tests.support.tables import PAIR, make_tables
 
@@ -107,7 +107,7 @@ def test_a_study_is_parted_where_a_rule_looks(tmp_path: Path) -> None:
 def test_success_is_over_both(tmp_path: Path, arms: dict[str, float], wanted: float, verdict: str) -> None:
     folder = tables(tmp_path, arms, [], success={"over_baseline": wanted})
     concluded = conclude(folder)
-    text = success_text(concluded.plan, concluded.comparisons)
+    text = success_text(concluded.plan, concluded.comparisons, 4)
     assert text is not None
     found = benefit(read(folder)[1], "base", "method", 4)
     assert f"Found in 4 replicates: {found:+.4f}, and " in text
@@ -120,9 +120,20 @@ def test_success_is_over_both(tmp_path: Path, arms: dict[str, float], wanted: fl
 
 def test_success_that_is_not_asked_for_or_not_known(tmp_path: Path) -> None:
     plain = conclude(tables(tmp_path / "plain", {"base": 0.0, "method": 1.0, "control": 0.0}, []))
-    assert success_text(plain.plan, plain.comparisons) is None
+    assert success_text(plain.plan, plain.comparisons, 4) is None
     file = {"arms": {name: {} for name in PAIR.values()}, "success": {"over_baseline": 0.1}}
     concluded = conclude(tables(tmp_path / "some", {"base": 0.0, "method": 1.0}, [], **file))
-    text = success_text(concluded.plan, concluded.comparisons)
+    text = success_text(concluded.plan, concluded.comparisons, 4)
     assert text is not None
     assert "**Not known**: the runs that it takes are not finished." in text
+
+
+def test_success_is_not_judged_before_the_end(tmp_path: Path) -> None:
+    quality = {"base": 0.0, "method": 2.0, "control": 0.2}
+    concluded = conclude(tables(tmp_path, quality, [], success={"over_baseline": 0.02}))
+    text = success_text(concluded.plan, concluded.comparisons, 3)
+    assert text is not None
+    assert text.endswith("**Not judged yet**: 3 of 4 replicates are done.")
+    stopped = success_text(concluded.plan, concluded.comparisons, 4, [Finding(False, ""), Finding(True, "")])
+    assert stopped is not None
+    assert stopped.endswith("**Not met**: the study stopped before.")

@@ -63,8 +63,19 @@ def look(plan: Study, rule: FutilityRule, rows: Iterable[Row]) -> Finding:
     return Finding(False, f"{said}The study went on.")
 
 
-def success_text(plan: Study, comparisons: Comparisons) -> str | None:
-    """Say whether the study showed what its file wanted; None where the file wants nothing."""
+def success_text(
+    plan: Study, comparisons: Comparisons, folds: int, findings: Sequence[Finding] = ()
+) -> str | None:
+    """Say whether the study showed what its file wanted; None where the file wants nothing.
+
+    Nothing is judged before all replicates are done: who looks again and again finds what he looks for by chance.
+
+    Args:
+        plan: the study file.
+        comparisons: of the arms, as far as their runs go.
+        folds: number of folds that were carried out.
+        findings: what the rules to stop by came to.
+    """
     wanted, pair = plan.content.success, plan.content.primary
     if wanted is None or pair is None:
         return None
@@ -76,6 +87,10 @@ def success_text(plan: Study, comparisons: Comparisons) -> str | None:
         f"Success, from the study file: a mean benefit in {measure} of {signed(wanted.over_baseline, unit)} or "
         f"more of {pair.method} over {pair.baseline}, and a 95 % interval above 0 over {pair.control}. "
     )
+    if any(finding.stops for finding in findings):
+        return f"{said}**Not met**: the study stopped before."
+    if plan.replicates is not None and folds < plan.replicates:
+        return f"{said}**Not judged yet**: {folds} of {plan.replicates} replicates are done."
     if (
         main is None
         or control is None

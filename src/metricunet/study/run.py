@@ -144,7 +144,7 @@ def study(
     computing = device if here else engine.device(training_needs(data.cohort, device))
     folds: PreparedFolds = {}
     runs: list[RunResult] = []
-    notes: list[str] = []
+    findings: list[Finding] = []
     for part in rounds(plan, wanted):
         fold_specs = {
             (labels, fold): _fold_spec(plan, data, labels, fold, output, computing)
@@ -164,7 +164,6 @@ def study(
                     without.append(RunResult(spec, None, 0.0, reason, faults[key]))
         runs += _carried_out(specs, without, engine, say)
         findings = _findings(plan, runs)
-        notes = [finding.text for finding in findings]
         if any(finding.stops for finding in findings):
             say(findings[-1].text.replace("*", ""))
             break
@@ -175,10 +174,10 @@ def study(
             {"arm": r.spec.arm, "fold": r.spec.fold, "seed": r.spec.seed, "seconds": r.seconds, "error": r.error}
             for r in runs
         ],
-        "rules": notes,
+        "rules": [finding.text for finding in findings],
     }
     with in_turn(output / CLAIM_NAME, "the beginning or the end of a study", say):
-        text = _write_outputs(plan, data, folds, runs, notes, own, record.content(), device if here else "auto")
+        text = _write_outputs(plan, data, folds, runs, findings, own, record.content(), device if here else "auto")
     return StudyResult(output / TABLES_TEXT, text, tuple(runs))
 
 
@@ -386,7 +385,7 @@ def _write_outputs(
     data: StudyData,
     folds: PreparedFolds,
     runs: Sequence[RunResult],
-    findings: Sequence[str],
+    findings: Sequence[Finding],
     own: OwnFiles,
     record: Mapping[str, Any],
     device: str,
@@ -406,8 +405,8 @@ def _write_outputs(
     drafts = tables.parent / "drafts"  # figures and verdicts are made from the tables under their names
     shutil.rmtree(drafts, ignore_errors=True)  # of a process that was killed
     try:
-        notes = [*notes_of(plan, data, folds, runs), *findings]
-        text = _draft(plan, data, notes, whole, drafts, device)
+        notes = [*notes_of(plan, data, folds, runs), *(finding.text for finding in findings)]
+        text = _draft(plan, data, notes, findings, whole, drafts, device)
         write_text(tables, text)
         for path in sorted(path for path in drafts.rglob("*") if path.is_file()):
             os.replace(path, own.stage(path.relative_to(drafts).as_posix()))
@@ -420,7 +419,13 @@ def _write_outputs(
 
 
 def _draft(
-    plan: Study, data: StudyData, notes: Sequence[str], whole: Sequence[RunSpec], output: Path, device: str
+    plan: Study,
+    data: StudyData,
+    notes: Sequence[str],
+    findings: Sequence[Finding],
+    whole: Sequence[RunSpec],
+    output: Path,
+    device: str,
 ) -> str:
     """Write everything but the tables for people, which are returned."""
     for table in whole[0].tables:
@@ -429,7 +434,8 @@ def _draft(
     not_contoured = {case.name: case.not_contoured for case in (*cohort.training, *cohort.test)}
     conclusions = conclude(output, plan, not_contoured)
     write_conclusions(conclusions, output)
-    if (success := success_text(plan, conclusions.comparisons)) is not None:
+    done = len({spec.fold for spec in whole})
+    if (success := success_text(plan, conclusions.comparisons, done, findings)) is not None:
         notes = [*notes, success]
     draw_figures(conclusions, output / PICTURES)
     if (pictured := _pictured(plan, whole, device, conclusions.results.by_fold)) is not None:
