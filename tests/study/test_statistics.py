@@ -246,24 +246,23 @@ def test_one_case_and_one_seed() -> None:
 
 def test_replicates_are_paired_by_case_and_fold_as_in_a_plain_loop() -> None:
     generator = np.random.default_rng(3)
-    runs = [FoldSeed(fold, 0) for fold in range(4)]
     cases = tuple(f"c{k}" for k in range(9))
-    a = {(run, case): 0.8 + 0.1 * float(generator.random()) for run in runs for case in cases}
-    b = {key: value + 0.02 * float(generator.normal()) for key, value in a.items() if key[0] != runs[1]}
-    b |= {(FoldSeed(7, 0), case): 0.9 for case in cases}
-    found = compare(Scores.from_table("a", a), Scores.from_table("b", b), DICE, "higher", draws=500)
-    assert found.seeds == (runs[0], runs[2], runs[3])
+    of_a, of_b = (tuple(FoldSeed(fold, 0) for fold in folds) for folds in ((0, 1, 2, 3), (3, 7, 2, 0)))
+    a, b = (0.8 + 0.1 * generator.random((4, 9)) for _ in range(2))
+    found = compare(Scores("a", of_a, cases, a), Scores("b", of_b, cases, b), DICE, "higher", draws=500)
+    assert found.seeds == (FoldSeed(0, 0), FoldSeed(2, 0), FoldSeed(3, 0))
     assert (found.repeats, found.repeated, found.runs) == (3, "replicate", 27)
-    by_run, by_case = [], dict.fromkeys(cases, 0.0)
-    for run in found.seeds:
+    by_run, by_case = [], [0.0] * 9
+    for fold in (0, 2, 3):
         total = 0.0
-        for case in cases:
-            total += b[run, case] - a[run, case]
-            by_case[case] += (b[run, case] - a[run, case]) / 3
+        for case in range(9):
+            gained = float(b[(3, 7, 2, 0).index(fold), case] - a[fold, case])
+            total += gained
+            by_case[case] += gained / 3
         by_run.append(total / 9)
     assert found.difference_of_seed == pytest.approx(by_run)
     assert found.difference == pytest.approx(sum(by_run) / 3)
-    assert found.p == pytest.approx(stats.wilcoxon(list(by_case.values()), method="exact").pvalue)
+    assert found.p == pytest.approx(stats.wilcoxon(by_case, method="exact").pvalue)
     read = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert read["seeds"][1] == {"fold": 2, "seed": 0}
 

@@ -150,7 +150,9 @@ def notes_of(plan: Study, data: StudyData, folds: PreparedFolds, runs: Sequence[
             arms = [arm for arm in plan.arms if plan.labels(arm) == labels]
             notes.append(f"Trained on {labels} labels: {', '.join(arms)}.")
     if data.has_test:
-        notes.append(f"{len(runs[0].spec.cases)} test cases, which no training has seen.")
+        kind = None if plan.content.data.phantom is None else plan.content.data.phantom.test_difficulty
+        other = "" if kind is None else f" of difficulty {kind}"
+        notes.append(f"{len(runs[0].spec.cases)} test cases{other}, which no training has seen.")
     else:
         notes.append(
             "Scored on the validation cases of each fold. They also chose each training's best epoch, so the "
