@@ -173,7 +173,7 @@ def quick(
     model = tmp_path_factory.mktemp("quick") / "model.safetensors"
     write_bands_model(model)
 
-    def phantom(seed: int, difficulty: str, reaches: bool, n_readers: int) -> Phantom:
+    def phantom(seed: int, difficulty: str, reaches: bool, n_readers: int, *rest: object) -> Phantom:
         labels = GLAND.with_array((GLAND.array > 0).astype("uint8"))
         return Phantom(GLAND.with_array(GLAND.array + seed % 7), labels, {"seed": seed}, (labels,) * n_readers)
 

@@ -896,13 +896,20 @@ def study(
     output: Output,
     device: Device = "auto",
     engine: Engine = None,
+    replicates: Annotated[
+        int | None,
+        typer.Option(
+            help="Carry out this many of the replicates of a study that has some, the first ones; run again "
+            "without it for the rest."
+        ),
+    ] = None,
 ) -> None:
     """Train and score every arm of a study with every seed and fold, and write tables; run again to continue."""
     from metricunet.engine import opened
     from metricunet.study.run import study as run
 
     with opened(engine) as shared, progress_bars() as bar:
-        result = run(file, output, device=device, engine=shared, say=_say, bar=bar)
+        result = run(file, output, device=device, engine=shared, replicates=replicates, say=_say, bar=bar)
     typer.echo(result.text)
     typer.echo(f"tables: {result.tables}")
     for failed in result.failed:

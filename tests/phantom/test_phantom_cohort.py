@@ -12,6 +12,7 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.phantom import STRUCTURES, displace_cohort, make_cohort, make_phantom, reader_path
+from metricunet.phantom.cohort import CohortPlan
 from metricunet.phantom.variety import GROUPS
 from tests.support.command import Command
 
@@ -288,3 +289,19 @@ def test_the_command_makes_both_cohorts(metricunet: Command, tmp_path: Path) -> 
         assert message in ended.err
         assert len(ended.err.splitlines()) == 1
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.usefixtures("quick_phantoms")
+def test_test_cases_of_another_difficulty(tmp_path: Path) -> None:
+    plain, other = CohortPlan(2, n_test=1), CohortPlan(2, n_test=1, test_difficulty="varied")
+    assert [order.difficulty for order in other.orders()] == ["real", "real", "varied"]
+    assert other.recipe == plain.recipe | {"test_difficulty": "varied"}
+    assert CohortPlan(2, test_difficulty="real").recipe == CohortPlan(2).recipe
+    make_cohort(tmp_path / "other", 1, n_test=1, test_difficulty="varied")
+    with pytest.raises(InputError, match="made with test_difficulty 'varied', not None"):
+        make_cohort(tmp_path / "other", 1, n_test=1)
+    make_cohort(tmp_path / "plain", 1, n_test=1)
+    with pytest.raises(InputError, match="made with test_difficulty None, not 'varied'"):
+        make_cohort(tmp_path / "plain", 1, n_test=1, test_difficulty="varied")
+    with pytest.raises(InputError, match="test_difficulty must be one of easy, real, varied; got 'hard'"):
+        CohortPlan(1, test_difficulty="hard")  # type: ignore[arg-type]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import split_for
 from metricunet.errors import InputError
-from metricunet.study.data import scored_cases, spread, study_data
-from metricunet.study.design import load_study
+from metricunet.study.data import recipe_splits, scored_cases, spread, study_data
+from metricunet.study.design import PhantomRecipe, load_study
 from tests.study.conftest import write_study
 from tests.support.cohorts import make_tiny_cohort
 
@@ -72,6 +73,44 @@ def test_further_phantoms_are_unlabeled_and_change_no_other(tmp_path: Path, quic
     for file in cohorts["plain"].rglob("*.nii.gz"):
         twin = cohorts["more"] / file.relative_to(cohorts["plain"])
         assert twin.read_bytes() == file.read_bytes()
+
+
+def test_each_replicate_has_contoured_cases_of_its_own(tmp_path: Path, quick_phantoms: None) -> None:
+    recipe = {"n_train": 7, "n_test": 1, "seed": 5, "contoured": 2, "replicates": 5, "labels": "displaced"}
+    study = load_study(write_study(tmp_path / "s.yaml", tmp_path, data={"phantom": recipe}))
+    data = study_data(study, tmp_path / "out")
+    cohort = read_cohort(data.cohort)
+    splits = [split_for(cohort, fold) for fold in study.folds]
+    names = tuple(f"phantom_{k:04d}" for k in range(7))
+    for split in splits:
+        assert (len(split.train), split.val) == (2, ())
+        assert tuple(sorted(split.train + split.unlabeled)) == names
+        assert split.train == tuple(sorted(split.train))
+        assert sorted(split.revealed().train) == list(names)
+    # Three replicates share no case; then the cases are shuffled anew.
+    assert len({name for split in splits[:3] for name in split.train}) == 6
+    assert not set(splits[3].train) & set(splits[4].train)
+    order = np.random.default_rng(np.random.SeedSequence((5, 2, 0))).permutation(7)
+    assert splits[1].train == tuple(sorted(names[k] for k in order[2:4]))
+    assert [case.name for case in scored_cases(data, 0)] == [case.name for case in scored_cases(data, 4)]
+
+
+def test_more_replicates_change_none_of_the_earlier_ones_and_the_seed_does() -> None:
+    def splits(**changes: int) -> list[dict[str, list[str]]]:
+        recipe = {"n_train": 60, "n_test": 1, "seed": 7, "contoured": 5, "replicates": 10} | changes
+        return recipe_splits(PhantomRecipe.model_validate(recipe))
+
+    assert splits(replicates=30)[:10] == splits()
+    assert len({name for split in splits() for name in split["train"]}) == 50
+    assert splits(seed=8) != splits()
+
+
+def test_test_phantoms_of_another_difficulty(tmp_path: Path, quick_phantoms: None) -> None:
+    recipe = {"n_train": 2, "n_test": 1, "test_difficulty": "varied"}
+    study = load_study(write_study(tmp_path / "s.yaml", tmp_path, data={"phantom": recipe}))
+    data = study_data(study, tmp_path / "out")
+    assert json.loads((data.cohort / "phantoms.json").read_text())["recipe"]["test_difficulty"] == "varied"
+    assert split_for(read_cohort(data.cohort), 0).val == ()
 
 
 def _check_split(split: Path, tmp_path: Path) -> None:

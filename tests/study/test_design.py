@@ -15,6 +15,18 @@ from tests.study.conftest import write_study
 STUDIES = Path(__file__).parents[2] / "studies"
 
 
+def _phantoms(**recipe: Any) -> dict[str, Any]:
+    return {"data": {"phantom": {"n_train": 4, "n_test": 1} | recipe}}
+
+
+def _ruled(replicates: int | None, *rules: dict[str, Any]) -> dict[str, Any]:
+    few = {} if replicates is None else {"contoured": 2, "replicates": replicates}
+    return _phantoms(**few) | {
+        "primary": {"baseline": "plain", "method": "metric"},
+        "futility": list(rules),
+    }
+
+
 def test_arms_are_the_preset_with_the_base_over_it_and_their_own_over_that(tmp_path: Path) -> None:
     arms = {
         "plain": {},
@@ -134,6 +146,28 @@ def test_the_primary_measures_are_not_tested_a_second_time(tmp_path: Path) -> No
             {"measures": {"primary": ["volume_difference_ml"], "exploratory": []}},
             "volume_difference_ml is best at 0, so no arm is better",
         ),
+        (_phantoms(contoured=2), r"data\.phantom: contoured and replicates go together"),
+        (_phantoms(contoured=4, replicates=2), r"contoured is 4, n_train 4; expected fewer"),
+        (_phantoms(contoured=2, replicates=2, n_val=1), r"n_val is 1, but a replicate trains on its contoured"),
+        (_phantoms(contoured=2, replicates=2, n_unlabeled=1), r"n_unlabeled is 1, but a replicate"),
+        (_phantoms(difficulty="easy", gland_texture_hu=5), r"gland_texture_hu is for phantoms of difficulty real"),
+        (
+            _phantoms(test_difficulty="varied", gland_texture_hu=5),
+            r"gland_texture_hu is for phantoms of difficulty",
+        ),
+        (_phantoms(contoured=2, replicates=2) | {"seeds": [1000]}, "with replicates a seed is to be below 1000"),
+        (_ruled(None, {"after": 1}), r"futility\.0: a rule to stop by needs replicates"),
+        (_ruled(3, {"after": 3}), r"futility\.0: after is 3; expected fewer than the 3 replicates"),
+        (_ruled(3, {"after": 1, "method": "plain"}), r"futility\.0: a rule names baseline and method, or neither"),
+        (
+            _ruled(3, {"after": 1, "method": "best", "baseline": "plain"}),
+            r"futility\.0 names arm 'best'; expected one of plain, metric",
+        ),
+        (
+            _ruled(3, {"when": 1}),
+            r"futility\.0\.(after is missing|when is unknown; expected some of after, below)",
+        ),
+        (_ruled(3) | {"success": {"over_baseline": 0.1}}, "success is about the primary pair and its control"),
         ({"measures": {"primary": ["dsc"]}}, "'dsc' is no measure; expected some of dice, asd_mm"),
         ({"measures": {"primary": ["dice"], "exploratory": ["dice"]}}, "measure dice occurs twice"),
     ],
@@ -190,3 +224,37 @@ def test_pairs_and_worthwhile_benefits(tmp_path: Path) -> None:
     assert list(content.pairs) == ["primary", "secondary.0"]
     assert content.pairs["secondary.0"].arms == ("plain", "metric")
     assert content.measures.worthwhile == measures["worthwhile"]
+
+
+def test_replicates_are_folds_with_training_seeds_of_their_own(tmp_path: Path) -> None:
+    path = write_study(tmp_path / "s.yaml", tmp_path, **_ruled(3, {"after": 2}), seeds=[0, 4])
+    study = load_study(path)
+    assert (study.replicates, study.folds) == (3, (0, 1, 2))
+    assert [study.config("metric", fold, 4).seed for fold in study.folds] == [4, 1004, 2004]
+    assert study.config("metric", 0, 4) == study.arms["metric"].model_copy(update={"seed": 4})
+    assert [study.stage_one(fold).seed for fold in study.folds] == [0, 1000, 2000]
+    assert study.content.futility[0].below == 0
+    plain = load_study(write_study(tmp_path / "t.yaml", tmp_path, folds=[0, 1]))
+    assert (plain.replicates, plain.folds, plain.config("plain", 1, 4).seed) == (None, (0, 1), 4)
+    assert plain.stage_one(1) == plain.base
+
+
+def test_studies_on_few_contours_differ_in_what_they_are_about_alone() -> None:
+    """Arms take as many updates on as many images, and end with averaged weights; the control is matched."""
+    for name in ("few-contours", "few-contours-texture"):
+        study = load_study(STUDIES / f"{name}.yaml")
+        five, sixty, control, method = study.arms.values()
+        for arm in (sixty, control, method):
+            size = ("epochs", "updates_per_epoch", "batch_size", "base_channels", "levels", "crop_mm")
+            assert [getattr(arm.segment, n) for n in size] == [getattr(five.segment, n) for n in size]
+        assert (control.segment, control.augment) == (method.segment, method.augment)
+        assert {arm.teacher.final for arm in study.arms.values()} == {"teacher"}
+        assert (five.teacher.share, sixty.teacher.share) == (0, 0)
+        assert sixty.teacher == five.teacher.model_copy(update={"reveal": True})
+        assert control.teacher == method.teacher
+        assert control.teacher.share > 0
+        assert (control.metric.mode, method.metric.mode) == ("control", "online")
+        bank = {"mode": "control", "bank": control.metric.bank}
+        assert method.metric.model_copy(update=bank) == control.metric
+    texture, plain = (load_study(STUDIES / f"few-contours{part}.yaml") for part in ("-texture", ""))
+    assert texture.arms == plain.arms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,17 @@ from metricunet.errors import InputError
 from metricunet.evaluation.measures import MEASURE_NAMES, Measures
 from metricunet.study.results import (
     FEATURES,
+    Results,
     Row,
     cases_table,
     join_tables,
     paired_values,
     read_table,
+    scores_by_fold,
     summarise_arms,
     write_table,
 )  # fmt: skip
+from metricunet.study.statistics import FoldSeed
 
 MISSED = Measures(0.0, None, 0.0, 0.0, None, 0.0, -30.0)
 ABSENT = Measures(None, None, None, None, None, None, None)
@@ -127,3 +131,32 @@ def test_files_that_are_no_rows_of_a_study(tmp_path: Path) -> None:
 
 def test_the_main_reference_has_the_plain_name() -> None:
     assert [cases_table(whose).name for whose in ("truth", "reader")] == ["cases.csv", "cases-reader.csv"]
+
+
+def test_folds_that_score_the_same_cases_are_runs_of_their_own() -> None:
+    rows = [
+        row("a", seed, case, measured(0.1 * number, 1.0), fold)
+        for number, (fold, seed, case) in enumerate(product(("all", 10, 2), (0, 1), ("two", "one")))
+    ]
+    assert scores_by_fold(rows)
+    scores = Results({"truth": rows}, [], []).scores("a", "dice", "prostate")
+    assert scores is not None
+    assert [str(run) for run in scores.seeds] == ["2/0", "2/1", "10/0", "10/1", "all/0", "all/1"]
+    assert scores.cases == ("one", "two")
+    assert scores.values[0] == pytest.approx([0.9, 0.8])
+    (summary,) = summarise_arms(rows)
+    assert [str(run) for run in summary.of_seed] == ["all/0", "all/1", "10/0", "10/1", "2/0", "2/1"]
+    assert summary.of_seed[FoldSeed(2, 0)].measures["dice"].mean == pytest.approx(0.85)
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [{0: "ab", 1: "cd"}, {0: "ab", 1: "bc"}, {0: "ab"}, {}],
+    ids=["parts", "overlap", "one fold", "nothing"],
+)
+def test_folds_that_divide_the_cases_are_one_run(cases: dict[int, str]) -> None:
+    rows = [row("a", 0, case, measured(0.5, 1.0), fold) for fold, own in cases.items() for case in own]
+    assert not scores_by_fold(rows)
+    assert list(paired_values(rows, "a", "prostate", "dice")[0]) == [
+        (0, case) for case in dict.fromkeys("".join(cases.values()))
+    ]

@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from metricunet.errors import InputError
+from metricunet.evaluation.bootstrap import Resampling, crossed_bootstrap
 from metricunet.evaluation.measures import DEFINITIONS
-from metricunet.study.statistics import Comparison, Scores, compare, primary_family
+from metricunet.study.statistics import Comparison, FoldSeed, Scores, compare, primary_family
 
 DICE, ASD = DEFINITIONS[0], DEFINITIONS[1]
 NAN = math.nan
@@ -241,3 +242,44 @@ def test_one_case_and_one_seed() -> None:
     found = dice([[0.8]], [[0.9]])
     assert found.difference == pytest.approx(0.1)
     assert (found.interval, found.d_z, found.p) == (None, None, 1.0)
+
+
+def test_replicates_are_paired_by_case_and_fold_as_in_a_plain_loop() -> None:
+    generator = np.random.default_rng(3)
+    cases = tuple(f"c{k}" for k in range(9))
+    of_a, of_b = (tuple(FoldSeed(fold, 0) for fold in folds) for folds in ((0, 1, 2, 3), (3, 7, 2, 0)))
+    a, b = (0.8 + 0.1 * generator.random((4, 9)) for _ in range(2))
+    found = compare(Scores("a", of_a, cases, a), Scores("b", of_b, cases, b), DICE, "higher", draws=500)
+    assert found.seeds == (FoldSeed(0, 0), FoldSeed(2, 0), FoldSeed(3, 0))
+    assert (found.repeats, found.repeated, found.runs) == (3, "replicate", 27)
+    by_run, by_case = [], [0.0] * 9
+    for fold in (0, 2, 3):
+        total = 0.0
+        for case in range(9):
+            gained = float(b[(3, 7, 2, 0).index(fold), case] - a[fold, case])
+            total += gained
+            by_case[case] += gained / 3
+        by_run.append(total / 9)
+    assert found.difference_of_seed == pytest.approx(by_run)
+    assert found.difference == pytest.approx(sum(by_run) / 3)
+    assert found.p == pytest.approx(stats.wilcoxon(by_case, method="exact").pvalue)
+    read = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert read["seeds"][1] == {"fold": 2, "seed": 0}
+
+
+def test_seeds_of_one_replicate_are_taken_together_in_intervals() -> None:
+    """Else two seeds of each of three replicates would pass for six replicates."""
+    a, b = study(seeds=6, cases=20)
+    b = b + 0.02 * np.repeat([[-1.0], [0.0], [1.0]], 2, axis=0)
+    cases = tuple(f"c{k:02}" for k in range(20))
+    runs = tuple(FoldSeed(fold, seed) for fold in range(3) for seed in range(2))
+    nested = compare(Scores("a", runs, cases, a), Scores("b", runs, cases, b), DICE, "higher", draws=500)
+    assert (nested.repeats, len(nested.seeds)) == (3, 6)
+    sums = (b - a).reshape(3, 2, 20).sum(axis=1)
+    wanted = crossed_bootstrap(sums, np.full((3, 20), 2.0), Resampling(500, 0)).interval
+    assert nested.interval == wanted
+    plain = dice(a, b, draws=500)
+    assert plain.interval is not None
+    assert nested.interval is not None
+    assert nested.difference == plain.difference
+    assert nested.interval.high - nested.interval.low > 1.3 * (plain.interval.high - plain.interval.low)

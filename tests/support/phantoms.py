@@ -17,6 +17,7 @@ def quick_phantom(
     reaches_prostate: bool = True,
     n_readers: int = 0,
     variety: Variety | None = None,
+    gland_texture_hu: float = 0.0,
 ) -> Phantom:
     """Return a block in a field of noise, with as many readers as asked for."""
     draw = np.random.default_rng(seed)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def make_tables(
     arms: Mapping[str, float] = ARMS,
     *,
     seeds: Sequence[int] = (0, 1, 2),
+    folds: Sequence[int] = (0,),
     cases: int = 12,
     missed: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     changes: Mapping[str, Any] | None = None,
@@ -41,6 +43,7 @@ def make_tables(
         folder: new or empty.
         arms: name to how much better it is.
         seeds: of every arm.
+        folds: of every arm and seed; each scores all cases.
         cases: how many.
         missed: arm to the (seed, number of the case) in which it missed the gland.
         changes: of the study file.
@@ -60,31 +63,42 @@ def make_tables(
     tables = (cases_table("truth"), cases_table("reader"), SMOOTHNESS, FEATURES)
     runs: list[Path] = []
     for arm, better in arms.items():
-        for seed in seeds:
-            runs.append(folder / "runs" / f"{arm}-{seed}")
+        for fold, seed in product(folds, seeds):
+            runs.append(folder / "runs" / f"{arm}-{fold}-{seed}")
             lost = {k for s, k in (missed or {}).get(arm, ()) if s == seed}
             quality = hard + better + 0.7 * generator.normal(size=cases) + 0.2 * generator.normal()
             names = [f"case_{k:03d}" for k in range(cases)]
-            found = (
-                _overlap(names, quality, lost),
-                _overlap(names, quality - 1.0, lost),
-                _smooth(names, quality, lost),
-                _features(names, quality),
-            )
-            for table, measured in zip(tables, found, strict=True):
-                write_table(runs[-1], table, [Row(arm, seed, 0, *one) for one in measured])
+            write_tables(runs[-1], (arm, seed, fold), names, quality, lost)
     for table in tables:
         (folder / table.name).write_text(join_tables(runs, table))
     return folder
 
 
-def _overlap(names: Sequence[str], quality: np.ndarray, lost: set[int]) -> list[Measured]:
+def write_tables(
+    folder: Path,
+    run: tuple[str, int, int],
+    names: Sequence[str],
+    quality: np.ndarray,
+    lost: Collection[int] = (),
+) -> None:
+    """Write the tables of a run: its arm, seed and fold, and how good it is in each of the named cases."""
+    found = {
+        cases_table("truth"): _overlap(names, quality, lost),
+        cases_table("reader"): _overlap(names, quality - 1.0, lost),
+        SMOOTHNESS: _smooth(names, quality, lost),
+        FEATURES: _features(names, quality),
+    }
+    for table, measured in found.items():
+        write_table(folder, table, [Row(*run, *one) for one in measured])
+
+
+def _overlap(names: Sequence[str], quality: np.ndarray, lost: Collection[int]) -> list[Measured]:
     nothing = Measures(0, None, 0, 0, None, 0, -30)
     found = [nothing if k in lost else measures(q) for k, q in enumerate(quality)]
     return [Measured(name, "prostate", asdict(of_case)) for name, of_case in zip(names, found, strict=True)]
 
 
-def _smooth(names: Sequence[str], quality: np.ndarray, lost: set[int]) -> list[Measured]:
+def _smooth(names: Sequence[str], quality: np.ndarray, lost: Collection[int]) -> list[Measured]:
     return [
         Measured(
             name,

@@ -24,6 +24,8 @@ REAL_SHIFT_HU = {
     "urine": 1.2,
     "rectal_wall": 3.0,
 }
+#: Wavelengths of a texture that the gland alone has.
+GLAND_TEXTURE_MM = (6.5, 9.0)
 #: How much more the gland stands out in easy scans.
 EASY_CONTRAST_HU = 27.0
 
@@ -69,6 +71,9 @@ class Appearance:
         veins: the veins before the gland and what covers it elsewhere; None for a cover as dense as the gland.
         urine_layer_hu: what contrast medium adds to the urine that lies at the back.
         urine_level_mm: where that layer begins, behind the gland's centre.
+        gland_texture: smooth random field of 6.5 to 9 mm that the gland alone has; None for a gland whose texture
+            is that of what surrounds it.
+        gland_texture_hu: its standard deviation.
     """
 
     tissues: Tissues
@@ -86,6 +91,24 @@ class Appearance:
     veins: Lobes | None = None
     urine_layer_hu: float = 0.0
     urine_level_mm: float = 0.0
+    gland_texture: Waves | None = None
+    gland_texture_hu: float = 0.0
+
+
+def with_gland_texture(appearance: Appearance, seed: int, texture_hu: float) -> Appearance:
+    """Give the gland a texture of its own around the same mean HU; nothing else about the patient changes.
+
+    Its waves are short against the gland, so their mean over it is near 0. They are long against the noise, whose
+    grain is about a millimetre, and not much shorter than two planes of the lattice that carries them.
+
+    Args:
+        appearance: how he looks without it.
+        seed: seed of the phantom.
+        texture_hu: standard deviation of the texture.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(8,)))
+    waves = Waves.draw(rng, GLAND_TEXTURE_MM, 24)
+    return replace(appearance, gland_texture=waves, gland_texture_hu=texture_hu)
 
 
 def draw_appearance(

@@ -25,7 +25,14 @@ from metricunet.files.atomic import write_json
 from metricunet.files.claim import claimed, refuse_claimed
 from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, SEAL, STAGING, OwnFiles
-from metricunet.phantom.make import PART_OF, STRUCTURES, check_structures, check_variety, make_phantom
+from metricunet.phantom.make import (
+    PART_OF,
+    STRUCTURES,
+    check_structures,
+    check_texture,
+    check_variety,
+    make_phantom,
+)
 from metricunet.phantom.scanner import Difficulty
 from metricunet.phantom.variety import Variety
 from metricunet.progress import Progress, no_progress
@@ -54,6 +61,8 @@ class CohortPlan:
         absent_fraction: share of the cases whose scan does not reach the prostate.
         n_readers: number of readers who contour every case's prostate.
         variety: which groups `varied` cases draw; None for all.
+        test_difficulty: difficulty of the test cases; None for that of all.
+        gland_texture_hu: standard deviation of a texture of the gland alone, as in `make_phantom`.
 
     Raises:
         InputError: an argument is out of range.
@@ -67,6 +76,8 @@ class CohortPlan:
     absent_fraction: float = 0.0
     n_readers: int = 0
     variety: Variety | None = None
+    test_difficulty: Difficulty | None = None
+    gland_texture_hu: float = 0.0
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -74,19 +85,32 @@ class CohortPlan:
         for name in ("seed", "n_test", "n_readers"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more; got {getattr(self, name)}")
-        if self.difficulty not in get_args(Difficulty):
-            raise InputError(
-                f"difficulty must be one of {', '.join(get_args(Difficulty))}; got {self.difficulty!r}"
-            )
+        for name in ("difficulty", "test_difficulty"):
+            value = self.difficulty_of("Ts") if name == "test_difficulty" else self.difficulty
+            if value not in get_args(Difficulty):
+                raise InputError(f"{name} must be one of {', '.join(get_args(Difficulty))}; got {value!r}")
+            check_texture(self.gland_texture_hu, value)
         check_variety(self.variety, self.difficulty)
         if not 0 <= self.absent_fraction <= 1:
             raise InputError(f"absent_fraction must lie between 0 and 1; got {self.absent_fraction:g}")
-        check_structures(tuple(self.structures), self.difficulty)
+        for split in ("Tr", "Ts"):
+            check_structures(tuple(self.structures), self.difficulty_of(split))
+
+    def difficulty_of(self, split: str) -> Difficulty:
+        """Return the difficulty of the cases of a split, `Tr` or `Ts`."""
+        return self.difficulty if split == "Tr" else self.test_difficulty or self.difficulty
 
     @property
     def recipe(self) -> dict[str, Any]:
         """What all cases share, whatever their number is."""
-        varied = {"variety": list((self.variety or Variety()).groups)} if self.difficulty == "varied" else {}
+        more: dict[str, Any] = {}
+        if self.difficulty == "varied":
+            more["variety"] = list((self.variety or Variety()).groups)
+        # Recipes of cohorts without them, which earlier versions made, do not name them.
+        if self.difficulty_of("Ts") != self.difficulty:
+            more["test_difficulty"] = self.test_difficulty
+        if self.gland_texture_hu:
+            more["gland_texture_hu"] = self.gland_texture_hu
         return {
             "version": RECIPE_VERSION,
             "seed": self.seed,
@@ -94,7 +118,7 @@ class CohortPlan:
             "structures": list(self.structures),
             "absent_fraction": self.absent_fraction,
             "labels": TRUTH,
-            **varied,
+            **more,
         }
 
     def orders(self) -> list[PhantomOrder]:
@@ -104,11 +128,12 @@ class CohortPlan:
                 name=case_name(split, k),
                 split=split,
                 seed=case_seed(self.seed, split, k),
-                difficulty=self.difficulty,
+                difficulty=self.difficulty_of(split),
                 reaches_prostate=not is_absent(k, self.absent_fraction),
                 structures=tuple(self.structures),
                 n_readers=self.n_readers,
-                variety=self.variety,
+                variety=self.variety if self.difficulty_of(split) == "varied" else None,
+                gland_texture_hu=self.gland_texture_hu,
             )
             for split, count in (("Tr", self.n), ("Ts", self.n_test))
             for k in range(count)
@@ -127,6 +152,7 @@ class PhantomOrder:
     structures: tuple[str, ...]
     n_readers: int
     variety: Variety | None = None
+    gland_texture_hu: float = 0.0
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -147,6 +173,8 @@ def make_cohort(
     n_readers: int = 0,
     overwrite: bool | None = None,
     variety: Variety | None = None,
+    test_difficulty: Difficulty | None = None,
+    gland_texture_hu: float = 0.0,
     engine: Engine | None = None,
 ) -> list[str]:
     """Write a cohort of phantoms and return the names of its cases, training first.
@@ -170,6 +198,8 @@ def make_cohort(
         overwrite: whether files of others that have the name of one of the cohort's may be replaced; None for
             callers without such an option.
         variety: which groups `varied` cases draw; None for all.
+        test_difficulty: difficulty of the test cases; None for that of all.
+        gland_texture_hu: standard deviation of a texture of the gland alone, as in `make_phantom`.
         engine: makes the cases in place of processes of this machine.
 
     Raises:
@@ -179,7 +209,18 @@ def make_cohort(
     folder = Path(folder)
     if workers < 1:
         raise InputError(f"workers must be 1 or more; got {workers}")
-    plan = CohortPlan(n, seed, difficulty, structures, n_test, absent_fraction, n_readers, variety)
+    plan = CohortPlan(
+        n,
+        seed,
+        difficulty,
+        structures,
+        n_test,
+        absent_fraction,
+        n_readers,
+        variety,
+        test_difficulty,
+        gland_texture_hu,
+    )
     orders = plan.orders()
     files = {order.name: order.files for order in orders}
     own = OwnFiles(folder, RECIPE_FILE, COMMAND, overwrite=overwrite)
@@ -336,10 +377,11 @@ def missing_files(own: OwnFiles, names: Iterable[str]) -> list[str]:
 def _refuse_other_recipe(
     path: Path, content: Mapping[str, Any], recipe: Mapping[str, Any], files: Mapping[str, object]
 ) -> None:
-    for key, value in recipe.items():
-        if content["recipe"].get(key) != value:
+    made = content["recipe"]
+    for key in {**recipe, **made}:
+        if made.get(key) != recipe.get(key):
             raise InputError(
-                f"{path}: this cohort was made with {key} {content['recipe'].get(key)!r}, not {value!r}; "
+                f"{path}: this cohort was made with {key} {made.get(key)!r}, not {recipe.get(key)!r}; "
                 "choose another folder, or delete this one"
             )
     for what, of_split in (
@@ -422,7 +464,14 @@ class _Maker:
 def _make(task: tuple[PhantomOrder, Path, Sequence[str]]) -> tuple[PhantomOrder, dict[str, Any]]:
     """Make a case, and write those of its files that are named below a folder."""
     order, folder, names = task
-    phantom = make_phantom(order.seed, order.difficulty, order.reaches_prostate, order.n_readers, order.variety)
+    phantom = make_phantom(
+        order.seed,
+        order.difficulty,
+        order.reaches_prostate,
+        order.n_readers,
+        order.variety,
+        order.gland_texture_hu,
+    )
     labels = (choose(volume, order.structures) for volume in (phantom.labels, *phantom.readings))
     for name, volume in zip(order.files, (phantom.image, *labels), strict=True):
         if name in names:

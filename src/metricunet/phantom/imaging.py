@@ -278,6 +278,8 @@ def tissue_layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]
     patches = np.clip(0.6 * texture + 0.8 * grain - 0.9, 0, 2)
     muscle = tissue.muscle + 3 * fine - 35 * patches - 45 * bundles
     gland = tissue.gland + 2 * texture + 2 * fine
+    if appearance.gland_texture is not None:
+        gland = gland + appearance.gland_texture_hu * appearance.gland_texture.on(anatomy.lattice)
     # Veins and fascia cover the gland, thickest in front of it and around its apex.
     _, gland_y, gland_z = appearance.gland_mm
     cover: Values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from metricunet.errors import InputError
 from metricunet.phantom import anatomy, organs, readers, whole_body
-from metricunet.phantom.appearance import Appearance, draw_appearance
+from metricunet.phantom.appearance import Appearance, draw_appearance, with_gland_texture
 from metricunet.phantom.contours import contours
 from metricunet.phantom.imaging import render_image, render_labels, tissue_layers
 from metricunet.phantom.implants import IMPLANT_SHARE, Implant, draw_implants
@@ -189,6 +190,7 @@ def make_phantom(
     reaches_prostate: bool = True,
     n_readers: int = 0,
     variety: Variety | None = None,
+    gland_texture_hu: float = 0.0,
 ) -> Phantom:
     """Make the scan of a random man's pelvis, head first, supine.
 
@@ -202,14 +204,17 @@ def make_phantom(
             scans that reach it a few begin or end within the gland.
         n_readers: how many readers contour the prostate. Image and true shape do not depend on it.
         variety: which groups a `varied` phantom draws; None for all.
+        gland_texture_hu: standard deviation of a texture that the gland of a `real` phantom alone has, around the
+            same mean HU; 0 for none. Rendering leaves about 0.6 of it. No patient's gland stands out so: it is to
+            see whether a method can use what there is to be seen.
 
     Raises:
-        InputError: if the seed or the number of readers is negative, the difficulty unknown, or a variety given
-            for another difficulty than `varied`.
+        InputError: if the seed or the number of readers is negative, the difficulty unknown, a variety given for
+            another difficulty than `varied`, or a texture for another than `real`.
     """
     if n_readers < 0:
         raise InputError(f"n_readers must be 0 or more; got {n_readers}")
-    drawn = draw_phantom(seed, difficulty, reaches_prostate, variety)
+    drawn = draw_phantom(seed, difficulty, reaches_prostate, variety, gland_texture_hu)
     truth = drawn.labels()
     readings = tuple(
         truth.with_array(_reread(truth.array, drawn, readers.draw_reading(seed, number)))
@@ -223,6 +228,7 @@ def draw_phantom(
     difficulty: Difficulty = "real",
     reaches_prostate: bool = True,
     variety: Variety | None = None,
+    gland_texture_hu: float = 0.0,
 ) -> Drawn:
     """Draw a phantom without rendering its scan. Arguments and errors as `make_phantom`."""
     if difficulty not in get_args(Difficulty):
@@ -230,6 +236,7 @@ def draw_phantom(
     if seed < 0:
         raise InputError(f"seed must be 0 or more; got {seed}")
     check_variety(variety, difficulty)
+    check_texture(gland_texture_hu, difficulty)
     groups = (variety or Variety()) if difficulty == "varied" else None
     for_patient, for_scan, for_appearance, _ = _generators(seed)
     patient = draw_patient(for_patient)
@@ -252,6 +259,8 @@ def draw_phantom(
     appearance = draw_appearance(for_appearance, difficulty, gland.centre, min(gland.half))
     if groups is not None:
         appearance = vary_appearance(appearance, patient, groups, seed, min(gland.half))
+    if gland_texture_hu:
+        appearance = with_gland_texture(appearance, seed, gland_texture_hu)
     build = None
     if reached != "pelvis":
         build = draw_build(seed, reached, groups or Variety(), woman=lost == "woman")
@@ -294,6 +303,8 @@ def draw_phantom(
         }
         if not reaches_prostate:
             description["absent"] = lost
+    if gland_texture_hu:
+        description["gland_texture_hu"] = gland_texture_hu
     return Drawn(seed, difficulty, patient, scan, appearance, implants, build, (low, high), description)
 
 
@@ -327,6 +338,14 @@ def check_variety(variety: Variety | None, difficulty: Difficulty) -> None:
     """Refuse a variety for a difficulty that has none."""
     if variety is not None and difficulty != "varied":
         raise InputError(f"variety is for the difficulty varied alone; got it for {difficulty}")
+
+
+def check_texture(texture_hu: float, difficulty: Difficulty) -> None:
+    """Refuse a texture of the gland that is no standard deviation, or that a difficulty does not have."""
+    if not (math.isfinite(texture_hu) and texture_hu >= 0):
+        raise InputError(f"gland_texture_hu must be a number from 0 up; got {texture_hu}")
+    if texture_hu and difficulty != "real":
+        raise InputError(f"gland_texture_hu is for the difficulty real alone; got {texture_hu:g} for {difficulty}")
 
 
 def _reread(labels: NDArray[np.uint8], drawn: Drawn, reading: readers.Reading) -> NDArray[np.uint8]:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from metricunet.cohort.layout import Case, Cohort, read_cohort
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.engine import Engine
@@ -120,20 +122,44 @@ def _cohort_plan(recipe: PhantomRecipe) -> CohortPlan:
         difficulty=recipe.difficulty,
         n_test=recipe.n_test,
         n_readers=UNSEEN_READER,
+        test_difficulty=recipe.test_difficulty,
+        gland_texture_hu=recipe.gland_texture_hu,
     )
+
+
+def recipe_splits(recipe: PhantomRecipe) -> list[dict[str, list[str]]]:
+    """Return splits.json of a recipe: one entry, or one for each replicate.
+
+    Replicates take their contoured cases in turn from the training cases in a random order. When these are used
+    up, they are shuffled anew, so that more replicates change none of the earlier ones.
+    """
+    first, known = recipe.n_train, recipe.n_train + recipe.n_val
+    names = [case_name("Tr", number) for number in range(known + (recipe.n_unlabeled or 0))]
+    if recipe.contoured is None:
+        split = {"train": names[:first], "val": names[first:known]}
+        return [split | {"unlabeled": names[known:]} if recipe.n_unlabeled else split]
+    splits = []
+    for replicate in range(recipe.replicates or 0):
+        turn, place = divmod(replicate, first // recipe.contoured)
+        # The cases' own seeds come from the same seed, with 0 and 1.
+        order = np.random.default_rng(np.random.SeedSequence((recipe.seed, 2, turn))).permutation(first)
+        chosen = {int(k) for k in order[place * recipe.contoured : (place + 1) * recipe.contoured]}
+        splits.append(
+            {
+                "train": [name for k, name in enumerate(names) if k in chosen],
+                "val": [],
+                "unlabeled": [name for k, name in enumerate(names) if k not in chosen],
+            }
+        )
+    return splits
 
 
 class _Split:
     """splits.json of a folder of phantoms: replaced only while it is as a study wrote it."""
 
     def __init__(self, recipe: PhantomRecipe, folder: Path) -> None:
-        first, known = recipe.n_train, recipe.n_train + recipe.n_val
-        names = [case_name("Tr", number) for number in range(known + (recipe.n_unlabeled or 0))]
-        content = [{"train": names[:first], "val": names[first:known]}]
-        if recipe.n_unlabeled:
-            content[0]["unlabeled"] = names[known:]
         self.own = OwnFiles(folder, SPLIT_RECORD, "study")
-        self.path, self.text = folder / SPLIT_NAME, json.dumps(content, indent=2) + "\n"
+        self.path, self.text = folder / SPLIT_NAME, json.dumps(recipe_splits(recipe), indent=2) + "\n"
 
     def is_there(self) -> bool:
         """Whether the file says what it would say, whoever wrote it."""

@@ -34,6 +34,8 @@ SHARED = {
     "seed": "every arm is trained with each of the study's seeds",
     "target": "all arms are scored on the same structures",
 }
+#: Replicate K is trained with seed 1000 K + S where another study is trained with seed S.
+SEEDS_APART = 1000
 #: Sections that an arm of one stage has no use for.
 OF_STAGE_TWO = ("segment", "metric", "teacher")
 
@@ -57,10 +59,20 @@ class PhantomRecipe(_Section):
 
     Attributes:
         n_train: number of training cases.
-        n_val: number of validation cases.
+        n_val: number of validation cases; with 0 the last weights of each training are scored.
         n_test: number of test cases.
+        contoured: number of training cases whose labels each replicate reads; None for all, and no replicates.
+            Which ones, seed and replicate decide; two replicates have none in common while there are enough
+            cases. The others are as if nobody had contoured them: arms with `teacher.share` learn from their
+            scans, arms with `teacher.reveal` read their labels after all.
+        replicates: number of replicates, with `contoured` alone. Each is a fold of its own: all arms are trained
+            in it on its contoured cases and share a stage 1 that was trained on these, and its training seeds are
+            1000 times its number above the study's. There are no validation cases then.
         seed: seed of the cohort.
         difficulty: how hard the cases are, as in `metricunet.phantom.make_phantom`.
+        test_difficulty: how hard the test cases are; None for as hard as the others.
+        gland_texture_hu: standard deviation of a texture that the gland of `real` phantoms alone has, as in
+            `make_phantom`.
         n_unlabeled: number of further cases whose labels no training reads, for arms that learn from such scans
             (`teacher.share`); None for none.
         labels: what arms train on, unless they say otherwise: `clean` (the true shapes) or `displaced` (a reader's
@@ -68,12 +80,37 @@ class PhantomRecipe(_Section):
     """
 
     n_train: Annotated[int, Field(ge=2)]
-    n_val: Annotated[int, Field(ge=1)]
+    n_val: Annotated[int, Field(ge=0)] = 0
     n_test: Annotated[int, Field(ge=1)]
     n_unlabeled: Annotated[int, Field(ge=1)] | None = None
+    contoured: Annotated[int, Field(ge=2)] | None = None
+    replicates: Annotated[int, Field(ge=1)] | None = None
     seed: Seed = 0
     difficulty: Difficulty = "real"
+    test_difficulty: Difficulty | None = None
+    gland_texture_hu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     labels: Labels = "clean"
+
+    @model_validator(mode="after")
+    def _fits(self) -> PhantomRecipe:
+        if self.gland_texture_hu and {self.difficulty, self.test_difficulty or "real"} != {"real"}:
+            raise ValueError("gland_texture_hu is for phantoms of difficulty real alone, training and test")
+        if (self.contoured is None) != (self.replicates is None):
+            raise ValueError("contoured and replicates go together; give both or neither")
+        if self.contoured is None:
+            return self
+        if self.contoured >= self.n_train:
+            raise ValueError(
+                f"contoured is {self.contoured}, n_train {self.n_train}; expected fewer, so that scans without "
+                "contours are left"
+            )
+        for name in ("n_val", "n_unlabeled"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but a replicate trains on its contoured cases, takes the "
+                    "rest of n_train as unlabeled, and validates on none; leave it out"
+                )
+        return self
 
 
 class DataConfig(_Section):
@@ -149,6 +186,46 @@ class Pair(_Section):
         return tuple(name for name in (self.baseline, self.method, self.control) if name is not None)
 
 
+class FutilityRule(_Section):
+    """When a study on replicates is not worth going on with.
+
+    Once the first `after` replicates are done, and before any other begins, the study stops if the method's mean
+    benefit in them is smaller than `below`. The benefit is the mean difference over cases and replicates in the
+    first primary measure, on the target, against the truth, counted positive where the method is better. Without
+    arms of its own the rule looks at the primary pair, and stops if its benefit over the baseline or over the
+    control is smaller. Runs that failed are left out; where nothing is left to compare, the study goes on.
+
+    Attributes:
+        after: number of replicates.
+        below: the benefit, in the measure's unit, below which the study stops.
+        baseline, method: arms to look at in place of the primary pair; both or neither.
+    """
+
+    after: Annotated[int, Field(ge=1)]
+    below: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    baseline: str | None = None
+    method: str | None = None
+
+    @model_validator(mode="after")
+    def _both_arms(self) -> FutilityRule:
+        if (self.baseline is None) != (self.method is None):
+            raise ValueError("a rule names baseline and method, or neither for the primary pair")
+        return self
+
+
+class SuccessRule(_Section):
+    """What the study is to show, fixed before it is run; the tables say whether it did.
+
+    It is met if the method's mean benefit over the baseline, in the first primary measure, on the target, against
+    the truth, is `over_baseline` or more, and the 95 % interval of its benefit over the control lies above 0.
+
+    Attributes:
+        over_baseline: the benefit that is wanted over the baseline, in the measure's unit.
+    """
+
+    over_baseline: Annotated[float, Field(allow_inf_nan=False)]
+
+
 #: The smallest benefit that matters: in the measure's unit, or as `5 %` of the other arm's mean.
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?%$")]
 #: Everything that two arms can be compared in.
@@ -207,6 +284,8 @@ class StudyFile(_Section):
         secondary: further comparisons, judged alike but not corrected: a pair on other labels, another arm to
             beat.
         measures: which measures are tested as what.
+        futility: when to stop early, with replicates alone.
+        success: what the primary pair is to show, beside the verdicts; None for nothing.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -218,6 +297,8 @@ class StudyFile(_Section):
     primary: Pair | None = None
     secondary: tuple[Pair, ...] = ()
     measures: MeasureFamilies = MeasureFamilies()
+    futility: tuple[FutilityRule, ...] = ()
+    success: SuccessRule | None = None
 
     @property
     def pairs(self) -> dict[str, Pair]:
@@ -256,7 +337,26 @@ class StudyFile(_Section):
                     raise ValueError(f"the arms of {role} train on different labels ({told}); expected the same")
         if phantom is not None and tuple(self.folds) != (0,):
             raise ValueError("folds is for cohorts; phantoms have one split, so leave it out")
+        self._rules_fit()
         return self
+
+    def _rules_fit(self) -> None:
+        replicates = None if self.data.phantom is None else self.data.phantom.replicates
+        if self.success is not None and (self.primary is None or self.primary.control is None):
+            raise ValueError("success is about the primary pair and its control, and they are not all named")
+        if replicates and max(max(arm.seeds or self.seeds) for arm in self.arms.values()) >= SEEDS_APART:
+            raise ValueError(f"with replicates a seed is to be below {SEEDS_APART}, for they lie that far apart")
+        for number, rule in enumerate(self.futility):
+            where = f"futility.{number}"
+            if replicates is None or self.primary is None:
+                raise ValueError(f"{where}: a rule to stop by needs replicates (data.phantom) and a primary pair")
+            if rule.after >= replicates:
+                raise ValueError(
+                    f"{where}: after is {rule.after}; expected fewer than the {replicates} replicates"
+                )
+            for arm in (rule.baseline, rule.method):
+                if arm is not None and arm not in self.arms:
+                    raise ValueError(f"{where} names arm {arm!r}; expected one of {', '.join(self.arms)}")
 
 
 @dataclass(frozen=True)
@@ -283,8 +383,27 @@ class Study:
 
     @property
     def folds(self) -> tuple[Fold, ...]:
-        """Folds to validate on."""
-        return self.content.folds
+        """Folds to validate on, or the replicates."""
+        replicates = self.replicates
+        return self.content.folds if replicates is None else tuple(range(replicates))
+
+    @property
+    def replicates(self) -> int | None:
+        """Number of replicates; None for a study without."""
+        phantom = self.content.data.phantom
+        return None if phantom is None else phantom.replicates
+
+    def config(self, arm: str, fold: Fold, seed: int) -> TrainConfig:
+        """Return what an arm is trained with in a fold."""
+        return self.arms[arm].model_copy(update={"seed": seed + self._seed_of(fold)})
+
+    def stage_one(self, fold: Fold) -> TrainConfig:
+        """Return what stage 1 of a fold is trained with."""
+        return self.base.model_copy(update={"seed": self.base.seed + self._seed_of(fold)})
+
+    def _seed_of(self, fold: Fold) -> int:
+        # Else all replicates would begin with the same weights, and intervals would not speak of others.
+        return 0 if self.replicates is None or fold == "all" else SEEDS_APART * fold
 
     def labels(self, arm: str) -> Labels | None:
         """Return what an arm trains on; None where it is the user's cohort."""
@@ -377,6 +496,8 @@ def _keys_at(location: tuple[int | str, ...]) -> tuple[str, ...]:
         return tuple(Arm.model_fields)
     if location[:1] == ("secondary",):
         return tuple(Pair.model_fields)
+    if location[:1] == ("futility",):
+        return tuple(FutilityRule.model_fields)
     sections: dict[tuple[int | str, ...], type[BaseModel]] = {
         (): StudyFile,
         ("data",): DataConfig,
@@ -384,6 +505,7 @@ def _keys_at(location: tuple[int | str, ...]) -> tuple[str, ...]:
         ("base",): BaseSettings,
         ("primary",): Pair,
         ("measures",): MeasureFamilies,
+        ("success",): SuccessRule,
     }
     return tuple(sections[location].model_fields) if location in sections else ()
 

@@ -22,6 +22,7 @@ from metricunet.study.comparisons import Compared
 from metricunet.study.data import TRUTH, spread
 from metricunet.study.folds import FITTING, Cut, read_cut
 from metricunet.study.scoring import FEATURE_CASES, case_features, cut_predictor, segment_cut
+from metricunet.study.statistics import RunKey, Scores
 from metricunet.volume import FloatArray, resample_labels
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Pictured:
     Attributes:
         models: arm to its model file; the baseline, the method and, if there is one, the control.
         precisions: arm to the precision of its training, which the models compute in here, too.
-        seed: of all these models.
+        seed: the run of all these models, by its seed, or fold and seed.
         folder: of the fold, with the cuts.
         cases: names of the scored cases.
         fitting: names of the training cases that probes are fitted on.
@@ -56,7 +57,7 @@ class Pictured:
 
     models: Mapping[str, Path]
     precisions: Mapping[str, Precision]
-    seed: int
+    seed: RunKey
     folder: Path
     cases: tuple[str, ...]
     fitting: tuple[str, ...]
@@ -103,7 +104,7 @@ def _chosen(what: Pictured, dice: Compared | None) -> dict[str, str]:
     return kept
 
 
-def _value(scores: Any, seed: int, case: str) -> float:
+def _value(scores: Scores, seed: RunKey, case: str) -> float:
     return float(scores.values[scores.seeds.index(seed), scores.cases.index(case)])
 
 

@@ -106,7 +106,8 @@ def _sorted_cases(panel: Axes, one: Compared) -> None:
     lost = f"; {without} without a value in both" if without else ""
     missed = f"; missed: {c.missed_a} and {c.missed_b}" if c.missed_a or c.missed_b else ""
     panel.set_xlabel(
-        f"{len(order)} cases, worst first{lost}{missed}\nline: mean and 95 % interval; points: seeds", fontsize=8
+        f"{len(order)} cases, worst first{lost}{missed}\nline: mean and 95 % interval; points: {c.repeated}s",
+        fontsize=8,
     )
     panel.set_xticks([])
     panel.margins(x=0.01)

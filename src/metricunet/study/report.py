@@ -18,7 +18,7 @@ from metricunet.study.design import Labels, Study
 from metricunet.study.folds import PreparedFold
 from metricunet.study.results import DEFINITIONS, ArmSummary, Row, summarise_arms
 from metricunet.study.runs import RunResult
-from metricunet.study.statistics import Comparison
+from metricunet.study.statistics import Comparison, FoldSeed
 from metricunet.study.verdicts import Conclusions, Judged, signed
 from metricunet.training.config import TrainConfig
 from metricunet.volume import FloatArray
@@ -113,7 +113,12 @@ def _runs_table(arms: Sequence[ArmSummary], columns: Sequence[Definition]) -> st
             cells = [_mean_over_seeds(arm, d) for d in columns]
             n, missed = (sum(getattr(s, kind) for s in arm.of_seed.values()) for kind in ("n", "missed"))
             lines.append([f"**{arm.arm}**", "**all**", str(n), str(missed), *(f"**{c}**" for c in cells)])
-    return _markdown(["arm", "seed", "cases", "missed", *(d.heading for d in columns)], lines, left=2)
+    keys = {isinstance(run, FoldSeed) for arm in arms for run in arm.of_seed}
+    return _markdown(
+        ["arm", "fold/seed" if True in keys else "seed", "cases", "missed", *(d.heading for d in columns)],
+        lines,
+        left=2,
+    )
 
 
 def _mean_over_cases(statistics: Statistics, definition: Definition) -> str:
@@ -145,13 +150,28 @@ def notes_of(plan: Study, data: StudyData, folds: PreparedFolds, runs: Sequence[
             arms = [arm for arm in plan.arms if plan.labels(arm) == labels]
             notes.append(f"Trained on {labels} labels: {', '.join(arms)}.")
     if data.has_test:
-        notes.append(f"{len(runs[0].spec.cases)} test cases, which no training has seen.")
+        kind = None if plan.content.data.phantom is None else plan.content.data.phantom.test_difficulty
+        other = "" if kind is None else f" of difficulty {kind}"
+        notes.append(f"{len(runs[0].spec.cases)} test cases{other}, which no training has seen.")
     else:
         notes.append(
             "Scored on the validation cases of each fold. They also chose each training's best epoch, so the "
             "scores are somewhat too good, in every arm alike."
         )
-    if len(plan.folds) > 1:
+    if plan.replicates is not None:
+        phantom = plan.content.data.phantom
+        assert phantom is not None
+        done = len({run.spec.fold for run in runs})
+        notes.append(
+            f"{done} of {plan.replicates} replicates, each a fold: trained on {phantom.contoured} contoured cases "
+            f"of its own out of {phantom.n_train}, scored on the same test cases. A run is written fold/seed."
+        )
+    elif len(plan.folds) > 1 and data.has_test:
+        notes.append(
+            f"The {len(plan.folds)} folds score the same test cases, so each is a run of its own, written "
+            "fold/seed."
+        )
+    elif len(plan.folds) > 1:
         notes.append(f"The {len(plan.folds)} folds are taken together.")
     shared = "all arms" if all(plan.stages(arm) == 2 for arm in plan.arms) else "all arms of two stages"
     for (labels, fold), prepared in folds.items():
@@ -253,7 +273,8 @@ def arms_table(
         cells = [_mean_of_seeds(s.values, name) if s else "–" for s, name in zip(scores, measures, strict=True)]
         counts = [str(len(counted.seeds)), str(len(counted.cases)), f"{counted.n_missed} of {counted.values.size}"]
         lines.append([arm, *words, *counts, *cells])
-    head = ["arm", *described_as, "seeds", "cases", "missed", *titles]
+    repeats = "runs" if results.by_fold else "seeds"
+    head = ["arm", *described_as, repeats, "cases", "missed", *titles]
     return _markdown(head, lines, left=1 + len(described_as)) if lines else ""
 
 
@@ -308,9 +329,10 @@ def describe(config: TrainConfig, stages: int = 2) -> tuple[str, str, str]:
 
 def contrasts_table(compared: Iterable[Compared]) -> str:
     """Return comparisons, a line each."""
-    lines = []
+    lines, repeated = [], "seed"
     for one in compared:
         c = one.comparison
+        repeated = c.repeated
         holm = "" if c.p_holm is None else p_value(c.p_holm)
         seeds = " ".join("–" if d is None else _signed(d, c.unit) for d in c.difference_of_seed)
         effect = "–" if c.d_z is None else f"{c.d_z:+.2f}".replace("-", "−")
@@ -332,7 +354,7 @@ def contrasts_table(compared: Iterable[Compared]) -> str:
             ]
         )
     head = ["B − A", "measure", "better", "A", "B", "difference (95 % interval)", "p", "p, Holm"]
-    head += ["d_z", "superiority", "difference of each seed", "missed A, B"]
+    head += ["d_z", "superiority", f"difference of each {repeated}", "missed A, B"]
     return _markdown(head, lines, left=3) if lines else ""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,13 @@ from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
 from metricunet.evaluation.summary import CaseRow, StructureSummary, csv_number, summarise, table_csv
 from metricunet.files.atomic import write_text
 from metricunet.study.data import TRUTH
-from metricunet.study.statistics import Better, Scores
+from metricunet.study.statistics import Better, FoldSeed, RunKey, Scores
 
 DEFINITIONS: dict[str, Definition] = {
     d.name: d for d in (*OVERLAP_DEFINITIONS, *SMOOTHNESS_DEFINITIONS, *FEATURE_DEFINITIONS)
 }
-#: A seed and a case.
-SeedCase = tuple[int, str]
+#: A run of an arm and a case.
+RunCase = tuple[RunKey, str]
 
 
 def better_of(measure: str) -> Better:
@@ -88,6 +89,10 @@ class Row:
     structure: str | None
     values: Mapping[str, float | None]
     contoured: bool = True
+
+    def run(self, by_fold: bool) -> RunKey:
+        """Return the run that the row is of: its seed, or `by_fold` its fold and seed."""
+        return FoldSeed(self.fold, self.seed) if by_fold else self.seed
 
     @property
     def evaluated(self) -> CaseRow:
@@ -182,6 +187,11 @@ class Results:
     smoothness: list[Row]
     features: list[Row]
 
+    @cached_property
+    def by_fold(self) -> bool:
+        """Whether each fold of a seed is a run of its own; see `scores_by_fold`."""
+        return scores_by_fold(self.cases[TRUTH])
+
     @property
     def arms(self) -> tuple[str, ...]:
         """Names of the arms that have rows, in their order."""
@@ -195,9 +205,10 @@ class Results:
     def scores(self, arm: str, measure: str, structure: str, reference: str = TRUTH) -> Scores | None:
         """Arrange an arm's values of a measure by seed and case.
 
-        Of several folds that score one case, the mean. A seed that lacks cases which another seed has, as where
-        one of its folds failed, is left out. A structure that was missed counts as missed in every measure but
-        those of features, which look at voxels around the true surface.
+        Where each fold scores the same cases, a fold and a seed stand in place of a seed. Else folds are taken
+        together: of several that score one case, the mean. A seed that lacks cases which another seed has, as
+        where one of its folds failed, is left out. A structure that was missed counts as missed in every measure
+        but those of features, which look at voxels around the true surface.
 
         Args:
             arm: name of the arm.
@@ -209,12 +220,13 @@ class Results:
             The values, or None where there are no rows, or where none of a feature's rows has a value.
         """
         if measure in MEASURE_NAMES:
-            values, missed = paired_values(self.cases[reference], arm, structure, measure)
+            values, missed = paired_values(self.cases[reference], arm, structure, measure, self.by_fold)
         elif measure in SMOOTHNESS_NAMES:
-            values, _ = paired_values(self.smoothness, arm, structure, measure)
-            missed = frozenset(paired_values(self.cases[TRUTH], arm, structure, "dice")[1] & values.keys())
+            values, _ = paired_values(self.smoothness, arm, structure, measure, self.by_fold)
+            of_truth = paired_values(self.cases[TRUTH], arm, structure, "dice", self.by_fold)[1]
+            missed = frozenset(of_truth & values.keys())
         else:
-            values, missed = paired_values(self.features, arm, None, measure)
+            values, missed = paired_values(self.features, arm, None, measure, self.by_fold)
         whole = _whole_seeds(values)
         values = {key: value for key, value in values.items() if key[0] in whole}
         if not values or (measure in FEATURE_NAMES and all(v is None for v in values.values())):
@@ -240,9 +252,20 @@ def read_results(folder: Path, not_contoured: Mapping[str, Collection[str]] | No
     return Results(cases, smoothness, features)
 
 
+def scores_by_fold(rows: Iterable[Row]) -> bool:
+    """Tell whether there are several folds, and each scores the same cases: then each is a repeat of the others.
+
+    Folds that divide the cases among them, as in a cross-validation, are parts of one run.
+    """
+    cases: dict[Fold, set[str]] = {}
+    for row in rows:
+        cases.setdefault(row.fold, set()).add(row.case)
+    return len(cases) > 1 and len({frozenset(own) for own in cases.values()}) == 1
+
+
 def paired_values(
-    rows: Iterable[Row], arm: str, structure: str | None, measure: str
-) -> tuple[dict[SeedCase, float | None], frozenset[SeedCase]]:
+    rows: Iterable[Row], arm: str, structure: str | None, measure: str, by_fold: bool = False
+) -> tuple[dict[RunCase, float | None], frozenset[RunCase]]:
     """Return an arm's values of a measure by seed and case, and where the structure was missed.
 
     Cases in which the structure is neither there nor predicted, or was not contoured, have no value in any measure
@@ -254,13 +277,14 @@ def paired_values(
         arm: name of the arm.
         structure: name of the structure; None in a table without structures.
         measure: name of a measure of the table.
+        by_fold: whether each fold of a seed is a run of its own.
     """
-    found: dict[SeedCase, list[float]] = {}
-    missed: set[SeedCase] = set()
+    found: dict[RunCase, list[float]] = {}
+    missed: set[RunCase] = set()
     for row in rows:
         if row.arm != arm or row.structure != structure:
             continue
-        key = row.seed, row.case
+        key = row.run(by_fold), row.case
         values = found.setdefault(key, [])
         if (value := row.values[measure]) is not None:
             values.append(value)
@@ -269,9 +293,9 @@ def paired_values(
     return {key: float(np.mean(v)) if v else None for key, v in found.items()}, frozenset(missed)
 
 
-def _whole_seeds(keys: Iterable[SeedCase]) -> Sequence[int]:
+def _whole_seeds(keys: Iterable[RunCase]) -> Sequence[RunKey]:
     """Return the seeds that have every case that any seed has."""
-    cases: dict[int, set[str]] = {}
+    cases: dict[RunKey, set[str]] = {}
     for seed, case in keys:
         cases.setdefault(seed, set()).add(case)
     every = set().union(*cases.values())
@@ -285,12 +309,12 @@ class ArmSummary:
     Attributes:
         arm: name of the arm.
         structure: name of the structure.
-        of_seed: each seed to its summary over the cases.
+        of_seed: each seed, or fold and seed, to its summary over the cases.
     """
 
     arm: str
     structure: str
-    of_seed: dict[int, StructureSummary]
+    of_seed: dict[RunKey, StructureSummary]
 
     def between_seeds(self, measure: str) -> tuple[float | None, float | None]:
         """Return mean and standard deviation (n - 1) of the seeds' means; None where there is none."""
@@ -302,14 +326,18 @@ class ArmSummary:
 
 
 def summarise_arms(rows: Iterable[Row]) -> list[ArmSummary]:
-    """Summarise every arm and structure, in the order in which they first appear; folds are taken together.
+    """Summarise every arm and structure, in the order in which they first appear.
+
+    Folds are taken together, unless each scores the same cases.
 
     Args:
         rows: all rows of one `cases_table`.
     """
-    grouped: dict[str, dict[int, list[Row]]] = {}
+    rows = list(rows)
+    by_fold = scores_by_fold(rows)
+    grouped: dict[str, dict[RunKey, list[Row]]] = {}
     for row in rows:
-        grouped.setdefault(row.arm, {}).setdefault(row.seed, []).append(row)
+        grouped.setdefault(row.arm, {}).setdefault(row.run(by_fold), []).append(row)
     found = []
     for arm, by_seed in grouped.items():
         summaries = {seed: summarise(row.evaluated for row in of_seed) for seed, of_seed in by_seed.items()}

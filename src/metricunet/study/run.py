@@ -17,7 +17,7 @@ from rich.console import Console
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.engine import Engine, Serial, Tell
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, argument, told
 from metricunet.files.atomic import write_text
 from metricunet.files.claim import CLAIM_NAME, claimed
 from metricunet.files.own import FILES, OwnFiles, write_sealed
@@ -34,7 +34,8 @@ from metricunet.study.figures import FIGURES, draw_figures
 from metricunet.study.folds import FoldSpec, PreparedFold, prepare_fold, reach_mm
 from metricunet.study.progress import RunProgress
 from metricunet.study.report import PreparedFolds, conclusions_text, notes_of, stage_title, tables_csv, tables_text
-from metricunet.study.results import FEATURES, SMOOTHNESS, cases_table, join_tables
+from metricunet.study.results import FEATURES, SMOOTHNESS, cases_table, join_tables, read_table
+from metricunet.study.rules import Finding, look, rounds, success_text
 from metricunet.study.runs import (
     RunResult,
     RunSpec,
@@ -45,6 +46,7 @@ from metricunet.study.runs import (
     run_folder,
 )
 from metricunet.study.scoring import FITTING_CASES
+from metricunet.study.statistics import FoldSeed
 from metricunet.study.verdicts import conclude, write_conclusions
 from metricunet.training.checks import check_settings
 from metricunet.training.run import is_scratch, training_needs
@@ -94,12 +96,15 @@ def study(
     *,
     device: str = "auto",
     engine: Engine | None = None,
+    replicates: int | None = None,
     say: Say = silent,
     bar: Bars = no_bars,
 ) -> StudyResult:
     """Carry out a study: arms times folds times seeds, each trained and scored. What is finished is kept.
 
     Several processes that are called with one folder share the work, run by run, and end with the same tables.
+    Replicates are carried out one after the other, all arms of one before the next; where a rule of the study file
+    says so, the rest of them are left out (`metricunet.study.design.FutilityRule`).
 
     Args:
         file: STUDY.yaml; see `metricunet.study.design.StudyFile`.
@@ -110,15 +115,17 @@ def study(
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         engine: carries out the runs, and stage 1 of each fold before; None for one after the other, in this
             process.
+        replicates: how many of the study's replicates to carry out, the first ones; None for all.
         say: told what comes next, and what became of a run where no table is shown.
         bar: opens a progress bar by its name.
 
     Raises:
-        InputError: a study file, cohort or folder that cannot work, or results in the folder that another study
-            file, version or cohort led to, named.
+        InputError: a study file, cohort, folder or number of replicates that cannot work, or results in the folder
+            that another study file, version or cohort led to, named.
     """
     plan = load_study(file)
-    record = RunRecord("study", {"file": file, "output": output, "device": device})
+    wanted = _wanted_folds(plan, replicates)
+    record = RunRecord("study", {"file": file, "output": output, "device": device, "replicates": replicates})
     output = output.absolute()
     here = engine is None or isinstance(engine, Serial)
     engine = engine or Serial()
@@ -135,15 +142,19 @@ def study(
         data = study_data(plan, output, bar("phantoms"), engine)
     _check(plan, data, output)
     computing = device if here else engine.device(training_needs(data.cohort, device))
-    fold_specs = {
-        (labels, fold): _fold_spec(plan, data, labels, fold, output, computing)
-        for labels in data.cohorts
-        for fold in plan.folds
-    }
-    folds, faults = _prepared(fold_specs, data, engine, say, bar if here else no_bars)
-    specs, without = [], []
-    for arm in plan.arms:
-        for fold in plan.folds:
+    folds: PreparedFolds = {}
+    runs: list[RunResult] = []
+    findings: list[Finding] = []
+    for part in rounds(plan, wanted):
+        fold_specs = {
+            (labels, fold): _fold_spec(plan, data, labels, fold, output, computing)
+            for fold in part
+            for labels in data.cohorts
+        }
+        found, faults = _prepared(fold_specs, data, engine, say, bar if here else no_bars, needed=not folds)
+        folds |= found
+        specs, without = [], []
+        for arm, fold in _in_order(plan, part):
             key = plan.labels(arm), fold
             for seed in plan.seeds(arm):
                 spec = _run_spec(plan, fold_specs[key], folds.get(key, NOT_PREPARED), arm, seed, output)
@@ -151,7 +162,11 @@ def study(
                 if key in faults:
                     reason = f"stage 1: {in_one_line(faults[key])}"
                     without.append(RunResult(spec, None, 0.0, reason, faults[key]))
-    runs = _carried_out(specs, without, engine, say)
+        runs += _carried_out(specs, without, engine, say)
+        findings = _findings(plan, runs)
+        if any(finding.stops for finding in findings):
+            say(findings[-1].text.replace("*", ""))
+            break
     record.facts = {
         "study": plan.content.model_dump(mode="json"),
         "study_sha256": sha256([file]),
@@ -159,10 +174,48 @@ def study(
             {"arm": r.spec.arm, "fold": r.spec.fold, "seed": r.spec.seed, "seconds": r.seconds, "error": r.error}
             for r in runs
         ],
+        "rules": [finding.text for finding in findings],
     }
     with in_turn(output / CLAIM_NAME, "the beginning or the end of a study", say):
-        text = _write_outputs(plan, data, folds, runs, own, record.content(), device if here else "auto")
+        text = _write_outputs(plan, data, folds, runs, findings, own, record.content(), device if here else "auto")
     return StudyResult(output / TABLES_TEXT, text, tuple(runs))
+
+
+def _wanted_folds(plan: Study, replicates: int | None) -> tuple[Fold, ...]:
+    """Return the folds to carry out.
+
+    Raises:
+        InputError: a number of replicates for a study without, or more than it has.
+    """
+    if replicates is None:
+        return plan.folds
+    if plan.replicates is None:
+        raise InputError(
+            f"{plan.path}: {argument('replicates', replicates)} is for studies with replicates, and this one has "
+            "none (data.phantom.replicates); leave it out"
+        )
+    if not 1 <= replicates <= plan.replicates:
+        raise InputError(
+            f"{plan.path}: {argument('replicates')} must be 1 to {plan.replicates}, as many as the study has; got "
+            f"{replicates}"
+        )
+    return plan.folds[:replicates]
+
+
+def _in_order(plan: Study, folds: Sequence[Fold]) -> list[tuple[str, Fold]]:
+    """List arms and folds in the order of their runs: replicate by replicate, else arm by arm."""
+    if plan.replicates is None:
+        return [(arm, fold) for arm in plan.arms for fold in folds]
+    return [(arm, fold) for fold in folds for arm in plan.arms]
+
+
+def _findings(plan: Study, runs: Sequence[RunResult]) -> list[Finding]:
+    """Apply the rules to stop by that look at no more replicates than were carried out, in their order."""
+    rules = sorted(plan.content.futility, key=lambda rule: rule.after)
+    done = len({run.spec.fold for run in runs})
+    whole = [run.spec for run in runs if run.error is None] if rules else []
+    rows = [row for spec in whole for row in read_table(spec.folder, cases_table(TRUTH))]
+    return [look(plan, rule, rows) for rule in rules if rule.after <= done]
 
 
 def _check_folder(output: Path) -> None:
@@ -217,12 +270,12 @@ class _FoldPreparer:
 
 
 def _prepared(
-    specs: dict[FoldKey, FoldSpec], data: StudyData, engine: Engine, say: Say, bars: Bars
+    specs: dict[FoldKey, FoldSpec], data: StudyData, engine: Engine, say: Say, bars: Bars, *, needed: bool = True
 ) -> tuple[PreparedFolds, dict[FoldKey, Exception]]:
     """Prepare the folds; return those that could be, and what went wrong in the others.
 
     Raises:
-        InputError: none could be; of the first.
+        InputError: none could be, and one is `needed`; of the first.
     """
 
     keys = {spec.folder: key for key, spec in specs.items()}
@@ -246,7 +299,7 @@ def _prepared(
     # One fold must not cost the others their results.
     faults = {key: fault for key in specs if isinstance(fault := found[key], Exception)}
     folds = {key: fold for key in specs if isinstance(fold := found[key], PreparedFold)}
-    if not folds:
+    if needed and not folds:
         first = next(iter(faults.values()))
         raise first if isinstance(first, InputError) else InputError(f"stage 1: {in_one_line(first)}") from first
     return folds, faults
@@ -269,11 +322,11 @@ def _check(plan: Study, data: StudyData, output: Path) -> None:
             split_for(cohort, fold)
         except InputError as error:
             raise InputError(f"{plan.path}: folds: {error}") from error
-        for arm, config in plan.arms.items():
+        for arm in plan.arms:
             for seed in plan.seeds(arm):
                 check_settings_of(
                     run_folder(output, arm, fold, seed),
-                    config.model_copy(update={"seed": seed}),
+                    plan.config(arm, fold, seed),
                     plan.stages(arm),
                 )
 
@@ -284,7 +337,7 @@ def _fold_spec(
     return FoldSpec(
         folder=output / "stage-one" / (labels or "") / f"fold-{fold}",
         cohort=data.cohorts[labels],
-        config=plan.base,
+        config=plan.stage_one(fold),
         fold=fold,
         cases=scored_cases(data, fold),
         fitting=fitting_cases(data, fold, FITTING_CASES),
@@ -300,7 +353,7 @@ def _run_spec(plan: Study, fold: FoldSpec, prepared: PreparedFold, arm: str, see
         arm=arm,
         fold=fold.fold,
         seed=seed,
-        config=plan.arms[arm].model_copy(update={"seed": seed}),
+        config=plan.config(arm, fold.fold, seed),
         cohort=fold.cohort,
         stage_one=fold.folder,
         cases=fold.cases,
@@ -334,6 +387,7 @@ def _write_outputs(
     data: StudyData,
     folds: PreparedFolds,
     runs: Sequence[RunResult],
+    findings: Sequence[Finding],
     own: OwnFiles,
     record: Mapping[str, Any],
     device: str,
@@ -353,7 +407,8 @@ def _write_outputs(
     drafts = tables.parent / "drafts"  # figures and verdicts are made from the tables under their names
     shutil.rmtree(drafts, ignore_errors=True)  # of a process that was killed
     try:
-        text = _draft(plan, data, notes_of(plan, data, folds, runs), whole, drafts, device)
+        notes = [*notes_of(plan, data, folds, runs), *(finding.text for finding in findings)]
+        text = _draft(plan, data, notes, findings, whole, drafts, device)
         write_text(tables, text)
         for path in sorted(path for path in drafts.rglob("*") if path.is_file()):
             os.replace(path, own.stage(path.relative_to(drafts).as_posix()))
@@ -366,7 +421,13 @@ def _write_outputs(
 
 
 def _draft(
-    plan: Study, data: StudyData, notes: Sequence[str], whole: Sequence[RunSpec], output: Path, device: str
+    plan: Study,
+    data: StudyData,
+    notes: Sequence[str],
+    findings: Sequence[Finding],
+    whole: Sequence[RunSpec],
+    output: Path,
+    device: str,
 ) -> str:
     """Write everything but the tables for people, which are returned."""
     for table in whole[0].tables:
@@ -375,8 +436,11 @@ def _draft(
     not_contoured = {case.name: case.not_contoured for case in (*cohort.training, *cohort.test)}
     conclusions = conclude(output, plan, not_contoured)
     write_conclusions(conclusions, output)
+    done = len({spec.fold for spec in whole})
+    if (success := success_text(plan, conclusions.comparisons, done, findings)) is not None:
+        notes = [*notes, success]
     draw_figures(conclusions, output / PICTURES)
-    if (pictured := _pictured(plan, whole, device)) is not None:
+    if (pictured := _pictured(plan, whole, device, conclusions.results.by_fold)) is not None:
         dice = conclusions.comparisons.find("primary", "dice", plan.base.target)
         try:
             draw_examples(pictured, dice, output / PICTURES)
@@ -388,20 +452,20 @@ def _draft(
     return f"{text}\n{conclusions_text(conclusions)}".rstrip() + "\n"
 
 
-def _pictured(plan: Study, whole: Sequence[RunSpec], device: str) -> Pictured | None:
+def _pictured(plan: Study, whole: Sequence[RunSpec], device: str, by_fold: bool) -> Pictured | None:
     """Return what to draw examples of: the main pair in the first fold and seed in which all its arms are done."""
     if (main := plan.content.primary) is None or any(plan.stages(arm) == 1 for arm in main.arms):
         return None
     done: dict[tuple[Fold, int], dict[str, RunSpec]] = {}
     for spec in whole:
         done.setdefault((spec.fold, spec.seed), {})[spec.arm] = spec
-    for (_, seed), of_arm in done.items():
+    for (fold, seed), of_arm in done.items():
         if set(main.arms) <= of_arm.keys():
             one = of_arm[main.method]
             return Pictured(
                 models={arm: of_arm[arm].folder / MODEL_NAME for arm in main.arms},
                 precisions={arm: of_arm[arm].config.precision for arm in main.arms},
-                seed=seed,
+                seed=FoldSeed(fold, seed) if by_fold else seed,
                 folder=one.stage_one,
                 cases=one.case_names,
                 fitting=one.fitting,

@@ -3,6 +3,10 @@
 A run is one seed of one arm; it gives every case a value. Arm B is held against arm A case by case and seed by
 seed, so what is hard about a case, and what a seed's initialisation brings, cancels. Differences are B minus A.
 
+**Replicates.** Where each fold scores the same cases, as the replicates of a study on few contours do, a run is a
+fold and a seed of one arm, and what is said of seeds goes for these. Intervals are for new folds then: the runs of
+one fold, which share their training cases, are taken together.
+
 **Missed structures count.** The overlap of a missed structure is 0. A distance it does not have: its value is NaN,
 and a case without a value in only one arm is that arm's worst in every rank (p, rank-biserial correlation,
 superiority); without one in both, it is a tie. Means, differences and intervals of distances are over what was
@@ -21,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
 from metricunet.evaluation.bootstrap import DRAWS, Interval, Resampling, crossed_bootstrap
 from metricunet.evaluation.measures import BoolArray, Definition
@@ -31,13 +36,40 @@ Better = Literal["higher", "lower"]
 Family = Literal["primary", "exploratory"]
 
 
+@dataclass(frozen=True)
+class FoldSeed:
+    """A run of an arm where each fold scores the same cases; it is written `3/0` for fold 3, seed 0.
+
+    Attributes:
+        fold: number of the fold, or `all`.
+        seed: the seed, as the study file has it.
+    """
+
+    fold: Fold
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.fold}/{self.seed}"
+
+
+#: A run of an arm: its seed, or its fold and seed.
+RunKey = int | FoldSeed
+
+
+def _order(run: RunKey) -> tuple[bool, int, int]:
+    """Return what runs are sorted by: the fold, of which `all` is the last, and the seed."""
+    if isinstance(run, int):
+        return False, 0, run
+    return (True, 0, run.seed) if run.fold == "all" else (False, run.fold, run.seed)
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """One measure of one arm.
 
     Attributes:
         arm: name of the arm.
-        seeds: the seeds, one for each row of the values.
+        seeds: the seeds, or folds and seeds, one for each row of the values.
         cases: names of the cases, one for each column.
         values: float64 [seeds, cases]; NaN where there is none, as the distance of a missed structure.
         missed: bool [seeds, cases], where the structure was missed; default: where there is no value. Overlaps of
@@ -48,7 +80,7 @@ class Scores:
     """
 
     arm: str
-    seeds: tuple[int, ...]
+    seeds: tuple[RunKey, ...]
     cases: tuple[str, ...]
     values: FloatArray
     missed: BoolArray | None = None
@@ -85,8 +117,8 @@ class Scores:
     def from_table(
         cls,
         arm: str,
-        values: Mapping[tuple[int, str], float | None],
-        missed: frozenset[tuple[int, str]] | None = None,
+        values: Mapping[tuple[RunKey, str], float | None],
+        missed: frozenset[tuple[RunKey, str]] | None = None,
     ) -> Scores:
         """Arrange values by seed and case, both sorted.
 
@@ -98,7 +130,7 @@ class Scores:
         Raises:
             InputError: a seed that lacks a case which another has.
         """
-        seeds, cases = sorted({s for s, _ in values}), sorted({c for _, c in values})
+        seeds, cases = sorted({s for s, _ in values}, key=_order), sorted({c for _, c in values})
         for seed in seeds:
             for case in cases:
                 if (seed, case) not in values:
@@ -124,7 +156,7 @@ class Comparison:
         better: whether larger or smaller values are better.
         arm_a, arm_b: names of the arms.
         family: `primary` if p is Holm-corrected in `p_holm`, else `exploratory`.
-        seeds: the seeds that both arms have.
+        seeds: the seeds, or folds and seeds, that both arms have.
         cases: number of cases.
         runs: number of seeds times number of cases.
         missed_a, missed_b: in how many of the runs the structure was missed.
@@ -153,7 +185,7 @@ class Comparison:
     arm_a: str
     arm_b: str
     family: Family
-    seeds: tuple[int, ...]
+    seeds: tuple[RunKey, ...]
     cases: int
     missed_a: int
     missed_b: int
@@ -178,6 +210,16 @@ class Comparison:
     def runs(self) -> int:
         """Values of each arm, missing ones included."""
         return len(self.seeds) * self.cases
+
+    @property
+    def repeats(self) -> int:
+        """How often it was repeated with other trainings: the folds where each is a run, else the seeds."""
+        return len({seed.fold if isinstance(seed, FoldSeed) else seed for seed in self.seeds})
+
+    @property
+    def repeated(self) -> str:
+        """What a repeat is called: `seed` or `replicate`."""
+        return "replicate" if isinstance(self.seeds[0], FoldSeed) else "seed"
 
     @property
     def sign(self) -> int:
@@ -221,8 +263,10 @@ def compare(
     if both.any():
         ones = both.astype(np.float64)
         top, bottom = np.where(both, difference, 0.0), np.where(both, a.values, 0.0)
+        top, bottom, ones = (_of_folds(values, a.seeds) for values in (top, bottom, ones))
         absolute = crossed_bootstrap(top, ones, resampling)
-        if bottom.min() >= 0 and np.where(both, b.values, 0.0).min() >= 0 and bottom.sum() > 0:
+        positive = all(np.where(both, arm.values, 0.0).min() >= 0 for arm in (a, b))
+        if positive and bottom.sum() > 0:
             relative = crossed_bootstrap(100 * top, bottom, resampling)
     of_case = _rankable(a.values, b.values, sign)
     test = signed_rank(of_case)
@@ -287,10 +331,19 @@ def _paired(a: Scores, b: Scores) -> tuple[Scores, Scores]:
     return _chosen(a, seeds, a.cases), _chosen(b, seeds, a.cases)
 
 
-def _chosen(scores: Scores, seeds: tuple[int, ...], cases: tuple[str, ...]) -> Scores:
+def _chosen(scores: Scores, seeds: tuple[RunKey, ...], cases: tuple[str, ...]) -> Scores:
     chosen = np.ix_([scores.seeds.index(s) for s in seeds], [scores.cases.index(c) for c in cases])
     missed = None if scores.missed is None else scores.missed[chosen]
     return Scores(scores.arm, seeds, cases, scores.values[chosen], missed)
+
+
+def _of_folds(values: FloatArray, runs: Sequence[RunKey]) -> FloatArray:
+    """Add up the rows of each fold [folds, cases], for the runs of a fold share their training cases."""
+    rows: dict[RunKey | Fold, FloatArray] = {}
+    for run, row in zip(runs, values, strict=True):
+        key = run.fold if isinstance(run, FoldSeed) else run
+        rows[key] = rows[key] + row if key in rows else row
+    return np.stack(list(rows.values()))
 
 
 def _rankable(a: FloatArray, b: FloatArray, sign: int) -> FloatArray:
@@ -323,5 +376,5 @@ def _mean(values: FloatArray) -> float | None:
     return float(found.mean()) if found.size else None
 
 
-def _listed(seeds: Sequence[int]) -> str:
+def _listed(seeds: Sequence[RunKey]) -> str:
     return ", ".join(str(seed) for seed in seeds)

@@ -29,6 +29,8 @@ worthwhile benefit: then the study was too small. Without a control a claim cann
 
 An interval above 0 and below the worthwhile benefit supports the claim that B is better; that it is by little is
 said in the reasons. A claim with several measures needs all of them (`join`).
+
+Where folds are replicates (`metricunet.study.statistics`), these stand in place of seeds.
 """
 
 from __future__ import annotations
@@ -187,7 +189,7 @@ def judge(
         finding = "not supported"
     reasons = [
         *_sentences(main, over_a, worthwhile, f"over {main.arm_a}"),
-        f"{main.arm_b} is better in {good_seeds} of {_counted(len(main.seeds), 'seed')}.",
+        f"{main.arm_b} is better in {good_seeds} of {_counted(len(main.seeds), main.repeated)}.",
     ]
     if control is None or over_control is None:
         reasons.append("No comparison with a control: without one a benefit cannot be put down to the claim.")
@@ -361,7 +363,7 @@ def _read(comparison: Comparison, worthwhile: Worthwhile) -> _Reading:
     return _Reading(
         benefit=None if value is None else value * comparison.sign,
         interval=interval,
-        enough_seeds=len(comparison.seeds) >= MIN_SEEDS,
+        enough_seeds=comparison.repeats >= MIN_SEEDS,
         above_zero=interval is not None and interval.low > 0,
         below_zero=interval is not None and interval.high < 0,
         below_worthwhile=interval is not None and interval.high < worthwhile.amount,
@@ -373,7 +375,7 @@ def _read(comparison: Comparison, worthwhile: Worthwhile) -> _Reading:
 def _sentences(comparison: Comparison, reading: _Reading, worthwhile: Worthwhile, over: str) -> list[str]:
     """Say what the benefit is, how it stands to 0 and to what is worthwhile, and what stands in its way."""
     unit = "%" if worthwhile.percent else comparison.unit
-    size = f"on {_counted(comparison.cases, 'case')} and {_counted(len(comparison.seeds), 'seed')}"
+    size = f"on {_counted(comparison.cases, 'case')} and {_counted(comparison.repeats, comparison.repeated)}"
     if reading.benefit is None:
         return [f"{comparison.title}: no value {size} in both {comparison.arm_b} and {comparison.arm_a}."]
     said = f"{comparison.title}: benefit of {comparison.arm_b} {over} {signed(reading.benefit, unit)}"
@@ -386,7 +388,7 @@ def _sentences(comparison: Comparison, reading: _Reading, worthwhile: Worthwhile
             f"{said} ({100 * CONFIDENCE:.0f} % interval {ends}) {size}: {_standing(reading, worthwhile, unit)}."
         )
     if not reading.enough_seeds:
-        sentences.append(f"Fewer than {MIN_SEEDS} seeds decide nothing.")
+        sentences.append(f"Fewer than {MIN_SEEDS} {comparison.repeated}s decide nothing.")
     if reading.hides_losses or reading.hides_gains:
         sentences.append(
             f"Missed, and so not in it: {comparison.no_value_b} by {comparison.arm_b}, {comparison.no_value_a} by "
