@@ -29,6 +29,8 @@ print(f"cp{sys.version_info[0]}{sys.version_info[1]}-{sysconfig.get_platform()}"
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 [ ! -e "$folder/bin" ] || [ -L "$folder/current" ] || fail "$folder: holds something else in bin; choose another folder"
+exec 9> "$folder/.lock"
+flock -n 9 || fail "$folder: another installation is at work there; wait for its end"
 environment=$folder/env-$version
 if [ -e "$environment/complete" ]; then
     echo "$environment is there already"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import fcntl
 import json
 import re
 import shutil
@@ -190,3 +191,10 @@ def test_the_install_script_refuses_with_a_reason(bundle: Path, tmp_path: Path) 
     assert ended.returncode == 2
     assert "this bundle is for cp27-sunos" in ended.stderr
     assert [path.name for path in target.rglob("*")] == ["bin"]
+
+
+def test_two_installations_into_one_folder_do_not_mix(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with (tmp_path / "there" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another installation is at work" in install(bundle, tmp_path / "there").stderr
