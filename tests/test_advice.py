@@ -20,6 +20,7 @@ from metricunet.evaluation.compare import evaluate
 from metricunet.inference.case_files import FORMATS
 from metricunet.inference.predict import predict
 from metricunet.phantom import make_cohort
+from metricunet.study.run import study
 from metricunet.training.config import load_config
 from metricunet.training.fit import train
 from metricunet.workflows.bench import bench
@@ -53,6 +54,7 @@ REACHED_BY = {
     "inference/onnx_predictor.py": ("predict",),
     "files/dicom/stack.py": ("check", "predict"),
     "engine.py": ("predict",),
+    "study/run.py": ("study",),
 }
 #: What a message names of another command than those that reach its module.
 OF_ANOTHER = {("api.py", "resume"): ("train",), ("inference/models.py", "resume"): ("train",)}
@@ -70,6 +72,7 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "convert": (convert,),
     "export": (export,),
     "check": (check,),
+    "study": (study,),
 }
 #: A function or a layout of its own in Python, an option of a command.
 FUNCTIONS = {list_names.__name__, "reviewed"}

@@ -780,10 +780,10 @@ class TestFiles:
     ) -> None:
         path = write_map(tmp_path / "in" / "a.nii.gz", drawn(), series.geometry)
 
-        def full(image: object, path: Path) -> None:
+        def full(*_: object) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("metricunet.files.nifti.nib.save", full)
+        monkeypatch.setattr(Path, "write_bytes", full)
         words = ["convert", path, "-o", tmp_path / "out", "--scan", ct, "--to", "rtstruct,masks"]
         ended = metricunet(*words)
         assert ended.status == 2

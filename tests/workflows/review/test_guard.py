@@ -95,7 +95,7 @@ def test_a_fault_of_the_program_is_one_line(predicted: Predicted, monkeypatch: p
     client = stranger(guard)
     client.get(f"/?token={guard.token}")
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("of a kind that nobody foresaw")
 
     monkeypatch.setattr("metricunet.workflows.review.desk.read_cases", broken)

@@ -99,7 +99,7 @@ def test_every_mistake_is_named_in_a_line(tmp_path: Path) -> None:
     for key, words in wanted.items():
         assert any(line.startswith(key) and words in line for line in mistakes), (key, mistakes)
     assert all("\n" not in line for line in mistakes)
-    with pytest.raises(InputError, match="more: see metricunet serve --check"):
+    with pytest.raises(InputError, match="more; to see all, have the file checked"):
         read_node(path)
 
 

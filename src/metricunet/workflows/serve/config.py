@@ -373,7 +373,7 @@ def read_node(path: Path) -> NodeConfig:
     """
     config, mistakes = examined(path)
     if config is None or mistakes:
-        more = f" ({len(mistakes) - 1} more: see metricunet serve --check)" if len(mistakes) > 1 else ""
+        more = f" ({len(mistakes) - 1} more; to see all, have the file checked)" if len(mistakes) > 1 else ""
         raise InputError(f"{path}: {mistakes[0]}{more}")
     return config
 
