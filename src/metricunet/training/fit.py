@@ -50,7 +50,7 @@ from metricunet.training.log import Watch
 from metricunet.training.loggers import check_names, named_loggers
 from metricunet.training.loop import fit
 from metricunet.training.objectives import LocateModule, OrgansModule, SegmentModule
-from metricunet.training.ranks import ALONE, Ranks, shared_out, together
+from metricunet.training.ranks import ALONE, Ranks, each_on_one_rank, together
 from metricunet.training.run import (
     Run,
     begin,
@@ -311,7 +311,7 @@ def train_locate(run: Run, *, may_find_nothing: bool = False) -> Located:
     """
     network = _fit_locate(run)
     cases = run.val or run.train
-    errors = shared_out(lambda case: localisation_errors_mm(network, [case], run.config, run.target), cases)
+    errors = each_on_one_rank(lambda case: localisation_errors_mm(network, [case], run.config, run.target), cases)
     errors_mm = np.concatenate([np.zeros((0, 3)), *errors])
     holding = sum("centre_mm" in case.facts for case in cases)
     if holding and not len(errors_mm) and not may_find_nothing:

@@ -38,7 +38,7 @@ from metricunet.training.batches import Batches, Supply, update_generator, updat
 from metricunet.training.checkpoints import written_checkpoint
 from metricunet.training.log import LOG_NAME, StageProgress, stage_loggers, write_epoch
 from metricunet.training.objectives import StageModule
-from metricunet.training.ranks import ALONE, Ranks, add_up_gradients, mean_of_all, share, shared_out
+from metricunet.training.ranks import ALONE, Ranks, add_up_gradients, each_on_one_rank, mean_of_all, share
 from metricunet.training.run import Run
 
 WARM_UP_UPDATES = 50
@@ -251,7 +251,7 @@ def validate(module: StageModule) -> float | None:
     Where several processes train, each scores its share of the cases.
     """
     module.eval()
-    scores = [score for score in shared_out(module.score, module.validation_cases) if score is not None]
+    scores = [score for score in each_on_one_rank(module.score, module.validation_cases) if score is not None]
     module.train()
     return float(torch.tensor(sum(scores) / len(scores))) if scores else None
 

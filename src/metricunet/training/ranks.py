@@ -249,7 +249,7 @@ def everywhere(value: Value) -> list[Value]:
     return found
 
 
-def shared_out(do: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
+def each_on_one_rank(do: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
     """Do something with each item, each in one process, and give all processes the results in the items' order."""
     own = everywhere([do(item) for item in items[rank() :: processes()]])
     return [own[k % processes()][k // processes()] for k in range(len(items))]
