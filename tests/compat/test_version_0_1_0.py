@@ -134,7 +134,10 @@ REFUSED = {
         "train OLD/cohort -o OLD/new --preset small --config OLD/model.yaml",
         "case_0.npz: a prepared case would be written here, and this file was not written by this version",
     ),
-    "a study to go on with": ("study OLD/study.yaml -o OLD/study", "case_0.npz: a prepared case would be written"),
+    "a study to go on with": (
+        "study OLD/study.yaml -o OLD/study",
+        "OLD/study/study.yaml: is there already, and it was not written by this program or was changed since",
+    ),
 }
 
 
@@ -175,9 +178,18 @@ def test_a_study_is_not_gone_on_with_when_its_cache_is_gone(metricunet: Command,
     (old / "cohort" / "prepared").rename(old / "elsewhere")
     before = contents(old / "study")
     ended = metricunet("study", old / "study.yaml", "-o", old / "study", "--device", "cpu")
-    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 2)  # the first says what comes next
-    log = old / "study" / "stage-one" / "fold-0" / "log.csv"
-    assert f"error: {log}: was changed since this training wrote it, or an earlier version" in ended.err
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert f"error: {old / 'study' / 'study.yaml'}: is there already, and it was not written by this" in ended.err
+    assert contents(old / "study") == before
+
+
+def test_a_study_whose_file_was_moved_away_is_not_begun_among_its_runs(metricunet: Command, old: Path) -> None:
+    """Who follows the advice that the refusal gives loses nothing either."""
+    (old / "study" / "study.yaml").rename(old / "study-of-then.yaml")
+    before = contents(old / "study")
+    ended = metricunet("study", old / "study.yaml", "-o", old / "study", "--device", "cpu")
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert f"error: {old / 'study'}: holds other files and no study; choose a new or empty folder" in ended.err
     assert contents(old / "study") == before
 
 
