@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.cohort.prepare import BoxName, PrepareSettings, TargetBox, hu_on
-from metricunet.phantom.cohort import RECIPE_VERSION, is_absent
+from metricunet.phantom.cohort import is_absent, recipe_version
 from metricunet.phantom.imaging import NOISE_GRAIN, NOISE_SLICE_MM
 from metricunet.phantom.make import Drawn, draw_phantom
 from metricunet.phantom.scanner import Difficulty, Scan
@@ -33,7 +33,7 @@ Part = Literal["coarse", "fine", "organs"]
 Use = Literal["train", "validate"]
 _KEYS: dict[Use, int] = {"train": 2, "validate": 3}
 #: Raised whenever a stream makes other patients, or boxes, of the same phantoms.
-STREAM_VERSION = 2
+STREAM_VERSION = 3
 #: The centroid of what a scan shows of the gland lies within this of the middle of its extent.
 OFF_CENTRE_MM = 10.0
 #: Without a gland, stage 1 may see one this far from where it would lie (standard deviation along each axis), or
@@ -63,7 +63,7 @@ class StreamRecipe:
 
     def sha256(self, **more: Any) -> str:
         """Return a hash of the recipe and of what else decides which patients there are."""
-        content = {"version": (RECIPE_VERSION, STREAM_VERSION), **asdict(self), **more}
+        content = {"version": (recipe_version(self.difficulty), STREAM_VERSION), **asdict(self), **more}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
 
     def reaches_target(self, number: int) -> bool:
@@ -85,7 +85,8 @@ class StreamedCase:
         coarse_labels: uint8 classes of the two stages on the same grid.
         boxes: the boxes around the target that were asked for. Where the scan holds no target there is none for
             the organs' network; for stage 2 a training patient has one in its place, where nothing is to be found.
-        facts: as of `metricunet.cohort.prepare.PreparedCase`.
+        facts: as of `metricunet.cohort.prepare.PreparedCase`; and `bed_mm`, where the gland would lie, if the scan
+            shows that place and no gland.
         staged_unknown: none; every structure of a phantom is known.
     """
 
@@ -118,6 +119,8 @@ def streamed_case(
     )
     staged = tuple(name for name in recipe.structures if name not in settings.organs_structures)
     facts: dict[str, Any] = {"spacing_mm": list(drawn.scan.spacing_mm)}
+    if not recipe.reaches_target(number) and (bed_mm := _bed_mm(drawn)) is not None:
+        facts["bed_mm"] = [float(v) for v in bed_mm + drawn.scan.world_shift_mm]
     coarse = coarse_labels = None
     if "coarse" in parts:
         slices, rows, columns = settings.coarse_spacing_mm
@@ -177,15 +180,20 @@ def _around(scan: Scan, middle_mm: FloatArray, settings: PrepareSettings) -> Sca
     return within(scan, (middle_mm - reach).tolist(), (middle_mm + reach).tolist())
 
 
+def _bed_mm(drawn: Drawn) -> FloatArray | None:
+    """Return where the gland would lie, in the body frame; None where the scan does not show that place."""
+    bed = (np.array(drawn.gland_mm[0]) + np.array(drawn.gland_mm[1])) / 2
+    shown = (np.array(drawn.scan.start_mm) <= bed) & (bed <= np.array(drawn.scan.end_mm))
+    return np.asarray(bed, dtype=np.float64) if shown.all() else None
+
+
 def _mistaken_mm(drawn: Drawn, seed: int) -> FloatArray:
     """Draw where stage 1 might see a gland in a scan without one: where it would lie, or anywhere."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(7,)))
     start, end = np.array(drawn.scan.start_mm), np.array(drawn.scan.end_mm)
-    bed = (np.array(drawn.gland_mm[0]) + np.array(drawn.gland_mm[1])) / 2
-    middle = bed + rng.normal(0.0, MISTAKEN_MM, 3)
+    bed, beside = _bed_mm(drawn), rng.normal(0.0, MISTAKEN_MM, 3)
     anywhere = (start + end) / 2 + rng.uniform(-1.0, 1.0, 3) * np.array(MISTAKEN_SHARE) * (end - start)
-    holds_bed = bool(np.all((start <= bed) & (bed <= end)))
-    found = np.clip(middle if holds_bed else anywhere, start, end) + np.array(drawn.scan.world_shift_mm)
+    found = np.clip(anywhere if bed is None else bed + beside, start, end) + np.array(drawn.scan.world_shift_mm)
     return np.asarray(found, dtype=np.float64)
 
 

@@ -5,10 +5,11 @@ The batch of update k depends on the seed and on k alone, so a resumed run sees 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -39,6 +40,10 @@ class CoarseCase(Protocol):
     @property
     def staged_unknown(self) -> tuple[int, ...]:
         """Classes of the two stages that were not contoured."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What is known of the case; `bed_mm` is where the target would lie in a scan that does not hold it."""
 
 
 class BoxedCase(Protocol):
@@ -262,7 +267,7 @@ class BlockBatches(SegmentBatches):
 
 
 class LocateBatches:
-    """Batches of stage 1: patches of coarse scans.
+    """Batches of stage 1: patches of coarse scans, some of them aimed at the target, or at where it would lie.
 
     Args:
         cases: prepared cases; some may hold no target.
@@ -309,7 +314,9 @@ class LocateBatches:
         self._begin = begin.to(device)
         self._shape = torch.tensor([scan.shape for scan in hu]).to(device)
         middles = [_middle(scan == target) for scan in labels]
-        self._holds = torch.tensor([middle is not None for middle in middles]).to(device)
+        beds = [_bed(case) for case in cases if case.coarse and case.coarse_labels]
+        middles = [bed if middle is None else middle for middle, bed in zip(middles, beds, strict=True)]
+        self._aimed_at = torch.tensor([middle is not None for middle in middles]).to(device)
         self._target = torch.stack([torch.zeros(3) if m is None else m for m in middles]).to(device)
         self._around = torch.tensor(config.patch_voxels, device=device) * AIMED_WITHIN
         self._warp = Warp(config.patch_voxels, config.spacing_mm, augment, mirror, device)
@@ -344,7 +351,7 @@ class LocateBatches:
             place = uniform((len(case), 3), 0, 1, generator)
             aimed = uniform((len(case),), 0, 1, generator) < self.config.target_share
         near = self._target[case] + (2 * place - 1) * self._around
-        return torch.where((aimed & self._holds[case])[:, None], near, place * (self._shape[case] - 1))
+        return torch.where((aimed & self._aimed_at[case])[:, None], near, place * (self._shape[case] - 1))
 
     def _blocks(self, case: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
         """Cut HU [batch, 1, *block] and classes [batch, *block]; air and background beyond the scan.
@@ -443,6 +450,14 @@ def _values(labels: Sequence[Tensor], classes: int) -> list[int]:
     """List the classes but the background; the ignored one only where a scan has such voxels."""
     ignored = any(bool((scan == IGNORE_CLASS).any()) for scan in labels)
     return [*range(1, classes), *[IGNORE_CLASS] * ignored]
+
+
+def _bed(case: CoarseCase) -> Tensor | None:
+    """Return the voxel [slice, row, column] where the target would lie in a scan without it; None if unknown."""
+    place_mm = case.facts.get("bed_mm")
+    if place_mm is None or case.coarse is None:
+        return None
+    return torch.from_numpy(case.coarse.geometry.to_index(np.array([place_mm]))[0]).float()
 
 
 def _middle(mask: Tensor) -> Tensor | None:

@@ -40,6 +40,8 @@ class LocateConfig(_Section):
     Attributes:
         learning_rate: largest learning rate of the schedule. At 1e-2 some trainings end by calling everything
             background, and stay there.
+        dice_of_absent: whether the Dice loss counts classes that no patch of a batch holds, or leaves them out.
+            `counted` drives a training in which many scans hold no target towards calling everything background.
     """
 
     spacing_mm: Size = (4.0, 4.0, 4.0)
@@ -52,6 +54,7 @@ class LocateConfig(_Section):
     epochs: Count = 12
     updates_per_epoch: Count = 100
     learning_rate: Positive = 3e-3
+    dice_of_absent: Literal["counted", "left_out"] = "counted"
 
 
 class BoxConfig(_Section):
@@ -71,6 +74,7 @@ class BoxConfig(_Section):
         levels: number of resolutions of a U-Net or V-Net, or of stages of an FCN.
         target_share: share of training slices (3D: blocks) that are chosen to hold a structure.
         batch_size: number of slices in a batch, or of blocks in 3D.
+        dice_of_absent: as of stage 1, of the slices or blocks of a batch.
     """
 
     network: Literal["unet", "fcn", "vnet"] = "unet"
@@ -90,6 +94,7 @@ class BoxConfig(_Section):
     learning_rate: Positive = 2e-3
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
+    dice_of_absent: Literal["counted", "left_out"] = "counted"
     smallest_jitter_mm: Annotated[float, Field(ge=0)] = 3.0
 
     @property

@@ -35,8 +35,12 @@ ORGANS_STREAM = 3 << 20
 SMOOTH = 1.0
 
 
-def soft_dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+def soft_dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255, count_absent: bool = True) -> Tensor:
     """Return 1 minus the soft Dice, the mean over the classes but the background; sums run over the whole batch.
+
+    The Dice of a class that no image of the batch holds is nearly 0 wherever a little of it is found, and its
+    slope is steepest where that is least: it rewards a network for never finding the class. Where many images
+    hold nothing, leave such classes out (`count_absent=False`); cross-entropy still asks for silence there.
 
     Dice = (2 sum p t + s) / (sum p + sum t + s), Milletari, Navab, Ahmadi: V-Net (3DV 2016), unsquared.
 
@@ -44,15 +48,20 @@ def soft_dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> T
         logits: [batch, classes, *space].
         labels: [batch, *space], integers.
         ignore_index: label of voxels that do not count.
+        count_absent: whether classes that the batch does not hold count, too; with none that does, the loss is 0.
     """
     probabilities = logits.float().softmax(dim=1)
     counted = (labels != ignore_index).float()
-    scores = []
+    losses, counts = [], []
     for k in range(1, logits.shape[1]):
         p, t = probabilities[:, k] * counted, (labels == k).float()
         both, found, wanted = summed((p * t).sum(), p.sum(), t.sum())
-        scores.append((2 * both + SMOOTH) / (found + wanted + SMOOTH))
-    return 1 - torch.stack(scores).mean()
+        losses.append(1 - (2 * both + SMOOTH) / (found + wanted + SMOOTH))
+        counts.append(wanted > 0)
+    if count_absent:
+        return torch.stack(losses).mean()
+    held = torch.stack(counts).float()
+    return (torch.stack(losses) * held).sum() / held.sum().clamp(min=1)
 
 
 def segmentation_loss(
@@ -62,6 +71,7 @@ def segmentation_loss(
     cross_entropy_weight: float,
     ignore_index: int = 255,
     unknown: Tensor | None = None,
+    count_absent: bool = True,
 ) -> Tensor:
     """Return the weighted sum of soft Dice loss and mean cross-entropy; a weight of 0 leaves a loss out.
 
@@ -73,11 +83,12 @@ def segmentation_loss(
         ignore_index: label of voxels that do not count.
         unknown: [batch, classes], bool: classes that were not contoured in an image. There they count as part of
             the background, and the image does not count for their Dice.
+        count_absent: as of `soft_dice_loss`.
     """
     logits = merge_unknown(logits, unknown)
     loss = logits.sum() * 0.0
     if dice_weight:
-        loss = loss + dice_weight * soft_dice_loss(logits, labels, ignore_index)
+        loss = loss + dice_weight * soft_dice_loss(logits, labels, ignore_index, count_absent)
     if cross_entropy_weight:
         entropy = F.cross_entropy(logits.float(), labels.long(), ignore_index=ignore_index, reduction="sum")
         entropy, count = summed(entropy, (labels != ignore_index).sum())
@@ -152,7 +163,8 @@ class LocateModule(StageModule):
         """Return the loss of a batch and the scalars for the log."""
         with self._autocast():
             logits = self.network(batch.images)
-        return segmentation_loss(logits, batch.labels, 1.0, 1.0, IGNORE_CLASS, batch.unknown), {}
+        counted = self.settings.dice_of_absent == "counted"
+        return segmentation_loss(logits, batch.labels, 1.0, 1.0, IGNORE_CLASS, batch.unknown, counted), {}
 
     def score(self, case: PreparedCase) -> float | None:
         """Return the target's Dice on the whole coarse scan; None where it was not contoured."""
@@ -209,7 +221,8 @@ class BoxModule(StageModule):
     def _segmentation(self, logits: Tensor, labels: Tensor, unknown: Tensor | None) -> Tensor:
         """Return the loss of the segmentation, as it is weighed in this training."""
         weights = self.settings.dice_weight, self.settings.cross_entropy_weight
-        return segmentation_loss(logits, labels, *weights, IGNORE_CLASS, unknown)
+        counted = self.settings.dice_of_absent == "counted"
+        return segmentation_loss(logits, labels, *weights, IGNORE_CLASS, unknown, counted)
 
     def score(self, case: PreparedCase) -> float | None:
         """Return the mean Dice of the structures that were contoured, in the crop around the true centre."""
