@@ -138,12 +138,21 @@ def test_the_empty_box_lies_where_the_gland_would(lost: str) -> None:
     recipe = replace(RECIPE, absent_fraction=1.0)
     number = next(n for n in range(100) if lose(recipe.patient_seed("train", n)) == lost)
     drawn = draw_phantom(recipe.patient_seed("train", number), "varied", reaches_prostate=False)
-    box = streamed_case(recipe, SETTINGS, "train", number, ("fine",)).boxes["fine"]
+    case = streamed_case(recipe, SETTINGS, "train", number, ("fine",))
+    box = case.boxes["fine"]
     centre = box.hu.geometry.to_world((np.array(box.hu.geometry.shape) - 1) / 2)
     bed = (np.array(drawn.gland_mm[0]) + np.array(drawn.gland_mm[1])) / 2 + np.array(drawn.scan.world_shift_mm)
+    assert case.facts["bed_mm"] == pytest.approx(bed)
     assert np.abs(centre - bed).max() < 5 * stream.MISTAKEN_MM
     assert (box.hu.array > -200).mean() > 0.8
     assert not (box.labels.array == 1).any()
+
+
+@pytest.mark.parametrize("shown", ["head", "missed", "whole"])
+def test_nobody_says_where_a_gland_would_lie_that_is_there_or_out_of_sight(shown: str) -> None:
+    recipe = replace(RECIPE, absent_fraction=0.0 if shown == "whole" else 1.0)
+    number = next(n for n in range(200) if shown in ("whole", lose(recipe.patient_seed("train", n))))
+    assert "bed_mm" not in streamed_case(recipe, SETTINGS, "train", number, ()).facts
 
 
 def test_a_part_of_a_scan_lies_on_its_voxels() -> None:

@@ -13,7 +13,7 @@ from scipy import ndimage
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.structures import IGNORE_CLASS
-from metricunet.training.batches import LocateBatches, SegmentBatches, update_generator
+from metricunet.training.batches import AIMED_WITHIN, LocateBatches, SegmentBatches, update_generator
 from metricunet.training.config import AugmentConfig, load_config
 from metricunet.volume import Geometry, Volume
 from tests.support.cohorts import TINY_SETTINGS
@@ -151,6 +151,34 @@ def test_patches_of_scans_of_any_shape_are_those_scans_with_air_around() -> None
         np.testing.assert_array_equal(drawn[-1].labels[k].numpy()[clear], (share > 0.5)[clear])
         cases.append(case)
     assert set(cases) == {0, 1, 2}
+
+
+def test_patches_are_aimed_at_the_target_or_at_where_it_would_lie() -> None:
+    shape, bed = (60, 80, 90), (12, 66, 20)
+    held = ramp_case(shape, (0, 0, 0), 6.0)
+    empty = held.coarse.with_array(np.zeros(shape, dtype=np.uint8))
+    hu = np.indices(shape)
+    config = CONFIG.locate.model_copy(
+        update={"batch_size": 64, "hu_window": (-1024.0, 1024.0), "target_share": 1.0}
+    )
+
+    def middles(facts: dict[str, object]) -> np.ndarray:
+        """Where the patches' middles lie, from a scan that tells each voxel's place."""
+        found = []
+        for axis in range(3):
+            scan = held.coarse.with_array((10 * hu[axis]).astype(np.int16))
+            case = replace(held, coarse=scan, coarse_labels=empty, facts=facts)
+            batch = LocateBatches([case], config, STILL, 2, 1, True, CPU).draw(update_generator(0, 0, 0, CPU))
+            middle = [n // 2 for n in config.patch_voxels]
+            found.append(batch.images[:, 0, *middle].numpy() * 102.4)
+        return np.stack(found, axis=1)
+
+    place_mm = held.coarse.geometry.to_world(np.array([bed]))[0].tolist()
+    near = middles({"bed_mm": place_mm})
+    reach = np.array(config.patch_voxels) * AIMED_WITHIN + 1
+    assert (np.abs(near - bed) <= reach).all()
+    assert np.ptp(near, axis=0).min() > 0.5 * reach.min()
+    assert (np.abs(middles({}) - bed) > reach).any()
 
 
 @pytest.mark.parametrize("allowed", [True, False])

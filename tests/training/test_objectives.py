@@ -42,6 +42,32 @@ def test_ignored_voxels_have_no_gradient_and_no_weight() -> None:
     assert loss.item() == pytest.approx(part.item(), rel=1e-6)
 
 
+def test_classes_that_a_batch_lacks_can_be_left_out_of_the_dice() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 5, 5, requires_grad=True)
+    labels = torch.randint(3, (2, 5, 5))  # class 3 is in none
+    shares = logits.softmax(dim=1)
+    by_hand = [
+        1 - (2 * shares[:, k][labels == k].sum() + 1) / (shares[:, k].sum() + (labels == k).sum() + 1)
+        for k in (1, 2)
+    ]
+    left_out = soft_dice_loss(logits, labels, count_absent=False)
+    assert left_out.item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-6)
+    everything = torch.full((2, 5, 5), 1)
+    assert soft_dice_loss(logits, everything, count_absent=False) != soft_dice_loss(logits, everything)
+    same = torch.arange(50).view(2, 5, 5) % 4  # each class is there
+    assert soft_dice_loss(logits, same, count_absent=False).item() == soft_dice_loss(logits, same).item()
+
+
+def test_a_batch_without_any_class_has_no_dice_and_cross_entropy_alone() -> None:
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    labels = torch.zeros((1, 4, 4), dtype=torch.long)
+    loss = segmentation_loss(logits, labels, 1, 1, count_absent=False)
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
+    (gradient,) = torch.autograd.grad(soft_dice_loss(logits, labels, count_absent=False), logits)
+    assert (gradient == 0).all()
+
+
 @pytest.mark.parametrize("value", [0, 255])
 def test_batches_without_a_structure_or_without_any_label(value: int) -> None:
     logits = torch.randn(1, 2, 4, 4, requires_grad=True)
