@@ -183,6 +183,15 @@ def review_loop(home: Path | None = None, device: Device = "auto", json: Json = 
 
 
 @app.command()
+def fine_tuning(home: Path, without: str = "floor", device: Device = "auto", json: Json = False) -> None:
+    """Five patients of a kind that a model has not seen: learning from it, against learning from nothing."""
+    from benchmarks.fine_tuning import bench_fine_tuning
+
+    result = bench_fine_tuning(home, without=without, device=device, say=lambda line: typer.echo(line, err=True))
+    _show(result, json)
+
+
+@app.command()
 def updates(cohort: Path, count: int = 300, seeds: int = 2) -> None:
     """Validation Dice after equal updates on our batches and on MONAI's."""
     from benchmarks.equal_updates import print_equal_updates
