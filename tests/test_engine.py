@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,9 +91,19 @@ def test_a_cluster_that_is_not_there_is_said_in_one_line(monkeypatch: pytest.Mon
         raise ConnectionError("first line\nnobody listens there")
 
     monkeypatch.setattr(ray, "init", refused)
-    expected = r"^engine ray://there:1: nobody listens there; start Ray"
-    with pytest.raises(InputError, match=expected), opened("ray://there:1"):
+    expected = r"^engine ray://auto: nobody listens there; start Ray"
+    with pytest.raises(InputError, match=expected), opened("ray://auto"):
         pass
+
+
+def test_an_address_where_nothing_answers_is_said_at_once() -> None:
+    pytest.importorskip("ray", exc_type=ModuleNotFoundError)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        expected = rf"^engine ray://{re.escape(address)}: nothing answers there; start Ray"
+        with pytest.raises(InputError, match=expected), opened(f"ray://{address}"):
+            pass
 
 
 def test_done_here_a_task_costs_itself_alone(tmp_path: Path) -> None:
@@ -178,7 +189,7 @@ def test_what_a_machine_does_not_see_is_said_before_any_work(
     with pytest.raises(InputError, match=expected):
         ray_engine.check_folders(tmp_path, [Path("/proc/self/cmdline")])
     gone = tmp_path / "gone"
-    monkeypatch.setattr("metricunet.engine._seen", lambda path: "as if it were here")
+    monkeypatch.setattr("metricunet.engine.folders._seen", lambda path: "as if it were here")
     with pytest.raises(InputError, match=r"gone: machine \S+ sees none; every machine must see it by this path"):
         ray_engine.check_folders(tmp_path, [gone])
 
