@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 TABLES = ("cases.csv", "smoothness.csv", "features.csv", "comparisons.csv", "tables.csv", "tables.md")
 STUDY_PARTS = ("serial", "nodes", "lost")
 #: Of the predictions, the case that kills whoever works on it.
-KILLER = "phantom_0007"
+KILLER = "phantom_0003"
 #: So many phantoms are made; further scans are further names of them.
 MADE = 20
 NODE: dict[str, Any] = {

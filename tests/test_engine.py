@@ -257,6 +257,11 @@ def _only(case: str, write: Any) -> Any:
     return checked
 
 
+def test_a_cluster_at_the_loopback_alone_is_found_there(machines: Any) -> None:
+    """Ray itself would seek it at this machine's other address."""
+    assert in_another_process(JOINING, f"ray://{machines.address}") == "32\n"
+
+
 def test_a_machine_that_is_lost_costs_its_tasks_a_second_try(
     ray_engine: Engine, machines: Any, tmp_path: Path
 ) -> None:
@@ -289,22 +294,42 @@ with opened("ray") as engine:
         for connection in process.net_connections():
             if connection.status == psutil.CONN_LISTEN:
                 print(connection.laddr.ip)
-print(os.environ["RAY_USAGE_STATS_ENABLED"])
+    import ray
+    from ray._private.usage.usage_lib import usage_stats_enabled
+    print("dashboard" if ray._private.worker.get_dashboard_url() else "no dashboard")
+    print("told" if usage_stats_enabled() else "not told")
+"""
+
+#: Joins a cluster and has something computed there.
+JOINING = """
+import sys
+from metricunet.engine import Needs, opened
+
+with opened(sys.argv[1]) as engine:
+    print(engine.submit(Needs(1 << 28), pow, 2, 5).result())
 """
 
 
-def test_ray_of_this_machine_is_heard_by_no_other(tmp_path: Path) -> None:
-    pytest.importorskip("ray", exc_type=ModuleNotFoundError)
+def in_another_process(script: str, *words: str, **environment: str) -> str:
     root = Path(__file__).parents[1]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     found = subprocess.run(
-        [sys.executable, "-c", LISTENING],
-        env=kept | {"HOME": str(tmp_path), "PYTHONPATH": str(root / "src")},
+        [sys.executable, "-c", script, *words],
+        env=os.environ | {"PYTHONPATH": str(root / "src")} | environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    computed, *heard, usage = found.stdout.split()
+    return found.stdout
+
+
+def test_ray_of_this_machine_is_heard_by_no_other_and_tells_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", exc_type=ModuleNotFoundError)
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    found = in_another_process(LISTENING, HOME=str(tmp_path))
+    computed, *heard, dashboard, told = found.splitlines()
     assert computed == "32"
     assert {ip.rpartition(":")[2] for ip in heard} == {"127.0.0.1"}
-    assert usage == "0"
+    assert (dashboard, told) == ("no dashboard", "not told")
