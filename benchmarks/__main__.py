@@ -124,19 +124,31 @@ def growth(model: Path, device: Device = "auto") -> None:
 
 
 @app.command()
-def engine_study(file: Path, output: Path, lose_after: float | None = None) -> None:
-    """A study in one process and on two Ray nodes of one core; --lose-after kills one of them then."""
+def engine_study(
+    file: Path,
+    output: Path,
+    part: Annotated[
+        list[str], typer.Option(help="serial, nodes or lost (one is killed in the middle). Default: all.")
+    ] = ["serial", "nodes", "lost"],  # noqa: B006
+    lose_after: Annotated[float | None, typer.Option(help="Kill it after so many seconds.")] = None,
+) -> None:
+    """A study in one process, on two Ray nodes of one core, and with one of these killed; done parts are kept."""
     from benchmarks.engine import measure_study
 
-    measure_study(file, output, lose_after)
+    measure_study(file, output, part, lose_after)
 
 
 @app.command()
-def engine_predict(folder: Path, count: list[int] = [40, 400], model: Model = None) -> None:  # noqa: B006
+def engine_predict(
+    folder: Path,
+    count: list[int] = [40, 400],  # noqa: B006
+    model: Model = None,
+    serial: Annotated[bool, typer.Option(help="Segment the first of the counts in one process as well.")] = True,
+) -> None:
     """Predictions in one process and on two Ray nodes of one core, with a scan that kills its worker."""
     from benchmarks.engine import measure_predictions
 
-    measure_predictions(folder, count, model)
+    measure_predictions(folder, count, model, serial=serial)
 
 
 @app.command()

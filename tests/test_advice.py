@@ -53,7 +53,7 @@ REACHED_BY = {
     "inference/runtimes.py": ("predict",),
     "inference/onnx_predictor.py": ("predict",),
     "files/dicom/stack.py": ("check", "predict"),
-    "engine.py": ("predict",),
+    "engine": ("predict",),
     "study/run.py": ("study",),
 }
 #: What a message names of another command than those that reach its module.

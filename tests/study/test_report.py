@@ -13,7 +13,7 @@ from metricunet.study.report import conclusions_text, p_value, sections, tables_
 from metricunet.study.run import StudyResult
 from metricunet.study.verdicts import conclude, write_conclusions
 from tests.study.test_results import ABSENT, ROWS, row
-from tests.support.tables import make_tables
+from tests.support.tables import ARMS, make_tables
 
 
 def test_the_text_for_people() -> None:
@@ -100,6 +100,13 @@ def test_drawn_again_from_the_tables_all_is_the_same(tmp_path: Path) -> None:
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert (tmp_path / "a" / "arms.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_study_whose_arms_all_found_nothing_is_drawn(tmp_path: Path) -> None:
+    """No surface distance has a value then."""
+    missed = {arm: [(seed, case) for seed in range(3) for case in range(4)] for arm in ARMS}
+    drawn = draw_figures(conclude(make_tables(tmp_path / "one", cases=4, missed=missed)), tmp_path)
+    assert tmp_path / "arms.png" in drawn
 
 
 def test_a_study_drew_what_its_tables_give(whole_study: tuple[Path, Path, StudyResult], tmp_path: Path) -> None:

@@ -147,6 +147,8 @@ def _cut_sideways(panel: Axes, means: Mapping[int, float], values: FloatArray, u
         values: all that is drawn.
         usual: share of them that the frame is made for.
     """
+    if not len(values):  # such as a surface distance where no arm found anything
+        return
     low, high = float(np.min(values)), float(np.max(values))
     reach = OUTER * float(np.quantile(np.abs(values), usual))
     if reach <= 0 or max(-low, high) <= reach:

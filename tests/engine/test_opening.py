@@ -1,0 +1,124 @@
+"""The engine that a user names is found, or refused in a line, and nobody else is told of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metricunet.engine import opened
+from metricunet.errors import InputError
+from tests.support.command import Command
+
+
+@pytest.mark.parametrize(
+    "command", [("phantom",), ("import", "src"), ("predict", "scan.nii"), ("study", "s.yaml")]
+)
+def test_without_ray_one_line_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, metricunet: Command, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    ended = metricunet(*command, "-o", tmp_path / "out", "--engine", "ray")
+    assert ended.status == 2
+    line = "error: --engine ray needs Ray, which is not installed: pip install 'metricunet[ray]'\n"
+    assert ended.err.removeprefix("warning: ").endswith(line)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["dask", "ray://", "ray:auto", "Ray"])
+def test_an_engine_that_there_is_not_is_named(name: str) -> None:
+    expected = re.escape(f"engine must be ray or ray://ADDRESS; got {name!r}")
+    with pytest.raises(InputError, match=expected), opened(name):
+        pass
+
+
+def test_no_engine_is_none() -> None:
+    with opened(None) as engine:
+        assert engine is None
+
+
+def test_a_cluster_that_is_not_there_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", exc_type=ModuleNotFoundError)
+
+    def refused(**_: object) -> None:
+        raise ConnectionError("first line\nnobody listens there")
+
+    monkeypatch.setattr(ray, "init", refused)
+    expected = r"^engine ray://auto: nobody listens there; start Ray"
+    with pytest.raises(InputError, match=expected), opened("ray://auto"):
+        pass
+
+
+def test_an_address_where_nothing_answers_is_said_at_once() -> None:
+    pytest.importorskip("ray", exc_type=ModuleNotFoundError)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        expected = rf"^engine ray://{re.escape(address)}: nothing answers there; start Ray"
+        with pytest.raises(InputError, match=expected), opened(f"ray://{address}"):
+            pass
+
+
+#: Joins a cluster and has something computed there.
+JOINING = """
+import sys
+from metricunet.engine import Needs, opened
+
+with opened(sys.argv[1]) as engine:
+    print(engine.submit(Needs(1 << 28), pow, 2, 5).result())
+"""
+
+
+#: Starts Ray on this machine, has something computed, and prints where its processes listen.
+LISTENING = """
+import os, psutil
+from metricunet.engine import Needs, opened
+
+with opened("ray") as engine:
+    print(engine.submit(Needs(1 << 28), pow, 2, 5).result())
+    own = psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        for connection in process.net_connections():
+            if connection.status == psutil.CONN_LISTEN:
+                print(connection.laddr.ip)
+    import ray
+    from ray._private.usage.usage_lib import usage_stats_enabled
+    print("dashboard" if ray._private.worker.get_dashboard_url() else "no dashboard")
+    print("told" if usage_stats_enabled() else "not told")
+"""
+
+
+def in_another_process(script: str, *words: str, **environment: str) -> str:
+    root = Path(__file__).parents[2]
+    found = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        env=os.environ | {"PYTHONPATH": str(root / "src")} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout
+
+
+def test_a_cluster_at_the_loopback_alone_is_found_there(machines: Any) -> None:
+    """Ray itself would seek it at this machine's other address."""
+    assert in_another_process(JOINING, f"ray://{machines.address}") == "32\n"
+
+
+def test_ray_of_this_machine_is_heard_by_no_other_and_tells_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", exc_type=ModuleNotFoundError)
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    found = in_another_process(LISTENING, HOME=str(tmp_path))
+    computed, *heard, dashboard, told = found.splitlines()
+    assert computed == "32"
+    assert {ip.rpartition(":")[2] for ip in heard} == {"127.0.0.1"}
+    assert (dashboard, told) == ("no dashboard", "not told")
