@@ -508,7 +508,8 @@ def predict(
             "--structures",
             "--roi_subset",
             help="Write only these structures of the model, separated by commas, such as prostate,bladder. The "
-            "verdict is still that of all.",
+            "verdict is still that of all, but of organs at risk only where one of them is chosen: their network "
+            "does not run otherwise.",
             metavar="NAMES",
         ),
     ] = None,
