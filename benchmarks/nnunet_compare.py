@@ -49,7 +49,7 @@ ARMS = (*NNUNET, *OURS)
 #: Stages of ours and their shares of the time.
 SHARES = {"locate": 1 / 6, "segment": 5 / 6}
 EPOCHS = 10
-#: Updates of the two trainings that are timed first: what differs between them is updates alone.
+#: Updates of the two trainings that are timed before one of an hour: what differs between them is updates alone.
 PILOTS = (50, 150)
 #: Scans on which nnU-Net is timed without mirroring.
 UNMIRRORED = 4
@@ -149,13 +149,17 @@ class Comparison:
         venv: environment with nnU-Net, as `make check-nnunet` makes it.
         minutes: time of each training.
         cases: number of phantoms to train on, and to test on.
+        difficulty: of the phantoms; easy ones are small, and do to try whether everything runs.
 
     Raises:
         InputError: the folder holds a comparison with other numbers.
     """
 
-    def __init__(self, output: Path, venv: Path, minutes: float, cases: tuple[int, int]) -> None:
-        self.output, self.bin, self.minutes, self.cases = output, venv / "bin", minutes, cases
+    def __init__(
+        self, output: Path, venv: Path, minutes: float, cases: tuple[int, int], difficulty: str = "real"
+    ) -> None:
+        self.output, self.bin, self.minutes = output, venv / "bin", minutes
+        self.cases, self.difficulty = cases, difficulty
         self.cohort = output / "nnUNet_raw" / NAME
         folders = {name: str(output / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         self.environment = {
@@ -170,12 +174,12 @@ class Comparison:
         # The editable install of the environment, and not this checkout, is what nnU-Net's Python imports.
         self.inside = {name: value for name, value in self.environment.items() if name != "PYTHONPATH"}
         self.plan_file = output / "plan.json"
-        wanted = {"minutes": minutes, "cases": list(cases)}
-        found = self.plan()
-        if found and {name: found[name] for name in wanted} != wanted:
+        self.asked = {"minutes": minutes, "cases": list(cases), "difficulty": difficulty}
+        found = {name: value for name, value in self.plan().items() if name in self.asked}
+        if found and found != self.asked:
             raise InputError(
-                f"{self.plan_file}: is of {found['minutes']:g} minutes and {found['cases']} cases, and "
-                f"{minutes:g} and {wanted['cases']} are asked for; choose another folder with --output"
+                f"{self.plan_file}: is of {found}, and {self.asked} are asked for; choose another folder with "
+                "--output"
             )
 
     def plan(self) -> dict[str, Any]:
@@ -208,8 +212,9 @@ class Comparison:
         train, test = self.cases
         shutil.rmtree(self.output / "nnUNet_raw", ignore_errors=True)
         self.output.mkdir(parents=True, exist_ok=True)
-        words: tuple[object, ...] = ("-n", train, "--test", test, "--seed", 18, "--difficulty", "real")
-        self.metricunet("phantom", *words, "-o", self.cohort, log=self.log("cohort", "phantoms"))
+        words: tuple[object, ...] = ("-n", train, "--test", test, "--seed", 18)
+        words += ("--difficulty", self.difficulty, "-o", self.cohort)
+        self.metricunet("phantom", *words, log=self.log("cohort", "phantoms"))
         names = sorted(path.name.removesuffix(".nii.gz") for path in (self.cohort / "labelsTr").iterdir())
         val = names[::5]
         split = [{"train": [name for name in names if name not in val], "val": val}]
@@ -235,9 +240,8 @@ class Comparison:
         small["architecture"] = planned["architecture"] | {"arch_kwargs": arguments}
         plans["configurations"]["2d_small_patch"] = small
         plans_file.write_text(json.dumps(plans), encoding="utf-8")
-        found = {"minutes": self.minutes, "cases": self.cases, "nnunet_seconds": seconds, "stages": stages}
-        found |= {"batch": planned["batch_size"], "patch": planned["patch_size"]}
-        write_text(self.plan_file, json.dumps(found, indent=1))
+        found = {"nnunet_seconds": seconds, "batch": planned["batch_size"], "patch": planned["patch_size"]}
+        write_text(self.plan_file, json.dumps({**self.asked, **found, "stages": stages}, indent=1))
 
     def train_nnunet(self, arm: str) -> None:
         """Train an arm of nnU-Net, or train on where it was stopped."""
@@ -288,7 +292,9 @@ class Comparison:
     def _fitting_updates(self, arm: str) -> dict[str, int]:
         """Return how many updates of each stage fit into its share of the time, validation counted."""
         seconds: dict[str, list[float]] = {stage: [] for stage in SHARES}
-        for number in PILOTS:
+        shorter = min(1.0, self.minutes / 60)
+        pilots = [max(4 * k, round(number * shorter)) for k, number in enumerate(PILOTS, start=1)]
+        for number in pilots:
             folder = self.output / "pilots" / f"{arm}-{number}"
             shutil.rmtree(folder, ignore_errors=True)
             self._train(arm, folder, dict.fromkeys(SHARES, number), 1, [])
@@ -296,8 +302,8 @@ class Comparison:
                 seconds[row["stage"]].append(float(row["seconds"]))
         found = {}
         for stage, (short, long) in seconds.items():
-            update = max(long - short, 1e-3) / (PILOTS[1] - PILOTS[0])
-            validation = max(short - PILOTS[0] * update, 0)
+            update = max(long - short, 1e-3) / (pilots[1] - pilots[0])
+            validation = max(short - pilots[0] * update, 0)
             updates = (60 * self.minutes * SHARES[stage] - EPOCHS * validation) / update
             found[stage] = EPOCHS * max(1, int(updates / EPOCHS))
         return found
@@ -450,12 +456,14 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, default=ROOT / "build/nnunet/venv", help="of `make check-nnunet`")
     parser.add_argument("--minutes", type=float, default=60, help="time of each training")
     parser.add_argument("--cases", type=int, nargs=2, default=(60, 20), help="phantoms to train and to test on")
+    parser.add_argument("--difficulty", choices=("easy", "real"), default="real", help="easy: to try this script")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="arms to run; all by default")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         cases = (given.cases[0], given.cases[1])
-        Comparison(given.output.absolute(), given.venv.absolute(), given.minutes, cases).run(given.arms)
+        output, venv = given.output.absolute(), given.venv.absolute()
+        Comparison(output, venv, given.minutes, cases, given.difficulty).run(given.arms)
     except InputError as error:
         sys.exit(f"error: {error}")
 

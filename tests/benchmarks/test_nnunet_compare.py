@@ -49,9 +49,9 @@ def test_some_arms_answer_what_they_can() -> None:
 
 
 def test_a_folder_of_another_comparison_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text('{"minutes": 60, "cases": [60, 20]}')
+    (tmp_path / "plan.json").write_text('{"minutes": 60, "cases": [60, 20], "difficulty": "real", "stages": 6}')
     Comparison(tmp_path, tmp_path, 60, (60, 20))
-    with pytest.raises(
-        InputError, match=r"is of 60 minutes and \[60, 20\] cases, and 2 and \[6, 2\] are asked for"
-    ):
-        Comparison(tmp_path, tmp_path, 2, (6, 2))
+    with pytest.raises(InputError, match=r"plan.json: is of .*'minutes': 60, .* and .*'minutes': 2, .* asked for"):
+        Comparison(tmp_path, tmp_path, 2, (60, 20))
+    with pytest.raises(InputError, match="choose another folder with --output"):
+        Comparison(tmp_path, tmp_path, 60, (60, 20), "easy")
