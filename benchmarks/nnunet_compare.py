@@ -1,30 +1,15 @@
 """nnU-Net and this package on one cohort and for one time: what an hour of two cores buys.
 
-    make check-nnunet                                     # makes the environment
-    python benchmarks/nnunet_compare.py --output build/nnunet/compare
+    make check-nnunet                                               # makes the environment
+    python benchmarks/nnunet_compare.py                             # all arms, one after the other
+    python benchmarks/nnunet_compare.py --arms ours_with            # or one of them, in a call of its own
 
-What counts, written down before it was run:
+What is compared, and what counts, stands in docs/nnunet.md. It was written down before anything was run.
 
-- **Cohort**: 60 `real` phantoms to train on, 20 more that no training saw (seed 18); the prostate alone.
-- **Arms**, each `--minutes` (60) on the same two cores with two threads, nothing else running:
-  `nnunet_planned`, nnU-Net 2.8.1, configuration 2d as planned; `nnunet_small_patch`, the same with batch 16 and
-  patches of 128 x 128, and of the planned network as many stages as such a patch has room for, since the planned
-  batch takes half a minute; `nnunet_with_branch`, the latter with the metric branch; `ours_without`, `metricunet
-  train` with `metric.mode=none`; `ours_with`, the same with the branch.
-- **Time** is that of training alone, from the first batch to the last, validation during it included. Reading and
-  resampling the cohort, which each program does once, is not counted. nnU-Net's learning rate falls by its own law
-  over the time instead of over 1000 epochs. Ours is given as many updates as fit: 100 updates of each stage are
-  timed first, stage 1 gets a sixth of the time and stage 2 the rest; the time that it really took is reported.
-- **Folds**: every fifth case validates, the same ones in both programs; nnU-Net uses its final checkpoint, ours
-  the best on the validation cases, as each does by default.
-- **Measures**: Dice and ASD (average surface distance in mm) of the 20 unseen phantoms by `metricunet evaluate`,
-  mean over the cases. A case without a prediction counts as Dice 0, and their number is stated, as it has no ASD.
-- **Prediction time**: the whole process on the 20 scans, divided by 20, with each program's defaults; for nnU-Net
-  also without mirroring (`--disable_tta`).
-- All numbers are published whatever they say. One seed: differences below the scatter of the cases mean nothing,
-  so the table has the paired difference to `nnunet_small_patch` with its 95 % bootstrap interval.
-
-A run that was stopped goes on with the arms that are not done.
+Each arm leaves its numbers in `arms/ARM.json` and a row for each case in `arms/ARM.csv`; from those of all arms
+that are done come `cases.csv` and `table.md`, anew after each. A call that was stopped or killed is simply made
+again: what is done stays, nnU-Net goes on from its last epoch (a twentieth of the time), and so does `metricunet
+train` (a tenth of a stage). Two calls at one time would share the cores, so the second is refused.
 """
 
 from __future__ import annotations
@@ -34,13 +19,21 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from metricunet.errors import InputError
+from metricunet.files.atomic import write_text
+from metricunet.files.claim import CLAIM_NAME, claimed
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASET, NAME = 518, "Dataset518_Real"
@@ -52,8 +45,20 @@ NNUNET = {
     "nnunet_with_branch": ("2d_small_patch", "nnUNetTrainerVoxelTimed"),
 }
 OURS = {"ours_without": ["metric.mode=none"], "ours_with": []}
-#: Trainers that stop by the clock. An epoch is as many steps as fit into a twentieth of the time.
+ARMS = (*NNUNET, *OURS)
+#: Stages of ours and their shares of the time.
+SHARES = {"locate": 1 / 6, "segment": 5 / 6}
+EPOCHS = 10
+#: Updates of the two trainings that are timed before one of an hour: what differs between them is updates alone.
+PILOTS = (50, 150)
+#: Scans on which nnU-Net is timed without mirroring.
+UNMIRRORED = 4
+#: How much less Dice than nnU-Net's would still be as good.
+MARGIN = 0.02
+#: Trainers that stop by the clock. An epoch is as many steps as fit into a twentieth of the time. `clock.json` has
+#: the time and the steps at the end of each epoch, by the number of epochs that are done, as checkpoints have it.
 TIMED = """
+import json
 import os
 from time import perf_counter
 
@@ -65,8 +70,14 @@ from metricunet.nnunet.trainers import nnUNetTrainerVoxelMetric
 class Timed:
     def run_training(self):
         self.on_train_start()
-        began, seconds = perf_counter(), 60 * float(os.environ["COMPARE_MINUTES"])
-        steps = 0
+        self.save_every = 1
+        clock_file = os.path.join(self.output_folder, "clock.json")
+        clock = {}
+        if self.current_epoch:
+            with open(clock_file, encoding="utf-8") as handle:
+                clock = json.load(handle)
+        before, steps = clock.get(str(self.current_epoch), (0.0, 0))
+        began, seconds = perf_counter() - before, 60 * float(os.environ["COMPARE_MINUTES"])
         while (used := perf_counter() - began) < seconds:
             self.on_epoch_start()
             self.on_train_epoch_start()
@@ -82,9 +93,16 @@ class Timed:
                 self.on_validation_epoch_start()
                 self.on_validation_epoch_end([self.validation_step(next(self.dataloader_val)) for _ in range(1)])
             self.num_epochs = self.current_epoch + 2
+            clock[str(self.current_epoch + 1)] = (perf_counter() - began, steps)
+            with open(clock_file + ".part", "w", encoding="utf-8") as handle:
+                json.dump(clock, handle)
+            os.replace(clock_file + ".part", clock_file)
             self.on_epoch_end()
-        self.print_to_log_file(f"COMPARE steps {steps} seconds {perf_counter() - began:.0f}")
         self.on_train_end()
+
+    def save_checkpoint(self, filename):
+        super().save_checkpoint(filename + ".part")
+        os.replace(filename + ".part", filename)
 
     def perform_actual_validation(self, save_probabilities=False):
         pass
@@ -99,13 +117,27 @@ class nnUNetTrainerVoxelTimed(Timed, nnUNetTrainerVoxelMetric):
 """
 
 
-def run(*words: object, environment: dict[str, str], allowed: tuple[int, ...] = (0,)) -> float:
-    """Run a command and return its seconds; stop with its output if its status is not allowed."""
+def run(*words: object, environment: dict[str, str], log: Path, allowed: tuple[int, ...] = (0,)) -> float:
+    """Run a command and return its seconds; stop if its status is not allowed. What it began ends with it."""
     print("+", *words, flush=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    ended = subprocess.run([str(w) for w in words], capture_output=True, text=True, env=environment, check=False)
-    if ended.returncode not in allowed:
-        sys.exit(f"status {ended.returncode}\n{ended.stdout}{ended.stderr}")
+    with log.open("w", encoding="utf-8") as handle:
+        process = subprocess.Popen(
+            [str(word) for word in words],
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if status not in allowed:
+        end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+        sys.exit(f"status {status}; {log} ends with:\n{end}")
     return time.perf_counter() - began
 
 
@@ -117,10 +149,17 @@ class Comparison:
         venv: environment with nnU-Net, as `make check-nnunet` makes it.
         minutes: time of each training.
         cases: number of phantoms to train on, and to test on.
+        difficulty: of the phantoms; easy ones are small, and do to try whether everything runs.
+
+    Raises:
+        InputError: the folder holds a comparison with other numbers.
     """
 
-    def __init__(self, output: Path, venv: Path, minutes: float, cases: tuple[int, int]) -> None:
-        self.output, self.bin, self.minutes, self.cases = output, venv / "bin", minutes, cases
+    def __init__(
+        self, output: Path, venv: Path, minutes: float, cases: tuple[int, int], difficulty: str = "real"
+    ) -> None:
+        self.output, self.bin, self.minutes = output, venv / "bin", minutes
+        self.cases, self.difficulty = cases, difficulty
         self.cohort = output / "nnUNet_raw" / NAME
         folders = {name: str(output / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         self.environment = {
@@ -134,34 +173,55 @@ class Comparison:
         self.environment.pop("METRICUNET_METRIC", None)
         # The editable install of the environment, and not this checkout, is what nnU-Net's Python imports.
         self.inside = {name: value for name, value in self.environment.items() if name != "PYTHONPATH"}
-        self.facts_file = output / "facts.json"
-        self.facts: dict[str, Any] = {}
-        if self.facts_file.is_file():
-            self.facts = json.loads(self.facts_file.read_text(encoding="utf-8"))
+        self.plan_file = output / "plan.json"
+        self.asked = {"minutes": minutes, "cases": list(cases), "difficulty": difficulty}
+        found = {name: value for name, value in self.plan().items() if name in self.asked}
+        if found and found != self.asked:
+            raise InputError(
+                f"{self.plan_file}: is of {found}, and {self.asked} are asked for; choose another folder with "
+                "--output"
+            )
 
-    def keep(self, name: str, **facts: Any) -> None:
-        """Write what was measured of an arm, so that a run that is stopped goes on after it."""
-        self.facts[name] = self.facts.get(name, {}) | facts
-        self.facts_file.write_text(json.dumps(self.facts, indent=1), encoding="utf-8")
+    def plan(self) -> dict[str, Any]:
+        """Return what was prepared; nothing before it is."""
+        return _json(self.plan_file)
 
-    def metricunet(self, *words: object, allowed: tuple[int, ...] = (0,)) -> float:
+    def facts(self, arm: str) -> dict[str, Any]:
+        """Return what is known of an arm; nothing before it has begun."""
+        return _json(self.output / "arms" / f"{arm}.json")
+
+    def keep(self, arm: str, **facts: Any) -> None:
+        """Write what was measured of an arm, so that a call that is stopped goes on after it."""
+        (self.output / "arms").mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.facts(arm) | facts, indent=1)
+        write_text(self.output / "arms" / f"{arm}.json", text)
+
+    def metricunet(self, *words: object, log: Path, allowed: tuple[int, ...] = (0,)) -> float:
         """Run a command of this package."""
-        return run(sys.executable, "-m", "metricunet", *words, environment=self.environment, allowed=allowed)
+        command = (sys.executable, "-m", "metricunet", *words)
+        return run(*command, environment=self.environment, log=log, allowed=allowed)
+
+    def log(self, arm: str, step: str) -> Path:
+        """Return where the output of a step of an arm goes."""
+        return self.output / "logs" / f"{arm}-{step}.txt"
 
     def prepare(self) -> None:
-        """Make the cohort, its folds, nnU-Net's plans, and the trainers that stop by the clock."""
-        if "prepare" in self.facts:
+        """Make the cohort, its folds, and nnU-Net's plans."""
+        if self.plan():
             return
         train, test = self.cases
         shutil.rmtree(self.output / "nnUNet_raw", ignore_errors=True)
         self.output.mkdir(parents=True, exist_ok=True)
-        self.metricunet("phantom", "-n", train, "--test", test, "--seed", 18, "-o", self.cohort)
+        words: tuple[object, ...] = ("-n", train, "--test", test, "--seed", 18)
+        words += ("--difficulty", self.difficulty, "-o", self.cohort)
+        self.metricunet("phantom", *words, log=self.log("cohort", "phantoms"))
         names = sorted(path.name.removesuffix(".nii.gz") for path in (self.cohort / "labelsTr").iterdir())
         val = names[::5]
         split = [{"train": [name for name in names if name not in val], "val": val}]
         (self.cohort / "splits.json").write_text(json.dumps(split), encoding="utf-8")
         words = ("-d", DATASET, "-c", "2d", "-np", 2, "-npfp", 2)
-        seconds = run(self.bin / "nnUNetv2_plan_and_preprocess", *words, environment=self.inside)
+        program = self.bin / "nnUNetv2_plan_and_preprocess"
+        seconds = run(program, *words, environment=self.inside, log=self.log("cohort", "plans"))
         folder = self.output / "nnUNet_preprocessed" / NAME
         (folder / "splits_final.json").write_text(json.dumps(split), encoding="utf-8")
         plans_file = folder / "nnUNetPlans.json"
@@ -180,129 +240,213 @@ class Comparison:
         small["architecture"] = planned["architecture"] | {"arch_kwargs": arguments}
         plans["configurations"]["2d_small_patch"] = small
         plans_file.write_text(json.dumps(plans), encoding="utf-8")
-        self.keep(
-            "prepare",
-            nnunet_seconds=seconds,
-            batch=planned["batch_size"],
-            patch=planned["patch_size"],
-            stages=stages,
-        )
+        found = {"nnunet_seconds": seconds, "batch": planned["batch_size"], "patch": planned["patch_size"]}
+        write_text(self.plan_file, json.dumps({**self.asked, **found, "stages": stages}, indent=1))
 
     def train_nnunet(self, arm: str) -> None:
-        """Train an arm of nnU-Net, and predict with it."""
+        """Train an arm of nnU-Net, or train on where it was stopped."""
         configuration, trainer = NNUNET[arm]
-        words = (DATASET, configuration, 0, "-tr", trainer, "-device", "cpu")
-        seconds = run(self.bin / "nnUNetv2_train", *words, environment=self.inside)
+        words = (DATASET, configuration, 0, "-tr", trainer, "-device", "cpu", "--c")
+        run(self.bin / "nnUNetv2_train", *words, environment=self.inside, log=self.log(arm, "train"))
         results = self.output / "nnUNet_results" / NAME / f"{trainer}__nnUNetPlans__{configuration}/fold_0"
-        said = [
-            line
-            for log in sorted(results.glob("training_log_*.txt"))
-            for line in log.read_text(encoding="utf-8").splitlines()
-            if "COMPARE" in line
-        ]
-        steps, trained = (int(word) for word in said[-1].split() if word.isdecimal())
-        self.keep(arm, process_seconds=seconds, steps=steps, seconds=trained)
-        scans = ("-i", self.cohort / "imagesTs", "-d", DATASET, "-c", configuration, "-f", 0, "-tr", trainer)
-        options: dict[str, list[str]] = {"prediction": [], "prediction_without_mirroring": ["--disable_tta"]}
-        for name, more in options.items():
+        clock = _json(results / "clock.json")
+        seconds, steps = clock[max(clock, key=int)]
+        self.keep(arm, steps=steps, seconds=seconds)
+
+    def predict_nnunet(self, arm: str) -> None:
+        """Predict with an arm of nnU-Net: all scans as it does by default, some without mirroring."""
+        configuration, trainer = NNUNET[arm]
+        few = self.output / "scans"
+        shutil.rmtree(few, ignore_errors=True)
+        few.mkdir()
+        scans = sorted((self.cohort / "imagesTs").iterdir())
+        for path in scans[:UNMIRRORED]:
+            shutil.copy(path, few)
+        todo: dict[str, tuple[Path, int, list[str]]] = {
+            "prediction": (self.cohort / "imagesTs", len(scans), []),
+            "unmirrored": (few, len(scans[:UNMIRRORED]), ["--disable_tta"]),
+        }
+        for name, (folder, number, more) in todo.items():
+            if f"{name}_seconds" in self.facts(arm):
+                continue
             masks = self.output / name / arm
-            workers = ("-device", "cpu", "-npp", 1, "-nps", 1)
+            shutil.rmtree(masks, ignore_errors=True)
+            words = ("-i", folder, "-o", masks, "-d", DATASET, "-c", configuration, "-f", 0, "-tr", trainer)
+            workers = ("-device", "cpu", "-npp", 1, "-nps", 1, *more)
             program = self.bin / "nnUNetv2_predict"
-            took = run(program, *scans, "-o", masks, *workers, *more, environment=self.inside)
-            self.keep(arm, **{f"{name}_seconds": took / self.cases[1]})
+            took = run(program, *words, *workers, environment=self.inside, log=self.log(arm, name))
+            self.keep(arm, **{f"{name}_seconds": took / number})
 
     def train_ours(self, arm: str) -> None:
-        """Train an arm of this package, and predict with it."""
-        settings = OURS[arm]
-        pilot = self.output / "pilot" / arm
-        shutil.rmtree(pilot, ignore_errors=True)
-        short = {"locate": 100, "segment": 100}
-        self._train(pilot, settings, short)
-        rates = {row["stage"]: 100 / float(row["seconds"]) for row in _rows(pilot / "log.csv")}
-        updates = {
-            "locate": int(10 * self.minutes * rates["locate"]),
-            "segment": int(50 * self.minutes * rates["segment"]),
-        }
+        """Train an arm of this package, or train on where it was stopped."""
+        if "updates" not in self.facts(arm):
+            self.keep(arm, updates=self._fitting_updates(arm))
         folder = self.output / "runs" / arm
-        shutil.rmtree(folder, ignore_errors=True)
-        seconds = self._train(folder, settings, updates)
-        trained = sum(float(row["seconds"]) for row in _rows(folder / "log.csv"))
-        self.keep(arm, process_seconds=seconds, seconds=trained, updates=updates)
+        state = folder / "checkpoints/state.json"
+        if not state.is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+        more = ["--resume"] if state.is_file() else []
+        self._train(arm, folder, self.facts(arm)["updates"], EPOCHS, more)
+        self.keep(arm, seconds=sum(float(row["seconds"]) for row in _rows(folder / "log.csv")))
+
+    def _fitting_updates(self, arm: str) -> dict[str, int]:
+        """Return how many updates of each stage fit into its share of the time, validation counted."""
+        seconds: dict[str, list[float]] = {stage: [] for stage in SHARES}
+        shorter = min(1.0, self.minutes / 60)
+        pilots = [max(4 * k, round(number * shorter)) for k, number in enumerate(PILOTS, start=1)]
+        for number in pilots:
+            folder = self.output / "pilots" / f"{arm}-{number}"
+            shutil.rmtree(folder, ignore_errors=True)
+            self._train(arm, folder, dict.fromkeys(SHARES, number), 1, [])
+            for row in _rows(folder / "log.csv"):
+                seconds[row["stage"]].append(float(row["seconds"]))
+        found = {}
+        for stage, (short, long) in seconds.items():
+            update = max(long - short, 1e-3) / (pilots[1] - pilots[0])
+            validation = max(short - pilots[0] * update, 0)
+            updates = (60 * self.minutes * SHARES[stage] - EPOCHS * validation) / update
+            found[stage] = EPOCHS * max(1, int(updates / EPOCHS))
+        return found
+
+    def _train(self, arm: str, folder: Path, updates: dict[str, int], epochs: int, more: Sequence[str]) -> None:
+        # The best of the epochs on the validation cases is kept, and the schedule is over all of them.
+        settings = [*OURS[arm], *(f"{stage}.epochs={epochs}" for stage in updates)]
+        settings += [f"{stage}.updates_per_epoch={number // epochs}" for stage, number in updates.items()]
+        words = [word for setting in settings for word in ("--set", setting)]
+        call = ("train", self.cohort, "-o", folder, "--preset", "small", "--device", "cpu", "--fold", 0, *words)
+        self.metricunet(*call, *more, log=self.log(arm, f"train-{folder.name}"))
+
+    def predict_ours(self, arm: str) -> None:
+        """Predict with an arm of this package."""
         masks = self.output / "prediction" / arm
-        words = ("predict", self.cohort / "imagesTs", "-m", folder / "model.safetensors", "-o", masks)
-        took = self.metricunet(*words, allowed=(0, 1))
+        shutil.rmtree(masks, ignore_errors=True)
+        model = self.output / "runs" / arm / "model.safetensors"
+        words = ("predict", self.cohort / "imagesTs", "-m", model, "-o", masks, "--device", "cpu")
+        took = self.metricunet(*words, log=self.log(arm, "prediction"), allowed=(0, 1))
         self.keep(arm, prediction_seconds=took / self.cases[1])
 
-    def _train(self, folder: Path, settings: list[str], updates: dict[str, int]) -> float:
-        # Ten epochs: the best of ten on the validation cases is kept, and the schedule is over all of them.
-        epochs = 1 if folder.parent.name == "pilot" else 10
-        sizes = [f"{stage}.epochs={epochs}" for stage in updates]
-        sizes += [f"{stage}.updates_per_epoch={max(1, number // epochs)}" for stage, number in updates.items()]
-        words = [word for setting in (*settings, *sizes) for word in ("--set", setting)]
-        return self.metricunet("train", self.cohort, "-o", folder, "--device", "cpu", "--fold", 0, *words)
-
     def score(self, arm: str) -> None:
-        """Compare the masks of an arm with the labels."""
+        """Compare the masks of an arm with the labels, and leave its rows."""
         folder = self.output / "scores" / arm
         shutil.rmtree(folder, ignore_errors=True)
         masks = self.output / "prediction" / arm
-        self.metricunet("evaluate", masks, self.cohort / "labelsTs", "-o", folder, allowed=(0, 1))
-        rows = {row["case"]: row for row in _rows(folder / "cases.csv") if row["structure"] == "prostate"}
-        self.keep(
-            arm,
-            dice={case: float(row["dice"] or 0) for case, row in rows.items()},
-            asd_mm={case: float(row["asd_mm"]) for case, row in rows.items() if row["asd_mm"]},
+        words = ("evaluate", masks, self.cohort / "labelsTs", "-o", folder)
+        self.metricunet(*words, log=self.log(arm, "evaluate"), allowed=(0, 1))
+        scores = {row["case"]: row for row in _rows(folder / "cases.csv") if row["structure"] == "prostate"}
+        cases = sorted(path.name.removesuffix(".nii.gz") for path in (self.cohort / "labelsTs").iterdir())
+        lines = ["arm,case,dice,asd_mm"]
+        for case in cases:
+            row = scores.get(case, {})
+            lines.append(f"{arm},{case},{row.get('dice') or '0'},{row.get('asd_mm', '')}")
+        write_text(self.output / "arms" / f"{arm}.csv", "\n".join(lines) + "\n")
+
+    def run(self, arms: Sequence[str] = ARMS) -> None:
+        """Run what is not done yet of these arms, and write the table of all that are done."""
+        with claimed(self.output / CLAIM_NAME, "a comparison"):
+            self.prepare()
+            trainers = self._trainers()
+            write_text(trainers, TIMED)
+            try:
+                for arm in arms:
+                    self._run(arm)
+                    self.tell()
+            finally:
+                trainers.unlink(missing_ok=True)
+
+    def _run(self, arm: str) -> None:
+        train, predict = (
+            (self.train_nnunet, self.predict_nnunet) if arm in NNUNET else (self.train_ours, self.predict_ours)
         )
+        last = "unmirrored_seconds" if arm in NNUNET else "prediction_seconds"
+        if "seconds" not in self.facts(arm):
+            train(arm)
+        if last not in self.facts(arm):
+            predict(arm)
+        if not (self.output / "arms" / f"{arm}.csv").is_file():
+            self.score(arm)
 
-    def table(self) -> str:
-        """Return what was found as a table in Markdown."""
-        generator = np.random.default_rng(0)
-        lines = [
-            "| arm | updates | training, min | Dice | difference (95 %) | ASD, mm | missed | s a scan |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        reference = self.facts[REFERENCE]["dice"]
-        for arm in (*NNUNET, *OURS):
-            one = self.facts[arm]
-            cases = sorted(reference)
-            dice = np.array([one["dice"].get(case, 0.0) for case in cases])
-            gain = dice - np.array([reference[case] for case in cases])
-            draws = gain[generator.integers(0, len(gain), (10_000, len(gain)))].mean(axis=1)
-            low, high = np.quantile(draws, [0.025, 0.975])
-            asd = list(one["asd_mm"].values())
-            updates = one.get("steps") or one["updates"]["segment"]
-            bare = one.get("prediction_without_mirroring_seconds")
-            seconds = f"{one['prediction_seconds']:.1f}" + ("" if bare is None else f" ({bare:.1f} unmirrored)")
-            lines.append(
-                f"| {arm} | {updates} | {one['seconds'] / 60:.1f} | {dice.mean():.3f} | {gain.mean():+.3f} "
-                f"({low:+.3f} to {high:+.3f}) | {np.mean(asd) if asd else float('nan'):.2f} | "
-                f"{len(cases) - len(asd)} | {seconds} |"
-            )
-        return "\n".join(lines)
+    def _trainers(self) -> Path:
+        """Return where nnU-Net looks for trainers by name."""
+        words = [str(self.bin / "python"), "-c", "import nnunetv2; print(nnunetv2.__path__[0])"]
+        found = subprocess.run(words, capture_output=True, text=True, check=True, env=self.inside).stdout.strip()
+        return Path(found) / "training/nnUNetTrainer/nnUNetTrainerTimed.py"
 
-    def run(self) -> None:
-        """Run what is not done yet, and write the table."""
-        self.prepare()
-        code = "import nnunetv2; print(nnunetv2.__path__[0])"
-        python = [str(self.bin / "python"), "-c", code]
-        found = subprocess.run(python, capture_output=True, text=True, check=True, env=self.inside).stdout.strip()
-        trainers = Path(found) / "training/nnUNetTrainer/nnUNetTrainerTimed.py"
-        trainers.write_text(TIMED, encoding="utf-8")
-        try:
-            for arm in (*NNUNET, *OURS):
-                if "dice" not in self.facts.get(arm, {}):
-                    (self.train_nnunet if arm in NNUNET else self.train_ours)(arm)
-                    self.score(arm)
-        finally:
-            trainers.unlink()
-        table = self.table()
-        (self.output / "table.md").write_text(table + "\n", encoding="utf-8")
-        print(table)
+    def tell(self) -> None:
+        """Write and print the table of the arms that are done, and the rows of their cases."""
+        done = [arm for arm in ARMS if (self.output / "arms" / f"{arm}.csv").is_file()]
+        rows = {arm: _rows(self.output / "arms" / f"{arm}.csv") for arm in done}
+        text = table({arm: self.facts(arm) for arm in done}, rows)
+        write_text(self.output / "table.md", text + "\n")
+        files = [(self.output / "arms" / f"{arm}.csv").read_text(encoding="utf-8") for arm in done]
+        bodies = [file.partition("\n")[2] for file in files]
+        write_text(self.output / "cases.csv", "arm,case,dice,asd_mm\n" + "".join(bodies))
+        print(text, flush=True)
+
+
+def table(facts: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, str]]]) -> str:
+    """Return what was found as a table in Markdown, and the answers to the questions that can be answered.
+
+    Args:
+        facts: what was measured of each arm that is done.
+        rows: its cases, as they are in its CSV file.
+    """
+    lines = [
+        "| arm | updates | training, min | Dice | difference (95 %) | ASD, mm | missed | s a scan |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    dice = {arm: np.array([float(row["dice"]) for row in cases]) for arm, cases in rows.items()}
+    for arm, one in facts.items():
+        asd = [float(row["asd_mm"]) for row in rows[arm] if row["asd_mm"]]
+        updates = one["steps"] if arm in NNUNET else one["updates"]["segment"]
+        seconds = f"{one['prediction_seconds']:.1f}"
+        if "unmirrored_seconds" in one:
+            seconds += f" ({one['unmirrored_seconds']:.1f} unmirrored)"
+        against = "" if arm == REFERENCE or REFERENCE not in dice else _difference(dice[arm] - dice[REFERENCE])
+        mean_asd = f"{np.mean(asd):.2f}" if asd else ""
+        lines.append(
+            f"| {arm} | {updates} | {one['seconds'] / 60:.1f} | {dice[arm].mean():.3f} | {against} | {mean_asd} | "
+            f"{len(dice[arm]) - len(asd)} | {seconds} |"
+        )
+    return "\n".join([*lines, "", *_answers(dice)])
+
+
+def _answers(dice: dict[str, NDArray[np.float64]]) -> list[str]:
+    plain = [arm for arm in ("nnunet_planned", REFERENCE) if arm in dice]
+    best = max(plain, key=lambda arm: dice[arm].mean(), default="")
+    questions = (
+        ("Is ours as good as nnU-Net?", "ours_with", best if len(plain) == 2 else "", -MARGIN),
+        ("Does the branch help ours?", "ours_with", "ours_without", 0.0),
+        ("Does the branch help nnU-Net?", "nnunet_with_branch", REFERENCE, 0.0),
+    )
+    lines = []
+    for question, one, other, bound in questions:
+        if one in dice and other in dice:
+            gain = dice[one] - dice[other]
+            low, high = _interval(gain)
+            answer = "yes" if low > bound else "no" if high < bound else "open"
+            lines.append(f"- {question} {answer}: {one} - {other} is {_difference(gain)} Dice.")
+    return lines
+
+
+def _difference(gain: NDArray[np.float64]) -> str:
+    low, high = _interval(gain)
+    return f"{gain.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _interval(gain: NDArray[np.float64]) -> tuple[float, float]:
+    draws = gain[np.random.default_rng(0).integers(0, len(gain), (10_000, len(gain)))].mean(axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as handle:
         return list(csv.DictReader(handle))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def main() -> None:
@@ -312,10 +456,16 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, default=ROOT / "build/nnunet/venv", help="of `make check-nnunet`")
     parser.add_argument("--minutes", type=float, default=60, help="time of each training")
     parser.add_argument("--cases", type=int, nargs=2, default=(60, 20), help="phantoms to train and to test on")
+    parser.add_argument("--difficulty", choices=("easy", "real"), default="real", help="easy: to try this script")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="arms to run; all by default")
     given = parser.parse_args()
-    Comparison(
-        given.output.absolute(), given.venv.absolute(), given.minutes, (given.cases[0], given.cases[1])
-    ).run()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        cases = (given.cases[0], given.cases[1])
+        output, venv = given.output.absolute(), given.venv.absolute()
+        Comparison(output, venv, given.minutes, cases, given.difficulty).run(given.arms)
+    except InputError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,10 @@ def _whole(
             interpreter, words = ways[way]
             output = folder / f"{number}-{way}-{len(seconds[way])}"
             drawn = ["--format", "nifti,rtstruct", "--draw-anyway"] if path.is_dir() else []
-            ended = run_metricunet(["predict", path, "-o", output, *drawn, *words], python=interpreter)
+            # Another interpreter has its own packages, and shall not find those of this one.
+            environment = {} if interpreter == sys.executable else {"PYTHONPATH": ""}
+            call = ["predict", path, "-o", output, *drawn, *words]
+            ended = run_metricunet(call, environment, python=interpreter)
             seconds[way].append(ended.seconds)
             startups[way].append(ended.seconds - seconds_of_cases(output))
             peaks[way] += [] if ended.peak_mib is None else [ended.peak_mib]

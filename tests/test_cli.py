@@ -232,6 +232,10 @@ def test_bad_scans_get_one_clear_line(
         (["--format", "seg"], "needs a DICOM series"),
         (["--format", "png"], "--format must be of nifti, rtstruct, seg"),
         (["--device", "tpu"], "--device must be"),
+        (
+            ["--contours", "lines"],
+            "error: Invalid value for '--contours': 'lines' is not one of 'surface', 'voxel'",
+        ),
     ],
 )
 def test_bad_arguments_of_predict(

@@ -508,7 +508,8 @@ def predict(
             "--structures",
             "--roi_subset",
             help="Write only these structures of the model, separated by commas, such as prostate,bladder. The "
-            "verdict is still that of all.",
+            "verdict is still that of all, but of organs at risk only where one of them is chosen: their network "
+            "does not run otherwise.",
             metavar="NAMES",
         ),
     ] = None,
@@ -1201,7 +1202,9 @@ def main() -> None:
             raise
         _say(f"error: {' '.join(str(error).split())}")
     except typer.TyperException as error:
-        _say(f"error: {' '.join(error.format_message().split())} (see --help)")
+        # Typer reads values with pydantic, which sets words of its own before a sentence.
+        message = error.format_message().replace(": Value error, ", ": ")
+        _say(f"error: {' '.join(message.split())} (see --help)")
     except (KeyboardInterrupt, typer.Abort):
         _say("stopped")
         sys.exit(INTERRUPTED)

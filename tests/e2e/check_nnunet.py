@@ -8,7 +8,7 @@ and then runs itself there. Exit status 0 if all of this holds, with U-Net and r
 - a training that was stopped goes on with the weights and the optimiser's state of the branch;
 - plain nnU-Net, without this package, predicts the very masks from the checkpoint, and can train on from it.
 
-`--cost` measures instead what a training step costs with the branch and without, alternating.
+`--cost` measures instead what a training step costs with the branch and without, `--steps` of each in turn.
 
 The environment takes torch from the constraints file. nnU-Net would bring torchvision (through timm, for networks
 that are not used here), so it is installed without its dependencies, and those that are needed are named below.
@@ -24,6 +24,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,8 @@ SMALL = {
 }
 #: The planned networks on smaller patches: what the cost of the branch is measured on.
 COST = {"cost_2d": ("2d", [128, 128], 8), "cost_3d": ("3d_fullres", [32, 96, 96], 2)}
-EPOCHS, ITERATIONS = 3, 20
+#: Enough for masks that are not empty: those of two programs that find nothing are always equal.
+EPOCHS, ITERATIONS = 4, 75
 #: A mean over the violators of a margin hardly falls while they become rare; one over all tuples does.
 SETTINGS = "{warm_up_updates: 5, mean_over: all}"
 #: Beside nnU-Net's own trainers, so that its commands find it: the trainer, shortened as nnU-Net's users do.
@@ -150,11 +153,12 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, default=ROOT / "build/nnunet/venv", help="the environment")
     parser.add_argument("--work", type=Path, default=ROOT / "build/nnunet/work", help="data and results")
     parser.add_argument("--cost", action="store_true", help="measure the cost of a step instead")
+    parser.add_argument("--steps", type=int, default=20, help="of each trainer, with --cost; at least two")
     parser.add_argument("--inside", action="store_true", help="the environment is made, and this runs in it")
     given = parser.parse_args()
     venv, work = given.venv.absolute(), given.work.absolute()
     if given.inside:
-        measure_cost() if given.cost else check(work)
+        measure_cost(work, given.steps) if given.cost else check(work)
         return
     folders = {name: work / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     environment = os.environ | {name: str(folder) for name, folder in folders.items()}
@@ -180,7 +184,8 @@ def main() -> None:
         (work / "complete").touch()
     # Test data are small: processes that augment them would take longer to start than to work.
     environment |= {"PYTHONPATH": "", "nnUNet_n_proc_DA": "0"}
-    words = (python, Path(__file__).absolute(), "--inside", "--work", work, *(["--cost"] if given.cost else []))
+    cost = ["--cost", "--steps", given.steps] if given.cost else []
+    words = (python, Path(__file__).absolute(), "--inside", "--work", work, *cost)
     sys.exit(subprocess.run([str(word) for word in words], cwd=work, env=environment, check=False).returncode)
 
 
@@ -196,18 +201,27 @@ def trainer_of(name: str, configuration: str, dataset: str = COHORT, resume: boo
     return get_trainer_from_args(dataset, configuration, 0, name, "nnUNetPlans", resume, device=device)
 
 
-def check(work: Path) -> None:
-    """Check everything that the head of this file promises."""
+@contextmanager
+def installed(work: Path, environment: dict[str, str]) -> Iterator[Path]:
+    """Let nnU-Net find the trainers, and yield its folder of trainers."""
     import nnunetv2
 
+    program = Path(sys.executable).with_name("metricunet")
+    folder = Path(nnunetv2.__path__[0]) / "training/nnUNetTrainer"
+    print(run(program, "nnunet", "install", cwd=work, environment=environment))
+    try:
+        yield folder
+    finally:
+        print(run(program, "nnunet", "uninstall", cwd=work, environment=environment))
+        assert not (folder / "nnUNetTrainerVoxelMetric.py").exists()
+
+
+def check(work: Path) -> None:
+    """Check everything that the head of this file promises."""
     environment = dict(os.environ)
     commands = Path(sys.executable).parent
-    folder = Path(nnunetv2.__path__[0]) / "training/nnUNetTrainer"
-    short = folder / "nnUNetTrainerVoxelShort.py"
     os.environ["METRICUNET_METRIC"] = environment["METRICUNET_METRIC"] = SETTINGS
-    print(run(commands / "metricunet", "nnunet", "install", cwd=work, environment=environment))
-    short.write_text(SHORT, encoding="utf-8")
-    try:
+    with installed(work, environment) as folder, short_trainer(folder):
         for configuration in SMALL:
             falls(configuration)
         falls("small_2d", REGIONS)
@@ -216,13 +230,20 @@ def check(work: Path) -> None:
         print(run(commands / "nnUNetv2_train", *words, "--c", cwd=work, environment=environment)[-600:])
         for configuration in ("small_2d", "small_3d"):
             resumes(configuration)
-    finally:
-        short.unlink()
-        print(run(commands / "metricunet", "nnunet", "uninstall", cwd=work, environment=environment))
-    assert not (folder / "nnUNetTrainerVoxelMetric.py").exists()
     for configuration in ("small_2d", "small_2d_resenc", "small_3d", "small_3d_resenc"):
         predicts(configuration, work, environment)
     print("nnU-Net trains with the branch")
+
+
+@contextmanager
+def short_trainer(folder: Path) -> Iterator[None]:
+    """Put the shortened trainer beside nnU-Net's own while the block runs."""
+    short = folder / "nnUNetTrainerVoxelShort.py"
+    short.write_text(SHORT, encoding="utf-8")
+    try:
+        yield
+    finally:
+        short.unlink()
 
 
 def falls(configuration: str, dataset: str = COHORT) -> None:
@@ -304,14 +325,18 @@ def predicts(configuration: str, work: Path, environment: dict[str, str]) -> Non
     assert cases
     for case in cases:
         one, two = (np.asarray(nib.load(f / f"{case}.nii.gz").dataobj) for f in (validated, masks))
+        assert one.any(), f"{configuration}: nothing was found in {case}"
         assert np.array_equal(one, two), f"{configuration}: {(one != two).sum()} voxels of {case} differ"
-        print(f"{configuration}: {case} is equal in all {one.size} voxels", flush=True)
+        found = np.count_nonzero(one)
+        print(f"{configuration}: {case} is equal in all {one.size} voxels, {found} of them found", flush=True)
 
 
-def measure_cost(steps: int = 20) -> None:
+def measure_cost(work: Path, steps: int) -> None:
     """Compare a training step of the planned networks with the branch and without, alternating."""
+    names = ("nnUNetTrainer", "nnUNetTrainerVoxelMetric")
     for configuration in COST:
-        trainers = [trainer_of(name, configuration) for name in ("nnUNetTrainer", "nnUNetTrainerVoxelMetric")]
+        with installed(work, dict(os.environ)):
+            trainers = [trainer_of(name, configuration) for name in names]
         for trainer in trainers:
             trainer.initialize()
             trainer.set_deep_supervision_enabled(True)

@@ -20,6 +20,7 @@ from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.seg.read import read_seg
 from metricunet.inference.predict import predict
 from metricunet.inference.predictor import Predictor
+from metricunet.inference.segmenter import Segmenter
 from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import judge
 from metricunet.stages.segment import View, read_field
@@ -246,6 +247,30 @@ def test_the_files_hold_organs_and_target_alike(model: Path, scan: Volume, tmp_p
         np.testing.assert_array_equal(read, inside)
         np.testing.assert_array_equal(segments[drawn["name"]].array != 0, inside)
         assert drawn["volume_ml"] == pytest.approx(drawn["mask_volume_ml"], rel=0.03, abs=0.1)
+
+
+def test_the_organs_network_rests_where_none_of_its_structures_is_chosen(
+    model: Path, scan: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nifti(tmp_path / "case.nii.gz", scan)
+    folders = {}
+    for names in (None, ["prostate", "vesicles"], ["prostate", "head"]):
+        folders[len(folders)] = tmp_path / str(len(folders))
+        predict([tmp_path / "case.nii.gz"], [model], folders[len(folders) - 1], structures=names, device="cpu")
+    whole, staged, mixed = (read_labels(folder / "case.nii.gz").array for folder in folders.values())
+    np.testing.assert_array_equal(staged, np.where(np.isin(whole, [1, 2]), whole, 0))
+    np.testing.assert_array_equal(mixed, np.where(np.isin(whole, [1, 300]), whole, 0))
+    before, now, _ = (json.loads((folder / "case.quality.json").read_text()) for folder in folders.values())
+    assert now["structures"] == {name: before["structures"][name] for name in ("prostate", "vesicles")}
+    for name in ("boundary", "crops", "hu", "agreement", "localisation", "verdict", "doubt"):
+        assert before[name] == now[name]
+    assert [flag for flag in before["flags"] if flag["code"] != "organ_order"] == now["flags"]
+
+    assert Predictor([model], "cpu", organs=False).models[0].organs is None
+    monkeypatch.setattr(Segmenter, "_segment_organs", None)
+    with pytest.raises(InputError, match="unexpected TypeError"):
+        predict([tmp_path / "case.nii.gz"], [model], tmp_path / "3", structures=["head"], device="cpu")
+    predict([tmp_path / "case.nii.gz"], [model], tmp_path / "4", structures=["prostate"], device="cpu")
 
 
 def test_the_contour_of_an_organ_follows_its_own_probability(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class OnnxNetwork:
 
 @dataclass(frozen=True, eq=False)
 class OnnxModel:
-    """An exported model, ready to compute."""
+    """An exported model, ready to compute; the organs' network is missing where it is not wanted."""
 
     card: ModelCard
     networks: Mapping[str, OnnxNetwork]
@@ -63,6 +63,8 @@ class OnnxPredictor(Segmenter):
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu` or `gpu:N`.
         provider: what computes: `cpu` or `cuda` of onnxruntime, or `openvino`; None for what suits the device.
         reruns: how often stage 2 may look again, elsewhere or farther, where the target reaches its crop's edge.
+        organs: whether the organs' network is wanted, where the models have one. Without it its structures are
+            not segmented; all else is the same.
 
     Raises:
         InputError: no model, one that cannot be read, models of different structures, a provider that is not
@@ -75,12 +77,13 @@ class OnnxPredictor(Segmenter):
         device: str = "auto",
         provider: str | None = None,
         reruns: int = MOST_RERUNS,
+        organs: bool = True,
     ) -> None:
         check_models(models, reruns)
         chosen, gpu = provider_for(device, provider)
         opener = _openvino() if chosen == "openvino" else _onnxruntime(gpu)
         name = "openvino" if chosen == "openvino" else f"onnxruntime, {chosen}{'' if gpu is None else f':{gpu}'}"
-        super().__init__(models, [_load(path, opener) for path in models], name, reruns)
+        super().__init__(models, [_load(path, opener, organs) for path in models], name, reruns, organs)
 
 
 def provider_for(device: str, provider: str | None) -> tuple[Provider, int | None]:
@@ -108,9 +111,10 @@ def provider_for(device: str, provider: str | None) -> tuple[Provider, int | Non
     return ("openvino" if provider == "openvino" else "cpu"), None
 
 
-def _load(path: Path, opener: Opener) -> OnnxModel:
+def _load(path: Path, opener: Opener, organs: bool) -> OnnxModel:
     exported = read_exported(path)
-    networks = {name: _opened(network, opener) for name, network in exported.networks.items()}
+    wanted = {name: network for name, network in exported.networks.items() if organs or name != "organs"}
+    networks = {name: _opened(network, opener) for name, network in wanted.items()}
     return OnnxModel(exported.card, networks)
 
 

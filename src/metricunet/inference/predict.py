@@ -113,7 +113,8 @@ def predict(
         output: folder of CASE.nii.gz and the other files of a case, CASE.quality.json and run.json.
         formats: of `nifti`, `probability`, `probability_uint8`, `page` (to look at in a browser), and `rtstruct`,
             `seg` and `probability_seg`, which need DICOM input.
-        structures: of the models, which alone are written; None for all. The verdict is that of all.
+        structures: of the models, which alone are written; None for all. The verdict is that of all, but of the
+            organs' network's only where one of them is among those chosen: else that network does not run.
         series: SeriesInstanceUID to take alone.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         runtime: `torch` for model files or `onnx` for exported models; None for what the models are.
@@ -160,7 +161,8 @@ def predict(
     own_record.check([])
     for entry in inputs:
         files.check(entry.case)
-    load = partial(open_predictor, runtime=runtime, provider=provider, reruns=reruns)
+    organs = not chosen or any(name in cards[0].organs_structures for name in chosen)
+    load = partial(open_predictor, runtime=runtime, provider=provider, reruns=reruns, organs=organs)
     work = _Work(models, device, load, files, provenance, options)
     results: dict[str, CaseOutcome | Exception] = {}
     # Whatever ends this, the stages end before the claims do: a scan that is read meanwhile takes another one.

@@ -26,7 +26,7 @@ from metricunet.stages.network_input import Precision
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model file, ready to compute; `organs` is None where it has no such network."""
+    """A model file, ready to compute; `organs` is None where it has no such network, or it is not wanted."""
 
     card: ModelCard
     locate: Network
@@ -45,8 +45,12 @@ class LoadedModel:
         return found.cpu().numpy()
 
 
-def load_model(path: Path, device: torch.device, precision: Precision = "auto") -> LoadedModel:
+def load_model(
+    path: Path, device: torch.device, precision: Precision = "auto", organs: bool = True
+) -> LoadedModel:
     """Read a model file and build its networks, to compute on a device in a precision.
+
+    Without `organs` the organs' network is left out.
 
     Raises:
         InputError: not a model file, of a newer format, damaged, or its weights do not fit its card.
@@ -55,7 +59,7 @@ def load_model(path: Path, device: torch.device, precision: Precision = "auto") 
     networks = {}
     for stage in ("locate", "segment", "organs"):
         spec = getattr(card, stage)
-        if spec is None:
+        if spec is None or (stage == "organs" and not organs):
             continue
         networks[stage] = _build(path, stage, spec.network, of_stage(weights, stage)).to(device).eval()
         if stage != "locate":
@@ -104,6 +108,8 @@ class Predictor(Segmenter):
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         precision: `auto`, `bf16` or `fp32`.
         reruns: how often stage 2 may look again, elsewhere or farther, where the target reaches its crop's edge.
+        organs: whether the organs' network is wanted, where the models have one. Without it its structures are
+            not segmented; all else is the same.
 
     Raises:
         InputError: no model, one that cannot be read, models of different structures, a device that is not there,
@@ -119,8 +125,10 @@ class Predictor(Segmenter):
         device: str = "auto",
         precision: Precision = "auto",
         reruns: int = MOST_RERUNS,
+        organs: bool = True,
     ) -> None:
         check_models(models, reruns)
         where = device_named(device)
         self.precision = precision
-        super().__init__(models, [load_model(path, where, precision) for path in models], where, reruns)
+        loaded = [load_model(path, where, precision, organs) for path in models]
+        super().__init__(models, loaded, where, reruns, organs)

@@ -53,6 +53,7 @@ def open_predictor(
     runtime: str | None = None,
     provider: str | None = None,
     reruns: int = MOST_RERUNS,
+    organs: bool = True,
 ) -> Segmenter:
     """Load models to segment scans with.
 
@@ -62,6 +63,7 @@ def open_predictor(
         runtime: as for `runtime_for`.
         provider: likewise.
         reruns: how often stage 2 may run again.
+        organs: whether the organs' network is wanted, where the models have one.
 
     Raises:
         InputError: as `runtime_for`, and as the predictors; or the library that is to compute is not installed.
@@ -69,7 +71,7 @@ def open_predictor(
     if runtime_for(models, runtime, provider) == "onnx":
         from metricunet.inference.onnx_predictor import OnnxPredictor
 
-        return OnnxPredictor(models, device, provider, reruns)
+        return OnnxPredictor(models, device, provider, reruns, organs)
     try:
         from metricunet.inference.predictor import Predictor
     except ModuleNotFoundError as error:
@@ -79,4 +81,4 @@ def open_predictor(
             f"{', '.join(map(str, models))}: a model file is computed by torch, which is not installed here; run "
             "`pip install torch`, or name the folder of an exported model"
         ) from error
-    return Predictor(models, device, reruns=reruns)
+    return Predictor(models, device, reruns=reruns, organs=organs)

@@ -86,13 +86,22 @@ class Segmenter:
         models: the models, in the same order; all must name the same structures, target and organs.
         device: that computes.
         reruns: how often stage 2 may look again, elsewhere or farther, where the target reaches its crop's edge.
+        organs: whether the organs' network is wanted, where the models have one. Without it its structures are
+            not segmented; all else is the same.
 
     Raises:
         InputError: models of different structures.
     """
 
-    def __init__(self, paths: Sequence[Path], models: Sequence[StageModel], device: object, reruns: int) -> None:
-        self.models, self.device, self.reruns = list(models), device, reruns
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        models: Sequence[StageModel],
+        device: object,
+        reruns: int,
+        organs: bool = True,
+    ) -> None:
+        self.models, self.device, self.reruns, self.organs = list(models), device, reruns, organs
         first = self.models[0].card
         for path, model in zip(paths, self.models, strict=True):
             if model.card.organs_structures != first.organs_structures:
@@ -121,7 +130,7 @@ class Segmenter:
         return localise(self._coarse_probability(scan.canonical()), self.ensemble.ranges.get("volume_ml"))
 
     def segment(self, scan: Volume, found: Localisation) -> Prediction:
-        """Segment a scan around what was found: stage 2, and the organs' network where there is one.
+        """Segment a scan around what was found: stage 2, and the organs' network where it is wanted.
 
         A part of the scan that holds the crop and a margin will do where nothing is run again.
         """
@@ -146,7 +155,7 @@ class Segmenter:
         assert kept is not None
         crops[used] = replace(crops[used], used=True)
         organs = None
-        if self.ensemble.organs_structures:
+        if self.organs and self.ensemble.organs_structures:
             organs = self._segment_organs(image, View(found.centre_mm), kept)
         return self._paste(scan, image, kept, organs, tuple(crops), found)
 

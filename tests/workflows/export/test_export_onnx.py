@@ -106,6 +106,8 @@ def test_every_network_and_stage(tmp_path: Path, architecture: str, dims: int, o
     folder = export(tmp_path / "m.safetensors", tmp_path / "onnx", to="onnx").folder
     (model,) = OnnxPredictor([folder]).models
     plain = load_model(tmp_path / "m.safetensors", torch.device("cpu"), "fp32")
+    (staged,) = OnnxPredictor([folder], organs=False).models
+    assert set(staged.networks) == {"locate", "segment"}
     random = np.random.default_rng(0)
     fields = {"locate": [(5, 7, 9), (8, 8, 8)], "segment": [(8, 16, 16), (13, 16, 24)], "organs": [(8, 16, 16)]}
     for stage in stages:

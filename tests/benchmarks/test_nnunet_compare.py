@@ -1,0 +1,57 @@
+"""What the comparison with nnU-Net makes of its arms' rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.nnunet_compare import ARMS, NNUNET, Comparison, table
+from metricunet.errors import InputError
+
+DICE = {
+    "nnunet_planned": 0.4,
+    "nnunet_small_patch": 0.8,
+    "nnunet_with_branch": 0.84,
+    "ours_without": 0.796,
+    "ours_with": 0.784,
+}
+
+
+def facts_of(arm: str) -> dict[str, object]:
+    theirs = {"steps": 100, "unmirrored_seconds": 3.0} if arm in NNUNET else {"updates": {"segment": 200}}
+    return {"seconds": 3600.0, "prediction_seconds": 9.0, **theirs}
+
+
+def rows_of(arm: str) -> list[dict[str, str]]:
+    """The cases scatter, but the differences of two arms do not; each misses one."""
+    rows = [{"dice": str(DICE[arm] + more), "asd_mm": "1.5"} for more in (-0.04, 0.0, 0.04)]
+    return [*rows, {"dice": "0", "asd_mm": ""}]
+
+
+def test_the_table_of_all_arms() -> None:
+    text = table({arm: facts_of(arm) for arm in ARMS}, {arm: rows_of(arm) for arm in ARMS})
+    lines = text.splitlines()
+    assert "| nnunet_small_patch | 100 | 60.0 | 0.600 |  | 1.50 | 1 | 9.0 (3.0 unmirrored) |" in lines
+    assert "| ours_with | 200 | 60.0 | 0.588 | -0.012 (-0.016 to -0.004) | 1.50 | 1 | 9.0 |" in lines
+    assert [line.partition(" is ")[0] for line in lines[-3:]] == [
+        "- Is ours as good as nnU-Net? yes: ours_with - nnunet_small_patch",
+        "- Does the branch help ours? no: ours_with - ours_without",
+        "- Does the branch help nnU-Net? yes: nnunet_with_branch - nnunet_small_patch",
+    ]
+
+
+def test_some_arms_answer_what_they_can() -> None:
+    done = ["ours_without", "ours_with"]
+    text = table({arm: facts_of(arm) for arm in done}, {arm: rows_of(arm) for arm in done})
+    assert "Does the branch help ours?" in text
+    assert "nnU-Net?" not in text
+
+
+def test_a_folder_of_another_comparison_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"minutes": 60, "cases": [60, 20], "difficulty": "real", "stages": 6}')
+    Comparison(tmp_path, tmp_path, 60, (60, 20))
+    with pytest.raises(InputError, match=r"plan.json: is of .*'minutes': 60, .* and .*'minutes': 2, .* asked for"):
+        Comparison(tmp_path, tmp_path, 2, (60, 20))
+    with pytest.raises(InputError, match="choose another folder with --output"):
+        Comparison(tmp_path, tmp_path, 60, (60, 20), "easy")
