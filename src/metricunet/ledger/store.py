@@ -144,11 +144,16 @@ class Ledger:
         """Let nothing of what was deleted stay in the ledger's files.
 
         Raises:
-            InputError: the ledger cannot be written.
+            InputError: the ledger cannot be written, or another process reads it all the time.
         """
         with self._explained(), closing(self._connect()) as db:
             db.execute("VACUUM")
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (is_busy, *_) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_busy:
+            raise InputError(
+                f"{self.path}: what was to be deleted is deleted, but another process reads the ledger all the "
+                f"time, so {self.path.name}-wal may still hold it; run the command again when it has ended"
+            )
 
     def _connect(self) -> sqlite3.Connection:
         # sqlite3 would open a transaction by itself unless told not to.
