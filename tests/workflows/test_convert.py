@@ -605,6 +605,11 @@ class TestRefused:
         with pytest.raises(InputError, match=words):
             convert(tmp_path / "in" / "a.nii.gz", tmp_path / "out", scan=ct, to="seg")
 
+    def test_a_label_map_without_a_voxel(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:
+        path = write_map(tmp_path / "a.nii.gz", 0 * drawn(), series.geometry, None)
+        with pytest.raises(InputError, match="it holds no structure, so there is nothing to convert"):
+            convert(path, tmp_path / "out", scan=ct, to="rtstruct")
+
     def test_whole_numbers_in_floats_are_labels(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:
         path = write_map(tmp_path / "in" / "a.nii.gz", drawn().astype(np.float64), series.geometry)
         convert(path, tmp_path / "out", scan=ct, to="nifti")

@@ -71,9 +71,9 @@ class Ledger:
             InputError: the key is not the one that the ledger's hashes were made with, or others can read it.
         """
         if self._key is None:
-            key = Key.beside(self.path)
             with self.writing() as db:
                 known = db.execute("SELECT fingerprint FROM keys ORDER BY id DESC LIMIT 1").fetchone()
+                key = Key.beside(self.path, create=known is None)
                 if known is not None and known[0] != key.fingerprint:
                     raise InputError(
                         f"{key.path}: is not the key that {self.path.name} was written with, so patients would "

@@ -185,7 +185,7 @@ def test_the_page_shows_numbers_and_escapes_what_scanners_say(tmp_path: Path) ->
     assert not {"script", "img", "form"} & set(page.tags)
     assert any(ODD in text for text in page.texts)
     assert page.tags.count("svg") == 3 + 7  # the charts, and the bars of the parts
-    assert all(link.startswith(("ledger", ".", "data:")) for link in page.links)
+    assert all(link.startswith(("base.css", "ledger", ".", "data:")) for link in page.links)
     assert not any("reader" in text or "why" in text for text in page.texts)
     assert any("Above the limits of the first 40 cases" in text for text in page.texts)
     only = Tags(render_ledger(ledger, {"scanner": "ACME, One, B30f", "baseline": "20", "structure": ODD}))

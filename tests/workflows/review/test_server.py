@@ -322,6 +322,7 @@ def test_thirty_cases_are_listed_and_a_folder_is_moved_with_its_scans(
     predicted: Predicted, enter: Enter, tmp_path: Path
 ) -> None:
     content = json.loads((predicted.folder / "flipped.quality.json").read_text())
+    content["scan"]["path"] = str(tmp_path / "gone")
     for k in range(30):
         shutil.copy(predicted.folder / "flipped.nii.gz", predicted.folder / f"many{k}.nii.gz")
         (predicted.folder / f"many{k}.quality.json").write_text(json.dumps(content | {"case": f"many{k}"}))
