@@ -17,6 +17,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 OURS = {".py", ".j2", ".yaml"}
 OURS_BY_NAME = {
     "py.typed",
+    "inference/page/static/base.css",
     "inference/page/static/page.css",
     "inference/page/static/page.js",
     "inference/page/static/paint.js",

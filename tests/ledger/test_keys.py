@@ -67,6 +67,8 @@ def test_a_lost_key_is_noticed_and_a_new_one_can_be_begun(tmp_path: Path) -> Non
     for _ in range(2):
         with pytest.raises(InputError, match=r"put that key back, or begin anew with metricunet ledger rekey"):
             assert Ledger(ledger.path).key
+        assert not ledger.key.path.exists()  # nobody takes another one for it
+    ledger.key.path.touch(0o600)
     ledger.key.path.write_bytes(content)
     assert Ledger(ledger.path).key.hashed("patient", "4711") == before
     assert Ledger(ledger.path).new_key().hashed("patient", "4711") != before

@@ -123,6 +123,18 @@ def test_pruning_deletes_people_and_keeps_numbers(ledger: Ledger) -> None:
     assert b"scan4" not in stored(ledger)
 
 
+def test_pruning_says_where_a_reader_keeps_what_was_deleted_in_the_file(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite", patience_s=0.01)
+    fill(ledger, 3)
+    with Ledger(ledger.path).reading() as db:
+        db.execute("SELECT count(*) FROM cases").fetchone()
+        with pytest.raises(InputError, match=r"ledger.sqlite-wal may still hold it; run the command again"):
+            prune(ledger, timedelta(0), now=FIRST + timedelta(days=9))
+    assert all(not row["reviewer"] for row in read_rows(ledger))
+    assert prune(ledger, timedelta(0), now=FIRST + timedelta(days=9)).decisions == 0
+    assert b"reader 1" not in stored(ledger)
+
+
 def test_lengths_of_time() -> None:
     assert [age_of(text).days for text in ("30d", " 30 days", "8w", "2Y", "0d", "1 day")] == [
         30,

@@ -21,7 +21,7 @@ import metricunet as mu
 from metricunet.errors import InputError
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.nifti import read_labels, write_nifti
-from metricunet.files.own import STAGING
+from metricunet.files.own import STAGING, write_sealed
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.seg.read import read_seg
 from metricunet.volume import Geometry, Volume
@@ -394,6 +394,22 @@ class TestNames:
         (note,) = convert(path, tmp_path / "out", scan=ct, to="rtstruct,seg").notes
         assert "gluteus_maximus_left and gluteus_maximus_right begin with the same 16 characters" in note
 
+    @pytest.mark.parametrize("suffix", [".quality.json", ".json"])
+    def test_predicted_and_reviewed_masks_are_named_by_their_record(
+        self, ct: Path, series: CtSeries, tmp_path: Path, suffix: str
+    ) -> None:
+        path = write_map(tmp_path / "in" / "a.nii.gz", drawn(), series.geometry, None)
+        labels = {"prostate": 1, "femoral_head_left": 2, "bladder": 3}
+        record = path.with_name(f"a{suffix}")
+        write_sealed(record, {"labels": labels}, {path.name: "of earlier bytes"})
+        done = convert(path, tmp_path / "out", scan=ct, to="rtstruct")
+        assert list(states(done)) == list(labels)
+        write_sealed(record, {"labels": {"prostate": 1}}, {path.name: ""})
+        with pytest.raises(InputError, match=rf"value 2, 3 has no name in .*a\{suffix}"):
+            convert(path, tmp_path / "out", scan=ct, to="rtstruct", overwrite=True)
+        record.write_text("{}")
+        assert list(states(convert(path, tmp_path / "2", scan=ct, to="rtstruct"))) == ["1", "2", "3"]
+
     def test_values_without_names_are_names(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:
         array = drawn().astype(np.uint16) * 20000
         path = write_map(tmp_path / "in" / "a.nii.gz", array, series.geometry, None)
@@ -588,6 +604,11 @@ class TestRefused:
         nib.save(nib.Nifti1Image(change(stored), affine), tmp_path / "in" / "a.nii.gz")
         with pytest.raises(InputError, match=words):
             convert(tmp_path / "in" / "a.nii.gz", tmp_path / "out", scan=ct, to="seg")
+
+    def test_a_label_map_without_a_voxel(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:
+        path = write_map(tmp_path / "a.nii.gz", 0 * drawn(), series.geometry, None)
+        with pytest.raises(InputError, match="it holds no structure, so there is nothing to convert"):
+            convert(path, tmp_path / "out", scan=ct, to="rtstruct")
 
     def test_whole_numbers_in_floats_are_labels(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:
         path = write_map(tmp_path / "in" / "a.nii.gz", drawn().astype(np.float64), series.geometry)

@@ -22,12 +22,13 @@ from metricunet.cohort.importing.label_maps import on_grid
 from metricunet.cohort.importing.names_file import listed
 from metricunet.cohort.importing.source import RegionStatus
 from metricunet.cohort.importing.totalsegmentator import MASKS
-from metricunet.cohort.layout import DatasetInfo, read_dataset_json
+from metricunet.cohort.layout import read_dataset_json
 from metricunet.errors import InputError
 from metricunet.files import slicer
 from metricunet.files.dicom.file import read_dataset
 from metricunet.files.dicom.header import DAMAGE, one_line, text_of
 from metricunet.files.dicom.series import CtSeries
+from metricunet.files.reviews import stated_labels
 from metricunet.files.rtstruct.model import RtStructure
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.scan import case_name, is_scan, scan_files
@@ -123,7 +124,11 @@ class Delineations(ABC):
 
 
 class LabelMap(Delineations):
-    """One label map. Its structures are named by itself (3D Slicer), by a dataset.json, or by their values."""
+    """One label map.
+
+    Its structures are named by itself (3D Slicer), by the record of the prediction or review that wrote it, by a
+    dataset.json, or by their values.
+    """
 
     kind = "a label map"
 
@@ -133,37 +138,37 @@ class LabelMap(Delineations):
         self._array = on_grid(path, scan.geometry, scan.name)
         self._boxes = ndimage.find_objects(self._array)
         there = [value for value, box in enumerate(self._boxes, start=1) if box is not None]
-        described = _described(path)
         own = slicer.segments(path) if slicer.is_segmentation(path) else {}
+        recorded = None if own else stated_labels(path)
+        described = None if recorded else _described(path)
         if slicer.is_segmentation(path):
             self.case = self.case.removesuffix(".seg").removesuffix(".SEG")
         info = None if own or described is None else read_dataset_json(described)
-        if not own and info is None and len(there) > MOST_VALUES:
+        if not own and recorded is None and info is None and len(there) > MOST_VALUES:
             raise InputError(
                 f"{path}: holds {len(there)} different values, at most {MOST_VALUES} structures are expected; "
                 "give a label map, not a scan"
             )
         names = own or (info.labels if info is not None else {str(value): value for value in there})
+        by = "its own header" if described is None else str(described / "dataset.json")
+        if recorded is not None:
+            names, by = recorded[0], str(recorded[1])
         self.ignored = None if info is None or info.ignore not in there else info.ignore
-        self._check_named(path, there, names, info, described)
-        self.files = (*scan_files(path), *([described / "dataset.json"] if info is not None and described else []))
+        self._check_named(path, there, names, by)
+        self.files = (
+            *scan_files(path),
+            *([described / "dataset.json"] if info is not None and described else []),
+            *([recorded[1]] if recorded is not None else []),
+        )
         self.structures = tuple(
             Held(name, f"{path}: label {value} ({name})", True, value, value) for name, value in names.items()
         )
 
-    def _check_named(
-        self,
-        path: Path,
-        there: Sequence[int],
-        names: dict[str, int],
-        info: DatasetInfo | None,
-        described: Path | None,
-    ) -> None:
+    def _check_named(self, path: Path, there: Sequence[int], names: dict[str, int], by: str) -> None:
         strange = [value for value in there if value not in names.values() and value != self.ignored]
         if strange:
-            said = "its own header" if info is None or described is None else str(described / "dataset.json")
             raise InputError(
-                f"{path}: the value {listed(map(str, strange))} has no name in {said}, which names "
+                f"{path}: the value {listed(map(str, strange))} has no name in {by}, which names "
                 f"{', '.join(map(str, sorted(names.values())))}; name it there, or move the label map elsewhere"
             )
 

@@ -14,6 +14,8 @@ TG263_NAMES = {
     "seminal_vesicles": "SeminalVes",
     "femur_left": "Femur_L",
     "femur_right": "Femur_R",
+    "femoral_head_left": "Femur_Head_L",
+    "femoral_head_right": "Femur_Head_R",
     "penile_bulb": "PenileBulb",
     "bowel": "Bag_Bowel",
 }

@@ -19,10 +19,10 @@ from metricunet.files.own import FILES, OwnFiles, read_sealed
 COMMAND = "review"
 Decision = Literal["accepted", "corrected", "rejected"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
-#: Name of a record: the case, and which of its reviews it is.
 #: How the files of probabilities of a prediction end, and its verdict.
 PROBABILITY_SUFFIXES = (".probability.nii.gz", ".probability_uint8.nii.gz", ".probability.seg.dcm")
 QUALITY_SUFFIX = ".quality.json"
+#: Name of a record: the case, and which of its reviews it is.
 NAME = re.compile(r"(.+)\.reviewed(?:-([1-9][0-9]{0,5}))?\.json")
 MASK_SUFFIX, STRUCTURE_SET_SUFFIX, RECORD_SUFFIX = ".nii.gz", ".rtstruct.dcm", ".json"
 
@@ -125,6 +125,27 @@ def is_kept_apart(path: Path) -> bool:
         return False
     verdict = read_sealed(path.with_name(path.name.removesuffix(suffix) + QUALITY_SUFFIX))
     return verdict is not None and path.name in verdict[FILES]
+
+
+def stated_labels(path: Path) -> tuple[dict[str, int], Path] | None:
+    """Return structure to value of a predicted or reviewed mask, and the record beside it that states them.
+
+    Args:
+        path: of a label map.
+
+    Returns:
+        None where no record of this program beside it names the file. A mask that was changed keeps its names.
+    """
+    case = path.name.removesuffix(MASK_SUFFIX)
+    for suffix in (RECORD_SUFFIX, QUALITY_SUFFIX):
+        record = path.with_name(f"{case}{suffix}")
+        content = read_sealed(record) if case != path.name else None
+        if content is None or path.name not in content[FILES]:
+            continue
+        labels = content.get("labels")
+        if isinstance(labels, dict) and labels and all(isinstance(value, int) for value in labels.values()):
+            return {str(name): value for name, value in labels.items()}, record
+    return None
 
 
 def _read(path: Path, case: str, number: int) -> Review | None:

@@ -37,15 +37,25 @@ class Key:
     secret: bytes = field(repr=False)
 
     @staticmethod
-    def beside(ledger: Path) -> Key:
+    def beside(ledger: Path, create: bool = True) -> Key:
         """Return the key beside a ledger; it is made where there is none, by one of several that come at once.
 
+        Args:
+            ledger: path of the ledger.
+            create: whether a missing key is made; not where the ledger has hashes of another one.
+
         Raises:
-            InputError: the file holds no key, or others than its owner can read it, or it cannot be made.
+            InputError: the file is missing or holds no key, or others than its owner can read it, or it cannot be
+                made.
         """
         path = _path(ledger)
         try:
             if not os.path.lexists(path):
+                if not create:
+                    raise InputError(
+                        f"{path}: the key that {ledger.name} was written with is gone, so patients would get "
+                        "other hashes; put that key back, or begin anew with metricunet ledger rekey"
+                    )
                 _make(path)
             mode = stat.S_IMODE(path.stat().st_mode)
             if os.name == "posix" and mode & 0o077:

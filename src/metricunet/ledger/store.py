@@ -71,9 +71,9 @@ class Ledger:
             InputError: the key is not the one that the ledger's hashes were made with, or others can read it.
         """
         if self._key is None:
-            key = Key.beside(self.path)
             with self.writing() as db:
                 known = db.execute("SELECT fingerprint FROM keys ORDER BY id DESC LIMIT 1").fetchone()
+                key = Key.beside(self.path, create=known is None)
                 if known is not None and known[0] != key.fingerprint:
                     raise InputError(
                         f"{key.path}: is not the key that {self.path.name} was written with, so patients would "
@@ -144,11 +144,16 @@ class Ledger:
         """Let nothing of what was deleted stay in the ledger's files.
 
         Raises:
-            InputError: the ledger cannot be written.
+            InputError: the ledger cannot be written, or another process reads it all the time.
         """
         with self._explained(), closing(self._connect()) as db:
             db.execute("VACUUM")
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (is_busy, *_) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_busy:
+            raise InputError(
+                f"{self.path}: what was to be deleted is deleted, but another process reads the ledger all the "
+                f"time, so {self.path.name}-wal may still hold it; run the command again when it has ended"
+            )
 
     def _connect(self) -> sqlite3.Connection:
         # sqlite3 would open a transaction by itself unless told not to.

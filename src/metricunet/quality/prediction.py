@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard
 from metricunet.quality.boundary import BoundaryConfidence, ClassField
@@ -56,7 +57,11 @@ class EnsembleCard:
         seen = {q: [card.ranges[q] for card in cards if q in card.ranges] for q in quantities}
         return cls(
             labels=first.labels,
-            tg263=first.tg263,
+            # A card that was written when the standard name was not known says the structure's own.
+            tg263={
+                name: standard_name(name, {name: said} if said != name else {})
+                for name, said in first.tg263.items()
+            },
             target=first.target,
             ranges={q: (min(r[0] for r in ranges), max(r[1] for r in ranges)) for q, ranges in seen.items()},
             synthetic=any(card.synthetic for card in cards),

@@ -600,7 +600,8 @@ def _named(source: Path, found: Delineations, names: NamesFile | None) -> list[_
         known = names is not None and names.ignores(IGNORE)
         items.append(_Item(held, None if known else IGNORE, fault=fault))
     if not any(item.name is not None for item in items):
-        raise InputError(f"{source}: the names file ignores all of its structures, so there is nothing to convert")
+        why = "the names file ignores all of its structures" if found.structures else "it holds no structure"
+        raise InputError(f"{source}: {why}, so there is nothing to convert")
     return items
 
 

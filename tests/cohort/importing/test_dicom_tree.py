@@ -93,6 +93,22 @@ def test_cases_of_one_patient_share_a_patient(tmp_path: Path) -> None:
     assert result.patients == 2
 
 
+def test_cases_of_one_patient_in_two_sources_share_a_patient(tmp_path: Path) -> None:
+    """Else the patient would stand on both sides of a split."""
+    for folder, patient in (("one/a", DOE), ("two/b", DOE), ("two/c", ROE)):
+        series = write_ct(tmp_path / folder, patient)
+        write_set(tmp_path / folder / "RS.dcm", patient, series, {"Prostate": PROSTATE})
+    (tmp_path / "names.yaml").write_text("prostate: [Prostate]\n")
+    sources = [tmp_path / "one", tmp_path / "two"]
+    for folder in ("there", "back"):
+        result = import_cohort(sources, tmp_path / folder, names=tmp_path / "names.yaml")
+        assert result.patients == 2
+        sources.reverse()
+    patients = [json.loads((tmp_path / folder / "patients.json").read_text()) for folder in ("there", "back")]
+    assert patients[0] == patients[1]
+    assert sorted(list(patients[0].values()).count(p) for p in set(patients[0].values())) == [1, 2]
+
+
 def test_every_spelling_is_counted(tmp_path: Path) -> None:
     for folder, patient, squares in (
         ("a", DOE, {"Prostate": PROSTATE, "BODY": BODY}),

@@ -78,7 +78,7 @@ def test_structures_lie_where_they_belong(show: Show) -> None:
     page.locator("#style").select_option(label="Filled")
     page.evaluate("page.viewer.planes.setCrosshairWidth(0)")
     dims = page.evaluate("page.facts.dims")
-    numbers = np.array(page.evaluate("[...page.numbers]"), dtype=np.uint8).reshape(dims[::-1])
+    numbers = np.array(page.evaluate("[...page.mask.data]"), dtype=np.uint8).reshape(dims[::-1])
     for number, colour in ((1, ORANGE), (2, BLUE)):
         k, j, i = (int(v) for v in np.argwhere(numbers == number).mean(axis=0).round())
         page.evaluate("(v) => page.viewer.goTo(v)", [i, j, k])

@@ -198,6 +198,63 @@ def test_undo_undoes_and_redo_does_again(desk: Desk, predicted: Predicted) -> No
     page.locator("#undo").click()
 
 
+def test_structures_are_listed_with_their_colours_hidden_and_chosen(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.dicom)
+    assert page.locator("#structures button").all_inner_texts() == ["prostate", "bladder"]
+    assert page.locator("#structures .colour").first.evaluate("e => e.style.background") == "rgb(230, 159, 0)"
+    page.locator("#structures button").nth(1).click()  # to its middle, and the brush paints it
+    assert "bladder" in page.locator("#place").inner_text()
+    assert page.locator("#structure").input_value() == "2"
+    page.evaluate("review.viewer.planes.setCrosshairWidth(0)")
+    page.locator("#style").select_option(label="Filled")
+    x, y = (round(v) for v in on_page(page, page.evaluate("review.viewer.position")))
+    shown = picture(page)[y, x]
+    page.locator("#structures input").nth(1).uncheck()
+    hidden = picture(page)[y, x]
+    assert np.ptp(shown) > 50
+    assert np.ptp(hidden) < 12
+    # The keys are the page's, whatever was chosen before.
+    page.keyboard.press("b")
+    assert page.locator("#tools button[data-tool=brush]").get_attribute("aria-pressed") == "true"
+    before = page.locator("#place").inner_text()
+    page.locator("#window").focus()
+    page.keyboard.press("e")
+    page.keyboard.press("Escape")
+    assert page.locator("#tools button[data-tool=eraser]").get_attribute("aria-pressed") == "true"
+    assert page.locator("#place").inner_text() == before
+
+
+@pytest.mark.parametrize(("width", "height"), [(1000, 640), (1400, 900)])
+def test_what_is_decided_is_in_sight(desk: Desk, predicted: Predicted, width: int, height: int) -> None:
+    page = desk.show(predicted.dicom)
+    page.set_viewport_size({"width": width, "height": height})
+    page.locator("#accept").click()
+    sync_api.expect(page.locator("#message")).to_contain_text("Saved as")
+    for name in ("#accept", "#reject", "#reason", "#message"):
+        box = page.locator(name).bounding_box()
+        assert box["y"] + box["height"] <= height
+
+
+def test_what_was_painted_after_an_undo_during_a_save_is_not_taken_for_saved(desk: Desk) -> None:
+    found = desk.page.evaluate("""async () => {
+      const { Mask } = await import("/paint.js");
+      const mask = new Mask([9, 9, 9], [1, 1, 1], new Uint8Array(729));
+      const paint = (k) => { mask.begin(); mask.set(k, 1); mask.end(); };
+      paint(0); paint(1);
+      const step = mask.top, said = [mask.isChanged];
+      mask.undo(); paint(2);  // while it is being saved
+      mask.saved = step;
+      said.push(mask.isChanged);
+      mask.undo(); mask.undo(); mask.saved = mask.top; said.push(mask.isChanged);
+      for (let k = 0; k < 250; k++) paint(10 + k);
+      while (mask.undo());
+      said.push(mask.isChanged);  // the first steps can no longer be undone
+      const wide = mask.within([9, 9, 10], [0, 0, 1], new Uint8Array(810));
+      return [...said, wide.isChanged, wide.at(0, 0, 1)];
+    }""")
+    assert found == [True, True, False, True, True, 0]
+
+
 def test_a_reload_keeps_the_decision_and_the_place(desk: Desk, predicted: Predicted) -> None:
     page = desk.show(predicted.flipped)
     page.locator("#reject").click()

@@ -116,6 +116,18 @@ def test_a_ledger_that_cannot_be_written_costs_no_decision(
     assert str(path) in answer.json()["not_recorded"]
     (review,) = reviews_of(predicted.folder, "flipped")
     assert review.is_whole()
+    if hurdle != "key":
+        page = client.get("/ledger")
+        assert page.status_code == 400
+        assert page.headers["content-type"].startswith("text/html")
+        assert any(str(path) in text for text in Tags(page.text).texts)
+
+
+def test_one_value_gets_an_axis_that_can_be_read(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    fill(ledger, 1)
+    page = render_ledger(ledger, {})
+    assert all(tick in page for tick in (">0.00<", ">0.10<", ">1.00<", ">0.90<"))
 
 
 def test_a_folder_is_added_afterwards_and_once(
@@ -173,7 +185,7 @@ def test_the_page_shows_numbers_and_escapes_what_scanners_say(tmp_path: Path) ->
     assert not {"script", "img", "form"} & set(page.tags)
     assert any(ODD in text for text in page.texts)
     assert page.tags.count("svg") == 3 + 7  # the charts, and the bars of the parts
-    assert all(link.startswith(("ledger", ".", "data:")) for link in page.links)
+    assert all(link.startswith(("base.css", "ledger", ".", "data:")) for link in page.links)
     assert not any("reader" in text or "why" in text for text in page.texts)
     assert any("Above the limits of the first 40 cases" in text for text in page.texts)
     only = Tags(render_ledger(ledger, {"scanner": "ACME, One, B30f", "baseline": "20", "structure": ODD}))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -26,6 +31,7 @@ from metricunet.files.reviews import reviews_of
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.inference.inputs import scans_at
 from metricunet.volume import Geometry, Volume
+from metricunet.workflows.review.decide import Verdict, decide
 from metricunet.workflows.review.desk import Desk
 from metricunet.workflows.review.scans import Scans
 from tests.support.cohorts import edit_json
@@ -56,6 +62,10 @@ def shown(
     field = {key: ",".join(map(str, near[key])) for key in ("start", "shape")}
     answer = client.get(f"/api/cases/{case}/mask", params={"review": review, **field})
     return np.frombuffer(answer.content, dtype=np.uint8).reshape(near["shape"]).copy()
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -242,6 +252,90 @@ def test_reviews_at_the_same_moment_are_all_kept(predicted: Predicted, enter: En
     assert [review.number for review in reviews] == [1, 2, 3, 4, 5, 6]
     assert all(review.is_whole() for review in reviews)
     assert not [path for path in predicted.folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("step", ["link", "record"])
+def test_what_a_killed_server_left_gives_way_to_the_next_decision(
+    predicted: Predicted, enter: Enter, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    before = bytes_of(predicted.folder)
+    child = os.fork()
+    if child == 0:  # a server that dies while it places the files of a review
+        name = {"link": "_move_in", "record": "_write_record"}[step]
+        real = getattr(OwnFiles, name)
+        monkeypatch.setattr(
+            OwnFiles, name, lambda *given: os._exit(9) if step == "record" else (real(*given), os._exit(9))
+        )
+        with suppress(BaseException):
+            opened = Desk(predicted.folder, Scans(), "Ann Reader").opened(predicted.dicom)
+            decide(opened, Verdict(False, "", "Ann", 1.0, 0, 0), opened.predicted)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert bytes_of(predicted.folder).keys() > before.keys()
+    assert reviews_of(predicted.folder, predicted.dicom) == ()
+    client = enter(predicted.folder)
+    assert send(client, predicted.dicom).json()["file"] == f"{predicted.dicom}.reviewed.nii.gz"
+    (review,) = reviews_of(predicted.folder, predicted.dicom)
+    assert review.is_whole()
+    after = bytes_of(predicted.folder)
+    assert {name: after[name] for name in before} == before
+    suffixes = (".json", ".nii.gz", ".rtstruct.dcm")
+    assert after.keys() - before.keys() == {f"{predicted.dicom}.reviewed{suffix}" for suffix in suffixes}
+    assert not [path for path in predicted.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_full_disk_loses_no_earlier_decision_and_leaves_nothing(
+    predicted: Predicted, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = enter(predicted.folder)
+    send(client, "flipped")
+    before = bytes_of(predicted.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("metricunet.files.own.os.link", full_disk)
+        patch.setattr("metricunet.files.own.os.replace", full_disk)
+        answer = send(client, "flipped")
+    assert answer.status_code == 400
+    assert "the disk is full" in answer.json()["error"]
+    assert bytes_of(predicted.folder) == before
+    assert send(client, "flipped").json()["number"] == 2
+
+
+def test_a_clock_that_is_set_back_puts_no_review_before_the_one_it_follows(
+    predicted: Predicted, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = enter(predicted.folder)
+    send(client, "flipped")
+    early = datetime(2001, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(
+        "metricunet.workflows.review.decide.datetime",
+        SimpleNamespace(now=lambda _: early, fromisoformat=datetime.fromisoformat),
+    )
+    send(client, "flipped")
+    first, second = reviews_of(predicted.folder, "flipped")
+    assert first.decided == second.decided
+    send(client, predicted.odd)  # no review of it that could be followed
+    (alone,) = reviews_of(predicted.folder, predicted.odd)
+    assert alone.decided == early.isoformat()
+
+
+def test_thirty_cases_are_listed_and_a_folder_is_moved_with_its_scans(
+    predicted: Predicted, enter: Enter, tmp_path: Path
+) -> None:
+    content = json.loads((predicted.folder / "flipped.quality.json").read_text())
+    content["scan"]["path"] = str(tmp_path / "gone")
+    for k in range(30):
+        shutil.copy(predicted.folder / "flipped.nii.gz", predicted.folder / f"many{k}.nii.gz")
+        (predicted.folder / f"many{k}.quality.json").write_text(json.dumps(content | {"case": f"many{k}"}))
+    moved = tmp_path / "elsewhere" / "<b>'moved'"
+    moved.parent.mkdir()
+    predicted.folder.parent.rename(moved)
+    client = enter(moved / "out")
+    assert len(client.get("/api/cases").json()["cases"]) == 34
+    assert send(client, "many29").json()["number"] == 1
+    shutil.rmtree(moved / "scans")
+    answer = client.get("/api/cases/many28")
+    assert answer.status_code == 400
+    assert "--scans" in answer.json()["error"]
 
 
 def test_files_of_others_are_stepped_over(predicted: Predicted, enter: Enter) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -364,6 +364,21 @@ def person_of(series: CtSeries) -> Person:
     if identifier:
         return "id", str(header.get("IssuerOfPatientID", "") or ""), identifier
     return ("name", name, born) if name else ("study", "", series.study_uid)
+
+
+def join_patients(cases: Iterable[SourceCase]) -> None:
+    """Give the DICOM cases of one patient one hash, whichever sources they come from; other cases stay.
+
+    Each source makes the hash from the studies that it holds itself, so those of two sources may differ.
+    """
+    by_person: dict[Person, list[DicomCase]] = {}
+    for case in cases:
+        if isinstance(case, DicomCase):
+            by_person.setdefault(person_of(case.series), []).append(case)
+    for own in by_person.values():
+        patient = min(case.patient for case in own)
+        for case in own:
+            case.patient = patient
 
 
 def patient_hashes(series: Sequence[CtSeries], people: Mapping[str, Person]) -> dict[str, str]:

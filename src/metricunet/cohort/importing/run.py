@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.contoured import CONTOURED_NAME, contoured_content
+from metricunet.cohort.importing.dicom_tree import join_patients
 from metricunet.cohort.importing.layouts import AUTO, Finder, find_cases
 from metricunet.cohort.importing.merge import merge
 from metricunet.cohort.importing.names_file import NamesFile, listed, read_names, skeleton
@@ -117,6 +118,7 @@ def import_cohort(
         given = None if names is None else read_names(names)
         found = [find_cases(source, layout, privacy, bars) for source in sources]
         _drop_twins(found)
+        join_patients(case for one in found for case in one.cases)
         left_out = [entry for one in found for entry in one.left_out]
         if not any(one.cases for one in found):
             _refuse(sources, left_out)

@@ -25,6 +25,7 @@ from metricunet.volume import Shape
 #: A page is not larger than this; e-mail and viewers of records take no more.
 MOST_BYTES = 20_000_000
 SCRIPTS = ("niivue.js", "paint.js", "viewer.js", "page.js")
+STYLES = ("base.css", "page.css")
 #: Nothing may be loaded, and no script may run but the one whose hash this is.
 CONTENT_POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
@@ -200,6 +201,6 @@ def _rendered(said: dict[str, Any], shown: dict[str, Any] | None, script: str) -
         shown=shown,
         script=script,
         policy=CONTENT_POLICY.format(scripts=f"'sha256-{digest}'" if shown else "'none'"),
-        style=(STATIC / "page.css").read_text(encoding="utf-8"),
+        style="".join((STATIC / name).read_text(encoding="utf-8") for name in STYLES),
         licence=(STATIC / "niivue.LICENSE.txt").read_text(encoding="utf-8") if shown else "",
     )

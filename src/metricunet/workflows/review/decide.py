@@ -123,14 +123,17 @@ def decide(opened: OpenedCase, verdict: Verdict, classes: Classes | None) -> tup
         earlier = reviews_of(folder, case)
         if earlier and earlier[-1].number > verdict.latest and not verdict.beside:
             raise MeanwhileReviewed(earlier[-1])
-        number = _free_number(folder, case, earlier[-1].number + 1 if earlier else 1)
+        following = earlier[-1].number + 1 if earlier else 1
+        # What a killed process placed under the next name, and did not come to state, makes room again.
+        OwnFiles(folder, f"{review_name(case, following)}{RECORD_SUFFIX}", COMMAND).tidy()
+        number = _free_number(folder, case, following)
         name = review_name(case, number)
         own = OwnFiles(folder, f"{name}{RECORD_SUFFIX}", COMMAND, inputs=opened.source.files)
         own.check([f"{name}{MASK_SUFFIX}", f"{name}{STRUCTURE_SET_SUFFIX}"])
         try:
             decision: Decision = "rejected"
             problem, changed = "", dict.fromkeys(opened.labels, 0)
-            moment = datetime.now(UTC)
+            moment = _moment_after(earlier)
             if not verdict.rejected and classes is not None:
                 changed = _changed(opened, classes)
                 decision = "corrected" if any(changed.values()) else "accepted"
@@ -142,6 +145,15 @@ def decide(opened: OpenedCase, verdict: Verdict, classes: Classes | None) -> tup
         finally:
             own.discard()
         return next(review for review in reviews_of(folder, case) if review.number == number), problem
+
+
+def _moment_after(earlier: tuple[Review, ...]) -> datetime:
+    """Return this moment; where the clock was set back since the case's last review, the moment of that one."""
+    now = datetime.now(UTC)
+    try:
+        return max([now, *(datetime.fromisoformat(review.decided) for review in earlier[-1:])])
+    except (TypeError, ValueError):  # of a program to come, which writes moments otherwise
+        return now
 
 
 def _content(

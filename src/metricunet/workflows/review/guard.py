@@ -35,7 +35,10 @@ HEADERS = {
     "cache-control": "no-store",
 }
 #: Sent by the browser itself from within the page, so that the strict cookie goes with it.
-ENTERED = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=/"><title>review</title>'
+ENTERED = (
+    '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=/">'
+    '<link rel="icon" href="data:,"><title>review</title>'
+)
 
 
 class Guard:

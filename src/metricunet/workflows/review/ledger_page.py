@@ -87,6 +87,7 @@ def render_ledger(ledger: Ledger, query: Mapping[str, str]) -> str:
     )
     words = {**asked, "structure": overview.structure}
     return _template().render(
+        problem="",
         overview=overview,
         drawings=[draw(chart) for chart in overview.charts],
         choices={
@@ -105,6 +106,11 @@ def render_ledger(ledger: Ledger, query: Mapping[str, str]) -> str:
         height=HEIGHT,
         edges=(LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM),
     )
+
+
+def render_no_ledger(problem: str) -> str:
+    """Return the page that says why there is no ledger to see."""
+    return _template().render(problem=problem)
 
 
 def draw(named: NamedChart) -> Drawing:
@@ -195,6 +201,9 @@ def _parts(overview: Overview, parts: tuple[str, ...]) -> list[tuple[str, float]
 def _axis(low: float, high: float, *, is_share: bool) -> tuple[float, float, float]:
     """Return the ends of an axis that holds the values, and the step of its ticks."""
     if is_share:
+        if high == low:  # one value fills no axis
+            low, high = low - 0.05, high + 0.05
+            low, high = (0.0, high - low) if low < 0 else (1.0 - (high - low), 1.0) if high > 1 else (low, high)
         low, high = max(0.0, low), min(1.0, high)
     wide = max(high - low, 0.02 if is_share else 1.0)
     power = 1.0

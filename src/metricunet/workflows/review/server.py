@@ -17,17 +17,18 @@ from metricunet.inference.page.script import STATIC as SHARED_STATIC
 from metricunet.ledger.table import csv_lines, read_rows
 from metricunet.workflows.review.decide import MeanwhileReviewed, Verdict
 from metricunet.workflows.review.desk import Desk
-from metricunet.workflows.review.ledger_page import render_ledger
+from metricunet.workflows.review.ledger_page import render_ledger, render_no_ledger
 
 STATIC = Path(__file__).with_name("static")
-#: These scripts are also in the page that `predict --page` writes.
-SHARED = ("viewer.js", "paint.js", "niivue.js", "niivue.LICENSE.txt")
+#: These are also in the page that `predict --page` writes.
+SHARED = ("base.css", "viewer.js", "paint.js", "niivue.js", "niivue.LICENSE.txt")
 #: Every file that is served, with its type. Nothing else in any folder can be asked for.
 PAGES = {
     "": ("index.html", "text/html; charset=utf-8"),
     "review.js": ("review.js", "text/javascript; charset=utf-8"),
     "viewer.js": ("viewer.js", "text/javascript; charset=utf-8"),
     "paint.js": ("paint.js", "text/javascript; charset=utf-8"),
+    "base.css": ("base.css", "text/css; charset=utf-8"),
     "review.css": ("review.css", "text/css; charset=utf-8"),
     "ledger.css": ("ledger.css", "text/css; charset=utf-8"),
     "niivue.js": ("niivue.js", "text/javascript; charset=utf-8"),
@@ -83,8 +84,12 @@ def create_app(desk: Desk) -> FastAPI:
 
     @app.get("/ledger")
     def ledger(request: Request) -> Response:
-        html = render_ledger(desk.ledger(), request.query_params)
-        return Response(html, media_type="text/html; charset=utf-8")
+        status = 200
+        try:
+            html = render_ledger(desk.ledger(), request.query_params)
+        except InputError as error:  # said on a page, for it is one that was asked for
+            html, status = render_no_ledger(told(error)), 400
+        return Response(html, status, media_type="text/html; charset=utf-8")
 
     @app.get("/ledger.csv")
     def ledger_csv() -> Response:

@@ -2,12 +2,12 @@
 
 import { NVImage } from "./niivue.js";
 import { Mask } from "./paint.js";
-import { PLANES, STYLES, Viewer, WINDOWS } from "./viewer.js";
+import { PLANES, STYLES, Viewer, WINDOWS, isTyping, releaseKeys } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
 const INT16 = 4; // NIfTI's code of the datatype
 
-const state = { viewer: null, facts: null, mask: null, numbers: null, slices: [], style: 0, hidden: new Set() };
+const state = { viewer: null, facts: null, mask: null, slices: [], style: 0, hidden: new Set() };
 
 // --- What the page holds ------------------------------------------------------------------------------------------
 
@@ -36,7 +36,7 @@ function unpackedHu(planes) {
 function rank() {
   const known = [...state.facts.slices].sort((a, b) => b.mm - a.mm || a.k - b.k);
   const numbers = [...document.querySelectorAll("#structures tr")].map((row) => Number(row.dataset.number));
-  const plain = known.length ? [] : new Mask(state.facts.dims, state.facts.spacing_mm, state.numbers).slicesWith(numbers[0]);
+  const plain = known.length ? [] : state.mask.slicesWith(numbers[0]);
   state.slices = known.length ? known : plain.map((k) => ({ k, mm: null }));
   $("slices-title").textContent = known.length ? "Slices by expected error" : "Slices";
   const items = state.slices.map((slice) => {
@@ -62,41 +62,15 @@ function sliceNumber(k) {
   return first + k * many + Math.floor((many - 1) / 2) + 1;
 }
 
-// The middle of what `isIn` holds for in the slices from first to last.
-function middleOf(isIn, first = 0, last = state.facts.dims[2] - 1) {
-  const [nx, ny] = state.facts.dims;
-  const sums = [0, 0, 0];
-  let count = 0;
-  for (let k = first, n = first * nx * ny; k <= last; k++) {
-    for (let j = 0; j < ny; j++) {
-      for (let i = 0; i < nx; i++, n++) {
-        if (!isIn(state.numbers[n])) continue;
-        [i, j, k].forEach((v, a) => (sums[a] += v));
-        count += 1;
-      }
-    }
-  }
-  return count ? sums.map((sum) => Math.round(sum / count)) : null;
-}
-
 function goToSlice(k) {
   const [nx, ny] = state.facts.dims;
-  const middle = middleOf((number) => number > 0, k, k) ?? [nx >> 1, ny >> 1, k];
-  state.viewer.goTo([middle[0], middle[1], k]);
+  state.viewer.goTo(state.mask.middle((number) => number > 0, k, k) ?? [nx >> 1, ny >> 1, k]);
 }
 
 function nextRanked(by) {
   if (!state.slices.length) return;
   const at = state.slices.findIndex((slice) => slice.k === state.viewer.position[2]);
   goToSlice(state.slices[Math.min(state.slices.length - 1, Math.max(0, at < 0 ? 0 : at + by))].k);
-}
-
-// Show the structures that are not hidden.
-function showStructures() {
-  const shown = state.hidden.size ? state.numbers.map((number) => (state.hidden.has(number) ? 0 : number)) : state.numbers;
-  state.mask = new Mask(state.facts.dims, state.facts.spacing_mm, shown);
-  state.viewer.setMask(state.mask);
-  setStyle(state.style);
 }
 
 function arrangeStructures() {
@@ -106,10 +80,10 @@ function arrangeStructures() {
     box.addEventListener("change", () => {
       if (box.checked) state.hidden.delete(number);
       else state.hidden.add(number);
-      showStructures();
+      state.viewer.setHidden(state.hidden);
     });
     row.querySelector("button").addEventListener("click", () => {
-      const middle = middleOf((other) => other === number);
+      const middle = state.mask.middleOf(number);
       if (middle) state.viewer.goTo(middle);
     });
   }
@@ -165,7 +139,7 @@ const KEYS = {
 };
 
 function pressed(event) {
-  if (event.target.closest("select, input") || event.altKey || event.ctrlKey || event.metaKey) return;
+  if (isTyping(event) || event.altKey || event.ctrlKey || event.metaKey) return;
   // NiiVue has keys of its own, which are none of this page's.
   event.stopPropagation();
   if (!state.mask || !KEYS[event.key]) return;
@@ -197,6 +171,7 @@ function arrange() {
   }
   $("window").addEventListener("change", () => setWindow(Number($("window").value)));
   $("style").addEventListener("change", () => setStyle(Number($("style").value)));
+  releaseKeys();
   window.addEventListener("keydown", pressed, true);
   $("stage").addEventListener("wheel", rolled, { capture: true, passive: false });
   $("stage").addEventListener("contextmenu", (event) => event.preventDefault());
@@ -207,7 +182,6 @@ async function begin() {
     state.facts = JSON.parse($("facts").textContent);
     const { dims, spacing_mm: spacing } = state.facts;
     const [hu, numbers] = [unpackedHu(await inflated("scan")), await inflated("numbers")];
-    state.numbers = numbers;
     const viewer = new Viewer(moved);
     await viewer.attach($("planes-canvas"), $("solid-canvas"));
     state.viewer = viewer;

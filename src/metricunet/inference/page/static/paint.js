@@ -13,15 +13,22 @@ export class Mask {
     this.done = [];
     this.undone = [];
     this.open = null;
-    this.saved = 0;
+    this.bottom = {}; // stands for what cannot be undone any more
+    this.saved = this.bottom;
   }
 
   at(i, j, k) {
     return this.data[i + this.dims[0] * (j + this.dims[1] * k)];
   }
 
+  // The last step that was done and not undone.
+  get top() {
+    return this.done.at(-1) ?? this.bottom;
+  }
+
+  // Whether the voxels are others than those after the step that is saved.
   get isChanged() {
-    return this.done.length !== this.saved;
+    return this.top !== this.saved;
   }
 
   get strides() {
@@ -48,13 +55,9 @@ export class Mask {
     const indices = Uint32Array.from(changes, (c) => c[0]);
     const before = Uint8Array.from(changes, (c) => c[1]);
     const after = Uint8Array.from(changes, (c) => this.data[c[0]]);
-    if (this.saved > this.done.length) this.saved = -1; // what was saved can no longer be reached by redoing
     this.done.push({ indices, before, after });
     this.undone = [];
-    if (this.done.length > MOST_UNDO) {
-      this.done.shift();
-      this.saved -= 1;
-    }
+    if (this.done.length > MOST_UNDO) this.bottom = this.done.shift();
     return changes.length;
   }
 
@@ -72,10 +75,6 @@ export class Mask {
     step.indices.forEach((index, n) => (this.data[index] = step.after[n]));
     this.done.push(step);
     return true;
-  }
-
-  markSaved() {
-    this.saved = this.done.length;
   }
 
   // Paint the voxels whose centres lie within a radius of the line from one point to another, in one slice.
@@ -125,6 +124,30 @@ export class Mask {
       if (from >= 0 && from < (k + 1) * size) found.push(k);
     }
     return found;
+  }
+
+  // The middle of a structure, in whole voxels; null where it has none.
+  middleOf(value) {
+    return this.middle((other) => other === value, 0, this.dims[2] - 1);
+  }
+
+  // The middle of what `isIn` holds for in the axial slices from first to last; null where it holds nowhere.
+  middle(isIn, first, last) {
+    const [nx, ny] = this.dims;
+    const sums = [0, 0, 0];
+    let count = 0;
+    for (let k = first, n = first * nx * ny; k <= last; k++) {
+      for (let j = 0; j < ny; j++) {
+        for (let i = 0; i < nx; i++, n++) {
+          if (!isIn(this.data[n])) continue;
+          sums[0] += i;
+          sums[1] += j;
+          sums[2] += k;
+          count += 1;
+        }
+      }
+    }
+    return count ? sums.map((sum) => Math.round(sum / count)) : null;
   }
 
   // Fill the slices that lack a structure between two that hold it: between their outlines, by distance.
@@ -198,10 +221,11 @@ export class Mask {
         wide.data.set(this.data.subarray(from, from + nx), move(from));
       }
     }
-    const moved = (step) => ({ ...step, indices: step.indices.map(move) });
-    wide.done = this.done.map(moved);
-    wide.undone = this.undone.map(moved);
-    wide.saved = this.saved;
+    const moved = new Map([...this.done, ...this.undone].map((step) => [step, { ...step, indices: step.indices.map(move) }]));
+    wide.done = this.done.map((step) => moved.get(step));
+    wide.undone = this.undone.map((step) => moved.get(step));
+    wide.bottom = this.bottom;
+    wide.saved = moved.get(this.saved) ?? this.saved;
     return wide;
   }
 }

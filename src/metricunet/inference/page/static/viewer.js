@@ -30,6 +30,20 @@ export const PLANES = {
   sagittal: { wide: alone(SAGITTAL), narrow: alone(SAGITTAL) },
 };
 
+// Whether a key is meant for what it is pressed in, and is none of the page's.
+export function isTyping(event) {
+  const { target, key } = event;
+  if (target.closest("textarea, dialog, input:not([type=checkbox], [type=range])")) return true;
+  return Boolean(target.closest("select, input")) && (key.startsWith("Arrow") || key === "Home" || key === "End");
+}
+
+// What was chosen with the mouse gives the keys back to the page.
+export function releaseKeys() {
+  document.addEventListener("change", ({ target }) => {
+    if (target.matches("select, [type=checkbox], [type=range]") && !target.matches(":focus-visible")) target.blur();
+  });
+}
+
 // The axis that a plane is across, by NiiVue's number of the plane.
 const AXIS_OF_PLANE = [2, 1, 0];
 const BACKGROUND = [0.04, 0.05, 0.06, 1];
@@ -87,11 +101,11 @@ export class Viewer {
     const [low, high] = WINDOWS[0].range;
     const image = await NVImage.loadFromUrl({ url: "scan.nii", name: "scan.nii", buffer: scan, cal_min: low, cal_max: high });
     if (!isWanted()) return false;
-    this.colours = drawingColours(colours);
+    this.colours = colours;
     for (const volume of [...nv.volumes]) nv.removeVolume(volume);
     if (nv.drawBitmap) nv.closeDrawing(); // it is that of another field
     nv.addVolume(image);
-    nv.setDrawColormap(this.colours);
+    this.setHidden([]);
     this.setMask(mask);
     return true;
   }
@@ -154,7 +168,7 @@ export class Viewer {
     if (turn !== this.solidTurn) return; // something newer is being drawn
     clear();
     nv.addVolume(empty);
-    nv.setDrawColormap(this.colours);
+    nv.setDrawColormap(drawingColours(this.colours, this.hidden));
     nv.createEmptyDrawing();
     nv.drawBitmap = part;
     nv.setDrawOpacity(1);
@@ -171,6 +185,14 @@ export class Viewer {
   setStyle(style) {
     this.planes.drawRimOpacity = style.outline;
     this.planes.setDrawOpacity(style.inside);
+  }
+
+  // Hide structures, by their numbers, in the planes and in space; all others are shown.
+  setHidden(numbers) {
+    this.hidden = new Set(numbers);
+    const colours = drawingColours(this.colours, this.hidden);
+    this.planes.setDrawColormap(colours);
+    if (this.solid?.volumes.length) this.solid.setDrawColormap(colours);
   }
 
   setPlane(name) {
@@ -258,14 +280,14 @@ export class Viewer {
   }
 }
 
-// NiiVue's table of colours for the numbers of structures; 0 is nothing.
-function drawingColours(colours) {
+// NiiVue's table of colours for the numbers of structures; 0 is nothing, and what is hidden has no opacity.
+function drawingColours(colours, hidden) {
   const all = [[0, 0, 0], ...colours];
   return {
     R: all.map((c) => c[0]),
     G: all.map((c) => c[1]),
     B: all.map((c) => c[2]),
-    A: all.map((_, n) => (n ? 255 : 0)),
+    A: all.map((_, n) => (n && !hidden.has(n) ? 255 : 0)),
     labels: all.map((_, n) => String(n)),
   };
 }

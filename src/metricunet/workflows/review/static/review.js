@@ -1,7 +1,7 @@
 // The page: lists cases, shows one, takes strokes, and sends decisions. All text of files is set as text, never as HTML.
 
 import { Mask } from "./paint.js";
-import { PLANES, STYLES, Viewer, WINDOWS } from "./viewer.js";
+import { PLANES, STYLES, Viewer, WINDOWS, isTyping, releaseKeys } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
 const SOLID_PAUSE_MS = 700;
@@ -15,6 +15,7 @@ const state = {
   field: null, // what part of the scan is shown
   mask: null,
   ranked: [], // slices of the field, the most doubtful first
+  hidden: new Set(), // numbers of structures
   tool: "look",
   style: 0,
   opening: 0, // counts attempts, so that a slow one does not win over a later one
@@ -92,14 +93,14 @@ async function loadList() {
     button.dataset.name = entry.name;
     if (entry.name === state.name) button.setAttribute("aria-current", "true");
     button.append(element("span", { className: "name", textContent: entry.name }));
-    button.append(element("span", { className: "mark", textContent: entry.decision ? `✓ ${entry.decision}` : "" }));
     const said = element("span", { className: "said" });
     said.append(element("span", { className: entry.verdict, textContent: entry.verdict || "no verdict" }));
     if (entry.doubt) {
       said.append(" · doubt ", element("span", { className: entry.doubt, textContent: entry.doubt }));
     }
-    if (entry.expected_error_mm !== null) said.append(` · ${entry.expected_error_mm.toFixed(1)} mm`);
+    if (entry.expected_error_mm !== null) said.append(` · error ${entry.expected_error_mm.toFixed(1)} mm`);
     button.append(said);
+    if (entry.decision) button.append(element("small", { textContent: `✓ ${entry.decision}` }));
     button.addEventListener("click", () => changeCase(entry.name));
     const item = document.createElement("li");
     item.append(button);
@@ -131,6 +132,7 @@ async function openCase(name, review = null) {
   cover(`Reading ${name} …`);
   state.name = name;
   state.info = state.mask = null;
+  state.hidden.clear();
   document.title = `${name} · metricunet review`;
   history.replaceState(null, "", `#${encodeURIComponent(name)}`);
   for (const button of $("cases").querySelectorAll("button")) {
@@ -142,7 +144,7 @@ async function openCase(name, review = null) {
   $("reason").value = "";
   $("case-name").textContent = name;
   $("verdict").replaceChildren();
-  for (const id of ["reasons", "slices"]) $(id).replaceChildren();
+  for (const id of ["reasons", "structures", "slices"]) $(id).replaceChildren();
   $("decided").textContent = "";
   enable();
   try {
@@ -181,6 +183,7 @@ async function show(attempt, info, field, scan, voxels) {
   const colours = info.structures.map((s) => s.colour);
   if (!(await state.viewer.load(scan, mask, colours, () => attempt === state.opening))) return false;
   Object.assign(state, { info, field, mask });
+  state.viewer.setHidden(state.hidden);
   state.viewer.setStyle(STYLES[state.style]);
   state.viewer.setWindow(WINDOWS[$("window").value].range);
   const whole = field.shape.every((n, a) => n === state.info.whole.shape[a]);
@@ -197,6 +200,7 @@ function rank() {
     .filter((s) => s.k >= 0 && s.k < state.mask.dims[2]);
   known.sort((a, b) => b.mm - a.mm || a.k - b.k);
   const target = state.info.structures[0]?.number ?? 1;
+  $("slices-title").textContent = known.length ? "Slices by expected error" : "Slices";
   const plain = known.length ? [] : state.mask.slicesWith(target).map((k) => ({ k, z: null, mm: null }));
   state.ranked = known.length ? known : plain;
   const most = known.length ? known[0].mm : 0;
@@ -220,17 +224,8 @@ function rank() {
 function goToSlice(slice) {
   const [nx, ny, nz] = state.mask.dims;
   if (!slice) return state.viewer.goTo([nx / 2, ny / 2, nz / 2].map(Math.floor));
-  let [sumX, sumY, count] = [0, 0, 0];
-  for (let j = 0; j < ny; j++) {
-    for (let i = 0; i < nx; i++) {
-      if (!state.mask.at(i, j, slice.k)) continue;
-      sumX += i;
-      sumY += j;
-      count += 1;
-    }
-  }
-  const middle = count ? [Math.round(sumX / count), Math.round(sumY / count)] : [nx >> 1, ny >> 1];
-  state.viewer.goTo([...middle, slice.k]);
+  const middle = state.mask.middle((number) => number > 0, slice.k, slice.k) ?? [nx >> 1, ny >> 1, slice.k];
+  state.viewer.goTo(middle);
 }
 
 function nextRanked(by) {
@@ -251,13 +246,46 @@ function describe() {
   const last = info.reviews.at(-1);
   $("decided").textContent = last ? inWords(last) : "Not decided yet.";
   $("reason").value = last?.reason ?? "";
-  options($("structure"), info.structures.map((s) => [s.number, s.name.replaceAll("_", " ")]));
+  options($("structure"), info.structures.map((s) => [s.number, inText(s.name)]));
+  $("structures").replaceChildren(...info.structures.map(structureRow));
+  markStructure();
   const versions = [[PREDICTION, "prediction"]];
   for (const review of info.reviews.filter((r) => r.has_mask)) {
     versions.push([review.number, `review ${review.number} (${review.decision})`]);
   }
   options($("version"), versions, info.shown);
 }
+
+// A structure with its colour: whether it is shown, and by its name a way to its middle and to the brush.
+function structureRow({ number, name, colour }) {
+  const row = element("tr", {});
+  row.dataset.number = number;
+  const box = element("input", { type: "checkbox", checked: true, ariaLabel: `Show ${inText(name)}` });
+  box.addEventListener("change", () => {
+    if (box.checked) state.hidden.delete(number);
+    else state.hidden.add(number);
+    state.viewer.setHidden(state.hidden);
+  });
+  const swatch = element("span", { className: "colour" });
+  swatch.style.background = `rgb(${colour.join(",")})`;
+  const button = element("button", { type: "button", title: "Go to its middle, and paint it", textContent: inText(name) });
+  button.addEventListener("click", () => {
+    $("structure").value = number;
+    markStructure();
+    const middle = state.mask?.middleOf(number);
+    if (middle && !isCovered()) state.viewer.goTo(middle);
+  });
+  for (const part of [box, swatch, button]) row.insertCell().append(part);
+  return row;
+}
+
+function markStructure() {
+  for (const row of $("structures").rows) {
+    row.querySelector("button").setAttribute("aria-pressed", String(Number(row.dataset.number) === structure()));
+  }
+}
+
+const inText = (name) => name.replaceAll("_", " ");
 
 function inWords(review) {
   const when = new Date(review.decided).toLocaleString();
@@ -424,7 +452,7 @@ async function decide(rejected, beside = false) {
     start: field.start,
     shape: field.shape,
   };
-  const steps = mask.done.length;
+  const step = mask.top;
   const json = new TextEncoder().encode(JSON.stringify(fields));
   const length = new Uint8Array(4);
   new DataView(length.buffer).setUint32(0, json.length, true);
@@ -444,7 +472,7 @@ async function decide(rejected, beside = false) {
       if (!rejected) {
         info.shown = review.number;
         // Strokes that were made while it was being saved are still to be saved.
-        mask.saved = steps;
+        mask.saved = step;
         const offered = $("version");
         offered.add(new Option(`review ${review.number} (${review.decision})`, review.number));
         offered.value = String(review.number);
@@ -498,7 +526,6 @@ function say(text, bad = false) {
 // While something is read, or nothing can be shown, a text lies over the picture and nothing can be changed.
 function cover(text) {
   $("covering").textContent = text;
-  $("covering").classList.toggle("opaque", Boolean(text));
   enable();
 }
 
@@ -517,12 +544,12 @@ function moved(position, hu) {
   const [i, j, k] = position;
   const first = turned(state.field.start);
   const number = state.mask.at(i, j, k);
-  const name = state.info.structures.find((s) => s.number === number)?.name.replaceAll("_", " ") ?? "no structure";
+  const under = state.info.structures.find((s) => s.number === number);
   const slice = state.ranked.find((s) => s.k === k && s.mm !== null);
   $("place").textContent = [
     `Slice ${k + first[2] + 1} of ${state.info.whole.shape[0]}`,
     `${Math.round(hu)} HU`,
-    name,
+    under ? inText(under.name) : "no structure",
     ...(slice ? [`expected error ${slice.mm.toFixed(1)} mm`] : []),
   ].join(" · ");
   for (const button of $("slices").querySelectorAll("button")) {
@@ -576,7 +603,7 @@ const KEYS = [
 ];
 
 function pressed(event) {
-  if (event.target.closest("input, textarea, select, dialog") || event.altKey || !state.viewer) return;
+  if (isTyping(event) || event.altKey || !state.viewer) return;
   const modified = event.ctrlKey || event.metaKey;
   if (modified && event.key.toLowerCase() !== "z") return;
   const found = KEYS.find(([key]) => key === event.key || (modified && key === event.key.toLowerCase()));
@@ -611,9 +638,9 @@ function arrange() {
     $("planes").append(button);
   }
   for (const [, key, words] of KEYS) {
-    const row = $("keys").insertRow();
-    row.insertCell().append(element("kbd", { textContent: key }));
-    row.insertCell().textContent = words;
+    const item = element("li", {});
+    item.append(element("kbd", { textContent: key }), element("span", { textContent: words }));
+    $("keys").append(item);
   }
   $("window").addEventListener("change", () => setWindow(Number($("window").value)));
   $("style").addEventListener("change", () => setStyle(Number($("style").value)));
@@ -622,6 +649,7 @@ function arrange() {
     $("version").value = state.info.shown;
     changeCase(state.name, wanted);
   });
+  $("structure").addEventListener("change", markStructure);
   $("whole").addEventListener("click", toggleWhole);
   $("tools").addEventListener("click", (event) => event.target.dataset.tool && setTool(event.target.dataset.tool));
   $("radius").addEventListener("input", () => setRadius(radius()));
@@ -634,6 +662,7 @@ function arrange() {
   $("save-beside").addEventListener("click", () => decide(state.pending.rejected, true));
   $("open-theirs").addEventListener("click", () => changeCase(state.name, state.pending.theirs));
   $("help-button").addEventListener("click", () => $("help").showModal());
+  releaseKeys();
   window.addEventListener("keydown", pressed, true);
   $("stage").addEventListener("wheel", rolled, { capture: true, passive: false });
   $("stage").addEventListener("contextmenu", (event) => event.preventDefault());
