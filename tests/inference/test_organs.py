@@ -19,7 +19,8 @@ from metricunet.files.nifti import read_labels, write_nifti
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.seg.read import read_seg
 from metricunet.inference.predict import predict
-from metricunet.inference.predictor import Predictor
+from metricunet.inference.predictor import LoadedModel, Predictor
+from metricunet.inference.segmenter import Stage
 from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import judge
 from metricunet.stages.segment import View, read_field
@@ -224,6 +225,31 @@ def test_an_organ_is_cropped_where_its_box_cuts_it_and_the_scan_goes_on(
     quality = judge("c", long, found)
     assert quality.structures["bladder"]["cropped"] == (cropped and not scan_end)
     assert ("organ_cut" in [flag.code for flag in quality.flags]) == (cropped and not scan_end)
+
+
+@pytest.mark.parametrize("wanted", ["prostate", "vesicles"])
+def test_where_no_organ_is_wanted_their_network_does_not_compute(
+    model: Path, scan: Volume, found: Prediction, wanted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    computed = []
+    compute = LoadedModel.probabilities
+
+    def counted(self: LoadedModel, stage: Stage, hu: np.ndarray) -> np.ndarray:
+        computed.append(stage)
+        return compute(self, stage, hu)
+
+    monkeypatch.setattr(LoadedModel, "probabilities", counted)
+    write_nifti(tmp_path / "ct.nii.gz", scan)
+    predict([tmp_path / "ct.nii.gz"], [model], tmp_path / "out", structures=[wanted], device="cpu")
+    assert set(computed) == {"locate", "segment"}
+    said = json.loads((tmp_path / "out" / "ct.quality.json").read_text())
+    assert list(said["structures"]) == [wanted]
+    assert not any("bladder" in reason or "head" in reason for reason in said["reasons"])
+    labels = read_labels(tmp_path / "out" / "ct.nii.gz").array
+    assert found.labels is not None
+    np.testing.assert_array_equal(labels != 0, found.labels.array == LABELS[wanted])
+    predict([tmp_path / "ct.nii.gz"], [model], tmp_path / "more", structures=[wanted, "bladder"], device="cpu")
+    assert "organs" in computed
 
 
 def test_the_files_hold_organs_and_target_alike(model: Path, scan: Volume, tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ def predict(
         output: folder of CASE.nii.gz and the other files of a case, CASE.quality.json and run.json.
         formats: of `nifti`, `probability`, `probability_uint8`, `page` (to look at in a browser), and `rtstruct`,
             `seg` and `probability_seg`, which need DICOM input.
-        structures: of the models, which alone are written; None for all. The verdict is that of all.
+        structures: of the models, which alone are written; None for all. The verdict is that of all that was
+            segmented: the organs' network computes only where one of its structures is among them.
         series: SeriesInstanceUID to take alone.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         runtime: `torch` for model files or `onnx` for exported models; None for what the models are.
@@ -297,7 +298,7 @@ class _Work:
 
     def compute(self, entry: ScanInput, scan: _Scan) -> _Segmented:
         began = time.perf_counter()
-        prediction = self.predictor.predict(scan.volume)
+        prediction = self.predictor.predict(scan.volume, self.files.chosen)
         quality = judge(entry.case, scan.volume, prediction, entry.notes)
         if self.files.chosen:
             prediction, quality = prediction.only(self.files.chosen), quality.only(self.files.chosen)

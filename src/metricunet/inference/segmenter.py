@@ -112,18 +112,29 @@ class Segmenter:
         """What the first model says of itself; what all of them say together is `ensemble`."""
         return self.models[0].card
 
-    def predict(self, scan: Volume) -> Prediction:
-        """Segment a scan in HU, on any grid."""
-        return self.segment(scan, self.locate(scan))
+    def predict(self, scan: Volume, structures: Sequence[str] = ()) -> Prediction:
+        """Segment a scan in HU, on any grid.
+
+        Args:
+            scan: in HU.
+            structures: those that are wanted; empty for all. Where none of the organs' network is among them, that
+                network does not compute, and the prediction holds none of its structures.
+        """
+        return self.segment(scan, self.locate(scan), structures)
 
     def locate(self, scan: Volume) -> Localisation:
         """Find the target in a scan in HU: stage 1."""
         return localise(self._coarse_probability(scan.canonical()), self.ensemble.ranges.get("volume_ml"))
 
-    def segment(self, scan: Volume, found: Localisation) -> Prediction:
+    def segment(self, scan: Volume, found: Localisation, structures: Sequence[str] = ()) -> Prediction:
         """Segment a scan around what was found: stage 2, and the organs' network where there is one.
 
         A part of the scan that holds the crop and a margin will do where nothing is run again.
+
+        Args:
+            scan: in HU.
+            found: what stage 1 found.
+            structures: as for `predict`.
         """
         image = scan.canonical()
         if found.centre_mm is None:
@@ -145,8 +156,8 @@ class Segmenter:
                 view = None  # from there the target is not seen at all: the crop before stays
         assert kept is not None
         crops[used] = replace(crops[used], used=True)
-        organs = None
-        if self.ensemble.organs_structures:
+        organs, there = None, self.ensemble.organs_structures
+        if there and (not structures or any(name in there for name in structures)):
             organs = self._segment_organs(image, View(found.centre_mm), kept)
         return self._paste(scan, image, kept, organs, tuple(crops), found)
 
