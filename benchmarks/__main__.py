@@ -187,6 +187,18 @@ def first_slice(
 
 
 @app.command()
+def node_delivery(
+    folder: Annotated[Path, typer.Argument(help="DICOM folder with one CT series.")],
+    cases: Annotated[int, typer.Option(min=1, help="Of each kind: as the files are, and uncompressed.")] = 20,
+    json: Json = False,
+) -> None:
+    """From a scan at a node to its structure set at a peer: seconds of each case, memory after each."""
+    from benchmarks.node_delivery import bench_node_delivery
+
+    _show(bench_node_delivery(folder, cases, lambda line: typer.echo(line, err=True)), json)
+
+
+@app.command()
 def review_loop(home: Path | None = None, device: Device = "auto", json: Json = False) -> None:
     """Predict phantoms, correct the worst by script, learn from them: Dice of unseen ones before and after."""
     from benchmarks.review_loop import bench_review_loop
