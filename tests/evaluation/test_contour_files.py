@@ -22,6 +22,7 @@ from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.files.seg.write import write_seg
 from metricunet.inference import structure_set
 from metricunet.volume import Volume
+from metricunet.workflows.review.decide import MARK as REVIEW_MARK
 from tests.support.command import Command
 from tests.support.structure_sets import Mask, ellipsoid, make_series, rtstruct, square, structure
 
@@ -462,6 +463,30 @@ class TestNaming:
             for name in (f"Prostate{mark}", f"Prostate{mark}_2"):
                 assert MARK.search(name)
                 assert unmarked(name) == "Prostate"
+        assert unmarked(f"Prostate{REVIEW_MARK}") == unmarked(f"Prostate{REVIEW_MARK}_2") == "Prostate"
+
+    def test_an_automatic_set_meets_the_reviewed_one(self, series: CtSeries, tmp_path: Path) -> None:
+        auto = write_set(tmp_path / "a.dcm", series, {"Prostate^autosyn": gland(series, (0, 0, 1))})
+        reviewed = write_set(
+            tmp_path / "r.dcm", series, {"Prostate^auto": gland(series, (0, 1, 1)), "Prostate^rev": gland(series)}
+        )
+        result = evaluate(auto, reviewed, tmp_path / "out", scan=series.folder)
+        (row,) = result.rows
+        assert row.structure == "Prostate"
+        assert abs(row.measures.shift_left_mm or 0) > 0
+        assert row.measures.shift_back_mm == 0
+
+    def test_a_spelling_that_is_nearly_in_the_file_is_not_called_missed(
+        self, series: CtSeries, tmp_path: Path
+    ) -> None:
+        auto = write_set(tmp_path / "a.dcm", series, {"Prostate^auto": gland(series)})
+        drawn = write_set(tmp_path / "r.dcm", series, {"prostate": gland(series)})
+        names = names_file(tmp_path / "n.yaml", 'prostate: [prostate]\nignore: ["*"]\n')
+        with pytest.raises(InputError, match=r"no spelling of prostate .* has Prostate\^auto; add 'Prostate'"):
+            evaluate(auto, drawn, tmp_path / "out", scan=series.folder, names=names)
+        names = names_file(tmp_path / "n.yaml", "prostate: [prostate]\nignore: [Prostate]\n")
+        result = evaluate(auto, drawn, tmp_path / "out", scan=series.folder, names=names)
+        assert [row.outcome for row in result.rows] == ["missed"]
 
     @pytest.mark.parametrize("kind", ["rtstruct", "seg"])
     def test_a_set_that_holds_both_is_compared_with_itself(

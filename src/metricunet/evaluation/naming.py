@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metricunet.cohort.importing.names_file import NamesFile, listed
 from metricunet.cohort.names import TG263_NAMES
@@ -15,6 +15,8 @@ from metricunet.evaluation.measures import SURFACE_TOLERANCE_MM
 
 #: What a prediction's structure set adds to a structure's name: ^auto, ^autosyn, and a number where it was taken.
 MARK = re.compile(r"\^auto(syn)?(_\d+)?$")
+#: What a review's structure set adds: somebody has looked at it, so it is no prediction.
+REVIEWED = re.compile(r"\^rev(_\d+)?$")
 #: Names that one note lists.
 MOST_NAMED = 8
 
@@ -85,8 +87,8 @@ class ChosenStructures:
 
 
 def unmarked(spelling: str) -> str:
-    """Return a name without the mark that predictions give to it."""
-    return MARK.sub("", spelling.strip())
+    """Return a name without the mark that predictions and reviews give to it."""
+    return REVIEWED.sub("", MARK.sub("", spelling.strip()))
 
 
 def counted_names(names: Sequence[str], naming: Naming, predicted: bool) -> tuple[str, ...]:
@@ -100,7 +102,7 @@ def counted_names(names: Sequence[str], naming: Naming, predicted: bool) -> tupl
         naming: which names are one.
         predicted: whether it is the side that is judged.
     """
-    marked = {name for name in names if unmarked(name) != name.strip()}
+    marked = {name for name in names if MARK.search(name.strip())}
     if predicted:
         return tuple(name for name in names if name in marked or not marked)
     plain = {naming.structure_of(name) for name in names if name not in marked}
@@ -143,6 +145,7 @@ def choose_structures(
                 keys[name] = str(key)
     if not keys:
         raise InputError(_none_in_common(naming, cases, sides))
+    _refuse_near_misses(naming, keys.values(), cases, sides[0])
     notes = [
         note
         for side, names in (("predictions", "prediction"), ("references", "reference"))
@@ -227,6 +230,36 @@ def _none_in_common(naming: Naming, cases: Sequence[NamedCase], sides: tuple[str
         f"{naming.file.source}: no spelling in it is the name of a structure in {sides[1]} (which has {drawn}); "
         "list the names as they are spelled there"
     )
+
+
+def _refuse_near_misses(naming: Naming, keys: Iterable[str], cases: Sequence[NamedCase], side: str) -> None:
+    """Refuse to call a structure missed that no prediction names as the names file does, and some nearly so.
+
+    Raises:
+        InputError: it names the first one.
+    """
+    if naming.file is None:
+        return
+    file = naming.file
+    by_name = replace(file, ignore=tuple(pattern for pattern in file.ignore if pattern.strip("*")))
+    there = dict.fromkeys(name for case in cases for name in case.prediction)
+    for key in keys:
+        if any(naming.structure_of(name) == key for name in there):
+            continue
+        meant = {_folded(name) for name in (key, *file.structures[key])}
+        near = [
+            name
+            for name in there
+            if _folded(unmarked(name)) in meant
+            and naming.structure_of(name) is None
+            and not by_name.ignores(name)
+            and not by_name.ignores(unmarked(name))
+        ]
+        if near:
+            raise InputError(
+                f"{file.source}: no spelling of {key} is the name of a structure in {side}, which has "
+                f"{listed(near, MOST_NAMED)}; add {unmarked(near[0])!r} to its spellings, or to ignore"
+            )
 
 
 def _left_out(naming: Naming, keys: Iterable[str], side: str, names: Sequence[Sequence[str]]) -> str:

@@ -98,9 +98,9 @@ async function loadList() {
     if (entry.doubt) {
       said.append(" · doubt ", element("span", { className: entry.doubt, textContent: entry.doubt }));
     }
-    if (entry.expected_error_mm !== null) said.append(` · error ${entry.expected_error_mm.toFixed(1)} mm`);
-    button.append(said);
-    if (entry.decision) button.append(element("small", { textContent: `✓ ${entry.decision}` }));
+    const more = entry.expected_error_mm === null ? [] : [`error ${entry.expected_error_mm.toFixed(1)} mm`];
+    if (entry.decision) more.push(`✓ ${entry.decision}`);
+    button.append(said, element("small", { textContent: more.join(" · ") }));
     button.addEventListener("click", () => changeCase(entry.name));
     const item = document.createElement("li");
     item.append(button);
