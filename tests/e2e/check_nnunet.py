@@ -47,8 +47,8 @@ COHORT, REGIONS = "Dataset501_Phantom", "Dataset502_Regions"
 SMALL = {
     "small_2d": ("2d", "PlainConvUNet", [64, 64], 4, 2),
     "small_2d_resenc": ("2d", "ResidualEncoderUNet", [64, 64], 4, 2),
-    "small_3d": ("3d_fullres", "PlainConvUNet", [24, 48, 48], 2, 3),
-    "small_3d_resenc": ("3d_fullres", "ResidualEncoderUNet", [24, 48, 48], 2, 3),
+    "small_3d": ("3d_fullres", "PlainConvUNet", [16, 32, 32], 2, 3),
+    "small_3d_resenc": ("3d_fullres", "ResidualEncoderUNet", [16, 32, 32], 2, 3),
 }
 #: The planned networks on smaller patches: what the cost of the branch is measured on.
 COST = {"cost_2d": ("2d", [128, 128], 8), "cost_3d": ("3d_fullres", [32, 96, 96], 2)}
@@ -56,7 +56,8 @@ COST = {"cost_2d": ("2d", [128, 128], 8), "cost_3d": ("3d_fullres", [32, 96, 96]
 EPOCHS, ITERATIONS = 4, 75
 #: A mean over the violators of a margin hardly falls while they become rare; one over all tuples does.
 SETTINGS = "{warm_up_updates: 5, mean_over: all}"
-#: Beside nnU-Net's own trainers, so that its commands find it: the trainer, shortened as nnU-Net's users do.
+#: Beside nnU-Net's own trainers, so that its commands find it: the trainer, shortened as nnU-Net's users do, and
+#: without mirroring, which would take four or eight times as long to predict.
 SHORT = f"""
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from metricunet.nnunet.trainers import nnUNetTrainerVoxelMetric
@@ -68,6 +69,11 @@ class nnUNetTrainerVoxelShort(nnUNetTrainerVoxelMetric):
         self.num_epochs, self.num_iterations_per_epoch = {EPOCHS}, {ITERATIONS}
         self.num_val_iterations_per_epoch = 2
         self.save_every = 1
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        *other, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = None
+        return *other, None
 """
 
 
