@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import json
 import os
 import shutil
@@ -129,6 +130,7 @@ def run(*words: object, environment: dict[str, str], log: Path, allowed: tuple[i
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         try:
             status = process.wait()
@@ -139,6 +141,12 @@ def run(*words: object, environment: dict[str, str], log: Path, allowed: tuple[i
         end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
         sys.exit(f"status {status}; {log} ends with:\n{end}")
     return time.perf_counter() - began
+
+
+def _end_with_parent() -> None:
+    """Ask the system to kill this process when the one that began it is killed, which then cannot do so itself."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 class Comparison:
