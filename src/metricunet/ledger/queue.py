@@ -455,7 +455,8 @@ class Queue:
 
         Raises:
             InputError: there is none with this number.
-            StateChanged: its file was taken already, or its job cannot go back to `sending`.
+            StateChanged: its file was taken already, or its job is neither `sending` nor `failed`: what a reviewer
+                has rejected or has yet to decide on is not sent by this.
         """
         with self.ledger.writing() as db:
             found = self._deliveries(db, "WHERE id = ?", delivery_id)
@@ -463,7 +464,7 @@ class Queue:
                 raise InputError(f"{self.ledger.path}: has no delivery {delivery_id}")
             delivery, moment = found[0], self._now()
             job = self.job(delivery.job_id)
-            if delivery.state in ("sent", "confirmed"):
+            if delivery.state in ("sent", "confirmed") or job.state not in ("sending", "failed"):
                 raise StateChanged(job, "sending")
             state = "waiting" if delivery.state == "failed" else delivery.state
             db.execute(

@@ -36,7 +36,9 @@ MOST_REQUESTS = 64
 MOST_SHOWN = 500
 SENDER = "stow"
 SCRIPT = Path(__file__).with_name("static") / "node.js"
-#: States of a case in which the pages offer to send once more what was made of it, and to segment it once more.
+#: States of a case in which the pages offer to try a delivery at once, to send all of them once more, and to
+#: segment the case once more.
+TRIED_NOW: tuple[JobState, ...] = ("sending", "failed")
 SENT_AGAIN: tuple[JobState, ...] = ("sent", "failed")
 SEGMENTED_AGAIN: tuple[JobState, ...] = ("refused", "failed", "set aside")
 CANNOT_UNDERSTAND, OUT_OF_RESOURCES = 0xC000, 0xA700
@@ -177,7 +179,8 @@ def queue_html(node: Node, may_send: bool) -> str:
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     style = "body{font:14px sans-serif;margin:1em}td,th{padding:.2em .6em;text-align:left}"
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Queue</title><style>{style}</style>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Queue</title>'
+        f'<link rel="icon" href="data:,"><style>{style}</style>'
         f'<h1>Queue</h1><p><a href="/">Review</a></p><p id="said" role="status"></p>'
         f"<table><tr>{heads}</tr>{body}</table>"
         '<script src="/node.js"></script></html>'
@@ -188,7 +191,7 @@ def _sent_html(job: Job, one: Delivery, may_send: bool) -> str:
     """Return what became of a delivery, with a button where it is put off or was given up."""
     error = f" ({one.error})" if one.error else ""
     words = html.escape(f"{one.kind} to {one.destination}: {one.state}{error}")
-    if may_send and one.state in ("waiting", "stored", "failed"):
+    if may_send and job.state in TRIED_NOW and one.state in ("waiting", "stored", "failed"):
         words += f" {_button(job, f'deliveries/{one.id}', 'try now')}"
     return words
 
