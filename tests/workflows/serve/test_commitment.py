@@ -45,9 +45,9 @@ class Peer:
 
     @contextmanager
     def listening(self) -> Iterator[Peer]:
-        handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_N_ACTION, self._action)]
+        handlers: list[Any] = [(evt.EVT_C_STORE, self._store), (evt.EVT_N_ACTION, self._action)]
         handlers.append((evt.EVT_PDU_SENT, self._sent))
-        server = self.entity.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+        server: Any = self.entity.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
         try:
             yield self
         finally:

@@ -24,7 +24,8 @@ def test_the_buttons_in_a_browser(site: Callable[..., Site], chromium: Any) -> N
     context = chromium.new_context()
     context.set_default_timeout(PATIENCE_MS)
     try:
-        page, faults = context.new_page(), []
+        page = context.new_page()
+        faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda said: said.type == "error" and faults.append(said.text))
         page.goto(f"http://127.0.0.1:{server.port}/?token={here.gate.tokens['pages']}")
