@@ -151,7 +151,7 @@ class _Peer:
     def __enter__(self) -> _Peer:
         entity = AE("PEER")
         entity.add_supported_context(RTStructureSetStorage)
-        self._server = entity.start_server(
+        self._server: Any = entity.start_server(
             ("127.0.0.1", self.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
         )
         return self

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from metricunet.errors import InputError
 from metricunet.ledger import Job, Ledger, Queue, StateChanged
 from metricunet.ledger.queue import ENDS, NEXT, STATES
 
@@ -46,6 +47,12 @@ def received(queue: Queue, name: str = "a") -> Job:
 
 def waiting(queue: Queue, name: str = "a") -> Job:
     return queue.whole(received(queue, name).id, digest=name)
+
+
+def sending(queue: Queue) -> Job:
+    job = waiting(queue)
+    queue.take("cpu")
+    return queue.move(job.id, "sending")
 
 
 def events(queue: Queue) -> list[tuple[str, ...]]:
@@ -147,6 +154,47 @@ def test_a_delivery_is_tried_again_in_its_time_until_it_is_given_up(queue: Queue
     queue.give_up(due.id, "after a week")
     assert queue.job(job.id).state == "failed"
     assert "archive" in queue.job(job.id).why
+
+
+def test_a_file_that_was_taken_is_sent_when_the_destination_has_committed_to_it(
+    queue: Queue, clock: Clock
+) -> None:
+    job = sending(queue)
+    one = queue.deliver(job.id, "pacs", "rtstruct", "a.dcm", "1.2.3")
+    queue.stored(one.id, next_attempt=START + timedelta(hours=1))
+    assert (queue.due(), queue.due("stored")) == ([], [])
+    assert queue.undelivered("pacs") == 1
+    clock.moment += timedelta(hours=2)
+    assert [found.id for found in queue.due("stored")] == [one.id]
+    assert queue.job(job.id).state == "sending"
+    queue.delivered(one.id, confirmed=True)
+    assert queue.job(job.id).state == "sent"
+    assert queue.stored(one.id, "too late", next_attempt=START).state == "confirmed"
+    assert queue.undelivered("pacs") == 0
+
+
+def test_a_person_has_one_delivery_tried_again(queue: Queue, clock: Clock) -> None:
+    job = sending(queue)
+    one, other = (queue.deliver(job.id, name, "rtstruct", "a.dcm", "1.2.3") for name in ("pacs", "tps"))
+    queue.delivered(other.id)
+    queue.give_up(one.id, "nobody there")
+    clock.moment += timedelta(days=8)
+    again = queue.retry(one.id, "A. Reader")
+    assert (again.state, queue.job(job.id).state) == ("waiting", "sending")
+    assert again.created > one.created  # it has its whole time before it
+    queue.put_off(one.id, "nobody there", next_attempt=clock.moment + timedelta(hours=1))
+    assert queue.due() == []
+    queue.retry(one.id, "A. Reader")
+    assert [found.id for found in queue.due()] == [one.id]
+    with pytest.raises(StateChanged):
+        queue.retry(other.id, "A. Reader")
+    queue.give_up(one.id, "nobody there")
+    queue.move(job.id, "review", actor="A. Reader")
+    queue.move(job.id, "rejected", actor="A. Reader")
+    with pytest.raises(StateChanged):
+        queue.retry(one.id, "A. Reader")
+    with pytest.raises(InputError, match="no delivery 99"):
+        queue.retry(99, "A. Reader")
 
 
 def test_a_state_follows_only_from_those_that_it_may(queue: Queue) -> None:

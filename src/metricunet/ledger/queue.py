@@ -17,6 +17,7 @@ One `Queue` serves one process; threads may share it. What belongs together is p
         queue.delivered(delivery.id)                              # the last one moves its job to sent
         queue.put_off(delivery.id, error, next_attempt=moment)    # or later again
         queue.give_up(delivery.id, error)                         # or never: its job has failed
+        queue.stored(delivery.id, next_attempt=moment)            # or taken, and the peer is asked to commit to it
     queue.give_back("cpu:0", died=True)                           # a worker died; twice on one case: set aside
     queue.give_back()                                             # at the start: nobody works yet
     queue.note("A. Reader", "saw", job_id=job.id)                 # audit; each move notes itself
@@ -70,7 +71,7 @@ NEXT: Mapping[State, tuple[State, ...]] = {
 }
 #: States that nothing follows by itself.
 ENDS: tuple[State, ...] = ("sent", "kept", "rejected", "refused", "failed", "set aside")
-DeliveryState = Literal["waiting", "sent", "confirmed", "failed"]
+DeliveryState = Literal["waiting", "stored", "sent", "confirmed", "failed"]
 DELIVERY_STATES: tuple[DeliveryState, ...] = get_args(DeliveryState)
 #: A case that has killed its worker so often is set aside.
 MOST_DEATHS = 2
@@ -159,9 +160,10 @@ class Delivery:
         kind: `rtstruct` or `seg`.
         file: that is sent, relative to the node's folder of state.
         sop_uid: SOPInstanceUID of the file; a repeat of it is the same delivery.
-        state: `waiting`, `sent`, `confirmed` (the destination has committed to keep it) or `failed`.
+        state: `waiting`, `sent`, `failed`; where the destination is asked to commit to keep it, `stored` until it
+            has, and `confirmed` then.
         attempts: how often it was tried.
-        next_attempt: when to try at the earliest.
+        next_attempt: when to try at the earliest, to send or, where it is `stored`, to ask.
         error: of the last attempt; empty where it went well.
         created: when it was asked for.
         changed: when its state last changed.
@@ -405,12 +407,17 @@ class Queue:
                 db, "WHERE job_id = ? AND destination = ? AND sop_uid = ?", job_id, destination, sop_uid
             )[0]
 
-    def due(self) -> list[Delivery]:
-        """Return the deliveries whose time has come, those that wait longest first."""
+    def due(self, state: DeliveryState = "waiting") -> list[Delivery]:
+        """Return the deliveries in a state whose time has come, those that wait longest first."""
         with self.ledger.reading() as db:
             return self._deliveries(
-                db, "WHERE state = 'waiting' AND next_attempt <= ? ORDER BY next_attempt, id", self._now()
+                db, "WHERE state = ? AND next_attempt <= ? ORDER BY next_attempt, id", state, self._now()
             )
+
+    def taken(self) -> list[Delivery]:
+        """Return the deliveries that are `stored` or `confirmed`, the last first."""
+        with self.ledger.reading() as db:
+            return self._deliveries(db, "WHERE state IN ('stored', 'confirmed') ORDER BY id DESC")
 
     def delivered(self, delivery_id: int, *, confirmed: bool = False) -> Delivery:
         """Note that a destination has taken a file; when all of a job are there, it is `sent`.
@@ -422,11 +429,52 @@ class Queue:
         with self.ledger.writing() as db:
             delivery = self._tried(db, delivery_id, "confirmed" if confirmed else "sent", "", None)
             waiting = db.execute(
-                "SELECT 1 FROM deliveries WHERE job_id = ? AND state IN ('waiting', 'failed')", (delivery.job_id,)
+                "SELECT 1 FROM deliveries WHERE job_id = ? AND state IN ('waiting', 'stored', 'failed')",
+                (delivery.job_id,),
             ).fetchone()
             if waiting is None and self.job(delivery.job_id).state == "sending":
                 self.move(delivery.job_id, "sent")
             return delivery
+
+    def stored(self, delivery_id: int, error: str = "", *, next_attempt: datetime) -> Delivery:
+        """Note that a destination has taken a file, and has yet to commit to keep it. Its commitment stands.
+
+        Args:
+            delivery_id: number of the delivery.
+            error: why it could not be asked, or has not answered; empty where it can be asked.
+            next_attempt: when to ask it, or to ask again.
+        """
+        with self.ledger.writing() as db:
+            (delivery,) = self._deliveries(db, "WHERE id = ?", delivery_id)
+            if delivery.state == "confirmed":  # it was faster
+                return delivery
+            return self._tried(db, delivery_id, "stored", error, next_attempt)
+
+    def retry(self, delivery_id: int, actor: str) -> Delivery:
+        """Try a delivery at once that was given up or put off, as a person wishes; its job is `sending` then.
+
+        Raises:
+            InputError: there is none with this number.
+            StateChanged: its file was taken already, or its job is neither `sending` nor `failed`: what a reviewer
+                has rejected or has yet to decide on is not sent by this.
+        """
+        with self.ledger.writing() as db:
+            found = self._deliveries(db, "WHERE id = ?", delivery_id)
+            if not found:
+                raise InputError(f"{self.ledger.path}: has no delivery {delivery_id}")
+            delivery, moment = found[0], self._now()
+            job = self.job(delivery.job_id)
+            if delivery.state in ("sent", "confirmed") or job.state not in ("sending", "failed"):
+                raise StateChanged(job, "sending")
+            state = "waiting" if delivery.state == "failed" else delivery.state
+            db.execute(
+                "UPDATE deliveries SET state = ?, next_attempt = ?, created = ?, changed = ? WHERE id = ?",
+                (state, moment, moment if delivery.state == "failed" else delivery.created, moment, delivery_id),
+            )
+            self.note(actor, "delivery again", job_id=job.id, subject=delivery.destination, detail=delivery.kind)
+            if job.state != "sending":
+                self.move(job.id, "sending", actor=actor)
+            return self._deliveries(db, "WHERE id = ?", delivery_id)[0]
 
     def put_off(self, delivery_id: int, error: str, *, next_attempt: datetime) -> Delivery:
         """Note that an attempt failed, and when to try again.
@@ -521,10 +569,11 @@ class Queue:
             return dict(rows.fetchall())
 
     def undelivered(self, destination: str) -> int:
-        """Return how many files wait to be sent to a destination."""
+        """Return how many files wait to be sent to a destination, or for its commitment to keep them."""
         with self.ledger.reading() as db:
             (count,) = db.execute(
-                "SELECT count(*) FROM deliveries WHERE destination = ? AND state = 'waiting'", (destination,)
+                "SELECT count(*) FROM deliveries WHERE destination = ? AND state IN ('waiting', 'stored')",
+                (destination,),
             ).fetchone()
             return int(count)
 

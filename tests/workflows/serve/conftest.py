@@ -220,7 +220,9 @@ def _is(series: dict[str, Any], modality: str) -> bool:
 
 
 @contextmanager
-def orthanc_in(folder: Path, dicom: int | None = None, http: int | None = None) -> Iterator[Orthanc]:
+def orthanc_in(
+    folder: Path, dicom: int | None = None, http: int | None = None, **settings: Any
+) -> Iterator[Orthanc]:
     """Run Orthanc with its storage in a folder."""
     program = debian("Orthanc")
     folder.mkdir(exist_ok=True)
@@ -238,6 +240,7 @@ def orthanc_in(folder: Path, dicom: int | None = None, http: int | None = None) 
         "Plugins": [str(plugin)] if plugin.exists() else [],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
         "OverwriteInstances": False,
+        **settings,
     }
     (folder / "orthanc.json").write_text(json.dumps(content))
     with (folder / "orthanc.log").open("w") as log:

@@ -17,6 +17,7 @@ import pytest
 from pydicom.uid import generate_uid
 
 from metricunet.ledger import Delivery, Ledger, Queue
+from metricunet.workflows.serve.commitment import Commitments
 from metricunet.workflows.serve.config import Destination, NodeConfig
 from metricunet.workflows.serve.deliveries import Sender
 from metricunet.workflows.serve.journal import Journal
@@ -91,7 +92,13 @@ class Out:
     def make_sender(self, destination: Destination) -> Sender:
         journal = Journal(self.state.log, None)
         return Sender(
-            destination, self.config, self.state, self.queue, journal, lambda *told: self.given_up.append(told)
+            destination,
+            self.config,
+            self.state,
+            self.queue,
+            journal,
+            Commitments(self.queue, journal),
+            lambda *told: self.given_up.append(told),
         )
 
     @property

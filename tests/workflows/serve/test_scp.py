@@ -18,6 +18,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from metricunet.workflows.serve.commitment import Commitments
 from metricunet.workflows.serve.config import Tls
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.scp import CANNOT_UNDERSTAND, MISMATCH, OUT_OF_RESOURCES, SUCCESS, DicomServer
@@ -36,7 +37,13 @@ def started(doors: Callable[..., Doors]) -> Iterator[Started]:
 
     def start(**settings: Any) -> tuple[Doors, DicomServer]:
         node = doors(port=free_port(), **settings)
-        server = DicomServer(node.config, node.arrivals, node.state.receiving, Journal(node.state.log, None))
+        server = DicomServer(
+            node.config,
+            node.arrivals,
+            node.state.receiving,
+            Journal(node.state.log, None),
+            Commitments(node.queue, Journal(node.state.log, None)),
+        )
         servers.append(server)
         return node, server
 

@@ -208,6 +208,63 @@ def test_metrics_and_queue_name_no_patient(site: Callable[..., Site], written: W
     assert written.series_uid not in said
 
 
+class Failed:
+    """A case whose delivery was given up, and one that was set aside."""
+
+    def __init__(self, node: Node) -> None:
+        self.queue = node.queue
+        for name in ("c0ffee", "decade"):
+            job = self.queue.receive(
+                "any:1", series=name, study="2", patient=["3"], sender="CT", folder=f"scans/{name}"
+            )
+            self.queue.whole(job.id, digest=name)
+            self.queue.take("cpu")
+        (self.sent, self.aside) = self.queue.jobs()
+        self.queue.move(self.sent.id, "sending")
+        self.delivery = self.queue.deliver(
+            self.sent.id, "pacs", "rtstruct", "predictions/c0ffee.rtstruct.dcm", "1.2"
+        )
+        self.queue.give_up(self.delivery.id, "the peer is away")
+        self.queue.move(self.aside.id, "set aside", "its worker died of it 2 times")
+
+    def audit(self) -> list[tuple[str, str, int]]:
+        with self.queue.ledger.reading() as db:
+            rows = db.execute("SELECT actor, action, job_id FROM events WHERE actor != 'metricunet' ORDER BY id")
+            return [tuple(row) for row in rows]
+
+
+def test_who_may_send_tries_again_and_that_is_noted(site: Callable[..., Site]) -> None:
+    here = site()
+    failed = Failed(here.node)
+    base = "https://node.example.org"
+
+    def ask(user: str, method: str, path: str) -> httpx.Response:
+        return here.ask(method, path, PROXY, base=base, headers={"x-forwarded-user": user, "origin": base})
+
+    delivery = f"/api/node/c0ffee/deliveries/{failed.delivery.id}"
+    assert "<button" not in ask("anna", "GET", "/node").text
+    for path in (delivery, "/api/node/c0ffee/send", "/api/node/decade/again"):
+        assert ask("anna", "POST", path).status_code == 403
+        assert f'data-post="{path}"' in ask("bert", "GET", "/node").text
+    assert failed.audit() == []
+
+    assert ask("bert", "POST", delivery).json()["state"] == "waiting"
+    assert ask("bert", "POST", "/api/node/decade/again").json()["state"] == "waiting"
+    assert failed.queue.due()[0].id == failed.delivery.id
+    assert {job.state for job in failed.queue.jobs()} == {"sending", "waiting"}
+    assert failed.audit() == [
+        ("bert", "delivery again", failed.sent.id),
+        ("bert", "sending", failed.sent.id),
+        ("bert", "waiting", failed.aside.id),
+    ]
+    failed.queue.delivered(failed.delivery.id)
+    assert ask("bert", "POST", delivery).status_code == 409
+    assert ask("bert", "POST", "/api/node/c0ffee/send").json()["state"] == "sending"
+    assert failed.audit()[-1] == ("bert", "sending", failed.sent.id)
+    assert ask("bert", "POST", "/api/node/decade/deliveries/1").status_code == 400  # another case's
+    assert ask("bert", "POST", "/api/node/c0ffee/deliveries/x").status_code == 404
+
+
 BODY = b"--b c\r\nA: b\r\n\r\none\r\n--b\r\n\r\n--b c\r\n\r\n\r\n--b c\r\n\r\n\r\n\r\n--b c--\r\ntrailer"
 
 

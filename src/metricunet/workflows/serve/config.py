@@ -25,9 +25,11 @@ from pydantic import (
 )
 
 from metricunet.errors import InputError
-from metricunet.files.model import read_card
+from metricunet.files.exported import read_any_card
 from metricunet.files.yaml_file import read_yaml
 from metricunet.inference.case_files import chosen_structures
+from metricunet.inference.onnx_predictor import Provider, provider_for
+from metricunet.inference.runtimes import Runtime, runtime_for
 
 #: Names of rules and destinations stand in logs, in the ledger and in addresses.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
@@ -184,6 +186,7 @@ class Destination(_Section):
         token: file that holds a bearer token for `url`.
         tls: whether C-STORE is encrypted, with the node's certificate.
         formats: what is sent.
+        commitment: whether a peer is asked, after C-STORE, to commit to keep what it has taken.
         send: `at_once`, or `on_accept`: when a person has accepted or corrected the case.
     """
 
@@ -195,6 +198,7 @@ class Destination(_Section):
     token: Path | None = None
     tls: bool = False
     formats: Formats = ("rtstruct",)
+    commitment: bool = False
     send: Literal["at_once", "on_accept"] = "at_once"
 
     @model_validator(mode="after")
@@ -206,6 +210,8 @@ class Destination(_Section):
             raise ValueError("has both url and one of ae_title, host and port; keep either")
         if self.token is not None and self.url is None:
             raise ValueError("has a token, which is for url alone")
+        if self.commitment and self.url is not None:
+            raise ValueError("has commitment, which is for ae_title, host and port alone")
         return self
 
 
@@ -299,10 +305,14 @@ class NodeConfig(_Section):
         peers: who may send; none on the loopback: everybody on this machine.
         quiet: a series is whole when nothing has come for so long and its association is closed.
         rules: which series are taken.
-        model: model files; probabilities of several are averaged. There is no default.
+        model: model files, or folders of exported models; probabilities of several are averaged. There is no
+            default.
+        runtime: what computes them; None for what they are made for.
+        provider: of the runtime of exported models; None for what suits the device.
         allow_synthetic: whether to send what a model made that was trained on synthetic scans, or comes from one
             such and was not evaluated on patients.
-        structures: of the model, which alone are written; None for all.
+        structures: of the model, which alone are written; None for all. Where none is of the organs' network, that
+            one does not compute.
         devices: a worker for each.
         destinations: where to send.
         limits: what the node may use.
@@ -321,6 +331,8 @@ class NodeConfig(_Section):
     quiet: Span = timedelta(seconds=10)
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
     model: Annotated[tuple[Path, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+    runtime: Runtime | None = None
+    provider: Provider | None = None
     allow_synthetic: bool = False
     structures: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     devices: Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1)] = ("cpu",)
@@ -491,6 +503,8 @@ def _mistakes(config: NodeConfig, given: set[str] | None) -> Iterator[str]:
     for k, one in enumerate(config.destinations):
         if one.tls and config.tls is None:
             yield f"destinations[{k}].tls is true, and there is no tls with the node's certificate"
+        if one.commitment:
+            yield from _commitment_mistakes(config, f"destinations[{k}].commitment", one)
         if one.token is not None:
             yield from _secret_mistakes(f"destinations[{k}].token", one.token)
     if config.keep < timedelta(hours=1):
@@ -499,6 +513,16 @@ def _mistakes(config: NodeConfig, given: set[str] | None) -> Iterator[str]:
         yield from _watch_mistakes(config)
     if config.web is not None:
         yield from _web_mistakes(config, config.web)
+
+
+def _commitment_mistakes(config: NodeConfig, key: str, one: Destination) -> Iterator[str]:
+    if config.port is None:
+        yield f"{key} is true and port is null, so the peer cannot call the node to say that it keeps something"
+    if config.peers and one.ae_title not in [peer.ae_title for peer in config.peers]:
+        yield (
+            f"{key} is true and peers does not list {one.ae_title}, so the peer cannot call the node to say that "
+            "it keeps something"
+        )
 
 
 def _state_mistakes(state: Path) -> Iterator[str]:
@@ -519,9 +543,15 @@ def _model_mistakes(config: NodeConfig) -> Iterator[str]:
     cards = []
     for path in config.model:
         try:
-            cards.append(read_card(path))
+            cards.append(read_any_card(path))
         except (InputError, OSError) as error:
             yield f"model {error}"
+    try:
+        if runtime_for(config.model, config.runtime, config.provider) == "onnx":
+            for device in config.devices:
+                provider_for(device, config.provider)
+    except InputError as error:
+        yield str(error)
     held = [str(path) for path, card in zip(config.model, cards, strict=False) if card.held_back]
     if held and config.destinations and not config.allow_synthetic:
         yield (

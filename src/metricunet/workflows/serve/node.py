@@ -11,6 +11,7 @@ from metricunet.errors import told
 from metricunet.ledger import Delivery, Job, Ledger, Queue
 from metricunet.ledger.queue import BAD, NOTICE, PROGRAM
 from metricunet.workflows.serve.arrivals import Arrivals
+from metricunet.workflows.serve.commitment import Commitments
 from metricunet.workflows.serve.config import NodeConfig
 from metricunet.workflows.serve.decided import Decisions
 from metricunet.workflows.serve.deliveries import Sender
@@ -53,8 +54,10 @@ class Node:
         self.workers = [
             Worker(file, device, config, self.queue, journal, self._ended, command) for device in config.devices
         ]
+        self.commitments = Commitments(self.queue, journal)
         self.senders = [
-            Sender(one, config, self.state, self.queue, journal, self._given_up) for one in config.destinations
+            Sender(one, config, self.state, self.queue, journal, self.commitments, self._given_up)
+            for one in config.destinations
         ]
         self.watched = (
             None
@@ -116,7 +119,7 @@ class Node:
         if at_once or now >= self._next_slow:
             self.decisions.hold_sent()
             if self.decisions.look():
-                self._wake_senders()
+                self.wake_senders()
             self._tell_bad()
             self._next_slow = time.monotonic() + SLOW_S
         if now >= self._next_keep:
@@ -147,10 +150,11 @@ class Node:
         )
 
     def _ended(self, job: Job | None) -> None:
-        self._wake_senders()
+        self.wake_senders()
         self._wake.set()
 
-    def _wake_senders(self) -> None:
+    def wake_senders(self) -> None:
+        """Tell the senders that something may be due."""
         for sender in self.senders:
             sender.wake()
 

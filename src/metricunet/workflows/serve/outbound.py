@@ -1,4 +1,4 @@
-"""Objects going out: to a DICOM peer by C-STORE, or to a web server by STOW-RS."""
+"""Objects going out, to a DICOM peer by C-STORE or to a web server by STOW-RS; and whether a peer keeps them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,34 @@ import json
 import secrets
 import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from pynetdicom import AE
+from pydicom.dataset import Dataset
+from pydicom.uid import RTStructureSetStorage, SegmentationStorage
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
+    Verification,
+)
 
 from metricunet.errors import InputError
 from metricunet.files.dicom.file import read_dataset
 from metricunet.workflows.serve.config import Destination, Tls
 
 CONNECT_S, ANSWER_S = 20, 120
+#: A peer that commits to keep objects may say so on the association of the question, which is left open so long.
+COMMITTED_S, LOOK_S = 3.0, 0.05
+#: The SOP class of each kind of file.
+CLASSES = {"rtstruct": RTStructureSetStorage, "seg": SegmentationStorage}
 WARNINGS = range(0xB000, 0xC000)
 #: What a web server answers is read up to here.
 MOST_ANSWER_BYTES = 1 << 20
@@ -57,33 +70,124 @@ def send(destination: Destination, paths: Sequence[Path], ae_title: str, tls: Tl
 
 
 def _stored(destination: Destination, paths: Sequence[Path], ae_title: str, tls: Tls | None) -> dict[Path, str]:
+    kinds = {path: _kind(path) for path in paths}
+    entity = AE(ae_title)
+    for kind, syntax in sorted(set(kinds.values())):
+        entity.add_requested_context(kind, syntax)
+    with _associated(destination, entity, tls) as association:
+        return {path: _store(association, path, kinds[path]) for path in paths}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a peer is asked to commit to.
+
+    Attributes:
+        transaction: TransactionUID, by which it answers.
+        kind: `rtstruct` or `seg`.
+        sop_uid: SOPInstanceUID of the object.
+    """
+
+    transaction: str
+    kind: str
+    sop_uid: str
+
+
+def ask(
+    destination: Destination,
+    questions: Sequence[Question],
+    ae_title: str,
+    tls: Tls | None,
+    answered: Callable[[int | None, Dataset], int],
+) -> dict[str, str]:
+    """Ask a peer to commit to keep what it has taken. It answers when it likes, at once or by a call of its own.
+
+    Args:
+        destination: the peer.
+        questions: at least one.
+        ae_title: of the node.
+        tls: its certificates, for a destination that asks for them.
+        answered: takes what the peer says while the association is open, see `Commitments.answer`.
+
+    Returns:
+        For each transaction why the question was not taken; empty where it was.
+    """
+    entity, heard, answering = AE(ae_title), set[str](), set[str]()
+    entity.add_requested_context(StorageCommitmentPushModel)
+    entity.add_requested_context(Verification)  # so that there is an association with a peer that does not commit
+
+    def hear(event: Any) -> tuple[int, None]:
+        answering.add(str(event.event_information.get("TransactionUID", "")))
+        return answered(event.request.EventTypeID, event.event_information), None
+
+    def sent(event: Any) -> None:  # the peer has its answer, and the association may end
+        heard.update(answering)
+
+    handlers = [(evt.EVT_N_EVENT_REPORT, hear), (evt.EVT_PDU_SENT, sent)]
+    taken: dict[str, str] = {}
+    try:
+        with _associated(destination, entity, tls, handlers) as association:
+            for one in questions:
+                taken[one.transaction] = _ask(association, one)
+            waiting, end = {key for key, why in taken.items() if not why}, time.monotonic() + COMMITTED_S
+            while association.is_established and waiting - heard and time.monotonic() < end:
+                time.sleep(LOOK_S)
+    except NotSent as error:
+        taken |= {one.transaction: str(error) for one in questions if one.transaction not in taken}
+    return taken
+
+
+def _ask(association: Any, question: Question) -> str:
+    content, item = Dataset(), Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = CLASSES[question.kind], question.sop_uid
+    content.TransactionUID, content.ReferencedSOPSequence = question.transaction, [item]
+    if not any(one.abstract_syntax == StorageCommitmentPushModel for one in association.accepted_contexts):
+        return "the peer offers no storage commitment"
+    try:
+        status, _ = association.send_n_action(
+            content, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        return f"it could not be asked for its commitment ({error})"
+    code = status.get("Status")
+    if code is None:
+        return "the peer did not answer whether it will commit"
+    return "" if code == 0 else f"the peer refuses to commit with status 0x{code:04X}"
+
+
+@contextmanager
+def _associated(
+    destination: Destination, entity: AE, tls: Tls | None, handlers: Sequence[Any] = ()
+) -> Iterator[Any]:
+    """Open an association to a peer, and release it at the end.
+
+    Raises:
+        NotSent: there is none to be had.
+    """
     assert destination.host is not None
     assert destination.port is not None
     assert destination.ae_title is not None
-    entity = AE(ae_title)
     entity.connection_timeout, entity.acse_timeout = CONNECT_S, CONNECT_S
     entity.dimse_timeout = entity.network_timeout = ANSWER_S
-    kinds = {path: _kind(path) for path in paths}
-    for kind, syntax in sorted(set(kinds.values())):
-        entity.add_requested_context(kind, syntax)
     try:
         context = (tls.context(server=False), destination.host) if destination.tls and tls is not None else None
         association = entity.associate(
-            destination.host, destination.port, ae_title=destination.ae_title, tls_args=context
+            destination.host,
+            destination.port,
+            ae_title=destination.ae_title,
+            tls_args=context,
+            evt_handlers=list(handlers),
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise NotSent(f"the connection failed ({error})") from error
     if not association.is_established:
         words = "refused the association" if association.is_rejected else "cannot be reached, or does not answer"
         raise NotSent(f"{destination.host} port {destination.port} {words}")
-    answers = {}
     try:
-        for path in paths:
-            answers[path] = _store(association, path, kinds[path])
+        yield association
     finally:
         with suppress(Exception):  # all answers are here; how it says goodbye does not matter
             association.release()
-    return answers
 
 
 def _kind(path: Path) -> tuple[str, str]:

@@ -87,7 +87,9 @@ def _serve(
         finally:
             node.close()
     _stop_on_signals(node.stop)
-    dicom = DicomServer(config, node.arrivals, state.receiving, journal) if config.port is not None else None
+    dicom = None
+    if config.port is not None:
+        dicom = DicomServer(config, node.arrivals, state.receiving, journal, node.commitments)
     web: Any = None
     try:
         if config.web is not None:

@@ -1,4 +1,7 @@
-"""The DICOM server: C-STORE and C-ECHO. No length that a peer claims is believed, and nobody waits for it."""
+"""The DICOM server: C-STORE, C-ECHO, and what peers say that commit to keep what they were sent.
+
+No length that a peer claims is believed, and nobody waits for it.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ from typing import Any
 
 from pynetdicom import AE, AllStoragePresentationContexts, _config, dimse_messages, evt
 from pynetdicom.events import Event
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from metricunet.errors import InputError, told
 from metricunet.workflows.serve.arrivals import Arrivals, NoRoom, Unreadable, Unwanted
+from metricunet.workflows.serve.commitment import INVALID_ARGUMENT, Commitments
 from metricunet.workflows.serve.config import MB, NodeConfig
 from metricunet.workflows.serve.journal import Journal
 
@@ -122,13 +126,21 @@ class DicomServer:
         arrivals: takes what comes.
         receiving: folder of objects of which not every byte has come.
         journal: is told.
+        commitments: takes what peers say that commit to keep what they were sent.
 
     Raises:
         InputError: the port is taken, or a certificate cannot be read.
     """
 
-    def __init__(self, config: NodeConfig, arrivals: Arrivals, receiving: Path, journal: Journal) -> None:
-        self.config, self.arrivals, self.journal = config, arrivals, journal
+    def __init__(
+        self,
+        config: NodeConfig,
+        arrivals: Arrivals,
+        receiving: Path,
+        journal: Journal,
+        commitments: Commitments,
+    ) -> None:
+        self.config, self.arrivals, self.journal, self.commitments = config, arrivals, journal, commitments
         self.address = (str(config.bind), config.port or 0)
         _be_quiet()
         # Objects go onto the disk as they come; nothing of their size is held in memory.
@@ -144,12 +156,16 @@ class DicomServer:
         entity.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
             entity.add_supported_context(str(context.abstract_syntax), list(SYNTAXES))
+        if any(one.commitment for one in config.destinations):
+            # Here the caller is the provider, which it has to negotiate.
+            entity.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)
         handlers = [
             (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_ESTABLISHED, self._established),
             (evt.EVT_CONN_CLOSE, self._closed),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_C_ECHO, self._echo),
+            (evt.EVT_N_EVENT_REPORT, self._committed),
         ]
         try:
             self._server = entity.make_server(
@@ -210,6 +226,14 @@ class DicomServer:
     def _echo(self, event: Any) -> int:
         event.assoc.dul.socket.read_bytes = 0
         return SUCCESS
+
+    def _committed(self, event: Any) -> tuple[int, None]:
+        event.assoc.dul.socket.read_bytes = 0
+        try:
+            return self.commitments.answer(event.request.EventTypeID, event.event_information), None
+        except Exception as error:  # what a peer says may be damaged; it is asked again
+            self.journal.say("commitment refused", "warning", why=told(error))
+            return INVALID_ARGUMENT, None
 
     def _store(self, event: Any) -> int:
         event.assoc.dul.socket.read_bytes = 0

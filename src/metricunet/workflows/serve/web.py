@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from metricunet.errors import InputError, told
-from metricunet.ledger import Job, StateChanged
+from metricunet.ledger import Delivery, Job, StateChanged
+from metricunet.ledger.queue import State as JobState
 from metricunet.workflows.review.decide import Verdict
 from metricunet.workflows.review.desk import Desk
 from metricunet.workflows.review.recording import Recorder
@@ -25,7 +26,7 @@ from metricunet.workflows.review.scans import Scans
 from metricunet.workflows.review.server import create_app
 from metricunet.workflows.serve.arrivals import NoRoom, NotTaken, Unwanted
 from metricunet.workflows.serve.config import MB, NodeConfig
-from metricunet.workflows.serve.gate import USER, Gate
+from metricunet.workflows.serve.gate import ROLES, USER, Gate
 from metricunet.workflows.serve.multipart import Parts, TooLarge, boundary_of
 from metricunet.workflows.serve.node import Node
 
@@ -34,6 +35,12 @@ MOST_REQUESTS = 64
 #: Jobs on the page of the queue, the last ones.
 MOST_SHOWN = 500
 SENDER = "stow"
+SCRIPT = Path(__file__).with_name("static") / "node.js"
+#: States of a case in which the pages offer to try a delivery at once, to send all of them once more, and to
+#: segment the case once more.
+TRIED_NOW: tuple[JobState, ...] = ("sending", "failed")
+SENT_AGAIN: tuple[JobState, ...] = ("sent", "failed")
+SEGMENTED_AGAIN: tuple[JobState, ...] = ("refused", "failed", "set aside")
 CANNOT_UNDERSTAND, OUT_OF_RESOURCES = 0xC000, 0xA700
 
 
@@ -102,7 +109,11 @@ def create_node_app(node: Node) -> FastAPI:
 
     @outer.get("/node")
     def queue_page() -> Response:
-        return Response(queue_html(node), media_type="text/html; charset=utf-8")
+        return Response(queue_html(node, "send" in ROLES.get()), media_type="text/html; charset=utf-8")
+
+    @outer.get("/node.js")
+    def queue_script() -> Response:
+        return Response(SCRIPT.read_bytes(), media_type="text/javascript; charset=utf-8")
 
     @outer.post("/api/node/{case}/send")
     def send(case: str) -> JSONResponse:
@@ -111,6 +122,10 @@ def create_node_app(node: Node) -> FastAPI:
     @outer.post("/api/node/{case}/again")
     def again(case: str) -> JSONResponse:
         return _moved(node, case, "again")
+
+    @outer.post("/api/node/{case}/deliveries/{number}")
+    def retry(case: str, number: int) -> JSONResponse:
+        return _retried(node, case, number)
 
     outer.mount("/", create_app(NodeDesk(node)))
     return outer
@@ -141,40 +156,91 @@ def metric_lines(node: Node) -> Iterator[str]:
         yield f"metricunet_{name} {value}"
 
 
-def queue_html(node: Node) -> str:
-    """Return the page of the queue: the last jobs, with their states and reasons, and what waits to be sent."""
+def queue_html(node: Node, may_send: bool) -> str:
+    """Return the page of the queue: the last jobs, with their states and reasons, and what waits to be sent.
+
+    Args:
+        node: the node.
+        may_send: whether it has the buttons to send and to try again.
+    """
     rows = []
     for job in reversed(node.queue.jobs()[-MOST_SHOWN:]):
-        sent = ", ".join(
-            f"{one.kind} to {one.destination}: {one.state}{f' ({one.error})' if one.error else ''}"
-            for one in node.queue.deliveries(job.id)
-        )
-        cells = (job.created[:19], Path(job.folder).name, job.sender, job.files, job.state, job.why, sent)
-        rows.append("".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells))
+        deliveries = node.queue.deliveries(job.id)
+        cells = (job.created[:19], Path(job.folder).name, job.sender, job.files, job.state, job.why)
+        row = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells)
+        row += f"<td>{'<br>'.join(_sent_html(job, one, may_send) for one in deliveries)}</td>"
+        if may_send:
+            row += f"<td>{_wishes_html(job, deliveries)}</td>"
+        rows.append(row)
     heads = "".join(
         f"<th>{head}</th>" for head in ("received (UTC)", "case", "from", "slices", "state", "why", "sent")
     )
+    heads += "<th></th>" * may_send
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     style = "body{font:14px sans-serif;margin:1em}td,th{padding:.2em .6em;text-align:left}"
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Queue</title><style>{style}</style>'
-        f'<h1>Queue</h1><p><a href="/">Review</a></p><table><tr>{heads}</tr>{body}</table></html>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Queue</title>'
+        f'<link rel="icon" href="data:,"><style>{style}</style>'
+        f'<h1>Queue</h1><p><a href="/">Review</a></p><p id="said" role="status"></p>'
+        f"<table><tr>{heads}</tr>{body}</table>"
+        '<script src="/node.js"></script></html>'
     )
+
+
+def _sent_html(job: Job, one: Delivery, may_send: bool) -> str:
+    """Return what became of a delivery, with a button where it is put off or was given up."""
+    error = f" ({one.error})" if one.error else ""
+    words = html.escape(f"{one.kind} to {one.destination}: {one.state}{error}")
+    if may_send and job.state in TRIED_NOW and one.state in ("waiting", "stored", "failed"):
+        words += f" {_button(job, f'deliveries/{one.id}', 'try now')}"
+    return words
+
+
+def _wishes_html(job: Job, deliveries: Sequence[Delivery]) -> str:
+    buttons = []
+    if deliveries and job.state in SENT_AGAIN:
+        buttons.append(_button(job, "send", "send again"))
+    if job.state in SEGMENTED_AGAIN:
+        buttons.append(_button(job, "again", "segment again"))
+    return " ".join(buttons)
+
+
+def _button(job: Job, wish: str, words: str) -> str:
+    address = html.escape(f"/api/node/{Path(job.folder).name}/{wish}")
+    return f'<button type="button" data-post="{address}">{words}</button>'
 
 
 def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": told(error)}, status_code=400)
 
 
-def _moved(node: Node, case: str, wish: str) -> JSONResponse:
+def _known(node: Node, case: str) -> Job:
     job = job_of(node, case)
     if job is None:
         raise InputError(f"no case {case!r} in this node")
+    return job
+
+
+def _retried(node: Node, case: str, number: int) -> JSONResponse:
+    job = _known(node, case)
+    if number not in [one.id for one in node.queue.deliveries(job.id)]:
+        raise InputError(f"case {case} has no delivery {number}")
+    try:
+        delivery = node.queue.retry(number, USER.get())
+    except StateChanged as error:
+        return JSONResponse({"error": str(error)}, status_code=409)
+    node.wake_senders()
+    return JSONResponse({"case": case, "delivery": number, "state": delivery.state})
+
+
+def _moved(node: Node, case: str, wish: str) -> JSONResponse:
+    job = _known(node, case)
     try:
         change = node.queue.send_again if wish == "send" else node.queue.again
         job = change(job.id, USER.get())
     except StateChanged as error:
         return JSONResponse({"error": str(error)}, status_code=409)
+    node.wake_senders()
     return JSONResponse({"case": case, "state": job.state})
 
 

@@ -15,12 +15,13 @@ from metricunet.files.claim import claimed
 from metricunet.files.dicom.header import text_of
 from metricunet.files.dicom.identity import Identity
 from metricunet.files.dicom.series import CtSeries, search_series
+from metricunet.files.exported import files_of_model
 from metricunet.files.own import Inputs
 from metricunet.files.record import sha256
 from metricunet.inference.case_files import SUFFIXES, CaseFiles, checked_formats, chosen_structures, provenance_of
 from metricunet.inference.inputs import ScanInput
-from metricunet.inference.predictor import Predictor
 from metricunet.inference.reruns import MOST_RERUNS
+from metricunet.inference.runtimes import open_predictor
 from metricunet.inference.structure_set import ContourOptions
 from metricunet.ledger import CaseFacts, Job, Ledger, Model, Queue, Scanner, record_case
 from metricunet.ledger.queue import State as JobState
@@ -61,7 +62,7 @@ class Workshop:
         self.config, self.state = config, State(config.state)
         self.ledger = Ledger(self.state.ledger)
         self.queue = Queue(self.ledger)
-        self.predictor = Predictor(config.model, device)
+        self.predictor = open_predictor(config.model, device, runtime=config.runtime, provider=config.provider)
         card = self.predictor.card
         self.chosen = chosen_structures(config.structures, card.labels, card.tg263)
         self.options = ContourOptions()
@@ -102,7 +103,7 @@ class Workshop:
             volume = source.read()
         except InputError as error:
             raise Refused(str(error)) from error
-        prediction = self.predictor.predict(volume)
+        prediction = self.predictor.predict(volume, self.chosen)
         quality = judge(case, volume, prediction, source.notes)
         if self.chosen:
             prediction, quality = prediction.only(self.chosen), quality.only(self.chosen)
@@ -112,7 +113,7 @@ class Workshop:
         files = CaseFiles(
             self.state.predictions,
             checked_formats(self.config.formats),
-            Inputs([*source.files, *self.config.model]),
+            Inputs([*source.files, *(file for path in self.config.model for file in files_of_model(path))]),
             overwrite=True,  # nobody else writes into the folder of state
             chosen=self.chosen,
         )
