@@ -125,12 +125,12 @@ def bench_node_delivery(folder: Path, cases: int = 20, say: Say = lambda line: N
     found = search_series(folder)
     if len(found.series) != 1:
         raise InputError(f"{folder}: holds {len(found.series)} CT series, expected one")
-    files = [pydicom.dcmread(path) for path in found.series[0].files]
+    files: list[pydicom.Dataset] = [pydicom.dcmread(path) for path in found.series[0].files]
     kinds = {"as it is": files}
     if any(one.file_meta.TransferSyntaxUID.is_compressed for one in files):
         kinds["uncompressed"] = [_decompressed(path) for path in found.series[0].files]
     with tempfile.TemporaryDirectory() as name, _Peer() as peer, _node(Path(name), peer.port) as node:
-        result = {}
+        result: dict[str, list[Case]] = {}
         for kind, slices in kinds.items():
             node.case(peer, slices)
             result[kind] = []

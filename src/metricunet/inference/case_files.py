@@ -19,6 +19,7 @@ from metricunet.files.claim import claimed
 from metricunet.files.dicom.identity import RANDOM, Identity
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.exported import files_of_model
+from metricunet.files.model import ModelCard
 from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import is_nifti, write_nifti, write_nifti_stack
 from metricunet.files.own import Inputs, OwnFiles
@@ -416,6 +417,16 @@ def chosen_structures(
         what = f"the model segments no {', '.join(map(repr, unknown))}" if unknown else "names none"
         raise InputError(f"{argument('structures')}: {what}; choose of {', '.join(labels)}")
     return () if len(found) == len(labels) else tuple(name for name in labels if name in found)
+
+
+def organs_wanted(card: ModelCard, chosen: Sequence[str]) -> bool:
+    """Tell whether the organs' network has anything to do, where a model has one.
+
+    Args:
+        card: of the model.
+        chosen: as `chosen_structures` returns it.
+    """
+    return not chosen or any(name in card.organs_structures for name in chosen)
 
 
 def provenance_of(models: Sequence[Path], reruns: int, options: ContourOptions | None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from metricunet.inference.case_files import (
     checked_formats,
     chosen_structures,
     files_of,
+    organs_wanted,
     provenance_of,
     refuse_file,
     refuse_without_series,
@@ -161,7 +162,7 @@ def predict(
     own_record.check([])
     for entry in inputs:
         files.check(entry.case)
-    organs = not chosen or any(name in cards[0].organs_structures for name in chosen)
+    organs = organs_wanted(cards[0], chosen)
     load = partial(open_predictor, runtime=runtime, provider=provider, reruns=reruns, organs=organs)
     work = _Work(models, device, load, files, provenance, options)
     results: dict[str, CaseOutcome | Exception] = {}

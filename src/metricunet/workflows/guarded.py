@@ -133,7 +133,8 @@ def given_token(scope: Scope) -> str:
     """Return the token that a request for the first page carries in its address; empty where it carries none."""
     if scope["method"] != "GET" or scope["path"] != "/":
         return ""
-    return parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+    query: str = scope["query_string"].decode("latin-1")
+    return parse_qs(query).get("token", [""])[0]
 
 
 def equal(one: str, other: str) -> bool:

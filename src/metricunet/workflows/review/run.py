@@ -66,8 +66,9 @@ def review(
             raise InputError(
                 f"port {port} of this machine cannot be used ({error}); choose another {argument('port')}"
             ) from error
-        guard = Guard(create_app(desk), listening.getsockname()[1])
-        address = f"http://{HOST}:{guard.port}/?token={guard.token}"
+        port = listening.getsockname()[1]
+        guard = Guard(create_app(desk), port)
+        address = f"http://{HOST}:{port}/?token={guard.token}"
         say(f"review: {address}")
         say("The address works once, in one browser of this machine. Stop with Ctrl-C.")
         # While the browser starts, which takes about as long as reading a large scan.

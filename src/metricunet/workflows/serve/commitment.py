@@ -95,7 +95,7 @@ class Commitments:
         )
 
 
-def _facts(delivery: Delivery) -> dict[str, str]:
+def _facts(delivery: Delivery) -> dict[str, Any]:
     case = Path(delivery.file).name.partition(".")[0]
     return {"case": case, "destination": delivery.destination, "kind": delivery.kind}
 

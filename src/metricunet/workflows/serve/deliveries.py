@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from metricunet.errors import told
 from metricunet.ledger import Delivery, Queue
@@ -152,10 +153,11 @@ class Sender(threading.Thread):
         return self.state.folder / delivery.file
 
 
-def _facts(delivery: Delivery) -> dict[str, str]:
+def _facts(delivery: Delivery) -> dict[str, Any]:
     case = Path(delivery.file).name.partition(".")[0]
     return {"case": case, "destination": delivery.destination, "kind": delivery.kind}
 
 
 def _pause(delivery: Delivery) -> timedelta:
-    return min(FIRST_PAUSE * 2 ** min(delivery.attempts, 20), LONGEST_PAUSE)
+    pause: timedelta = FIRST_PAUSE * 2 ** min(delivery.attempts, 20)
+    return min(pause, LONGEST_PAUSE)

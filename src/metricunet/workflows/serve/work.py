@@ -15,10 +15,17 @@ from metricunet.files.claim import claimed
 from metricunet.files.dicom.header import text_of
 from metricunet.files.dicom.identity import Identity
 from metricunet.files.dicom.series import CtSeries, search_series
-from metricunet.files.exported import files_of_model
+from metricunet.files.exported import files_of_model, read_any_card
 from metricunet.files.own import Inputs
 from metricunet.files.record import sha256
-from metricunet.inference.case_files import SUFFIXES, CaseFiles, checked_formats, chosen_structures, provenance_of
+from metricunet.inference.case_files import (
+    SUFFIXES,
+    CaseFiles,
+    checked_formats,
+    chosen_structures,
+    organs_wanted,
+    provenance_of,
+)
 from metricunet.inference.inputs import ScanInput
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.inference.runtimes import open_predictor
@@ -62,9 +69,15 @@ class Workshop:
         self.config, self.state = config, State(config.state)
         self.ledger = Ledger(self.state.ledger)
         self.queue = Queue(self.ledger)
-        self.predictor = open_predictor(config.model, device, runtime=config.runtime, provider=config.provider)
-        card = self.predictor.card
+        card = read_any_card(config.model[0])
         self.chosen = chosen_structures(config.structures, card.labels, card.tg263)
+        self.predictor = open_predictor(
+            config.model,
+            device,
+            runtime=config.runtime,
+            provider=config.provider,
+            organs=organs_wanted(card, self.chosen),
+        )
         self.options = ContourOptions()
         self.provenance = provenance_of(config.model, MOST_RERUNS, self.options)
 
@@ -103,7 +116,7 @@ class Workshop:
             volume = source.read()
         except InputError as error:
             raise Refused(str(error)) from error
-        prediction = self.predictor.predict(volume, self.chosen)
+        prediction = self.predictor.predict(volume)
         quality = judge(case, volume, prediction, source.notes)
         if self.chosen:
             prediction, quality = prediction.only(self.chosen), quality.only(self.chosen)
