@@ -14,7 +14,7 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.batches import AIMED_WITHIN, LocateBatches, SegmentBatches, update_generator
-from metricunet.training.config import AugmentConfig, load_config
+from metricunet.training.config import AugmentConfig, LocateConfig, load_config
 from metricunet.volume import Geometry, Volume
 from tests.support.cohorts import TINY_SETTINGS
 from tests.support.waits import Waits
@@ -159,10 +159,10 @@ def test_patches_are_aimed_at_the_target_or_at_where_it_would_lie() -> None:
     empty = held.coarse.with_array(np.zeros(shape, dtype=np.uint8))
     hu = np.indices(shape)
     config = CONFIG.locate.model_copy(
-        update={"batch_size": 64, "hu_window": (-1024.0, 1024.0), "target_share": 1.0}
+        update={"batch_size": 64, "hu_window": (-1024.0, 1024.0), "target_share": 1.0, "aim_where_absent": True}
     )
 
-    def middles(facts: dict[str, object]) -> np.ndarray:
+    def middles(facts: dict[str, object], config: LocateConfig = config) -> np.ndarray:
         """Where the patches' middles lie, from a scan that tells each voxel's place."""
         found = []
         for axis in range(3):
@@ -179,6 +179,8 @@ def test_patches_are_aimed_at_the_target_or_at_where_it_would_lie() -> None:
     assert (np.abs(near - bed) <= reach).all()
     assert np.ptp(near, axis=0).min() > 0.5 * reach.min()
     assert (np.abs(middles({}) - bed) > reach).any()
+    anywhere = config.model_copy(update={"aim_where_absent": False})
+    np.testing.assert_array_equal(middles({"bed_mm": place_mm}, anywhere), middles({}))
 
 
 @pytest.mark.parametrize("allowed", [True, False])

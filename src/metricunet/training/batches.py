@@ -314,8 +314,9 @@ class LocateBatches:
         self._begin = begin.to(device)
         self._shape = torch.tensor([scan.shape for scan in hu]).to(device)
         middles = [_middle(scan == target) for scan in labels]
-        beds = [_bed(case) for case in cases if case.coarse and case.coarse_labels]
-        middles = [bed if middle is None else middle for middle, bed in zip(middles, beds, strict=True)]
+        if config.aim_where_absent:
+            beds = [_bed(case) for case in cases if case.coarse and case.coarse_labels]
+            middles = [bed if middle is None else middle for middle, bed in zip(middles, beds, strict=True)]
         self._aimed_at = torch.tensor([middle is not None for middle in middles]).to(device)
         self._target = torch.stack([torch.zeros(3) if m is None else m for m in middles]).to(device)
         self._around = torch.tensor(config.patch_voxels, device=device) * AIMED_WITHIN
