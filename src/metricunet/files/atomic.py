@@ -15,6 +15,10 @@ from metricunet.errors import InputError
 
 #: Pattern of the temporary files, of which a process that is killed leaves one.
 UNFINISHED = ".partial-*"
+#: How the hidden folders of unfinished work begin.
+STAGING = ".metricunet-"
+#: Numbers of the errors of a disk, or of a user's share of it, that is full.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -58,8 +62,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def explained(path: Path, error: OSError) -> InputError:
-    """Return what the user is told where a file cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    """Return what the user is told where a file cannot be written; of a hidden folder, the one that it is in."""
+    path = next((hidden.parent for hidden in (path, *path.parents) if hidden.name.startswith(STAGING)), path)
+    if error.errno in FULL:
         return InputError(f"{path}: the disk is full; nothing was left there. Free some space and run again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"{path}: no permission to write here; choose another folder")

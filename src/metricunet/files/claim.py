@@ -24,6 +24,7 @@ from uuid import uuid4
 import psutil
 
 from metricunet.errors import InputError
+from metricunet.files.atomic import FULL, explained
 
 if sys.platform != "win32":
     import fcntl
@@ -137,6 +138,8 @@ def claimed(path: Path, what: str) -> Iterator[None]:
         try:
             _take(path, mine, what)
         except OSError as error:
+            if error.errno in FULL:
+                raise explained(path.parent, error) from error
             raise InputError(
                 f"{path.parent}: cannot be written ({error.strerror or error}); choose another folder"
             ) from error

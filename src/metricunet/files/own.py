@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from metricunet.errors import InputError, argument
+from metricunet.files.atomic import STAGING as STAGING
 from metricunet.files.atomic import UNFINISHED, explained, write_json, written_whole
 from metricunet.files.record import hash_if_readable, sha256
 
@@ -28,8 +29,6 @@ FILES = "files"
 #: Field of a record: the SHA-256 of its other fields.
 SEAL = "seal"
 JOURNAL = "journal.json"
-#: How the hidden folders of unfinished work begin.
-STAGING = ".metricunet-"
 #: Folder in such a folder, for commands that write a whole tree before it is placed.
 WORK = "work"
 

@@ -296,6 +296,16 @@ def test_a_full_disk_loses_no_earlier_decision_and_leaves_nothing(
         answer = send(client, "flipped")
     assert answer.status_code == 400
     assert "the disk is full" in answer.json()["error"]
+    with monkeypatch.context() as patch:
+        patch.setattr("metricunet.files.atomic.os.fsync", full_disk)
+        answer = send(client, "flipped")
+    assert answer.json()["error"].startswith(
+        f"{predicted.folder}: the disk is full"
+    )  # and no hidden folder's name
+    with monkeypatch.context() as patch:
+        patch.setattr("metricunet.files.claim._put", full_disk)
+        answer = send(client, "flipped")
+    assert answer.json()["error"].startswith(f"{predicted.folder}: the disk is full")
     assert bytes_of(predicted.folder) == before
     assert send(client, "flipped").json()["number"] == 2
 
@@ -335,7 +345,7 @@ def test_thirty_cases_are_listed_and_a_folder_is_moved_with_its_scans(
     shutil.rmtree(moved / "scans")
     answer = client.get("/api/cases/many28")
     assert answer.status_code == 400
-    assert "--scans" in answer.json()["error"]
+    assert "the scan of case many28 is not there any more" in answer.json()["error"]
 
 
 def test_files_of_others_are_stepped_over(predicted: Predicted, enter: Enter) -> None:

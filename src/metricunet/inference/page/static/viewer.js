@@ -96,7 +96,7 @@ export class Viewer {
 
   // Show a scan (the bytes of a NIfTI file whose axes run right, front, head) and the mask on the same field,
   // unless something else is wanted by the time that it is read. Returns whether it is shown.
-  async load(scan, mask, colours, isWanted) {
+  async load(scan, mask, colours, isWanted, hidden = []) {
     const nv = this.planes;
     const [low, high] = WINDOWS[0].range;
     const image = await NVImage.loadFromUrl({ url: "scan.nii", name: "scan.nii", buffer: scan, cal_min: low, cal_max: high });
@@ -105,7 +105,8 @@ export class Viewer {
     for (const volume of [...nv.volumes]) nv.removeVolume(volume);
     if (nv.drawBitmap) nv.closeDrawing(); // it is that of another field
     nv.addVolume(image);
-    this.setHidden([]);
+    this.hidden = new Set(hidden);
+    nv.setDrawColormap(drawingColours(this.colours, this.hidden));
     this.setMask(mask);
     return true;
   }

@@ -181,9 +181,8 @@ const turned = (three) => [three[2], three[1], three[0]];
 async function show(attempt, info, field, scan, voxels) {
   const mask = voxels instanceof Mask ? voxels : new Mask(turned(field.shape), turned(info.spacing_mm), voxels);
   const colours = info.structures.map((s) => s.colour);
-  if (!(await state.viewer.load(scan, mask, colours, () => attempt === state.opening))) return false;
+  if (!(await state.viewer.load(scan, mask, colours, () => attempt === state.opening, state.hidden))) return false;
   Object.assign(state, { info, field, mask });
-  state.viewer.setHidden(state.hidden);
   state.viewer.setStyle(STYLES[state.style]);
   state.viewer.setWindow(WINDOWS[$("window").value].range);
   const whole = field.shape.every((n, a) => n === state.info.whole.shape[a]);
