@@ -40,7 +40,7 @@ from pynetdicom.dimse_primitives import C_STORE  # noqa: E402
 
 from tests.support.dicom_series import write_series  # noqa: E402
 from tests.support.threshold_model import GLAND_HU, ball, bands_known, drawn_scan, write_bands_model  # noqa: E402
-from tests.workflows.serve.conftest import debian, eventually, free_port, orthanc_in, serving  # noqa: E402
+from tests.workflows.serve.conftest import debian, eventually, free_port, listens, orthanc_in, serving  # noqa: E402
 
 REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -239,7 +239,9 @@ def main() -> None:
             }
             with serving(home, **settings) as node:
                 process, most = psutil.Process(node.process.pid), 0
-                token = (node.state / "stow.token").read_text().strip()
+                secret = node.state / "stow.token"
+                eventually(lambda: secret.exists() and listens(settings["web"]["port"]), "the web server's start")
+                token = secret.read_text().strip()
                 steps: list[Callable[[], object]] = [
                     lambda k=k: rubbish(k % KINDS, node.port, small, rng)  # type: ignore[misc]
                     for k in range(options.associations)
