@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
 import json
 import os
 import shutil
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
@@ -54,6 +54,8 @@ EPOCHS = 10
 PILOTS = (50, 150)
 #: Scans on which nnU-Net is timed without mirroring.
 UNMIRRORED = 4
+#: Environment variable that tells the processes of a comparison by its folder.
+FOLDER = "COMPARE_FOLDER"
 #: How much less Dice than nnU-Net's would still be as good.
 MARGIN = 0.02
 #: Trainers that stop by the clock. An epoch is as many steps as fit into a twentieth of the time. `clock.json` has
@@ -130,7 +132,6 @@ def run(*words: object, environment: dict[str, str], log: Path, allowed: tuple[i
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         try:
             status = process.wait()
@@ -141,12 +142,6 @@ def run(*words: object, environment: dict[str, str], log: Path, allowed: tuple[i
         end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
         sys.exit(f"status {status}; {log} ends with:\n{end}")
     return time.perf_counter() - began
-
-
-def _end_with_parent() -> None:
-    """Ask the system to kill this process when the one that began it is killed, which then cannot do so itself."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 class Comparison:
@@ -177,6 +172,7 @@ class Comparison:
             "nnUNet_def_n_proc": "2",
             "OMP_NUM_THREADS": "2",
             "COMPARE_MINUTES": str(minutes),
+            FOLDER: str(output),
         }
         self.environment.pop("METRICUNET_METRIC", None)
         # The editable install of the environment, and not this checkout, is what nnU-Net's Python imports.
@@ -212,6 +208,13 @@ class Comparison:
     def log(self, arm: str, step: str) -> Path:
         """Return where the output of a step of an arm goes."""
         return self.output / "logs" / f"{arm}-{step}.txt"
+
+    def end_leftovers(self) -> None:
+        """End what a call has left running that was killed, and so could not end it itself."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(FOLDER) == str(self.output):
+                    process.kill()
 
     def prepare(self) -> None:
         """Make the cohort, its folds, and nnU-Net's plans."""
@@ -351,6 +354,7 @@ class Comparison:
     def run(self, arms: Sequence[str] = ARMS) -> None:
         """Run what is not done yet of these arms, and write the table of all that are done."""
         with claimed(self.output / CLAIM_NAME, "a comparison"):
+            self.end_leftovers()
             self.prepare()
             trainers = self._trainers()
             write_text(trainers, TIMED)

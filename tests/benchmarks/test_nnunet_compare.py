@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,25 @@ def test_some_arms_answer_what_they_can() -> None:
     text = table({arm: facts_of(arm) for arm in done}, {arm: rows_of(arm) for arm in done})
     assert "Does the branch help ours?" in text
     assert "nnU-Net?" not in text
+
+
+def test_what_a_killed_call_left_running_is_ended(tmp_path: Path) -> None:
+    one, other = (
+        Comparison(tmp_path / "a", tmp_path, 60, (60, 20)),
+        Comparison(tmp_path / "b", tmp_path, 60, (60, 20)),
+    )
+    sleep = (sys.executable, "-c", "import time; print(flush=True); time.sleep(60)")
+    with (
+        subprocess.Popen(sleep, env=one.environment, stdout=subprocess.PIPE) as left,
+        subprocess.Popen(sleep, env=other.environment, stdout=subprocess.PIPE) as alive,
+    ):
+        for process in (left, alive):
+            assert process.stdout is not None
+            process.stdout.readline()
+        one.end_leftovers()
+        assert left.wait(30) == -signal.SIGKILL
+        assert alive.poll() is None
+        other.end_leftovers()
 
 
 def test_a_folder_of_another_comparison_is_refused(tmp_path: Path) -> None:

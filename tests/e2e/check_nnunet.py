@@ -129,8 +129,6 @@ def add_configurations(plans_file: Path) -> None:
     """Add the small networks, and the planned ones on smaller patches, to nnU-Net's plans."""
     plans = json.loads(plans_file.read_text(encoding="utf-8"))
     found = plans["configurations"]
-    # One preprocessing for all: slices of the 3D volumes do for 2D.
-    data = {"data_identifier": found["3d_fullres"]["data_identifier"]}
     for name, (parent, network, patch, batch, axes) in SMALL.items():
         planned = found[parent]["architecture"]
         arguments = dict(planned["arch_kwargs"])
@@ -147,9 +145,9 @@ def add_configurations(plans_file: Path) -> None:
         class_name = f"dynamic_network_architectures.architectures.unet.{network}"
         architecture = planned | {"network_class_name": class_name, "arch_kwargs": arguments}
         sizes = {"patch_size": patch, "batch_size": batch}
-        found[name] = {"inherits_from": parent, **data, **sizes, "architecture": architecture}
+        found[name] = {"inherits_from": parent, **sizes, "architecture": architecture}
     for name, (parent, patch, batch) in COST.items():
-        found[name] = {"inherits_from": parent, **data, "patch_size": patch, "batch_size": batch}
+        found[name] = {"inherits_from": parent, "patch_size": patch, "batch_size": batch}
     plans_file.write_text(json.dumps(plans), encoding="utf-8")
 
 
@@ -180,7 +178,7 @@ def main() -> None:
         make_cohorts(folders["nnUNet_raw"], environment)
         environment["PYTHONPATH"] = ""
         for name in (COHORT, REGIONS):
-            words = ("-d", name[7:10], "-c", "3d_fullres", "-np", 1, "-npfp", 1)
+            words = ("-d", name[7:10], "-c", "2d", "3d_fullres", "-np", 1, "-npfp", 1)
             run(python.with_name("nnUNetv2_plan_and_preprocess"), *words, cwd=work, environment=environment)
             folder = folders["nnUNet_preprocessed"] / name
             add_configurations(folder / "nnUNetPlans.json")
