@@ -191,8 +191,10 @@ def test_a_person_has_one_delivery_tried_again(queue: Queue, clock: Clock) -> No
     queue.give_up(one.id, "nobody there")
     queue.move(job.id, "review", actor="A. Reader")
     queue.move(job.id, "rejected", actor="A. Reader")
-    with pytest.raises(StateChanged):
-        queue.retry(one.id, "A. Reader")
+    for wish in (queue.retry, queue.send_again):
+        with pytest.raises(StateChanged, match="is rejected"):
+            wish(one.id if wish == queue.retry else job.id, "A. Reader")
+    assert queue.job(job.id).state == "rejected"
     with pytest.raises(InputError, match="no delivery 99"):
         queue.retry(99, "A. Reader")
 

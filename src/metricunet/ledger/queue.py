@@ -30,7 +30,7 @@ state `review`; after `metricunet.workflows.review` has recorded a decision, the
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, get_args
@@ -69,6 +69,10 @@ NEXT: Mapping[State, tuple[State, ...]] = {
     "failed": ("waiting", "sending", "review"),
     "set aside": ("waiting",),
 }
+#: States of a job whose deliveries may be tried at once, and of one that may be sent once more as a whole: what a
+#: reviewer has rejected or has yet to decide on is neither.
+TRIED_NOW: tuple[State, ...] = ("sending", "failed")
+SENT_AGAIN: tuple[State, ...] = ("sent", "failed")
 #: States that nothing follows by itself.
 ENDS: tuple[State, ...] = ("sent", "kept", "rejected", "refused", "failed", "set aside")
 DeliveryState = Literal["waiting", "stored", "sent", "confirmed", "failed"]
@@ -88,11 +92,12 @@ class StateChanged(InputError):  # noqa: N818
         job: as it is.
     """
 
-    def __init__(self, job: Job, wanted: str) -> None:
+    def __init__(self, job: Job, wanted: str, of: Collection[str] = ()) -> None:
         self.job = job
+        of = of or [state for state, after in NEXT.items() if wanted in after]
         super().__init__(
             f"job {job.id} is {job.state} and cannot become {wanted}; expected one that is "
-            f"{' or '.join(state for state, after in NEXT.items() if wanted in after) or 'another'}"
+            f"{' or '.join(of) or 'another'}"
         )
 
 
@@ -372,10 +377,13 @@ class Queue:
             actor: who wishes it.
 
         Raises:
-            StateChanged: it is in hand, or nothing of it was ever to be sent.
+            StateChanged: it is in hand, nothing of it was ever to be sent, a reviewer has rejected it, or none has
+                decided yet.
         """
         with self.ledger.writing() as db:
             moment = self._now()
+            if (job := self.job(job_id)).state not in SENT_AGAIN:
+                raise StateChanged(job, "sending", SENT_AGAIN)
             changed = db.execute(
                 "UPDATE deliveries SET state = 'waiting', attempts = 0, next_attempt = ?, created = ?, "
                 "changed = ? WHERE job_id = ?",
@@ -464,8 +472,8 @@ class Queue:
                 raise InputError(f"{self.ledger.path}: has no delivery {delivery_id}")
             delivery, moment = found[0], self._now()
             job = self.job(delivery.job_id)
-            if delivery.state in ("sent", "confirmed") or job.state not in ("sending", "failed"):
-                raise StateChanged(job, "sending")
+            if delivery.state in ("sent", "confirmed") or job.state not in TRIED_NOW:
+                raise StateChanged(job, "sending", TRIED_NOW)
             state = "waiting" if delivery.state == "failed" else delivery.state
             db.execute(
                 "UPDATE deliveries SET state = ?, next_attempt = ?, created = ?, changed = ? WHERE id = ?",

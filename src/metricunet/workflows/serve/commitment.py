@@ -67,7 +67,7 @@ class Commitments:
         if delivery is None:
             self.journal.say("commitment refused", "warning", why="an answer to nothing that was asked")
             return INVALID_ARGUMENT
-        facts = _facts(delivery)
+        facts = facts_of(delivery)
         if delivery.sop_uid in _uids(answer, "ReferencedSOPSequence"):
             if delivery.state == "stored":
                 self.queue.delivered(delivery.id, confirmed=True)
@@ -95,7 +95,8 @@ class Commitments:
         )
 
 
-def _facts(delivery: Delivery) -> dict[str, Any]:
+def facts_of(delivery: Delivery) -> dict[str, Any]:
+    """Return what the journal says of a delivery: case, destination and kind of file."""
     case = Path(delivery.file).name.partition(".")[0]
     return {"case": case, "destination": delivery.destination, "kind": delivery.kind}
 

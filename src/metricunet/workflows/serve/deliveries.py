@@ -6,12 +6,11 @@ import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from metricunet.errors import told
 from metricunet.ledger import Delivery, Queue
 from metricunet.ledger.queue import DeliveryState
-from metricunet.workflows.serve.commitment import Commitments, transaction_of
+from metricunet.workflows.serve.commitment import Commitments, facts_of, transaction_of
 from metricunet.workflows.serve.config import Destination, NodeConfig
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.outbound import Question, ask, send
@@ -113,7 +112,7 @@ class Sender(threading.Thread):
         )
         for one in asked:
             why = without_identifiers(answers.get(questions[one.id].transaction, "the association broke"))
-            facts = _facts(one)
+            facts = facts_of(one)
             if why:
                 pause = _pause(one)
                 self.queue.stored(one.id, why, next_attempt=now + pause)
@@ -131,7 +130,7 @@ class Sender(threading.Thread):
         now = datetime.now(UTC)
         for one in tried:
             why = without_identifiers(answers.get(self._path(one), "the association broke"))
-            facts = _facts(one)
+            facts = facts_of(one)
             if not why:
                 if self.destination.commitment:
                     self.queue.stored(one.id, next_attempt=now)
@@ -151,11 +150,6 @@ class Sender(threading.Thread):
 
     def _path(self, delivery: Delivery) -> Path:
         return self.state.folder / delivery.file
-
-
-def _facts(delivery: Delivery) -> dict[str, Any]:
-    case = Path(delivery.file).name.partition(".")[0]
-    return {"case": case, "destination": delivery.destination, "kind": delivery.kind}
 
 
 def _pause(delivery: Delivery) -> timedelta:

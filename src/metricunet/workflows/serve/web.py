@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, Response
 
 from metricunet.errors import InputError, told
 from metricunet.ledger import Delivery, Job, StateChanged
+from metricunet.ledger.queue import SENT_AGAIN, TRIED_NOW
 from metricunet.ledger.queue import State as JobState
 from metricunet.workflows.review.decide import Verdict
 from metricunet.workflows.review.desk import Desk
@@ -36,10 +37,7 @@ MOST_REQUESTS = 64
 MOST_SHOWN = 500
 SENDER = "stow"
 SCRIPT = Path(__file__).with_name("static") / "node.js"
-#: States of a case in which the pages offer to try a delivery at once, to send all of them once more, and to
-#: segment the case once more.
-TRIED_NOW: tuple[JobState, ...] = ("sending", "failed")
-SENT_AGAIN: tuple[JobState, ...] = ("sent", "failed")
+#: States of a case in which the pages offer to segment it once more.
 SEGMENTED_AGAIN: tuple[JobState, ...] = ("refused", "failed", "set aside")
 CANNOT_UNDERSTAND, OUT_OF_RESOURCES = 0xC000, 0xA700
 
