@@ -205,7 +205,7 @@ def _wishes_html(job: Job, deliveries: Sequence[Delivery]) -> str:
 
 def _button(job: Job, wish: str, words: str) -> str:
     address = html.escape(f"/api/node/{Path(job.folder).name}/{wish}")
-    return f'<button type="button" data-post="{address}">{words}</button>'
+    return f'<button type="button" data-post="{address}" disabled>{words}</button>'  # until the script hears it
 
 
 def _refused(request: Request, error: Exception) -> Response:

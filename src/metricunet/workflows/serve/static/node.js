@@ -1,6 +1,7 @@
 "use strict";
 
-// The buttons of the queue: each posts to its address, and then the page is shown anew.
+// The buttons of the queue: each posts to its address, and then the page is shown anew. A page comes with all of them
+// disabled, so that none can be pressed before somebody hears it.
 for (const button of document.querySelectorAll("button[data-post]")) {
   button.addEventListener("click", async () => {
     const said = document.getElementById("said");
@@ -18,4 +19,5 @@ for (const button of document.querySelectorAll("button[data-post]")) {
     }
     button.disabled = false;
   });
+  button.disabled = false;
 }
