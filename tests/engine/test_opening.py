@@ -88,7 +88,7 @@ with opened("ray") as engine:
             if connection.status == psutil.CONN_LISTEN:
                 print(connection.laddr.ip)
     import ray
-    from ray._private.usage.usage_lib import usage_stats_enabled
+    from ray._common.usage.usage_lib import usage_stats_enabled
     print("dashboard" if ray._private.worker.get_dashboard_url() else "no dashboard")
     print("told" if usage_stats_enabled() else "not told")
 """
