@@ -51,23 +51,6 @@ class Tissues:
     marrow: float
 
 
-@dataclass(frozen=True)
-class BoneLook:
-    """How compact and spongy bone look in one patient, against the usual.
-
-    Attributes:
-        cortex: thickness of the compact bone of hips and femurs.
-        spongy: density of the spongy bone of hips and femoral heads.
-        grain: how much the spongy bone differs from place to place.
-        head_hu: what its density gains in the femoral heads.
-    """
-
-    cortex: float = 1.0
-    spongy: float = 1.0
-    grain: float = 1.0
-    head_hu: float = 130.0
-
-
 @dataclass(frozen=True, eq=False)
 class Appearance:
     """What decides how the image of one patient looks, apart from its noise.
@@ -91,7 +74,6 @@ class Appearance:
         gland_texture: smooth random field of 6.5 to 9 mm that the gland alone has; None for a gland whose texture
             is that of what surrounds it.
         gland_texture_hu: its standard deviation.
-        bone: how the bones look.
     """
 
     tissues: Tissues
@@ -111,7 +93,6 @@ class Appearance:
     urine_level_mm: float = 0.0
     gland_texture: Waves | None = None
     gland_texture_hu: float = 0.0
-    bone: BoneLook = BoneLook()
 
 
 def with_gland_texture(appearance: Appearance, seed: int, texture_hu: float) -> Appearance:

@@ -39,8 +39,8 @@ from metricunet.progress import Progress, no_progress
 from metricunet.volume import Volume
 
 RECIPE_FILE, DATASET_FILE = "phantoms.json", "dataset.json"
-#: Raised whenever the same seed begins to give other bytes, for the phantoms that it does so for.
-_VERSION, _VARIED_VERSION = 2, 3
+#: Raised whenever the same seed begins to give other bytes.
+RECIPE_VERSION = 2
 #: What the recipe says of `labelsTr` where it holds the true shapes.
 TRUTH = "truth"
 COMMAND, MAKING = "phantom", "the making of phantoms"
@@ -112,7 +112,7 @@ class CohortPlan:
         if self.gland_texture_hu:
             more["gland_texture_hu"] = self.gland_texture_hu
         return {
-            "version": recipe_version(self.difficulty),
+            "version": RECIPE_VERSION,
             "seed": self.seed,
             "difficulty": self.difficulty,
             "structures": list(self.structures),
@@ -319,11 +319,6 @@ def split_of(name: str) -> str:
 def case_seed(seed: int, split: str, number: int) -> int:
     """Return the seed that `make_phantom` gets for a case of a cohort."""
     return int(np.random.SeedSequence((seed, 0 if split == "Tr" else 1, number)).generate_state(1)[0])
-
-
-def recipe_version(difficulty: Difficulty) -> int:
-    """Return the version of the recipe by which phantoms of a difficulty are made."""
-    return _VARIED_VERSION if difficulty == "varied" else _VERSION
 
 
 def is_absent(number: int, fraction: float) -> bool:

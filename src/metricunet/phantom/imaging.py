@@ -297,11 +297,10 @@ def tissue_layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]
         urine = np.broadcast_to(tissue.urine + appearance.urine_layer_hu * level, anatomy.lattice.shape)
     stool = tissue.stool + 18 * fine - 60 * np.clip(grain - 0.9, 0, 2)
     # Denser spongy bone in the femoral heads; thick cortex and fatty marrow in the shafts.
-    bone = appearance.bone
-    spongy = tissue.spongy * bone.spongy + 70 * bone.grain * grain + 35 * bone.grain * texture
+    spongy = tissue.spongy + 70 * grain + 35 * texture
     shaft, head = np.clip((-18 - z) / 30, 0, 1), np.clip((z - 5) / 15, 0, 1)
     femur = np.minimum(f["femur_left"], f["femur_right"])
-    femur_inside = (0.85 * spongy + bone.head_hu * head) * (1 - shaft) + tissue.marrow * shaft
+    femur_inside = (0.85 * spongy + 130 * head) * (1 - shaft) + tissue.marrow * shaft
     hip = np.minimum(f["hip_left"], f["hip_right"])
     spine = np.minimum(f["sacrum"], f["lumbar"])
     layers: tuple[tuple[Values, Values | float], ...] = (
@@ -316,12 +315,12 @@ def tissue_layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]
         *([(f["floor"], tissue.muscle - 4 + 2 * fine)] if "floor" in f else []),
         (f["disc"], 78.0),
         (hip, tissue.cortical * 0.88),
-        (hip + bone.cortex * (1.5 + 0.5 * fine), spongy),
+        (hip + (1.5 + 0.5 * fine), spongy),
         (spine, tissue.cortical * 0.6),
         (spine + (1.2 + 0.4 * fine), spongy * 0.72),
         (f["canal"], 15.0),
         (femur, tissue.cortical),
-        (femur + (2.2 * bone.cortex + 4.3 * shaft), femur_inside),
+        (femur + (2.2 + 4.3 * shaft), femur_inside),
         (f["penile_bulb"], tissue.muscle - 3),
         (f["bladder"], tissue.bladder_wall),
         (f["urine"], urine),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from metricunet.phantom import variety as v
-from metricunet.phantom.appearance import Appearance, BoneLook, Tissues
+from metricunet.phantom.appearance import Appearance, Tissues
 from metricunet.phantom.organs import gland
 from metricunet.phantom.patient import RECTUM_LEVELS_MM, Patient
 from metricunet.phantom.scanner import BLUR_MM, Scan, scan_range
@@ -79,7 +79,6 @@ def vary_patient(patient: Patient, variety: Variety, seed: int) -> Patient:
         rng = generator(seed, "image", 2)
         changes["leg_turn_rad"] = tuple(float(np.radians(uniform(rng, v.LEG_TURN_DEG))) for _ in range(2))
         changes |= _habitus(generator(seed, "image", 3), patient)
-        changes["joint_space_mm"] = uniform(generator(seed, "image", 8), v.JOINT_SPACE_MM)
         if swallowed_medium(seed):
             rng = generator(seed, "image", 5)
             hu = uniform(rng, v.BOWEL_MEDIUM_HU)
@@ -254,7 +253,6 @@ def _vary_look(appearance: Appearance, seed: int, half_mm: float) -> Appearance:
     return replace(
         appearance,
         tissues=_rectal_medium(generator(seed, "image", 7), tissues),
-        bone=_bone(generator(seed, "image", 9)),
         voltage_kv=voltage,
         urine_layer_hu=dense if with_medium and layered >= 0.4 else 0.0,
         urine_level_mm=float(level),
@@ -265,16 +263,6 @@ def _vary_look(appearance: Appearance, seed: int, half_mm: float) -> Appearance:
             for x, y, z in spots[:stones]
         ),
         seeds_mm=tuple((float(x), float(y), float(z)) for x, y, z in spots[v.MOST_STONES :][:markers]),
-    )
-
-
-def _bone(rng: np.random.Generator) -> BoneLook:
-    """Bone from porous to dense, the compact bone of the hip joint from hardly seen to thick."""
-    return BoneLook(
-        cortex=uniform(rng, v.CORTEX),
-        spongy=evenly_in_log(rng, v.SPONGY),
-        grain=evenly_in_log(rng, v.SPONGY_GRAIN),
-        head_hu=uniform(rng, v.HEAD_DENSER_HU),
     )
 
 

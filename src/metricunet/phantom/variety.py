@@ -72,11 +72,6 @@ RECTAL_MEDIUM_SHARE, RECTAL_MEDIUM_HU = 0.05, (150.0, 700.0)
 THIN_SHARE, THIN = 0.2, (0.25, 0.6)
 OBESE_SHARE, OBESE, MOST_FAT_MM = 0.2, (1.3, 2.0), (70.0, 105.0, 58.0)
 PRONE_SHARE = 0.04
-#: The hip joint. Its gap; thickness of the compact bone, density and unevenness of the spongy bone against the
-#: usual; what spongy bone gains in the femoral heads.
-JOINT_SPACE_MM = (0.8, 4.5)
-CORTEX, SPONGY, SPONGY_GRAIN = (0.3, 1.15), (0.6, 1.8), (0.5, 2.0)
-HEAD_DENSER_HU = (20.0, 240.0)
 #: Artificial hips, twice as frequent as in `real`.
 HIPS_SHARE = 0.12
 # Beyond the pelvis. Share of the scans that go on upward, and to which heights in the template; whole bodies also
@@ -119,7 +114,7 @@ class Variety:
             that keeps the rectum off.
         gland: volume, extents and asymmetry, and the veins in front of it; sources of brachytherapy.
         image: noise, kernel, slices, voltage, contrast medium, stones, markers, cut fields; turned legs,
-            hip joints and their bone, artificial hips, thin and obese men, men who lie prone.
+            artificial hips, thin and obese men, men who lie prone.
         beyond: scans that go on to abdomen, chest and head, or over the legs, with all that lies there.
         absent: women, men after prostatectomy and other parts of the body among the scans without a prostate.
     """
