@@ -27,6 +27,7 @@ OURS_BY_NAME = {
     "workflows/review/static/ledger.css",
     "workflows/review/static/review.css",
     "workflows/review/static/review.js",
+    "workflows/serve/static/node.js",
 }
 
 
