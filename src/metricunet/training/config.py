@@ -43,8 +43,8 @@ class LocateConfig(_Section):
         dice_of_absent: whether the Dice loss counts classes that no patch of a batch holds, or leaves them out.
             `counted` drives a training in which many scans hold no target towards calling everything background.
         aim_where_absent: whether patches are also aimed at where the target would lie, in phantoms that show that
-            place and no target (women, men after prostatectomy). It finds fewer targets where there are none, and
-            fewer where there are.
+            place and no target (women, men after prostatectomy). What came of a training with it, and with other
+            changes, is in docs/real.md.
     """
 
     spacing_mm: Size = (4.0, 4.0, 4.0)
