@@ -164,7 +164,8 @@ def queue_html(node: Node, may_send: bool) -> str:
     rows = []
     for job in reversed(node.queue.jobs()[-MOST_SHOWN:]):
         deliveries = node.queue.deliveries(job.id)
-        cells = (job.created[:19], Path(job.folder).name, job.sender, job.files, job.state, job.why)
+        received = job.created[:19].replace("T", " ")
+        cells = (received, Path(job.folder).name, job.sender, job.files, job.state, job.why)
         row = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells)
         row += f"<td>{'<br>'.join(_sent_html(job, one, may_send) for one in deliveries)}</td>"
         if may_send:
@@ -175,7 +176,11 @@ def queue_html(node: Node, may_send: bool) -> str:
     )
     heads += "<th></th>" * may_send
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    style = "body{font:14px sans-serif;margin:1em}td,th{padding:.2em .6em;text-align:left}"
+    style = (
+        "body{font:14px sans-serif;margin:1em}table{border-collapse:collapse}"
+        "td,th{padding:.4em .6em;text-align:left;vertical-align:top;border-bottom:1px solid #ccc}"
+        "td:first-child,button{white-space:nowrap}button{margin:0 .3em .2em 0}"
+    )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Queue</title>'
         f'<link rel="icon" href="data:,"><style>{style}</style>'
