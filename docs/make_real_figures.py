@@ -31,6 +31,8 @@ SCANS = {
     "STS_037": ("pelvis_ct_petct/STS_037_CT.nii.gz", "none"),
     "cort_liver_real_ct": ("pelvis_ct_petct/cort_liver_real_ct.nii.gz", "none"),
 }
+#: They are shown to a model once, at the end (docs/real.md), and only where they are named.
+UNOPENED = ("STS_044", "STS_001")
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "real")
-    parser.add_argument("--scans", nargs="+", choices=list(SCANS), default=list(SCANS))
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("METRICUNET_DATA", "../shared/data")))
+    opened = [name for name in SCANS if name not in UNOPENED]
+    parser.add_argument("--scans", nargs="+", choices=list(SCANS), default=opened)
+    data = os.environ.get("METRICUNET_DATA")
+    parser.add_argument("--data", type=Path, default=data, required=data is None, help="default: METRICUNET_DATA")
     arguments = parser.parse_args()
     model = mu.load_model() if arguments.model is None else mu.load_model(arguments.model)
     arguments.output.mkdir(parents=True, exist_ok=True)

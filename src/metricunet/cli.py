@@ -498,8 +498,8 @@ def predict(
             "--output_type",
             help="Write nifti (masks), rtstruct (DICOM structure sets), seg (DICOM segmentations), probability "
             "(NIfTI, in 4 bytes a voxel), probability_uint8 (in one byte), probability_seg (fractional DICOM "
-            "segmentations), or several of these, separated by commas. The words dicom_rtstruct and dicom_seg "
-            "mean the same.",
+            "segmentations), page (as --page), or several of these, separated by commas. The words dicom_rtstruct "
+            "and dicom_seg mean the same.",
         ),
     ] = "nifti",
     structures: Annotated[
