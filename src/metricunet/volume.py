@@ -328,11 +328,11 @@ def resample_labels(labels: Volume, geometry: Geometry) -> Volume:
     best = np.full(geometry.shape, 0.5, dtype=np.float32) if len(values) <= 2 else None
     result = np.zeros(geometry.shape, dtype=labels.array.dtype)
     if best is None:
-        best = labels.with_array((labels.array == 0).astype(np.float32)).resample(geometry, fill=1.0).array
+        best = labels.with_array(labels.array == 0).resample(geometry, fill=1.0).array
     for value in values:
         if value == 0:
             continue
-        share = labels.with_array((labels.array == value).astype(np.float32)).resample(geometry).array
+        share = labels.with_array(labels.array == value).resample(geometry).array
         better = share > best
         result[better] = value
         best = np.maximum(best, share)

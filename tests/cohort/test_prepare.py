@@ -124,6 +124,16 @@ def test_changed_settings_and_labels_are_noticed(folder: Path) -> None:
     assert run(folder)[0].fine is None
 
 
+def test_labels_in_another_order_are_noticed(folder: Path) -> None:
+    """A label's place is its class, so what was cached has the classes of the old order."""
+    edit_json(folder / "dataset.json", labels={"background": 0, "prostate": 1, "bladder": 2})
+    run(folder)
+    edit_json(folder / "dataset.json", labels={"background": 0, "bladder": 2, "prostate": 1})
+    again = run(folder)[0].fine_labels
+    assert again is not None
+    assert set(np.unique(again.array)) == {0, 2}
+
+
 @pytest.mark.parametrize("content", [b"", b"somebody's", None])
 def test_a_file_that_is_not_the_caches_is_never_replaced(folder: Path, content: bytes | None) -> None:
     run(folder)

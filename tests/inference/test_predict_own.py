@@ -286,3 +286,15 @@ def test_a_name_that_its_outputs_could_not_have_is_refused_before_any_work(
     (path,) = scans.iterdir()
     path.rename(scans / f"{'n' * (most - len('.quality.json'))}.nii.gz")
     assert metricunet(*call(scans, bands_model, out)).status == 0
+
+
+def test_masks_never_go_among_a_cohorts_images_however_the_folder_is_named(
+    metricunet: Command, bands_model: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "cohort" / "imagesTs"
+    images.mkdir(parents=True)
+    (tmp_path / "cohort" / "dataset.json").write_text("{}")
+    monkeypatch.chdir(images)
+    ended = metricunet(*call(scans, bands_model, Path()), status=2)
+    assert "holds the images of a cohort" in ended.err
+    assert list(images.iterdir()) == []

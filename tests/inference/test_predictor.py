@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from metricunet.errors import InputError
-from metricunet.files.model import Calibration, read_model, write_model
+from metricunet.files.model import Calibration, read_card, read_model, write_model
 from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.inference.predictor import Predictor
+from metricunet.inference.segmenter import Segmenter, StageModel
 from metricunet.quality.verdict import judge
 from metricunet.volume import Geometry, Volume
 
@@ -212,3 +215,15 @@ def test_a_target_at_the_edge_of_the_field(predictor: Predictor, unseen: tuple[V
     found = predictor.predict(cut)
     if found.labels is not None:
         assert found.labels.array.shape == cut.array.shape
+
+
+def test_models_of_the_same_structures_in_another_order_are_refused(tiny_model: Path) -> None:
+    """A label's place is its class: averaged, the one's prostate would be mixed with the other's bladder."""
+    labels = {"prostate": 1, "bladder": 2}
+    card = replace(read_card(tiny_model), labels=labels, tg263=dict.fromkeys(labels, "Other"))
+    other = replace(card, labels=dict(reversed(labels.items())))
+    models = [cast(StageModel, SimpleNamespace(card=one)) for one in (card, card, other)]
+    paths = [Path("one"), Path("two"), Path("three")]
+    assert Segmenter(paths[:2], models[:2], None, 0).card.labels == labels
+    with pytest.raises(InputError, match="three: segments .* in the same order"):
+        Segmenter(paths, models, None, 0)

@@ -96,3 +96,15 @@ def test_training_on_patches_separates_the_classes() -> None:
         active.append(out.statistics["active_triplets"].item())
     assert active[0] > 0.9
     assert sum(active[-5:]) < 0.4 * 5
+
+
+def test_means_are_over_what_the_setting_says() -> None:
+    torch.manual_seed(0)
+    bottleneck = torch.randn(30, 6, 2, 2, dtype=torch.float64)
+    loss = PatchMetricLoss(6, 4, margin=0.3, positive_margin=0.5, negative_margin=0.5, mean_over="all").double()
+    out = loss(bottleneck)
+    assert loss.heads is not None
+    e = F.normalize(loss.heads[0](bottleneck.mean(dim=(2, 3))), dim=-1)
+    near, far = distances(e[0::3], e[1::3]), distances(e[0::3], e[2::3])
+    torch.testing.assert_close(out.parts["triplet"], (near - far + 0.3).relu().mean())
+    torch.testing.assert_close(out.parts["pair"], (near - 0.5).relu().mean() + (0.5 - far).relu().mean())

@@ -18,6 +18,7 @@ from metricunet.quality.boundary import (
     ClassField,
     boundary_confidence,
     boundary_error,
+    mean_read_on,
     near,
     surface_area_mm2,
 )
@@ -205,3 +206,21 @@ def test_what_lies_far_from_the_mask_counts_for_nothing() -> None:
     assert found is not None
     assert found.case_mm == 0
     assert boundary_confidence([field], [None], 1, Volume(np.zeros_like(mask), geometry)) is None
+
+
+def test_a_model_says_nothing_of_what_it_has_not_looked_at() -> None:
+    """Two fields, the one longer than the other: beyond the shorter one the longer one's word counts alone."""
+    grid = Geometry.from_parts((10, 4, 4), (2, 2, 2), (0, 0, 0))
+    long = ClassField(np.stack([np.full(grid.shape, 0.2, np.float32), np.full(grid.shape, 0.8, np.float32)]), grid)
+    part = grid.crop((0, 0, 0), (6, 4, 4))
+    short = ClassField(
+        np.stack([np.full(part.shape, 0.6, np.float32), np.full(part.shape, 0.4, np.float32)]), part
+    )
+    mean = mean_read_on([long, short], grid)
+    np.testing.assert_allclose(mean[1, :6], 0.6, atol=1e-6)
+    np.testing.assert_allclose(mean[1, 6:], 0.8, atol=1e-6)
+    np.testing.assert_allclose(mean.sum(axis=0), 1, atol=1e-6)
+    # Where none has looked is background; models that looked at the same have their plain mean.
+    beyond = Geometry.from_parts((4, 4, 4), (2, 2, 2), (0, 0, 40))
+    assert (mean_read_on([long, short], beyond)[0] == 1).all()
+    np.testing.assert_array_equal(mean_read_on([long, long], grid), long.array)

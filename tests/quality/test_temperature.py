@@ -65,7 +65,7 @@ def test_a_known_distortion_is_found(classes: int, distortion: float) -> None:
     logits = np.random.default_rng(7).normal(0, 2, (classes, 100_000))
     honest = softmax(logits)
     truth, stated = drawn(honest, 8), softmax(logits * distortion)
-    fit = fit_temperature(stated, truth)
+    fit = fit_temperature([(stated[:, :1000], truth[:1000]), (stated[:, 1000:], truth[1000:])])
     assert fit.temperature == pytest.approx(distortion, rel=0.03)
     assert fit.nll_after <= fit.nll_before
     target = truth == 1
@@ -78,7 +78,7 @@ def test_a_known_distortion_is_found(classes: int, distortion: float) -> None:
 def test_the_likelihood_is_that_of_torch() -> None:
     logits = np.random.default_rng(1).normal(0, 4, (3, 400))
     truth = np.random.default_rng(2).integers(0, 3, 400)
-    fit = fit_temperature(softmax(logits), truth)
+    fit = fit_temperature([(softmax(logits), truth)])
     for temperature, found in ((1.0, fit.nll_before), (fit.temperature, fit.nll_after)):
         wanted = torch.nn.functional.cross_entropy(torch.from_numpy(logits.T / temperature), torch.tensor(truth))
         assert found == pytest.approx(float(wanted), rel=1e-5)
@@ -86,10 +86,10 @@ def test_the_likelihood_is_that_of_torch() -> None:
 
 def test_a_network_without_errors_gets_the_lowest_temperature_and_stays_finite() -> None:
     given = softmax(np.array([[-2.0, 2.0], [2.0, -2.0]]))
-    fit = fit_temperature(given, np.array([1, 0]))
+    fit = fit_temperature([(given, np.array([1, 0]))])
     assert fit.temperature == pytest.approx(LOWEST, rel=1e-3)
     assert np.isfinite(fit.nll_after)
     # One that is certain, and wrong, is made as unsure as can be.
-    wrong = fit_temperature(np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32), np.array([1, 0]))
+    wrong = fit_temperature([(np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32), np.array([1, 0]))])
     assert wrong.temperature > 15
     assert np.isfinite(wrong.nll_before)

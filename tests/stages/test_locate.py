@@ -65,6 +65,13 @@ def test_the_larger_candidate_wins() -> None:
     np.testing.assert_allclose(found.centre_mm, GEOMETRY.to_world([18.5, 23.5, 23.5]), atol=1e-3)
 
 
+def test_a_speck_that_is_sure_hides_no_gland_that_is_less_so() -> None:
+    """Three voxels a side are 1.7 mL, too small to be a gland; their sum of probabilities is the larger one."""
+    found = localise(blob(((2, 2, 2), 3, 1.0), ((15, 20, 20), 4, 0.4)))
+    assert found.centre_mm is not None
+    np.testing.assert_allclose(found.centre_mm, GEOMETRY.to_world([16.5, 21.5, 21.5]), atol=1e-3)
+
+
 def test_the_candidate_is_kept_where_it_lies() -> None:
     found = localise(blob(((2, 2, 2), 4, 0.9), ((15, 20, 22), 8, 0.9)))
     assert found.candidate is not None

@@ -129,3 +129,15 @@ def test_other_structures_are_refused(tiny_cohort: Path, tiny_model: Path, tmp_p
     with pytest.raises(InputError, match="no validation case"):
         calibrate(tiny_model, tiny_cohort, tmp_path / "new.safetensors", fold="all", device="cpu")
     assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_cases_that_the_model_was_trained_on_are_refused(
+    tiny_cohort: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Their boundaries are the ones that it learned, so too small an error would be expected."""
+    with pytest.raises(InputError, match=r"was trained on case_0\d .* name the fold that it was validated on"):
+        calibrate(tiny_model, tiny_cohort, tmp_path / "new.safetensors", fold=1, device="cpu")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="is there already"):
+        calibrate(tiny_model, tiny_cohort, tmp_path / "notes.txt", device="cpu")
+    assert (tmp_path / "notes.txt").read_text() == "mine"

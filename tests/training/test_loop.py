@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -229,6 +230,23 @@ def test_lightnings_loggers_are_told_the_numbers_of_the_log(
     assert [row["step"] for row in logged] == [row["updates"] for row in rows] == ["2", "4", "6"]
     assert [row["locate/val_dice"] for row in logged] == [row["val_dice"] for row in rows] == ["0.5", "", "0.25"]
     assert [f"{float(row['locate/loss']):.5g}" for row in logged] == [row["loss"] for row in rows]
+
+
+def test_a_logger_that_fails_costs_no_epoch(
+    begun: tuple[Run, Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away(CSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            raise ConnectionError("the server is away")
+
+    run, _ = begun
+    scores(monkeypatch, 0.5, 0.5, 0.5)
+    away = Away(tmp_path / "logged", name="run", version="one")
+    with pytest.raises(InputError, match=r"Away failed \(.*the server is away.*--resume") as error:
+        train_locate(replace(run, loggers=(away,)), may_find_nothing=True)
+    assert "\n" not in str(error.value)
+    assert (run.checkpoints / "locate-last.ckpt").is_file()
+    assert len((run.folder / "log.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -11,7 +11,7 @@ from torch import Tensor
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.errors import InputError
-from metricunet.networks import UNet
+from metricunet.networks import FCN, UNet
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.batches import Batch, BlockBatches, SegmentBatches, update_generator
 from metricunet.training.checks import check_settings
@@ -53,6 +53,17 @@ def module(cases: list[PreparedCase], *settings: str) -> tuple[SegmentModule, Mi
     torch.manual_seed(0)
     network = UNet(1 if solid else 5, 2, 4, levels=3, spatial_dims=config.segment.spatial_dims)
     return SegmentModule(network, config, [], 2), MixedBatches(*batches)
+
+
+def test_nothing_is_dropped_in_what_the_teacher_says() -> None:
+    """An FCN drops half of two layers where it is trained; a teacher is asked."""
+    torch.manual_seed(0)
+    network = FCN(1, 2, 4)
+    teacher = Teacher(network, TeacherConfig(share=0.5))
+    holder = torch.nn.ModuleDict({"network": network, "teacher": teacher}).train()
+    images = torch.randn(2, 1, 64, 64)
+    assert torch.equal(teacher.probabilities(images), teacher.probabilities(images))
+    assert holder["network"].training
 
 
 def test_the_teacher_is_the_moving_average() -> None:

@@ -211,7 +211,8 @@ def _stored(case: Case, key: dict[str, Any], cache: Path) -> PreparedCase | None
     """
     path = _cache_file(case, cache)
     found = _load(path)
-    if found is not None and found[1] == key:
+    # Labels in another order are other classes.
+    if found is not None and found[1] == key and [*found[1]["labels"]] == [*key["labels"]]:
         stored = found[0]
         return stored if stored.image_sha256 else replace(stored, image_sha256=sha256(scan_files(case.image)))
     if os.path.lexists(path) and not _is_ours(path):

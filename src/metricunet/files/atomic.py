@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 def _temporary_name(name: str) -> str:
     """Return a short name, so that it fits wherever the final one does; its suffixes are kept for libraries."""
     number = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
-    return f".partial-{os.getpid()}-{number}{''.join(Path(name).suffixes[-2:])[-24:]}"
+    return f".partial-{os.getpid()}-{secrets.token_hex(4)}-{number}{''.join(Path(name).suffixes[-2:])[-24:]}"
 
 
 def write_text(path: Path, text: str) -> None:

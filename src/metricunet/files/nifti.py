@@ -94,7 +94,7 @@ def write_nifti_stack(
     """
     with written_whole(path) as temporary, Opener(str(temporary), "wb") as handle:
         for number, volume in enumerate(volumes):
-            image = _image(volume, like)
+            image = _image(volume, like, packed=False)  # each slice is packed below
             if number == 0:
                 header = image.header.copy()
                 header.set_data_shape((*image.shape, count))

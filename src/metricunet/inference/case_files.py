@@ -508,7 +508,7 @@ def _stage_masks(
         words = {"description": description_of(card), "content": set_name_of(card)}
         write_seg(paths["seg"], series, members, identity=identity, **words)
     if "probability_seg" in paths:
-        probabilities = [prediction.probability_map(name) for name in structures]
+        probabilities = (prediction.probability_map(name) for name in structures)
         words = {"description": description_of(card), "content": set_name_of(card)}
         members = list(structures.values())
         write_fractional_seg(paths["probability_seg"], series, members, probabilities, identity=identity, **words)
@@ -527,4 +527,7 @@ def _write_probabilities(paths: Mapping[Format, Path], prediction: Prediction, l
 
 
 def _in_bytes(probability: Volume) -> Volume:
-    return probability.with_array(np.rint(probability.array * 255).astype(np.uint8))
+    steps = np.empty(probability.array.shape, dtype=np.uint8)
+    for found, plane in zip(steps, probability.array, strict=True):
+        found[...] = np.rint(plane * 255)
+    return probability.with_array(steps)

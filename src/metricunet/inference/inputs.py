@@ -18,8 +18,6 @@ from metricunet.files.reviews import QUALITY_SUFFIX, is_kept_apart
 from metricunet.files.scan import case_name, is_scan, read_scan, scan_files
 from metricunet.volume import Volume
 
-#: What follows a case's name in the name of its verdict, which is the record of its files.
-
 
 @dataclass(frozen=True, eq=False)
 class ScanInput:

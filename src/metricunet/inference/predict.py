@@ -18,6 +18,7 @@ from metricunet.files.exported import files_of_model, read_any_card
 from metricunet.files.own import FILES, Inputs, OwnFiles
 from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
+from metricunet.files.sharing import in_turn
 from metricunet.inference.case_files import (
     ALWAYS,
     CHOSEN,
@@ -139,11 +140,13 @@ def predict(
     """
     known = checked_formats(formats)
     refuse_file(output)
-    if output.name.startswith("images") and (output.absolute().parent / "dataset.json").is_file():
+    place = output.resolve()  # the folder may be given as `.`
+    if place.name.startswith("images") and (place.parent / "dataset.json").is_file():
         raise InputError(f"{output}: holds the images of a cohort, which masks would spoil; choose another folder")
     check_models(models, reruns)
-    if runtime_for(models, runtime, provider) == "onnx":
-        provider_for(device, provider)
+    if runtime_for(models, runtime, provider) == "onnx" and device == "auto":
+        # Said here, since an engine takes `auto` for a GPU wherever it has one.
+        device = "cuda" if provider_for(device, provider)[0] == "cuda" else "cpu"
     options = ContourOptions(contours, holes, smooth, add_to)
     record = begun_record(scans, models, output, formats, options, reruns, draw_anyway, structures)
     cards = [read_any_card(path) for path in models]
@@ -189,7 +192,8 @@ def predict(
     if not outcomes:
         raise nothing_left(refused)
     record.facts |= run_facts(provenance, work.device_used, outcomes, refused)
-    own_record.commit(record.content())
+    with in_turn(own_record.claim, "the record of a prediction"):  # another process may end at the same time
+        own_record.commit(record.content())
     return PredictOutcome(tuple(outcomes), tuple(refused))
 
 

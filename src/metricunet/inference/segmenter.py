@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard
 from metricunet.inference.reruns import next_view
-from metricunet.quality.boundary import ClassField, boundary_confidence
+from metricunet.quality.boundary import ClassField, boundary_confidence, mean_read_on
 from metricunet.quality.masks import Touched, face_names, inner_faces, reached_faces
 from metricunet.quality.prediction import Crop, EnsembleCard, OrgansPart, Prediction, structure_masks
 from metricunet.stages.classes import Pieces, keep_largest_piece, likeliest
@@ -109,10 +109,12 @@ class Segmenter:
                     f"{path}: its organs' network segments {_listed(model.card)}, the first model's "
                     f"{_listed(first)}; only models of the same structures can be averaged"
                 )
-            if (model.card.labels, model.card.target) != (first.labels, first.target):
+            # A label's place is its class, so their order counts.
+            if ([*model.card.labels.items()], model.card.target) != ([*first.labels.items()], first.target):
                 raise InputError(
                     f"{path}: segments {model.card.labels} around {model.card.target}, the first model "
-                    f"{first.labels} around {first.target}; only models of the same structures can be averaged"
+                    f"{first.labels} around {first.target}; only models of the same structures, in "
+                    "the same order, can be averaged"
                 )
         self.ensemble = EnsembleCard.of([model.card for model in self.models])
 
@@ -184,7 +186,7 @@ class Segmenter:
             ClassField(model.probabilities("segment", hu.array), hu.geometry)
             for model, hu in zip(self.models, seen, strict=True)
         )
-        shares = np.mean([field.read_on(box)[1:] for field in fields], axis=0)
+        shares = mean_read_on(fields, box)[1:]
         classes = likeliest(shares)
         target = self.ensemble.target_class
         pieces = keep_largest_piece(classes, target)

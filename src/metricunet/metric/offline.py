@@ -129,8 +129,8 @@ class PatchMetricLoss(torch.nn.Module):
     Args:
         channels: channels of the bottleneck.
         head: embedding size.
-        options: the margins, the weights of the triplet and the pair loss, and the form of the triplet loss; the
-            other options have no meaning here.
+        options: the margins, the weights of the triplet and the pair loss, the form of the triplet loss, and what
+            means are over; the other options have no meaning here.
         **settings: single options by their names, over `options`.
     """
 
@@ -155,7 +155,9 @@ class PatchMetricLoss(torch.nn.Module):
             anchor, positive, negative = embeddings.unbind(1)
             near, far = distances(anchor, positive), distances(anchor, negative)
             exists = torch.ones_like(near, dtype=torch.bool)
-            triplet = triplet_margin_loss(near, far, exists, options.margin, options.triplet_form)
+            triplet = triplet_margin_loss(
+                near, far, exists, options.margin, options.triplet_form, options.mean_over
+            )
             both = torch.stack([exists, ~exists])
             pair = contrastive_loss(
                 torch.stack([near, far]),
@@ -163,6 +165,7 @@ class PatchMetricLoss(torch.nn.Module):
                 torch.ones_like(both),
                 options.positive_margin,
                 options.negative_margin,
+                options.mean_over,
             )
         statistics = triplet_statistics(near, far, exists, exists.sum(), options.margin)
         everything = embeddings.flatten(0, 1)[None]

@@ -72,6 +72,33 @@ class ClassField:
         return np.stack([part.array for part in parts])
 
 
+def mean_read_on(fields: Sequence[ClassField], geometry: Geometry) -> NDArray[np.float32]:
+    """Return the mean over models of what they make of a grid, each where it looked [classes, *space].
+
+    Where a model's field ends before another's it says nothing, and not that there is background. What lies
+    outside all fields is background.
+
+    Args:
+        fields: what each model makes of its part of the scan; grids may differ.
+        geometry: of the grid.
+    """
+    read = [field.read_on(geometry) for field in fields]
+    looked = looked_on([field.geometry for field in fields], geometry)
+    mean = np.asarray(np.mean(read, axis=0), dtype=np.float32)
+    if looked is not None:
+        mean[1:] *= len(fields) / looked
+        mean[0] = 1 - mean[1:].sum(axis=0)
+    return mean
+
+
+def looked_on(grids: Sequence[Geometry], geometry: Geometry) -> NDArray[np.float32] | None:
+    """Return how many of several fields each voxel of a grid lies in, at least 1; None if all lie alike."""
+    if all(grid.same_grid(grids[0], ROUNDED_GRID_TOLERANCE_MM) for grid in grids[1:]):
+        return None
+    ones = (Volume(np.ones(grid.shape, dtype=np.float32), grid).resample(geometry).array for grid in grids)
+    return np.maximum(sum(ones), np.float32(1))
+
+
 @dataclass(frozen=True, eq=False)
 class BoundaryConfidence:
     """What is said of the boundary of a segmented target.
@@ -120,11 +147,11 @@ def boundary_confidence(
     grid = fields[0].geometry
     temperatures = [1.0 if c is None else c.temperature for c in calibrations]
     honest = [
-        ClassField(tempered(field.array, temperature), field.geometry).read_on(grid)[target]
+        ClassField(tempered(field.array, temperature), field.geometry)
         for field, temperature in zip(fields, temperatures, strict=True)
     ]
-    probability = Volume(np.mean(honest, axis=0), grid)
-    classes = np.mean([field.read_on(grid) for field in fields], axis=0).argmax(axis=0).astype(np.uint8)
+    probability = Volume(mean_read_on(honest, grid)[target], grid)
+    classes = mean_read_on(fields, grid).argmax(axis=0).astype(np.uint8)
     keep_largest_piece(classes, target)
     fine = classes == target
     if not fine.any() or not mask.array.any():

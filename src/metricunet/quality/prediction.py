@@ -16,7 +16,7 @@ from scipy import ndimage
 from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard
-from metricunet.quality.boundary import BoundaryConfidence, ClassField
+from metricunet.quality.boundary import BoundaryConfidence, ClassField, looked_on
 from metricunet.stages.classes import Box, Mask, Pieces
 from metricunet.stages.locate import Localisation
 from metricunet.structures import class_of, without
@@ -153,7 +153,9 @@ class OrgansPart:
     def share_on(self, geometry: Geometry, structure: int) -> NDArray[np.float32]:
         """Return the mean probability of one structure, by its place among them from 0, likewise [*part]."""
         read = [Volume(f.array[structure + 1], f.geometry).resample(geometry).array for f in self.fields]
-        return np.asarray(sum(read[1:], start=read[0]) / np.float32(len(read)), dtype=np.float32)
+        looked = looked_on([f.geometry for f in self.fields], geometry)
+        models = np.float32(len(read)) if looked is None else looked
+        return np.asarray(sum(read[1:], start=read[0]) / models, dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ probabilities as they come out of the network, averaged over the models, so no t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,25 +50,28 @@ def tempered(probabilities: NDArray[np.float32], temperature: float) -> NDArray[
     return powers
 
 
-def fit_temperature(probabilities: NDArray[np.float32], classes: NDArray[np.integer]) -> TemperatureFit:
+def fit_temperature(cases: Sequence[tuple[NDArray[np.float32], NDArray[np.integer]]]) -> TemperatureFit:
     """Find the temperature under which the true classes are likeliest.
 
-    The negative log-likelihood is convex in 1 / T, so there is one answer.
+    The negative log-likelihood is convex in 1 / T, so there is one answer. Cases are computed on one by one: of
+    hundreds of them a copy in float64 would not fit into memory.
 
     Args:
-        probabilities: [classes, voxels].
-        classes: true class of each voxel [voxels], at least one voxel.
+        cases: of each the probabilities [classes, voxels] and the true class of each voxel [voxels]; at least one
+            voxel among them.
     """
     from scipy.optimize import minimize_scalar  # slow to import
 
-    logs = np.log(np.maximum(probabilities, TINY), dtype=np.float64)
-    wanted = np.take_along_axis(logs, classes[None].astype(np.intp), axis=0)[0]
+    voxels = sum(classes.size for _, classes in cases)
 
     def nll(log_temperature: float) -> float:
-        scaled = logs * math.exp(-log_temperature)
-        highest = scaled.max(axis=0)
-        total = np.log(np.exp(scaled - highest).sum(axis=0)) + highest
-        return float(np.mean(total - wanted * math.exp(-log_temperature)))
+        total = 0.0
+        for probabilities, classes in cases:
+            scaled = np.log(np.maximum(probabilities, TINY), dtype=np.float64) * math.exp(-log_temperature)
+            wanted = np.take_along_axis(scaled, classes[None].astype(np.intp), axis=0)[0]
+            highest = scaled.max(axis=0)
+            total += float((np.log(np.exp(scaled - highest).sum(axis=0)) + highest - wanted).sum())
+        return total / voxels
 
     bounds = (math.log(LOWEST), math.log(HIGHEST))
     found = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": EXACTNESS})

@@ -167,17 +167,20 @@ def localise(probability: Volume, volume_range_ml: tuple[float, float] | None = 
 def _best_candidate(
     probability: NDArray[Any], voxel_ml: float, threshold: float
 ) -> tuple[NDArray[np.bool_] | None, float]:
-    """Return the connected candidate with the largest sum of probabilities, and its share of all sums."""
+    """Return the connected candidate with the largest sum of probabilities, and its share of all sums.
+
+    What is too small to be one is no candidate, however sure it is.
+    """
     pieces, count = ndimage.label(probability >= threshold)
     if not count:
         return None, 0.0
     index = np.arange(1, count + 1)
     mass = ndimage.sum_labels(probability, pieces, index)
-    best = int(np.argmax(mass))
-    mask = pieces == best + 1
-    if float(mask.sum()) * voxel_ml < SMALLEST_CANDIDATE_ML:
+    large = np.bincount(pieces.ravel())[1:] * voxel_ml >= SMALLEST_CANDIDATE_ML
+    if not large.any():
         return None, 0.0
-    return mask, float(mass[best] / mass.sum())
+    best = int(np.argmax(np.where(large, mass, -1)))
+    return pieces == best + 1, float(mass[best] / mass.sum())
 
 
 def _doubts(

@@ -74,21 +74,24 @@ def calibrate(
         model: model file.
         cohort: nnU-Net raw data set with the same structures.
         output: model file to write: the same weights, and a card with the calibration. May be `model` itself.
-        fold: whose validation cases are taken; they must not be among the model's training cases.
+        fold: whose validation cases are taken.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         cache: folder to keep the prepared cases in, for other models; default: they are not kept.
         progress: called with (done, all) while the cases are read.
 
     Raises:
-        InputError: a model or cohort that cannot be read, other structures, or no case that can be used.
+        InputError: a model or cohort that cannot be read, other structures, a case that the model was trained on,
+            another's file at `output`, or no case that can be used.
     """
     model, cohort, output = Path(model), Path(cohort), Path(output)
+    if output.exists() and not output.samefile(model):
+        raise InputError(f"{output}: is there already; choose another name")
     loaded = load_model(model, device_named(device))
     card, content = loaded.card, read_cohort(cohort)
-    if content.info.labels != card.labels:
+    if [*content.info.labels.items()] != [*card.labels.items()]:
         raise InputError(
             f"{cohort}: has the structures {', '.join(content.info.labels)}; expected those of {model}, "
-            f"{', '.join(card.labels)}, with the same values"
+            f"{', '.join(card.labels)}, with the same values and in the same order"
         )
     chosen = set(split_for(content, fold).val)
     stage = card.segment
@@ -103,6 +106,11 @@ def calibrate(
     files = [case for case in content.training if case.name in chosen]
     with TemporaryDirectory() as temporary:
         cases = prepare(files, content.info, settings, Path(cache or temporary), progress)
+    if seen := [case.name for case in cases if case.image_sha256 in card.cases]:
+        raise InputError(
+            f"{model}: was trained on {seen[0]} ({len(seen)} of {len(cases)} cases of fold {fold}); name the fold "
+            "that it was validated on"
+        )
     found = calibration(loaded.segment, stage, cases, card.target_class)
     if found is None:
         raise InputError(
@@ -136,10 +144,7 @@ def calibration(
     if not seen:
         return None
     known = [v.classes != IGNORE_CLASS for v in seen]
-    fit = fit_temperature(
-        np.concatenate([v.probabilities[:, k] for v, k in zip(seen, known, strict=True)], axis=1),
-        np.concatenate([v.classes[k] for v, k in zip(seen, known, strict=True)]),
-    )
+    fit = fit_temperature([(v.probabilities[:, k], v.classes[k]) for v, k in zip(seen, known, strict=True)])
     errors = np.array([_errors_mm(v, fit.temperature, target) for v in seen])
     scale = mm_scale(errors[:, 0], errors[:, 1])
     return Calibration(

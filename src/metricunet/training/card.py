@@ -39,7 +39,7 @@ def model_card(
         val: validation cases; may be none.
         data_sha256: hash of all their files.
         crop_dice: best mean Dice of the validation cases in their crops.
-        errors_mm: localisation errors of the validation cases [cases, 3].
+        errors_mm: localisation errors of the validation cases in which stage 1 finds the target [cases found, 3].
         organs_dice: the same as `crop_dice` of the organs' network.
     """
     organs = config.organs.structures
@@ -49,6 +49,9 @@ def model_card(
         validation["crop_dice"] = crop_dice
     if organs_dice is not None:
         validation["organs_dice"] = organs_dice
+    if val:
+        validation["cases_with_target"] = float(sum("centre_mm" in case.facts for case in val))
+        validation["cases_located"] = float(len(errors_mm))
     if val and len(errors_mm):
         validation["localisation_error_mm"] = float(np.linalg.norm(errors_mm, axis=1).mean())
     return ModelCard(

@@ -326,7 +326,7 @@ class TrainConfig(_Section):
         intended_use: what the model's card says it is for, and what is not known of it; None for the usual words.
     """
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     target: str = "prostate"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     weights: Literal["float32", "float16"] = "float32"

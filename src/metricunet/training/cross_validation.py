@@ -299,8 +299,9 @@ def hand_out(
     def claim(spec: FoldSpec) -> AbstractContextManager[object]:
         return claimed(spec.claim, A_FOLD)
 
+    needs = training_needs(specs[0].cohort, specs[0].device)
+
     def each(left: Sequence[FoldSpec]) -> Iterator[tuple[FoldSpec, FoldResult | AlreadyClaimed]]:
-        needs = training_needs(left[0].cohort, left[0].device)
         for spec, result in sharing.each(left, make, needs, claim=claim):
             if isinstance(result, Exception) and not isinstance(result, AlreadyClaimed):
                 yield spec, FoldResult(spec, 0.0, (), told(result), without_frames(result))

@@ -84,8 +84,8 @@ class Located:
 
     Attributes:
         network: the network of stage 1, in evaluation mode.
-        errors_mm: localisation errors of the validation cases (the training cases where there are none) along
-            slice, row and column [cases, 3].
+        errors_mm: localisation errors along slice, row and column of those validation cases (training cases where
+            there are none) in which it finds the target [cases found, 3].
     """
 
     network: Network

@@ -31,7 +31,7 @@ from lightning.fabric.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, told
 from metricunet.files.atomic import UNFINISHED
 from metricunet.metric.gathering import one_batch, processes
 from metricunet.training.batches import Batches, Supply, update_generator, update_seed
@@ -129,7 +129,10 @@ def fit(run: Run, module: StageModule, supply: Supply) -> float | None:
             files = [best, last] if is_best else [last]
             ranks.first(partial(keep_epoch, run, state, row, loggers, means, files))
     if state.best_dice is not None:
-        module.load_state_dict(ranks.first(lambda: read_checkpoint(best)["module"]))
+        # Weights and score of one file: a run that was killed repeats an epoch, on a GPU to other digits.
+        content = ranks.first(lambda: read_checkpoint(best))
+        module.load_state_dict(content["module"])
+        state.best_dice = content["best_dice"]
     module.eval()
     return state.best_dice
 
@@ -174,11 +177,17 @@ def keep_epoch(
         checkpoints: are written in this order.
     """
     write_epoch(run.folder / LOG_NAME, row)
-    for logger in loggers:
-        numbers = {f"{state.module.stage}/{name}": value for name, value in means.items()}
-        logger.log_metrics(metrics=numbers, step=int(row["updates"]))
     for path in checkpoints:
         save(state, path)
+    numbers = {f"{state.module.stage}/{name}": value for name, value in means.items()}
+    for logger in loggers:
+        try:
+            logger.log_metrics(metrics=numbers, step=int(row["updates"]))
+        except Exception as error:  # whatever its library raises where a server is away
+            raise InputError(
+                f"the logger {type(logger).__name__} failed ({told(error)}). Nothing of the training is lost: go "
+                "on with --resume, without this logger if need be"
+            ) from error
 
 
 def set_up(module: StageModule, device: torch.device, ranks: Ranks = ALONE) -> StageState:

@@ -19,9 +19,10 @@ from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSetti
 from metricunet.cohort.splits import Fold, Split
 from metricunet.cohort.uncontoured import uncontoured_cases
 from metricunet.engine import GIB, Needs
-from metricunet.errors import InputError, argument
+from metricunet.errors import InputError, argument, told
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
+from metricunet.files.json_file import read_json
 from metricunet.files.own import STAGING, OwnFiles
 from metricunet.progress import Progress
 from metricunet.structures import class_of, without
@@ -245,6 +246,7 @@ def begin(run: Run, fold: Fold | None) -> None:
     state = {
         "fold": fold,
         "data_sha256": run.data_sha256,
+        "labels": list(run.info.labels),  # their order is that of the classes
         # The weights and not the path: the file may be moved, and another may come in its place.
         "init": None if run.inheritance is None else run.inheritance.parent.weights_sha256,
         "config": plain(run.config),
@@ -252,9 +254,15 @@ def begin(run: Run, fold: Fold | None) -> None:
     if run.resume:
         check_log(run.folder)
         check_checkpoints(run.checkpoints)
-        before = json.loads(path.read_text(encoding="utf-8"))
-        config = TrainConfig.model_validate(before.pop("config"))
-        changes = [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
+        try:
+            before = dict(read_json(path))
+            config = TrainConfig.model_validate(before.pop("config"))
+            changes = [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: damaged, or of another version of metricunet ({told(error)}); resume with that version, "
+                "or start anew in another folder"
+            ) from error
         changes += differences(config, run.config)  # last: of another model they follow, and are many
         if changes:
             raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,14 @@ class Teacher(nn.Module):
 
     def __init__(self, network: Network, settings: TeacherConfig) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self.settings = settings
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, but for the network: it is asked and not trained, so nothing is dropped in it."""
+        super().train(mode)
+        self.network.eval()
+        return self
 
     @torch.no_grad()
     def follow(self, network: Network, update: int) -> None:

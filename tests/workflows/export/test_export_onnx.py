@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import metricunet as mu
+from metricunet.engine import Needs, Serial
 from metricunet.errors import InputError
 from metricunet.files.model import ModelCard, joined, read_card, write_model
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.inference.onnx_predictor import OnnxPredictor, provider_for
+from metricunet.inference.predict import predict
 from metricunet.inference.predictor import Predictor, load_model
 from metricunet.networks import build_network
 from metricunet.specs import LocateSpec, SegmentSpec
@@ -254,3 +256,17 @@ def test_without_the_packages(
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(InputError, match="OpenVINO is not installed; run `pip install openvino`"):
         mu.load_model(exported, provider="openvino")
+
+
+def test_an_engine_with_gpus_does_not_give_them_to_what_computes_on_the_cpu(
+    exported: Path, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    """Unnamed, the device of an exported model is the CPU, also where an engine would take a GPU for `auto`."""
+
+    class OfGpus(Serial):
+        def device(self, needs: Needs) -> str:
+            return "cuda" if needs.device == "auto" else needs.device
+
+    scan = tiny_cohort / "imagesTs" / "case_06_0000.nii.gz"
+    done = predict([scan], [exported], tmp_path / "out", engine=OfGpus())
+    assert [case.case for case in done.cases] == ["case_06"]

@@ -112,13 +112,18 @@ def write_fractional_seg(
     """
     series.check_planes()
     _check_structures(path, series, structures)
-    arrays = [np.rint(series.on_slices(volume.array) * 255) for volume in probabilities]
-    used = np.flatnonzero(np.any([array.any(axis=(1, 2)) for array in arrays], axis=0)).tolist()
+    found: list[dict[int, NDArray[np.uint8]]] = []  # of each structure its slices, in steps; no whole scan is kept
+    for volume in probabilities:
+        planes = enumerate(series.on_slices(volume.array))
+        found.append({k: steps for k, plane in planes if (steps := np.rint(plane * 255).astype(np.uint8)).any()})
+    used = sorted(set().union(*found))
     if not used:
         raise InputError(f"{path}: no probability differs from 0; a segmentation needs at least one that does")
-    shares = np.empty((len(arrays), len(used), *series.geometry.shape[1:]), dtype=np.float32)
-    for share, array in zip(shares, arrays, strict=True):
-        share[...] = array[used] / 255
+    shares = np.zeros((len(found), len(used), *series.geometry.shape[1:]), dtype=np.float32)
+    for share, slices in zip(shares, found, strict=True):
+        for number, k in enumerate(used):
+            if k in slices:
+                share[number] = slices[k] / np.float32(255)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
         pixels = np.moveaxis(shares, 0, -1)
