@@ -357,8 +357,8 @@ def load_model(
             no torch; or several of a kind, whose probabilities are averaged. By default these are the files that
             the environment variable METRICUNET_MODEL names, separated as in PATH, else the model that is shipped
             with the package, which gives a `UserWarning`.
-        device: It computes: `auto` (a CUDA GPU where there is one), `cpu`, `cuda` or `cuda:N`, likewise `gpu` or
-            `gpu:N`, or `mps` (the GPU of an Apple machine).
+        device: It computes: `auto` (a CUDA GPU where there is one; the CPU for an exported model), `cpu`, `cuda`
+            or `cuda:N`, likewise `gpu` or `gpu:N`, or `mps` (the GPU of an Apple machine).
         reruns: A scan may be segmented again as often as this, elsewhere or farther, where the target reaches the
             edge of what was looked at.
         provider: This computes an exported model: `cpu`, `cuda` or `openvino`; by default what suits the device.

@@ -225,5 +225,5 @@ def test_models_of_the_same_structures_in_another_order_are_refused(tiny_model: 
     models = [cast(StageModel, SimpleNamespace(card=one)) for one in (card, card, other)]
     paths = [Path("one"), Path("two"), Path("three")]
     assert Segmenter(paths[:2], models[:2], None, 0).card.labels == labels
-    with pytest.raises(InputError, match="three: segments .* in the same order"):
+    with pytest.raises(InputError, match=r"three: segments .* in the same order"):
         Segmenter(paths, models, None, 0)
