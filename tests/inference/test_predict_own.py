@@ -295,6 +295,7 @@ def test_masks_never_go_among_a_cohorts_images_however_the_folder_is_named(
     images.mkdir(parents=True)
     (tmp_path / "cohort" / "dataset.json").write_text("{}")
     monkeypatch.chdir(images)
-    ended = metricunet(*call(scans, bands_model, Path()), status=2)
+    ended = metricunet(*call(scans, bands_model, Path()))
+    assert ended.status == 2
     assert "holds the images of a cohort" in ended.err
     assert list(images.iterdir()) == []
