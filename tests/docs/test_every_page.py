@@ -177,6 +177,10 @@ def prepared(
     for model in ("model", "one", "two", "demo/model"):
         shutil.copy(tiny_model, tmp_path / f"{model}.safetensors")
     shutil.copy(tiny_cohort / "imagesTs" / "case_06_0000.nii.gz", tmp_path / "scan.nii.gz")
+    (tmp_path / "new_scans").mkdir()
+    shutil.copy(tmp_path / "scan.nii.gz", tmp_path / "new_scans" / "scan.nii.gz")
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    shutil.copy(tiny_model, tmp_path / "runs" / "mine" / "model.safetensors")
     write_series(tmp_path / "dicom_folder")
     if "metricunet import patients/" in request.getfixturevalue("page").read_text(encoding="utf-8"):
         series = write_ct(tmp_path / "patients" / "ct", Patient())

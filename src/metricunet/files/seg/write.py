@@ -6,7 +6,7 @@ One binary segment for each structure, on the very slices of the scan that it wa
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,7 @@ def write_fractional_seg(
     path: Path,
     series: CtSeries,
     structures: Sequence[Structure],
-    probabilities: Sequence[Volume],
+    probabilities: Iterable[Volume],
     *,
     description: str,
     content: str = MARK,
