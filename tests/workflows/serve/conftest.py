@@ -145,7 +145,8 @@ def doors(tmp_path: Path) -> Callable[..., Doors]:
 
 def write_review(predictions: Path, case: str, decision: str, number: int = 1) -> str:
     """Write a review of the mask that is there; return the UID of its structure set, empty where it has none."""
-    name, files, uid = review_name(case, number), {}, ""
+    name, uid = review_name(case, number), ""
+    files: dict[str, str] = {}
     if decision != "rejected":
         path, item = predictions / f"{name}.rtstruct.dcm", companion("RTSTRUCT", RTSTRUCT)
         save(path, item)

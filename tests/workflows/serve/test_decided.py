@@ -1,4 +1,4 @@
-"""What a person decided on a case, and what follows: it is sent, corrected at those who had it, or sent no more."""
+"""What a person decided on a case, and what follows: it is sent, or corrected at those who had it, or not sent."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ def test_a_case_that_was_rejected_after_it_was_sent_is_told_once(node: Callable[
 def test_what_fails_in_a_round_is_not_tried_in_each(
     node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, tries = node(), []
+    here = node()
+    tries: list[object] = []
 
     def broken(*arguments: object) -> int:
         tries.append(arguments)
