@@ -9,7 +9,7 @@ import pytest
 
 from metricunet.errors import InputError
 from metricunet.ledger import Job, Ledger, Queue, StateChanged
-from metricunet.ledger.queue import ENDS, NEXT, STATES
+from metricunet.ledger.queue import ENDS, NEXT, STATES, Outgoing
 
 START = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -225,3 +225,92 @@ def test_steps_in_one_transaction_happen_together_or_not_at_all(queue: Queue) ->
     assert queue.job(job.id).state == "segmenting"
     assert queue.deliveries(job.id) == []
     assert events(queue) == before
+
+
+def out(destination: str, sop_uid: str, kind: str = "rtstruct") -> Outgoing:
+    return Outgoing(destination, kind, f"out/{kind}.dcm", sop_uid)
+
+
+@pytest.mark.parametrize("sop_uid", ["1.9", "1.10"], ids=["same model", "another model"])
+def test_a_case_that_is_segmented_again_is_sent_again(queue: Queue, sop_uid: str) -> None:
+    job = waiting(queue)
+    queue.take("cpu")
+    queue.send(job.id, [out("pacs", "1.9"), out("tps", "1.9")])
+    there, away = queue.due()
+    queue.delivered(there.id)
+    queue.give_up(away.id, "nobody there")
+    queue.again(job.id, "A. Reader")
+    assert queue.due() == []
+    assert {one.state for one in queue.deliveries(job.id)} == {"dropped"}
+    assert "it was failed: nobody there" in queue.deliveries(job.id)[1].error
+    # A sender that was just trying it does not bring it back.
+    assert queue.put_off(away.id, "nobody there", next_attempt=START).state == "dropped"
+    assert queue.give_up(away.id, "nobody there").state == "dropped"
+    queue.take("cpu")
+    assert queue.send(job.id, [out("pacs", sop_uid), out("tps", sop_uid)]).state == "sending"
+    due = queue.due()
+    assert [(one.destination, one.sop_uid) for one in due] == [("pacs", sop_uid), ("tps", sop_uid)]
+    for one in due:
+        queue.delivered(one.id)
+    assert queue.job(job.id).state == "sent"
+
+
+def test_what_was_segmented_again_and_failed_sends_nothing_of_before(queue: Queue) -> None:
+    job = sending(queue)
+    one, other = (queue.deliver(job.id, name, "rtstruct", "a.dcm", "1.2.3") for name in ("pacs", "tps"))
+    queue.delivered(one.id)
+    queue.give_up(other.id, "nobody there")
+    queue.again(job.id, "A. Reader")
+    queue.take("cpu")
+    queue.move(job.id, "failed", "the verdict")
+    for wish in (lambda: queue.send_again(job.id, "A. Reader"), lambda: queue.retry(other.id, "A. Reader")):
+        with pytest.raises(StateChanged):
+            wish()
+    assert queue.due() == []
+
+
+def test_a_case_is_segmented_again_only_when_it_is_not_in_hand(queue: Queue) -> None:
+    job = sending(queue)
+    one = queue.deliver(job.id, "pacs", "rtstruct", "a.dcm", "1.2.3")
+    with pytest.raises(StateChanged):
+        queue.again(job.id, "A. Reader")
+    assert queue.deliveries(job.id) == [one]
+
+
+def test_a_case_whose_one_file_was_given_up_does_not_stay_sending(queue: Queue) -> None:
+    job = sending(queue)
+    one, other = (queue.deliver(job.id, name, "rtstruct", "a.dcm", "1.2.3") for name in ("pacs", "tps"))
+    queue.give_up(one.id, "nobody there")
+    queue.give_up(other.id, "nobody here")
+    queue.retry(one.id, "A. Reader")
+    queue.delivered(one.id)
+    assert (queue.job(job.id).state, queue.job(job.id).why) == ("failed", "not sent to tps: nobody here")
+
+
+def test_what_takes_the_place_of_another_is_sent_alone(queue: Queue) -> None:
+    job = sending(queue)
+    queue.deliver(job.id, "pacs", "rtstruct", "a.dcm", "1.1")
+    queue.deliver(job.id, "pacs", "seg", "a.seg.dcm", "1.2")
+    queue.send(job.id, [out("pacs", "1.3")])
+    assert [one.sop_uid for one in queue.due()] == ["1.2", "1.3"]
+    for one in queue.due():
+        queue.delivered(one.id)
+    assert queue.job(job.id).state == "sent"
+    queue.send_again(job.id, "A. Reader")
+    assert sorted(one.sop_uid for one in queue.due()) == ["1.2", "1.3"]
+
+
+def test_nobody_is_asked_to_keep_what_is_sent_no_more(queue: Queue) -> None:
+    job = sending(queue)
+    one = queue.deliver(job.id, "pacs", "rtstruct", "a.dcm", "1.1")
+    queue.stored(one.id, next_attempt=START)
+    assert [found.state for found in queue.drop(job.id, "a reviewer rejected it")] == ["sent"]
+    assert queue.under_way() == []
+
+
+def test_a_job_without_files_or_deliveries_is_kept(queue: Queue) -> None:
+    job = waiting(queue)
+    queue.take("cpu")
+    queue.move(job.id, "review")
+    kept = queue.send(job.id, [], nothing="accepted, and there is nothing to send")
+    assert (kept.state, kept.why) == ("kept", "accepted, and there is nothing to send")

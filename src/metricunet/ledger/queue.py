@@ -11,8 +11,7 @@ One `Queue` serves one process; threads may share it. What belongs together is p
     job = queue.take("cpu:0")                                     # waiting -> segmenting, the oldest; None if none
     with ledger.writing():                                        # one transaction
         case = record_case(ledger, CaseFacts(...))                # the verdict, from metricunet.ledger.records
-        queue.move(job.id, "sending", case_id=case)
-        queue.deliver(job.id, "archive", "rtstruct", "out/0001/x.dcm", sop_uid)
+        queue.send(job.id, [Outgoing("archive", "rtstruct", "out/0001/x.dcm", sop_uid)], case_id=case)
     for delivery in queue.due():                                  # waiting, and their time has come
         queue.delivered(delivery.id)                              # the last one moves its job to sent
         queue.put_off(delivery.id, error, next_attempt=moment)    # or later again
@@ -31,7 +30,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, get_args
 
@@ -61,12 +60,12 @@ NEXT: Mapping[State, tuple[State, ...]] = {
     "waiting": ("segmenting", "refused", "set aside"),
     "segmenting": ("waiting", "review", "sending", "kept", "refused", "failed", "set aside"),
     "review": ("sending", "kept", "rejected", "waiting"),
-    "sending": ("sent", "failed", "review"),
-    "sent": ("sending", "review"),
-    "kept": ("sending", "review"),
+    "sending": ("sent", "kept", "failed", "review", "rejected"),
+    "sent": ("sending", "review", "rejected"),
+    "kept": ("sending", "review", "rejected"),
     "rejected": ("review", "sending", "kept"),
     "refused": ("waiting",),
-    "failed": ("waiting", "sending", "review"),
+    "failed": ("waiting", "sending", "kept", "review", "rejected"),
     "set aside": ("waiting",),
 }
 #: States of a job whose deliveries may be tried at once, and of one that may be sent once more as a whole: what a
@@ -75,14 +74,18 @@ TRIED_NOW: tuple[State, ...] = ("sending", "failed")
 SENT_AGAIN: tuple[State, ...] = ("sent", "failed")
 #: States that nothing follows by itself.
 ENDS: tuple[State, ...] = ("sent", "kept", "rejected", "refused", "failed", "set aside")
-DeliveryState = Literal["waiting", "stored", "sent", "confirmed", "failed"]
+DeliveryState = Literal["waiting", "stored", "sent", "confirmed", "failed", "dropped"]
 DELIVERY_STATES: tuple[DeliveryState, ...] = get_args(DeliveryState)
+#: States of a delivery whose file the destination has, of one that is under way, and of either.
+ARRIVED: tuple[DeliveryState, ...] = ("stored", "sent", "confirmed")
+UNDER_WAY: tuple[DeliveryState, ...] = ("waiting", "stored")
+LIVE: tuple[DeliveryState, ...] = ("waiting", *ARRIVED)
 #: A case that has killed its worker so often is set aside.
 MOST_DEATHS = 2
 #: Who notes what the program does by itself.
 PROGRAM = "metricunet"
-#: What is noted where a person was told of a job's bad end.
-NOTICE = "notice"
+#: What is noted where a person was told of a job's bad end, and where a review of a case was followed.
+NOTICE, FOLLOWED = "notice", "review followed"
 
 
 class StateChanged(InputError):  # noqa: N818
@@ -127,7 +130,6 @@ class Job:
         files: number of its files.
         bytes: size of its files.
         whole: when the last of its files was there; None while it comes in.
-        deleted: when its files were deleted; None while they are there.
     """
 
     id: int
@@ -151,7 +153,23 @@ class Job:
     files: int
     bytes: int
     whole: str | None
-    deleted: str | None
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One file that is to go to one destination.
+
+    Attributes:
+        destination: name of the destination.
+        kind: `rtstruct` or `seg`.
+        file: relative to the node's folder of state.
+        sop_uid: SOPInstanceUID of the file.
+    """
+
+    destination: str
+    kind: str
+    file: str
+    sop_uid: str
 
 
 @dataclass(frozen=True)
@@ -166,7 +184,8 @@ class Delivery:
         file: that is sent, relative to the node's folder of state.
         sop_uid: SOPInstanceUID of the file; a repeat of it is the same delivery.
         state: `waiting`, `sent`, `failed`; where the destination is asked to commit to keep it, `stored` until it
-            has, and `confirmed` then.
+            has, and `confirmed` then; `dropped` where it is sent no more, for its case was segmented again,
+            rejected or corrected.
         attempts: how often it was tried.
         next_attempt: when to try at the earliest, to send or, where it is `stored`, to ask.
         error: of the last attempt; empty where it went well.
@@ -362,15 +381,25 @@ class Queue:
     def again(self, job_id: int, actor: str) -> Job:
         """Let a job wait for a worker once more, as a person wishes; earlier deaths of workers are forgotten.
 
+        Its deliveries are dropped, those that arrived too: they are of the earlier segmentation, whose files are
+        about to be replaced. Where the new one gives the very instance, `send` takes its delivery up again.
+
         Raises:
             StateChanged: it is in hand already, or has ended well.
         """
         with self.ledger.writing() as db:
+            job = self.move(job_id, "waiting", actor=actor)
             db.execute("UPDATE jobs SET deaths = 0 WHERE id = ?", (job_id,))
-            return self.move(job_id, "waiting", actor=actor)
+            for one in self.deliveries(job_id):
+                if one.state != "dropped":
+                    before = f"it was {one.state}" + (f": {one.error}" if one.error else "")
+                    self._drop(db, one, f"the case was segmented again; {before}")
+            return replace(job, deaths=0)
 
     def send_again(self, job_id: int, actor: str) -> Job:
         """Let all files of a job that were sent, or not, be sent once more: the same instances.
+
+        Of one kind to one destination it is the last one: what a correction has replaced stays replaced.
 
         Args:
             job_id: number of the job.
@@ -384,17 +413,78 @@ class Queue:
             moment = self._now()
             if (job := self.job(job_id)).state not in SENT_AGAIN:
                 raise StateChanged(job, "sending", SENT_AGAIN)
-            changed = db.execute(
+            last = {
+                (one.destination, one.kind): one.id
+                for one in sorted(self.deliveries(job_id), key=lambda one: (one.created, one.id))
+                if one.state != "dropped"
+            }
+            if not last:
+                raise StateChanged(job, "sending")
+            db.executemany(
                 "UPDATE deliveries SET state = 'waiting', attempts = 0, next_attempt = ?, created = ?, "
-                "changed = ? WHERE job_id = ?",
-                (moment, moment, moment, job_id),
+                "changed = ? WHERE id = ?",
+                [(moment, moment, moment, number) for number in last.values()],
             )
-            if not changed.rowcount:
-                raise StateChanged(self.job(job_id), "sending")
             return self.move(job_id, "sending", actor=actor)
+
+    def send(
+        self,
+        job_id: int,
+        files: Sequence[Outgoing],
+        *,
+        actor: str = PROGRAM,
+        case_id: int | None = None,
+        nothing: str = "there is nothing to send",
+    ) -> Job:
+        """Let files of a job go out; it is `sending` then, or as `sent`, `kept` or `failed` as its deliveries are.
+
+        Args:
+            job_id: number of the job.
+            files: what goes where. What waits for the destination, or could not be sent to it, and is of the kind
+                of one of them, is dropped.
+            actor: who wishes it.
+            case_id: row of the verdict; None leaves it as it is.
+            nothing: why nothing is sent, where there are neither files nor deliveries; the job is `kept` then.
+
+        Raises:
+            StateChanged: it may not be sent from the state that it is in.
+        """
+        with self.ledger.writing() as db:
+            earlier = [one for one in self.deliveries(job_id) if one.state != "dropped"]
+            if not files and not earlier:
+                return self.move(job_id, "kept", nothing, actor=actor, case_id=case_id)
+            if self.job(job_id).state != "sending":
+                self.move(job_id, "sending", actor=actor, case_id=case_id)
+            for new in files:
+                for one in earlier:
+                    replaced = (one.destination, one.kind) == (new.destination, new.kind)
+                    if replaced and one.sop_uid != new.sop_uid and one.state in ("waiting", "failed"):
+                        self._drop(db, one, "another one is sent in its place")
+                self.deliver(job_id, new.destination, new.kind, new.file, new.sop_uid)
+            return self._settled(job_id)
+
+    def drop(self, job_id: int, why: str) -> list[Delivery]:
+        """Send no more of a job what has not arrived; return its deliveries, and how they are now.
+
+        What has arrived stays as it is, but nobody is asked any more to commit to keep it. The job's state is not
+        changed.
+
+        Args:
+            job_id: number of the job.
+            why: a sentence.
+        """
+        with self.ledger.writing() as db:
+            for one in self.deliveries(job_id):
+                if one.state in ("waiting", "failed"):
+                    self._drop(db, one, why)
+                elif one.state == "stored":
+                    self._drop(db, one, why, "sent")
+            return self.deliveries(job_id)
 
     def deliver(self, job_id: int, destination: str, kind: str, file: str, sop_uid: str) -> Delivery:
         """Ask for a file to be sent; asked for again, the delivery stays as it is.
+
+        One that was given up or dropped is taken up again, and has its whole time before it.
 
         Args:
             job_id: number of the job.
@@ -408,7 +498,9 @@ class Queue:
             db.execute(
                 "INSERT INTO deliveries (job_id, destination, kind, file, sop_uid, state, next_attempt, created, "
                 "changed) VALUES (?, ?, ?, ?, ?, 'waiting', ?, ?, ?) "
-                "ON CONFLICT (job_id, destination, sop_uid) DO NOTHING",
+                "ON CONFLICT (job_id, destination, sop_uid) DO UPDATE SET state = 'waiting', "
+                "file = excluded.file, attempts = 0, error = '', next_attempt = excluded.next_attempt, "
+                "created = excluded.created, changed = excluded.changed WHERE state IN ('failed', 'dropped')",
                 (job_id, destination, kind, file, sop_uid, moment, moment, moment),
             )
             return self._deliveries(
@@ -422,13 +514,19 @@ class Queue:
                 db, "WHERE state = ? AND next_attempt <= ? ORDER BY next_attempt, id", state, self._now()
             )
 
+    def under_way(self) -> list[Delivery]:
+        """Return the deliveries that wait to be sent, or for a commitment, whether their time has come or not."""
+        with self.ledger.reading() as db:
+            return self._deliveries(db, "WHERE state IN (?, ?) ORDER BY id", *UNDER_WAY)
+
     def taken(self) -> list[Delivery]:
         """Return the deliveries that are `stored` or `confirmed`, the last first."""
         with self.ledger.reading() as db:
             return self._deliveries(db, "WHERE state IN ('stored', 'confirmed') ORDER BY id DESC")
 
     def delivered(self, delivery_id: int, *, confirmed: bool = False) -> Delivery:
-        """Note that a destination has taken a file; when all of a job are there, it is `sent`.
+        """Note that a destination has taken a file; when all of a job are there, it is `sent`, or `failed` where
+        another one of its files was given up.
 
         Args:
             delivery_id: number of the delivery.
@@ -436,12 +534,7 @@ class Queue:
         """
         with self.ledger.writing() as db:
             delivery = self._tried(db, delivery_id, "confirmed" if confirmed else "sent", "", None)
-            waiting = db.execute(
-                "SELECT 1 FROM deliveries WHERE job_id = ? AND state IN ('waiting', 'stored', 'failed')",
-                (delivery.job_id,),
-            ).fetchone()
-            if waiting is None and self.job(delivery.job_id).state == "sending":
-                self.move(delivery.job_id, "sent")
+            self._settled(delivery.job_id)
             return delivery
 
     def stored(self, delivery_id: int, error: str = "", *, next_attempt: datetime) -> Delivery:
@@ -456,6 +549,8 @@ class Queue:
             (delivery,) = self._deliveries(db, "WHERE id = ?", delivery_id)
             if delivery.state == "confirmed":  # it was faster
                 return delivery
+            if delivery.state == "dropped":  # it arrived all the same, and need not be kept
+                return self.delivered(delivery_id)
             return self._tried(db, delivery_id, "stored", error, next_attempt)
 
     def retry(self, delivery_id: int, actor: str) -> Delivery:
@@ -463,8 +558,8 @@ class Queue:
 
         Raises:
             InputError: there is none with this number.
-            StateChanged: its file was taken already, or its job is neither `sending` nor `failed`: what a reviewer
-                has rejected or has yet to decide on is not sent by this.
+            StateChanged: its file was taken already or is sent no more, or its job is neither `sending` nor
+                `failed`: what a reviewer has rejected or has yet to decide on is not sent by this.
         """
         with self.ledger.writing() as db:
             found = self._deliveries(db, "WHERE id = ?", delivery_id)
@@ -472,7 +567,7 @@ class Queue:
                 raise InputError(f"{self.ledger.path}: has no delivery {delivery_id}")
             delivery, moment = found[0], self._now()
             job = self.job(delivery.job_id)
-            if delivery.state in ("sent", "confirmed") or job.state not in TRIED_NOW:
+            if delivery.state in ("sent", "confirmed", "dropped") or job.state not in TRIED_NOW:
                 raise StateChanged(job, "sending", TRIED_NOW)
             state = "waiting" if delivery.state == "failed" else delivery.state
             db.execute(
@@ -485,7 +580,7 @@ class Queue:
             return self._deliveries(db, "WHERE id = ?", delivery_id)[0]
 
     def put_off(self, delivery_id: int, error: str, *, next_attempt: datetime) -> Delivery:
-        """Note that an attempt failed, and when to try again.
+        """Note that an attempt failed, and when to try again. What was dropped meanwhile stays so.
 
         Args:
             delivery_id: number of the delivery.
@@ -496,7 +591,7 @@ class Queue:
             return self._tried(db, delivery_id, "waiting", error, next_attempt)
 
     def give_up(self, delivery_id: int, error: str) -> Delivery:
-        """Note that a file will not be sent; its job has `failed`.
+        """Note that a file will not be sent; its job has `failed`. What was dropped meanwhile stays so.
 
         Args:
             delivery_id: number of the delivery.
@@ -504,8 +599,8 @@ class Queue:
         """
         with self.ledger.writing() as db:
             delivery = self._tried(db, delivery_id, "failed", error, None)
-            if self.job(delivery.job_id).state == "sending":
-                self.move(delivery.job_id, "failed", f"not sent to {delivery.destination}: {error}")
+            if delivery.state == "failed" and self.job(delivery.job_id).state == "sending":
+                self.move(delivery.job_id, "failed", _not_sent(delivery))
             return delivery
 
     def note(
@@ -525,11 +620,6 @@ class Queue:
                 "INSERT INTO events (moment, actor, action, job_id, subject, detail) VALUES (?, ?, ?, ?, ?, ?)",
                 (self._now(), actor, action, job_id, subject, detail),
             )
-
-    def deleted(self, input_id: int) -> None:
-        """Note that the files of an input were deleted."""
-        with self.ledger.writing() as db:
-            db.execute("UPDATE inputs SET deleted = ? WHERE id = ?", (self._now(), input_id))
 
     def job(self, job_id: int) -> Job:
         """Return a job.
@@ -576,6 +666,16 @@ class Queue:
             )
             return dict(rows.fetchall())
 
+    def followed(self) -> dict[int, int]:
+        """Return for each job a review of whose case was followed the number of the last such review."""
+        with self.ledger.reading() as db:
+            rows = db.execute(
+                "SELECT job_id, max(cast(subject AS INTEGER)) FROM events WHERE action = ? AND job_id IS NOT NULL "
+                "GROUP BY job_id",
+                (FOLLOWED,),
+            )
+            return dict(rows.fetchall())
+
     def undelivered(self, destination: str) -> int:
         """Return how many files wait to be sent to a destination, or for its commitment to keep them."""
         with self.ledger.reading() as db:
@@ -612,7 +712,7 @@ class Queue:
 
     def _jobs(self, db: sqlite3.Connection, where: str, *values: object) -> list[Job]:
         rows = db.execute(
-            "SELECT jobs.*, series, study, patient, sender, folder, digest, files, bytes, whole, deleted "
+            "SELECT jobs.*, series, study, patient, sender, folder, digest, files, bytes, whole "
             f"FROM jobs JOIN inputs ON inputs.id = jobs.input_id {where}",
             values,
         )
@@ -620,6 +720,25 @@ class Queue:
 
     def _deliveries(self, db: sqlite3.Connection, where: str, *values: object) -> list[Delivery]:
         return [Delivery(**dict(row)) for row in db.execute(f"SELECT * FROM deliveries {where}", values)]
+
+    def _settled(self, job_id: int) -> Job:
+        """Let a job that is `sending` go on if none of its deliveries is under way; return it as it is then."""
+        job, states = self.job(job_id), {one.state: one for one in self.deliveries(job_id)}
+        if job.state != "sending" or not states.keys().isdisjoint(UNDER_WAY):
+            return job
+        if "failed" in states:
+            return self.move(job_id, "failed", _not_sent(states["failed"]))
+        return self.move(job_id, "sent")
+
+    def _drop(
+        self, db: sqlite3.Connection, delivery: Delivery, why: str, state: DeliveryState = "dropped"
+    ) -> None:
+        db.execute(
+            "UPDATE deliveries SET state = ?, error = ?, changed = ? WHERE id = ?",
+            (state, why, self._now(), delivery.id),
+        )
+        subject = delivery.destination
+        self.note(PROGRAM, "delivery dropped", job_id=delivery.job_id, subject=subject, detail=why)
 
     def _tried(
         self,
@@ -629,15 +748,21 @@ class Queue:
         error: str,
         next_attempt: datetime | None,
     ) -> Delivery:
+        found = self._deliveries(db, "WHERE id = ?", delivery_id)
+        if not found:
+            raise InputError(f"{self.ledger.path}: has no delivery {delivery_id}")
+        if found[0].state == "dropped" and state in ("waiting", "failed"):
+            return found[0]
         db.execute(
             "UPDATE deliveries SET state = ?, error = ?, attempts = attempts + 1, changed = ?, "
             "next_attempt = coalesce(?, next_attempt) WHERE id = ?",
             (state, error, self._now(), None if next_attempt is None else stamp(next_attempt), delivery_id),
         )
-        found = self._deliveries(db, "WHERE id = ?", delivery_id)
-        if not found:
-            raise InputError(f"{self.ledger.path}: has no delivery {delivery_id}")
-        delivery = found[0]
+        (delivery,) = self._deliveries(db, "WHERE id = ?", delivery_id)
         words = {"waiting": "put off", "failed": "given up"}.get(state, state)
         self.note(PROGRAM, f"delivery {words}", job_id=delivery.job_id, subject=delivery.destination, detail=error)
         return delivery
+
+
+def _not_sent(delivery: Delivery) -> str:
+    return f"not sent to {delivery.destination}: {delivery.error}"

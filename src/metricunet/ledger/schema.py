@@ -77,6 +77,7 @@ REVIEWS = (
 
 QUEUE = (
     # What came in. folder and sender name no patient; folder is relative to the node's folder of state.
+    # deleted is no longer written: a row goes with its files.
     """CREATE TABLE inputs (
         id INTEGER PRIMARY KEY,
         series TEXT NOT NULL,

@@ -20,11 +20,15 @@ from typing import Any
 import pytest
 import yaml
 
+from metricunet.files.own import write_sealed
+from metricunet.files.record import sha256
+from metricunet.files.reviews import review_name
 from metricunet.ledger import Ledger, Queue
 from metricunet.workflows.serve.arrivals import Arrivals
 from metricunet.workflows.serve.config import NodeConfig
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.state import State
+from tests.support.dicom_series import companion, save
 
 ROOT = Path(__file__).parents[3]
 #: The command of a node and of a worker, with the network that the model of the tests names.
@@ -35,6 +39,7 @@ WORKER = (
     "with bands_known():\n    main(Path(sys.argv[1]), sys.argv[2])"
 )
 PATIENCE_S = 300.0
+RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 
 
 def run_node(file: str, once: str = "") -> int:
@@ -136,6 +141,33 @@ def doors(tmp_path: Path) -> Callable[..., Doors]:
         return doors_in(tmp_path / "state", NodeConfig.model_validate(content), Clock())
 
     return opened
+
+
+def write_review(predictions: Path, case: str, decision: str, number: int = 1) -> str:
+    """Write a review of the mask that is there; return the UID of its structure set, empty where it has none."""
+    name, uid = review_name(case, number), ""
+    files: dict[str, str] = {}
+    if decision != "rejected":
+        path, item = predictions / f"{name}.rtstruct.dcm", companion("RTSTRUCT", RTSTRUCT)
+        save(path, item)
+        files[path.name], uid = sha256([path]), str(item.SOPInstanceUID)
+    content = {
+        "command": "review",
+        "case": case,
+        "number": number,
+        "decision": decision,
+        "reason": "",
+        "reviewer": "A. Reader",
+        "decided": "2030-01-01T12:00:00+00:00",
+        "seconds": 3.0,
+        "based_on": 0,
+        "labels": {"prostate": 1},
+        "changed_voxels": {"prostate": 0},
+        "prediction": {"mask_sha256": sha256([predictions / f"{case}.nii.gz"])},
+        "input_sha256": "",
+    }
+    write_sealed(predictions / f"{name}.json", content, files)
+    return uid
 
 
 @dataclass

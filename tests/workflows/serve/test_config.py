@@ -116,6 +116,7 @@ def test_what_is_wrong_between_settings_is_named(tmp_path: Path, model: Path) ->
         web={"port": 11112, "bind": "10.0.0.1", "users": [{"name": "anna", "roles": "look"}]},
         watch={"folder": "."},
         keep="1 minute",
+        devices=["cpu", "cpu"],
     )
     _, mistakes = examined(path)
     for words in (
@@ -130,6 +131,7 @@ def test_what_is_wrong_between_settings_is_named(tmp_path: Path, model: Path) ->
         "no web.proxy",
         "lie within each other",
         "keep is 0:01:00",
+        "devices has 'cpu' more than once; one worker uses all of a device",
     ):
         assert any(words in line for line in mistakes), (words, mistakes)
 

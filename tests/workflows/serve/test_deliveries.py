@@ -213,6 +213,62 @@ def test_what_is_old_goes_and_it_is_said(tmp_path: Path) -> None:
         assert db.execute("SELECT count(*) FROM events").fetchone()[0] == 0
 
 
+def test_what_is_kept_longer_than_the_calendar_is_old_stays(tmp_path: Path) -> None:
+    out = Out(tmp_path, ae_title="PEER", host="127.0.0.1", port=free_port())
+    out.queue.delivered(out.delivery.id)
+    (out.state.log / "2020-01-01.jsonl").write_text("{}\n")
+    config = out.config.model_copy(update={"keep": timedelta(days=999_999)})
+    assert delete_old(config, out.state, out.queue, Journal(None, None)) == 0
+    assert out.queue.job(out.job.id).state == "sent"
+    assert (out.state.log / "2020-01-01.jsonl").exists()
+
+
+def beside(out: Out, name: str) -> Delivery:
+    """Another structure set that goes to the peer as well."""
+    item = companion("RTSTRUCT", "1.2.840.10008.5.1.4.1.1.481.3", StructureSetLabel="two")
+    save(out.state.predictions / name, item)
+    return out.queue.deliver(out.job.id, "pacs", "rtstruct", f"predictions/{name}", item.SOPInstanceUID)
+
+
+def test_a_file_that_cannot_be_read_holds_up_no_other(tmp_path: Path) -> None:
+    storescp = debian("storescp")
+    port, kept = free_port(), tmp_path / "peer"
+    out = Out(tmp_path, ae_title="PEER", host="127.0.0.1", port=port)
+    good = beside(out, "decade.rtstruct.dcm")
+    (out.state.predictions / "c0ffee.rtstruct.dcm").write_bytes(b"rubbish")
+    kept.mkdir()
+    peer = subprocess.Popen([storescp, "-od", str(kept), "-aet", "PEER", str(port)])
+    try:
+        eventually(lambda: listens(port), "the peer's start")
+        assert out.sender.once() == 2
+    finally:
+        peer.terminate()
+        peer.wait(30)
+    assert [pydicom.dcmread(path).SOPInstanceUID for path in kept.iterdir()] == [good.sop_uid]
+    bad, sent = out.queue.deliveries(out.job.id)
+    assert (bad.state, bad.attempts, sent.state) == ("waiting", 1, "sent")
+    assert "its file cannot be read" in bad.error
+
+
+def test_nor_does_one_on_its_way_to_the_web(tmp_path: Path, web: tuple[str, type[Answers]]) -> None:
+    out = Out(tmp_path, url=f"{web[0]}/dicom-web")
+    beside(out, "decade.rtstruct.dcm")
+    bad = out.state.predictions / "c0ffee.rtstruct.dcm"
+    bad.unlink()
+    bad.symlink_to("/proc/self/mem")  # nobody can read its beginning, not even the superuser
+    out.sender.once()
+    assert [one.state for one in out.queue.deliveries(out.job.id)] == ["waiting", "sent"]
+
+
+def test_what_can_never_be_read_is_given_up_in_its_time(tmp_path: Path) -> None:
+    out = Out(tmp_path, ae_title="PEER", host="127.0.0.1", port=free_port())
+    (out.state.predictions / "c0ffee.rtstruct.dcm").write_bytes(b"rubbish")
+    with out.queue.ledger.writing() as db:
+        db.execute("UPDATE deliveries SET created = '2020-01-01T00:00:00.000+00:00'")
+    out.sender.once()
+    assert (out.delivery.state, out.queue.job(out.job.id).state) == ("failed", "failed")
+
+
 def test_identifiers_are_left_out_of_sentences() -> None:
     text = "the slices of series 1.2.826.0.1.3680043.8.498.1234 are\ntilted by 2.5 mm at z = -3.25"
     assert without_identifiers(text) == "the slices of series (UID) are tilted by 2.5 mm at z = -3.25"

@@ -324,7 +324,7 @@ class Arrivals:
     def _earlier(self, about: dict[str, Any]) -> list[Job]:
         """Return the jobs of earlier inputs of the series whose files are there, the last first."""
         series = self.queue.ledger.key.hashed("series", about["series"])
-        return [job for job in self.queue.of_series(series) if job.sender == about["sender"] and not job.deleted]
+        return [job for job in self.queue.of_series(series) if job.sender == about["sender"]]
 
     def _recover(self) -> None:
         """Take up what an earlier process left: series that were coming in, and whole ones that are not queued."""

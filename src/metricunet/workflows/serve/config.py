@@ -313,7 +313,7 @@ class NodeConfig(_Section):
             such and was not evaluated on patients.
         structures: of the model, which alone are written; None for all. Where none is of the organs' network, that
             one does not compute.
-        devices: a worker for each.
+        devices: a worker for each, named once.
         destinations: where to send.
         limits: what the node may use.
         keep: scans, masks, corrections and the journal are deleted when they are so old.
@@ -495,6 +495,8 @@ def _mistakes(config: NodeConfig, given: set[str] | None) -> Iterator[str]:
     yield from _doubles("peers", [one.ae_title for one in config.peers])
     yield from _doubles("rules", [one.name for one in config.rules])
     yield from _doubles("destinations", [one.name for one in config.destinations])
+    for device in sorted({one for one in config.devices if config.devices.count(one) > 1}):
+        yield f"devices has {device!r} more than once; one worker uses all of a device, so name each once"
     names = {one.name for one in config.destinations}
     for k, rule in enumerate(config.rules):
         for unknown in set(rule.destinations or ()) - names:

@@ -34,7 +34,10 @@ def delete_old(
         journal: is told what went.
         clock: tells the moment.
     """
-    before = clock() - config.keep
+    try:
+        before = clock() - config.keep
+    except OverflowError:  # before the calendar begins
+        before = datetime.min.replace(tzinfo=UTC)
     gone = 0
     for job in queue.jobs(*OLD):
         if datetime.fromisoformat(job.changed) >= before:
@@ -53,7 +56,7 @@ def delete_old(
         gone += 1
         journal.say("deleted", case=case, state=job.state, objects=objects, files=len(files))
     lines = queue.forget_events(before)
-    days = [path for path in state.log.glob("*.jsonl") if path.stem < f"{before:%Y-%m-%d}"]
+    days = [path for path in state.log.glob("*.jsonl") if path.stem < before.date().isoformat()]
     for path in days:
         with suppress(OSError):
             path.unlink()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from metricunet.errors import told
+from metricunet.errors import InputError, told
 from metricunet.ledger import Delivery, Job, Ledger, Queue
-from metricunet.ledger.queue import BAD, NOTICE, PROGRAM
+from metricunet.ledger.queue import ARRIVED, BAD, NOTICE, PROGRAM
 from metricunet.workflows.serve.arrivals import Arrivals
 from metricunet.workflows.serve.commitment import Commitments
 from metricunet.workflows.serve.config import NodeConfig
@@ -90,7 +91,8 @@ class Node:
             sender.stop()
         for worker in self.workers:
             worker.stop()
-        self.queue.give_back()
+        with suppress(InputError):  # the next start does it, too
+            self.queue.give_back()
 
     def run(self) -> None:
         """Look around until `stop`. Whatever goes wrong in one round is said, and the next one tried."""
@@ -116,15 +118,17 @@ class Node:
         if self.arrivals.gather(at_once):
             for worker in self.workers:
                 worker.wake()
+        # What fails is tried again in its time, too, and not in every round.
         if at_once or now >= self._next_slow:
+            self._next_slow = now + SLOW_S
             self.decisions.hold_sent()
             if self.decisions.look():
                 self.wake_senders()
+            self._give_up_strays()
             self._tell_bad()
-            self._next_slow = time.monotonic() + SLOW_S
         if now >= self._next_keep:
-            delete_old(self.config, self.state, self.queue, self.journal)
             self._next_keep = now + KEEP_S
+            delete_old(self.config, self.state, self.queue, self.journal)
 
     def work_off(self) -> bool:
         """Take in what is there, segment it and try each delivery once; return whether all went well."""
@@ -162,11 +166,25 @@ class Node:
         self.journal.say("given up", "warning", destination=delivery.destination, why=why)
         self._wake.set()
 
+    def _give_up_strays(self) -> None:
+        """Give up what waits for a destination that the node's file has no longer, so that somebody is told."""
+        for one in self.queue.under_way():
+            if self.config.destination(one.destination) is None:
+                why = (
+                    f"the node's file has no destination {one.destination!r} any more; put it back, restart the "
+                    "node and try again"
+                )
+                self.queue.give_up(one.id, why)
+                self._given_up(one, why)
+
     def _tell_bad(self) -> None:
-        """Raise a notice for each case that came to a bad end since the last look."""
-        bad = self.queue.jobs(*BAD)
+        """Raise a notice for each case that came to a bad end since the last look, or was rejected once sent."""
+        bad = self.queue.jobs(*BAD, "rejected")
         for job in bad:
-            if self._told.get(job.id, "") < job.changed:
+            if self._told.get(job.id, "") < job.changed and (job.state in BAD or self._is_out(job)):
                 self.notices.tell(f"case {job.state}", case=Path(job.folder).name, state=job.state, why=job.why)
                 self.queue.note(PROGRAM, NOTICE, job_id=job.id, subject=job.state)
         self._told = {job.id: job.changed for job in bad}
+
+    def _is_out(self, job: Job) -> bool:
+        return any(one.state in ARRIVED for one in self.queue.deliveries(job.id))

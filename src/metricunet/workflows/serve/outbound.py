@@ -27,7 +27,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from metricunet.errors import InputError
 from metricunet.files.dicom.file import read_dataset
+from metricunet.ledger.queue import Outgoing
 from metricunet.workflows.serve.config import Destination, Tls
+from metricunet.workflows.serve.state import State
 
 CONNECT_S, ANSWER_S = 20, 120
 #: A peer that commits to keep objects may say so on the association of the question, which is left open so long.
@@ -49,6 +51,11 @@ def sop_uid_of(path: Path) -> str:
     return str(read_dataset(path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"]).SOPInstanceUID)
 
 
+def outgoing(state: State, destination: Destination, kind: str, path: Path) -> Outgoing:
+    """Return what the queue is told of a file in a folder of state that is to go to a destination."""
+    return Outgoing(destination.name, kind, path.relative_to(state.folder).as_posix(), sop_uid_of(path))
+
+
 def send(destination: Destination, paths: Sequence[Path], ae_title: str, tls: Tls | None) -> dict[Path, str]:
     """Send files to a destination.
 
@@ -59,23 +66,36 @@ def send(destination: Destination, paths: Sequence[Path], ae_title: str, tls: Tl
         tls: its certificates, for a destination that asks for them.
 
     Returns:
-        For each file why it was not taken; empty where it was.
+        For each file why it was not taken, or cannot be read; empty where it was.
     """
+    if destination.url is not None:
+        return {path: _posted(destination, path) for path in paths}
+    kinds: dict[Path, tuple[str, str]] = {}
+    faults: dict[Path, str] = {}
+    for path in paths:
+        try:
+            kinds[path] = _kind(path)
+        except Exception as error:  # whatever pydicom raises for a damaged file: the others go
+            faults[path] = _unreadable(error)
     try:
-        if destination.url is not None:
-            return {path: _posted(destination, path) for path in paths}
-        return _stored(destination, paths, ae_title, tls)
+        return faults | (_stored(destination, kinds, ae_title, tls) if kinds else {})
     except NotSent as error:
-        return dict.fromkeys(paths, str(error))
+        return faults | dict.fromkeys(kinds, str(error))
 
 
-def _stored(destination: Destination, paths: Sequence[Path], ae_title: str, tls: Tls | None) -> dict[Path, str]:
-    kinds = {path: _kind(path) for path in paths}
+def _stored(
+    destination: Destination, kinds: Mapping[Path, tuple[str, str]], ae_title: str, tls: Tls | None
+) -> dict[Path, str]:
     entity = AE(ae_title)
     for kind, syntax in sorted(set(kinds.values())):
         entity.add_requested_context(kind, syntax)
     with _associated(destination, entity, tls) as association:
-        return {path: _store(association, path, kinds[path]) for path in paths}
+        return {path: _store(association, path, kind) for path, kind in kinds.items()}
+
+
+def _unreadable(error: Exception) -> str:
+    reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+    return f"its file cannot be read ({reason})"
 
 
 @dataclass(frozen=True)
@@ -192,7 +212,10 @@ def _associated(
 
 def _kind(path: Path) -> tuple[str, str]:
     dataset = read_dataset(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-    return str(dataset.SOPClassUID), str(dataset.file_meta.TransferSyntaxUID)
+    kind, syntax = dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID
+    if kind not in CLASSES.values() or not syntax.is_transfer_syntax:
+        raise ValueError("it is no structure set or segmentation")
+    return str(kind), str(syntax)
 
 
 def _store(association: Any, path: Path, kind: tuple[str, str]) -> str:
@@ -202,7 +225,7 @@ def _store(association: Any, path: Path, kind: tuple[str, str]) -> str:
         return "the peer takes no objects of this kind"
     try:
         status = association.send_c_store(path).get("Status")
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # of the association, or whatever pydicom raises for a damaged file
         return f"it could not be sent ({error})"
     if status is None:
         return "the peer did not answer"
@@ -218,9 +241,13 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _posted(destination: Destination, path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return _unreadable(error)
     boundary = secrets.token_hex(16)
     head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-    body = head + path.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
+    body = head + content + f"\r\n--{boundary}--\r\n".encode()
     headers = {
         "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
         "Accept": "application/dicom+json",

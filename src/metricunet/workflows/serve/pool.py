@@ -12,10 +12,11 @@ from pathlib import Path
 
 import psutil
 
-from metricunet.errors import InputError, told
+from metricunet.errors import told
 from metricunet.ledger import Job, Queue
 from metricunet.workflows.serve.config import GB, NodeConfig
 from metricunet.workflows.serve.journal import Journal
+from metricunet.workflows.serve.patience import insist
 
 #: The command of a worker, to which the node's file and the device are added.
 COMMAND = (sys.executable, "-m", "metricunet.workflows.serve.worker")
@@ -90,17 +91,26 @@ class Worker(threading.Thread):
                 if self._stopping.is_set():
                     return
                 self.restarts += 1
-                for job in self.queue.give_back(self.device, died=True):
-                    case = Path(job.folder).name
-                    self.journal.say("worker died of a case", "warning", case=case, job=job.id, state=job.state)
-                    self.ended(job)
-            except (OSError, InputError) as error:  # no memory for a process, a full disk: it is tried again
+                self._give_back()
+            except OSError as error:  # no memory for a process: it is tried again
                 self.journal.say("worker not started", "error", worker=self.device, why=told(error))
             lasted = time.monotonic() - began
             pause = FIRST_PAUSE_S if self.ready or lasted > LONGEST_PAUSE_S else min(2 * pause, LONGEST_PAUSE_S)
             self.journal.say("worker died", "warning", worker=self.device, restarts=self.restarts)
             self.ready = False
             self._stopping.wait(0 if pause == FIRST_PAUSE_S else pause)
+
+    def _give_back(self) -> None:
+        """Let the case wait again that the worker died of; tried until the ledger can be written."""
+
+        def say(why: str) -> None:
+            self.journal.say("ledger not written", "error", worker=self.device, why=why)
+
+        given = insist(lambda: self.queue.give_back(self.device, died=True), say, self._stopping)
+        for job in given or ():
+            case = Path(job.folder).name
+            self.journal.say("worker died of a case", "warning", case=case, job=job.id, state=job.state)
+            self.ended(job)
 
     def _once(self) -> None:
         with subprocess.Popen(

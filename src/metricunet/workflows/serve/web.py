@@ -201,7 +201,7 @@ def _sent_html(job: Job, one: Delivery, may_send: bool) -> str:
 
 def _wishes_html(job: Job, deliveries: Sequence[Delivery]) -> str:
     buttons = []
-    if deliveries and job.state in SENT_AGAIN:
+    if job.state in SENT_AGAIN and any(one.state != "dropped" for one in deliveries):
         buttons.append(_button(job, "send", "send again"))
     if job.state in SEGMENTED_AGAIN:
         buttons.append(_button(job, "again", "segment again"))

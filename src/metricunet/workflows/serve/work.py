@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from metricunet.errors import InputError, told
 from metricunet.files.claim import claimed
@@ -34,8 +33,9 @@ from metricunet.ledger import CaseFacts, Job, Ledger, Model, Queue, Scanner, rec
 from metricunet.ledger.queue import State as JobState
 from metricunet.quality.verdict import QualityReport, judge
 from metricunet.workflows.serve.arrivals import ABOUT
-from metricunet.workflows.serve.config import Destination, NodeConfig
-from metricunet.workflows.serve.outbound import sop_uid_of
+from metricunet.workflows.serve.config import NodeConfig
+from metricunet.workflows.serve.decided import is_decided
+from metricunet.workflows.serve.outbound import outgoing
 from metricunet.workflows.serve.recipe import rule_of
 from metricunet.workflows.serve.state import State, without_identifiers
 
@@ -82,13 +82,28 @@ class Workshop:
         self.provenance = provenance_of(config.model, MOST_RERUNS, self.options)
 
     def work(self, job: Job) -> Worked:
-        """Bring a job as far as it goes without a person: its files are written before its state says so."""
+        """Bring a job as far as it goes without a person: its files are written before its state says so.
+
+        Raises:
+            StateChanged: the job is in other hands.
+            InputError: the ledger cannot be written; the job is still `segmenting`.
+        """
         try:
             worked, series, quality, withheld = self._segment(job)
         except Refused as error:
             return self._end(job, "refused", told(error))
         except Exception as error:  # whatever it is, it costs this case alone
             return self._end(job, "failed", told(error))
+        try:
+            return self._record(job, worked, series, quality, withheld)
+        except InputError:
+            raise
+        except Exception as error:  # no fault of the ledger: it would be the same again
+            return self._end(job, "failed", told(error))
+
+    def _record(
+        self, job: Job, worked: str, series: CtSeries, quality: QualityReport, withheld: Sequence[str]
+    ) -> Worked:
         facts = CaseFacts(
             scan=self.ledger.key.hashed("scan", worked),
             patient=job.patient,
@@ -173,25 +188,21 @@ class Workshop:
             return moved("kept", "no destination")
         if self.predictor.ensemble.held_back and not self.config.allow_synthetic:
             return moved("kept", "the model comes from synthetic scans, and allow_synthetic is not set")
+        name = Path(job.folder).name
+        if is_decided(self.state, name):  # it was segmented before, and the mask is the very same
+            return moved("review", "somebody has decided on this very mask before")
         wanted = [
-            (one, name)
+            outgoing(self.state, one, kind, self.state.predictions / f"{name}{SUFFIXES[kind]}")
             for one in destinations
             if one.send == "at_once"
-            for name in one.formats
-            if name not in withheld
+            for kind in one.formats
+            if kind not in withheld
         ]
         if withheld or not wanted:
             words = "the doubt is strong" if withheld else "it is sent when somebody has accepted it"
             return moved("review", words)
-        worked = moved("sending")
-        for destination, name in wanted:
-            self._deliver(job, destination, name)
-        return worked
-
-    def _deliver(self, job: Job, destination: Destination, name: Any) -> None:
-        file = self.state.predictions / f"{Path(job.folder).name}{SUFFIXES[name]}"
-        relative = file.relative_to(self.state.folder).as_posix()
-        self.queue.deliver(job.id, destination.name, name, relative, sop_uid_of(file))
+        sent = self.queue.send(job.id, wanted, case_id=case)
+        return Worked(sent.state, sent.why)
 
     def _end(self, job: Job, state: JobState, why: str) -> Worked:
         words = without_identifiers(why.replace(f"{self.state.folder}/", ""))

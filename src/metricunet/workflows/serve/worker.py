@@ -16,6 +16,7 @@ from metricunet.ledger import StateChanged
 from metricunet.ledger.queue import BAD
 from metricunet.workflows.serve.config import read_node
 from metricunet.workflows.serve.journal import Journal, Level
+from metricunet.workflows.serve.patience import insist
 from metricunet.workflows.serve.state import State
 from metricunet.workflows.serve.work import Workshop
 
@@ -43,21 +44,44 @@ def main(node: Path, device: str) -> None:
     journal.say("worker ready", worker=device)
     print("ready", flush=True)
     while True:
-        job = workshop.queue.take(device)
-        if job is None:
+        if not work_once(workshop, device, journal):
             wake.wait(LOOK_S)
             wake.clear()
-            continue
-        case = Path(job.folder).name
-        print(f"begin {job.id}", flush=True)
-        try:
-            worked = workshop.work(job)
-        except StateChanged as error:  # another worker had it, since this one was taken for dead
-            journal.say("case was in other hands", "warning", case=case, why=told(error))
-        else:
-            level: Level = "warning" if worked.state in BAD else "info"
-            journal.say("case done", level, case=case, job=job.id, state=worked.state, why=worked.why)
-        print(f"end {job.id}", flush=True)
+
+
+def work_once(workshop: Workshop, device: str, journal: Journal) -> bool:
+    """Take a case and work on it; return whether there was one.
+
+    Where the ledger cannot be written, that is no fault of the case: as soon as it can be, the case waits again.
+
+    Args:
+        workshop: segments it.
+        device: the worker's name in the queue.
+        journal: is told.
+    """
+
+    def say(why: str) -> None:
+        journal.say("ledger not written", "error", worker=device, why=why)
+
+    job = insist(lambda: workshop.queue.take(device), say)
+    if job is None:
+        return False
+    case, unrecorded = Path(job.folder).name, ""
+    print(f"begin {job.id}", flush=True)
+    try:
+        worked = workshop.work(job)
+    except StateChanged as error:  # another worker had it, since this one was taken for dead
+        journal.say("case was in other hands", "warning", case=case, why=told(error))
+    except InputError as error:
+        unrecorded = told(error)
+    else:
+        level: Level = "warning" if worked.state in BAD else "info"
+        journal.say("case done", level, case=case, job=job.id, state=worked.state, why=worked.why)
+    print(f"end {job.id}", flush=True)
+    if unrecorded:
+        say(unrecorded)
+        insist(lambda: workshop.queue.give_back(device), say)
+    return True
 
 
 def _listen(wake: threading.Event) -> None:
