@@ -84,6 +84,23 @@ def test_names_of_cases_are_hashed_as_whole_names(tmp_path: Path) -> None:
     assert privacy.written(f"{tmp_path}/ts/s1/ct.nii.gz: has no ls1") == f"ts/{hashed('s1')}/ct.nii.gz: has no ls1"
 
 
+def test_a_name_that_begins_another_leaves_it_whole() -> None:
+    privacy = Privacy()
+    names = [f"pelvis{number}" for number in range(1, 20)]
+    for name in names:
+        privacy.learn_identifier(name)
+    for name in names:
+        assert privacy.written(f"ct_{name}.nii.gz: is odd") == f"ct_{hashed(name)}.nii.gz: is odd"
+
+
+def test_a_hash_is_not_taken_for_an_identifier() -> None:
+    privacy = Privacy()
+    privacy.learn_identifier("scan")
+    for part in (hashed("scan")[2:7], hashed(UID)[2:7]):
+        privacy.learn_identifier(part)
+    assert privacy.written(f"my_scan_{UID}.dcm") == f"my_{hashed('scan')}_{hashed(UID)}.dcm"
+
+
 def test_other_names_count_too() -> None:
     header = Dataset()
     header.PatientName, header.OtherPatientNames = "Doe^Jane", ["Roe^Janet", "Poe^Jan"]
