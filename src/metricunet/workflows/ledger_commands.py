@@ -110,10 +110,14 @@ def prune(
 @commands.command()
 def rekey(file: LedgerFile = None) -> None:
     """Begin anew with another key: no later case can be joined to an earlier one of the same patient."""
+    from metricunet.files.claim import CLAIM_NAME, claimed
     from metricunet.ledger import Ledger
 
     ledger = Ledger(_opened(file).path)
-    typer.echo(f"{ledger.new_key().path}: is a new key; keep a copy where the ledger's copies are not")
+    # A node hashes with the key that it began with, so a series that is just coming in would be taken for two.
+    with claimed(ledger.path.resolve().parent / CLAIM_NAME, "metricunet serve or another rekey"):
+        key = ledger.new_key()
+    typer.echo(f"{key.path}: is a new key; keep a copy where the ledger's copies are not")
 
 
 def _opened(file: Path | None) -> Ledger:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from metricunet.evaluation.measures import measure
+from metricunet.files.claim import claimed
 from metricunet.files.nifti import read_labels
 from metricunet.files.reviews import reviews_of
 from metricunet.ledger import Ledger, Scanner, record_case
@@ -24,6 +25,7 @@ from metricunet.workflows.review.ledger_page import render_ledger
 from metricunet.workflows.review.recording import Recorder, add_folder
 from metricunet.workflows.review.scans import Scans
 from metricunet.workflows.review.server import create_app
+from metricunet.workflows.serve.state import State
 from tests.ledger.support import ODD, facts, fill
 from tests.support.cohorts import edit_json
 from tests.support.command import Command
@@ -236,6 +238,39 @@ def test_commands_on_a_ledger(metricunet: Command, tmp_path: Path) -> None:
     assert "reviewer and reason of 45 decisions" in metricunet("ledger", "prune", path, "--keep", "30d").out
     assert "no length of time" in metricunet("ledger", "prune", path, "--keep", "soon").err
     assert "is a new key" in metricunet("ledger", "rekey", path).out
+
+
+def test_the_key_is_not_changed_under_a_node(metricunet: Command, tmp_path: Path) -> None:
+    state = State(tmp_path / "state")
+    ledger = Ledger(state.ledger)
+    before = ledger.key
+    (tmp_path / "link.sqlite").symlink_to(state.ledger)
+    with claimed(state.claim, "metricunet serve"):
+        for path in (state.ledger, tmp_path / "link.sqlite"):
+            ended = metricunet("ledger", "rekey", path)
+            assert ended.status == 2
+            assert f"{state.folder}: metricunet serve or another rekey is going on here already" in ended.err
+    assert Ledger(state.ledger).key == before
+    assert metricunet("ledger", "rekey", state.ledger).status == 0
+    assert Ledger(state.ledger).key != before
+    assert not state.claim.exists()
+
+
+def test_decisions_after_a_change_of_the_key_have_the_new_one(
+    predicted: Predicted, recorded: Open, tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    client = recorded(predicted.folder, path)
+    send(client, predicted.flipped)
+    key = Ledger(path).new_key()
+    send(client, predicted.odd)
+    digests = {
+        name: json.loads((predicted.folder / f"{name}.quality.json").read_text())["input_sha256"]
+        for name in (predicted.flipped, predicted.odd)
+    }
+    cases = {row["case"] for row in read_rows(Ledger(path)) if row["decision"]}
+    assert key.hashed("scan", digests[predicted.odd]) in cases
+    assert key.hashed("scan", digests[predicted.flipped]) not in cases
 
 
 def test_the_command_writes_the_verdicts_of_all_cases_at_its_start(

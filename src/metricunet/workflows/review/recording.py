@@ -103,7 +103,7 @@ class Recorder:
         return ""
 
     def _facts(self, case: PredictedCase, source: ScanInput | None, names: dict[str, str]) -> CaseFacts:
-        key = self.ledger.key
+        key = self.ledger.current_key()  # this process may run for weeks
         digest = case.model.get("model_sha256", "")
         scanner = case.scanner
         if not scanner and source is not None and source.series is not None:
