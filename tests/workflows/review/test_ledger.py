@@ -230,6 +230,7 @@ def test_commands_on_a_ledger(metricunet: Command, tmp_path: Path) -> None:
     assert "45 cases, 45 decided: 30 accepted, 15 corrected, 0 rejected" in said
     assert "apex 100 %" in said
     assert all(len(line) <= 140 for line in said.splitlines())
+    assert "of the first 10 cases" in metricunet("ledger", "show", path, "--baseline", 10).out.splitlines()[-3]
     assert "45 rows" in metricunet("ledger", "export", path, "-o", table).out
     assert "reader" not in table.read_text()
     assert metricunet("ledger", "export", path, "-o", table, "--people").status == 0
