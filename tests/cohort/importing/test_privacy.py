@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,16 @@ def test_a_name_that_begins_another_leaves_it_whole() -> None:
         privacy.learn_identifier(name)
     for name in names:
         assert privacy.written(f"ct_{name}.nii.gz: is odd") == f"ct_{hashed(name)}.nii.gz: is odd"
+
+
+@pytest.mark.parametrize("name", ["my case", "P 17", "4711/12", "Jo\u0308rg01", "a, b: c"])
+def test_an_identifier_of_several_words_is_hashed_too(name: str) -> None:
+    privacy = Privacy()
+    for known in (name, "case", "other"):
+        privacy.learn_identifier(known)
+    plain = unicodedata.normalize("NFC", name)
+    assert privacy.written(name) == hashed(plain)
+    assert privacy.written(f"in/{name}.nii.gz: has no other") == f"in/{hashed(plain)}.nii.gz: has no {hashed('other')}"
 
 
 def test_a_hash_is_not_taken_for_an_identifier() -> None:

@@ -89,7 +89,8 @@ class Privacy:
 
     def learn_identifier(self, text: str) -> None:
         """Take note of what names a case or a patient without being a name."""
-        self._identifiers.add(text)
+        if text:
+            self._identifiers.add(unicodedata.normalize("NFC", text))  # as `spoken` writes it
         self._longest_first = None
 
     def learn_root(self, root: Path) -> None:
@@ -118,9 +119,9 @@ class Privacy:
         text = self.spoken(text)
         if self.uids == "keep":
             return text
-        between = [_WORD.sub(self._without_identifiers, part) for part in _UID.split(text)]
-        uids = [hashed(uid) for uid in _UID.findall(text)]
-        return "".join(part + uid for part, uid in zip(between, [*uids, ""], strict=True))
+        if self._longest_first is None:
+            self._longest_first = tuple(sorted(self._identifiers, key=lambda known: (-len(known), known)))
+        return self._without_phrases(text, tuple(known for known in self._longest_first if not _WORD.fullmatch(known)))
 
     @contextmanager
     def guarding_errors(self) -> Iterator[None]:
@@ -175,13 +176,21 @@ class Privacy:
         folded = _folded(part, keep_length=True)
         return bool(self._word.search(folded)) or any(n in folded for n in self._names if _is_telling(n))
 
+    def _without_phrases(self, text: str, phrases: tuple[str, ...]) -> str:
+        """Replace identifiers of several words, the longest first, then UIDs and words in what is left."""
+        for k, phrase in enumerate(phrases):
+            if phrase == text or (len(phrase) >= SHORTEST_IDENTIFIER and phrase in text):
+                shorter = phrases[k + 1 :]
+                return hashed(phrase).join(self._without_phrases(part, shorter) for part in text.split(phrase))
+        between = [_WORD.sub(self._without_identifiers, part) for part in _UID.split(text)]
+        uids = [hashed(uid) for uid in _UID.findall(text)]
+        return "".join(part + uid for part, uid in zip(between, [*uids, ""], strict=True))
+
     def _without_identifiers(self, found: re.Match[str]) -> str:
         word = found.group()
         if word in self._identifiers:
             return hashed(word)
-        if self._longest_first is None:
-            self._longest_first = tuple(sorted(self._identifiers, key=lambda text: (-len(text), text)))
-        return self._in_pieces(word, self._longest_first, is_start=True)
+        return self._in_pieces(word, self._longest_first or (), is_start=True)
 
     def _in_pieces(self, piece: str, identifiers: tuple[str, ...], is_start: bool) -> str:
         """Replace identifiers in a piece of a word, the longest first; what was replaced is not looked at again."""
