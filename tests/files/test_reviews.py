@@ -52,7 +52,12 @@ def test_the_reviews_of_a_case_are_found_without_opening_those_of_others(
         for number in (1, 2):
             write(tmp_path, case, number)
     opened: list[str] = []
-    monkeypatch.setattr(reviews, "read_sealed", lambda path: (opened.append(path.name), read_sealed(path))[1])
+
+    def read(path: Path) -> dict[str, Any] | None:
+        opened.append(path.name)
+        return read_sealed(path)
+
+    monkeypatch.setattr(reviews, "read_sealed", read)
     for case in ("a", "[a]*"):
         assert [review.case for review in reviews_of(tmp_path, case)] == [case, case]
         assert sorted(opened) == [f"{case}.reviewed-2.json", f"{case}.reviewed.json"]

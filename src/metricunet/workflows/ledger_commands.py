@@ -35,10 +35,17 @@ def show(
     ] = 40,
 ) -> None:
     """Say how often, where and how much was corrected, by month, model and scanner, and whether it drifts."""
+    from metricunet.errors import InputError
     from metricunet.ledger.overview import overview_of
     from metricunet.ledger.table import read_cases
 
-    typer.echo(_text(overview_of(read_cases(_opened(file)), structure=structure, baseline=baseline)))
+    overview = overview_of(read_cases(_opened(file)), structure=structure, baseline=baseline)
+    if structure and overview.structures and structure not in overview.structures:
+        raise InputError(
+            f"the ledger has no edit of {structure!r}; it has some of {', '.join(overview.structures)}: choose one of "
+            "these"
+        )
+    typer.echo(_text(overview))
 
 
 @commands.command()
@@ -52,11 +59,12 @@ def export(
     """Write a CSV row for each structure of each decision, and for each case without one."""
     from metricunet.errors import InputError
     from metricunet.files.atomic import write_text
+    from metricunet.ledger.location import files_of
     from metricunet.ledger.table import csv_lines, read_rows
 
     ledger = _opened(file)
-    if output.exists() and output.samefile(ledger.path):
-        raise InputError(f"{output}: is the ledger itself; choose another name for the table")
+    if any(own.exists() and output.exists() and output.samefile(own) for own in files_of(ledger.path)):
+        raise InputError(f"{output}: is a file of the ledger itself; choose another name for the table")
     rows = read_rows(ledger)
     write_text(output, "".join(csv_lines(rows, people=people)))
     typer.echo(f"{output}: {len(rows)} rows")

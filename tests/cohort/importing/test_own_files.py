@@ -202,7 +202,8 @@ def test_a_second_import_into_a_folder_is_refused_and_the_first_loses_nothing(
 ) -> None:
     cohort, names = tmp_path / "cohort", tmp_path / "names.yaml"
     import_cohort([tree], tmp_path / "whole", names=names)
-    real, second = run._CaseWorker.do, []
+    real = run._CaseWorker.do
+    second: list[Any] = []
 
     def meanwhile(*arguments: Any) -> Any:
         if not second:

@@ -16,6 +16,7 @@ import pytest
 from metricunet.evaluation.measures import measure
 from metricunet.files.claim import claimed
 from metricunet.files.nifti import read_labels
+from metricunet.files.own import write_sealed
 from metricunet.files.reviews import reviews_of
 from metricunet.ledger import Ledger, Scanner, record_case
 from metricunet.ledger.table import read_rows
@@ -29,7 +30,7 @@ from metricunet.workflows.serve.state import State
 from tests.ledger.support import ODD, facts, fill
 from tests.support.cohorts import edit_json
 from tests.support.command import Command
-from tests.workflows.review.conftest import HOST, PORT, Browser, Predicted, served
+from tests.workflows.review.conftest import HOST, PORT, Browser, Enter, Predicted, served
 from tests.workflows.review.test_server import send, shown
 
 Open = Callable[[Path, Path], Browser]
@@ -239,6 +240,37 @@ def test_commands_on_a_ledger(metricunet: Command, tmp_path: Path) -> None:
     assert "reviewer and reason of 45 decisions" in metricunet("ledger", "prune", path, "--keep", "30d").out
     assert "no length of time" in metricunet("ledger", "prune", path, "--keep", "soon").err
     assert "is a new key" in metricunet("ledger", "rekey", path).out
+
+
+def test_odd_inputs_of_the_commands_on_a_ledger_are_told_in_a_line(metricunet: Command, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    key = ledger.key
+    fill(ledger, 3)
+    (tmp_path / "link.csv").symlink_to(key.path)
+    for name in ("ledger.sqlite", "ledger.sqlite.key", "link.csv"):
+        ended = metricunet("ledger", "export", ledger.path, "-o", tmp_path / name)
+        assert (ended.status, ended.err.count("\n")) == (2, 1)
+        assert "is a file of the ledger itself" in ended.err
+    assert Ledger(ledger.path).key == key
+    ended = metricunet("ledger", "show", ledger.path, "--structure", "prostata")
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert "no edit of 'prostata'; it has some of prostate" in ended.err
+    assert "prostate changed" in metricunet("ledger", "show", ledger.path, "--structure", "prostate").out
+
+
+def test_a_record_of_a_program_to_come_costs_its_decision_alone(
+    predicted: Predicted, enter: Enter, tmp_path: Path
+) -> None:
+    client = enter(predicted.folder)
+    for name in (predicted.flipped, predicted.dicom):
+        send(client, name)
+    path = predicted.folder / "flipped.reviewed.json"
+    content = json.loads(path.read_text())
+    write_sealed(path, {**content, "decided": "in the morning"}, content["files"])
+    added = add_folder(tmp_path / "ledger.sqlite", predicted.folder)
+    assert (added.cases, added.decisions) == (4, 1)
+    (reason,) = added.left_out
+    assert "flipped.reviewed.json" in reason
 
 
 def test_the_key_is_not_changed_under_a_node(metricunet: Command, tmp_path: Path) -> None:
