@@ -81,8 +81,8 @@ class Key:
     def following(ledger: Path) -> Key:
         """Make the key that is to follow the one beside a ledger, which stays in its place until `take_over`.
 
-        Until then it lies in a file of its own, so that a process killed at any moment loses neither of the two. Such
-        keys of before, which have not taken over, are removed.
+        Until then it lies in a file of its own, so that a process killed at any moment loses neither of the two.
+        Such keys of before, which have not taken over, are removed.
 
         Args:
             ledger: path of the ledger.
@@ -120,8 +120,8 @@ class Key:
                 os.replace(following, path)
         except OSError as error:
             raise InputError(
-                f"{path}: the new key, {following.name}, cannot take its place ({error.strerror or error}); move it "
-                "there"
+                f"{path}: the new key, {following.name}, cannot take its place ({error.strerror or error}); "
+                "move it there"
             ) from error
 
     @property

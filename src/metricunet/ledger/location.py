@@ -33,4 +33,6 @@ def files_of(ledger: Path) -> tuple[Path, ...]:
     Args:
         ledger: path of the ledger.
     """
-    return tuple(ledger.with_name(f"{ledger.name}{suffix}") for suffix in ("", KEY_SUFFIX, "-wal", "-shm", "-journal"))
+    return tuple(
+        ledger.with_name(f"{ledger.name}{suffix}") for suffix in ("", KEY_SUFFIX, "-wal", "-shm", "-journal")
+    )

@@ -42,8 +42,7 @@ def show(
     overview = overview_of(read_cases(_opened(file)), structure=structure, baseline=baseline)
     if structure and overview.structures and structure not in overview.structures:
         raise InputError(
-            f"the ledger has no edit of {structure!r}; it has some of {', '.join(overview.structures)}: choose one of "
-            "these"
+            f"the ledger has no edit of {structure!r}; choose one of {', '.join(overview.structures)}"
         )
     typer.echo(_text(overview))
 

@@ -101,7 +101,10 @@ def test_an_identifier_of_several_words_is_hashed_too(name: str) -> None:
         privacy.learn_identifier(known)
     plain = unicodedata.normalize("NFC", name)
     assert privacy.written(name) == hashed(plain)
-    assert privacy.written(f"in/{name}.nii.gz: has no other") == f"in/{hashed(plain)}.nii.gz: has no {hashed('other')}"
+    assert (
+        privacy.written(f"in/{name}.nii.gz: has no other")
+        == f"in/{hashed(plain)}.nii.gz: has no {hashed('other')}"
+    )
 
 
 def test_a_hash_is_not_taken_for_an_identifier() -> None:

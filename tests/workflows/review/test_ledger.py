@@ -254,7 +254,7 @@ def test_odd_inputs_of_the_commands_on_a_ledger_are_told_in_a_line(metricunet: C
     assert Ledger(ledger.path).key == key
     ended = metricunet("ledger", "show", ledger.path, "--structure", "prostata")
     assert (ended.status, ended.err.count("\n")) == (2, 1)
-    assert "no edit of 'prostata'; it has some of prostate" in ended.err
+    assert "no edit of 'prostata'; choose one of prostate" in ended.err
     assert "prostate changed" in metricunet("ledger", "show", ledger.path, "--structure", "prostate").out
 
 

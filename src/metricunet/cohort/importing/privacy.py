@@ -121,7 +121,9 @@ class Privacy:
             return text
         if self._longest_first is None:
             self._longest_first = tuple(sorted(self._identifiers, key=lambda known: (-len(known), known)))
-        return self._without_phrases(text, tuple(known for known in self._longest_first if not _WORD.fullmatch(known)))
+        return self._without_phrases(
+            text, tuple(known for known in self._longest_first if not _WORD.fullmatch(known))
+        )
 
     @contextmanager
     def guarding_errors(self) -> Iterator[None]:
@@ -193,7 +195,7 @@ class Privacy:
         return self._in_pieces(word, self._longest_first or (), is_start=True)
 
     def _in_pieces(self, piece: str, identifiers: tuple[str, ...], is_start: bool) -> str:
-        """Replace identifiers in a piece of a word, the longest first; what was replaced is not looked at again."""
+        """Replace identifiers in a piece of a word, the longest first; none is looked for in a hash."""
         for k, identifier in enumerate(identifiers):
             if len(identifier) >= SHORTEST_IDENTIFIER and identifier in piece:
                 first, *others = piece.split(identifier)

@@ -134,8 +134,8 @@ def import_cohort(
             if earlier and earlier.keys() <= withdrawn:
                 _take_back(OwnFiles(output, IMPORT_NAME, COMMAND))
                 raise InputError(
-                    f"{output}: the sources have taken all its cases back since, so they are removed, and there is "
-                    f"none to import: {_first(left_out)}"
+                    f"{output}: the sources have taken all its cases back since, so they are removed, and "
+                    f"none is left to import: {_first(left_out)}"
                 )
             _refuse(sources, left_out)
         plan = plan_import(found, default_names(found) if given is None else given)

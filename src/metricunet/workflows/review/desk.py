@@ -93,7 +93,7 @@ class Desk:
             review = next((r.number for r in reversed(reviews) if r.mask is not None and r.is_whole()), 0)
         near = opened.near(np.maximum(opened.predicted, self._classes(opened, review)))
         notes = [
-            f"review {review} also has {', '.join(lacking)}: not in this prediction, so neither shown nor saved again"
+            f"review {review} also has {', '.join(lacking)}: not in this prediction, so neither shown nor saved"
             for entry in reviews
             if entry.number == review and (lacking := [k for k in entry.labels if k not in opened.labels])
         ]
@@ -116,7 +116,9 @@ class Desk:
             "reviews": [_in_words(entry) for entry in reviews],
         }
 
-    def scan(self, name: str, start: tuple[int, ...], shape: tuple[int, ...], prediction: str | None = None) -> bytes:
+    def scan(
+        self, name: str, start: tuple[int, ...], shape: tuple[int, ...], prediction: str | None = None
+    ) -> bytes:
         """Return the scan of a case in a field, as a NIfTI file.
 
         Args:
