@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from metricunet.files.own import OwnFiles
+from metricunet.files import reviews
+from metricunet.files.own import OwnFiles, read_sealed
 from metricunet.files.reviews import is_reviewed_mask, review_name, reviews_in, reviews_of
 
 CONTENT: dict[str, Any] = {
@@ -42,6 +43,25 @@ def test_the_last_review_has_the_highest_number(tmp_path: Path) -> None:
     assert (first.path.name, first.mask, last.mask) == ("a.reviewed.json", tmp_path / "a.reviewed.nii.gz", None)
     assert (first.reviewer, first.labels, first.structure_set) == ("Ann", {"prostate": 1}, None)
     assert reviews_of(tmp_path, "other") == ()
+
+
+def test_the_reviews_of_a_case_are_found_without_opening_those_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for case in ("a", "ab", "a.reviewed", "[a]*"):
+        for number in (1, 2):
+            write(tmp_path, case, number)
+    opened: list[str] = []
+
+    def read(path: Path) -> dict[str, Any] | None:
+        opened.append(path.name)
+        return read_sealed(path)
+
+    monkeypatch.setattr(reviews, "read_sealed", read)
+    for case in ("a", "[a]*"):
+        assert [review.case for review in reviews_of(tmp_path, case)] == [case, case]
+        assert sorted(opened) == [f"{case}.reviewed-2.json", f"{case}.reviewed.json"]
+        opened.clear()
 
 
 @pytest.mark.parametrize("damage", ["changed", "of another command", "of another case", "a link", "lacks a field"])

@@ -65,6 +65,19 @@ def test_shares_in_groups_by_hand() -> None:
     assert chart.points[2].label == "59"
 
 
+@pytest.mark.parametrize(
+    ("baseline", "cases"), [(10, [10, 20, 15]), (19, [19, 20, 6]), (20, [20, 20, 5]), (30, [20, 10, 15])]
+)
+def test_a_baseline_is_as_long_as_it_was_asked_for(baseline: int, cases: list[int]) -> None:
+    hits = [k % 3 == 0 for k in range(baseline)] + [k % 2 == 0 for k in range(45 - baseline)]
+    chart = share_chart(hits, numbered(45), group=20, baseline=baseline)
+    assert (chart.problem, chart.baseline) == ("", baseline)
+    assert chart.centre == pytest.approx(sum(hits[:baseline]) / baseline)
+    assert [point.cases for point in chart.points] == cases
+    assert sum(point.cases for point in chart.points if point.in_baseline) == baseline
+    assert [point.label for point in chart.points][-1] == "44"
+
+
 def test_a_baseline_that_says_nothing_gives_no_limits_and_says_why() -> None:
     few = share_chart([True] * 30, numbered(30), group=20, baseline=40)
     assert "30 of the 40 cases" in few.problem

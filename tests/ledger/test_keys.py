@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import sqlite3
 import stat
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from metricunet.errors import InputError
-from metricunet.ledger import Ledger
+from metricunet.ledger import Ledger, keys, store
 from metricunet.ledger.keys import Key
 
 
@@ -94,3 +95,68 @@ def test_a_transaction_that_is_undone_does_not_lose_the_keys_fingerprint(tmp_pat
     assert ledger.key
     with ledger.reading() as db:
         assert db.execute("SELECT fingerprint FROM keys").fetchone()[0] == ledger.key.fingerprint
+
+
+def test_a_change_of_the_key_that_fails_leaves_the_old_one_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite", patience_s=0.01)
+    before = ledger.key
+    with Ledger(ledger.path).writing(), pytest.raises(InputError, match="written by another process"):
+        ledger.new_key()
+    assert Ledger(ledger.path).key == before
+
+    def full() -> str:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "now", full)
+        with pytest.raises(InputError, match="disk is full"):
+            ledger.new_key()
+    assert Ledger(ledger.path).key == before
+    after = ledger.new_key()
+    assert after.secret != before.secret
+    assert Ledger(ledger.path).key == ledger.key == after
+    assert [path.name for path in tmp_path.glob("*.key*")] == ["ledger.sqlite.key"]  # nor is any other secret left
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"), [(keys, "_write"), (store, "_note_key"), (os, "replace")], ids=["write", "note", "replace"]
+)
+def test_a_change_of_the_key_that_is_killed_leaves_the_key_that_the_ledger_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, step: str
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    before = ledger.key
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(owner, step, killed)
+        ledger.new_key()
+    found = Ledger(ledger.path).key
+    assert (found == before) is (step != "replace")
+    with ledger.reading() as db:
+        known = db.execute("SELECT fingerprint FROM keys ORDER BY id DESC LIMIT 1").fetchone()[0]
+    assert found.fingerprint == known
+
+
+def test_the_key_is_given_whatever_another_thread_forgets_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    key = ledger.key
+    monkeypatch.setattr(Ledger, "_key", property(lambda self: None, lambda self, value: None), raising=False)
+    assert ledger.key == key
+    assert ledger.new_key() is not None
+
+
+def test_a_key_that_another_process_has_begun_is_the_current_one(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    before = ledger.key
+    after = Ledger(ledger.path).new_key()
+    assert ledger.key == before
+    assert ledger.current_key() == ledger.key == after != before

@@ -217,13 +217,15 @@ class OwnFiles:
     def check_alone(self) -> None:
         """Refuse a folder that holds any file that is not ours, for commands that fill a folder as a whole.
 
+        A claim, which says that somebody works there, does not count.
+
         Raises:
             InputError: it names the first such file.
         """
         stated = self.stated()
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
-            if self._staging in path.parents or (path.is_dir() and not path.is_symlink()):
+            if self._staging in path.parents or self._is_claim(path) or (path.is_dir() and not path.is_symlink()):
                 continue
             own = self.content() is not None if name == self.record else self._is(name, stated.get(name, ()))
             if not own:

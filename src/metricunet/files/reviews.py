@@ -86,23 +86,30 @@ def reviews_in(folder: Path) -> dict[str, tuple[Review, ...]]:
     Args:
         folder: of the prediction.
     """
-    found: dict[str, list[Review]] = {}
-    for path in folder.glob("*.reviewed*.json"):
-        named = NAME.fullmatch(path.name)
-        review = _read(path, named[1], int(named[2] or 1)) if named is not None and not path.is_symlink() else None
-        if review is not None:
-            found.setdefault(review.case, []).append(review)
-    return {case: tuple(sorted(reviews, key=lambda review: review.number)) for case, reviews in found.items()}
+    return _reviews(folder, None)
 
 
 def reviews_of(folder: Path, case: str) -> tuple[Review, ...]:
-    """Return the reviews of one case, as `reviews_in` does.
+    """Return the reviews of one case, as `reviews_in` does; records of other cases are not opened.
 
     Args:
         folder: of the prediction.
         case: name of the case.
     """
-    return reviews_in(folder).get(case, ())
+    return _reviews(folder, case).get(case, ())
+
+
+def _reviews(folder: Path, case: str | None) -> dict[str, tuple[Review, ...]]:
+    """Return the reviews of one case, or of all."""
+    found: dict[str, list[Review]] = {}
+    for path in folder.glob("*.reviewed*.json"):
+        named = NAME.fullmatch(path.name)
+        if named is None or case not in (None, named[1]) or path.is_symlink():
+            continue
+        review = _read(path, named[1], int(named[2] or 1))
+        if review is not None:
+            found.setdefault(review.case, []).append(review)
+    return {name: tuple(sorted(reviews, key=lambda review: review.number)) for name, reviews in found.items()}
 
 
 def is_reviewed_mask(path: Path) -> bool:

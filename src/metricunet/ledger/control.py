@@ -14,6 +14,7 @@ a normal distribution and known mean and spread, one false alarm in 500 cases (L
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -88,31 +89,29 @@ class ControlChart:
 def share_chart(
     hits: Sequence[bool], labels: Sequence[str], *, group: int = GROUP, baseline: int = BASELINE
 ) -> ControlChart:
-    """Chart the share of hits in groups of consecutive cases. The last group may have fewer, and wider limits.
+    """Chart the share of hits in groups of consecutive cases. After the baseline the groups begin anew.
+
+    The last group of the baseline and the last of all may have fewer cases; limits of fewer are wider.
 
     Args:
         hits: whether each case is of the kind, in the order of time.
         labels: of the cases.
         group: cases of a group.
-        baseline: cases that the limits are made from; whole groups of them are.
+        baseline: cases that the limits are made from.
     """
-    known = baseline // group * group
-    problem = _too_few(len(hits), known)
+    problem = _too_few(len(hits), baseline)
+    known = 0 if problem else baseline
     centre = None if problem else sum(hits[:known]) / known
+    starts = [*range(0, known, group), *range(known, len(hits), group)]
     points = []
-    for start in range(0, len(hits), group):
-        part = hits[start : start + group]
+    for start, end in itertools.pairwise([*starts, len(hits)]):
+        part = hits[start:end]
         lower = upper = None
         if centre is not None:
             reach = SIGMAS * math.sqrt(centre * (1 - centre) / len(part))
             lower, upper = max(0.0, centre - reach), min(1.0, centre + reach)
-        value = sum(part) / len(part)
-        points.append(
-            ChartPoint(
-                labels[start + len(part) - 1], value, lower, upper, len(part), not problem and start < known
-            )
-        )
-    return ControlChart(tuple(points), centre, 0 if problem else known, problem)
+        points.append(ChartPoint(labels[end - 1], sum(part) / len(part), lower, upper, len(part), start < known))
+    return ControlChart(tuple(points), centre, known, problem)
 
 
 def average_chart(

@@ -7,11 +7,13 @@ nobody can find a patient's rows any more, and new rows cannot be joined to them
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import hmac
 import os
 import secrets
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,18 +78,51 @@ class Key:
         return Key(path, secret)
 
     @staticmethod
-    def new(ledger: Path) -> Key:
-        """Make a new key beside a ledger; that which is there is gone.
+    def following(ledger: Path) -> Key:
+        """Make the key that is to follow the one beside a ledger, which stays in its place until `take_over`.
+
+        Until then it lies in a file of its own, so that a process killed at any moment loses neither of the two.
+        Such keys of before, which have not taken over, are removed.
+
+        Args:
+            ledger: path of the ledger.
 
         Raises:
             InputError: it cannot be made.
         """
-        path = _path(ledger)
+        key = Key(_path(ledger), secrets.token_bytes(KEY_BYTES))
         try:
-            _make(path, replace=True)
+            named = f"{glob.escape(_path(ledger).name)}-{'[0-9a-f]' * DIGITS}"
+            for left in ledger.parent.glob(named):  # by a change that was undone
+                left.unlink(missing_ok=True)
+            _write(_path_of_following(ledger, key.fingerprint), key.secret)
+            _sync(ledger.parent)
         except OSError as error:
-            raise InputError(f"{path}: the key cannot be made ({error.strerror or error})") from error
-        return Key.beside(ledger)
+            raise InputError(f"{key.path}: no other key can be made ({error.strerror or error})") from error
+        return key
+
+    @staticmethod
+    def take_over(ledger: Path, fingerprint: str) -> None:
+        """Put the key that follows in the place of the one beside a ledger; without such a key, do nothing.
+
+        Args:
+            ledger: path of the ledger.
+            fingerprint: of the key that follows.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        following, path = _path_of_following(ledger, fingerprint), _path(ledger)
+        if not os.path.lexists(following):
+            return
+        try:
+            with suppress(FileNotFoundError):  # another process was faster
+                os.replace(following, path)
+        except OSError as error:
+            raise InputError(
+                f"{path}: the new key, {following.name}, cannot take its place ({error.strerror or error}); "
+                "move it there"
+            ) from error
 
     @property
     def fingerprint(self) -> str:
@@ -111,17 +146,15 @@ def _path(ledger: Path) -> Path:
     return ledger.with_name(f"{ledger.name}{KEY_SUFFIX}")
 
 
-def _make(path: Path, replace: bool = False) -> None:
-    """Write a new key, whole or not at all; that of a faster process stays, unless it is to be replaced."""
+def _path_of_following(ledger: Path, fingerprint: str) -> Path:
+    return ledger.with_name(f"{ledger.name}{KEY_SUFFIX}-{fingerprint}")
+
+
+def _make(path: Path) -> None:
+    """Write a new key, whole or not at all; that of a faster process stays."""
     temporary = path.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as handle:
-            handle.write(f"{secrets.token_hex(KEY_BYTES)}\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        if replace:
-            os.replace(temporary, path)
-            return
+        _write(temporary, secrets.token_bytes(KEY_BYTES))
         try:
             os.link(temporary, path)  # unlike a rename, it replaces nothing
         except FileExistsError:
@@ -131,3 +164,24 @@ def _make(path: Path, replace: bool = False) -> None:
                 os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _write(path: Path, secret: bytes) -> None:
+    """Write a key into a new file that its owner alone can read."""
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as handle:
+        handle.write(f"{secret.hex()}\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Let the names in a folder outlive a power cut, as the rows do that are hashed with the key."""
+    if os.name != "posix":
+        return
+    with suppress(OSError):  # a file system that cannot
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from metricunet.ledger.keys import KEY_SUFFIX
+
 #: Names the ledger for all commands.
 VARIABLE = "METRICUNET_LEDGER"
 NAME = "ledger.sqlite"
@@ -23,3 +25,14 @@ def _data_folder() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support"
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+
+
+def files_of(ledger: Path) -> tuple[Path, ...]:
+    """Return the files of a ledger, which nothing else may overwrite: its own, its key, and SQLite's beside it.
+
+    Args:
+        ledger: path of the ledger.
+    """
+    return tuple(
+        ledger.with_name(f"{ledger.name}{suffix}") for suffix in ("", KEY_SUFFIX, "-wal", "-shm", "-journal")
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -210,12 +211,14 @@ def _charts(cases: Sequence[Case], structure: str, baseline: int, group: int) ->
     decided = [(case, case.decided) for case in cases if case.decided is not None]
     days = [one.decided[:10] for _, one in decided]
     shares = share_chart([one.decision != "accepted" for _, one in decided], days, group=group, baseline=baseline)
+    # Where each point's cases end, so that the group is known in which another model begins.
+    ends = list(itertools.accumulate(point.cases for point in shares.points))
     charts = [
         NamedChart(
             "Share of cases corrected or rejected",
             "",
             shares,
-            tuple((k // group, name) for k, name in _turns([case for case, _ in decided])),
+            tuple((bisect_right(ends, k), name) for k, name in _turns([case for case, _ in decided])),
             "up",
         )
     ]

@@ -65,24 +65,33 @@ class Ledger:
 
     @property
     def key(self) -> Key:
-        """The key of its hashes, made at first use.
+        """The key of its hashes, made at first use. One that another process has begun since is not noticed.
+
+        Raises:
+            InputError: as `current_key`.
+        """
+        return self._key or self.current_key()
+
+    def current_key(self) -> Key:
+        """Return the key of its hashes, read anew, for a process that may outlive a `metricunet ledger rekey`.
 
         Raises:
             InputError: the key is not the one that the ledger's hashes were made with, or others can read it.
         """
-        if self._key is None:
-            with self.writing() as db:
-                known = db.execute("SELECT fingerprint FROM keys ORDER BY id DESC LIMIT 1").fetchone()
-                key = Key.beside(self.path, create=known is None)
-                if known is not None and known[0] != key.fingerprint:
-                    raise InputError(
-                        f"{key.path}: is not the key that {self.path.name} was written with, so patients would "
-                        "get other hashes; put that key back, or begin anew with metricunet ledger rekey"
-                    )
-                if known is None:
-                    db.execute("INSERT INTO keys (fingerprint, since) VALUES (?, ?)", (key.fingerprint, now()))
-            self._key = key
-        return self._key
+        with self.writing() as db:
+            fingerprint = _last_fingerprint(db)
+            if fingerprint is not None:
+                Key.take_over(self.path, fingerprint)  # where a process was killed before it could
+            key = Key.beside(self.path, create=fingerprint is None)
+            if fingerprint not in (None, key.fingerprint):
+                raise InputError(
+                    f"{key.path}: is not the key that {self.path.name} was written with, so patients would "
+                    "get other hashes; put that key back, or begin anew with metricunet ledger rekey"
+                )
+            if fingerprint is None:
+                _note_key(db, key)
+        self._key = key
+        return key
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -134,11 +143,17 @@ class Ledger:
         Raises:
             InputError: the key or the ledger cannot be written.
         """
-        key = Key.new(self.path)
         with self.writing() as db:
-            db.execute("INSERT INTO keys (fingerprint, since) VALUES (?, ?)", (key.fingerprint, now()))
-        self._key = None
-        return self.key
+            fingerprint = _last_fingerprint(db)
+            if fingerprint is not None:
+                Key.take_over(self.path, fingerprint)
+            key = Key.following(self.path)
+            _note_key(db, key)
+        # Not before the ledger knows it: were the change undone, the key that it needs would be gone. Should this
+        # process be killed here, the next one to need the key does it.
+        Key.take_over(self.path, key.fingerprint)
+        self._key = key
+        return key
 
     def overwrite_deleted(self) -> None:
         """Let nothing of what was deleted stay in the ledger's files.
@@ -248,6 +263,16 @@ def stamp(moment: datetime) -> str:
         moment: with its time zone.
     """
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def _last_fingerprint(db: sqlite3.Connection) -> str | None:
+    """Return what tells the key that is in use; None where none was made yet."""
+    row = db.execute("SELECT fingerprint FROM keys ORDER BY id DESC LIMIT 1").fetchone()
+    return None if row is None else str(row[0])
+
+
+def _note_key(db: sqlite3.Connection, key: Key) -> None:
+    db.execute("INSERT INTO keys (fingerprint, since) VALUES (?, ?)", (key.fingerprint, now()))
 
 
 def _check_known(db: sqlite3.Connection, path: Path, known: int = len(MIGRATIONS)) -> int:

@@ -35,10 +35,16 @@ def show(
     ] = 40,
 ) -> None:
     """Say how often, where and how much was corrected, by month, model and scanner, and whether it drifts."""
+    from metricunet.errors import InputError
     from metricunet.ledger.overview import overview_of
     from metricunet.ledger.table import read_cases
 
-    typer.echo(_text(overview_of(read_cases(_opened(file)), structure=structure, baseline=baseline)))
+    overview = overview_of(read_cases(_opened(file)), structure=structure, baseline=baseline)
+    if structure and overview.structures and structure not in overview.structures:
+        raise InputError(
+            f"the ledger has no edit of {structure!r}; choose one of {', '.join(overview.structures)}"
+        )
+    typer.echo(_text(overview))
 
 
 @commands.command()
@@ -52,11 +58,12 @@ def export(
     """Write a CSV row for each structure of each decision, and for each case without one."""
     from metricunet.errors import InputError
     from metricunet.files.atomic import write_text
+    from metricunet.ledger.location import files_of
     from metricunet.ledger.table import csv_lines, read_rows
 
     ledger = _opened(file)
-    if output.exists() and output.samefile(ledger.path):
-        raise InputError(f"{output}: is the ledger itself; choose another name for the table")
+    if any(own.exists() and output.exists() and output.samefile(own) for own in files_of(ledger.path)):
+        raise InputError(f"{output}: is a file of the ledger itself; choose another name for the table")
     rows = read_rows(ledger)
     write_text(output, "".join(csv_lines(rows, people=people)))
     typer.echo(f"{output}: {len(rows)} rows")
@@ -110,10 +117,14 @@ def prune(
 @commands.command()
 def rekey(file: LedgerFile = None) -> None:
     """Begin anew with another key: no later case can be joined to an earlier one of the same patient."""
+    from metricunet.files.claim import CLAIM_NAME, claimed
     from metricunet.ledger import Ledger
 
     ledger = Ledger(_opened(file).path)
-    typer.echo(f"{ledger.new_key().path}: is a new key; keep a copy where the ledger's copies are not")
+    # A node hashes with the key that it began with, so a series that is just coming in would be taken for two.
+    with claimed(ledger.path.resolve().parent / CLAIM_NAME, "metricunet serve or another rekey"):
+        key = ledger.new_key()
+    typer.echo(f"{key.path}: is a new key; keep a copy where the ledger's copies are not")
 
 
 def _opened(file: Path | None) -> Ledger:

@@ -185,6 +185,49 @@ def test_pairs_are_told_by_their_names_and_structures_by_their_values(tmp_path: 
     assert "has no label map of its name" in result.refused[0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "first", "second"),
+    [
+        ("pairs", "labels/x_mask.nii.gz", "labels/x_seg.nii.gz"),
+        ("pairs", "labels/x.nii.gz", "labels/x.nii"),
+        ("pairs", "images/x.nii.gz", "images/x_0000.nii.gz"),
+        ("one folder", "x_mask.nii.gz", "x_seg.nii.gz"),
+        ("one folder", "x.nii.gz", "x_ct.nii.gz"),
+        ("nnunet", "labelsTr/x.nii", "labelsTr/x.nii.gz"),
+        ("nnunet", "imagesTs/x.nii.gz", "imagesTs/x_0000.nii.gz"),
+    ],
+)
+def test_two_files_for_one_case_leave_it_out_and_both_are_named(
+    tmp_path: Path, kind: str, first: str, second: str
+) -> None:
+    root = tmp_path / "data"
+    folder = "Ts" if "Ts" in first else "Tr"
+    image, label = {
+        "pairs": ("images/{}_0000.nii.gz", "labels/{}.nii.gz"),
+        "one folder": ("{}.nii.gz", "{}_seg.nii.gz"),
+        "nnunet": (f"images{folder}/{{}}_0000.nii.gz", f"labels{folder}/{{}}.nii.gz"),
+    }[kind]
+    for name in ("x", "y"):
+        write_nifti(root / image.format(name), scan(1))
+        write_labels(root / label.format(name), {1: PROSTATE})
+    for file in (first, second):  # two readers, or two versions of the scan
+        if "label" in first or "mask" in first:
+            write_labels(root / file, {1: BLADDER})
+        else:
+            write_nifti(root / file, scan(2))
+    if kind == "nnunet":
+        write_dataset_json(root, {"1": 1}, 2, "", "users")
+        (root / "labelsTr").mkdir(exist_ok=True)
+    result = import_cohort([root], tmp_path / "cohort", names=names(tmp_path, "prostate: 1\n"))
+    assert result.cases == (hashed("data", "y"),)
+    (line,) = result.refused
+    assert first in line
+    assert second in line
+    assert "take all but one away" in line
+    (left_out,) = json.loads((tmp_path / "cohort" / "import.json").read_text())["left_out"]
+    assert left_out["what"] == hashed("x")
+
+
 def test_one_case_that_cannot_be_used_does_not_stop_the_others(tmp_path: Path) -> None:
     root = tmp_path / "pairs"
     for name in ("good", "grid", "hu", "torn", "value"):

@@ -197,6 +197,28 @@ def test_a_source_under_an_outputs_name_is_never_replaced(
         assert files_of(tree) == before
 
 
+def test_a_second_import_into_a_folder_is_refused_and_the_first_loses_nothing(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metricunet: Command
+) -> None:
+    cohort, names = tmp_path / "cohort", tmp_path / "names.yaml"
+    import_cohort([tree], tmp_path / "whole", names=names)
+    real = run._CaseWorker.do
+    second: list[Any] = []
+
+    def meanwhile(*arguments: Any) -> Any:
+        if not second:
+            second.append("begins")
+            second.append(metricunet(*words(tree, cohort, "--overwrite")))
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run._CaseWorker, "do", meanwhile)
+        import_cohort([tree], cohort, names=names)
+    assert second[1].status == 2
+    assert f"{cohort}: an import is going on here already" in second[1].err
+    assert content_of(cohort) == content_of(tmp_path / "whole")
+
+
 class Killed(BaseException):
     """A process that ends where it stands: nothing is cleaned up."""
 
@@ -240,6 +262,8 @@ def test_an_import_killed_anywhere_is_gone_on_with(
                 ended = True
             except Killed:
                 pass
+        for claim in cohort.glob("*.claim"):
+            claim.unlink()  # of a process that would be dead
         import_cohort([tree], cohort, names=names)
         assert content_of(cohort) == whole, stop
     assert stop > 30

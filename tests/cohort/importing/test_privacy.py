@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,36 @@ def test_names_of_cases_are_hashed_as_whole_names(tmp_path: Path) -> None:
     privacy.learn_identifier("s1")
     privacy.learn_root(tmp_path / "ts")
     assert privacy.written(f"{tmp_path}/ts/s1/ct.nii.gz: has no ls1") == f"ts/{hashed('s1')}/ct.nii.gz: has no ls1"
+
+
+def test_a_name_that_begins_another_leaves_it_whole() -> None:
+    privacy = Privacy()
+    names = [f"pelvis{number}" for number in range(1, 20)]
+    for name in names:
+        privacy.learn_identifier(name)
+    for name in names:
+        assert privacy.written(f"ct_{name}.nii.gz: is odd") == f"ct_{hashed(name)}.nii.gz: is odd"
+
+
+@pytest.mark.parametrize("name", ["my case", "P 17", "4711/12", "Jo\u0308rg01", "a, b: c"])
+def test_an_identifier_of_several_words_is_hashed_too(name: str) -> None:
+    privacy = Privacy()
+    for known in (name, "case", "other"):
+        privacy.learn_identifier(known)
+    plain = unicodedata.normalize("NFC", name)
+    assert privacy.written(name) == hashed(plain)
+    assert (
+        privacy.written(f"in/{name}.nii.gz: has no other")
+        == f"in/{hashed(plain)}.nii.gz: has no {hashed('other')}"
+    )
+
+
+def test_a_hash_is_not_taken_for_an_identifier() -> None:
+    privacy = Privacy()
+    privacy.learn_identifier("scan")
+    for part in (hashed("scan")[2:7], hashed(UID)[2:7]):
+        privacy.learn_identifier(part)
+    assert privacy.written(f"my_scan_{UID}.dcm") == f"my_{hashed('scan')}_{hashed(UID)}.dcm"
 
 
 def test_other_names_count_too() -> None:

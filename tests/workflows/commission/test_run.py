@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from metricunet.errors import InputError
+from metricunet.files.own import OwnFiles
 from metricunet.workflows.commission import run, scans
 from metricunet.workflows.commission.checks import CommissionCheck, Measurement, checked
 from metricunet.workflows.commission.report import render_report
 from metricunet.workflows.commission.run import commission, summary_line
-from metricunet.workflows.commission.subjects import PLANS
+from metricunet.workflows.commission.subjects import PLANS, Site
+from tests.files.test_claim import leave_claim
 from tests.support.command import Command
 
 
@@ -88,6 +90,27 @@ class TestWhole:
         with pytest.raises(InputError, match="was not written by an earlier commission"):
             commission(tmp_path / "mine")
         assert (tmp_path / "mine" / "thesis.txt").exists()
+
+    def test_a_second_one_in_the_folder_is_refused_and_the_first_loses_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out, real = tmp_path / "out", run.GROUPS["NRRD, MetaImage in"]
+
+        def meanwhile(sites: Sequence[Site]) -> Iterable[CommissionCheck]:
+            with monkeypatch.context() as patch:
+                patch.setattr(run, "GROUPS", {"NRRD, MetaImage in": real})
+                with pytest.raises(InputError, match=f"{out}: a commissioning is going on here already"):
+                    commission(out, plans=PLANS[-1:])
+            return real(sites)
+
+        monkeypatch.setattr(run, "GROUPS", {"NRRD, MetaImage in": meanwhile})
+        result = commission(out, plans=PLANS[-1:])
+        assert result.verdict == "pass", result.text()
+        assert sorted(path.name for path in out.iterdir()) == ["commission.json", "files", "report.html"]
+        # What a killed one left of its claim is in nobody's way.
+        monkeypatch.setattr(run, "GROUPS", {"NRRD, MetaImage in": real})
+        leave_claim(OwnFiles(out, run.RESULTS, "commission").claim, started_s=1.0)
+        assert commission(out, plans=PLANS[-1:]).verdict == "pass"
 
 
 class TestCommand:

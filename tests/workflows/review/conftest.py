@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import numpy as np
 import pytest
 
 from metricunet.files.model import Calibration
-from metricunet.files.nifti import write_nifti
+from metricunet.files.nifti import read_labels, write_nifti
+from metricunet.files.own import FILES, SEAL, write_sealed
+from metricunet.files.record import sha256
 from metricunet.inference.predict import predict
 from metricunet.volume import Volume
 from metricunet.workflows.review.desk import Desk
@@ -86,6 +89,19 @@ def predicted(predictions: tuple[Path, str], tmp_path: Path) -> Predicted:
     home, dicom = predictions
     shutil.copytree(home, tmp_path / "home")
     return Predicted(tmp_path / "home" / "out", tmp_path / "home" / "scans", dicom)
+
+
+def predict_anew(folder: Path, case: str, labels: dict[str, int]) -> None:
+    """Replace a prediction as that of another model would, which has other values for the structures, or fewer."""
+    mask, quality = folder / f"{case}.nii.gz", folder / f"{case}.quality.json"
+    stated = json.loads(quality.read_text())
+    before, array = read_labels(mask), np.zeros_like(read_labels(mask).array)
+    for name, value in labels.items():
+        array[before.array == stated["labels"][name]] = value
+    write_nifti(mask, before.with_array(array), like=mask)
+    content = {name: value for name, value in stated.items() if name not in (FILES, SEAL)}
+    files = {**stated[FILES], mask.name: sha256([mask])}
+    write_sealed(quality, {**content, "labels": labels}, files)
 
 
 def guarded(folder: Path, scans: Path | None = None) -> Guard:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from metricunet.files.reviews import reviews_of
 from tests.support.chromium import CHROMIUM, PATIENCE_MS, chromium, picture, sync_api
-from tests.workflows.review.conftest import ODD, Predicted, served
+from tests.workflows.review.conftest import ODD, Predicted, predict_anew, served
 
 __all__ = ["chromium"]  # a fixture
 
@@ -293,6 +293,40 @@ def test_two_tabs_do_not_lose_each_others_work(desk: Desk, predicted: Predicted)
     sync_api.expect(two.locator("#message")).to_contain_text("reviewed-2")
     masks = [saved(predicted, two, f"flipped.{name}.nii.gz") for name in ("reviewed", "reviewed-2")]
     assert not np.array_equal(*masks)
+
+
+def test_a_case_that_was_predicted_anew_is_opened_again_before_it_is_decided_on(
+    desk: Desk, predicted: Predicted
+) -> None:
+    expect, voxels = sync_api.expect, "review.mask.data.reduce((count, v) => count + (v === 1), 0)"
+    page = desk.show(predicted.flipped)
+    page.keyboard.press("b")
+    x, y = on_page(page, page.evaluate("review.viewer.position"))
+    page.mouse.move(x + 60, y)
+    page.mouse.down()
+    page.mouse.up()
+    painted = page.evaluate(voxels)
+    page.locator("#reason").fill("too small")
+    predict_anew(predicted.folder, predicted.flipped, {"bladder": 1, "prostate": 7})
+    page.locator("#accept").click()
+    expect(page.locator("#conflict-text")).to_contain_text("was predicted anew since it was opened")
+    expect(page.locator("#conflict-text")).to_contain_text("Your corrections are of the earlier prediction")
+    expect(page.locator("#save-beside")).to_be_hidden()
+    assert reviews_of(predicted.folder, predicted.flipped) == ()
+    page.once("dialog", lambda asked: asked.dismiss())
+    page.get_by_role("button", name="Open it again").click()
+    assert page.evaluate(voxels) == painted
+    page.once("dialog", lambda asked: asked.accept())
+    page.get_by_role("button", name="Open it again").click()
+    wait(page, predicted.flipped)
+    expect(page.locator("#conflict")).to_be_hidden()
+    assert page.locator("#accept").inner_text() == "Accept"
+    assert page.locator("#structures button").all_inner_texts() == ["bladder", "prostate"]
+    assert page.locator("#reason").input_value() == "too small"
+    page.locator("#accept").click()
+    expect(page.locator("#message")).to_contain_text("Saved as")
+    (review,) = reviews_of(predicted.folder, predicted.flipped)
+    assert (review.decision, review.labels) == ("accepted", {"bladder": 1, "prostate": 7})
 
 
 def test_the_whole_scan_keeps_the_strokes_and_their_undoing(desk: Desk, predicted: Predicted) -> None:

@@ -127,6 +127,20 @@ def test_the_newest_review_counts_and_one_that_is_taken_back_leaves_the_cohort(
     assert [case.name for case in read_cohort(cohort).training] == [kept]
 
 
+def test_a_cohort_whose_every_case_was_rejected_since_is_removed_and_can_be_made_again(
+    predicted: Predicted, tmp_path: Path
+) -> None:
+    cohort = tmp_path / "cohort"
+    decide(predicted.folder, predicted.flipped)
+    learn(predicted, cohort)
+    decide(predicted.folder, predicted.flipped, reason="wrong organ")
+    with pytest.raises(InputError, match="taken all its cases back since, so they are removed"):
+        learn(predicted, cohort)
+    assert list(cohort.iterdir()) == []
+    decide(predicted.folder, predicted.flipped)
+    assert len(learn(predicted, cohort).cases) == 1
+
+
 def test_what_nobody_drew_is_not_contoured(predicted: Predicted, tmp_path: Path) -> None:
     """Nothing was found in `empty`; the reviewer drew the gland, and no bladder."""
     desk = Desk(predicted.folder, Scans(), "Ann Reader")

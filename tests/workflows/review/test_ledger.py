@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from metricunet.evaluation.measures import measure
+from metricunet.files.claim import claimed
 from metricunet.files.nifti import read_labels
+from metricunet.files.own import write_sealed
 from metricunet.files.reviews import reviews_of
 from metricunet.ledger import Ledger, Scanner, record_case
 from metricunet.ledger.table import read_rows
@@ -24,10 +26,11 @@ from metricunet.workflows.review.ledger_page import render_ledger
 from metricunet.workflows.review.recording import Recorder, add_folder
 from metricunet.workflows.review.scans import Scans
 from metricunet.workflows.review.server import create_app
+from metricunet.workflows.serve.state import State
 from tests.ledger.support import ODD, facts, fill
 from tests.support.cohorts import edit_json
 from tests.support.command import Command
-from tests.workflows.review.conftest import HOST, PORT, Browser, Predicted, served
+from tests.workflows.review.conftest import HOST, PORT, Browser, Enter, Predicted, served
 from tests.workflows.review.test_server import send, shown
 
 Open = Callable[[Path, Path], Browser]
@@ -228,6 +231,7 @@ def test_commands_on_a_ledger(metricunet: Command, tmp_path: Path) -> None:
     assert "45 cases, 45 decided: 30 accepted, 15 corrected, 0 rejected" in said
     assert "apex 100 %" in said
     assert all(len(line) <= 140 for line in said.splitlines())
+    assert "of the first 10 cases" in metricunet("ledger", "show", path, "--baseline", 10).out.splitlines()[-3]
     assert "45 rows" in metricunet("ledger", "export", path, "-o", table).out
     assert "reader" not in table.read_text()
     assert metricunet("ledger", "export", path, "-o", table, "--people").status == 0
@@ -236,6 +240,70 @@ def test_commands_on_a_ledger(metricunet: Command, tmp_path: Path) -> None:
     assert "reviewer and reason of 45 decisions" in metricunet("ledger", "prune", path, "--keep", "30d").out
     assert "no length of time" in metricunet("ledger", "prune", path, "--keep", "soon").err
     assert "is a new key" in metricunet("ledger", "rekey", path).out
+
+
+def test_odd_inputs_of_the_commands_on_a_ledger_are_told_in_a_line(metricunet: Command, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    key = ledger.key
+    fill(ledger, 3)
+    (tmp_path / "link.csv").symlink_to(key.path)
+    for name in ("ledger.sqlite", "ledger.sqlite.key", "link.csv"):
+        ended = metricunet("ledger", "export", ledger.path, "-o", tmp_path / name)
+        assert (ended.status, ended.err.count("\n")) == (2, 1)
+        assert "is a file of the ledger itself" in ended.err
+    assert Ledger(ledger.path).key == key
+    ended = metricunet("ledger", "show", ledger.path, "--structure", "prostata")
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert "no edit of 'prostata'; choose one of prostate" in ended.err
+    assert "prostate changed" in metricunet("ledger", "show", ledger.path, "--structure", "prostate").out
+
+
+def test_a_record_of_a_program_to_come_costs_its_decision_alone(
+    predicted: Predicted, enter: Enter, tmp_path: Path
+) -> None:
+    client = enter(predicted.folder)
+    for name in (predicted.flipped, predicted.dicom):
+        send(client, name)
+    path = predicted.folder / "flipped.reviewed.json"
+    content = json.loads(path.read_text())
+    write_sealed(path, {**content, "decided": "in the morning"}, content["files"])
+    added = add_folder(tmp_path / "ledger.sqlite", predicted.folder)
+    assert (added.cases, added.decisions) == (4, 1)
+    (reason,) = added.left_out
+    assert "flipped.reviewed.json" in reason
+
+
+def test_the_key_is_not_changed_under_a_node(metricunet: Command, tmp_path: Path) -> None:
+    state = State(tmp_path / "state")
+    ledger = Ledger(state.ledger)
+    before = ledger.key
+    (tmp_path / "link.sqlite").symlink_to(state.ledger)
+    with claimed(state.claim, "metricunet serve"):
+        for path in (state.ledger, tmp_path / "link.sqlite"):
+            ended = metricunet("ledger", "rekey", path)
+            assert ended.status == 2
+            assert f"{state.folder}: metricunet serve or another rekey is going on here already" in ended.err
+    assert Ledger(state.ledger).key == before
+    assert metricunet("ledger", "rekey", state.ledger).status == 0
+    assert Ledger(state.ledger).key != before
+    assert not state.claim.exists()
+
+
+def test_decisions_after_a_change_of_the_key_have_the_new_one(
+    predicted: Predicted, recorded: Open, tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    client = recorded(predicted.folder, path)
+    send(client, predicted.flipped)
+    key = Ledger(path).new_key()
+    send(client, predicted.odd)
+    digests = {
+        name: json.loads((predicted.folder / f"{name}.quality.json").read_text())["input_sha256"]
+        for name in (predicted.flipped, predicted.odd)
+    }
+    cases = {row["case"] for row in read_rows(Ledger(path)) if row["decision"]}
+    assert key.hashed("scan", digests[predicted.odd]) in cases
+    assert key.hashed("scan", digests[predicted.flipped]) not in cases
 
 
 def test_the_command_writes_the_verdicts_of_all_cases_at_its_start(

@@ -33,9 +33,10 @@ from metricunet.inference.inputs import scans_at
 from metricunet.volume import Geometry, Volume
 from metricunet.workflows.review.decide import Verdict, decide
 from metricunet.workflows.review.desk import Desk
+from metricunet.workflows.review.opened import OpenedCase, open_case
 from metricunet.workflows.review.scans import Scans
 from tests.support.cohorts import edit_json
-from tests.workflows.review.conftest import Browser, Enter, Predicted
+from tests.workflows.review.conftest import Browser, Enter, Predicted, predict_anew
 
 #: A mask on the grid of no scan.
 SMALL = Volume(np.ones((9, 9, 9), dtype=np.uint8), Geometry.from_parts((9, 9, 9), (3, 2, 2)))
@@ -50,7 +51,8 @@ def body(fields: dict[str, Any], mask: bytes = b"") -> bytes:
 def send(client: Browser, case: str, mask: NDArray[np.uint8] | None = None, **fields: Any) -> Response:
     """Send a decision as the page does; without a mask it is the one that was shown."""
     info = client.get(f"/api/cases/{case}").json()
-    wanted = {**NEVER, "based_on": info["shown"], "latest": len(info["reviews"]), **info["near"], **fields}
+    known = {"based_on": info["shown"], "latest": len(info["reviews"]), "prediction": info["prediction"]}
+    wanted = {**NEVER, **known, **info["near"], **fields}
     return client.post(f"/api/cases/{case}/reviews", content=body(wanted, b"" if mask is None else mask.tobytes()))
 
 
@@ -214,6 +216,62 @@ def test_a_second_review_stands_beside_the_first(predicted: Predicted, enter: En
     after = bytes_of(predicted.folder)
     assert {name: after[name] for name in first} == first
     assert [review.decision for review in reviews_of(predicted.folder, "flipped")] == ["accepted", "corrected"]
+
+
+def test_a_decision_is_not_taken_for_a_prediction_that_the_reviewer_has_not_seen(
+    predicted: Predicted, enter: Enter
+) -> None:
+    client = enter(predicted.folder)
+    info = client.get("/api/cases/flipped").json()
+    mask = shown(client, "flipped")
+    predict_anew(predicted.folder, "flipped", {"bladder": 1, "prostate": 7})
+    before = bytes_of(predicted.folder)
+    seen = {"prediction": info["prediction"], **info["near"]}
+    for given, more in ((mask, {}), (None, {"beside": True}), (None, {"rejected": True, "reason": "too large"})):
+        answer = send(client, "flipped", given, **seen, **more)
+        assert answer.status_code == 409
+        assert answer.json()["predicted_anew"] is True
+        assert "case flipped: was predicted anew since it was opened" in answer.json()["error"]
+    for what in ("scan", "mask"):
+        field = {key: ",".join(map(str, info["near"][key])) for key in ("start", "shape")}
+        params = {"review": 0, **field, "prediction": info["prediction"]}
+        assert client.get(f"/api/cases/flipped/{what}", params=params).status_code == 409
+    assert bytes_of(predicted.folder) == before
+    assert send(client, "flipped").json()["decision"] == "accepted"
+    record = json.loads((predicted.folder / "flipped.reviewed.json").read_text())
+    assert (record["labels"], record["changed_voxels"]) == (
+        {"bladder": 1, "prostate": 7},
+        {"bladder": 0, "prostate": 0},
+    )
+
+
+def test_a_case_that_is_predicted_anew_while_it_is_opened_is_read_again(
+    predicted: Predicted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(predicted.folder, Scans(), "Ann Reader")
+    orders = [{"bladder": 1, "prostate": 7}]
+
+    def opening(*given: Any) -> OpenedCase:
+        if orders:
+            predict_anew(predicted.folder, "flipped", orders.pop())
+        return open_case(*given)
+
+    monkeypatch.setattr("metricunet.workflows.review.desk.open_case", opening)
+    opened = desk.opened("flipped")
+    assert list(opened.labels) == ["bladder", "prostate"]
+    assert np.median(opened.scan.array[opened.predicted == 1]) == pytest.approx(300, abs=3)
+    orders = [{"bladder": k, "prostate": 9} for k in range(1, 9)]
+    with pytest.raises(InputError, match="is just being predicted anew"):
+        Desk(predicted.folder, Scans(), "Ann Reader").opened("flipped")
+
+
+def test_what_a_review_has_and_the_prediction_has_no_more_is_said(predicted: Predicted, enter: Enter) -> None:
+    client = enter(predicted.folder)
+    send(client, "flipped")
+    assert not [reason for reason in client.get("/api/cases/flipped").json()["reasons"] if "review 1" in reason]
+    predict_anew(predicted.folder, "flipped", {"prostate": 1})
+    reasons = client.get("/api/cases/flipped").json()["reasons"]
+    assert any("review 1 also has bladder: not in this prediction" in reason for reason in reasons)
 
 
 def test_two_pages_on_one_case_lose_nothing(predicted: Predicted, enter: Enter) -> None:
@@ -514,7 +572,7 @@ def test_requests_that_are_none_of_the_page_are_refused(predicted: Predicted, en
     client = enter(predicted.folder)
     before = bytes_of(predicted.folder)
     info = client.get("/api/cases/flipped").json()
-    good = {**NEVER, "based_on": 0, "latest": 0, **info["near"]}
+    good = {**NEVER, "based_on": 0, "latest": 0, "prediction": info["prediction"], **info["near"]}
     size = int(np.prod(info["near"]["shape"]))
     whole = int(np.prod(info["whole"]["shape"]))
     bad: list[bytes] = [b"", b"\xff\xff\xff\xff", body(good)[:20], (5).to_bytes(4, "little") + b"[1,2]"]

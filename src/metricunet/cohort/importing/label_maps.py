@@ -6,7 +6,7 @@ A label map speaks of every voxel: a structure that has a value and no voxel is 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -130,16 +130,16 @@ def find_nnunet(root: Path, privacy: Privacy, bars: Bars) -> Found:
     unknown = read_not_contoured(root, info.labels)
     women = _women(root) if BOTH_SEXES in info.labels else None
     for folder, split in SPLITS.items():
-        images = {_image_name(path): path for path in _scans(root / f"images{folder}")}
-        labels = {case_name(path): path for path in _scans(root / f"labels{folder}")}
+        images = _by_name(_scans(root / f"images{folder}"), _image_name)
+        labels = _by_name(_scans(root / f"labels{folder}"), case_name)
         if folder == "Tr" and info.listed:
             there = {
                 name: files
                 for name, files in info.listed.items()
                 if files.image.is_file() and files.label.is_file()
             }
-            images = {name: files.image for name, files in there.items()}
-            labels = {name: files.label for name, files in there.items()}
+            images = {name: [files.image] for name, files in there.items()}
+            labels = {name: [files.label] for name, files in there.items()}
             found.left_out += [
                 LeftOut(
                     name, f"{root / 'dataset.json'}: an image or label that it lists for case {name} is missing"
@@ -148,21 +148,24 @@ def find_nnunet(root: Path, privacy: Privacy, bars: Bars) -> Found:
             ]
         for name in sorted(images.keys() | labels.keys()):
             privacy.learn_identifier(name)
-            if name not in labels:
-                reason = f"{images[name]}: has no labels in labels{folder}"
+            scans, maps = images.get(name, []), labels.get(name, [])
+            if several := _several(name, scans, maps):
+                found.left_out.append(several)
+            elif not maps:
+                reason = f"{scans[0]}: has no labels in labels{folder}"
                 found.left_out.append(LeftOut(name, reason, refused=False))
-            elif name not in images:
-                found.left_out.append(LeftOut(name, f"{labels[name]}: has no image in images{folder}"))
+            elif not scans:
+                found.left_out.append(LeftOut(name, f"{maps[0]}: has no image in images{folder}"))
             elif women is not None and name in women:
-                reason = f"{labels[name]}: a woman, whose label {BOTH_SEXES} is the uterus"
+                reason = f"{maps[0]}: a woman, whose label {BOTH_SEXES} is the uterus"
                 found.left_out.append(LeftOut(name, reason, refused=False))
             else:
                 try:
                     patient = patients.get(name, name)
                     given = split, unknown.get(name, ()), info.ignore
-                    case = LabelMapCase(images[name], labels[name], name, patient, info.labels, root, *given)
+                    case = LabelMapCase(scans[0], maps[0], name, patient, info.labels, root, *given)
                 except Exception as error:  # whatever it is, it costs this case alone
-                    found.left_out.append(LeftOut(name, f"{images[name]}: {told(error)}", error=error))
+                    found.left_out.append(LeftOut(name, f"{scans[0]}: {told(error)}", error=error))
                 else:
                     found.cases.append(case)
     if BOTH_SEXES in info.labels and women is None:
@@ -225,13 +228,15 @@ def find_pairs(root: Path, privacy: Privacy, bars: Bars) -> Found:
     whole: list[tuple[str, Path, Path]] = []
     segments: dict[str, dict[str, int]] = {}
     progress = bars("reading")
-    for done, (name, (image, labels)) in enumerate(sorted(pairs.items()), start=1):
+    for done, (name, (scans, maps)) in enumerate(sorted(pairs.items()), start=1):
         privacy.learn_identifier(name)
-        if image is None or labels is None:
-            lone = image or labels
-            reason = f"{lone}: has no {'label map' if labels is None else 'scan'} of its name"
+        if several := _several(name, scans, maps):
+            found.left_out.append(several)
+        elif not scans or not maps:
+            reason = f"{[*scans, *maps][0]}: has no {'label map' if scans else 'scan'} of its name"
             found.left_out.append(LeftOut(name, reason))
         else:
+            image, labels = scans[0], maps[0]
             try:
                 own = slicer.segments(labels) if slicer.is_segmentation(labels) else {}
                 if info is None and not own:
@@ -253,23 +258,41 @@ def find_pairs(root: Path, privacy: Privacy, bars: Bars) -> Found:
     return found
 
 
-def pairs_in(root: Path) -> dict[str, tuple[Path | None, Path | None]]:
-    """Return name to scan and label map; one of the two may be missing. Empty where there is no pair at all."""
+def pairs_in(root: Path) -> dict[str, tuple[list[Path], list[Path]]]:
+    """Return name to scans and label maps, one of each in a pair. Empty where no scan has a label map."""
     folders = (
         {child.name.lower(): child for child in sorted(root.iterdir()) if child.is_dir()} if root.is_dir() else {}
     )
     images = [folders[name] for name in IMAGE_FOLDERS if name in folders]
     labels = [folders[name] for name in LABEL_FOLDERS if name in folders]
     if images and labels:
-        scans = {_stem(path, IMAGE_ENDINGS): path for path in _scans(images[0])}
-        maps = {_stem(path, LABEL_ENDINGS): path for path in _scans(labels[0])}
+        there, masks = _scans(images[0]), _scans(labels[0])
     else:
-        there = _scans(root)
-        maps = {_stem(path, LABEL_ENDINGS): path for path in there if case_name(path).endswith(LABEL_ENDINGS)}
-        scans = {_stem(path, IMAGE_ENDINGS): path for path in there if path not in maps.values()}
+        both = _scans(root)
+        masks = [path for path in both if case_name(path).endswith(LABEL_ENDINGS)]
+        there = [path for path in both if not case_name(path).endswith(LABEL_ENDINGS)]
+    scans = _by_name(there, lambda path: _stem(path, IMAGE_ENDINGS))
+    maps = _by_name(masks, lambda path: _stem(path, LABEL_ENDINGS))
     if not scans.keys() & maps.keys():
         return {}
-    return {name: (scans.get(name), maps.get(name)) for name in scans.keys() | maps.keys()}
+    return {name: (scans.get(name, []), maps.get(name, [])) for name in scans.keys() | maps.keys()}
+
+
+def _by_name(paths: Iterable[Path], name_of: Callable[[Path], str]) -> dict[str, list[Path]]:
+    """Sort files by the case whose name they bear."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        found.setdefault(name_of(path), []).append(path)
+    return found
+
+
+def _several(case: str, scans: Sequence[Path], maps: Sequence[Path]) -> LeftOut | None:
+    """Leave a case out of which several scans or label maps are there: which of them counts is not known."""
+    kinds = [(what, files) for what, files in (("scans", scans), ("label maps", maps)) if len(files) > 1]
+    if not kinds:
+        return None
+    reasons = [f"{' and '.join(map(str, files))}: are {len(files)} {what} of one case" for what, files in kinds]
+    return LeftOut(case, f"{'; '.join(reasons)}; take all but one away", files=len(scans) + len(maps))
 
 
 def _stem(path: Path, endings: Sequence[str]) -> str:

@@ -46,6 +46,8 @@ SHORTEST_IDENTIFIER = 4
 #: Names of so few letters are parts of other words; and the first of the signs of Chinese and Japanese names.
 LONGEST_CHANCE, FIRST_SIGN = 3, "\u2e80"
 _UID = re.compile(r"(?<!\d)(?<!\d\.)[0-2](?:\.\d+){4,}")
+#: What may be an identifier, or hold one, in a path or a sentence.
+_WORD = re.compile(r"[^\s/:,;'\"]+")
 _TRANSCRIBED = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "ø": "oe", "å": "aa", "æ": "ae"})
 
 
@@ -66,6 +68,7 @@ class Privacy:
         self._names: set[str] = set()
         self._dates: set[str] = set()
         self._identifiers: set[str] = set()
+        self._longest_first: tuple[str, ...] | None = None
         self._above: set[str] = set()
         self._known = (0, 0)
         self._word: re.Pattern[str] | None = None
@@ -86,7 +89,9 @@ class Privacy:
 
     def learn_identifier(self, text: str) -> None:
         """Take note of what names a case or a patient without being a name."""
-        self._identifiers.add(text)
+        if text:
+            self._identifiers.add(unicodedata.normalize("NFC", text))  # as `spoken` writes it
+        self._longest_first = None
 
     def learn_root(self, root: Path) -> None:
         """Take note of a source: where it lies on this machine is nobody's concern elsewhere."""
@@ -109,13 +114,16 @@ class Privacy:
 
         Paths begin with the source's own folder.
         """
-        for above in sorted(self._above, key=len, reverse=True):
+        for above in sorted(self._above, key=lambda root: (-len(root), root)):
             text = text.replace(above, "")
         text = self.spoken(text)
         if self.uids == "keep":
             return text
-        text = _UID.sub(lambda match: hashed(match.group()), text)
-        return re.sub(r"[^\s/:,;'\"]+", lambda match: self._without_identifiers(match.group()), text)
+        if self._longest_first is None:
+            self._longest_first = tuple(sorted(self._identifiers, key=lambda known: (-len(known), known)))
+        return self._without_phrases(
+            text, tuple(known for known in self._longest_first if not _WORD.fullmatch(known))
+        )
 
     @contextmanager
     def guarding_errors(self) -> Iterator[None]:
@@ -170,15 +178,34 @@ class Privacy:
         folded = _folded(part, keep_length=True)
         return bool(self._word.search(folded)) or any(n in folded for n in self._names if _is_telling(n))
 
-    def _without_identifiers(self, word: str) -> str:
+    def _without_phrases(self, text: str, phrases: tuple[str, ...]) -> str:
+        """Replace identifiers of several words, the longest first, then UIDs and words in what is left."""
+        for k, phrase in enumerate(phrases):
+            if phrase == text or (len(phrase) >= SHORTEST_IDENTIFIER and phrase in text):
+                shorter = phrases[k + 1 :]
+                return hashed(phrase).join(self._without_phrases(part, shorter) for part in text.split(phrase))
+        between = [_WORD.sub(self._without_identifiers, part) for part in _UID.split(text)]
+        uids = [hashed(uid) for uid in _UID.findall(text)]
+        return "".join(part + uid for part, uid in zip(between, [*uids, ""], strict=True))
+
+    def _without_identifiers(self, found: re.Match[str]) -> str:
+        word = found.group()
         if word in self._identifiers:
             return hashed(word)
-        for identifier in self._identifiers:
-            if len(identifier) >= SHORTEST_IDENTIFIER and identifier in word:
-                word = word.replace(identifier, hashed(identifier))
-            elif word.startswith((f"{identifier}.", f"{identifier}_0000.")):
-                word = hashed(identifier) + word[len(identifier) :]
-        return word
+        return self._in_pieces(word, self._longest_first or (), is_start=True)
+
+    def _in_pieces(self, piece: str, identifiers: tuple[str, ...], is_start: bool) -> str:
+        """Replace identifiers in a piece of a word, the longest first; none is looked for in a hash."""
+        for k, identifier in enumerate(identifiers):
+            if len(identifier) >= SHORTEST_IDENTIFIER and identifier in piece:
+                first, *others = piece.split(identifier)
+                shorter = identifiers[k + 1 :]
+                pieces = [self._in_pieces(first, shorter, is_start)]
+                pieces += [self._in_pieces(other, shorter, is_start=False) for other in others]
+                return hashed(identifier).join(pieces)
+            if is_start and piece.startswith((f"{identifier}.", f"{identifier}_0000.")):
+                return hashed(identifier) + piece[len(identifier) :]
+        return piece
 
 
 def shown(path: Path, root: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from metricunet.cohort.splits import PATIENTS_NAME
 from metricunet.engine import GIB, Engine, Needs, Serial, Tell
 from metricunet.errors import InputError, told, without_frames
 from metricunet.files.atomic import write_json
+from metricunet.files.claim import claimed, refuse_claimed
 from metricunet.files.names import check_name_fits
 from metricunet.files.nifti import write_nifti
 from metricunet.files.own import FILES, OwnFiles
@@ -45,6 +47,8 @@ from metricunet.progress import Bars, Progress, no_bars
 
 COMMAND = "import"
 IMPORT_NAME = "import.json"
+#: What is going on in the folder, for another import that would work there.
+IMPORTING = "an import"
 #: Raised whenever the same source begins to give other files.
 IMPORT_VERSION = 1
 #: What describes the cohort beside its record.
@@ -107,27 +111,39 @@ def import_cohort(
 
     Raises:
         InputError: sources, names or an output that cannot be used, an output in a source, a file of the cohort
-            that is not an import's, a spelling that is not in the names file, or nothing to import. Nothing was
-            written then. The disk is full: what was imported is kept.
+            that is not an import's, another import that works there, a spelling that is not in the names file,
+            or nothing to import. Nothing was written then; but where the sources have taken all cases of the
+            cohort back, they are removed. The disk is full: what was imported is kept.
     """
     privacy = Privacy(uids)
-    with privacy.guarding_errors():
+    with privacy.guarding_errors(), ExitStack() as held:
         record = RunRecord(COMMAND, {})
         _refuse_output_in_sources(sources, output)
+        claim = OwnFiles(output, IMPORT_NAME, COMMAND).claim
+        refuse_claimed(claim, IMPORTING)
+        _earlier(output, overwrite)  # in a folder of others not even a claim is left
+        held.enter_context(claimed(claim, IMPORTING))
         earlier = _earlier(output, overwrite)
         given = None if names is None else read_names(names)
         found = [find_cases(source, layout, privacy, bars) for source in sources]
         _drop_twins(found)
         join_patients(case for one in found for case in one.cases)
         left_out = [entry for one in found for entry in one.left_out]
+        withdrawn = {name for one in found for name in one.withdrawn}
         if not any(one.cases for one in found):
+            if earlier and earlier.keys() <= withdrawn:
+                _take_back(OwnFiles(output, IMPORT_NAME, COMMAND))
+                raise InputError(
+                    f"{output}: the sources have taken all its cases back since, so they are removed, and "
+                    f"none is left to import: {_first(left_out)}"
+                )
             _refuse(sources, left_out)
         plan = plan_import(found, default_names(found) if given is None else given)
         left_out += plan.left_out
         if not plan.cases:
             _refuse(sources, left_out)
         stale = earlier.keys() - {case.source.name for case in plan.cases}
-        stale -= {name for one in found for name in one.withdrawn}
+        stale -= withdrawn
         if stale:
             refused = _first([entry for entry in left_out if entry.refused])
             raise InputError(
@@ -223,6 +239,15 @@ def _drop_twins(found: Sequence[Found]) -> None:
                 by_name[case.name] = by_file[file] = case
                 kept.append(case)
         one.cases = kept
+
+
+def _take_back(own: OwnFiles) -> None:
+    """Remove every file of a cohort that is ours, and the folders that are empty then."""
+    folders = {(own.folder / name).parent for name in own.stated()} - {own.folder}
+    own.clear()
+    for folder in folders:
+        with suppress(OSError):  # it holds files of others
+            folder.rmdir()
 
 
 def _refuse(sources: Sequence[Path], left_out: Sequence[LeftOut]) -> NoReturn:

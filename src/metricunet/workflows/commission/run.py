@@ -13,6 +13,7 @@ from typing import Any
 from metricunet import __version__
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
+from metricunet.files.claim import claimed, refuse_claimed
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, machine
 from metricunet.progress import Progress, no_progress
@@ -41,6 +42,8 @@ from metricunet.workflows.commission.two_stages import two_stages
 
 Checks = Callable[[Sequence[Site]], Iterable[CommissionCheck]]
 REPORT, RESULTS, FILES = "report.html", "commission.json", "files"
+#: What is going on in the folder, for another one that would work there.
+COMMISSIONING = "a commissioning"
 #: Whose versions the report states: everything that reads, writes or computes.
 PACKAGES = ("numpy", "scipy", "torch", "pydicom", "python-gdcm", "highdicom", "nibabel")
 #: In this order: later ones use the files of earlier ones.
@@ -140,30 +143,36 @@ def commission(
         progress: called with (done, all).
 
     Raises:
-        InputError: the folder holds a file that is not an earlier commissioning's or was changed since, or cannot
-            be written.
+        InputError: the folder holds a file that is not an earlier commissioning's or was changed since, another
+            commissioning works there, or it cannot be written.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, expected a folder for the results; choose another folder")
     own = OwnFiles(output, RESULTS, "commission")
-    own.check_alone()
-    record = RunRecord("commission", {"output": output})
-    advance = progress or no_progress
-    advance(0, len(GROUPS))
+    refuse_claimed(own.claim, COMMISSIONING)
+    own.check_alone()  # in a folder of others not even a claim is left
+    with claimed(own.claim, COMMISSIONING):
+        own.check_alone()
+        return _commission(own, plans, progress or no_progress)
+
+
+def _commission(own: OwnFiles, plans: Sequence[ScanPlan], progress: Progress) -> Commissioning:
+    record = RunRecord("commission", {"output": own.folder})
+    progress(0, len(GROUPS))
     try:
         work = own.work()
         sites = _sites(plans, work / FILES)
         checks: list[CommissionCheck] = []
         for done, (name, run) in enumerate(GROUPS.items(), start=1):
             checks += checked(name, lambda run=run: run(sites()))  # type: ignore[misc]
-            advance(done, len(GROUPS))
+            progress(done, len(GROUPS))
         result = Commissioning(
             checks=tuple(checks),
             plans=tuple(plans),
             environment=environment(),
             judges={name: version_of(name) for name in (PLASTIMATCH, DCIODVFY)},
             finished=datetime.now().astimezone().isoformat(timespec="seconds"),
-            report=output / REPORT,
+            report=own.folder / REPORT,
         )
         write_text(work / REPORT, render_report(result))
         own.stage_tree()

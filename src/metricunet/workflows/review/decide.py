@@ -61,6 +61,15 @@ class MeanwhileReviewed(InputError):  # noqa: N818
         )
 
 
+class PredictedAnew(InputError):  # noqa: N818
+    """The case was predicted anew since it was opened, or its files were edited."""
+
+    def __init__(self, case: str) -> None:
+        super().__init__(
+            f"case {case}: was predicted anew since it was opened, or its prediction was edited; open it again"
+        )
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a reviewer decided.
@@ -73,6 +82,7 @@ class Verdict:
         based_on: number of the review whose mask was shown first; 0 for the prediction.
         latest: number of the last review that the reviewer knows of; 0 for none.
         beside: whether to write also where there is a later one.
+        prediction: which prediction was shown, as `Desk.case` names it; None for whichever is there now.
 
     Raises:
         InputError: a field that cannot be so.
@@ -85,6 +95,7 @@ class Verdict:
     based_on: int
     latest: int
     beside: bool = False
+    prediction: str | None = None
 
     def __post_init__(self) -> None:
         if self.rejected and not self.reason.strip():

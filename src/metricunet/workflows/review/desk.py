@@ -16,7 +16,7 @@ from metricunet.files.reviews import QUALITY_SUFFIX, Review, reviews_in, reviews
 from metricunet.inference.page.shown import Field
 from metricunet.inference.structure_set import COLOURS
 from metricunet.ledger import Ledger
-from metricunet.workflows.review.decide import Verdict, decide
+from metricunet.workflows.review.decide import PredictedAnew, Verdict, decide
 from metricunet.workflows.review.folder import PredictedCase, read_case, read_cases
 from metricunet.workflows.review.opened import Classes, OpenedCase, open_case
 from metricunet.workflows.review.recording import Recorder
@@ -24,6 +24,8 @@ from metricunet.workflows.review.scans import Scans
 
 #: Scans that are kept in memory.
 KEPT = 2
+#: How often a case is read again that changes while it is read.
+ATTEMPTS = 3
 
 
 class Desk:
@@ -90,11 +92,17 @@ class Desk:
         if review is None:
             review = next((r.number for r in reversed(reviews) if r.mask is not None and r.is_whole()), 0)
         near = opened.near(np.maximum(opened.predicted, self._classes(opened, review)))
+        notes = [
+            f"review {review} also has {', '.join(lacking)}: not in this prediction, so neither shown nor saved"
+            for entry in reviews
+            if entry.number == review and (lacking := [k for k in entry.labels if k not in opened.labels])
+        ]
         return {
             "name": name,
+            "prediction": opened.prediction,
             "verdict": opened.case.verdict,
             "doubt": opened.case.doubt,
-            "reasons": [*opened.case.reasons, *opened.notes],
+            "reasons": [*opened.case.reasons, *opened.notes, *notes],
             "structures": [
                 {"name": structure, "number": k, "colour": COLOURS[(k - 1) % len(COLOURS)]}
                 for k, structure in enumerate(opened.labels, start=1)
@@ -108,14 +116,34 @@ class Desk:
             "reviews": [_in_words(entry) for entry in reviews],
         }
 
-    def scan(self, name: str, start: tuple[int, ...], shape: tuple[int, ...]) -> bytes:
-        """Return the scan of a case in a field, as a NIfTI file."""
-        opened = self.opened(name)
+    def scan(
+        self, name: str, start: tuple[int, ...], shape: tuple[int, ...], prediction: str | None = None
+    ) -> bytes:
+        """Return the scan of a case in a field, as a NIfTI file.
+
+        Args:
+            name: of the case.
+            start: of the field.
+            shape: of the field.
+            prediction: that the field belongs to, as `case` names it; None for whichever is there now.
+
+        Raises:
+            PredictedAnew: that prediction is there no more.
+            InputError: as `case`, or a field that is not within the scan.
+        """
+        opened = self._shown(name, prediction)
         return opened.nifti(opened.field(start, shape))
 
-    def mask(self, name: str, review: int, start: tuple[int, ...], shape: tuple[int, ...]) -> bytes:
-        """Return the numbers of structures in a field, a byte for each voxel."""
-        opened = self.opened(name)
+    def mask(
+        self,
+        name: str,
+        review: int,
+        start: tuple[int, ...],
+        shape: tuple[int, ...],
+        prediction: str | None = None,
+    ) -> bytes:
+        """Return the numbers of structures in a field, a byte for each voxel; see `scan`."""
+        opened = self._shown(name, prediction)
         field = opened.field(start, shape)
         return self._classes(opened, review)[field.slices].tobytes()
 
@@ -132,9 +160,10 @@ class Desk:
             mask: numbers of structures in the field, a byte for each voxel; empty: as it was shown first.
 
         Raises:
+            PredictedAnew: the prediction that the reviewer saw is there no more.
             InputError: see `metricunet.workflows.review.decide.decide`; or a mask that does not fill its field.
         """
-        opened = self.opened(name)
+        opened = self._shown(name, verdict.prediction)
         classes = None
         if not verdict.rejected:
             classes = self._classes(opened, verdict.based_on)
@@ -162,15 +191,23 @@ class Desk:
         """Return a case with its scan; the last few are kept.
 
         Raises:
-            InputError: no such case, or files that cannot be read.
+            InputError: no such case, or files that cannot be read, or that are just being written.
         """
         with self._lock:
-            case = self._known(name)
-            key = (name, _stamps(case))
-            if key in self._opened:
-                self._opened.move_to_end(key)
-                return self._opened[key]
-            opened = open_case(case, self.scans.of(case))
+            for _ in range(ATTEMPTS):
+                self._check_known(name)
+                stamps = _stamps(self.folder, name)
+                key = (name, stamps)
+                if key in self._opened:
+                    self._opened.move_to_end(key)
+                    return self._opened[key]
+                case = read_case(self.folder, name)
+                opened = open_case(case, self.scans.of(case))
+                # It may have been predicted anew while it was read: what was said of one mask is not for another.
+                if _stamps(self.folder, name) == stamps:
+                    break
+            else:
+                raise InputError(f"case {name}: is just being predicted anew; open it again in a moment")
             for old in [other for other in self._opened if other[0] == name]:
                 del self._opened[old]  # it was predicted anew
             self._opened[key] = opened
@@ -178,11 +215,17 @@ class Desk:
                 self._opened.popitem(last=False)
             return opened
 
-    def _known(self, name: str) -> PredictedCase:
+    def _shown(self, name: str, prediction: str | None) -> OpenedCase:
+        """Return a case, if its prediction is still the one that a page shows."""
+        opened = self.opened(name)
+        if prediction not in (None, opened.prediction):
+            raise PredictedAnew(name)
+        return opened
+
+    def _check_known(self, name: str) -> None:
         # The name is looked up among the folder's, so that none leads out of it.
         if not any(path.name == f"{name}{QUALITY_SUFFIX}" for path in self.folder.glob(f"*{QUALITY_SUFFIX}")):
             raise InputError(f"no case {name!r} in this folder")
-        return read_case(self.folder, name)
 
     def _classes(self, opened: OpenedCase, number: int) -> Classes:
         if number == 0:
@@ -228,7 +271,15 @@ def _in_words(review: Review) -> dict[str, Any]:
     }
 
 
-def _stamps(case: PredictedCase) -> tuple[Any, ...]:
+def _stamps(folder: Path, name: str) -> tuple[Any, ...]:
     """Return what changes when a case is predicted anew, or its mask edited."""
-    paths = (case.folder / f"{case.name}{QUALITY_SUFFIX}", *case.mask_files[:1])
-    return tuple((status.st_mtime_ns, status.st_size, status.st_ino) for path in paths for status in [path.stat()])
+    paths = (folder / f"{name}{QUALITY_SUFFIX}", *PredictedCase(name, folder).mask_files[:1])
+    return tuple(_stamp(path) for path in paths)
+
+
+def _stamp(path: Path) -> tuple[Any, ...]:
+    try:
+        status = path.stat()
+    except OSError:  # it was there a moment ago
+        return (path.name,)
+    return path.name, status.st_mtime_ns, status.st_size, status.st_ino

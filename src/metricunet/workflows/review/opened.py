@@ -6,6 +6,7 @@ are shown. Structures have the numbers 1, 2, ... there, whatever their values in
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError
 from metricunet.files.nifti import RAS_TO_LPS, read_labels
 from metricunet.files.record import hash_if_readable
-from metricunet.files.reviews import Review
+from metricunet.files.reviews import QUALITY_SUFFIX, Review
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.seg.read import read_seg
 from metricunet.inference.case_files import SUFFIXES
@@ -34,6 +35,8 @@ AROUND_MM = 50.0
 MOST_STRUCTURES = 250
 #: A volume in `quality.json` is rounded to this.
 VOLUME_ROUNDING_ML = 0.01
+#: Hex digits that identify a prediction among those of a case.
+PREDICTION_DIGITS = 24
 
 Classes = NDArray[np.uint8]
 
@@ -51,6 +54,8 @@ class OpenedCase:
         predicted: numbers of structures, in the browser's order; all 0 where nothing was found.
         notes: what the reviewer ought to know of the files.
         mask_sha256: of the file that the predicted mask was read from; None where there is none.
+        prediction: identifies the prediction by the bytes of its `quality.json` and of that mask's file, so that a
+            decision is taken for no other one.
     """
 
     case: PredictedCase
@@ -61,6 +66,7 @@ class OpenedCase:
     predicted: Classes
     notes: tuple[str, ...]
     mask_sha256: str | None
+    prediction: str
 
     @property
     def grid(self) -> Geometry:
@@ -152,7 +158,9 @@ def open_case(case: PredictedCase, source: ScanInput) -> OpenedCase:
         notes = (f"{files[0].name} was changed since it was predicted",)
     if len(labels) > MOST_STRUCTURES:
         raise InputError(f"case {case.name}: has {len(labels)} structures, at most {MOST_STRUCTURES} can be shown")
-    return OpenedCase(case, source, view, scan.geometry, labels, predicted, notes, digest)
+    stated = hash_if_readable(case.folder / f"{case.name}{QUALITY_SUFFIX}")
+    prediction = hashlib.sha256(f"{stated} {digest}".encode()).hexdigest()[:PREDICTION_DIGITS]
+    return OpenedCase(case, source, view, scan.geometry, labels, predicted, notes, digest, prediction)
 
 
 def _on_grid(array: NDArray[Any], geometry: Geometry, grid: Geometry, name: str) -> NDArray[Any]:

@@ -79,10 +79,18 @@ class Recorder:
         Raises:
             InputError: the ledger cannot be written, or the review's record was changed.
         """
-        record = _seal(review)
-        facts = self._facts(opened.case, opened.source, model_names(opened.case.folder))
+        return self.write(*self.measured(opened, review, classes))
+
+    def measured(
+        self, opened: OpenedCase, review: Review, classes: Classes | None
+    ) -> tuple[CaseFacts, DecisionFacts]:
+        """Return what `write` puts into the ledger of a decision; the arguments are those of `decided`.
+
+        Raises:
+            InputError: the ledger has no key, or the review's record was changed.
+        """
         decision = DecisionFacts(
-            record=record,
+            record=_seal(review),
             number=review.number,
             decision=review.decision,
             reason=review.reason,
@@ -91,6 +99,14 @@ class Recorder:
             seconds=review.seconds,
             edits={} if classes is None else _edits(opened, classes),
         )
+        return self._facts(opened.case, opened.source, model_names(opened.case.folder)), decision
+
+    def write(self, facts: CaseFacts, decision: DecisionFacts) -> bool:
+        """Write what was measured, and return whether it was new.
+
+        Raises:
+            InputError: the ledger cannot be written.
+        """
         with self.ledger.writing():
             return record_decision(self.ledger, record_case(self.ledger, facts), decision)
 
@@ -103,7 +119,7 @@ class Recorder:
         return ""
 
     def _facts(self, case: PredictedCase, source: ScanInput | None, names: dict[str, str]) -> CaseFacts:
-        key = self.ledger.key
+        key = self.ledger.current_key()  # this process may run for weeks
         digest = case.model.get("model_sha256", "")
         scanner = case.scanner
         if not scanner and source is not None and source.series is not None:
@@ -169,10 +185,11 @@ def add_folder(
                 opened = opened or open_case(case, scan_files.of(case))
                 _check_of_this_prediction(review, opened)
                 classes = None if review.decision == "rejected" else opened.classes(review)
+                facts, decision = recorder.measured(opened, review, classes)
             except Exception as error:  # whatever it is, it costs this review alone
                 left_out.append(f"{review.path.name}: {told(error)}")
                 continue
-            added += recorder.decided(opened, review, classes)
+            added += recorder.write(facts, decision)
         if progress is not None:
             progress(done, len(cases))
     return Added(len(cases), added, known, tuple(left_out))

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from metricunet.errors import InputError, told
 from metricunet.inference.page.script import STATIC as SHARED_STATIC
 from metricunet.ledger.table import csv_lines, read_rows
-from metricunet.workflows.review.decide import MeanwhileReviewed, Verdict
+from metricunet.workflows.review.decide import MeanwhileReviewed, PredictedAnew, Verdict
 from metricunet.workflows.review.desk import Desk
 from metricunet.workflows.review.ledger_page import render_ledger, render_no_ledger
 
@@ -47,6 +47,7 @@ def create_app(desk: Desk) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(Exception, _failed)
     app.add_exception_handler(InputError, _refused)
+    app.add_exception_handler(PredictedAnew, _predicted_anew)
     app.add_exception_handler(RequestValidationError, _misunderstood)
     app.add_exception_handler(HTTPException, _not_there)
 
@@ -59,12 +60,12 @@ def create_app(desk: Desk) -> FastAPI:
         return JSONResponse(desk.case(name, review))
 
     @app.get("/api/cases/{name}/scan")
-    def scan(name: str, start: str, shape: str) -> Response:
-        return _bytes(desk.scan(name, _three(start), _three(shape)))
+    def scan(name: str, start: str, shape: str, prediction: str | None = None) -> Response:
+        return _bytes(desk.scan(name, _three(start), _three(shape), prediction))
 
     @app.get("/api/cases/{name}/mask")
-    def mask(name: str, review: int, start: str, shape: str) -> Response:
-        return _bytes(desk.mask(name, review, _three(start), _three(shape)))
+    def mask(name: str, review: int, start: str, shape: str, prediction: str | None = None) -> Response:
+        return _bytes(desk.mask(name, review, _three(start), _three(shape), prediction))
 
     @app.post("/api/cases/{name}/reviews")
     async def decide(name: str, request: Request) -> JSONResponse:
@@ -142,7 +143,7 @@ def _parted(body: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _understood(fields: dict[str, Any]) -> tuple[Verdict, tuple[int, ...], tuple[int, ...]]:
     kinds: dict[str, Any] = {"rejected": bool, "reason": str, "reviewer": str, "seconds": int | float}
-    kinds |= {"based_on": int, "latest": int, "beside": bool, "start": list, "shape": list}
+    kinds |= {"based_on": int, "latest": int, "beside": bool, "prediction": str, "start": list, "shape": list}
     for name, kind in kinds.items():
         value = fields.get(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -166,6 +167,10 @@ def _bytes(content: bytes) -> Response:
 
 def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": told(error)}, status_code=400)
+
+
+def _predicted_anew(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": told(error), "predicted_anew": True}, status_code=409)
 
 
 def _failed(request: Request, error: Exception) -> Response:

@@ -116,7 +116,7 @@ async function loadList() {
 
 function changeCase(name, review = null) {
   if (state.mask?.isChanged && !confirm("Your corrections of this case are not saved. Leave them?")) return;
-  openCase(name, review);
+  return openCase(name, review);
 }
 
 function neighbour(by) {
@@ -167,9 +167,10 @@ async function openCase(name, review = null) {
 
 async function readField(info, field) {
   const address = caseAddress(info.name);
+  const shown = `${inField(field)}&prediction=${info.prediction}`;
   const [scan, mask] = await Promise.all([
-    ask(`${address}/scan?${inField(field)}`).then((r) => r.arrayBuffer()),
-    ask(`${address}/mask?review=${info.shown}&${inField(field)}`).then((r) => r.arrayBuffer()),
+    ask(`${address}/scan?${shown}`).then((r) => r.arrayBuffer()),
+    ask(`${address}/mask?review=${info.shown}&${shown}`).then((r) => r.arrayBuffer()),
   ]);
   return [scan, new Uint8Array(mask)];
 }
@@ -447,6 +448,7 @@ async function decide(rejected, beside = false) {
     seconds: secondsOnScreen(),
     based_on: info.shown,
     latest: state.latest,
+    prediction: info.prediction,
     beside,
     start: field.start,
     shape: field.shape,
@@ -489,17 +491,38 @@ async function decide(rejected, beside = false) {
     }
     await loadList();
   } catch (error) {
-    if (error.status === 409) {
-      state.pending = { rejected, theirs: error.content.latest };
-      $("conflict-text").textContent = error.message;
+    // Of a case that was left meanwhile it is said, and nothing is offered: the buttons are for the one in sight.
+    if (error.status === 409 && state.info === info) {
+      const anew = Boolean(error.content.predicted_anew);
+      state.pending = { rejected, anew, theirs: error.content.latest };
+      $("conflict-text").textContent = anew ? `${error.message}.${strokesOfEarlier(mask)}` : error.message;
       $("conflict").hidden = false;
-      $("open-theirs").hidden = !error.content.has_mask;
+      $("save-beside").hidden = anew;
+      $("open-theirs").hidden = !anew && !error.content.has_mask;
+      $("open-theirs").textContent = anew ? "Open it again" : "Open that review";
       say("");
     } else {
       say(error.message, true);
     }
   }
   enable();
+}
+
+// What becomes of strokes on a prediction that is there no more: they were made on another mask, so they cannot be saved.
+function strokesOfEarlier(mask) {
+  return mask.isChanged
+    ? " Your corrections are of the earlier prediction and cannot be saved with the new one: they stay on the screen until you open it again."
+    : "";
+}
+
+// Open a case that was predicted anew. The reason that was written stays; strokes are asked for before they are left.
+async function openAgain() {
+  const { name } = state;
+  const reason = $("reason").value;
+  await changeCase(name);
+  if (state.name !== name) return;
+  if (reason) $("reason").value = reason;
+  await loadList().catch(() => {}); // its verdict may be another one
 }
 
 // --- What the page shows ------------------------------------------------------------------------------------------
@@ -659,7 +682,7 @@ function arrange() {
   $("accept").addEventListener("click", () => decide(false));
   $("reject").addEventListener("click", () => decide(true));
   $("save-beside").addEventListener("click", () => decide(state.pending.rejected, true));
-  $("open-theirs").addEventListener("click", () => changeCase(state.name, state.pending.theirs));
+  $("open-theirs").addEventListener("click", () => (state.pending.anew ? openAgain() : changeCase(state.name, state.pending.theirs)));
   $("help-button").addEventListener("click", () => $("help").showModal());
   releaseKeys();
   window.addEventListener("keydown", pressed, true);
