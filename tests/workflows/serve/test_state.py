@@ -23,7 +23,11 @@ def test_a_token_is_made_once_for_the_owner_alone(tmp_path: Path, monkeypatch: p
     assert State(tmp_path).token("stow") != token
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"sesame\n", bytes(44), b"open sesame " * 9, "é".encode() * 50])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", b"sesame\n", bytes(44), b"open sesame " * 9, "é".encode() * 50],
+    ids=["empty", "a line", "short", "zeros", "words", "letters"],
+)
 def test_a_file_that_holds_no_token_lets_nobody_in(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "pages.token"
     path.write_bytes(content)
