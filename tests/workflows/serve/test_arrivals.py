@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,8 @@ def test_an_association_that_begins_while_others_are_counted_stays_open(doors: O
     node = doors()
     node.arrivals.begin("a")
     node.bring(written.files[0], origin="a")
-    for alive in (set(), {"a"}, set()):
+    rounds: list[set[Hashable]] = [set(), {"a"}, set()]
+    for alive in rounds:
         node.arrivals.end_others(alive)
     node.clock.now += 100
     assert node.arrivals.gather() == []

@@ -43,8 +43,7 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
     first = slices[0]
     signed = first.bits[2] == 1
     # Whole numbers fit in int16 nearly always; where they do not, it shows when they are decoded.
-    held = np.dtype(np.int16 if _has_whole_hu(slices) else np.float32)
-    check_size(first.path, (len(slices), first.rows, first.columns), held)
+    _check_size(slices, np.int16 if _has_whole_hu(slices) else np.float32)
     stored = np.empty((len(slices), first.rows, first.columns), dtype=np.int16 if signed else np.uint16)
 
     files: dict[Path, list[int]] = {}
@@ -149,6 +148,11 @@ def _has_whole_hu(slices: Sequence[SliceHeader]) -> bool:
     return all(s.slope.is_integer() and s.intercept.is_integer() for s in slices)
 
 
+def _check_size(slices: Sequence[SliceHeader], held: type[np.int16] | type[np.float32]) -> None:
+    first = slices[0]
+    check_size(first.path, (len(slices), first.rows, first.columns), np.dtype(held))
+
+
 def _rescaled(stored: NDArray[Any], slices: tuple[SliceHeader, ...], pool: ThreadPoolExecutor) -> NDArray[Any]:
     slopes = np.array([s.slope for s in slices])
     intercepts = np.array([s.intercept for s in slices])
@@ -167,7 +171,7 @@ def _rescaled(stored: NDArray[Any], slices: tuple[SliceHeader, ...], pool: Threa
 
         list(pool.map(rescale, range(len(hu))))
         return hu
-    check_size(slices[0].path, (len(slices), *stored.shape[1:]), np.dtype(np.float32))
+    _check_size(slices, np.float32)
     result = np.empty(stored.shape, dtype=np.float32)
     for k, plane in enumerate(stored):
         result[k] = plane * slopes[k] + intercepts[k]
