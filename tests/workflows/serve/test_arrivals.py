@@ -15,7 +15,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from metricunet.errors import InputError
-from metricunet.workflows.serve.arrivals import NoRoom, TooMany, Unreadable, Unwanted
+from metricunet.workflows.serve.arrivals import NoRoom, TooMuch, Unreadable, Unwanted
 from tests.support.dicom_series import Written, companion, save, write_series
 from tests.support.flushes import flushed, flushes
 from tests.workflows.serve.conftest import Doors
@@ -254,7 +254,7 @@ def test_the_surplus_of_a_series_makes_no_scan_of_it(doors: Opened, written: Wri
     node = doors(limits={"free_disk_gb": 0, "slices": 3})
     for path in written.files[:3]:
         node.bring(path)
-    with pytest.raises(TooMany):
+    with pytest.raises(TooMuch):
         node.bring(written.files[3])
     assert [job.state for job in node.arrivals.gather(at_once=True)] == ["refused"]
     for _ in range(2):  # the sender tries the rest again, when the series is whole
@@ -271,7 +271,7 @@ def test_a_slice_that_is_mended_makes_no_scan_of_what_was_too_large(
     node = doors(limits={"free_disk_gb": 0, "slices": 3})
     for path in written.files[:3]:
         node.bring(path)
-    with pytest.raises(TooMany):
+    with pytest.raises(TooMuch):
         node.bring(written.files[3])
     node.arrivals.gather(at_once=True)
     mended = pydicom.dcmread(written.files[0])

@@ -155,3 +155,31 @@ def test_the_surplus_of_a_series_is_read_once_and_makes_no_scan(watched: Callabl
     assert here.folder.look(at_once=True) == 0
     assert here.doors.arrivals.gather(at_once=True) == []
     assert len(here.read) == 4
+
+
+def test_what_had_come_before_the_disk_was_full_waits_for_the_rest(
+    watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = watched(limits={"free_disk_gb": 1})
+    arrivals, clock = here.doors.arrivals, here.doors.clock
+    (late,) = here.written.files[3:]
+    late.rename(here.folder.folder.parent / "late.dcm")
+    assert here.folder.look(at_once=True) == 3
+    (here.folder.folder.parent / "late.dcm").rename(late)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(here.doors.state), "free_bytes", lambda self: 0)
+        assert here.folder.look(at_once=True) == 0
+        clock.now += 100
+        assert arrivals.gather() == []
+    assert here.folder.look(at_once=True) == 1
+    clock.now += 11
+    assert [job.files for job in arrivals.gather()] == [4]
+
+
+def test_a_file_that_is_too_large_is_said_once_and_holds_up_nothing(watched: Callable[..., Watched]) -> None:
+    here = watched(limits={"free_disk_gb": 0, "object_mb": 0.01})
+    (here.folder.folder / "large.dcm").write_bytes(bytes(20_000))
+    assert [here.folder.look(at_once=True) for _ in range(2)] == [4, 0]
+    assert len(here.said("watched file not taken")) == 1
+    here.doors.clock.now += 11
+    assert [job.files for job in here.doors.arrivals.gather()] == [4]

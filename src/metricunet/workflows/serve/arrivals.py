@@ -61,8 +61,8 @@ class NoRoom(NotTaken):
     """The disk is nearly full, or the object or its series is larger than is allowed."""
 
 
-class TooMany(NoRoom):
-    """Its series has as many objects as are allowed. No room is made for it by waiting."""
+class TooMuch(NoRoom):
+    """The object, or its series with it, is larger than is allowed. No room is made for it by waiting."""
 
 
 class Unwanted(NotTaken):
@@ -144,6 +144,19 @@ class Arrivals:
                     one.origins.discard(origin)
                     one.last = self.clock()
 
+    def hold(self, sender: str) -> None:
+        """Let no series of a sender be whole until `end` is called with the sender.
+
+        More of it is known to be there, and cannot be taken yet.
+
+        Args:
+            sender: as `take` is told it.
+        """
+        with self._lock:
+            for one in self._series.values():
+                if one.about["sender"] == sender:
+                    one.origins.add(sender)
+
     def end_others(self, alive: set[Hashable]) -> None:
         """Note which associations are open. One that is missing twice in a row has closed.
 
@@ -165,10 +178,11 @@ class Arrivals:
             size: of the object in bytes.
 
         Raises:
-            NoRoom: the disk is nearly full, or the object is too large.
+            NoRoom: the disk is nearly full.
+            TooMuch: the object is too large.
         """
         if size > self.config.limits.object_mb * MB:
-            raise NoRoom(f"the object has {size / MB:.0f} MB, at most {self.config.limits.object_mb:g} are taken")
+            raise TooMuch(f"the object has {size / MB:.0f} MB, at most {self.config.limits.object_mb:g} are taken")
         free = self.state.free_bytes() - size
         if free < self.config.limits.free_disk_gb * GB:
             self._say_once("disk", "the disk is nearly full")
@@ -233,7 +247,7 @@ class Arrivals:
                 series = self._begun(key, sender, rule, found)
             if name not in series.names and len(series.names) >= self.config.limits.slices:
                 series.about = self._too_many(self.state.arriving / key, series.about)
-                raise TooMany(series.about["refused"])
+                raise TooMuch(series.about["refused"])
             os.replace(path, self.state.arriving / key / name)
             series.names.add(name)
             series.last = self.clock()

@@ -1,7 +1,8 @@
 """A folder that is looked into: files that no longer change are copied in, each once; none is changed there.
 
-A file that is no object of DICOM, that no rule takes, or that is one too many for its series is passed over from
-then on. Where the machine fails, the disk for example, the file is tried again.
+A file that is no object of DICOM, that no rule takes, that is too large or one too many for its series, is passed
+over from then on. Where the machine fails, since its disk is full for example, the file is tried again, and no
+series from the folder is taken for whole before.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from uuid import uuid4
 
 from metricunet.errors import InputError, told
 from metricunet.files.atomic import FULL, write_json
-from metricunet.workflows.serve.arrivals import Arrivals, NoRoom, NotTaken, TooMany
+from metricunet.workflows.serve.arrivals import Arrivals, NoRoom, NotTaken, TooMuch
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.state import State
 
@@ -64,6 +65,7 @@ class WatchedFolder:
         taken = 0
         new: dict[str, list[int]] = {}
         faults: set[tuple[str, str]] = set()
+        is_kept_out = False
         for path in (Path(parent) / name for parent, _, names in os.walk(self.folder) for name in names):
             # A name may be a patient's, so that its hash is remembered.
             key = hashlib.sha256(os.fsencode(path)).hexdigest()
@@ -75,18 +77,27 @@ class WatchedFolder:
                 if not at_once and self.clock() - found.st_mtime < self.settled_s:
                     continue
                 taken += self._take(path, found.st_size)
+            except TooMuch as error:
+                self._say(faults, "", "watched file not taken", str(error))
             except NoRoom:
+                is_kept_out = True
                 continue
             except InputError as error:  # nothing else would be taken either
                 self._say(faults, "", "watched folder not taken in", told(error))
+                is_kept_out = True
                 break
             except OSError as error:
                 self._say(faults, key, "watched file not read", error.strerror or type(error).__name__)
                 if error.errno in FULL:
+                    is_kept_out = True
                     break
                 continue
             new[key] = stamp
         self._faults = faults
+        if is_kept_out:
+            self.arrivals.hold(SENDER)
+        else:
+            self.arrivals.end(SENDER)
         if new:
             self._seen |= new
             with suppress(InputError):
@@ -97,6 +108,7 @@ class WatchedFolder:
         """Take a file, and return how many were taken: none where something is wrong with the file itself.
 
         Raises:
+            TooMuch: it is too large, or one too many.
             NoRoom: there may be room later.
             InputError, OSError: the disk or the ledger.
         """
@@ -105,8 +117,6 @@ class WatchedFolder:
         try:
             shutil.copyfile(path, copy)
             self.arrivals.take(copy, SENDER)
-        except TooMany:
-            return 0
         except NoRoom:
             raise
         except NotTaken:
