@@ -20,6 +20,8 @@ UNFINISHED = ".partial-*"
 STAGING = ".metricunet-"
 #: Numbers of the errors of a disk, or of a user's share of it, that is full.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+#: What file systems say that flush files and no folders.
+NOT_FLUSHED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)
 
 
 @contextmanager
@@ -39,10 +41,32 @@ def written_whole(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise explained(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder, so that what was made or renamed there outlives a power cut.
+
+    Nothing is done where a folder cannot be opened or flushed, as on Windows.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_FLUSHED:
+            raise
+    finally:
+        os.close(handle)
 
 
 def _temporary_name(name: str) -> str:

@@ -61,6 +61,16 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def record_of_staging(staging: Path) -> str | None:
+    """Return the name of the record that a hidden folder of unfinished work belongs to.
+
+    Args:
+        staging: a path whose name begins with `STAGING`; None is returned where it is no such folder.
+    """
+    content = read_sealed(staging / JOURNAL)
+    return None if content is None else str(content.get("record", ""))
+
+
 @contextmanager
 def rewritten(path: Path, record: Path) -> Iterator[Path]:
     """Yield a temporary path, as `written_whole`, for a file that a command rewrites while it works.

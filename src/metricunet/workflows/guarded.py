@@ -53,17 +53,22 @@ class Guarded(ABC):
         port: that it is served at, on this machine's loopback.
         cookie: beginning of the cookie's name; cookies of one host are shared by its ports, so the port is added.
         outside: origin of the pages as browsers elsewhere know them, such as a proxy's; None for none.
+        host: by which browsers on this machine know the pages beside 127.0.0.1 and localhost; None for none.
 
     Attributes:
         cookie: name of the cookie.
     """
 
-    def __init__(self, app: App, port: int, cookie: str, outside: str | None = None) -> None:
+    def __init__(
+        self, app: App, port: int, cookie: str, outside: str | None = None, host: str | None = None
+    ) -> None:
         self.app = app
         self.cookie = f"{cookie}-{port}"
         self._session = secrets.token_urlsafe(32)
         self._outside = outside
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+        if host is not None:
+            self._hosts.add(f"{host.lower()}:{port}")
         if outside is not None:
             self._hosts.add(urlsplit(outside).netloc.lower())
 
@@ -137,9 +142,14 @@ def given_token(scope: Scope) -> str:
     return parse_qs(query).get("token", [""])[0]
 
 
-def equal(one: str, other: str) -> bool:
-    """Compare a secret with what somebody says it is, in a time that tells nothing of it."""
-    return secrets.compare_digest(one.encode("utf-8", "surrogatepass"), other.encode())
+def equal(given: str, secret: str) -> bool:
+    """Compare what somebody says a secret is with the secret, in a time that tells nothing of it.
+
+    Args:
+        given: what was said; nothing is never the secret.
+        secret: the secret.
+    """
+    return bool(given) and secrets.compare_digest(given.encode("utf-8", "surrogatepass"), secret.encode())
 
 
 def _guarding() -> list[tuple[bytes, bytes]]:

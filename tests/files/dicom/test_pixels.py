@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pydicom.uid import (
 )
 
 from metricunet.errors import InputError
+from metricunet.files.dicom.pixels import read_hu
 from metricunet.files.dicom.series import find_series
 from tests.support.dicom_series import only, pattern, recompress, write_series
 
@@ -103,3 +105,40 @@ class TestPixels:
         written.files[2].unlink()
         with pytest.raises(InputError, match=rf"{written.files[2]}.*has gone"):
             series.read()
+
+
+class TestSize:
+    def test_whole_hu_count_two_bytes_a_voxel_and_fractions_four(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, slope in (("whole", 1.0), ("fractions", 0.5)):
+            write_series(tmp_path / name, slope=slope)
+        whole, fractions = (only(find_series(tmp_path / name)) for name in ("whole", "fractions"))
+        monkeypatch.setattr("metricunet.files.voxels.MOST_BYTES", 2 * 8 * 12 * 10)
+        assert np.array_equal(whole.read().array, pattern((8, 12, 10)))
+        with pytest.raises(InputError, match="8 x 12 x 10 voxels take"):
+            fractions.read()
+        monkeypatch.setattr("metricunet.files.voxels.MOST_BYTES", 2 * 8 * 12 * 10 - 1)
+        with pytest.raises(InputError, match="8 x 12 x 10 voxels take"):
+            whole.read()
+
+    def test_whole_hu_that_do_not_fit_count_four(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def bright(k: int, ds: Dataset) -> None:
+            ds.PixelData = np.linspace(0, 60000, 120).astype("<u2").tobytes()
+
+        write_series(tmp_path, edit=bright)
+        series = only(find_series(tmp_path))
+        assert series.read().array.dtype == np.float32
+        monkeypatch.setattr("metricunet.files.voxels.MOST_BYTES", 4 * 8 * 12 * 10 - 1)
+        with pytest.raises(InputError, match="8 x 12 x 10 voxels take"):
+            series.read()
+
+    def test_a_long_scan_is_no_larger_than_it_will_be(self, tmp_path: Path) -> None:
+        write_series(tmp_path / "ct", shape=(3, 4, 4))
+        one = only(find_series(tmp_path / "ct")).slices[0]
+        # Headers alone: what is told of the first slice shows that the size was none of the matter.
+        long = tuple(replace(one, path=tmp_path / f"{k}.dcm", rows=512, columns=512) for k in range(1100))
+        with pytest.raises(InputError, match="has gone"):
+            read_hu(long)
+        with pytest.raises(InputError, match=r"1100 x 512 x 512 voxels take 1\.1 GiB, at most 1 GiB"):
+            read_hu(tuple(replace(header, slope=0.5) for header in long))

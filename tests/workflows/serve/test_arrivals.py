@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Any
 
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from metricunet.workflows.serve.arrivals import NoRoom, Unreadable, Unwanted
+from metricunet.errors import InputError
+from metricunet.workflows.serve.arrivals import NoRoom, TooMuch, Unreadable, Unwanted
 from tests.support.dicom_series import Written, companion, save, write_series
+from tests.support.flushes import flushed, flushes
 from tests.workflows.serve.conftest import Doors
 
 Opened = Callable[..., Doors]
@@ -213,3 +219,205 @@ def test_nothing_names_the_patient_and_nobody_else_can_look(doors: Opened, writt
     for secret in ("Secret", "SECRET", written.series_uid):
         assert secret not in said
     assert written.series_uid.encode() not in node.state.ledger.read_bytes()
+
+
+def test_a_request_of_the_web_is_open_until_it_says_so(doors: Opened, written: Written) -> None:
+    node = doors()
+    node.arrivals.begin("request", ends_itself=True)
+    node.bring(written.files[0], "stow", origin="request")
+    for _ in range(4):
+        node.arrivals.end_others(set())  # it is none of the associations
+    node.clock.now += 100
+    assert node.arrivals.gather() == []
+    for path in written.files[1:]:
+        node.bring(path, "stow", origin="request")
+    node.arrivals.end("request")
+    node.clock.now += 11
+    assert [job.files for job in node.arrivals.gather()] == [4]
+
+
+def test_an_association_that_begins_while_others_are_counted_stays_open(doors: Opened, written: Written) -> None:
+    node = doors()
+    node.arrivals.begin("a")
+    node.bring(written.files[0], origin="a")
+    rounds: list[set[Hashable]] = [set(), {"a"}, set()]
+    for alive in rounds:
+        node.arrivals.end_others(alive)
+    node.clock.now += 100
+    assert node.arrivals.gather() == []
+    node.arrivals.end_others(set())
+    node.clock.now += 11
+    assert len(node.arrivals.gather()) == 1
+
+
+def test_the_surplus_of_a_series_makes_no_scan_of_it(doors: Opened, written: Written) -> None:
+    node = doors(limits={"free_disk_gb": 0, "slices": 3})
+    for path in written.files[:3]:
+        node.bring(path)
+    with pytest.raises(TooMuch):
+        node.bring(written.files[3])
+    assert [job.state for job in node.arrivals.gather(at_once=True)] == ["refused"]
+    for _ in range(2):  # the sender tries the rest again, when the series is whole
+        node.bring(written.files[3])
+        (job,) = node.arrivals.gather(at_once=True)
+        assert (job.state, job.why, job.files) == ("refused", "the series has more than 3 objects", 4)
+        node = node.begun_anew()
+    assert len(node.queue.jobs()) == 2
+
+
+def test_a_slice_that_is_mended_makes_no_scan_of_what_was_too_large(
+    doors: Opened, tmp_path: Path, written: Written
+) -> None:
+    node = doors(limits={"free_disk_gb": 0, "slices": 3})
+    for path in written.files[:3]:
+        node.bring(path)
+    with pytest.raises(TooMuch):
+        node.bring(written.files[3])
+    node.arrivals.gather(at_once=True)
+    mended = pydicom.dcmread(written.files[0])
+    mended.SeriesDescription = "pelvis, corrected"
+    mended.save_as(tmp_path / "mended.dcm")
+    node.bring(tmp_path / "mended.dcm")
+    assert [(job.state, job.files) for job in node.arrivals.gather(at_once=True)] == [("refused", 3)]
+
+
+def test_with_a_higher_limit_what_was_too_large_is_taken(doors: Opened, written: Written) -> None:
+    node = doors(limits={"free_disk_gb": 0, "slices": 3})
+    for some in (written.files[:3], written.files[3:]):
+        for path in some:
+            node.bring(path)
+        node.arrivals.gather(at_once=True)
+    node = doors(limits={"free_disk_gb": 0, "slices": 4})
+    for path in written.files:
+        node.bring(path)
+    (job,) = node.arrivals.gather(at_once=True)
+    assert (job.state, job.files) == ("waiting", 4)
+    assert json.loads((node.state.folder / job.folder / "about.json").read_text())["refused"] == ""
+
+
+@pytest.mark.parametrize("step", ["folders", "receive", "whole"])
+def test_a_series_that_cannot_be_queued_is_tried_again(doors: Opened, written: Written, step: str) -> None:
+    node = doors()
+    for path in written.files[:2]:
+        node.bring(path)
+    (first,) = node.arrivals.gather(at_once=True)  # what comes later is joined to it
+    node.bring(written.files[2])
+    node.clock.now += 11
+    with pytest.MonkeyPatch.context() as patch:
+        if step == "folders":
+            patch.setattr(os, "rename", failing(OSError(errno.EIO, "Input/output error")))
+        else:
+            patch.setattr(node.queue, step, failing(InputError("the ledger is being written all the time")))
+        assert node.arrivals.gather() == []
+    (line,) = [line for line in node.log if line["event"] == "series not queued, tried again"]
+    assert line["level"] == "error"
+    assert "error" in line["why"] or "all the time" in line["why"]
+    assert [job.id for job in node.queue.jobs("waiting")] == [first.id]
+    assert node.arrivals.arriving == 1
+    node.bring(written.files[3])
+    node.clock.now += 9
+    assert node.arrivals.gather() == []
+    node.clock.now += 2
+    (job,) = node.arrivals.gather()
+    assert (job.state, job.files) == ("waiting", 4)
+    assert node.arrivals.arriving == 0
+    assert not any(node.state.arriving.iterdir())
+    assert [one.state for one in node.queue.jobs()] == ["refused", "waiting"]
+
+
+def test_a_series_with_all_that_was_announced_is_not_tried_all_the_time(
+    doors: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def announce(k: int, dataset: Dataset) -> None:
+        dataset.NumberOfSeriesRelatedInstances = 3
+
+    node = doors()
+    for path in write_series(tmp_path / "ct", shape=(3, 4, 4), edit=announce).files:
+        node.bring(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(node.queue, "receive", failing(InputError("locked")))
+        for _ in range(3):
+            assert node.arrivals.gather() == []
+    assert len([line for line in node.log if line["event"] == "series not queued, tried again"]) == 1
+    node.clock.now += 11
+    assert [job.files for job in node.arrivals.gather()] == [3]
+
+
+def test_a_repeat_that_cannot_be_noted_is_tried_again(
+    doors: Opened, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = doors()
+    for path in written.files:
+        node.bring(path)
+    (job,) = node.arrivals.gather(at_once=True)
+    node.queue.move(job.id, "refused", "a slice is missing")
+    for path in written.files:
+        node.bring(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(node.queue, "again", failing(InputError("locked")))
+        assert node.arrivals.gather(at_once=True) == []
+    assert node.arrivals.arriving == 1
+    assert [one.state for one in node.arrivals.gather(at_once=True)] == ["waiting"]
+    assert not any(node.state.arriving.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}"])
+def test_slices_whose_record_is_damaged_are_kept(doors: Opened, written: Written, damage: str) -> None:
+    node = doors()
+    for path in written.files[:2]:
+        node.bring(path)
+    (folder,) = node.state.arriving.iterdir()
+    (folder / "about.json").write_text(damage)
+    node = node.begun_anew()
+    assert len(list(folder.glob("*.dcm"))) == 2
+    (line,) = [line for line in node.log if line["event"] == "slices of unknown origin"]
+    assert (line["level"], line["arrival"], line["slices"]) == ("error", folder.name, 2)
+    assert node.arrivals.gather(at_once=True) == []
+    for path in written.files[2:]:
+        node.bring(path)
+    assert [job.files for job in node.arrivals.gather(at_once=True)] == [4]
+
+
+def test_what_was_taken_outlives_a_power_cut(
+    doors: Opened, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = doors()
+    node.bring(written.files[0])
+    (folder,) = node.state.arriving.iterdir()
+    said = flushes(monkeypatch)
+    node.bring(written.files[1])
+    kept, named, last = said
+    assert kept[0] == "flushed"
+    assert isinstance(named[1], Path)
+    assert (named[1].parent, named[1].stat().st_ino) == (folder, kept[1])
+    assert last == flushed(folder)
+    said.clear()
+    (job,) = node.arrivals.gather(at_once=True)
+    scan = node.state.folder / job.folder
+    assert said == [
+        flushed(scan),
+        ("named", scan),
+        flushed(node.state.scans),
+        flushed(node.state.arriving),
+    ]
+
+
+def test_without_hard_links_late_slices_are_joined_to_copies(
+    doors: Opened, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = doors()
+    for path in written.files[:3]:
+        node.bring(path)
+    node.arrivals.gather(at_once=True)
+    node.bring(written.files[3])
+    monkeypatch.setattr(os, "link", failing(OSError(errno.EPERM, "Operation not permitted")))
+    (job,) = node.arrivals.gather(at_once=True)
+    assert {p.read_bytes() for p in files_in(node, job.folder)} == {p.read_bytes() for p in written.files}
+    assert not any(node.state.receiving.iterdir())
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail

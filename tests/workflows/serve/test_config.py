@@ -6,11 +6,13 @@ import os
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from metricunet.errors import InputError
-from metricunet.workflows.serve.config import examined, read_node
+from metricunet.files.voxels import MOST_BYTES
+from metricunet.workflows.serve.config import Limits, examined, read_node
 from tests.support.command import Command
 from tests.support.threshold_model import write_bands_model
 
@@ -160,3 +162,46 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "node.yaml").write_text("- a\n- b\n")
     with pytest.raises(InputError, match="expected settings"):
         examined(tmp_path / "node.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        (
+            {"bind": "10.0.0.5", "peers": [{"ae_title": "CT", "addresses": "10.0.0.300"}]},
+            ["peers[0].addresses", "bind is 10.0.0.5, beyond this machine, and there is no tls"],
+        ),
+        (
+            {
+                "bind": "10.0.0.5",
+                "tls": {"key": "a"},
+                "destinations": [{**PACS, "tls": True}],
+                "allow_synthetic": True,
+            },
+            ["tls.certificate", "tls.authorities", "bind is 10.0.0.5, beyond this machine, and peers is empty"],
+        ),
+        (
+            {"destinations": [{**PACS, "port": 0}], "rules": [{"name": "a", "destinations": ["pacs"]}]},
+            ["destinations[0].port"],
+        ),
+        ({"state": ["state"], "watch": {"folder": "."}}, ["state"]),
+        ({"port": "none", "web": {"port": 11112}}, ["port"]),
+        ({"port": None, "watch": {"folders": "."}}, ["watch.folder is missing", "watch.folders"]),
+        ({"allow_synthetic": "perhaps", "destinations": [PACS]}, ["allow_synthetic"]),
+        ({"runtime": "jax", "provider": "cpu"}, ["runtime"]),
+        ({"model": "left out", "runtime": "onnx"}, ["model is missing"]),
+    ],
+)
+def test_what_follows_from_a_mistake_is_no_mistake_of_its_own(
+    tmp_path: Path, settings: dict[str, object], wanted: list[str]
+) -> None:
+    write_bands_model(tmp_path / "model.safetensors", trained_on="synthetic")
+    os.chmod(tmp_path, 0o755)  # none of the node's business
+    found = examined(write(tmp_path, **settings))[1]
+    assert len(found) == len(wanted), found
+    for line, beginning in zip(sorted(found), sorted(wanted), strict=True):
+        assert line.startswith(beginning), found
+
+
+def test_what_is_allowed_by_default_can_be_read() -> None:
+    assert Limits().voxels * 1e6 * np.dtype(np.int16).itemsize <= MOST_BYTES

@@ -218,7 +218,12 @@ def test_rubbish_holds_up_nobody(started: Started, written: Written) -> None:
     for connection in waiting:
         connection.close()
     eventually(lambda: not any(node.state.receiving.iterdir()), "the end of what was broken off")
-    server.prune()
+
+    def nobody_is_left() -> bool:
+        server.prune()
+        return node.arrivals.connections == 0
+
+    eventually(nobody_is_left, "the end of the associations")
     (job,) = node.arrivals.gather(at_once=True)
     assert job.files == 4
 

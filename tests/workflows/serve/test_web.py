@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
 from metricunet.errors import InputError
-from metricunet.workflows.serve.config import NodeConfig
+from metricunet.workflows.serve.config import NodeConfig, Web
 from metricunet.workflows.serve.gate import Gate
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.multipart import Parts, TooLarge, boundary_of
 from metricunet.workflows.serve.node import Node
 from metricunet.workflows.serve.state import State
-from metricunet.workflows.serve.web import create_node_app
+from metricunet.workflows.serve.web import address_of, create_node_app
 from tests.support.dicom_series import Written, write_series
+from tests.workflows.serve.conftest import Clock
 
 PORT = 8125
 HERE = f"http://127.0.0.1:{PORT}"
@@ -263,6 +264,87 @@ def test_who_may_send_tries_again_and_that_is_noted(site: Callable[..., Site]) -
     assert failed.audit()[-1] == ("bert", "sending", failed.sent.id)
     assert ask("bert", "POST", "/api/node/decade/deliveries/1").status_code == 400  # another case's
     assert ask("bert", "POST", "/api/node/c0ffee/deliveries/x").status_code == 404
+
+
+def test_an_empty_token_lets_nobody_in(site: Callable[..., Site], written: Written) -> None:
+    here = site()
+    here.gate.tokens = dict.fromkeys(here.gate.tokens, "")
+    empty = {"authorization": "Bearer "}
+    for path in ("/", "/?token="):
+        assert here.ask("GET", path).status_code == 401
+        assert here.ask("GET", path, headers=empty).status_code == 401
+    assert here.ask("GET", "/metrics", headers=empty).status_code == 401
+    assert here.stow(written.files[0].read_bytes(), headers=empty).status_code == 401
+
+
+def test_a_file_without_a_token_keeps_the_server_from_starting(site: Callable[..., Site]) -> None:
+    here = site()
+    (here.node.state.folder / "stow.token").write_text("")
+    with pytest.raises(InputError, match="holds no token"):
+        Site(here.node)
+
+
+def test_a_request_that_stalls_between_two_objects_is_one_series(
+    site: Callable[..., Site], written: Written
+) -> None:
+    here, clock = site(), Clock()
+    arrivals = here.node.arrivals
+    arrivals.clock = clock
+    bounds = [b"--xyz\r\n\r\n", *[b"\r\n--xyz\r\n\r\n"] * (len(written.files) - 1), b"\r\n--xyz--\r\n"]
+    objects = [*(path.read_bytes() for path in written.files), b""]
+    between: list[int] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        for bound, one in zip(bounds, objects, strict=True):
+            yield bound + one
+            for _ in range(3):
+                arrivals.end_others(set())
+            clock.now += 100
+            between.append(len(arrivals.gather()))
+
+    assert here.stow(content=body()).status_code == 200
+    assert between == [0] * len(bounds)
+    clock.now += 11
+    assert [job.files for job in arrivals.gather()] == [4]
+
+
+def test_a_request_that_falls_silent_is_ended(
+    site: Callable[..., Site], written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = site()
+    monkeypatch.setattr("metricunet.workflows.serve.web.SILENCE_S", 0.0)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"--xyz\r\n\r\n" + written.files[0].read_bytes() + b"\r\n--xyz\r\n\r\nabc"
+        await asyncio.Event().wait()
+
+    answer = here.stow(content=body())
+    assert (answer.status_code, "nothing of the body came" in answer.json()["error"]) == (400, True)
+    assert here.node.arrivals.connections == 0
+    assert [job.files for job in here.node.arrivals.gather(at_once=True)] == [1]
+    assert not any(here.node.state.receiving.iterdir())
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1", "127.0.0.2", "::1"])
+def test_the_address_that_is_printed_can_be_opened(site: Callable[..., Site], bind: str, tmp_path: Path) -> None:
+    here = site(web={"port": PORT, "bind": bind})
+    assert here.node.config.web is not None
+    address = address_of(here.node.config.web, PORT, tmp_path)
+    opened = address.partition("?")[0].rstrip("/")
+    assert opened == f"http://{'[::1]' if bind == '::1' else bind}:{PORT}"
+    token = here.gate.tokens["pages"]
+    cookie = here.ask("GET", f"/?token={token}", base=opened).headers["set-cookie"].partition(";")[0]
+    found = here.ask("GET", "/api/cases", base=opened, headers={"cookie": cookie})
+    assert found.status_code == 200
+    posted = here.ask("POST", "/api/node/x/send", base=opened, headers={"cookie": cookie, "origin": opened})
+    assert posted.status_code == 400  # there is no such case
+
+
+def test_beyond_this_machine_the_address_of_the_proxy_is_printed(tmp_path: Path) -> None:
+    proxy = {"addresses": PROXY, "origin": "https://node.example.org"}
+    for bind in ("0.0.0.0", "::", "10.0.0.5"):
+        web = Web.model_validate({"port": PORT, "bind": bind, "proxy": proxy})
+        assert address_of(web, PORT, tmp_path).startswith("https://node.example.org/,")
 
 
 BODY = b"--b c\r\nA: b\r\n\r\none\r\n--b\r\n\r\n--b c\r\n\r\n\r\n--b c\r\n\r\n\r\n\r\n--b c--\r\ntrailer"

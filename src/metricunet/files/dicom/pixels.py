@@ -37,12 +37,13 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
         otherwise. Padding that the files state, and that would lie above all Hounsfield units, is air.
 
     Raises:
-        InputError: a slice that cannot be decoded, named; padding of that kind that no file states.
+        InputError: a slice that cannot be decoded, named; padding of that kind that no file states; more voxels
+            than are read, of the type that they have.
     """
     first = slices[0]
     signed = first.bits[2] == 1
-    # float32 at worst, where slopes are fractions
-    check_size(first.path, (len(slices), first.rows, first.columns), np.dtype(np.float32))
+    # Whole numbers fit in int16 nearly always; where they do not, it shows when they are decoded.
+    _check_size(slices, np.int16 if _has_whole_hu(slices) else np.float32)
     stored = np.empty((len(slices), first.rows, first.columns), dtype=np.int16 if signed else np.uint16)
 
     files: dict[Path, list[int]] = {}
@@ -142,6 +143,16 @@ def _check_padding_is_stated(stored: NDArray[Any], slices: tuple[SliceHeader, ..
             )
 
 
+def _has_whole_hu(slices: Sequence[SliceHeader]) -> bool:
+    """Tell whether all that can be stored stands for a whole number of HU."""
+    return all(s.slope.is_integer() and s.intercept.is_integer() for s in slices)
+
+
+def _check_size(slices: Sequence[SliceHeader], held: type[np.int16] | type[np.float32]) -> None:
+    first = slices[0]
+    check_size(first.path, (len(slices), first.rows, first.columns), np.dtype(held))
+
+
 def _rescaled(stored: NDArray[Any], slices: tuple[SliceHeader, ...], pool: ThreadPoolExecutor) -> NDArray[Any]:
     slopes = np.array([s.slope for s in slices])
     intercepts = np.array([s.intercept for s in slices])
@@ -150,8 +161,7 @@ def _rescaled(stored: NDArray[Any], slices: tuple[SliceHeader, ...], pool: Threa
     if float(high.max()) > HIGHEST_HU and stored.dtype == np.uint16:
         _check_padding_is_stated(stored, slices)
     limits = np.iinfo(np.int16)
-    whole = bool(np.all(slopes == np.rint(slopes)) and np.all(intercepts == np.rint(intercepts)))
-    if whole and low.min() >= limits.min and high.max() <= limits.max:
+    if _has_whole_hu(slices) and low.min() >= limits.min and high.max() <= limits.max:
         # In place, modulo 2^16: exact, because the results are known to fit, whatever the steps between do.
         hu = stored.view(np.int16)
 
@@ -161,6 +171,7 @@ def _rescaled(stored: NDArray[Any], slices: tuple[SliceHeader, ...], pool: Threa
 
         list(pool.map(rescale, range(len(hu))))
         return hu
+    _check_size(slices, np.float32)
     result = np.empty(stored.shape, dtype=np.float32)
     for k, plane in enumerate(stored):
         result[k] = plane * slopes[k] + intercepts[k]

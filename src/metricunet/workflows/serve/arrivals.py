@@ -17,18 +17,19 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pydicom.dataset import Dataset
 
 from metricunet.errors import told
-from metricunet.files.atomic import write_json
+from metricunet.files.atomic import sync_folder, write_json
 from metricunet.files.dicom.file import read_readable
 from metricunet.ledger import Job, Queue, StateChanged
-from metricunet.workflows.serve.config import GB, MB, NodeConfig
+from metricunet.workflows.serve.config import GB, MB, NodeConfig, Rule
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.state import State
 
@@ -37,8 +38,10 @@ KEYWORDS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription"),
     *("ProtocolName", "PatientID", "IssuerOfPatientID", "NumberOfSeriesRelatedInstances"),
 )
-#: Record of a series in its folder.
+#: Record of a series in its folder, and its fields.
 ABOUT = "about.json"
+FIELDS = frozenset({"sender", "rule", "series", "study", "patient", "refused"})
+NO_RECORD = f"its {ABOUT} is missing or damaged; the folder stays as it is until the series is sent once more"
 LONGEST_UID = 64
 #: Series whose refusal was logged are remembered, up to so many, so that each is logged once.
 REMEMBERED = 1000
@@ -58,6 +61,10 @@ class NoRoom(NotTaken):
     """The disk is nearly full, or the object or its series is larger than is allowed."""
 
 
+class TooMuch(NoRoom):
+    """The object, or its series with it, is larger than is allowed. No room is made for it by waiting."""
+
+
 class Unwanted(NotTaken):
     """No rule takes its series. Nothing is wrong with it."""
 
@@ -71,6 +78,7 @@ class Series:
         last: when something came last, by the monotonic clock.
         origins: associations that brought a part of it.
         names: of its files.
+        not_before: when to try again to put it into the queue, by that clock; 0 where that was not tried yet.
         announced: how many objects it has, as one of them states; 0 where none does.
     """
 
@@ -78,6 +86,7 @@ class Series:
     last: float
     origins: set[Hashable] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
+    not_before: float = 0.0
     announced: int = 0
 
 
@@ -106,31 +115,61 @@ class Arrivals:
         self.recipe = recipe
         self._lock = threading.RLock()
         self._open: set[Hashable] = set()
-        self._young: set[Hashable] = set()
+        self._end_themselves: set[Hashable] = set()
+        self._missing: set[Hashable] = set()
         self._series: dict[str, Series] = {}
         self._said: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._recover()
 
-    def begin(self, origin: Hashable) -> None:
-        """Note that an association is open."""
+    def begin(self, origin: Hashable, *, ends_itself: bool = False) -> None:
+        """Note that an association is open, or a request of the web.
+
+        Args:
+            origin: of objects.
+            ends_itself: whether `end` will be called for certain, so that `end_others` leaves it alone.
+        """
         with self._lock:
             self._open.add(origin)
+            self._missing.discard(origin)
+            if ends_itself:
+                self._end_themselves.add(origin)
 
     def end(self, origin: Hashable) -> None:
         """Note that an association has closed. The quiet time of its series begins now."""
         with self._lock:
             self._open.discard(origin)
+            self._end_themselves.discard(origin)
             for one in self._series.values():
                 if origin in one.origins:
                     one.origins.discard(origin)
                     one.last = self.clock()
 
-    def end_others(self, alive: set[Hashable]) -> None:
-        """Note that all associations but these have closed."""
+    def hold(self, sender: str) -> None:
+        """Let no series of a sender be whole until `end` is called with the sender.
+
+        More of it is known to be there, and cannot be taken yet.
+
+        Args:
+            sender: as `take` is told it.
+        """
         with self._lock:
-            for origin in self._open - alive - self._young:
+            for one in self._series.values():
+                if one.about["sender"] == sender:
+                    one.origins.add(sender)
+
+    def end_others(self, alive: set[Hashable]) -> None:
+        """Note which associations are open. One that is missing twice in a row has closed.
+
+        Once is not enough: it may have begun after these were counted.
+
+        Args:
+            alive: those that are open, but for origins that end themselves.
+        """
+        with self._lock:
+            missing = self._open - self._end_themselves - alive
+            for origin in missing & self._missing:
                 self.end(origin)
-            self._young = self._open - alive
+            self._missing = missing & self._open
 
     def check_room(self, size: int = 0) -> None:
         """Refuse an object before it is read.
@@ -139,10 +178,11 @@ class Arrivals:
             size: of the object in bytes.
 
         Raises:
-            NoRoom: the disk is nearly full, or the object is too large.
+            NoRoom: the disk is nearly full.
+            TooMuch: the object is too large.
         """
         if size > self.config.limits.object_mb * MB:
-            raise NoRoom(f"the object has {size / MB:.0f} MB, at most {self.config.limits.object_mb:g} are taken")
+            raise TooMuch(f"the object has {size / MB:.0f} MB, at most {self.config.limits.object_mb:g} are taken")
         free = self.state.free_bytes() - size
         if free < self.config.limits.free_disk_gb * GB:
             self._say_once("disk", "the disk is nearly full")
@@ -159,7 +199,7 @@ class Arrivals:
         sop_uid: str | None = None,
         study_uid: str | None = None,
     ) -> None:
-        """Take an object: its file is moved to those of its series, and is safe when this returns.
+        """Take an object: its file is moved to those of its series, and is safe, also from a power cut.
 
         Args:
             path: of the file, on the disk of the state; gone afterwards.
@@ -170,6 +210,7 @@ class Arrivals:
 
         Raises:
             NotTaken: see there; the file is as it was.
+            InputError, OSError: the disk or the ledger; nothing is wrong with the object.
         """
         self.check_room(path.stat().st_size)
         dataset = _read(path)
@@ -203,24 +244,10 @@ class Arrivals:
         with self._lock:
             series = self._series.get(key)
             if series is None:
-                about = {
-                    "sender": sender,
-                    "rule": rule.name,
-                    "series": found["SeriesInstanceUID"],
-                    "study": found["StudyInstanceUID"],
-                    "patient": [found["IssuerOfPatientID"], found["PatientID"]],
-                    "refused": "",
-                }
-                (self.state.arriving / key).mkdir(exist_ok=True)
-                write_json(self.state.arriving / key / ABOUT, about)
-                series = self._series[key] = Series(about, self.clock())
-                self.journal.say("series begins", sender=sender, rule=rule.name, arrival=key)
+                series = self._begun(key, sender, rule, found)
             if name not in series.names and len(series.names) >= self.config.limits.slices:
-                reason = f"the series has more than {self.config.limits.slices} objects"
-                if not series.about["refused"]:
-                    series.about["refused"] = reason
-                    write_json(self.state.arriving / key / ABOUT, series.about)
-                raise NoRoom(reason)
+                series.about = self._too_many(self.state.arriving / key, series.about)
+                raise TooMuch(series.about["refused"])
             os.replace(path, self.state.arriving / key / name)
             series.names.add(name)
             series.last = self.clock()
@@ -229,6 +256,36 @@ class Arrivals:
             announced = found["NumberOfSeriesRelatedInstances"]
             if announced.isascii() and announced.isdecimal() and len(announced) < 6:
                 series.announced = int(announced)
+        sync_folder(self.state.arriving / key)  # if it has been moved meanwhile, it was flushed before that
+
+    def _begun(self, key: str, sender: str, rule: Rule, found: dict[str, str]) -> Series:
+        """Begin with a series. What lies in its folder counts, if it could not be queued or told whose it is."""
+        folder = self.state.arriving / key
+        about = {
+            "sender": sender,
+            "rule": rule.name,
+            "series": found["SeriesInstanceUID"],
+            "study": found["StudyInstanceUID"],
+            "patient": [found["IssuerOfPatientID"], found["PatientID"]],
+            "refused": "",
+        }
+        folder.mkdir(exist_ok=True)
+        write_json(folder / ABOUT, about)
+        sync_folder(self.state.arriving)
+        series = self._series[key] = Series(about, self.clock(), names=_names_in(folder))
+        self.journal.say("series begins", sender=sender, rule=rule.name, arrival=key)
+        return series
+
+    def _too_many(self, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a series, in its record too, and return what is known of it then."""
+        if not about["refused"]:
+            about = {**about, "refused": self._surplus}
+            write_json(folder / ABOUT, about)
+        return about
+
+    @property
+    def _surplus(self) -> str:
+        return f"the series has more than {self.config.limits.slices} objects"
 
     def gather(self, at_once: bool = False) -> list[Job]:
         """Put the series that are whole into the queue, and return their jobs.
@@ -238,17 +295,21 @@ class Arrivals:
         """
         jobs = []
         with self._lock:
-            quiet = self.clock() - self.config.quiet.total_seconds()
+            now, quiet_s = self.clock(), self.config.quiet.total_seconds()
             for key, series in list(self._series.items()):
                 there = len({name[:SOP_DIGITS] for name in series.names})
                 complete = 0 < series.announced <= there
-                still = series.last <= quiet and not series.origins
-                if complete or still or (at_once and not series.origins):
+                still = series.last <= now - quiet_s and not series.origins
+                due = at_once or series.not_before <= now
+                if not due or not (complete or still or (at_once and not series.origins)):
+                    continue
+                try:
+                    jobs.append(self._whole(key, series))
+                except Exception as error:  # the disk, or the ledger; other series go on
+                    series.not_before = now + quiet_s
+                    self.journal.say("series not queued, tried again", "error", arrival=key, why=told(error))
+                else:
                     del self._series[key]
-                    try:
-                        jobs.append(self._whole(key, series))
-                    except Exception as error:  # the next start tries again; other series go on
-                        self.journal.say("series lost its way", "error", arrival=key, why=told(error))
         return jobs
 
     @property
@@ -266,31 +327,57 @@ class Arrivals:
     def _whole(self, key: str, series: Series) -> Job:
         folder, about = self.state.arriving / key, series.about
         earlier = self._earlier(about)
-        names = set(series.names)
-        for job in earlier[:1]:
-            fresh = {name[:SOP_DIGITS] for name in names}
-            for path in (self.state.folder / job.folder).glob("*.dcm"):
-                if path.name[:SOP_DIGITS] not in fresh:
-                    _link(path, folder / path.name)
-                    names.add(path.name)
-        recipe = self.recipe(about["rule"])
-        text = json.dumps([about["series"], about["sender"], recipe, sorted(names)])
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        target = self.state.scans / digest[:CASE_DIGITS]
-        known = next((job for job in earlier if job.folder == self._relative(target)), None)
-        if known is not None:  # equal names are equal bytes
-            shutil.rmtree(folder, ignore_errors=True)
-            return known if about["refused"] else self._repeated(known)
-        shutil.rmtree(target, ignore_errors=True)  # of a job that was deleted
-        os.rename(folder, target)
-        job = self._enqueue(target, about, recipe, digest)
-        for old in earlier:
-            if old.state == "waiting":
-                with suppress(StateChanged):
-                    self.queue.move(old.id, "refused", f"slices came later: see case {target.name}")
+        own = _names_in(folder)
+        names = set(own)
+        with ExitStack() as undo:  # after a failure the folder is as it was, to be tried again
+            fresh = {name[:SOP_DIGITS] for name in own}
+            for job in earlier[:1]:
+                for path in (self.state.folder / job.folder).glob("*.dcm"):
+                    if path.name[:SOP_DIGITS] not in fresh:
+                        undo.callback((folder / path.name).unlink, missing_ok=True)
+                        self._link(path, folder / path.name)
+                        names.add(path.name)
+            # Some of an input that was refused as too large may never have been taken.
+            lacks = names != own and self._refused_before(earlier[0]) == self._surplus
+            if lacks or len(names) > self.config.limits.slices:
+                about = self._too_many(folder, about)
+            recipe = self.recipe(about["rule"])
+            digest = _digest(about, recipe, names)
+            target = self.state.scans / digest[:CASE_DIGITS]
+            known = next((job for job in earlier if job.folder == self._relative(target)), None)
+            if known is not None:  # equal names are equal bytes
+                if not about["refused"] and self._refused_before(known) not in ("", self._surplus):
+                    write_json(target / ABOUT, about)  # it was refused by a limit that is another one now
+                job = known if about["refused"] else self._repeated(known)
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                sync_folder(folder)
+                shutil.rmtree(target, ignore_errors=True)  # of a job that was deleted
+                os.rename(folder, target)
+                undo.callback(os.rename, target, folder)
+                sync_folder(self.state.scans)
+                sync_folder(self.state.arriving)
+                job = self._enqueue(target, about, recipe, digest)
+            undo.pop_all()
         return job
 
+    def _refused_before(self, job: Job) -> str:
+        """Return why the series of a job was refused when it came in; empty where it was not."""
+        return str((_read_about(self.state.folder / job.folder) or {"refused": ""})["refused"])
+
+    def _link(self, source: Path, target: Path) -> None:
+        """Give a slice that was there before a second name, or a copy that is whole from the beginning."""
+        try:
+            os.link(source, target)
+        except OSError:  # a file system without hard links
+            copy = self.state.receiving / f"{uuid4().hex}.dcm"
+            shutil.copyfile(source, copy)
+            with copy.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(copy, target)
+
     def _enqueue(self, folder: Path, about: dict[str, Any], recipe: str, digest: str) -> Job:
+        """Put a series into the queue; what waits of it with fewer slices is refused in the very moment."""
         files = [path for path in folder.iterdir() if path.suffix == ".dcm"]
         with self.queue.ledger.writing():
             job = self.queue.receive(
@@ -306,6 +393,9 @@ class Arrivals:
                 job = self.queue.move(job.id, "refused", about["refused"])
             else:
                 job = self.queue.whole(job.id, digest=digest)
+            for old in self._earlier(about):
+                if old.id < job.id and old.state == "waiting":
+                    self.queue.move(old.id, "refused", f"slices came later: see case {folder.name}")
         self.journal.say(
             "series is whole", case=folder.name, job=job.id, slices=len(files), sender=about["sender"]
         )
@@ -330,20 +420,28 @@ class Arrivals:
         """Take up what an earlier process left: series that were coming in, and whole ones that are not queued."""
         now = self.clock()
         for folder in sorted(self.state.arriving.iterdir()):
-            about = _read_about(folder)
-            if about is None:
+            about, names = _read_about(folder), _names_in(folder)
+            if about is not None:
+                self._series[folder.name] = Series(about, now, names=names)
+            elif names:
+                self._say_unknown("arrival", folder, names)
+            else:
                 shutil.rmtree(folder, ignore_errors=True)  # it was killed before the first object lay there
-                continue
-            names = {path.name for path in folder.glob("*.dcm")}
-            self._series[folder.name] = Series(about, now, names=names)
         known = self.queue.folders()
         for folder in sorted(self.state.scans.iterdir()):
-            about = _read_about(folder)
-            if about is not None and self._relative(folder) not in known:
-                there = sorted(path.name for path in folder.glob("*.dcm"))
+            if self._relative(folder) in known:
+                continue
+            about, names = _read_about(folder), _names_in(folder)
+            if about is not None:
                 recipe = self.recipe(about["rule"])
-                text = json.dumps([about["series"], about["sender"], recipe, there])
-                self._enqueue(folder, about, recipe, hashlib.sha256(text.encode()).hexdigest())
+                self._enqueue(folder, about, recipe, _digest(about, recipe, names))
+            elif names:
+                self._say_unknown("case", folder, names)
+
+    def _say_unknown(self, kind: str, folder: Path, names: set[str]) -> None:
+        self.journal.say(
+            "slices of unknown origin", "error", slices=len(names), why=NO_RECORD, **{kind: folder.name}
+        )
 
     def _relative(self, folder: Path) -> str:
         return folder.relative_to(self.state.folder).as_posix()
@@ -376,17 +474,20 @@ def _text(dataset: Dataset, keyword: str) -> str:
 
 
 def _read_about(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a series; None where there is none that is whole."""
     try:
         content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else None
+    return content if isinstance(content, dict) and content.keys() >= FIELDS else None
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+def _names_in(folder: Path) -> set[str]:
+    """Return the names of the objects in a folder."""
+    return {path.name for path in folder.glob("*.dcm")}
+
+
+def _digest(about: dict[str, Any], recipe: str, names: set[str]) -> str:
+    """Return what tells an input from others: equal names are equal bytes."""
+    text = json.dumps([about["series"], about["sender"], recipe, sorted(names)])
+    return hashlib.sha256(text.encode()).hexdigest()

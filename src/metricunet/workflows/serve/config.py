@@ -7,7 +7,7 @@ import os
 import re
 import ssl
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -223,7 +223,8 @@ class Limits(_Section):
         free_disk_gb: that are kept free: nothing is taken in while there are fewer.
         object_mb: size of one object.
         slices: objects in a series.
-        voxels: of a scan, in millions.
+        voxels: of a scan, in millions. More than 536 are never read, nor more than 268 where HU are no whole
+            numbers.
         connections: at a time.
         case_time: that a worker may take for one case.
         give_up: how long a delivery is tried.
@@ -270,7 +271,7 @@ class Web(_Section):
 
     Attributes:
         port: that it listens at.
-        bind: address that it listens at. Beyond this machine it needs a certificate, or a proxy.
+        bind: address that it listens at. Beyond this machine it needs a proxy.
         proxy: that stands before it.
         users: whom the proxy names.
         stow: whether objects are taken by STOW-RS.
@@ -281,6 +282,11 @@ class Web(_Section):
     proxy: Proxy | None = None
     users: tuple[User, ...] = ()
     stow: bool = True
+
+    @property
+    def host(self) -> str:
+        """The address that it listens at, as it stands in an address of the web."""
+        return f"[{self.bind}]" if self.bind.version == 6 else str(self.bind)
 
 
 class Watch(_Section):
@@ -409,23 +415,28 @@ def examined(path: Path) -> tuple[NodeConfig | None, list[str]]:
         config = None
         mistakes += [_explained(one) for one in error.errors()]
     # What is wrong in one place hides nothing that is wrong in another.
-    sound = config or _sound_parts(settings)
+    sound, unknown = (config, frozenset[str]()) if config is not None else _sound_parts(settings)
     placed = _placed(sound, path.absolute().parent)
-    mistakes += _mistakes(placed, set(settings) if config is None else None)
+    mistakes += _mistakes(placed, unknown)
     return (placed if config is not None else None), list(dict.fromkeys(mistakes))
 
 
-def _sound_parts(settings: Mapping[str, Any]) -> NodeConfig:
-    """Return the settings that are right by themselves, and defaults for the others."""
+def _sound_parts(settings: Mapping[str, Any]) -> tuple[NodeConfig, frozenset[str]]:
+    """Return the settings that are right by themselves, with stand-ins for the others; and the names of those.
+
+    A setting that the file leaves out and need not have is as the file says: its default.
+    """
     stand_in: dict[str, Any] = {"state": ".", "rules": [{"name": "any"}], "model": ["."]}
     sound = dict(stand_in)
+    unknown = set(stand_in.keys() - settings.keys())
     for key, value in settings.items():
         try:
             NodeConfig.model_validate({**stand_in, key: value})
         except ValidationError:
+            unknown.add(key)
             continue
         sound[key] = value
-    return NodeConfig.model_validate(sound)
+    return NodeConfig.model_validate(sound), frozenset(unknown)
 
 
 def _placed(config: NodeConfig, folder: Path) -> NodeConfig:
@@ -468,27 +479,28 @@ def _explained(error: Any) -> str:
     return f"{key} is {repr(error['input'])[:80]}: {message}"
 
 
-def _mistakes(config: NodeConfig, given: set[str] | None) -> Iterator[str]:
-    """Yield what is wrong beyond single values.
+def _mistakes(config: NodeConfig, unknown: frozenset[str]) -> Iterator[str]:
+    """Yield what is wrong beyond single values. What a stand-in would cause is none of the file's mistakes.
 
     Args:
         config: settings with absolute paths.
-        given: names of the settings in the file, where some of them were wrong; None where all are as given.
+        unknown: names of the settings that are stand-ins, for what the file says is wrong or missing.
     """
 
     def known(*names: str) -> bool:
-        return given is None or given.issuperset(names)
+        return unknown.isdisjoint(names)
 
     if known("state"):
         yield from _state_mistakes(config.state)
     if known("model"):
-        yield from _model_mistakes(config)
-    if config.port is None and config.watch is None and (config.web is None or not config.web.stow):
+        yield from _model_mistakes(config, known)
+    no_stow = config.web is None or not config.web.stow
+    if known("watch", "web") and config.port is None and config.watch is None and no_stow:
         yield "port is null and there is neither watch nor web.stow, so nothing can come in"
     if not config.bind.is_loopback:
-        if config.tls is None:
+        if known("tls") and config.tls is None:
             yield f"bind is {config.bind}, beyond this machine, and there is no tls; an AE title is no credential"
-        if not config.peers:
+        if known("peers") and not config.peers:
             yield f"bind is {config.bind}, beyond this machine, and peers is empty; list who may send"
     if config.tls is not None:
         yield from _tls_mistakes("tls", config.tls)
@@ -497,13 +509,10 @@ def _mistakes(config: NodeConfig, given: set[str] | None) -> Iterator[str]:
     yield from _doubles("destinations", [one.name for one in config.destinations])
     for device in sorted({one for one in config.devices if config.devices.count(one) > 1}):
         yield f"devices has {device!r} more than once; one worker uses all of a device, so name each once"
-    names = {one.name for one in config.destinations}
-    for k, rule in enumerate(config.rules):
-        for unknown in set(rule.destinations or ()) - names:
-            if known("destinations") or rule.destinations:
-                yield f"rules[{k}].destinations names {unknown!r}, which is none of the destinations"
+    if known("destinations"):
+        yield from _rule_mistakes(config)
     for k, one in enumerate(config.destinations):
-        if one.tls and config.tls is None:
+        if one.tls and known("tls") and config.tls is None:
             yield f"destinations[{k}].tls is true, and there is no tls with the node's certificate"
         if one.commitment:
             yield from _commitment_mistakes(config, f"destinations[{k}].commitment", one)
@@ -512,9 +521,16 @@ def _mistakes(config: NodeConfig, given: set[str] | None) -> Iterator[str]:
     if config.keep < timedelta(hours=1):
         yield f"keep is {config.keep}; scans would be gone before anybody has seen them, expected 1 hour or more"
     if config.watch is not None:
-        yield from _watch_mistakes(config)
+        yield from _watch_mistakes(config.watch.folder, config.state if known("state") else None)
     if config.web is not None:
-        yield from _web_mistakes(config, config.web)
+        yield from _web_mistakes(config.web, config.port if known("port") else None)
+
+
+def _rule_mistakes(config: NodeConfig) -> Iterator[str]:
+    names = {one.name for one in config.destinations}
+    for k, rule in enumerate(config.rules):
+        for name in sorted(set(rule.destinations or ()) - names):
+            yield f"rules[{k}].destinations names {name!r}, which is none of the destinations"
 
 
 def _commitment_mistakes(config: NodeConfig, key: str, one: Destination) -> Iterator[str]:
@@ -541,7 +557,7 @@ def _state_mistakes(state: Path) -> Iterator[str]:
         yield f"state {state} cannot be made in {above} by this user"
 
 
-def _model_mistakes(config: NodeConfig) -> Iterator[str]:
+def _model_mistakes(config: NodeConfig, known: Callable[..., bool]) -> Iterator[str]:
     cards = []
     for path in config.model:
         try:
@@ -549,13 +565,13 @@ def _model_mistakes(config: NodeConfig) -> Iterator[str]:
         except (InputError, OSError) as error:
             yield f"model {error}"
     try:
-        if runtime_for(config.model, config.runtime, config.provider) == "onnx":
-            for device in config.devices:
+        if known("runtime", "provider") and runtime_for(config.model, config.runtime, config.provider) == "onnx":
+            for device in config.devices if known("devices") else ():
                 provider_for(device, config.provider)
     except InputError as error:
         yield str(error)
     held = [str(path) for path, card in zip(config.model, cards, strict=False) if card.held_back]
-    if held and config.destinations and not config.allow_synthetic:
+    if held and config.destinations and known("allow_synthetic") and not config.allow_synthetic:
         yield (
             f"model {held[0]} was trained on synthetic scans or comes from one such, and nothing that it makes is "
             "sent; set allow_synthetic: true, or leave out destinations"
@@ -588,19 +604,18 @@ def _secret_mistakes(key: str, path: Path) -> Iterator[str]:
         yield f"{key} {path} can be read by others; run chmod 600 {path}"
 
 
-def _watch_mistakes(config: NodeConfig) -> Iterator[str]:
-    assert config.watch is not None
-    folder = config.watch.folder
+def _watch_mistakes(folder: Path, state: Path | None) -> Iterator[str]:
     if not folder.is_dir():
         yield f"watch.folder {folder} is no folder"
         return
-    one, other = folder.resolve(), config.state.resolve()
-    if one == other or one in other.parents or other in one.parents:
-        yield f"watch.folder {folder} and state {config.state} lie within each other; choose two that do not"
+    if state is not None:
+        one, other = folder.resolve(), state.resolve()
+        if one == other or one in other.parents or other in one.parents:
+            yield f"watch.folder {folder} and state {state} lie within each other; choose two that do not"
 
 
-def _web_mistakes(config: NodeConfig, web: Web) -> Iterator[str]:
-    if web.port == config.port:
+def _web_mistakes(web: Web, dicom_port: int | None) -> Iterator[str]:
+    if web.port == dicom_port:
         yield f"web.port is {web.port}, the port for DICOM; choose another"
     if not web.bind.is_loopback and web.proxy is None:
         yield (

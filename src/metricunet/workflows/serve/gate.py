@@ -41,7 +41,9 @@ class Gate(Guarded):
     """
 
     def __init__(self, app: App, web: Web, port: int, state: State, journal: Journal) -> None:
-        super().__init__(app, port, "metricunet-node", None if web.proxy is None else web.proxy.origin)
+        outside = None if web.proxy is None else web.proxy.origin
+        host = web.host if web.bind.is_loopback else None
+        super().__init__(app, port, "metricunet-node", outside, host)
         self.web, self.journal = web, journal
         self.tokens = {name: state.token(name) for name in ("pages", "stow", "metrics")}
 

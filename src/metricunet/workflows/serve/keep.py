@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from metricunet.files.atomic import STAGING
+from metricunet.files.own import record_of_staging
 from metricunet.ledger import Queue
 from metricunet.ledger.queue import ENDS
 from metricunet.workflows.serve.config import NodeConfig
@@ -38,20 +41,21 @@ def delete_old(
         before = clock() - config.keep
     except OverflowError:  # before the calendar begins
         before = datetime.min.replace(tzinfo=UTC)
+    old = [job for job in queue.jobs(*OLD) if datetime.fromisoformat(job.changed) < before]
+    results = _results(state.predictions) if old else {}
     gone = 0
-    for job in queue.jobs(*OLD):
-        if datetime.fromisoformat(job.changed) >= before:
-            continue
+    for job in old:
         case = Path(job.folder).name
-        files = [
-            path for path in state.predictions.iterdir() if path.is_file() and path.name.partition(".")[0] == case
-        ]
-        # The rows go last: a kill before them is made good at the next look.
-        for path in files:
-            path.unlink(missing_ok=True)
+        files = results.get(case, [])
         folder = state.folder / job.folder
         objects = sum(1 for _ in folder.glob("*.dcm")) if folder.is_dir() else 0
-        shutil.rmtree(folder, ignore_errors=True)
+        # The rows go last: a kill before them is made good at the next look.
+        try:
+            for path in (*files, folder):
+                _remove(path)
+        except OSError as error:
+            journal.say("not deleted", "error", case=case, why=str(error.strerror or error))
+            continue
         queue.forget(job.input_id)
         gone += 1
         journal.say("deleted", case=case, state=job.state, objects=objects, files=len(files))
@@ -63,3 +67,20 @@ def delete_old(
     if lines or days:
         journal.say("deleted", journal_lines=lines, log_days=len(days))
     return gone
+
+
+def _results(folder: Path) -> dict[str, list[Path]]:
+    """Return for each case what lies in the folder of predictions of it, half-written files of a kill included."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in folder.iterdir():
+        name = record_of_staging(path) if path.name.startswith(STAGING) else path.name
+        if name is not None:
+            found[name.partition(".")[0]].append(path)
+    return found
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -148,6 +148,7 @@ class Node:
         counts = self.queue.counts()
         return (
             not self.notices.raised
+            and not self.arrivals.arriving
             and not counts["sending"]
             and not counts["waiting"]
             and not counts["segmenting"]

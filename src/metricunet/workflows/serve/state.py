@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metricunet.errors import InputError
+from metricunet.files.atomic import sync_folder, written_whole
 
 OWNER_ALONE = 0o700
 #: DICOM's identifiers stand for patients as well as names do.
 _UID = re.compile(r"(?<![\d.])[0-2](?:\.\d+){4,}(?![\d.])")
+TOKEN_BYTES = 32
+#: What counts as a token is as long as those that are made here: 43 characters for 32 bytes.
+_TOKEN = re.compile(r"[!-~]{43,}")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class State:
                 raise InputError(f"{self.folder}: can be read by others; run chmod 700 {self.folder}")
             for left in self.receiving.iterdir():
                 left.unlink(missing_ok=True)
+            sync_folder(self.folder)
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be made or written ({error.strerror or error})") from error
 
@@ -87,15 +92,30 @@ class State:
 
         Args:
             name: what it is for: `pages`, `stow` or `metrics`.
+
+        Raises:
+            InputError: the file holds no token, or cannot be read or made.
         """
         path = self.folder / f"{name}.token"
         if not path.exists():
-            temporary = path.with_name(f".partial-{path.name}")
-            temporary.unlink(missing_ok=True)
-            with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as handle:
-                handle.write(f"{secrets.token_urlsafe(32)}\n")
-            os.replace(temporary, path)
-        return path.read_text(encoding="ascii").strip()
+            _write_token(path)
+        try:
+            found = path.read_bytes().decode("ascii", "replace").strip()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        if not _TOKEN.fullmatch(found):
+            raise InputError(
+                f"{path}: holds no token, expected 43 printable characters or more; delete it, and the next start "
+                "makes a new one"
+            )
+        return found
+
+
+def _write_token(path: Path) -> None:
+    with written_whole(path) as temporary:
+        temporary.unlink(missing_ok=True)  # of a process that was killed
+        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as handle:
+            handle.write(f"{secrets.token_urlsafe(TOKEN_BYTES)}\n")
 
 
 def without_identifiers(text: str) -> str:

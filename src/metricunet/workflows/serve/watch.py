@@ -1,4 +1,9 @@
-"""A folder that is looked into: files that no longer change are copied in, each once; none is changed there."""
+"""A folder that is looked into: files that no longer change are copied in, each once; none is changed there.
+
+A file that is no object of DICOM, that no rule takes, that is too large or one too many for its series, is passed
+over from then on. Where the machine fails, since its disk is full for example, the file is tried again, and no
+series from the folder is taken for whole before.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from metricunet.errors import InputError, told
-from metricunet.files.atomic import write_json
-from metricunet.workflows.serve.arrivals import Arrivals, NoRoom, NotTaken
+from metricunet.files.atomic import FULL, write_json
+from metricunet.workflows.serve.arrivals import Arrivals, NoRoom, NotTaken, TooMuch
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.state import State
 
@@ -48,6 +53,8 @@ class WatchedFolder:
         self.state, self.journal, self.clock = state, journal, clock
         self._record = state.folder / RECORD
         self._seen = self._read()
+        #: What went wrong at the last look, with which file: it is said once, however often it is tried again.
+        self._faults: set[tuple[str, str]] = set()
 
     def look(self, at_once: bool = False) -> int:
         """Copy in what is new and complete; return how many files were taken.
@@ -57,25 +64,40 @@ class WatchedFolder:
         """
         taken = 0
         new: dict[str, list[int]] = {}
-        for parent, _, names in os.walk(self.folder):
-            for name in names:
-                path = Path(parent) / name
-                # A name may be a patient's, so that its hash is remembered.
-                key = hashlib.sha256(os.fsencode(path)).hexdigest()
-                try:
-                    found = path.stat()
-                    stamp = [found.st_size, found.st_mtime_ns]
-                    if self._seen.get(key) == stamp or path.is_symlink() or not path.is_file():
-                        continue
-                    if not at_once and self.clock() - found.st_mtime < self.settled_s:
-                        continue
-                    taken += self._take(path, found.st_size)
-                except NoRoom:
-                    continue  # it is tried again
-                except OSError as error:
-                    self.journal.say("watched file not read", "warning", why=str(error.strerror))
+        faults: set[tuple[str, str]] = set()
+        is_kept_out = False
+        for path in (Path(parent) / name for parent, _, names in os.walk(self.folder) for name in names):
+            # A name may be a patient's, so that its hash is remembered.
+            key = hashlib.sha256(os.fsencode(path)).hexdigest()
+            try:
+                found = path.stat()
+                stamp = [found.st_size, found.st_mtime_ns]
+                if self._seen.get(key) == stamp or path.is_symlink() or not path.is_file():
                     continue
-                new[key] = stamp
+                if not at_once and self.clock() - found.st_mtime < self.settled_s:
+                    continue
+                taken += self._take(path, found.st_size)
+            except TooMuch as error:
+                self._say(faults, "", "watched file not taken", str(error))
+            except NoRoom:
+                is_kept_out = True
+                continue
+            except InputError as error:  # nothing else would be taken either
+                self._say(faults, "", "watched folder not taken in", told(error))
+                is_kept_out = True
+                break
+            except OSError as error:
+                self._say(faults, key, "watched file not read", error.strerror or type(error).__name__)
+                if error.errno in FULL:
+                    is_kept_out = True
+                    break
+                continue
+            new[key] = stamp
+        self._faults = faults
+        if is_kept_out:
+            self.arrivals.hold(SENDER)
+        else:
+            self.arrivals.end(SENDER)
         if new:
             self._seen |= new
             with suppress(InputError):
@@ -83,6 +105,13 @@ class WatchedFolder:
         return taken
 
     def _take(self, path: Path, size: int) -> int:
+        """Take a file, and return how many were taken: none where something is wrong with the file itself.
+
+        Raises:
+            TooMuch: it is too large, or one too many.
+            NoRoom: there may be room later.
+            InputError, OSError: the disk or the ledger.
+        """
         self.arrivals.check_room(size)
         copy = self.state.receiving / f"{uuid4().hex}.dcm"
         try:
@@ -92,12 +121,15 @@ class WatchedFolder:
             raise
         except NotTaken:
             return 0
-        except InputError as error:
-            self.journal.say("watched file not taken", "warning", why=told(error))
-            return 0
         finally:
             copy.unlink(missing_ok=True)
         return 1
+
+    def _say(self, faults: set[tuple[str, str]], key: str, event: str, why: str) -> None:
+        """Note a fault among those of this look, and say it if it was none at the last one."""
+        faults.add((key, why))
+        if (key, why) not in self._faults:
+            self.journal.say(event, "warning", why=why)
 
     def _read(self) -> dict[str, list[int]]:
         try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ from metricunet.workflows.review.recording import Recorder
 from metricunet.workflows.review.scans import Scans
 from metricunet.workflows.review.server import create_app
 from metricunet.workflows.serve.arrivals import NoRoom, NotTaken, Unwanted
-from metricunet.workflows.serve.config import MB, NodeConfig
+from metricunet.workflows.serve.config import MB, NodeConfig, Web
 from metricunet.workflows.serve.gate import ROLES, USER, Gate
 from metricunet.workflows.serve.multipart import Parts, TooLarge, boundary_of
 from metricunet.workflows.serve.node import Node
 
 #: Requests that are answered at a time; others are told to come later.
 MOST_REQUESTS = 64
+#: Objects of which nothing comes for so long are not waited for, as in an association.
+SILENCE_S = 60.0
 #: Jobs on the page of the queue, the last ones.
 MOST_SHOWN = 500
 SENDER = "stow"
@@ -254,10 +257,10 @@ async def _take(node: Node, request: Request, study: str | None) -> Response:
     parts = Parts(boundary, node.state.receiving, int(limits.object_mb * MB), limits.slices)
     origin = uuid4().hex
     answers: list[int] = []
-    node.arrivals.begin(origin)
+    node.arrivals.begin(origin, ends_itself=True)
     try:
         await run_in_threadpool(node.arrivals.check_room)
-        async for chunk in request.stream():
+        async for chunk in _chunks(request):
             for path in parts.feed(chunk):
                 answers.append(await run_in_threadpool(_take_part, node, path, origin, study))
         if not parts.ended:
@@ -280,6 +283,24 @@ async def _take(node: Node, request: Request, study: str | None) -> Response:
     return JSONResponse(content, status_code=status, media_type="application/dicom+json")
 
 
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    """Yield a body as it comes.
+
+    Raises:
+        InputError: nothing came for too long.
+    """
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise InputError(f"nothing of the body came for {SILENCE_S:g} s") from error
+        yield chunk
+
+
 def _take_part(node: Node, path: Path, origin: str, study: str | None) -> int:
     """Take one object, and return DICOM's word for what became of it; 0 where it is well."""
     try:
@@ -296,6 +317,19 @@ def _take_part(node: Node, path: Path, origin: str, study: str | None) -> int:
     finally:
         path.unlink(missing_ok=True)
     return 0
+
+
+def address_of(web: Web, port: int, state: Path) -> str:
+    """Return what a person opens to see the pages, and how to be let in.
+
+    Args:
+        web: the settings.
+        port: that is listened at.
+        state: folder of the node, where the token lies.
+    """
+    if web.bind.is_loopback or web.proxy is None:
+        return f"http://{web.host}:{port}/?token=..., with the token in {state}/pages.token"
+    return f"{web.proxy.origin}/, for the users whom the proxy names"
 
 
 class WebServer:
@@ -325,9 +359,7 @@ class WebServer:
                 "web.port in the node's file"
             ) from error
         self.port = int(self._socket.getsockname()[1])
-        self.address = (
-            f"http://{web.bind}:{self.port}/?token=..., with the token in {node.state.folder}/pages.token"
-        )
+        self.address = address_of(web, self.port, node.state.folder)
         self.gate = Gate(create_node_app(node), web, self.port, node.state, node.journal)
         settings = uvicorn.Config(
             self.gate,
