@@ -25,7 +25,7 @@ from metricunet.errors import InputError
 from metricunet.evaluation.cases import match_cases
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.series import find_series
-from metricunet.files.nifti import read_labels, write_nifti
+from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.files.own import OwnFiles, write_sealed
 from metricunet.files.reviews import reviews_of
 from metricunet.files.rtstruct.read import read_rtstruct
@@ -484,6 +484,19 @@ def test_another_scan_is_not_taken_for_the_one_that_was_predicted(predicted: Pre
     answer = enter(predicted.folder).get("/api/cases/flipped")
     # Both places are gone but the original one, where the test session made it.
     assert answer.status_code == 200
+
+
+def test_of_several_scans_of_a_name_the_one_that_was_predicted_is_taken(
+    predicted: Predicted, enter: Enter
+) -> None:
+    for name in ("flipped_0000.nii.gz", "flipped.nii"):  # before the scan and after it, as files are listed
+        write_nifti(predicted.scans / name, read_nifti(predicted.scans / f"{predicted.odd}.nii.gz"))
+    client = enter(predicted.folder, predicted.scans)
+    assert client.get("/api/cases/flipped").status_code == 200
+    assert send(client, "flipped").json()["decision"] == "accepted"
+    (predicted.scans / "flipped.nii.gz").unlink()
+    answer = enter(predicted.folder, predicted.scans).get("/api/cases/flipped")
+    assert "is not the scan that case flipped was predicted from" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(

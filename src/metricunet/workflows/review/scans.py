@@ -30,7 +30,7 @@ class Scans:
     def __init__(self, given: Path | None = None, *, settled: bool = False) -> None:
         self.given = given
         self._lock = threading.Lock()
-        self._found: dict[str, ScanInput] | None = None
+        self._found: dict[str, list[ScanInput]] | None = None
         self._scans_at: Callable[[Path, Allow], tuple[list[ScanInput], list[Refused]]] = (
             cache(scans_at) if settled else scans_at
         )
@@ -63,12 +63,16 @@ class Scans:
         with self._lock:
             if self._found is None:
                 entries, _ = self._scans_at(given, AS_PREDICTED)
-                self._found = {entry.case: entry for entry in entries}
+                self._found = {}
+                for entry in entries:
+                    self._found.setdefault(entry.case, []).append(entry)
         if case.name not in self._found:
             raise InputError(
                 f"{given}: holds no scan of case {case.name}; name its folder with {argument('scans')}"
             )
-        return self._found[case.name]
+        # Several files may bear the name of one case, such as CASE.nii.gz and CASE.mha; one of them was predicted.
+        *others, last = self._found[case.name]
+        return next((entry for entry in others if entry.sha256() == case.input_sha256), last)
 
     def _located(self, case: PredictedCase) -> ScanInput:
         if not case.scan.get("path"):
