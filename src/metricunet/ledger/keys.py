@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from metricunet.errors import InputError
+from metricunet.files.atomic import sync_folder
 
 #: The key's file is called as the ledger, and this.
 KEY_SUFFIX = ".key"
@@ -96,7 +97,7 @@ class Key:
             for left in ledger.parent.glob(named):  # by a change that was undone
                 left.unlink(missing_ok=True)
             _write(_path_of_following(ledger, key.fingerprint), key.secret)
-            _sync(ledger.parent)
+            sync_folder(ledger.parent)
         except OSError as error:
             raise InputError(f"{key.path}: no other key can be made ({error.strerror or error})") from error
         return key
@@ -164,7 +165,7 @@ def _make(path: Path) -> None:
                 os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
 def _write(path: Path, secret: bytes) -> None:
@@ -173,15 +174,3 @@ def _write(path: Path, secret: bytes) -> None:
         handle.write(f"{secret.hex()}\n")
         handle.flush()
         os.fsync(handle.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Let the names in a folder outlive a power cut, as the rows do that are hashed with the key."""
-    if os.name != "posix":
-        return
-    with suppress(OSError):  # a file system that cannot
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

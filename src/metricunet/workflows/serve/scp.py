@@ -101,8 +101,8 @@ class _Server(ThreadedAssociationServer):
         assert self.socket is not None
         connection, address = self.socket.accept()
         if not _is_listed(self.node, address[0]):
-            connection.close()
             self.journal.say("connection refused", "warning", address=address[0], why="the address is not listed")
+            connection.close()
             raise OSError("the address is not listed")
         if len(self.active_associations) >= CROWD * self.node.limits.connections:
             connection.close()
