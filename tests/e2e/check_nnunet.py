@@ -53,7 +53,7 @@ SMALL = {
 }
 #: The planned networks on smaller patches: what the cost of the branch is measured on.
 COST = {"cost_2d": ("2d", [128, 128], 8), "cost_3d": ("3d_fullres", [32, 96, 96], 2)}
-EPOCHS, ITERATIONS = 4, 25
+EPOCHS, ITERATIONS = 4, 80
 #: A mean over the violators of a margin hardly falls while they become rare; one over all tuples does.
 SETTINGS = "{warm_up_updates: 5, mean_over: all}"
 #: Beside nnU-Net's own trainers, so that its commands find it: the trainer, shortened as nnU-Net's users do, and

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -227,3 +229,14 @@ def test_models_of_the_same_structures_in_another_order_are_refused(tiny_model: 
     assert Segmenter(paths[:2], models[:2], None, 0).card.labels == labels
     with pytest.raises(InputError, match=r"three: segments .* in the same order"):
         Segmenter(paths, models, None, 0)
+
+
+def test_a_model_is_read_without_torchs_compiler(tiny_model: Path) -> None:
+    """To import it takes as long as to segment a scan does."""
+    code = (
+        "import sys; from pathlib import Path; from metricunet.inference.predictor import Predictor; "
+        f"Predictor([Path({str(tiny_model)!r})], 'cpu'); "
+        "print('sympy' in sys.modules, 'torch._dynamo' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split("\n")[0] == "False False"

@@ -106,6 +106,8 @@ def conv_norm_act(before: int, after: int, dims: int, norm: Norm) -> list[nn.Mod
 def initialise(module: nn.Module) -> None:
     """Give a convolution the first weights of He et al. (ICCV 2015), and no bias."""
     if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        if module.weight.is_meta:
+            return  # it has no values; to draw some all the same, torch imports its compiler, for a second
         nn.init.kaiming_normal_(module.weight, a=SLOPE)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
