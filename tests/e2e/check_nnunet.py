@@ -46,14 +46,14 @@ NEEDED = (
 COHORT, REGIONS = "Dataset501_Phantom", "Dataset502_Regions"
 #: Small networks in place of the planned ones: what a test can pay for.
 SMALL = {
-    "small_2d": ("2d", "PlainConvUNet", [64, 64], 4, 2),
-    "small_2d_resenc": ("2d", "ResidualEncoderUNet", [64, 64], 4, 2),
+    "small_2d": ("2d", "PlainConvUNet", [64, 64], 8, 2),
+    "small_2d_resenc": ("2d", "ResidualEncoderUNet", [64, 64], 8, 2),
     "small_3d": ("3d_fullres", "PlainConvUNet", [16, 32, 32], 2, 3),
     "small_3d_resenc": ("3d_fullres", "ResidualEncoderUNet", [16, 32, 32], 2, 3),
 }
 #: The planned networks on smaller patches: what the cost of the branch is measured on.
 COST = {"cost_2d": ("2d", [128, 128], 8), "cost_3d": ("3d_fullres", [32, 96, 96], 2)}
-EPOCHS, ITERATIONS = 4, 80
+EPOCHS, ITERATIONS = 4, 60
 #: A mean over the violators of a margin hardly falls while they become rare; one over all tuples does.
 SETTINGS = "{warm_up_updates: 5, mean_over: all}"
 #: Beside nnU-Net's own trainers, so that its commands find it: the trainer, shortened as nnU-Net's users do, and
@@ -68,6 +68,7 @@ class nnUNetTrainerVoxelShort(nnUNetTrainerVoxelMetric):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.num_iterations_per_epoch = {EPOCHS}, {ITERATIONS}
         self.num_val_iterations_per_epoch = 2
+        self.oversample_foreground_percent = 1.0  # so that so short a training learns where the structures are
         self.save_every = 1
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
