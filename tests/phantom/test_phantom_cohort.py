@@ -326,7 +326,7 @@ def test_varied_test_cases_alone_have_a_variety(tmp_path: Path) -> None:
     assert plan.recipe == without.recipe | {"variety": list(few.groups)}
     assert CohortPlan(1, n_test=1, test_difficulty="varied", variety=Variety()).recipe == without.recipe
     make_cohort(tmp_path, 1, n_test=1, test_difficulty="varied", variety=few)
-    with pytest.raises(InputError, match="made with variety .*, not None"):
+    with pytest.raises(InputError, match=r"made with variety .*, not None"):
         make_cohort(tmp_path, 1, n_test=1, test_difficulty="varied")
     with pytest.raises(InputError, match="variety is for the difficulty varied alone; got it for real"):
         CohortPlan(1, test_difficulty="easy", variety=few)
