@@ -193,10 +193,11 @@ def make_phantom(
     variety: Variety | None = None,
     gland_texture_hu: float = 0.0,
 ) -> Phantom:
-    """Make the scan of a random man's pelvis, head first, supine.
+    """Make the scan of a random man's pelvis.
 
-    Of `varied` scans some go on beyond the pelvis, some show a man who lies prone, and some of those without a
-    prostate a woman or another part of the body. Axes always run to the head, the patient's back and his left.
+    `easy` and `real` men lie supine. Of `varied` scans some show a man who lies prone, some go on beyond the
+    pelvis, and some of those without a prostate show a woman or another part of the body. Axes always run to the
+    head, the patient's back and the left.
 
     A seed gives the same bytes every time, and the same man in `easy` and `real`; `varied` changes him.
 
