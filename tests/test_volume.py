@@ -215,6 +215,15 @@ def test_labels_take_the_largest_share() -> None:
     np.testing.assert_array_equal(resample_labels(labels, geometry).array, labels.array)
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"), [((1, 2), 1), ((2, 1), 1), ((0, 2), 0), ((2, 0), 0), ((0, 1, 2, 2), 2)]
+)
+def test_of_equal_shares_the_lowest_class_is_taken(row: tuple[int, ...], expected: int) -> None:
+    labels = Volume(np.array([[row]], dtype=np.uint8), Geometry.from_parts((1, 1, len(row)), (1, 1, 1)))
+    whole = labels.geometry.box_around(labels.geometry.centre_mm, (1, 1, 1), (1, 1, len(row)))
+    assert resample_labels(labels, whole).array.tolist() == [[[expected]]]
+
+
 def test_a_narrow_majority_decides() -> None:
     geometry = Geometry.from_parts((1, 1, 25), (1, 1, 1))
     coarse = geometry.box_around(geometry.centre_mm, (1, 1, 1), (1, 1, 25))

@@ -166,6 +166,9 @@ def phantom(
             "import, predict and serve without a patient.",
         ),
     ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Make the scans in this many processes, where no --engine shares them out.")
+    ] = 1,
     overwrite: Overwrite = False,
     engine: Engine = None,
 ) -> None:
@@ -190,7 +193,9 @@ def phantom(
             raise InputError(f"--displaced and -o name one folder, {output}; name two")
         check_displaced(output, displaced, CohortPlan(**wanted), overwrite=overwrite)  # before any work
     with opened(engine) as shared, progress_bars() as bar:
-        names = make_cohort(output, **wanted, progress=bar("phantoms"), overwrite=overwrite, engine=shared)
+        names = make_cohort(
+            output, **wanted, progress=bar("phantoms"), workers=workers, overwrite=overwrite, engine=shared
+        )
     typer.echo(f"{len(names)} phantoms in {output}")
     if dicom:
         from metricunet.workflows.phantom_dicom import write_as_dicom

@@ -322,16 +322,16 @@ class Volume:
 def resample_labels(labels: Volume, geometry: Geometry) -> Volume:
     """Read an integer label map on another grid: the class with the largest share of each target voxel.
 
-    Outside the volume the class is 0. Returns the dtype of the input.
+    Of classes with equal shares the lowest is taken. Outside the volume the class is 0. Returns the dtype of the
+    input.
     """
-    values = [int(v) for v in np.unique(labels.array)]
-    best = np.full(geometry.shape, 0.5, dtype=np.float32) if len(values) <= 2 else None
+    values = [int(v) for v in np.unique(labels.array) if v != 0]
     result = np.zeros(geometry.shape, dtype=labels.array.dtype)
-    if best is None:
+    if len(values) > 1:
         best = labels.with_array(labels.array == 0).resample(geometry, fill=1.0).array
+    else:  # against the background alone, the largest share is more than half
+        best = np.full(geometry.shape, 0.5, dtype=np.float32)
     for value in values:
-        if value == 0:
-            continue
         share = labels.with_array(labels.array == value).resample(geometry).array
         better = share > best
         result[better] = value

@@ -199,8 +199,46 @@ def test_a_displaced_cohort_never_replaces_the_cohort_through_a_link(tmp_path: P
     assert contents(clean) == before
 
 
-def test_a_file_that_the_source_lacks_is_named(tmp_path: Path) -> None:
-    make_cohort(tmp_path / "clean", 2, n_readers=1)
-    (tmp_path / "clean" / IMAGE).unlink()
-    with pytest.raises(InputError, match=f"{IMAGE}: is missing; make the cohort in .*clean again"):
-        displace_cohort(tmp_path / "clean", tmp_path / "displaced")
+def test_a_file_that_the_source_lacks_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    clean, displaced = tmp_path / "clean", tmp_path / "displaced"
+    make_cohort(clean, 2, n_readers=1)
+    displace_cohort(clean, tmp_path / "earlier")
+    make_cohort(clean, 3, n_readers=1)
+    last = IMAGE.replace("0001", "0002")
+    (clean / last).unlink()
+    before = contents(tmp_path)
+    for folder in (displaced, tmp_path / "earlier"):
+        with pytest.raises(InputError, match=f"{last}: is missing; make the cohort in .*clean again"):
+            displace_cohort(clean, folder)
+    assert contents(tmp_path) == before
+    assert not displaced.exists()
+    make_cohort(clean, 3, n_readers=1)
+    for folder in (displaced, tmp_path / "earlier"):
+        displace_cohort(clean, folder)
+        assert (folder / last).samefile(clean / last)
+
+
+def test_readers_who_have_not_contoured_every_case_are_left_out(metricunet: Command, tmp_path: Path) -> None:
+    clean, displaced = tmp_path / "clean", tmp_path / "displaced"
+    assert metricunet("phantom", "-n", "2", "--readers", "2", "-o", clean).status == 0
+    fewer = ("phantom", "-n", "3", "--test", "1", "--readers", "1", "-o", clean, "--displaced", displaced)
+    ended = metricunet(*fewer)
+    assert (ended.status, ended.err) == (0, "")
+    names = [f"phantom_000{k}.nii.gz" for k in range(3)]
+    for name in names:
+        assert (displaced / "labelsTr" / name).samefile(clean / "reader1Tr" / name)
+    assert not (displaced / "reader2Tr").exists()
+    with pytest.raises(InputError, match=f"reader2Tr/{names[2]}: is missing; .* with 2 readers or more"):
+        displace_cohort(clean, tmp_path / "other", reader=2)
+    assert not (tmp_path / "other").exists()
+    # With contours of every case he is taken in, asked for or not.
+    make_cohort(clean, 3, n_test=1, n_readers=2)
+    (displaced / "reader2Tr").mkdir()
+    (displaced / "reader2Tr" / names[0]).write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"reader2Tr/{names[0]}: is there already"):
+        check_displaced(clean, displaced, CohortPlan(3, n_test=1, n_readers=1))
+    (displaced / "reader2Tr" / names[0]).unlink()
+    assert metricunet(*fewer).status == 0
+    for split, of_split in (("Tr", names), ("Ts", ["phantom_ts0000.nii.gz"])):
+        for name in of_split:
+            assert (displaced / f"reader2{split}" / name).samefile(clean / f"reader2{split}" / name)

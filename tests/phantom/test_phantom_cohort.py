@@ -11,7 +11,7 @@ import pytest
 from metricunet.cohort.layout import read_cohort
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti
-from metricunet.phantom import STRUCTURES, displace_cohort, make_cohort, make_phantom, reader_path
+from metricunet.phantom import STRUCTURES, Variety, displace_cohort, make_cohort, make_phantom, reader_path
 from metricunet.phantom.cohort import CohortPlan
 from metricunet.phantom.variety import GROUPS
 from tests.support.command import Command
@@ -78,6 +78,16 @@ def test_more_cases_extend_a_cohort_and_more_workers_change_nothing(tmp_path: Pa
     make_cohort(tmp_path / "a", 3, difficulty="easy")
     make_cohort(tmp_path / "b", 3, difficulty="easy", workers=2)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_the_command_makes_phantoms_in_several_processes(
+    metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_cohort(tmp_path / "one", 2, difficulty="easy")
+    monkeypatch.setattr("metricunet.phantom.cohort.make_phantom", None)  # this process makes none
+    ended = metricunet("phantom", "-n", 2, "--difficulty", "easy", "--workers", 2, "-o", tmp_path / "two")
+    assert (ended.status, ended.err) == (0, "")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_an_interrupted_cohort_is_no_cohort_yet_and_can_be_continued(tmp_path: Path) -> None:
@@ -305,3 +315,18 @@ def test_test_cases_of_another_difficulty(tmp_path: Path) -> None:
         make_cohort(tmp_path / "plain", 1, n_test=1, test_difficulty="varied")
     with pytest.raises(InputError, match="test_difficulty must be one of easy, real, varied; got 'hard'"):
         CohortPlan(1, test_difficulty="hard")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("quick_phantoms")
+def test_varied_test_cases_alone_have_a_variety(tmp_path: Path) -> None:
+    few = Variety(floor=False)
+    plan = CohortPlan(1, n_test=1, test_difficulty="varied", variety=few)
+    assert [order.variety for order in plan.orders()] == [None, few]
+    without = CohortPlan(1, n_test=1, test_difficulty="varied")
+    assert plan.recipe == without.recipe | {"variety": list(few.groups)}
+    assert CohortPlan(1, n_test=1, test_difficulty="varied", variety=Variety()).recipe == without.recipe
+    make_cohort(tmp_path, 1, n_test=1, test_difficulty="varied", variety=few)
+    with pytest.raises(InputError, match=r"made with variety .*, not None"):
+        make_cohort(tmp_path, 1, n_test=1, test_difficulty="varied")
+    with pytest.raises(InputError, match="variety is for the difficulty varied alone; got it for real"):
+        CohortPlan(1, test_difficulty="easy", variety=few)

@@ -443,6 +443,32 @@ def test_scans_go_on_as_far_and_as_often_as_stated() -> None:
         assert max(tops) <= v.BEYOND_TOP_MM[name][1]
 
 
+def test_a_tall_body_takes_more_of_the_thickest_slices() -> None:
+    seeds = [seed for seed in range(300) if reach(seed) == "body"]
+    scans = [extend_scan(scan(seed, PELVIS), seed, "body", 1.15, GLAND_MM) for seed in seeds]
+    longer = [s for s in scans if s.shape[0] > v.BEYOND_SLICES["body"] + 1]
+    assert 0 < len(longer) < len(scans)
+    assert {s.spacing_mm[0] for s in longer} == {max(v.SLICE_MM)}
+
+
+def test_a_scan_that_ends_below_the_gland_does_not_claim_to_go_on_upward() -> None:
+    # Whether it does so does not depend on where the gland lies.
+    below = {
+        reach(seed): seed
+        for seed in range(1500)
+        if lose(seed) == "missed"
+        and reach(seed) != "pelvis"
+        and scan(seed, PELVIS, reaches=False).end_mm[2] < GLAND_MM[0]
+    }
+    assert below.keys() == v.BEYOND_SHARE.keys()
+    for reached, seed in below.items():
+        found = draw_phantom(seed, "varied", reaches_prostate=False)
+        assert found.scan.end_mm[2] < found.gland_mm[0][2]
+        assert found.description["reach"] == ("legs" if reached == "body" else "pelvis")
+    above = kind("chest", reach)
+    assert draw_phantom(above, "varied").description["reach"] == "chest"
+
+
 def test_a_body_has_lungs_above_and_femurs_below_its_pelvis() -> None:
     whole = (
         s for s in range(500) if reach(s) == "body" and scan(s).start_mm[2] < -200 and scan(s).end_mm[2] > 700
@@ -475,7 +501,9 @@ def test_scans_without_a_prostate_show_what_is_stated() -> None:
 def test_nothing_of_a_prostate_is_left(who: str) -> None:
     found, _, labels = outside(kind(who, lose), reaches=False)
     assert found.description["absent"] == who
-    assert found.description["gland_volume_ml"] == 0
+    assert found.description["gland_volume_ml"] == found.description["calcifications"] == 0
+    clips = found.description.get("clips")
+    assert clips is None if who == "woman" else v.CLIPS[0] <= clips == len(found.appearance.stones_mm)
     held = {name for name, value in STRUCTURES.items() if (labels.array == value).any()}
     assert {"bladder", "rectum", "femoral_head_left"} <= held
     assert not held & {"prostate", *(("seminal_vesicles", "penile_bulb") if who == "woman" else ())}

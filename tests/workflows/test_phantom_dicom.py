@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from metricunet.files.nifti import read_labels
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.scan import read_scan
-from metricunet.phantom import make_cohort
+from metricunet.phantom import Phantom, make_cohort
 from metricunet.workflows.phantom_dicom import write_as_dicom
 from tests.support.command import Command
 from tests.support.dicom_series import find_only
+from tests.support.phantoms import quick_phantom
 
 
 @pytest.mark.usefixtures("quick_phantoms")
@@ -30,6 +33,36 @@ def test_what_comes_back_equals_what_went_in(tmp_path: Path) -> None:
         assert [entry.name for entry in filled] == ["Prostate"]
         assert filled[0].mask is not None
         np.testing.assert_array_equal(filled[0].mask.reordered_like(truth.geometry).array != 0, truth.array == 1)
+
+
+def test_who_lies_prone_keeps_every_voxel_at_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prone_phantom(seed: int, *more: object) -> Phantom:
+        made = quick_phantom(seed)
+        aside = made.labels.with_array(np.roll(made.labels.array, (1, -1), axis=(1, 2)))
+        return replace(made, labels=aside, description=made.description | {"position": "prone"})
+
+    monkeypatch.setattr("metricunet.phantom.cohort.make_phantom", prone_phantom)
+    (name,) = make_cohort(tmp_path, 1)
+    folder = write_as_dicom(tmp_path, [name]) / name
+    scan = read_scan(tmp_path / "imagesTr" / f"{name}_0000.nii.gz").canonical()
+    truth = read_labels(tmp_path / "labelsTr" / f"{name}.nii.gz").canonical()
+    for path in (folder / "ct").glob("*.dcm"):
+        file = pydicom.dcmread(path)
+        assert file.PatientPosition == "HFP"
+        assert list(file.ImageOrientationPatient) == [-1, 0, 0, 0, -1, 0]
+        first = np.array(file.ImagePositionPatient, dtype=float)
+        between_rows, between_columns = map(float, file.PixelSpacing)
+        r, c = np.indices((file.Rows, file.Columns))
+        # Columns run to the right, rows to the front.
+        place = first - np.stack([c * between_columns, r * between_rows, 0 * r], axis=-1)
+        k, row, column = np.rint(scan.geometry.to_index(place)).astype(int).transpose(2, 0, 1)
+        np.testing.assert_allclose(scan.geometry.to_world(np.stack([k, row, column], axis=-1)), place, atol=1e-5)
+        np.testing.assert_array_equal(file.pixel_array - 1024.0, scan.array[k, row, column])
+    series = find_only(folder / "ct")
+    np.testing.assert_array_equal(series.read().reordered_like(scan.geometry).array, scan.array)
+    (filled,) = read_rtstruct(folder / "rtstruct.dcm", series).masks(series.geometry)
+    assert filled.mask is not None
+    np.testing.assert_array_equal(filled.mask.reordered_like(truth.geometry).array != 0, truth.array == 1)
 
 
 def test_the_same_cohort_gives_the_same_identifiers(

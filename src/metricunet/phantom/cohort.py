@@ -90,7 +90,8 @@ class CohortPlan:
             if value not in get_args(Difficulty):
                 raise InputError(f"{name} must be one of {', '.join(get_args(Difficulty))}; got {value!r}")
             check_texture(self.gland_texture_hu, value)
-        check_variety(self.variety, self.difficulty)
+        if "varied" not in (self.difficulty, self.difficulty_of("Ts")):
+            check_variety(self.variety, self.difficulty)
         if not 0 <= self.absent_fraction <= 1:
             raise InputError(f"absent_fraction must lie between 0 and 1; got {self.absent_fraction:g}")
         for split in ("Tr", "Ts"):
@@ -104,9 +105,10 @@ class CohortPlan:
     def recipe(self) -> dict[str, Any]:
         """What all cases share, whatever their number is."""
         more: dict[str, Any] = {}
-        if self.difficulty == "varied":
-            more["variety"] = list((self.variety or Variety()).groups)
+        variety = self.variety or Variety()
         # Recipes of cohorts without them, which earlier versions made, do not name them.
+        if self.difficulty == "varied" or variety != Variety():
+            more["variety"] = list(variety.groups)
         if self.difficulty_of("Ts") != self.difficulty:
             more["test_difficulty"] = self.test_difficulty
         if self.gland_texture_hu:

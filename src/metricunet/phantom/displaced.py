@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,7 +44,9 @@ def check_displaced(
     Raises:
         InputError: the folder is the source's, holds anything else, or a file that was changed since it was made.
     """
-    origins = {order.name: _origins(order.name, plan.n_readers, reader) for order in plan.orders()}
+    names = [order.name for order in plan.orders()]
+    n_readers = _readers_of_all(source, names, plan.n_readers)
+    origins = {name: _origins(name, n_readers, reader) for name in names}
     _refuse_folders_of(source, folder, origins.values())
     own = OwnFiles(folder, RECIPE_FILE, COMMAND, overwrite=overwrite)
     known_cases(own, {**plan.recipe, "labels": f"reader{reader}"}, {k: list(v) for k, v in origins.items()})
@@ -54,8 +56,9 @@ def displace_cohort(source: Path, folder: Path, reader: int = 1, overwrite: bool
     """Make a second cohort of the same scans, whose training labels are a reader's contours.
 
     `labelsTr` is the reader's, `labelsTs` the true shape, `truthTr` the true shape of the training cases, and the
-    readers' folders are as in the source. Files are hard links to those of the source, or copies where the file
-    system has none, so the images take no room. A rerun adds what is missing.
+    readers' folders are as in the source; a reader after `reader` who has not contoured every case is left out.
+    Files are hard links to those of the source, or copies where the file system has none, so the images take no
+    room. A rerun adds what is missing.
 
     Args:
         source: a cohort that `make_cohort` wrote with `n_readers` of at least `reader`.
@@ -68,8 +71,8 @@ def displace_cohort(source: Path, folder: Path, reader: int = 1, overwrite: bool
         The folder.
 
     Raises:
-        InputError: if the source has no such reader, the folder holds anything else, or a file in it was not made
-            here or was changed since. Nothing was written then.
+        InputError: if the source has no such reader or lacks a file, the folder holds anything else, or a file in
+            it was not made here or was changed since. Nothing was written then.
     """
     source, folder = Path(source), Path(folder)
     recipe_path = source / RECIPE_FILE
@@ -85,25 +88,26 @@ def displace_cohort(source: Path, folder: Path, reader: int = 1, overwrite: bool
     drawn = source / f"reader{reader}Tr"
     if not drawn.is_dir():
         raise InputError(f"{source}: no {drawn.name} here; make the cohort with {max(reader, 1)} readers or more")
-    n_readers = reader
-    while (source / f"reader{n_readers + 1}Tr").is_dir():
-        n_readers += 1
+    n_readers = _readers_of_all(source, cases, reader)
     origins = {name: _origins(name, n_readers, reader) for name in cases}
     _refuse_folders_of(source, folder, origins.values())
     files = {name: list(of_case) for name, of_case in origins.items()}
     content = {"recipe": {**recipe, "labels": f"reader{reader}"}, "cases": cases}
     own = OwnFiles(folder, RECIPE_FILE, COMMAND, overwrite=overwrite)
     refuse_claimed(own.claim, MAKING)
-    if own.content() is None and known_cases(own, content["recipe"], files) is None:
-        return folder
+    links = {name: source / origin for of_case in origins.values() for name, origin in of_case.items()}
+    if own.content() is None:  # nothing, not even a claim, is written before all that it needs was found
+        if known_cases(own, content["recipe"], files) is None:
+            return folder
+        _refuse_missing(source, links.values(), reader)
     with claimed(own.claim, MAKING):
         if known_cases(own, content["recipe"], files) is None:
             return folder
-        links = {name: source / origin for of_case in origins.values() for name, origin in of_case.items()}
         missing = missing_files(own, links)
         if not missing and not missing_files(own, [DATASET_FILE]):
             own.tidy()
             return folder
+        _refuse_missing(source, [links[name] for name in missing], reader)
         try:
             own.add(content, drop=[DATASET_FILE], more=True)
             for name in missing:
@@ -119,6 +123,14 @@ def displace_cohort(source: Path, folder: Path, reader: int = 1, overwrite: bool
         finally:
             own.discard()
     return folder
+
+
+def _readers_of_all(source: Path, names: Collection[str], at_least: int) -> int:
+    """Return how many readers, counted from 1, have contoured every case of the source or are to do so."""
+    number = at_least
+    while names and all(reader_path(source, name, number + 1, split_of(name)).is_file() for name in names):
+        number += 1
+    return number
 
 
 def _origins(name: str, n_readers: int, reader: int) -> dict[str, str]:
@@ -140,14 +152,17 @@ def _refuse_folders_of(source: Path, folder: Path, origins: Iterable[dict[str, s
             raise InputError(f"{folder / parent}: is a folder of {source} itself; choose another folder")
 
 
-def _link(origin: Path, path: Path) -> None:
-    """Make `path` the same file as `origin`, or a copy of it.
+def _refuse_missing(source: Path, origins: Iterable[Path], reader: int) -> None:
+    """Refuse a source that lacks a file."""
+    for origin in origins:
+        if not origin.is_file():
+            raise InputError(
+                f"{origin}: is missing; make the cohort in {source} again, with {reader} readers or more"
+            )
 
-    Raises:
-        InputError: there is no such file.
-    """
-    if not origin.is_file():
-        raise InputError(f"{origin}: is missing; make the cohort in {origin.parents[1]} again")
+
+def _link(origin: Path, path: Path) -> None:
+    """Make `path` the same file as `origin`, or a copy of it."""
     with suppress(OSError):  # another file system, or one without hard links
         os.link(origin, path)
         return

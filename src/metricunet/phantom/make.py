@@ -27,6 +27,7 @@ from metricunet.phantom.varied import (
     lose,
     part_scan,
     reach,
+    reach_shown,
     vary_appearance,
     vary_patient,
     vary_scan,
@@ -192,7 +193,11 @@ def make_phantom(
     variety: Variety | None = None,
     gland_texture_hu: float = 0.0,
 ) -> Phantom:
-    """Make the scan of a random man's pelvis, head first, supine.
+    """Make the scan of a random man's pelvis.
+
+    `easy` and `real` men lie supine. Of `varied` scans some show a man who lies prone, some go on beyond the
+    pelvis, and some of those without a prostate show a woman or another part of the body. Axes always run to the
+    head, the patient's back and the left.
 
     A seed gives the same bytes every time, and the same man in `easy` and `real`; `varied` changes him.
 
@@ -252,10 +257,14 @@ def draw_phantom(
     if groups is not None and groups.image:
         scan = vary_scan(scan, seed, (low[2], high[2]), covers)
     reached = reach(seed) if groups is not None and groups.beyond else "pelvis"
+    shown = reached
     if lost in PART_SHARE:
-        reached, scan = lost, part_scan(scan, seed, lost, patient)
+        reached = shown = lost
+        scan = part_scan(scan, seed, lost, patient)
     elif reached != "pelvis":
-        scan = extend_scan(scan, seed, reached, patient.scale[2], (low[2], high[2]))
+        of_pelvis = scan
+        scan = extend_scan(of_pelvis, seed, reached, patient.scale[2], (low[2], high[2]))
+        shown = reach_shown(of_pelvis, scan, reached)
     appearance = draw_appearance(for_appearance, difficulty, gland.centre, min(gland.half))
     if groups is not None:
         appearance = vary_appearance(appearance, patient, groups, seed, min(gland.half))
@@ -275,7 +284,7 @@ def draw_phantom(
         "bladder_volume_ml": round(patient.bladder_volume_ml),
         "rectum_filling": patient.rectum_filling,
         "markers": len(appearance.seeds_mm),
-        "calcifications": len(appearance.stones_mm),
+        "calcifications": 0 if patient.lost else len(appearance.stones_mm),  # without a gland they are clips
         "hip_implants": ["left" if implant.left else "right" for implant in implants],
         "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
         "shape": list(scan.shape),
@@ -286,7 +295,7 @@ def draw_phantom(
         holds = scan.start_mm[2] <= low[2] and high[2] <= scan.end_mm[2]
         description |= {
             "variety": list(groups.groups),
-            "reach": reached,
+            "reach": shown,
             "voltage_kv": appearance.voltage_kv,
             "position": "prone" if patient.prone else "supine",
             "devices": [
@@ -303,6 +312,8 @@ def draw_phantom(
         }
         if not reaches_prostate:
             description["absent"] = lost
+        if patient.lost is not None and not patient.lost.woman:
+            description["clips"] = len(patient.lost.clips_mm)
     if gland_texture_hu:
         description["gland_texture_hu"] = gland_texture_hu
     return Drawn(seed, difficulty, patient, scan, appearance, implants, build, (low, high), description)

@@ -29,7 +29,8 @@ from metricunet.phantom.variety import (
 )
 from metricunet.phantom.whole_body import Build
 
-#: The longest varied scan, in slices: thin slices are more frequent than in `real` and should cost no more.
+#: About the longest varied scan of the pelvis alone or of another part of the body, in slices: thin slices are
+#: more frequent than in `real` and should cost no more.
 MOST_SLICES = 150
 #: Shift of the means that any scanner, voltage or patient brings.
 TISSUE_SD_HU = {
@@ -468,8 +469,29 @@ def extend_scan(scan: Scan, seed: int, reached: str, stretch: float, gland_mm: t
     return on_range(scan, low, high, v.BEYOND_SLICES[reached], wide=reached == "body")
 
 
+def reach_shown(of_pelvis: Scan, extended: Scan, reached: str) -> str:
+    """Return how far a scan goes in fact, after `extend_scan`.
+
+    One that ends below or in the gland does not go on upward: it shows the pelvis alone, or goes on downward over
+    the legs.
+
+    Args:
+        of_pelvis: the scan before.
+        extended: the scan after.
+        reached: as `reach` drew it.
+    """
+    slice_mm = of_pelvis.spacing_mm[0]  # less is rounding
+    if extended.end_mm[2] > of_pelvis.end_mm[2] + slice_mm:
+        return reached
+    return "legs" if extended.start_mm[2] < of_pelvis.start_mm[2] - slice_mm else "pelvis"
+
+
 def on_range(scan: Scan, low_mm: float, high_mm: float, most: int, wide: bool) -> Scan:
-    """Return the scan between two heights in at most so many slices, for a whole body with a wide field."""
+    """Return the scan between two heights, for a whole body with a wide field.
+
+    Where it would have more slices than `most` they become thicker, as thin as will do. What even the thickest of
+    `SLICE_MM` do not cover in so many, such as the whole of a tall man, has more of these.
+    """
     thickness, row, column = scan.spacing_mm
     if (high_mm - low_mm) / thickness > most:
         thickness = min((t for t in v.SLICE_MM if (high_mm - low_mm) / t <= most), default=max(v.SLICE_MM))

@@ -75,7 +75,8 @@ PRONE_SHARE = 0.04
 #: Artificial hips, twice as frequent as in `real`.
 HIPS_SHARE = 0.12
 # Beyond the pelvis. Share of the scans that go on upward, and to which heights in the template; whole bodies also
-# go on downward, half of them to the feet. So many slices at most.
+# go on downward, half of them to the feet. So many slices at most, or as many more of the thickest as it takes to
+# cover a tall man.
 BEYOND_SHARE = {"abdomen": 0.18, "chest": 0.07, "body": 0.05}
 BEYOND_TOP_MM = {"abdomen": (300.0, 480.0), "chest": (560.0, 660.0), "body": (715.0, 905.0)}
 BEYOND_BOTTOM_MM = {"thighs": (-330.0, -200.0), "feet": (-870.0, -845.0)}

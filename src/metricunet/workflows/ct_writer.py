@@ -49,11 +49,17 @@ class CtGrid:
     patient_position: str = "HFS"
 
     @classmethod
-    def of(cls, geometry: Geometry) -> CtGrid:
-        """Return the grid of a scan whose axes run to head, back and left; a slight turn is dropped."""
+    def of(cls, geometry: Geometry, patient_position: str = "HFS") -> CtGrid:
+        """Return the grid of a scan; a slight turn is dropped.
+
+        Args:
+            geometry: its slices run to the head, rows and columns as `ORIENTATIONS` has them: for HFS to the back
+                and the left, for HFP to the front and the right.
+            patient_position: HFS, HFP, FFS or FFP.
+        """
         distance, row, column = (round(step, 6) for step in geometry.spacing_mm)
         x, y, z = (round(float(v), 6) for v in geometry.origin_mm)
-        return cls(geometry.shape, (row, column), distance, (x, y, z))
+        return cls(geometry.shape, (row, column), distance, (x, y, z), patient_position)
 
     @property
     def orientation(self) -> tuple[float, ...]:

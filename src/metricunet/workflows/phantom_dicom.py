@@ -21,6 +21,7 @@ from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.files.scan import read_scan
 from metricunet.inference.structure_set import COLOURS
+from metricunet.phantom.cohort import RECIPE_FILE, read_recipe
 from metricunet.progress import Progress, no_progress
 from metricunet.volume import Volume
 from metricunet.workflows.ct_writer import CtGrid, write_ct_series
@@ -34,8 +35,9 @@ WORDS = "Exact shapes of a synthetic scan. Not of any patient."
 def write_as_dicom(cohort: Path, cases: Sequence[str], *, progress: Progress | None = None) -> Path:
     """Write each case of a cohort of phantoms as `dicom/CASE/ct/*.dcm` and `dicom/CASE/rtstruct.dcm`.
 
-    What comes back through the DICOM intake has the very HU and labels of the cohort's files. The same cohort
-    gives the same UIDs. A case whose folder is there already is left as it is.
+    What comes back through the DICOM intake has the very HU and labels of the cohort's files. Who lies prone is
+    written as a scanner would write him (HFP), with the couch at the bottom of the picture. The same cohort gives
+    the same UIDs. A case whose folder is there already is left as it is.
 
     Args:
         cohort: folder that `metricunet phantom` wrote.
@@ -49,6 +51,7 @@ def write_as_dicom(cohort: Path, cases: Sequence[str], *, progress: Progress | N
         InputError: a file that cannot be read or written.
     """
     known = progress or no_progress
+    facts = read_recipe(cohort / RECIPE_FILE)[1]
     labels = {str(k): int(v) for k, v in read_json(cohort / "dataset.json")["labels"].items() if int(v)}
     for done, case in enumerate(cases, start=1):
         target = cohort / FOLDER / case
@@ -57,8 +60,9 @@ def write_as_dicom(cohort: Path, cases: Sequence[str], *, progress: Progress | N
             image = cohort / f"images{split}" / f"{case}{CHANNEL_SUFFIX}.nii.gz"
             partial = target.with_name(f".partial-{case}")
             shutil.rmtree(partial, ignore_errors=True)
+            prone = facts.get(case, {}).get("position") == "prone"
             try:
-                _write_case(partial, case, image, cohort / f"labels{split}" / f"{case}.nii.gz", labels)
+                _write_case(partial, case, image, cohort / f"labels{split}" / f"{case}.nii.gz", labels, prone)
                 os.replace(partial, target)
             except OSError as error:
                 raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
@@ -68,13 +72,17 @@ def write_as_dicom(cohort: Path, cases: Sequence[str], *, progress: Progress | N
     return cohort / FOLDER
 
 
-def _write_case(folder: Path, case: str, image: Path, label: Path, labels: dict[str, int]) -> None:
-    scan, truth = read_scan(image).canonical(), read_labels(label).canonical()
-    identity = Identity(("phantom", sha256([image])))
-    grid = CtGrid.of(scan.geometry)
+def _write_case(folder: Path, case: str, image: Path, label: Path, labels: dict[str, int], prone: bool) -> None:
+    scan, position = read_scan(image).canonical(), "HFP" if prone else "HFS"
+    if prone:  # rows to the front, columns to the right
+        scan = scan.reordered((0, 1, 2), (False, True, True))
+    # Earlier versions wrote all as supine; other pixels must not have the UIDs of those.
+    identity = Identity(("phantom", *((position,) if prone else ()), sha256([image])))
+    grid = CtGrid.of(scan.geometry, position)
     words = f"Synthetic scan {case}"
     write_ct_series(folder / CT, scan.array, grid, patient=f"phantom-{case}", description=words, identity=identity)
     (series,) = find_series(folder / CT).series
+    truth = read_labels(label).reordered_like(series.geometry)
     structures = [
         Structure(standard_name(name, {}), Volume(mask, series.geometry), colour=COLOURS[k % len(COLOURS)])
         for k, (name, value) in enumerate(labels.items())
