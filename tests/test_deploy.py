@@ -179,7 +179,7 @@ def bundle(tmp_path: Path) -> Path:
     return seal(folder)
 
 
-#: An interpreter whose environments are there at once: what they install says what stands in the bundle's one wheel.
+#: An interpreter whose environments are there at once. What they install says what stands in the bundle's wheel.
 STAND_IN = f"""\
 #!/bin/sh
 case "$1 $2" in

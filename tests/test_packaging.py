@@ -91,6 +91,7 @@ def test_each_supported_python_is_named_alike_everywhere() -> None:
 
 
 def test_what_make_says_of_a_target_can_be_read_alone() -> None:
-    said = dict(re.findall(r"^([a-z-]+):.*## (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^([a-z-]+):.*## (.*)$", makefile, re.MULTILINE))
     assert {"check-wheel", "check-pythons", "release"} <= set(said)
     assert [target for target, line in said.items() if line.startswith("the same")] == []
