@@ -281,7 +281,7 @@ def test_the_model_of_a_folder(tiny_model: Path, tmp_path: Path, monkeypatch: py
         models_at(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["cases.csv", "report.html", "evaluate.json"])
+@pytest.mark.parametrize("name", ["cases.csv", "report.html"])
 def test_scores_that_somebody_changed_are_seen_before_a_fold_is_trained(
     cohort: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metricunet: Command, name: str
 ) -> None:

@@ -381,8 +381,6 @@ def train_fold(spec: FoldSpec, bar: Bars = no_bars, say: Say = silent) -> FoldRe
         return FoldResult(spec, time.perf_counter() - began, (), told(error), without_frames(error))
 
 
-
-
 def _evaluate(
     cohort: Path, output: Path, folds: Sequence[FoldResult], splits: Sequence[Split], bar: Bars
 ) -> Evaluation:
@@ -396,9 +394,7 @@ def _evaluate(
     matching = replace(matched[0], pairs=tuple(pairs), unmatched=())
     predictions = [fold.spec.folder / VALIDATION for fold in folds]
     record = RunRecord(COMMAND, {"predictions": predictions, "references": cohort, "output": output})
-    return evaluate_matched(
-        matching, output, cohort, output, record, overwrite=None, progress=bar("scoring")
-    )
+    return evaluate_matched(matching, output, cohort, output, record, overwrite=None, progress=bar("scoring"))
 
 
 def _facts(folds: Sequence[FoldResult], splits: Sequence[Split], config: TrainConfig) -> dict[str, Any]:

@@ -109,9 +109,7 @@ def demo(
     if not trained:
         model = train(cohort, run, config=config, resume=begun, progress=bar("preparing"))
     say(f"3/4 segmenting {unseen_cases} unseen scans")
-    outcome = predict(
-        [cohort / "imagesTs"], [model], prediction, overwrite=None, progress=bar("segmenting")
-    )
+    outcome = predict([cohort / "imagesTs"], [model], prediction, overwrite=None, progress=bar("segmenting"))
     say("4/4 scoring them")
     result = evaluate(prediction, cohort / "labelsTs", evaluation, overwrite=None, progress=bar("scoring"))
     origins = (model, evaluation / "summary.json", evaluation / "report.html")
