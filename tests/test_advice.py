@@ -138,7 +138,7 @@ def test_no_other_text_names_an_option() -> None:
                 assert not found, f"{module}:{node.lineno} names {found}; use metricunet.errors.argument"
 
 
-def offers_to_overwrite(node: ast.AST) -> bool:
+def offers_to_overwrite(node: ast.stmt) -> bool:
     """Tell whether a function takes `overwrite`, and offers it in messages unless that is None."""
     if not isinstance(node, ast.FunctionDef):
         return False
@@ -151,7 +151,7 @@ def offers_to_overwrite(node: ast.AST) -> bool:
 
 def test_who_has_no_option_to_overwrite_says_so() -> None:
     """Commands such as demo and train call others, whose messages would name an option that they lack."""
-    offering = {node.name for _, tree in modules() for node in ast.walk(tree) if offers_to_overwrite(node)}
+    offering = {node.name for _, tree in modules() for node in tree.body if offers_to_overwrite(node)}
     assert {"predict", "evaluate", "evaluate_matched"} <= offering
     for module, tree in modules():
         for node in ast.walk(tree):
