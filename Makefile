@@ -51,7 +51,7 @@ check-wheel: $(VENV)/development ## build and check the archives, install the wh
 check-nnunet: $(VENV)/runtime ## train the metric branch within the real nnU-Net, in an environment of its own
 	OMP_NUM_THREADS=1 $(BIN)/python tests/e2e/check_nnunet.py
 
-check-pythons: $(VENV)/development ## the same for each Python of PYTHONS (programs or paths)
+check-pythons: $(VENV)/development ## check-wheel for each Python of PYTHONS (programs or paths)
 	for python in $(PYTHONS); do $(BIN)/python tests/e2e/check_wheel.py --python $$python || exit 1; done
 
 bundle: docs ## wheels, model and pages for a machine without internet, with an install script, in build/bundle
@@ -60,7 +60,7 @@ bundle: docs ## wheels, model and pages for a machine without internet, with an 
 check-bundle: $(VENV)/development ## install that bundle where there is no network, and use it
 	$(BIN)/python tests/e2e/check_bundle.py
 
-release: $(VENV)/development ## the same, and the archives with their bill of materials in dist, if HEAD is tagged
+release: $(VENV)/development ## check-wheel, and the archives with their bill of materials in dist, if HEAD is tagged
 	$(BIN)/python tests/e2e/check_wheel.py --release --keep dist
 
 format: $(VENV)/development ## rewrite the code in the project's style

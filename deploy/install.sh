@@ -2,7 +2,8 @@
 # Install metricunet from this bundle into a folder, without a network:   ./install.sh DIR
 #
 # DIR/bin/metricunet is the program. A later bundle is installed into the folder of an earlier one: the environment of
-# the new version is complete before bin/metricunet leads to it, and models and settings that are there stay as they are.
+# the new bundle is complete before bin/metricunet leads to it, and models and settings that are there stay as they are.
+# An installation that broke off is made good by calling this again.
 # PYTHON names the interpreter (default: python3), which must have the version that the bundle was made for.
 set -eu
 umask 022
@@ -28,10 +29,16 @@ print(f"cp{sys.version_info[0]}{sys.version_info[1]}-{sysconfig.get_platform()}"
 
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
-[ ! -e "$folder/bin" ] || [ -L "$folder/current" ] || fail "$folder: holds something else in bin; choose another folder"
+if [ -e "$folder/bin" ] && [ ! -L "$folder/current" ] && [ -n "$(ls -A "$folder/bin")" ]; then
+    fail "$folder: holds something else in bin; choose another folder"
+fi
 exec 9> "$folder/.lock"
 flock -n 9 || fail "$folder: another installation is at work there; wait for its end"
-environment=$folder/env-$version
+hashed() {
+    sha256sum < "$1" | cut -c 1-12
+}
+# The requirements hold the hash of every wheel, so another bundle of the same version has an environment of its own.
+environment=$folder/env-$version-$(hashed "$here/requirements.txt")
 if [ -e "$environment/complete" ]; then
     echo "$environment is there already"
 else
@@ -45,13 +52,13 @@ else
     touch "$environment/complete"
 fi
 
-mkdir -p "$folder/bin" "$folder/models"
+mkdir -p "$folder/models"
 for model in "$here"/models/*; do
     target=$folder/models/$(basename "$model")
-    # An earlier model stays under its name, so that a new version changes no contour until the settings name the new one.
+    # An earlier model stays under its name, so that a new bundle changes no contour until the settings name its model.
     if [ -e "$target" ] && ! cmp -s "$model" "$target"; then
-        target=${target%.safetensors}-$version.safetensors
-        echo "the model of this version: $target"
+        target=${target%.safetensors}-$version-$(hashed "$model").safetensors
+        echo "the model of this bundle: $target"
     fi
     cp "$model" "$target.partial"
     mv "$target.partial" "$target"
@@ -63,10 +70,13 @@ for part in pages licences; do
     mv -T "$folder/.partial-$part" "$folder/$part"
 done
 for name in node.yaml metricunet-node.service; do
-    [ -e "$folder/$name" ] || sed "s#/opt/metricunet\([/ ]\)#$folder\1#g" "$here/$name" > "$folder/$name"
+    [ ! -e "$folder/$name" ] || continue
+    sed "s#/opt/metricunet\([/ ]\)#$folder\1#g" "$here/$name" > "$folder/.partial-$name"
+    mv "$folder/.partial-$name" "$folder/$name"
 done
-ln -sfn "env-$version" "$folder/.partial-current"
+ln -sfn "$(basename "$environment")" "$folder/.partial-current"
 mv -T "$folder/.partial-current" "$folder/current"
+mkdir -p "$folder/bin" # last: a folder that has it and no current is somebody else's
 ln -sfn ../current/bin/metricunet "$folder/bin/metricunet"
 "$folder/bin/metricunet" --version
 echo "the program: $folder/bin/metricunet; how to go on: $folder/pages/node.html"

@@ -138,6 +138,28 @@ def test_no_other_text_names_an_option() -> None:
                 assert not found, f"{module}:{node.lineno} names {found}; use metricunet.errors.argument"
 
 
+def offers_to_overwrite(node: ast.stmt) -> bool:
+    """Tell whether a function takes `overwrite`, and offers it in messages unless that is None."""
+    if not isinstance(node, ast.FunctionDef):
+        return False
+    defaults = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    return any(
+        one.arg == "overwrite" and isinstance(value, ast.Constant) and value.value is False
+        for one, value in defaults
+    )
+
+
+def test_who_has_no_option_to_overwrite_says_so() -> None:
+    """Commands such as demo and train call others, whose messages would name an option that they lack."""
+    offering = {node.name for _, tree in modules() for node in tree.body if offers_to_overwrite(node)}
+    assert {"predict", "evaluate", "evaluate_matched"} <= offering
+    for module, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in offering:
+                given = [keyword.arg for keyword in node.keywords]
+                assert "overwrite" in given, f"{module}:{node.lineno} leaves overwrite to its default; say None"
+
+
 def test_arguments_are_named_as_their_reader_gives_them() -> None:
     assert argument("formats") == "formats"
     assert argument("formats", ["nifti"]) == "formats=['nifti']"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +19,11 @@ from lightning.fabric.loggers import CSVLogger
 
 import metricunet as mu
 from metricunet.api import Model, Result
+from metricunet.engine import Serial
 from metricunet.files.model import read_card
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.training.config import load_config
+from metricunet.training.cross_validation import CrossValidation
 from metricunet.volume import Geometry, Volume
 from tests.support.cohorts import TINY_SETTINGS, write_dataset_json
 from tests.support.command import Command
@@ -385,6 +388,80 @@ def test_training_takes_the_commands_settings(tmp_path: Path, monkeypatch: pytes
         assert called["loggers"] == [logger]
 
 
+def test_a_word_that_predict_does_not_know_is_named(scan: Path, model_file: Path, tmp_path: Path) -> None:
+    for output in (None, tmp_path / "out"):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'devcie'"):
+            mu.predict(scan, model_file, output, devcie="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_provider_of_an_exported_model_is_asked_for(
+    scan: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+
+    def opened(paths: object, device: str, *, provider: str | None = None, **others: object) -> None:
+        asked.append(provider)
+        raise mu.InputError("enough")
+
+    monkeypatch.setattr("metricunet.api.open_predictor", opened)
+    with pytest.raises(mu.InputError, match="enough"):
+        mu.predict(scan, tiny_model, provider="openvino")
+    assert asked == ["openvino"]
+    with pytest.raises(mu.InputError, match="provider"):  # a model file is computed by torch
+        mu.predict(scan, tiny_model, tmp_path / "out", provider="openvino")
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestCrossValidation:
+    """What `train(fold="each")` hands over, and what it says of cases that were lost."""
+
+    @pytest.fixture
+    def called(self, tiny_cohort: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+        from metricunet.training import cross_validation
+
+        whole, called = cross_validation.cross_validate, dict[str, Any]()
+
+        def train(cohort: Path, folder: Path, **others: object) -> Path:
+            called["loggers"] = others["loggers"]
+            return Path(shutil.copytree(tiny_model.parent, folder, dirs_exist_ok=True)) / tiny_model.name
+
+        def cross_validate(*words: Any, **others: Any) -> CrossValidation:
+            called.update(others)
+            return whole(*words, **others)
+
+        monkeypatch.setattr(cross_validation, "train", train)
+        monkeypatch.setattr(cross_validation, "cross_validate", cross_validate)
+        monkeypatch.setattr("metricunet.training.loggers.find_spec", lambda name: True)
+        return called
+
+    @pytest.fixture
+    def cohort(self, tiny_cohort: Path, tmp_path: Path) -> Path:
+        copy = Path(shutil.copytree(tiny_cohort, tmp_path / "cohort"))
+        cases = [f"case_{k:02d}" for k in range(5)]
+        splits = [{"train": [c for c in cases if c != val], "val": [val]} for val in cases[:2]]
+        (copy / "splits.json").write_text(json.dumps(splits))
+        return copy
+
+    def test_an_engine_and_names_of_loggers_are_those_of_the_command(
+        self, called: dict[str, Any], cohort: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        engine = Serial()
+        words: dict[str, Any] = {"preset": "small", "settings": TINY_SETTINGS, "device": "cpu", "fold": "each"}
+        path = mu.train(cohort, tmp_path / "run", loggers=["mlflow"], engine=engine, **words)
+        assert path == tmp_path / "run"
+        assert called["engine"] is engine
+        assert called["loggers"] == ("mlflow",)
+        assert [warning for warning in recwarn if warning.filename == __file__] == []
+
+    def test_a_case_that_is_lost_is_warned_of(self, called: dict[str, Any], cohort: Path, tmp_path: Path) -> None:
+        (cohort / "labelsTr" / "case_01.nii.gz").write_bytes(b"damaged")
+        words: dict[str, Any] = {"preset": "small", "settings": TINY_SETTINGS, "device": "cpu", "fold": "each"}
+        with pytest.warns(UserWarning, match="segmented or scored: case_01: failed, not scored") as caught:
+            mu.train(cohort, tmp_path / "run", **words)
+        assert __file__ in [warning.filename for warning in caught]
+
+
 def test_training_from_a_model_takes_its_networks(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,7 +574,20 @@ def cut_short(folder: Path) -> Any:
         (lambda f: mu.load_model(f / "none"), "none"),
         (
             lambda f: mu.predict("x", "m", formats=["nifti"]),
-            "formats: these say how files are written; give output=",
+            "formats: of use with output= alone; give that, or call save",
+        ),
+        (
+            lambda f: mu.predict("x", "m", engine=Serial(), holes="close", smooth=True),
+            "holes, smooth, engine: of use with output= alone",
+        ),
+        (lambda f: mu.load_scan(two_scans(f) / "a.nii.gz", series="1.2"), "no DICOM series, and series names one"),
+        (lambda f: mu.train(f, f / "run", workers=2), "workers says how many .* leave it out with the cohort"),
+        (lambda f: mu.train(f, f / "run", fold="each", workers=2), "workers says how many"),
+        (lambda f: mu.train(f, f / "run", engine=Serial()), "engine trains the folds of fold='each'"),
+        (lambda f: mu.train(None, f / "run", phantoms="easy", fold=3), "fold=3: is of a cohort; phantoms"),
+        (
+            lambda f: mu.train(f, f / "run", fold="each", loggers=["mlflow", CSVLogger(f)]),
+            "an open logger cannot tell the folds of fold='each' apart; give names",
         ),
         (lambda f: mu.evaluate(f, f), "is a folder; give the file of one case, or output="),
         (lambda f: mu.evaluate(ARRAY, ARRAY), "the reference: cannot be a ndarray"),
@@ -526,8 +616,9 @@ def test_what_cannot_be_is_refused_in_one_line(call: Any, message: str, tmp_path
         (lambda r, f: r.save(f, "rtstruct", add_to=f / "none"), "none: no such file; expected the structure set"),
         (lambda r, f: r.plot().save(f / "a.jpg"), "saved as .svg or .html"),
         (lambda r, f: mu.predict("x", r.model, f), "models must be paths"),
-        (lambda r, f: mu.predict(r.scan, r.model, device="cpu"), "device and reruns: a loaded model has its own"),
-        (lambda r, f: mu.predict(r.scan, r.model, reruns=0), "device and reruns: a loaded model has its own"),
+        (lambda r, f: mu.predict(r.scan, r.model, device="cpu"), "device, provider and reruns: a loaded model"),
+        (lambda r, f: mu.predict(r.scan, r.model, reruns=0), "device, provider and reruns: a loaded model"),
+        (lambda r, f: mu.predict(r.scan, r.model, provider="cpu"), "device, provider and reruns: a loaded model"),
         (lambda r, f: mu.predict(r.scan, r.model, series="1.2"), "series: of use for a path alone.* a Scan"),
         (lambda r, f: mu.evaluate(r, r.labels, f), "both must be paths; save the result"),
         (lambda r, f: mu.evaluate(r, drawn_scan(shape=(20, 20, 20))), "range|whole"),

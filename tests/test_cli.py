@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -266,8 +267,7 @@ def test_two_scans_of_one_name(metricunet: Command, tiny_cohort: Path, tiny_mode
 
 def test_a_full_disk(metricunet: Command, tiny_cohort: Path, tiny_model: Path) -> None:
     """A file system of one page stands in for a full disk: the mask still fits, the verdict does not."""
-    mount = Path("/dev/shm/metricunet-full")
-    mount.mkdir(exist_ok=True)
+    mount = Path(tempfile.mkdtemp(dir="/dev/shm"))  # others may run this test beside us
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(mount)], capture_output=True, check=False
     ).returncode:

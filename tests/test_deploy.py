@@ -160,6 +160,13 @@ def test_a_licence_is_named_whatever_field_names_it() -> None:
     assert stated_licence(metadata) == "MIT License"
 
 
+def seal(bundle: Path) -> Path:
+    """Write the checksums of a bundle anew."""
+    (bundle / "SHA256SUMS").unlink(missing_ok=True)
+    write_checksums(bundle)
+    return bundle
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A bundle without wheels, which is refused before any would be looked for."""
@@ -169,12 +176,49 @@ def bundle(tmp_path: Path) -> Path:
     (folder / "VERSION").write_text("1.2\n")
     (folder / "PYTHON").write_text(f"{platform_tag()}\n")
     (folder / "README.txt").write_text(README.format(version="1.2", tag=platform_tag()))
-    write_checksums(folder)
-    return folder
+    return seal(folder)
 
 
-def install(bundle: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    command = ["env", f"PYTHON={sys.executable}", str(bundle / "install.sh"), *map(str, words)]
+#: An interpreter whose environments are there at once. What they install says what stands in the bundle's wheel.
+STAND_IN = f"""\
+#!/bin/sh
+case "$1 $2" in
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip")
+        program=${{0%python}}metricunet
+        for word; do
+            [ "$before" != --find-links ] || printf '#!/bin/sh\\necho %s\\n' "$(cat "$word"/*.whl)" > "$program"
+            before=$word
+        done
+        chmod +x "$program" ;;
+    *) exec {sys.executable} "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    path = tmp_path / "python"
+    path.write_text(STAND_IN)
+    path.chmod(0o755)
+    return path
+
+
+def fill(bundle: Path, code: str, model: str) -> Path:
+    """Put a wheel, a model and all else that is installed into a bundle."""
+    for name in ("wheels", "models", "pages", "licences"):
+        (bundle / name).mkdir(exist_ok=True)
+    (bundle / "wheels" / "metricunet-1.2.whl").write_text(code)
+    (bundle / "requirements.txt").write_text(f"metricunet==1.2 --hash=sha256:{code}\n")
+    (bundle / "models" / "base.safetensors").write_text(model)
+    (bundle / "pages" / "node.html").write_text(f"pages of {code}")
+    for name in ("node.yaml", "metricunet-node.service"):
+        shutil.copy(DEPLOY / name, bundle)
+    return seal(bundle)
+
+
+def install(bundle: Path, *words: object, python: object = sys.executable) -> subprocess.CompletedProcess[str]:
+    command = ["env", f"PYTHON={python}", str(bundle / "install.sh"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -183,6 +227,7 @@ def test_the_install_script_refuses_with_a_reason(bundle: Path, tmp_path: Path) 
     assert "expected the folder" in install(bundle).stderr
     assert "choose another folder" in install(bundle, "a folder").stderr
     (target / "bin").mkdir(parents=True)
+    (target / "bin" / "theirs").touch()
     assert "holds something else in bin" in install(bundle, target).stderr
     (bundle / "VERSION").write_text("1.3\n")
     assert "damaged or missing" in install(bundle, target).stderr
@@ -190,7 +235,7 @@ def test_the_install_script_refuses_with_a_reason(bundle: Path, tmp_path: Path) 
     ended = install(bundle, target)
     assert ended.returncode == 2
     assert "this bundle is for cp27-sunos" in ended.stderr
-    assert [path.name for path in target.rglob("*")] == ["bin"]
+    assert [path.name for path in target.rglob("*")] == ["bin", "theirs"]
 
 
 def test_two_installations_into_one_folder_do_not_mix(bundle: Path, tmp_path: Path) -> None:
@@ -198,3 +243,49 @@ def test_two_installations_into_one_folder_do_not_mix(bundle: Path, tmp_path: Pa
     with (tmp_path / "there" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "another installation is at work" in install(bundle, tmp_path / "there").stderr
+
+
+def says(folder: Path) -> str:
+    """Return what the installed program prints."""
+    return subprocess.run([folder / "bin/metricunet"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("part", ["pages", "node.yaml"])
+def test_an_installation_that_broke_off_is_made_good(
+    bundle: Path, stand_in: Path, tmp_path: Path, part: str
+) -> None:
+    """What is to be copied cannot be read; the folder may hold an empty bin, as an earlier script left one."""
+    there = tmp_path / "there"
+    fill(bundle, "first", "model")
+    (bundle / part).rename(tmp_path / part)
+    seal(bundle)
+    assert install(bundle, there, python=stand_in).returncode != 0
+    (there / "bin").mkdir(exist_ok=True)
+    (tmp_path / part).rename(bundle / part)
+    ended = install(seal(bundle), there, python=stand_in)
+    assert ended.returncode == 0, ended.stderr
+    assert says(there) == "first"
+    assert (there / "pages" / "node.html").read_text() == "pages of first"
+    expected = re.sub(r"/opt/metricunet(?=[/ ])", str(there), EXAMPLE)
+    assert (there / "node.yaml").read_text(encoding="utf-8") == expected
+
+
+def test_a_later_bundle_of_the_same_version_brings_its_code(bundle: Path, stand_in: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    assert install(fill(bundle, "first", "one"), there, python=stand_in).returncode == 0
+    (there / "node.yaml").write_text("mine")
+    for code, model in (("second", "two"), ("third", "three")):
+        ended = install(fill(bundle, code, model), there, python=stand_in)
+        assert ended.returncode == 0, ended.stderr
+        assert says(there) == code
+        assert (there / "pages" / "node.html").read_text() == f"pages of {code}"
+    # Nothing that settings may name is another than it was.
+    assert (there / "models" / "base.safetensors").read_text() == "one"
+    assert sorted(path.read_text() for path in (there / "models").iterdir()) == ["one", "three", "two"]
+    assert (there / "node.yaml").read_text() == "mine"
+    assert len([*there.glob("env-1.2-*")]) == 3
+    ended = install(fill(bundle, "second", "two"), there, python=stand_in)
+    assert "is there already" in ended.stdout
+    assert says(there) == "second"
+    assert len([*there.glob("env-1.2-*")]) == 3
+    assert len([*(there / "models").iterdir()]) == 3

@@ -88,3 +88,10 @@ def test_each_supported_python_is_named_alike_everywhere() -> None:
     (pythons,) = re.findall(r"^PYTHONS \?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert [name.removeprefix("python") for name in pythons.split()] == stated
     assert PROJECT["project"]["requires-python"] == f">={stated[0]}"
+
+
+def test_what_make_says_of_a_target_can_be_read_alone() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^([a-z-]+):.*## (.*)$", makefile, re.MULTILINE))
+    assert {"check-wheel", "check-pythons", "release"} <= set(said)
+    assert [target for target, line in said.items() if line.startswith("the same")] == []

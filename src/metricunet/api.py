@@ -99,6 +99,8 @@ R = TypeVar("R")
 #: What a scan is called that came from memory and was given no name.
 UNNAMED = "scan"
 IN_MEMORY = "the scan"
+#: Cases that a warning names.
+MOST_LOST = 3
 
 
 def _in_one_line(function: Callable[P, R]) -> Callable[P, R]:
@@ -599,6 +601,7 @@ def predict(
     output: None = None,
     *,
     device: str = "auto",
+    provider: str | None = None,
     reruns: int = MOST_RERUNS,
     series: str | None = None,
     allow_gaps: bool = False,
@@ -613,6 +616,7 @@ def predict(
     *,
     output: str | os.PathLike[str],
     device: str = "auto",
+    provider: str | None = None,
     reruns: int = MOST_RERUNS,
     series: str | None = None,
     allow_gaps: bool = False,
@@ -637,6 +641,7 @@ def predict(
     output: str | os.PathLike[str],
     *,
     device: str = "auto",
+    provider: str | None = None,
     reruns: int = MOST_RERUNS,
     series: str | None = None,
     allow_gaps: bool = False,
@@ -661,12 +666,21 @@ def predict(
     output: str | os.PathLike[str] | None = None,
     *,
     device: str = "auto",
+    provider: str | None = None,
     reruns: int = MOST_RERUNS,
     series: str | None = None,
     allow_gaps: bool = False,
     allow_tilt: bool = False,
+    formats: str | Sequence[str] = ("nifti",),
+    structures: str | Sequence[str] | None = None,
+    contours: Outline = "surface",
+    holes: Holes = "keep",
+    smooth: bool = False,
     add_to: str | os.PathLike[str] | None = None,
-    **writing: Any,
+    overwrite: bool = False,
+    draw_anyway: bool = False,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Result | PredictOutcome:
     """Segment one scan; or, with `output`, whole folders of scans, as `metricunet predict` does.
 
@@ -677,17 +691,18 @@ def predict(
         scans: This is one scan, anything that `load_scan` takes. With `output` these are paths of files, of
             folders of them, or of folders of DICOM series.
         models: This is a model file, or several to be averaged, and by default what `load_model` takes then;
-            without `output` it may be a `Model`, which has its own device and reruns.
+            without `output` it may be a `Model`, which has its own device, provider and reruns.
         output: The files are written into this folder.
         device: It computes; see `load_model`.
+        provider: It computes an exported model; see `load_model`.
         reruns: A scan may be segmented again as often as this; see `load_model`.
         series: The series with this SeriesInstanceUID is taken alone.
         allow_gaps: A series with missing or uneven slices is resampled; see `load_scan`.
         allow_tilt: A series of a tilted gantry is resampled; see `load_scan`.
-        add_to: With `output`, the new structures are added to this structure set; see `Result.save`.
-        writing: With `output`, `formats`, `structures`, `contours`, `holes`, `smooth`, `overwrite` and
-            `draw_anyway` are as in `Result.save`, `progress` is called with (done, all), and `engine`, as
-            `metricunet.engine.opened` yields it, shares the scans out.
+        formats, structures, contours, holes, smooth, add_to, overwrite, draw_anyway: With `output`, they say how
+            files are written, as in `Result.save`.
+        progress: With `output`, it is called with (done, all).
+        engine: With `output`, it shares the scans out, as `metricunet.engine.opened` yields it.
 
     Returns:
         The result; with `output` what became of each scan.
@@ -696,34 +711,51 @@ def predict(
         InputError: Nothing can be done with the input or the arguments.
     """
     if output is None:
-        if writing or add_to is not None:
-            names = ", ".join([*writing, *(["add_to"] if add_to is not None else [])])
-            raise InputError(f"{names}: these say how files are written; give output=, or call save on the result")
+        writing = {
+            "formats": formats != ("nifti",),
+            "structures": structures is not None,
+            "contours": contours != "surface",
+            "holes": holes != "keep",
+            "smooth": smooth,
+            "add_to": add_to is not None,
+            "overwrite": overwrite,
+            "draw_anyway": draw_anyway,
+            "progress": progress is not None,
+            "engine": engine is not None,
+        }
+        if given := ", ".join(name for name, is_given in writing.items() if is_given):
+            raise InputError(f"{given}: of use with output= alone; give that, or call save on the result")
         scan = load_scan(scans, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
         if not isinstance(models, Model):
             paths = _chosen(models)
-            return Model(paths, _opened(paths, device, reruns)).predict(scan)
-        if device != "auto" or reruns != MOST_RERUNS:
+            return Model(paths, _opened(paths, device, reruns, provider)).predict(scan)
+        if device != "auto" or reruns != MOST_RERUNS or provider is not None:
             raise InputError(
-                "device and reruns: a loaded model has its own; give them to load_model, or its path here"
+                "device, provider and reruns: a loaded model has its own; give them to load_model, or a path here"
             )
         return models.predict(scan)
     if isinstance(models, Model):
         raise InputError("with output=, models must be paths; for a loaded model, call its predict and save")
-    writing |= {
-        name: _several(writing[name]) for name in ("formats", "structures") if writing.get(name) is not None
-    }
     return predict_files(
         _listed(scans),
         _chosen(models),
         Path(output),
         device=device,
+        provider=provider,
         reruns=reruns,
         series=series,
         allow_gaps=allow_gaps,
         allow_tilt=allow_tilt,
+        formats=_several(formats),
+        structures=None if structures is None else _several(structures),
+        contours=contours,
+        holes=holes,
+        smooth=smooth,
         add_to=None if add_to is None else Path(add_to),
-        **writing,
+        overwrite=overwrite,
+        draw_anyway=draw_anyway,
+        progress=progress,
+        engine=engine,
     )
 
 
@@ -1019,6 +1051,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     loggers: Sequence[Logger | str] = (),
+    engine: Engine | None = None,
 ) -> Path:
     """Train both stages on a cohort, as `metricunet train` does, and return the path of the model file.
 
@@ -1028,15 +1061,16 @@ def train(
         output: The run's folder is new or empty, and receives config.yaml, log.csv, checkpoints,
             model.safetensors and run.json.
         phantoms: Synthetic scans of this difficulty are made beside the training, in place of a cohort.
-        workers: This many processes make them; the model does not depend on it.
+        workers: This many processes make these scans; the model does not depend on it.
         preset: The settings begin with `default`, or with `small` for a CPU. Where none is named they begin with
             `default` or, with `init`, with the networks of the model and a short training.
         config: The settings of this YAML file replace the preset's.
         settings: Single settings replace both: `{"segment.epochs": 20}`, or `["segment.epochs=20"]` as on the
             command line.
         fold: The run is validated on this fold; `all` trains on every case. `each` trains every fold in a folder
-            of its own and scores each case by the model that has not seen it; the path that comes back is then
-            that of `output`, which `load_model` and `predict` take for the models of all folds.
+            of its own and scores each case by the model that has not seen it, with a `UserWarning` where one could
+            not be segmented or scored. The path that comes back is then that of `output`, which `load_model` and
+            `predict` take for the models of all folds.
         device: It computes; see `load_model`.
         devices: This many devices of this computer train together. With more than one your script is run once for
             each, up to this call, after which the first process goes on alone.
@@ -1048,7 +1082,10 @@ def train(
         progress: It is called with (done, all) while the cohort is prepared.
         loggers: These are told the numbers of each epoch as log.csv has them. `mlflow` and `wandb` write into the
             run's folder; `tensorboard` does wherever it is installed. Loggers of Lightning, such as
-            `lightning.fabric.loggers.CSVLogger`, stay open: finalize them when you are done.
+            `lightning.fabric.loggers.CSVLogger`, stay open: finalize them when you are done. `fold="each"` takes
+            names alone, each of which opens a logger for each fold.
+        engine: It trains the folds of `fold="each"`, or makes the synthetic scans of `phantoms`; it is what
+            `metricunet.engine.opened` yields.
 
     Raises:
         InputError: A cohort, setting, model or folder cannot work, or a fold of several failed; the message names
@@ -1057,6 +1094,7 @@ def train(
     from metricunet.files.model import read_card
     from metricunet.training.config import load_config
     from metricunet.training.cross_validation import cross_validate
+    from metricunet.training.fit import refuse_idle
     from metricunet.training.fit import train as train_model
     from metricunet.training.start import initial_model
 
@@ -1072,12 +1110,15 @@ def train(
         parent=parent,
     )
     source = None if cohort is None else Path(cohort)
+    refuse_idle(source, fold, workers=workers, engine=engine)
     if fold == "each":
         if devices * nodes > 1:
             raise InputError("devices and nodes are for one fold; fold='each' trains each fold on one device")
-        if loggers:
+        named = [one for one in loggers if isinstance(one, str)]
+        if len(named) < len(loggers):
             raise InputError(
-                "loggers cannot tell the folds of fold='each' apart; train the folds singly with them"
+                "loggers: an open logger cannot tell the folds of fold='each' apart; give names such as 'mlflow', "
+                "or train the folds singly with it"
             )
         crossed = cross_validate(
             source,
@@ -1086,8 +1127,17 @@ def train(
             init=start,
             resume=resume,
             device=device,
+            loggers=named,
+            engine=engine,
             bar=lambda name: progress or no_progress,
         )
+        if lost := crossed.lost:
+            more = f"; and {len(lost) - MOST_LOST} more" if len(lost) > MOST_LOST else ""
+            some = "; ".join(lost[:MOST_LOST])
+            warnings.warn(
+                f"{crossed.folder}: cases that could not be segmented or scored: {some}{more}",
+                stacklevel=3,  # at the line that called train
+            )
         for failed in crossed.failed:
             raise InputError(
                 f"{failed.spec.folder}: fold {failed.spec.fold} failed ({failed.error}); the others are finished: "
@@ -1108,6 +1158,7 @@ def train(
         device=device,
         progress=progress,
         loggers=loggers,
+        engine=engine,
     )
 
 

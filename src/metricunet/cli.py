@@ -7,13 +7,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from metricunet.errors import InputError, Naming, arguments_named, as_python, told
 from metricunet.progress import Bars, Progress
 from metricunet.workflows.ledger_commands import commands as ledger_commands
+
+if TYPE_CHECKING:
+    from metricunet.inference.predict import PredictOutcome
 
 app = typer.Typer(
     name="metricunet",
@@ -109,8 +112,15 @@ def demo(output: Output = Path("demo")) -> None:
 
     with progress_bars() as bar:
         result = run(output, say=_say, bar=bar)
+    for case in result.prediction.cases:
+        if case.verdict == "fail":
+            _say(f"{case.case}: {case.verdict}, {case.status}: {'; '.join(case.reasons)}")
+    _say_refused(result.prediction)
+    for fault in result.evaluation.faults:
+        _trace(fault.error)
     typer.echo(result.summary)
     typer.echo(f"report: {result.report}")
+    raise typer.Exit(SOME_FAILED if result.failed else DONE)
 
 
 @app.command()
@@ -234,7 +244,7 @@ def import_(
         typer.Option(
             "--list-names",
             help="Import nothing; count the spellings of structures' names, and print a file to complete "
-            "for --names.",
+            "for --names. With --names, print only the spellings that this file does not sort.",
         ),
     ] = False,
     layout: Annotated[
@@ -282,10 +292,13 @@ def import_(
         raise InputError("--scans says where the scans of predictions lie; give it together with --reviewed")
     if not list_names and output is None:
         raise InputError("import needs -o COHORT, or --list-names to see the names of structures first")
+    of_import = {"--uids": uids != "hash", "--overwrite": overwrite, "--engine": engine is not None}
+    if list_names and (given := [flag for flag, is_given in of_import.items() if is_given]):
+        raise InputError(f"--list-names imports nothing, so {' and '.join(given)} would do nothing; leave it out")
     notes: tuple[str, ...] = ()
     with opened(engine) as shared, progress_bars() as bar:
         if list_names or output is None:
-            listed = spellings(sources, layout=found_by, bars=bar)
+            listed = spellings(sources, names=names, layout=found_by, bars=bar)
             typer.echo(_as_names_file(listed.text.rstrip()))
             left_out, refused, failed = listed.left_out, listed.refused, False
         else:
@@ -346,7 +359,9 @@ def train(
             help="Train on synthetic scans of this difficulty, made beside the training, in place of a cohort."
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Make the synthetic scans in this many processes.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Make the synthetic scans of --phantoms in this many processes.")
+    ] = 1,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -419,6 +434,7 @@ def train(
     from metricunet.engine import opened
     from metricunet.files.model import read_card
     from metricunet.training.config import load_config
+    from metricunet.training.fit import refuse_idle
     from metricunet.training.fit import train as run
     from metricunet.training.start import initial_model
 
@@ -427,11 +443,7 @@ def train(
     start = None if init is None else initial_model(init)
     parent = None if start is None else read_card(start)
     settings = load_config(preset, config, set_ or [], phantoms=phantoms, freeze=freeze, parent=parent)
-    if engine is not None and cohort is not None and fold != "each":
-        raise InputError(
-            f"--engine trains the folds of --fold each, or makes the synthetic scans of --phantoms; leave it out "
-            f"with the cohort {cohort} and fold {fold}"
-        )
+    refuse_idle(cohort, fold, workers=workers, engine=engine)
     if fold == "each":
         if devices * nodes > 1:
             raise InputError(
@@ -645,11 +657,7 @@ def predict(
             typer.echo(f"  {reason}")
         if case.withheld:
             typer.echo(f"  {withheld_line(case.withheld)}")
-    for refused in outcome.refused:
-        if refused.error is not None:
-            _say_failed(refused.reason, refused.error)
-        else:
-            _say(f"refused: {refused.reason}")
+    _say_refused(outcome)
     raise typer.Exit(SOME_FAILED if outcome.failed(strict or fail_on == "review") else DONE)
 
 
@@ -1149,6 +1157,15 @@ def _say_failed(message: str, error: BaseException | None) -> None:
     _say(f"failed: {message}")
     if error is not None:
         _trace(error)
+
+
+def _say_refused(outcome: PredictOutcome) -> None:
+    """Say in one line of each scan that could not be segmented, why."""
+    for refused in outcome.refused:
+        if refused.error is not None:
+            _say_failed(refused.reason, refused.error)
+        else:
+            _say(f"refused: {refused.reason}")
 
 
 def _trace(error: BaseException) -> None:

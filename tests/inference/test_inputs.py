@@ -13,6 +13,7 @@ from metricunet.errors import InputError
 from metricunet.files.nifti import write_nifti
 from metricunet.inference.inputs import find_inputs, scans_at
 from metricunet.workflows.check import check
+from tests.support.command import Command
 from tests.support.dicom_series import write_series
 from tests.support.threshold_model import GLAND_HU, ball, drawn_scan
 
@@ -134,3 +135,18 @@ def test_a_series_by_its_uid(tmp_path: Path) -> None:
         find_inputs([tmp_path], "1.2.5")
     with pytest.raises(InputError, match=r"no series 1\.2\.5; usable series here: none$"):
         find_inputs([tmp_path / "bad"], "1.2.5")
+
+
+def test_a_series_is_not_asked_for_where_there_is_no_dicom(tmp_path: Path, metricunet: Command) -> None:
+    write_nifti(tmp_path / "scan.nii.gz", SCAN)
+    for path in (tmp_path / "scan.nii.gz", tmp_path):
+        with pytest.raises(InputError, match=r"holds no DICOM series, and series names one; leave it out"):
+            find_inputs([path], "1.2.3")
+    ended = metricunet("predict", tmp_path / "scan.nii.gz", "--series", "1.2.3", "-o", tmp_path / "out")
+    assert ended.status == 2
+    assert "scan.nii.gz: holds no DICOM series, and --series names one; leave it out" in ended.err
+    ct(tmp_path / "ct", series_uid="1.2.3")
+    ((entry,), _) = find_inputs([tmp_path], "1.2.3")
+    assert entry.series is not None
+    with pytest.raises(InputError, match=r"no series 1\.2\.4; usable series here: 1\.2\.3$"):
+        find_inputs([tmp_path], "1.2.4")

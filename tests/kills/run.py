@@ -82,12 +82,14 @@ class Target:
         records: pattern of its records in the output.
         processes: that work on one output at once; the first is killed.
         setup: lines of Python that come before the command.
+        statuses: that it may end with when it was left alone.
     """
 
     words: Callable[[Path], list[object]]
     records: str
     processes: int = 1
     setup: str = ""
+    statuses: tuple[int, ...] = (0,)
 
 
 def of_predict(folder: Path) -> list[object]:
@@ -153,7 +155,8 @@ TARGETS = {
     "convert": Target(of_convert, "convert.json"),
     "study": Target(of_study, "study.json", processes=2),
     "phantom": Target(of_phantom, "phantoms.json"),
-    "demo": Target(of_demo, "demo.json", setup=SHORT_DEMO),
+    # A training that short may miss the gland.
+    "demo": Target(of_demo, "demo.json", setup=SHORT_DEMO, statuses=(0, 1)),
     "commission": Target(of_commission, "commission.json"),
 }
 
@@ -170,7 +173,7 @@ def main() -> int:
         folder = Path(name)
         words = target.words(folder)
         began = time.monotonic()
-        assert start(words, folder / "whole", target).wait() == 0
+        assert start(words, folder / "whole", target).wait() in target.statuses
         whole_s = time.monotonic() - began
         expected = contents(folder / "whole", options.target)
         faults, unfinished = [], 0
@@ -184,8 +187,9 @@ def main() -> int:
                 first.wait()
                 unfinished += 1
             faults += [f"{number}: {path}: not whole" for path in half_written(out, target, options.target)]
-            faults += [f"{number}: a process that shares the work ended badly" for p in others if p.wait() != 0]
-            if start(words, out, target).wait() != 0:
+            badly = [p for p in others if p.wait() not in target.statuses]
+            faults += [f"{number}: a process that shares the work ended badly" for _ in badly]
+            if start(words, out, target).wait() not in target.statuses:
                 faults.append(f"{number}: the rerun did not end well")
             elif (found := contents(out, options.target)) != expected:
                 names = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))

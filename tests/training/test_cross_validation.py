@@ -279,3 +279,56 @@ def test_the_model_of_a_folder(tiny_model: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "folds.json").write_text("{}")
     with pytest.raises(InputError, match=r"folds\.json: does not say which folds there are"):
         models_at(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cases.csv", "report.html"])
+def test_scores_that_somebody_changed_are_seen_before_a_fold_is_trained(
+    cohort: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metricunet: Command, name: str
+) -> None:
+    output, train = tmp_path / "run", cross_validation.train
+
+    def fails(cohort: Path, folder: Path, *, fold: int, **others: object) -> Path:
+        if fold == 1:
+            raise InputError("stage locate diverged")
+        return train(cohort, folder, fold=fold, **others)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cross_validation, "train", fails)
+        run(cohort, output)
+    trained.clear()
+    (output / name).write_text("saved by a spreadsheet")
+    words = [word for setting in TINY_SETTINGS for word in ("--set", setting)]
+    command = ("train", cohort, "-o", output, "--preset", "small", "--device", "cpu", "--fold", "each", *words)
+    ended = metricunet(*command, "--resume")
+    assert ended.status == 2
+    assert f"{name}: is there already" in ended.err
+    assert ended.err.endswith("; choose another folder, or move it elsewhere and run again\n")
+    assert trained == []
+    (output / name).rename(tmp_path / name)
+    assert metricunet(*command, "--resume").status == 0
+    assert trained == [(1, False)]
+
+
+def test_a_mask_that_somebody_corrected_is_kept_with_advice_that_can_be_followed(
+    cohort: Path, trained: Trained, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    run(cohort, output)
+    mask = output / "fold-0" / "validation" / "case_00.nii.gz"
+    mask.write_bytes(b"mine")
+    (failed,) = run(cohort, output, resume=True).failed
+    assert failed.error is not None
+    assert failed.error.endswith("; choose another folder, or move it elsewhere and run again")
+    assert mask.read_bytes() == b"mine"
+
+
+def test_processes_that_make_phantoms_have_nothing_to_do(
+    cohort: Path, trained: Trained, tmp_path: Path, metricunet: Command
+) -> None:
+    ended = metricunet("train", cohort, "--fold", "each", "--workers", 8, "-o", tmp_path / "run")
+    assert ended.status == 2
+    assert ended.err == (
+        "error: --workers says how many processes make the synthetic scans of --phantoms; leave it out with the "
+        f"cohort {cohort}\n"
+    )
+    assert trained == []

@@ -16,11 +16,13 @@ import pytest
 import torch
 from lightning.fabric.loggers import CSVLogger
 
+from metricunet.engine import Serial
 from metricunet.errors import InputError
 from metricunet.files.model import read_card, read_model
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.fit import jitter_mm, train
 from tests.support.cohorts import TINY_SETTINGS, edit_json, make_tiny_cohort
+from tests.support.command import Command
 
 
 def config(*settings: str) -> TrainConfig:
@@ -247,4 +249,24 @@ def test_settings_that_do_not_fit_each_other_fail_before_any_work(
 ) -> None:
     with pytest.raises(InputError, match=words):
         train(tiny_cohort, tmp_path / "run", config=config(setting), device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_helpers_that_would_do_nothing_are_refused(tiny_cohort: Path, tmp_path: Path, metricunet: Command) -> None:
+    with pytest.raises(InputError, match=r"workers says how many .* of phantoms; leave it out with the cohort"):
+        train(tiny_cohort, tmp_path / "run", config=config(), workers=8)
+    with pytest.raises(InputError, match=r"engine trains the folds of fold='each', or .* and fold 0$"):
+        train(tiny_cohort, tmp_path / "run", config=config(), engine=Serial())
+    for words, said in (("--workers 8", "--workers says"), ("--engine ray", "--engine trains the folds of")):
+        ended = metricunet("train", tiny_cohort, "-o", tmp_path / "run", *words.split())
+        assert (ended.status, ended.err.count("\n")) == (2, 1)
+        assert ended.err.startswith(f"error: {said}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("fold", ["3", "all"])
+def test_phantoms_have_no_fold_to_choose(tmp_path: Path, metricunet: Command, fold: str) -> None:
+    ended = metricunet("train", "--phantoms", "easy", "--fold", fold, "-o", tmp_path / "run")
+    assert ended.status == 2
+    assert f"--fold {fold}: is of a cohort; phantoms that are made beside a training have no folds" in ended.err
     assert not (tmp_path / "run").exists()

@@ -57,7 +57,7 @@ def evaluate(
     tolerances_mm: Mapping[str, float] | None = None,
     images: Path | None = None,
     write_card: Path | None = None,
-    overwrite: bool = False,
+    overwrite: bool | None = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Compare predictions with references and write cases.csv, summary.json, report.html and evaluate.json.
@@ -91,7 +91,8 @@ def evaluate(
             these show `scan`.
         write_card: model file that made the predictions, of which a copy is written to the output folder with the
             scores in its card; see `metricunet.evaluation.held_out` for what that takes.
-        overwrite: whether files of others that have the outputs' names may be replaced; inputs never are.
+        overwrite: whether files of others that have the outputs' names may be replaced; inputs never are. None
+            is False for a caller who has no such option to offer.
         progress: called with the steps done and the steps in all; the last call says that all are done.
 
     Raises:
@@ -112,7 +113,7 @@ def evaluate(
         "tolerances_mm": dict(tolerances_mm or {}),
         "images": images,
         "write_card": write_card,
-        "overwrite": overwrite,
+        "overwrite": bool(overwrite),
     }
     record = RunRecord(COMMAND, arguments)
     matching = match_cases(
@@ -133,6 +134,18 @@ def evaluate(
     )
 
 
+def check_output(output: Path) -> None:
+    """Refuse a folder in which an evaluation could not replace what is there, for work that ends with one.
+
+    Args:
+        output: the folder that the evaluation will write to, by `evaluate` with `overwrite` None.
+
+    Raises:
+        InputError: a file there is not an earlier evaluation's; it is named.
+    """
+    OwnFiles(output, EVALUATION_RECORD, COMMAND).check(OUTPUTS)
+
+
 def evaluate_matched(
     matching: Matching,
     predictions: Path,
@@ -144,7 +157,7 @@ def evaluate_matched(
     tolerance_mm: float | None = None,
     tolerances_mm: Mapping[str, float] | None = None,
     write_card: Path | None = None,
-    overwrite: bool = False,
+    overwrite: bool | None = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score cases that were matched already, and write what `evaluate` writes.
@@ -164,7 +177,7 @@ def evaluate_matched(
     files = (*matching.files, *([names] if names is not None else []), *filter(None, [write_card]))
     own = OwnFiles(output, EVALUATION_RECORD, COMMAND, overwrite=overwrite, inputs=files)
     own.check(OUTPUTS)
-    held_out = None if write_card is None else held_out_cases(write_card, matching, output, overwrite)
+    held_out = None if write_card is None else held_out_cases(write_card, matching, output, bool(overwrite))
     steps = len(matching.pairs) + min(MAX_OVERLAYS, len(matching.pairs)) + 1
     rows: list[CaseRow] = []
     qualities: dict[str, RecordedQuality] = {}

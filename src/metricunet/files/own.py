@@ -200,7 +200,7 @@ class OwnFiles:
 
         Args:
             names: names of all outputs, relative to the folder. The record counts among them.
-            advice: what to do about a file that is not ours; default: to choose another folder.
+            advice: what to do about a file that is not ours; default: what `overwrite` leaves to do.
 
         Raises:
             InputError: it names the first such file, and says what to do.
@@ -216,10 +216,12 @@ class OwnFiles:
                 raise InputError(f"{path}: is a folder where a file is to be written; choose another folder")
             own = self.content() is not None if name == self.record else self._is(name, stated.get(name, ()))
             if not own and not self.overwrite:
-                replace = "" if self.overwrite is None else f", or replace it with {argument('overwrite', True)}"
+                otherwise = "move it elsewhere and run again"
+                if self.overwrite is not None:
+                    otherwise = f"replace it with {argument('overwrite', True)}"
                 raise InputError(
                     f"{path}: is there already, and it was not written by this program or was changed since; "
-                    + (advice or f"choose another folder{replace}")
+                    + (advice or f"choose another folder, or {otherwise}")
                 )
         if os.path.lexists(self._staging) and not self._staging_is_ours():
             raise InputError(f"{self._staging}: holds files that are not this program's; move them elsewhere")

@@ -76,7 +76,7 @@ class CaseFiles:
         folder: that the outputs are written into.
         formats: of the masks.
         inputs: files that are never replaced.
-        overwrite: whether files of others that have an output's name may be replaced.
+        overwrite: whether files of others that have an output's name may be replaced; None as in `OwnFiles`.
         draw_anyway: whether structure sets are written even where `withheld_formats` names them.
         chosen: structures that are asked for, as `chosen_structures` gives them; empty for all.
     """
@@ -84,7 +84,7 @@ class CaseFiles:
     folder: Path
     formats: tuple[Format, ...]
     inputs: Inputs
-    overwrite: bool = False
+    overwrite: bool | None = False
     draw_anyway: bool = False
     chosen: tuple[str, ...] = ()
 

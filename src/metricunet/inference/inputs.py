@@ -122,7 +122,7 @@ def find_inputs(
 
     Args:
         paths: files of one scan (NIfTI, NRRD, MetaImage), folders of them, or folders of DICOM files.
-        series_uid: where there is DICOM, take this series alone.
+        series_uid: take this DICOM series alone, which each path must hold.
         allow: faults of DICOM series that are repaired rather than refused.
         draw: refuse what a structure set or segmentation cannot refer to. A file of one scan is refused where
             there are DICOM series beside it.
@@ -136,10 +136,15 @@ def find_inputs(
     for path in paths:
         found, not_taken = scans_at(path, allow)
         usable = [entry.series.series_uid for entry in found if entry.series]
-        if series_uid is not None and (usable or not found):
+        if series_uid is not None:
+            only_files = bool(found) and not usable and not any(r.series_uid for r in not_taken)
             found = [entry for entry in found if entry.series and entry.series.series_uid == series_uid]
             not_taken = [r for r in not_taken if r.series_uid == series_uid]
             if not found and not not_taken:
+                if only_files:
+                    raise InputError(
+                        f"{path}: holds no DICOM series, and {argument('series')} names one; leave it out"
+                    )
                 here = ", ".join(usable) or "none"
                 raise InputError(f"{path}: no series {series_uid}; usable series here: {here}")
         for entry in found:

@@ -99,7 +99,7 @@ def predict(
     reruns: int = MOST_RERUNS,
     allow_gaps: bool = False,
     allow_tilt: bool = False,
-    overwrite: bool = False,
+    overwrite: bool | None = False,
     draw_anyway: bool = False,
     progress: Progress | None = None,
     engine: Engine | None = None,
@@ -128,7 +128,8 @@ def predict(
         reruns: how often a case may run again, where the target reaches the crop's edge.
         allow_gaps: resample DICOM series whose slices are missing or uneven, rather than refuse them.
         allow_tilt: resample DICOM series of a tilted gantry, likewise; `nifti` alone can be written of them.
-        overwrite: replace files of others that have an output's name. Inputs are never replaced.
+        overwrite: replace files of others that have an output's name. Inputs are never replaced. None is False for
+            a caller who has no such option to offer.
         draw_anyway: write structure sets and segmentations even where the doubt is strong and the model of
             synthetic origin, see `withheld_formats`.
         progress: called with (done, all).

@@ -19,13 +19,13 @@ from metricunet.cohort.splits import Split, cross_validation_splits
 from metricunet.engine import Engine, Serial, Tell
 from metricunet.errors import InputError, argument, told, without_frames
 from metricunet.evaluation.cases import match_cases
-from metricunet.evaluation.compare import COMMAND, evaluate_matched
-from metricunet.evaluation.summary import Evaluation, format_summary
+from metricunet.evaluation.compare import COMMAND, check_output, evaluate_matched
+from metricunet.evaluation.summary import Evaluation, fault_line, format_summary
 from metricunet.files.atomic import write_json
 from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed
 from metricunet.files.json_file import read_json
 from metricunet.files.model import read_card
-from metricunet.files.own import FILES, OwnFiles
+from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord, sha256
 from metricunet.files.sharing import in_turn, shared_out
 from metricunet.inference.models import FOLDS_NAME, MODEL_NAME, fold_name
@@ -34,7 +34,7 @@ from metricunet.progress import Bars, Say, no_bars, silent
 from metricunet.training.config import TrainConfig, differences, load_config, plain
 from metricunet.training.fit import train
 from metricunet.training.loggers import check_names
-from metricunet.training.run import is_scratch, state_file, training_needs
+from metricunet.training.run import finished_record, is_scratch, state_file, training_needs
 from metricunet.training.start import read_parent
 
 #: In the folder of a fold: its validation cases, as its model segments them.
@@ -118,10 +118,15 @@ class CrossValidation:
         return tuple(fold for fold in self.folds if fold.error is not None)
 
     @property
+    def lost(self) -> tuple[str, ...]:
+        """A sentence for each case of a finished fold that could not be segmented or scored."""
+        refused = [f"fold {fold.spec.fold}: {reason}" for fold in self.folds for reason in fold.refused]
+        return (*refused, *(fault_line(fault) for fault in self.evaluation.faults if not fault.scored))
+
+    @property
     def incomplete(self) -> bool:
         """Whether a fold failed, or a case could not be segmented or scored."""
-        unread = any(not fault.scored for fault in self.evaluation.faults)
-        return bool(self.failed) or unread or any(fold.refused for fold in self.folds)
+        return bool(self.failed or self.lost)
 
 
 def cross_validate(
@@ -174,6 +179,7 @@ def cross_validate(
     with in_turn(output / CLAIM_NAME, THE_FOLDS, say):
         _check_folder(output, resume)  # a rival may have begun between the two
         own.check([], advice="move it elsewhere and run again")
+        check_output(output)  # not only when all folds are trained
         _begin(output, config, splits, init, resume)
     specs = _specs(content, output, config, splits, init, device, loggers)
     if engine is not None:
@@ -348,7 +354,7 @@ def train_fold(spec: FoldSpec, bar: Bars = no_bars, say: Say = silent) -> FoldRe
     began = time.perf_counter()
     say(f"fold {spec.fold}: {spec.folder}")
     try:
-        if not _is_finished(spec):
+        if finished_record(spec.folder) is None:
             train(
                 spec.cohort,
                 spec.folder,
@@ -366,18 +372,13 @@ def train_fold(spec: FoldSpec, bar: Bars = no_bars, say: Say = silent) -> FoldRe
             [spec.model],
             spec.folder / VALIDATION,
             device=spec.device,
+            overwrite=None,
             progress=bar("segmenting"),
         )
         refused = tuple(entry.reason for entry in outcome.refused)
         return FoldResult(spec, time.perf_counter() - began, refused)
     except Exception as error:  # a fold must not cost the others theirs, foreseen or not
         return FoldResult(spec, time.perf_counter() - began, (), told(error), without_frames(error))
-
-
-def _is_finished(spec: FoldSpec) -> bool:
-    own = OwnFiles(spec.folder, RECORD_NAME, "train")
-    record = own.content()
-    return record is not None and MODEL_NAME in record[FILES] and own.is_whole()
 
 
 def _evaluate(
@@ -393,7 +394,7 @@ def _evaluate(
     matching = replace(matched[0], pairs=tuple(pairs), unmatched=())
     predictions = [fold.spec.folder / VALIDATION for fold in folds]
     record = RunRecord(COMMAND, {"predictions": predictions, "references": cohort, "output": output})
-    return evaluate_matched(matching, output, cohort, output, record, progress=bar("scoring"))
+    return evaluate_matched(matching, output, cohort, output, record, overwrite=None, progress=bar("scoring"))
 
 
 def _facts(folds: Sequence[FoldResult], splits: Sequence[Split], config: TrainConfig) -> dict[str, Any]:

@@ -127,7 +127,8 @@ def train(
         progress: called with (done, all) while the cohort is prepared.
         loggers: told the numbers of each epoch beside log.csv: loggers of Lightning, which stay open, or names of
             `metricunet.training.loggers.NAMES`.
-        workers: number of processes that make phantoms beside the training; the model does not depend on it.
+        workers: number of processes that make phantoms beside the training, in place of a cohort; the model does
+            not depend on it.
         devices: number of devices of this computer to train on, with a process for each; see
             `metricunet.training.ranks.together`. All but the first end with this function.
         nodes: number of computers that train together.
@@ -144,6 +145,12 @@ def train(
         config = load_config(parent=None if init is None else read_card(init))
     if workers < 1:
         raise InputError(f"{argument('workers')} must be 1 or more; got {workers}")
+    refuse_idle(cohort, fold, workers=workers, engine=engine)
+    if config.phantoms is not None and fold != 0:
+        raise InputError(
+            f"{argument('fold', fold)}: is of a cohort; phantoms that are made beside a training have no folds; "
+            "leave it out"
+        )
     names = [one for one in loggers if isinstance(one, str)]
     check_names(names)
     record = RunRecord("train", {"cohort": cohort, "output": output, "fold": fold, "init": init, "resume": resume})
@@ -187,6 +194,32 @@ def train(
         finally:
             own.discard()
     return output / MODEL_NAME
+
+
+def refuse_idle(cohort: Path | None, fold: int | str, *, workers: int, engine: object) -> None:
+    """Refuse helpers for which a training has no work.
+
+    Args:
+        cohort: folder of the cohort; None where phantoms are made beside the training.
+        fold: number of the fold to validate on, `all`, or `each` for a training of each.
+        workers: number of processes that would make phantoms.
+        engine: would make phantoms, or train the folds; None for none.
+
+    Raises:
+        InputError: it names the one that would do nothing.
+    """
+    if cohort is None:
+        return
+    if workers != 1:
+        raise InputError(
+            f"{argument('workers')} says how many processes make the synthetic scans of {argument('phantoms')}; "
+            f"leave it out with the cohort {cohort}"
+        )
+    if engine is not None and fold != "each":
+        raise InputError(
+            f"{argument('engine')} trains the folds of {argument('fold', 'each')}, or makes the synthetic scans "
+            f"of {argument('phantoms')}; leave it out with the cohort {cohort} and fold {fold}"
+        )
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from lightning.fabric.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from metricunet.errors import InputError, told
+from metricunet.errors import InputError, argument, told
 from metricunet.files.atomic import UNFINISHED
 from metricunet.metric.gathering import one_batch, processes
 from metricunet.training.batches import Batches, Supply, update_generator, update_seed
@@ -186,7 +186,7 @@ def keep_epoch(
         except Exception as error:  # whatever its library raises where a server is away
             raise InputError(
                 f"the logger {type(logger).__name__} failed ({told(error)}). Nothing of the training is lost: go "
-                "on with --resume, without this logger if need be"
+                f"on with {argument('resume', True)}, without this logger if need be"
             ) from error
 
 

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.loggers.logger import Logger
@@ -23,7 +23,9 @@ from metricunet.errors import InputError, argument, told
 from metricunet.files.atomic import UNFINISHED, write_json, write_text
 from metricunet.files.claim import CLAIM_NAME
 from metricunet.files.json_file import read_json
-from metricunet.files.own import STAGING, OwnFiles
+from metricunet.files.own import FILES, STAGING, OwnFiles
+from metricunet.files.record import RECORD_NAME
+from metricunet.inference.models import MODEL_NAME
 from metricunet.progress import Progress
 from metricunet.structures import class_of, without
 from metricunet.training.checkpoints import check_checkpoints
@@ -146,6 +148,17 @@ def check_results(own: OwnFiles, model: str) -> None:
         InputError: it names the file.
     """
     own.check([model], advice="move it elsewhere and run again")
+
+
+def finished_record(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a finished run; None where there is none, or its files are not as it wrote them.
+
+    Args:
+        folder: run folder.
+    """
+    own = OwnFiles(folder, RECORD_NAME, "train")
+    record = own.content()
+    return record if record is not None and MODEL_NAME in record[FILES] and own.is_whole() else None
 
 
 def is_scratch(path: Path) -> bool:

@@ -6,24 +6,22 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from metricunet.errors import InputError
-from metricunet.evaluation.compare import evaluate
-from metricunet.evaluation.summary import format_summary
+from metricunet.errors import InputError, told
+from metricunet.evaluation.compare import check_output, evaluate
+from metricunet.evaluation.summary import Evaluation, format_summary
 from metricunet.files.own import OwnFiles
-from metricunet.files.record import RECORD_NAME, RunRecord, hash_if_readable
+from metricunet.files.record import RunRecord, hash_if_readable
 from metricunet.inference.models import MODEL_NAME
-from metricunet.inference.predict import predict
+from metricunet.inference.predict import PredictOutcome, predict
 from metricunet.phantom import make_cohort
 from metricunet.phantom.cohort import CohortPlan, check_cohort
 from metricunet.progress import Bars, Say, no_bars, silent
-from metricunet.training.config import load_config
+from metricunet.training.config import TrainConfig, differences, load_config
 from metricunet.training.fit import train
-from metricunet.training.run import check_folder
+from metricunet.training.run import check_folder, finished_record, state_file
 
 DEMO_RECORD = "demo.json"
 OUTPUTS = (MODEL_NAME, "summary.json", "report.html")
-#: The file of a training run that marks it as one that can be resumed.
-STATE = "checkpoints/state.json"
 TRAINING_CASES = 24
 UNSEEN_CASES = 8
 SEED = 1
@@ -39,17 +37,29 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Where the demo's results lie.
+    """Where the demo's results lie, and what became of the unseen scans.
 
     Attributes:
-        summary: the scores as a short text.
+        prediction: what became of each scan.
+        evaluation: its scores.
         report: the report to open in a browser.
         model: the trained model.
     """
 
-    summary: str
+    prediction: PredictOutcome
+    evaluation: Evaluation
     report: Path
     model: Path
+
+    @property
+    def summary(self) -> str:
+        """The scores as a short text."""
+        return format_summary(self.evaluation)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the prediction, or the evaluation, would end with status 1 as a command of its own."""
+        return self.prediction.failed() or bool(self.evaluation.failed or self.evaluation.faults)
 
 
 def demo(
@@ -74,7 +84,8 @@ def demo(
         bar: opens a progress bar by its name.
 
     Raises:
-        InputError: a file that would be replaced is not an earlier demo's, or was changed since.
+        InputError: a file that would be replaced is not an earlier demo's, or was changed since; or the folder
+            holds a model of other settings.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, expected a folder for the demo; choose another folder")
@@ -82,23 +93,25 @@ def demo(
     own.check(OUTPUTS)
     record = RunRecord("demo", {"output": output})
     cohort, run, prediction, evaluation = (output / n for n in ("cohort", "run", "prediction", "evaluation"))
-    model, begun = run / MODEL_NAME, (run / STATE).is_file()
-    trained = model.is_file() and (run / RECORD_NAME).is_file()
+    model, begun = run / MODEL_NAME, state_file(run).is_file()
+    config = load_config("small", settings=settings)
+    # Before any work, all that can be refused.
+    trained = _is_trained(run, config)
     if not trained:
-        check_folder(run, begun)  # before any work, as the next line
+        check_folder(run, begun)
     check_cohort(cohort, CohortPlan(training_cases, seed=SEED, difficulty="easy", n_test=unseen_cases))
+    check_output(evaluation)
     say(f"1/4 making {training_cases + unseen_cases} synthetic pelvic CT scans")
     make_cohort(
         cohort, training_cases, seed=SEED, difficulty="easy", n_test=unseen_cases, progress=bar("phantoms")
     )
     say("2/4 training both stages")
     if not trained:
-        config = load_config("small", settings=settings)
         model = train(cohort, run, config=config, resume=begun, progress=bar("preparing"))
     say(f"3/4 segmenting {unseen_cases} unseen scans")
-    predict([cohort / "imagesTs"], [model], prediction, progress=bar("segmenting"))
+    outcome = predict([cohort / "imagesTs"], [model], prediction, overwrite=None, progress=bar("segmenting"))
     say("4/4 scoring them")
-    result = evaluate(prediction, cohort / "labelsTs", evaluation, progress=bar("scoring"))
+    result = evaluate(prediction, cohort / "labelsTs", evaluation, overwrite=None, progress=bar("scoring"))
     origins = (model, evaluation / "summary.json", evaluation / "report.html")
     for name, origin in zip(OUTPUTS, origins, strict=True):
         shutil.copyfile(origin, own.stage(name))
@@ -108,4 +121,26 @@ def demo(
         "inputs": {str(path.relative_to(output)): hash_if_readable(path) for path in origins},
     }
     own.commit(record.content())
-    return DemoResult(format_summary(result), output / "report.html", output / MODEL_NAME)
+    return DemoResult(outcome, result, output / "report.html", output / MODEL_NAME)
+
+
+def _is_trained(run: Path, config: TrainConfig) -> bool:
+    """Tell whether a run is finished.
+
+    Raises:
+        InputError: it is, with other settings.
+    """
+    record = finished_record(run)
+    if record is None:
+        return False
+    try:
+        changes = differences(TrainConfig.model_validate(record.get("config")), config)
+    except ValueError as error:
+        raise InputError(
+            f"{run}: holds a model of another version of metricunet ({told(error)}); choose another folder"
+        ) from error
+    if changes:
+        raise InputError(
+            f"{run}: holds a model of other settings ({'; '.join(changes[:3])}); choose another folder"
+        )
+    return True

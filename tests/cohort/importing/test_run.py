@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from pydicom.dataset import Dataset
 
 from metricunet.cohort.importing import import_cohort
@@ -329,3 +330,30 @@ def test_a_scan_too_bright_for_hounsfield_units_is_left_out(tree: Path, tmp_path
     assert "the highest value is" in refused
     assert "no Hounsfield units" in refused
     assert len(result.cases) == 3
+
+
+def test_only_the_spellings_that_a_names_file_does_not_sort_are_listed(
+    tree: Path, tmp_path: Path, metricunet: Command
+) -> None:
+    names = tmp_path / "some.yaml"
+    names.write_text("prostate: [Prostate]\n")
+    listed = metricunet("import", tree, "--list-names", "--names", names)
+    assert listed.status == 0
+    assert '"Bladder"' in listed.out
+    assert '"Prostate"' not in listed.out
+    assert "ignore" not in yaml.safe_load(listed.out)
+    names.write_text("prostate: [Prostate]\nignore: ['*']\n")
+    listed = metricunet("import", tree, "--list-names", "--names", names)
+    assert listed.out.startswith("# 3 cases, 0 spellings that the names file does not sort. ")
+    assert yaml.safe_load(listed.out) is None
+    missing = metricunet("import", tree, "--list-names", "--names", tmp_path / "none.yaml")
+    assert missing.status == 2
+    assert "none.yaml" in missing.err
+
+
+@pytest.mark.parametrize("words", ["--overwrite", "--engine ray", "--uids keep"])
+def test_names_are_listed_without_what_an_import_takes(tree: Path, metricunet: Command, words: str) -> None:
+    ended = metricunet("import", tree, "--list-names", *words.split())
+    assert ended.status == 2
+    option = words.split()[0]
+    assert ended.err == f"error: --list-names imports nothing, so {option} would do nothing; leave it out\n"

@@ -88,6 +88,10 @@ class NamesFile:
             for pattern in self.ignore
         )
 
+    def sorts(self, spelling: str) -> bool:
+        """Tell whether a spelling has its place: it means a structure, or is ignored."""
+        return self.structure_of(spelling) is not None or self.ignores(spelling)
+
     def _key(self, spelling: str) -> str:
         # Accents are typed and stored in two forms, composed and not.
         text = " ".join(unicodedata.normalize("NFC", spelling).split())
@@ -227,23 +231,36 @@ class SpellingCount:
     loose_undrawn: int
 
 
-def skeleton(counts: Sequence[SpellingCount], n_cases: int) -> str:
-    """Return a names file to be completed: plain spellings in their place, all others under `undecided`."""
+def skeleton(counts: Sequence[SpellingCount], n_cases: int, known: NamesFile | None = None) -> str:
+    """Return a names file to be completed: plain spellings in their place, all others under `undecided`.
+
+    Args:
+        counts: every spelling.
+        n_cases: number of cases that they are of.
+        known: a names file; what it sorts is left out, and the rest is to be added to it.
+    """
+    if known is not None:
+        counts = [one for one in counts if not known.sorts(one.spelling)]
     placed: dict[str, list[SpellingCount]] = {}
     for count in counts:
         letters = re.sub(r"[^a-z]", "", count.spelling.lower())
-        name = next((name for name, known in GUESSES.items() if letters in known), "undecided")
+        name = next((name for name, plain in GUESSES.items() if letters in plain), "undecided")
         placed.setdefault(name, []).append(count)
     order = sorted(placed, key=lambda name: [*GUESSES, "undecided"].index(name))
-    lines = [
-        f"# {plural(n_cases, 'case')}, {plural(len(counts), 'spelling')}. Move what stands under undecided to a",
-        "# structure, as prostate: [Prostate, PROSTATE], or to ignore. Where two overlap the first has the voxel.",
-    ]
+    found = f"# {plural(n_cases, 'case')}, {plural(len(counts), 'spelling')}"
+    if known is None:
+        lines = [
+            f"{found}. Move what stands under undecided to a",
+            "# structure, as prostate: [Prostate, PROSTATE], or to ignore. Where two overlap the first has "
+            "the voxel.",
+        ]
+    else:
+        lines = [f"{found} that the names file does not sort. Add each to a structure there, or to ignore."]
     for name in order:
         lines.append(f"{name}:")
         for count in placed[name]:
             lines.append(f"  - {json.dumps(count.spelling, ensure_ascii=False)}  # {_counted(count)}")
-    return "\n".join([*lines, "ignore: []", ""])
+    return "\n".join([*lines, *(["ignore: []"] if known is None else []), ""])
 
 
 def _counted(count: SpellingCount) -> str:

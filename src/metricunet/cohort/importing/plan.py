@@ -153,7 +153,7 @@ def _check_all_mapped(sources: Sequence[SourceCase], names: NamesFile) -> None:
     where: dict[str, list[str]] = {}
     for source in sources:
         for spelling in dict.fromkeys(named.spelling for named in source.structures):
-            if names.structure_of(spelling) is None and not names.ignores(spelling):
+            if not names.sorts(spelling):
                 where.setdefault(spelling, []).append(source.location)
     if where:
         told = "; ".join(

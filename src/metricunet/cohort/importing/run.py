@@ -61,22 +61,26 @@ MOST_SEEN = 64
 NEEDS = Needs(round(1.5 * GIB))
 
 
-def list_names(sources: Sequence[Path], *, layout: str | Finder = AUTO, bars: Bars = no_bars) -> Spellings:
+def list_names(
+    sources: Sequence[Path], *, names: Path | None = None, layout: str | Finder = AUTO, bars: Bars = no_bars
+) -> Spellings:
     """Count every spelling of every structure's name, as a names file to be completed.
 
     Args:
         sources: folders with scans and contours.
+        names: names file; then only the spellings that it does not sort are counted, to be added to it.
         layout: layout of all these folders: dicom, totalsegmentator, nnunet, pairs, or auto; or a function that
             finds the cases of another.
         bars: opens a progress bar by its name.
 
     Raises:
-        InputError: a folder that holds nothing of its layout.
+        InputError: a folder that holds nothing of its layout, or a names file that cannot be read.
     """
     privacy = Privacy()
     with privacy.guarding_errors():
+        known = None if names is None else read_names(names)
         found = [find_cases(source, layout, privacy, bars) for source in sources]
-        text = skeleton(spellings(found), sum(len(one.cases) for one in found))
+        text = skeleton(spellings(found), sum(len(one.cases) for one in found), known)
         left_out = [entry for one in found for entry in one.left_out]
         return Spellings(text, lines(left_out, True, privacy), lines(left_out, False, privacy))
 

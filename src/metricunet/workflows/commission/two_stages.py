@@ -118,6 +118,7 @@ def two_stages(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
             site.folder / PREDICTED,
             formats=("nifti", "rtstruct", "seg"),
             device="cpu",
+            overwrite=None,
         )
         mask = _the_mask(site)
         share = site.plan.share(site.plan.target)
@@ -169,7 +170,7 @@ def _orders(site: Site, model: Path) -> Iterator[Measurement]:
     meant = Volume(_the_mask(site), site.geometry).canonical()
     files, masks = site.folder / "orders", site.folder / "orders-predicted"
     names = dict(oriented_files(scan, files))
-    predict([files], [model], masks, device="cpu")
+    predict([files], [model], masks, device="cpu", overwrite=None)
     for path, axes in names.items():
         found = read_labels(masks / path.name).reordered_like(meant.geometry)
         yield Measurement(axes, float(np.count_nonzero((found.array != 0) != meant.array)))
