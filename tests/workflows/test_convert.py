@@ -515,6 +515,24 @@ class TestNothingIsLost:
             ("Gland", "Prostate", "converted"),
         ]
 
+    @pytest.mark.parametrize("kind", ["label map", "segmentation"])
+    def test_one_without_a_voxel_gives_way_to_one_of_its_meaning(
+        self, ct: Path, series: CtSeries, tmp_path: Path, kind: str
+    ) -> None:
+        array = np.where(drawn() == 1, 2, 0).astype(np.uint8)
+        path = write_map(tmp_path / "in" / "a.nii.gz", array, series.geometry, {"prostate": 1, "Prostate": 2})
+        if kind == "segmentation":
+            convert(path, tmp_path / "seg", scan=ct, to="seg")
+            path = tmp_path / "seg" / "a.seg.dcm"
+        names = tmp_path / "names.yaml"
+        names.write_text("Gland: [Prostate, prostate]\n")
+        done = convert(path, tmp_path / "out", scan=ct, to="nifti", names=names)
+        assert [(o.name, o.spelling, o.status) for o in done.structures] == [
+            ("prostate", "prostate", "empty"),
+            ("Gland", "Prostate", "converted"),
+        ]
+        assert np.array_equal(read_labels(tmp_path / "out" / "a.nii.gz").array > 0, array > 0)
+
     def test_one_bad_mask_costs_no_other(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:
         folder = tmp_path / "in"
         shifted = Geometry.from_parts(SHAPE, SPACING_MM, series.geometry.origin_mm + np.array([0, 0, 0.3]))
