@@ -11,7 +11,7 @@ from metricunet.study.design import Study, load_study
 from metricunet.study.results import Row, read_results
 from metricunet.study.rules import Finding, look, rounds, success_text
 from metricunet.study.verdicts import conclude
-from tests.support.tables import PAIR, make_tables
+from tests.support.tables import make_tables
 
 FOLDS = tuple(range(4))
 
