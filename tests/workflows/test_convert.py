@@ -24,13 +24,14 @@ from metricunet.files.nifti import read_labels, write_nifti
 from metricunet.files.own import STAGING, write_sealed
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.seg.read import read_seg
+from metricunet.files.seg.write import write_seg
 from metricunet.volume import Geometry, Volume
 from metricunet.workflows.convert import Converted, convert
 from tests.support.command import Command
 from tests.support.dicom_series import pattern, rotation, write_series
 from tests.support.patients import Patient, write_ct, write_set
 from tests.support.slicer import write_nrrd
-from tests.support.structure_sets import dciodvfy_complaints, plastimatch, shapes
+from tests.support.structure_sets import dciodvfy_complaints, plastimatch, shapes, structure
 
 SHAPE, SPACING_MM = (8, 30, 34), (2.5, 0.9, 1.1)
 LABELS = {"prostate": 1, "femur_left": 2, "PTV": 3}
@@ -520,16 +521,17 @@ class TestNothingIsLost:
         self, ct: Path, series: CtSeries, tmp_path: Path, kind: str
     ) -> None:
         array = np.where(drawn() == 1, 2, 0).astype(np.uint8)
-        path = write_map(tmp_path / "in" / "a.nii.gz", array, series.geometry, {"prostate": 1, "Prostate": 2})
+        path = write_map(tmp_path / "in" / "a.nii.gz", array, series.geometry, {"prostate": 1, "gland": 2})
         if kind == "segmentation":
-            convert(path, tmp_path / "seg", scan=ct, to="seg")
-            path = tmp_path / "seg" / "a.seg.dcm"
+            masks = {"prostate": array > 2, "gland": array > 0}
+            path = tmp_path / "in" / "a.seg.dcm"
+            write_seg(path, series, [structure(*one, series) for one in masks.items()], description="test")
         names = tmp_path / "names.yaml"
-        names.write_text("Gland: [Prostate, prostate]\n")
+        names.write_text("Gland: [gland, prostate]\n")
         done = convert(path, tmp_path / "out", scan=ct, to="nifti", names=names)
         assert [(o.name, o.spelling, o.status) for o in done.structures] == [
             ("prostate", "prostate", "empty"),
-            ("Gland", "Prostate", "converted"),
+            ("Gland", "gland", "converted"),
         ]
         assert np.array_equal(read_labels(tmp_path / "out" / "a.nii.gz").array > 0, array > 0)
 
