@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import gzip
 import json
@@ -24,14 +25,13 @@ from metricunet.files.nifti import read_labels, write_nifti
 from metricunet.files.own import STAGING, write_sealed
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.seg.read import read_seg
-from metricunet.files.seg.write import write_seg
 from metricunet.volume import Geometry, Volume
 from metricunet.workflows.convert import Converted, convert
 from tests.support.command import Command
 from tests.support.dicom_series import pattern, rotation, write_series
 from tests.support.patients import Patient, write_ct, write_set
 from tests.support.slicer import write_nrrd
-from tests.support.structure_sets import dciodvfy_complaints, plastimatch, shapes, structure
+from tests.support.structure_sets import dciodvfy_complaints, plastimatch, shapes
 
 SHAPE, SPACING_MM = (8, 30, 34), (2.5, 0.9, 1.1)
 LABELS = {"prostate": 1, "femur_left": 2, "PTV": 3}
@@ -523,16 +523,20 @@ class TestNothingIsLost:
         array = np.where(drawn() == 1, 2, 0).astype(np.uint8)
         path = write_map(tmp_path / "in" / "a.nii.gz", array, series.geometry, {"prostate": 1, "gland": 2})
         if kind == "segmentation":
-            masks = {"prostate": array > 2, "gland": array > 0}
-            path = tmp_path / "in" / "a.seg.dcm"
-            write_seg(path, series, [structure(*one, series) for one in masks.items()], description="test")
+            convert(path, tmp_path / "seg", scan=ct, to="seg")
+            path = tmp_path / "seg" / "a.seg.dcm"
+            dataset = pydicom.dcmread(path)
+            empty = copy.deepcopy(dataset.SegmentSequence[0])
+            empty.SegmentNumber, empty.SegmentLabel = 2, "prostate"  # of which no frame is
+            dataset.SegmentSequence.append(empty)
+            dataset.save_as(path, enforce_file_format=True)
         names = tmp_path / "names.yaml"
         names.write_text("Gland: [gland, prostate]\n")
         done = convert(path, tmp_path / "out", scan=ct, to="nifti", names=names)
-        assert [(o.name, o.spelling, o.status) for o in done.structures] == [
+        assert {(o.name, o.spelling, o.status) for o in done.structures} == {
             ("prostate", "prostate", "empty"),
             ("Gland", "gland", "converted"),
-        ]
+        }
         assert np.array_equal(read_labels(tmp_path / "out" / "a.nii.gz").array > 0, array > 0)
 
     def test_one_bad_mask_costs_no_other(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:
