@@ -29,8 +29,8 @@ from metricunet.cohort.importing.names_file import read_names
 from metricunet.cohort.layout import CHANNEL_SUFFIX
 from metricunet.engine import Engine
 from metricunet.errors import InputError, argument
-from metricunet.evaluation.cases import DEFAULT_LABELS, LabelMaps, labels_beside
-from metricunet.evaluation.compare import comparable, label_side, measure_sides
+from metricunet.evaluation.cases import DEFAULT_LABELS, LabelMaps, labels_beside, quality_beside, read_quality
+from metricunet.evaluation.compare import comparable, in_terms_of, label_side, measure_sides
 from metricunet.evaluation.compare import evaluate as evaluate_files
 from metricunet.evaluation.contour_files import (
     CaseScan,
@@ -983,30 +983,45 @@ def _compared_on_scan(
     else:
         grid = scan.geometry() if isinstance(scan, CaseScan) else scan.volume.geometry
         grid_name = f"the scan {scan.path}" if isinstance(scan, CaseScan) else "the scan"
-    maps = [sides[0].maps(), sides[1].maps(sides[0].labels or DEFAULT_LABELS)]
-    if naming.exact and sides[0].labels is None:
+    maps = [
+        LabelMaps(
+            labels,
+            ignore,
+            {"": unknown},
+            named_in=side.source.parent / "dataset.json" if isinstance(side.source, Path) else None,
+        )
+        for side, (labels, ignore, unknown) in (
+            (sides[0], sides[0].maps()),
+            (sides[1], sides[1].maps(sides[0].labels or DEFAULT_LABELS)),
+        )
+    ]
+    is_mask = isinstance(sides[0].source, Path) and sides[0].file is None
+    quality = quality_beside(sides[0].source) if is_mask else None
+    own = read_quality(quality).labels
+    if not naming.exact:
+        maps[0] = maps[0].as_predicted(own, naming, quality)
+    elif sides[0].labels is None:
         maps[0] = maps[1]  # one dataset.json for both
     named = [
-        tuple(labels) if side.file is None else counted_names(side.file.names, naming, side is sides[0])
-        for side, (labels, _, _) in zip(sides, maps, strict=True)
+        tuple(one.labels) if side.file is None else counted_names(side.file.names, naming, side is sides[0])
+        for side, one in zip(sides, maps, strict=True)
     ]
-    titles = [
-        name for side, (labels, _, _) in zip(sides, maps, strict=True) if side.file is None for name in labels
-    ]
+    titles = [name for side, one in zip(sides, maps, strict=True) if side.file is None for name in one.labels]
     case = (sides[1].name,) if series is None else (series.case, series.series_uid)
     names = sides[0].name, sides[1].name
     chosen = choose_structures(naming, [NamedCase(case, *named)], titles, names)
     tolerances = choose_tolerances(chosen.keys, naming, tolerance_mm, tolerances_mm)
     opened: list[Side] = []
-    for side, (labels, ignore, unknown) in zip(sides, maps, strict=True):
+    for side, one in zip(sides, maps, strict=True):
         if side.file is not None:
             assert series is not None  # there is no comparing such a file without it
             keys = set(chosen.keys.values())
             opened.append(open_side(side.file, series, naming, keys, predicted=side is sides[0]))
         else:
             values = on_grid(side.volume(), grid, side.name, grid_name)
-            own = LabelMaps(labels, ignore, {"": unknown})
-            opened.append(label_side(side.name, values, own, naming, ""))
+            if naming.exact and side is sides[0]:
+                values, _ = in_terms_of(one.labels, values, own)
+            opened.append(label_side(side.name, values, one, naming, ""))
     absent = {name for name, key in chosen.keys.items() if naming.is_absent(key, *case)}
     found = measure_sides(case[0], opened[0], opened[1], grid, chosen.keys, tolerances, absent)
     for fault in found.faults:

@@ -7,11 +7,13 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pydicom
 import pytest
 
+import metricunet as mu
 from metricunet.errors import InputError
 from metricunet.evaluation.compare import evaluate
 from metricunet.evaluation.naming import MARK, Naming, split_tolerances, unmarked
@@ -137,6 +139,100 @@ def test_masks_without_a_scan_have_the_numbers_of_masks_with_it(series: CtSeries
             float(a) == pytest.approx(float(b), abs=2e-6)
             for a, b in zip(list(alone.values())[2:], list(with_scan.values())[2:], strict=True)
         )
+
+
+#: Where small structures lie that share no voxel.
+PARTS = {"prostate": (0, 0, 0), "bladder": (0, 10, 0), "rectum": (0, 0, 11)}
+
+
+def parts(series: CtSeries, *names: str) -> dict[str, Mask]:
+    return {name: gland(series, PARTS[name.lower()], 0.4) for name in names}
+
+
+def write_prediction(path: Path, series: CtSeries, values: Mapping[str, int]) -> Path:
+    """Write a label map as a predictor does: the verdict beside it alone says what its values mean."""
+    labels = np.zeros(series.geometry.shape, dtype=np.uint8)
+    for name, value in values.items():
+        labels[gland(series, PARTS[name], 0.4)] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_nifti(path, Volume(labels, series.geometry))
+    quality = path.with_name(path.name.replace(".nii.gz", ".quality.json"))
+    quality.write_text(json.dumps({"verdict": "review", "labels": dict(values)}))
+    return path
+
+
+class TestPredictorsOwnValues:
+    """A model numbers its structures as it was trained; its verdict says how."""
+
+    VALUES: ClassVar = {"prostate": 1, "bladder": 2, "rectum": 3}
+
+    @pytest.mark.parametrize("scan", [False, True], ids=["alone", "on a scan"])
+    def test_masks_are_read_by_them_with_and_without_a_scan(
+        self, series: CtSeries, tmp_path: Path, scan: bool
+    ) -> None:
+        r = write_mask(tmp_path / "r" / "a.nii.gz", series, parts(series, "bladder", "prostate"))
+        p = write_prediction(tmp_path / "p" / "a.nii.gz", series, self.VALUES)
+        result = evaluate(p, r, tmp_path / "out", scan=series.folder if scan else None)
+        assert {row.structure: row.measures.dice for row in result.rows} == {"bladder": 1.0, "prostate": 1.0}
+        assert result.notes == ("predictions hold structures that the references do not name: rectum",)
+        assert not result.faults
+        if scan:
+            found = mu.evaluate(p, r, scan=series.folder)
+            assert {name: measures.dice for name, measures in found.items()} == {"bladder": 1.0, "prostate": 1.0}
+
+    @pytest.mark.parametrize("kind", ["rtstruct", "seg"])
+    def test_masks_meet_dicom_by_their_names(self, series: CtSeries, tmp_path: Path, kind: str) -> None:
+        r = written(kind, tmp_path / "r", series, parts(series, "Bladder", "Prostate"))
+        p = write_prediction(tmp_path / "p" / "a.nii.gz", series, {"rectum": 1, "bladder": 2, "prostate": 3})
+        result = evaluate(p, r, tmp_path / "out", scan=series.folder)
+        assert {row.structure: row.measures.dice for row in result.rows} == {"bladder": 1.0, "prostate": 1.0}
+        assert result.notes == ("not compared, of the predictions: rectum",)
+        found = mu.evaluate(p, r, scan=series.folder)
+        assert {name: measures.dice for name, measures in found.items()} == {"bladder": 1.0, "prostate": 1.0}
+
+    def test_another_organ_of_value_1_is_no_prostate(self, series: CtSeries, tmp_path: Path) -> None:
+        r = write_set(tmp_path / "r.dcm", series, parts(series, "Prostate"))
+        p = write_prediction(tmp_path / "p" / "a.nii.gz", series, {"bladder": 1})
+        with pytest.raises(InputError, match=r"prediction: bladder; reference: Prostate"):
+            evaluate(p, r, tmp_path / "out", scan=series.folder)
+
+    def test_a_names_file_may_still_spell_a_value_whose_name_it_does_not_know(
+        self, series: CtSeries, tmp_path: Path
+    ) -> None:
+        r = write_set(tmp_path / "r.dcm", series, parts(series, "Prostate"))
+        p = write_prediction(tmp_path / "p" / "a.nii.gz", series, {"prostate": 2})
+        quality = tmp_path / "p" / "a.quality.json"
+        quality.write_text(json.dumps({"labels": {"target": 2}}))
+        names = names_file(tmp_path / "names.yaml", 'gland: [Prostate, "2"]\n')
+        (row,) = evaluate(p, r, tmp_path / "out", scan=series.folder, names=names).rows
+        assert (row.structure, row.measures.dice) == ("gland", 1.0)
+
+    def test_a_value_without_a_name_is_told_with_what_names_the_others(
+        self, series: CtSeries, tmp_path: Path
+    ) -> None:
+        r = write_set(tmp_path / "r" / "a.dcm", series, parts(series, "Prostate"))
+        p = write_prediction(tmp_path / "p" / "a.nii.gz", series, {"prostate": 1, "bladder": 2})
+        quality = tmp_path / "p" / "a.quality.json"
+        quality.write_text(json.dumps({"labels": {"prostate": 1}}))
+        with pytest.raises(InputError, match=r"value 2, .*quality\.json names these alone; predict the case"):
+            evaluate(p, r, tmp_path / "out", scan=series.folder)
+        quality.unlink()
+        with pytest.raises(InputError, match=r"value 2, .*Name all structures in .*/p/dataset\.json"):
+            evaluate(p, r, tmp_path / "out", scan=series.folder)
+
+    def test_a_verdict_that_cannot_be_read_costs_its_case_alone(
+        self, series: CtSeries, other_series: CtSeries, tmp_path: Path
+    ) -> None:
+        scans = tmp_path / "scans"
+        scans.mkdir()
+        for one in (series, other_series):
+            (scans / one.case).symlink_to(one.folder)
+            write_set(tmp_path / "r" / f"{one.case}.dcm", one, parts(one, "Prostate"))
+            write_prediction(tmp_path / "p" / f"{one.case}.nii.gz", one, {"prostate": 3})
+        (tmp_path / "p" / f"{series.case}.quality.json").write_text("{")
+        result = evaluate(tmp_path / "p", tmp_path / "r", tmp_path / "out", scan=scans)
+        assert [(row.case, row.measures.dice) for row in result.rows] == [(other_series.case, 1.0)]
+        assert [fault.case for fault in result.faults] == [series.case]
 
 
 def test_a_folder_of_pairs_meets_by_its_series(series: CtSeries, other_series: CtSeries, tmp_path: Path) -> None:
@@ -543,8 +639,6 @@ def test_the_command(metricunet: Command, series: CtSeries, tmp_path: Path) -> N
 
 
 def test_from_python(series: CtSeries, tmp_path: Path) -> None:
-    import metricunet as mu
-
     p = write_set(tmp_path / "auto.dcm", series, {"Prostate^auto": gland(series, (0, 0, 1))})
     r = write_segmentation(tmp_path / "approved.dcm", series, {"Prostate": gland(series)})
     report = mu.evaluate(p, r, tmp_path / "out", scan=series.folder, tolerance_mm=1)

@@ -167,6 +167,19 @@ def test_arms_that_cannot_be_paired_are_named(tmp_path: Path) -> None:
     assert of_pair(conclude(folder), "dice").comparison.seeds == (0, 2)
 
 
+def test_a_structure_that_nobody_contoured_costs_no_other_its_comparisons(tmp_path: Path) -> None:
+    folder = make_tables(tmp_path, cases=4)
+    path = folder / "cases.csv"
+    head, *rows = path.read_text().splitlines()
+    blank = [",".join([*row.split(",")[:4], "bladder", *[""] * (row.count(",") - 4)]) for row in rows]
+    path.write_text("\n".join([head, *blank, *rows]) + "\n")
+    unknown = {row.split(",")[3]: ("bladder",) for row in rows}
+    comparisons = conclude(folder, not_contoured=unknown).comparisons
+    assert comparisons.left_out == ()
+    assert {one.structure for one in comparisons.compared} == {"prostate", None}
+    assert comparisons.find("primary", "dice", "prostate") is not None
+
+
 def test_the_files_of_comparisons(folder: Path, concluded: Conclusions, tmp_path: Path) -> None:
     write_conclusions(concluded, tmp_path)
     lines = list(csv.DictReader(io.StringIO((tmp_path / "comparisons.csv").read_text())))

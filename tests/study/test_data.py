@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from metricunet.cohort.contoured import CONTOURED_NAME, contoured_content
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import split_for
 from metricunet.errors import InputError
-from metricunet.study.data import recipe_splits, scored_cases, spread, study_data
+from metricunet.study.data import fitting_cases, recipe_splits, scored_cases, spread, study_data
 from metricunet.study.design import PhantomRecipe, load_study
 from tests.study.conftest import write_study
-from tests.support.cohorts import make_tiny_cohort
+from tests.support.cohorts import edit_json, make_tiny_cohort
 
 
 def test_phantoms_are_split_as_the_recipe_says(tmp_path: Path) -> None:
@@ -137,6 +138,19 @@ def _check_split(split: Path, tmp_path: Path) -> None:
     with_split(2, 2)
     with pytest.raises(InputError, match=r"splits\.json: is there already"):
         with_split(3, 1)
+
+
+def test_cases_to_fit_probes_on_say_what_nobody_contoured(tmp_path: Path) -> None:
+    """Else what nobody drew would be background to the probes."""
+    cohort = make_tiny_cohort(tmp_path / "cohort", 4)
+    edit_json(cohort / "dataset.json", labels={"background": 0, "prostate": 1, "bladder": 2})
+    drawn = {f"case_{k:02d}": ["prostate", "bladder"][: 1 if k == 2 else 2] for k in range(4)}
+    (cohort / CONTOURED_NAME).write_text(json.dumps(contoured_content(drawn)))
+    data = study_data(load_study(write_study(tmp_path / "s.yaml", cohort)), tmp_path / "out")
+    found = {case.name: case for fold in range(4) for case in fitting_cases(data, fold, 12)}
+    assert {name: case.not_contoured for name, case in found.items()} == {
+        name: ("bladder",) if name == "case_02" else () for name in drawn
+    }
 
 
 def test_without_test_cases_each_fold_scores_those_it_leaves_out(tmp_path: Path) -> None:

@@ -140,6 +140,10 @@ def test_the_primary_measures_are_not_tested_a_second_time(tmp_path: Path) -> No
             {"measures": {"worthwhile": {"dsc": 1}}},
             r"worthwhile\.dsc is no measure; expected some of dice, asd_mm",
         ),
+        (
+            {"measures": {"worthwhile": {"contour_length_excess_percent": "5 %"}}},
+            r"worthwhile\.contour_length_excess_percent is '5 %', but it can be negative",
+        ),
         ({"measures": {"worthwhile": {"dice": -1}}}, r"measures\.worthwhile\.dice"),
         ({"measures": {"worthwhile": {"dice": "much"}}}, r"measures\.worthwhile\.dice"),
         (

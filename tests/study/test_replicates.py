@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def test_all_arms_of_a_replicate_come_before_the_next(tmp_path: Path, played: Pl
 def test_the_first_replicates_alone_and_then_the_rest(tmp_path: Path, played: Played) -> None:
     file = write(tmp_path / "s.yaml", success={"over_baseline": 0.01})
     text = study(file, tmp_path / "out", device="cpu", replicates=2).text
-    assert "**Not judged yet**: 2 of 4 replicates are done." in text
+    missing = "6 runs of plain, metric, control are missing"
+    assert f"**Not judged yet**: 2 of 4 replicates are done, and {missing}." in text
     assert "2 of 4 replicates" in text
     assert folds_of(tmp_path / "out") == {"0", "1"}
     study(file, tmp_path / "out", device="cpu")
@@ -128,6 +130,41 @@ def test_futility_stops_the_study_and_is_in_the_tables(tmp_path: Path, played: P
     some = study(file, tmp_path / "out", device="cpu", replicates=2).text
     assert first in some
     assert "after 3 replicates" not in some
+
+
+def test_the_rule_that_stops_a_study_is_the_one_that_is_told(tmp_path: Path, played: Played) -> None:
+    rules = [{"after": 1, "below": 1.0}, {"after": 1, "below": -1.0}]
+    said = list[str]()
+    study(write(tmp_path / "s.yaml", futility=rules), tmp_path / "out", device="cpu", say=said.append)
+    told = [line for line in said if line.startswith("Rule to stop by")]
+    assert len(told) == 1
+    assert "The study stopped there, for metric over plain and metric over control." in told[0]
+
+
+def test_success_waits_for_every_run_of_the_pair(
+    tmp_path: Path, played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(specs: Sequence[RunSpec], *rest: object) -> Iterator[RunResult]:
+        for done in played.hand_out(specs):
+            yield replace(done, error="broken") if done.spec.title == "control, fold 2, seed 0" else done
+
+    monkeypatch.setattr(run, "hand_out", failing)
+    file = write(tmp_path / "s.yaml", success={"over_baseline": 0.01})
+    text = study(file, tmp_path / "out", device="cpu").text
+    missing = "1 run of plain, metric, control is missing"
+    assert f"**Not judged yet**: 3 of 4 replicates are done, and {missing}." in text
+
+
+def test_figures_that_cannot_be_drawn_cost_no_table(
+    tmp_path: Path, played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no room")
+
+    monkeypatch.setattr(run, "draw_figures", broken)
+    text = study(write(tmp_path / "s.yaml"), tmp_path / "out", device="cpu").text
+    assert "- Not all figures are drawn: an unexpected ValueError stopped it: no room." in text
+    assert "## Verdicts" in text
 
 
 def test_the_command_takes_a_number_for_studies_with_replicates_alone(metricunet: Command, tmp_path: Path) -> None:

@@ -109,6 +109,19 @@ def test_a_study_whose_arms_all_found_nothing_is_drawn(tmp_path: Path) -> None:
     assert tmp_path / "arms.png" in drawn
 
 
+def test_a_measure_without_any_value_costs_no_other_its_picture(tmp_path: Path) -> None:
+    """As the change from slice to slice where every mask lies in one."""
+    folder = make_tables(tmp_path / "one", cases=4)
+    path = folder / "smoothness.csv"
+    head, *rows = path.read_text().splitlines()
+    column = head.split(",").index("slice_change_excess_pp")
+    blank = [",".join("" if k == column else cell for k, cell in enumerate(row.split(","))) for row in rows]
+    path.write_text("\n".join([head, *blank]) + "\n")
+    assert [p.name for p in draw_figures(conclude(folder), tmp_path)] == [
+        "differences.png", "arms.png", "smoothness.png", "features.png"
+    ]  # fmt: skip
+
+
 def test_a_study_drew_what_its_tables_give(whole_study: tuple[Path, Path, StudyResult], tmp_path: Path) -> None:
     """Without a pair there is nothing to compare; smoothness and features are shown all the same."""
     output = whole_study[1]

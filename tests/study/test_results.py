@@ -13,9 +13,11 @@ from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
 from metricunet.evaluation.measures import MEASURE_NAMES, Measures
 from metricunet.study.results import (
+    DEFINITIONS,
     FEATURES,
     Results,
     Row,
+    better_of,
     cases_table,
     join_tables,
     paired_values,
@@ -24,7 +26,7 @@ from metricunet.study.results import (
     summarise_arms,
     write_table,
 )  # fmt: skip
-from metricunet.study.statistics import FoldSeed
+from metricunet.study.statistics import Comparison, FoldSeed, compare
 
 MISSED = Measures(0.0, None, 0.0, 0.0, None, 0.0, -30.0)
 ABSENT = Measures(None, None, None, None, None, None, None)
@@ -113,9 +115,46 @@ def test_rows_of_what_was_not_contoured_are_told_from_those_of_what_is_absent(tm
     assert [r.evaluated.outcome for r in found] == ["measured", "true_absent", "not_contoured"]
     (summary,) = summarise_arms(found)[0].of_seed.values()
     assert (summary.n, summary.missed, summary.true_absent, summary.not_contoured) == (1, 0, 1, 1)
-    assert paired_values(found, "a", "prostate", "dice") == paired_values(
-        [replace(r, contoured=True) for r in found], "a", "prostate", "dice"
-    )
+    assert list(paired_values(found, "a", "prostate", "dice")[0]) == [(3, "one"), (3, "five")]
+
+
+def compared(rows: list[Row], measure: str) -> Comparison:
+    results = Results({"truth": rows}, [], [])
+    a, b = (results.scores(arm, measure, "prostate") for arm in "ab")
+    assert a is not None
+    assert b is not None
+    return compare(a, b, DEFINITIONS[measure], better_of(measure))
+
+
+def test_cases_in_which_nobody_contoured_the_structure_are_in_no_number() -> None:
+    rows = [
+        replace(row(arm, 0, f"{k:03}", measured(0.8 + better, 2.0) if k < 40 else ABSENT), contoured=k < 40)
+        for arm, better in (("a", 0.0), ("b", 0.05))
+        for k in range(100)
+    ]
+    found = compared(rows, "dice")
+    assert (found.cases, found.superiority, found.rank_biserial) == (40, 1.0, 1.0)
+    assert found.no_value_a == 0
+    nowhere = Results({"truth": [replace(r, contoured=False) for r in rows]}, [], [])
+    assert nowhere.scores("a", "dice", "prostate") is None
+
+
+@pytest.mark.parametrize(
+    ("measure", "superiority"),
+    [("dice", 0.75), ("ppv", 0.75), ("surface_dice_2mm", 0.75), ("sensitivity", 0.5), ("asd_mm", 0.5)],
+)
+def test_an_empty_mask_of_what_is_not_there_is_better_than_a_false_positive(
+    measure: str, superiority: float
+) -> None:
+    false_positive = Measures(0.0, None, None, 0.0, None, 0.0, 12.0)
+    rows = [
+        row("a", 0, "one", measured(0.8, 2.0)), row("a", 0, "six", false_positive),
+        row("b", 0, "one", measured(0.8, 2.0)), row("b", 0, "six", ABSENT),
+    ]  # fmt: skip
+    found = compared(rows, measure)
+    assert (found.cases, found.superiority) == (2, superiority)
+    assert found.false_positive_a == (1 if superiority > 0.5 else 0)
+    assert (found.false_positive_b, found.no_value_a, found.no_value_b) == (0, 0, 0)
 
 
 def test_files_that_are_no_rows_of_a_study(tmp_path: Path) -> None:

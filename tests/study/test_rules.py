@@ -11,7 +11,7 @@ from metricunet.study.design import Study, load_study
 from metricunet.study.results import Row, read_results
 from metricunet.study.rules import Finding, look, rounds, success_text
 from metricunet.study.verdicts import conclude
-from tests.support.tables import PAIR, make_tables
+from tests.support.tables import make_tables
 
 FOLDS = tuple(range(4))
 
@@ -107,7 +107,7 @@ def test_a_study_is_parted_where_a_rule_looks(tmp_path: Path) -> None:
 def test_success_is_over_both(tmp_path: Path, arms: dict[str, float], wanted: float, verdict: str) -> None:
     folder = tables(tmp_path, arms, [], success={"over_baseline": wanted})
     concluded = conclude(folder)
-    text = success_text(concluded.plan, concluded.comparisons, 4)
+    text = success_text(concluded)
     assert text is not None
     found = benefit(read(folder)[1], "base", "method", 4)
     assert f"Found in 4 replicates: {found:+.4f}, and " in text
@@ -120,20 +120,39 @@ def test_success_is_over_both(tmp_path: Path, arms: dict[str, float], wanted: fl
 
 def test_success_that_is_not_asked_for_or_not_known(tmp_path: Path) -> None:
     plain = conclude(tables(tmp_path / "plain", {"base": 0.0, "method": 1.0, "control": 0.0}, []))
-    assert success_text(plain.plan, plain.comparisons, 4) is None
-    file = {"arms": {name: {} for name in PAIR.values()}, "success": {"over_baseline": 0.1}}
-    concluded = conclude(tables(tmp_path / "some", {"base": 0.0, "method": 1.0}, [], **file))
-    text = success_text(concluded.plan, concluded.comparisons, 4)
+    assert success_text(plain) is None
+    quality = {"base": 0.0, "method": 1.0, "control": 0.0}
+    folder = tables(tmp_path / "one", quality, [], success={"over_baseline": 0.1})
+    path = folder / "cases.csv"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join(r for r in rows if r.startswith("arm,") or ",case_000," in r) + "\n")
+    text = success_text(conclude(folder))
     assert text is not None
-    assert "**Not known**: the runs that it takes are not finished." in text
+    assert text.endswith("**Not known**: there are too few values for it.")
 
 
 def test_success_is_not_judged_before_the_end(tmp_path: Path) -> None:
-    quality = {"base": 0.0, "method": 2.0, "control": 0.2}
-    concluded = conclude(tables(tmp_path, quality, [], success={"over_baseline": 0.02}))
-    text = success_text(concluded.plan, concluded.comparisons, 3)
-    assert text is not None
-    assert text.endswith("**Not judged yet**: 3 of 4 replicates are done.")
-    stopped = success_text(concluded.plan, concluded.comparisons, 4, [Finding(False, ""), Finding(True, "")])
+    quality = {"base": 0.0, "method": 2.0, "control": 0.2, "other": 0.0}
+    folder = tables(tmp_path, quality, [], success={"over_baseline": 0.02})
+    path = folder / "cases.csv"
+    rows = path.read_text().splitlines()
+
+    def without(*runs: str) -> str:
+        path.write_text("\n".join(row for row in rows if not row.startswith(runs)) + "\n")
+        text = success_text(conclude(folder))
+        assert text is not None
+        return text
+
+    of_pair = "base, method, control"
+    later = [f"{arm},0,3," for arm in quality]
+    assert without(*later).endswith(
+        f"**Not judged yet**: 3 of 4 replicates are done, and 3 runs of {of_pair} are missing."
+    )
+    # Others of the replicate came to an end, and so did others of the arm.
+    assert without("control,0,1,").endswith(
+        f"**Not judged yet**: 3 of 4 replicates are done, and 1 run of {of_pair} is missing."
+    )
+    assert without("other,0,1,").endswith("**met**.")
+    stopped = success_text(conclude(folder), [Finding(False, ""), Finding(True, "")])
     assert stopped is not None
     assert stopped.endswith("**Not met**: the study stopped before.")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ import yaml
 from metricunet.engine import Serial
 from metricunet.errors import InputError
 from metricunet.evaluation.summary import CSV_COLUMNS
+from metricunet.study.design import load_study
 from metricunet.study.report import describe
-from metricunet.study.run import StudyResult, study
+from metricunet.study.run import StudyResult, _pictured, study
 from metricunet.study.runs import RunSpec
 from metricunet.study.verdicts import conclude
 from tests.study.conftest import SHORT, write_study
@@ -195,6 +197,40 @@ def test_what_is_refused_before_anything_is_made(study_cohort: Path, tmp_path: P
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert not (output / "runs").exists()
     assert not (output / "stage-one").exists()
+
+
+def test_a_fold_that_would_score_nothing_is_refused_before_any_work(tmp_path: Path) -> None:
+    cohort = make_tiny_cohort(tmp_path / "cohort", 4)
+    names = [f"case_{k:02d}" for k in range(4)]
+    splits = [{"train": names[:3], "val": names[3:]}, {"train": names, "val": []}]
+    (cohort / "splits.json").write_text(json.dumps(splits))
+    file = write_study(tmp_path / "s.yaml", cohort, folds=[0, 1])
+    with pytest.raises(InputError, match=r"folds: fold 1 validates on no case \(val\).*no test cases") as error:
+        study(file, tmp_path / "out", device="cpu")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "stage-one").exists()
+
+
+def test_examples_are_of_a_seed_that_is_in_the_comparison(tmp_path: Path) -> None:
+    """A seed is left out where one of its folds failed, though all arms came to an end in another."""
+    pair = {"baseline": "plain", "method": "metric"}
+    plan = load_study(write_study(tmp_path / "s.yaml", tmp_path, folds=[0, 1], primary=pair))
+    runs = [(arm, fold, seed) for arm in pair.values() for fold in (0, 1) for seed in (0, 1)]
+    runs.remove(("metric", 1, 0))
+    whole: list[Any] = [
+        SimpleNamespace(
+            arm=arm, fold=fold, seed=seed, folder=tmp_path, stage_one=tmp_path, case_names=(), fitting=(),
+            config=SimpleNamespace(precision="fp32"), prepared=SimpleNamespace(labels={}, ignore=None),
+        )
+        for arm, fold, seed in runs
+    ]  # fmt: skip
+    dice: Any = SimpleNamespace(comparison=SimpleNamespace(seeds=(1,)))
+    pictured = _pictured(plan, whole, "cpu", False, dice)
+    assert pictured is not None
+    assert pictured.seed == 1
+    first = _pictured(plan, whole, "cpu", False, None)
+    assert first is not None
+    assert first.seed == 0
 
 
 def test_a_changed_scan_is_noticed(copied_study: tuple[Path, Path], study_cohort: Path, tmp_path: Path) -> None:

@@ -115,6 +115,30 @@ def test_missed_in_other_seeds_by_each_arm_is_a_tie_but_for_the_rest() -> None:
     assert asd(a, b).superiority == pytest.approx((1 + 0.5) / 2)
 
 
+def test_where_there_is_nothing_a_false_positive_ranks_below_an_empty_mask() -> None:
+    """Case 0 does not hold the structure."""
+
+    def of(arm: str, values: ArrayLike) -> Scores:
+        return replace(scores(arm, values), empty=frozenset({"c000"}))
+
+    a, b = of("a", [[NAN, 0.8, 0.8]]), of("b", [[0.0, 0.9, 0.8]])
+    found = compare(a, b, DICE, "higher", draws=200)
+    # Ranks 1 (tie), 2 (+0.1), 3 (the false positive).
+    assert found.rank_biserial == pytest.approx((2 - 3) / 6)
+    assert found.superiority == pytest.approx((0 + 1 + 0.5) / 3)
+    assert found.p_of_seed == (found.p,)
+    assert compare(b, a, DICE, "higher", draws=200).rank_biserial == pytest.approx((3 - 2) / 6)
+    # It has no difference, and is counted beside it.
+    assert found.difference == pytest.approx(0.05)
+    assert (found.false_positive_a, found.false_positive_b) == (0, 1)
+    assert (found.no_value_a, found.no_value_b) == (0, 0)
+    both = compare(b, of("c", [[0.0, 0.9, 0.8]]), DICE, "higher", draws=200)
+    assert (both.false_positive_a, both.false_positive_b, both.superiority) == (1, 1, 0.5)
+    # A distance from nothing has nobody.
+    apart = compare(of("a", [[NAN, 2.0]]), of("b", [[NAN, 2.0]]), ASD, "lower", draws=200)
+    assert (apart.superiority, apart.no_value_a, apart.false_positive_b) == (0.5, 0, 0)
+
+
 def test_nothing_found_by_both() -> None:
     found = asd([[NAN, NAN], [NAN, NAN]], [[1.0, 2.0], [1.0, NAN]])
     assert (found.mean_a, found.difference, found.interval, found.d_z) == (None, None, None, None)
@@ -275,6 +299,7 @@ def test_seeds_of_one_replicate_are_taken_together_in_intervals() -> None:
     runs = tuple(FoldSeed(fold, seed) for fold in range(3) for seed in range(2))
     nested = compare(Scores("a", runs, cases, a), Scores("b", runs, cases, b), DICE, "higher", draws=500)
     assert (nested.repeats, len(nested.seeds)) == (3, 6)
+    assert (nested.repeated, nested.training) == ("replicate", "run")
     sums = (b - a).reshape(3, 2, 20).sum(axis=1)
     wanted = crossed_bootstrap(sums, np.full((3, 20), 2.0), Resampling(500, 0)).interval
     assert nested.interval == wanted

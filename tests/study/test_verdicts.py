@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from metricunet.errors import InputError
 from metricunet.evaluation.bootstrap import Interval, Resampling
 from metricunet.evaluation.measures import DEFINITIONS
 from metricunet.study.report import conclusions_text, sections
-from metricunet.study.statistics import Better, Comparison, Scores, compare
+from metricunet.study.statistics import Better, Comparison, FoldSeed, Scores, compare
 from metricunet.study.verdicts import Conclusions, Verdict, Worthwhile, conclude, join, judge
 from tests.support.tables import make_tables
 
@@ -32,6 +33,8 @@ def comparison(
     relative: tuple[float, float] | None = None,
     no_value: tuple[int, int] = (0, 0),
     measure: str = "dice",
+    false_positive: tuple[int, int] = (0, 0),
+    mean_b: float = 0.8,
 ) -> Comparison:
     """A comparison whose difference lies between low and high, and is positive or negative in each seed."""
     relative_interval = None if relative is None else Interval(*relative)
@@ -50,7 +53,7 @@ def comparison(
         no_value_a=no_value[0],
         no_value_b=no_value[1],
         mean_a=0.8,
-        mean_b=0.8,
+        mean_b=mean_b,
         difference=(low + high) / 2,
         interval=Interval(low, high),
         relative_percent=None if relative is None else sum(relative) / 2,
@@ -63,6 +66,8 @@ def comparison(
         rank_biserial=0.5,
         superiority=0.7,
         resampling=Resampling(),
+        false_positive_a=false_positive[0],
+        false_positive_b=false_positive[1],
     )
 
 
@@ -155,6 +160,58 @@ def test_what_is_missed_is_not_in_an_interval_of_distances() -> None:
     assert finding(asd(0.1, 0.3, (1, 2)), None, amount) == "not supported"
     reasons = judge("Better", lost, equal, amount).reasons
     assert "Missed, and so not in it: 2 by metricunet, 1 by unet, of 300 each." in reasons
+
+
+def test_false_positives_where_there_is_nothing_are_not_in_an_interval_of_overlaps() -> None:
+    equal, more, fewer = (comparison(0.005, 0.020, false_positive=n) for n in ((2, 2), (1, 3), (3, 1)))
+    assert finding(equal, equal) == finding(fewer, fewer) == "supported"
+    # B sees what is not there: better overlaps of the rest support nothing.
+    assert finding(more, equal) == finding(equal, more) == "not decided"
+    # A does: that B's other overlaps are no better is no evidence against B.
+    assert finding(comparison(-0.020, -0.001, false_positive=(3, 1)), None) == "not decided"
+    assert finding(comparison(-0.020, -0.001, false_positive=(1, 3)), None) == "not supported"
+    reasons = judge("Better", more, equal, HUNDREDTH).reasons
+    assert "False positives, not in it unless both have one: 3 of metricunet, 1 of unet, of 500 each." in reasons
+
+
+def test_what_is_smoother_than_the_true_shape_is_said() -> None:
+    def smooth(mean_b: float) -> Verdict:
+        main, control = (
+            comparison(
+                -0.3, -0.1, arm_a=arm, better="lower", seed_signs=(-1,) * 3, mean_b=mean_b,
+                measure="contour_roughness_excess_percent",
+            )
+            for arm in ("unet", "hard")
+        )  # fmt: skip
+        return judge("Smoother", main, control, Worthwhile(0.05))
+
+    said = "metricunet is smoother than the true shape (−0.700 mm), which is no gain in accuracy."
+    assert said in smooth(-0.7).reasons
+    assert smooth(-0.7).finding == smooth(0.7).finding == "supported"
+    assert not any("than the true shape" in reason for reason in smooth(0.7).reasons)
+
+
+def test_runs_of_one_replicate_are_not_called_replicates() -> None:
+    runs = [FoldSeed(fold, seed) for fold in range(3) for seed in range(2)]
+    several = replace(comparison(0.005, 0.020, seed_signs=(1, 1, 1, 1, 1, -1)), seeds=tuple(runs))
+    assert "metricunet is better in 5 of 6 runs." in judge("Better", several, None, HUNDREDTH).reasons
+    single = replace(comparison(0.005, 0.020, seed_signs=(1, 1, -1)), seeds=tuple(runs[::2]))
+    assert "metricunet is better in 2 of 3 replicates." in judge("Better", single, None, HUNDREDTH).reasons
+
+
+def test_a_share_of_what_can_be_negative_is_said_to_be_none() -> None:
+    cases = ("x", "y")
+    found = compare(
+        Scores("unet", (0, 1, 2), cases, np.full((3, 2), -1.0)),
+        Scores("metricunet", (0, 1, 2), cases, np.full((3, 2), -1.5)),
+        DEFINITIONS[1],
+        "lower",
+    )
+    (first, *_) = judge("Better", found, None, TENTH).reasons
+    assert first == (
+        "ASD: benefit of metricunet over unet +0.500 mm on 2 cases and 3 seeds, which is no share in percent, "
+        "since values are negative or all of unet are 0."
+    )
 
 
 def test_reasons_say_what_stands_in_the_way() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import gzip
 import json
@@ -514,6 +515,29 @@ class TestNothingIsLost:
             ("prostate", "prostate", "not contoured"),
             ("Gland", "Prostate", "converted"),
         ]
+
+    @pytest.mark.parametrize("kind", ["label map", "segmentation"])
+    def test_one_without_a_voxel_gives_way_to_one_of_its_meaning(
+        self, ct: Path, series: CtSeries, tmp_path: Path, kind: str
+    ) -> None:
+        array = np.where(drawn() == 1, 2, 0).astype(np.uint8)
+        path = write_map(tmp_path / "in" / "a.nii.gz", array, series.geometry, {"prostate": 1, "gland": 2})
+        if kind == "segmentation":
+            convert(path, tmp_path / "seg", scan=ct, to="seg")
+            path = tmp_path / "seg" / "a.seg.dcm"
+            dataset = pydicom.dcmread(path)
+            empty = copy.deepcopy(dataset.SegmentSequence[0])
+            empty.SegmentNumber, empty.SegmentLabel = 2, "prostate"  # of which no frame is
+            dataset.SegmentSequence.append(empty)
+            dataset.save_as(path, enforce_file_format=True)
+        names = tmp_path / "names.yaml"
+        names.write_text("Gland: [gland, prostate]\n")
+        done = convert(path, tmp_path / "out", scan=ct, to="nifti", names=names)
+        assert {(o.name, o.spelling, o.status) for o in done.structures} == {
+            ("prostate", "prostate", "empty"),
+            ("Gland", "gland", "converted"),
+        }
+        assert np.array_equal(read_labels(tmp_path / "out" / "a.nii.gz").array > 0, array > 0)
 
     def test_one_bad_mask_costs_no_other(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:
         folder = tmp_path / "in"

@@ -109,6 +109,7 @@ class Delineations(ABC):
         structures: that it names, in its order.
         notes: what was odd about it as a whole, a line each.
         ignored: value of voxels that nobody contoured (nnU-Net's ignore label); None where there is none.
+        undrawn: what is so of a structure that it names and of which it holds nothing.
     """
 
     kind: str
@@ -117,6 +118,7 @@ class Delineations(ABC):
     structures: tuple[Held, ...]
     notes: tuple[str, ...] = ()
     ignored: int | None = None
+    undrawn: RegionStatus = "absent"
 
     @abstractmethod
     def read(self, wanted: Sequence[Held]) -> Iterator[Drawn]:
@@ -161,7 +163,8 @@ class LabelMap(Delineations):
             *([recorded[1]] if recorded is not None else []),
         )
         self.structures = tuple(
-            Held(name, f"{path}: label {value} ({name})", True, value, value) for name, value in names.items()
+            Held(name, f"{path}: label {value} ({name})", value in there, value, value)
+            for name, value in names.items()
         )
 
     def _check_named(self, path: Path, there: Sequence[int], names: dict[str, int], by: str) -> None:
@@ -236,6 +239,7 @@ class StructureSet(Delineations):
     """A DICOM structure set. Contours are filled by the even-odd rule at voxels' centres."""
 
     kind = "a structure set"
+    undrawn: RegionStatus = "not contoured"
 
     def __init__(self, path: Path, scan: ScanGrid) -> None:
         series = _series_of(path, scan, "a structure set")
@@ -304,7 +308,10 @@ class Segmentation(Delineations):
     def __init__(self, path: Path, scan: ScanGrid) -> None:
         self.case, self.files = _dicom_case(path), (path,)
         self._masks = read_seg(path, _series_of(path, scan, "a segmentation"))
-        self.structures = tuple(Held(name, f"{path}: segment '{name}'", True, name) for name in self._masks)
+        self.structures = tuple(
+            Held(name, f"{path}: segment '{name}'", bool(mask.array.any()), name)
+            for name, mask in self._masks.items()
+        )
 
     def read(self, wanted: Sequence[Held]) -> Iterator[Drawn]:
         """Take segments out of the file."""

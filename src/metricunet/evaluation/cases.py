@@ -86,12 +86,34 @@ class LabelMaps:
         ignore: value of voxels that nobody contoured, or None.
         not_contoured: case to structures that its label map says nothing of.
         files: the dataset.json and contoured.json that this was read from.
+        named_in: the file that names them, or would; None for the dataset.json beside the references.
     """
 
     labels: dict[str, int]
     ignore: int | None = None
     not_contoured: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    named_in: Path | None = None
+
+    def as_predicted(self, own: Mapping[str, int], naming: Naming, quality: Path | None = None) -> LabelMaps:
+        """Return what the values of one label map mean, which a predictor wrote down beside it.
+
+        What it wrote counts before a dataset.json. A value whose name the names file does not know keeps the name
+        that it has here.
+
+        Args:
+            own: structure to value, as the predictor wrote it down; empty where nobody did.
+            naming: which names are one.
+            quality: the file in which it did.
+        """
+        if not own:
+            return self
+        here = {value: name for name, value in self.labels.items() if name not in own}
+        labels = {}
+        for name, value in own.items():
+            known = naming.structure_of(name) is not None or naming.ignores(name)
+            labels[name if known else here.get(value, name)] = value
+        return replace(self, labels=labels, ignore=None, named_in=quality)
 
 
 @dataclass(frozen=True)
@@ -260,7 +282,8 @@ def _label_maps(folder: Path, names: NamesFile | None) -> LabelMaps:
     labels, ignore, not_contoured = labels_beside(folder, values or DEFAULT_LABELS)
     described = _described(folder)
     files = () if described is None else (described / "dataset.json", described / CONTOURED_NAME)
-    return LabelMaps(labels, ignore, not_contoured, tuple(path for path in files if path.is_file()))
+    there = tuple(path for path in files if path.is_file())
+    return LabelMaps(labels, ignore, not_contoured, there, (described or folder) / "dataset.json")
 
 
 def _chosen(
@@ -273,9 +296,11 @@ def _chosen(
     def names(pair: CasePair, path: Path | None, maps: LabelMaps, predicted: bool) -> tuple[str, ...]:
         if path is None:
             return ()
-        if path not in pair.drawn:
-            return tuple(maps.labels)
-        return counted_names(pair.drawn[path].names, naming, predicted)
+        if path in pair.drawn:
+            return counted_names(pair.drawn[path].names, naming, predicted)
+        # Two label maps have the names of the references.
+        own = _stated(pair) if predicted and pair.reference in pair.drawn else {}
+        return tuple(maps.as_predicted(own, naming).labels)
 
     cases = [
         NamedCase(
@@ -285,17 +310,21 @@ def _chosen(
         )
         for pair in pairs
     ]
-    maps = [
-        maps
-        for maps, paths in (
-            (of_references, [pair.reference for pair in pairs]),
-            (of_predictions, [pair.prediction for pair in pairs]),
-        )
-        if any(path is not None and path not in pair.drawn for path, pair in zip(paths, pairs, strict=True))
+    of_maps = [
+        *(case.reference for case, pair in zip(cases, pairs, strict=True) if pair.reference not in pair.drawn),
+        *(case.prediction for case, pair in zip(cases, pairs, strict=True) if pair.prediction not in pair.drawn),
     ]
-    titles = dict.fromkeys(name for one in maps for name in one.labels)
+    titles = dict.fromkeys(name for names_of_case in of_maps for name in names_of_case)
     chosen = choose_structures(naming, cases, titles, (str(sides[0]), str(sides[1])))
     return chosen.keys, chosen.notes
+
+
+def _stated(pair: CasePair) -> Mapping[str, int]:
+    """Return the predictor's own values; nothing where its verdict cannot be read, which costs that case alone."""
+    try:
+        return read_quality(pair.quality).labels
+    except InputError:
+        return {}
 
 
 def known_as(case: str, scan: CaseScan | None) -> tuple[str, ...]:
@@ -452,13 +481,23 @@ def _verdicts(predictions: Path) -> set[str]:
     return {p.name[: -len(QUALITY_SUFFIX)] for p in predictions.glob(f"*{QUALITY_SUFFIX}")}
 
 
+def quality_beside(prediction: Path, folder: Path | None = None) -> Path | None:
+    """Return the verdict file that a predictor wrote beside a label map, structure set or segmentation.
+
+    Args:
+        prediction: the file.
+        folder: where to look; by default beside the file.
+    """
+    name = case_name(prediction) if is_scan(prediction) else contour_stem(prediction)
+    path = (folder or prediction.parent) / f"{name}{QUALITY_SUFFIX}"
+    return path if path.is_file() else None
+
+
 def _quality_of(case: str, predictions: Path, prediction: Path | None) -> Path | None:
     folder = predictions if predictions.is_dir() else predictions.parent
-    if prediction is None:
-        name = case
-    else:
-        name = case_name(prediction) if is_scan(prediction) else contour_stem(prediction)
-    path = folder / f"{name}{QUALITY_SUFFIX}"
+    if prediction is not None:
+        return quality_beside(prediction, folder)
+    path = folder / f"{case}{QUALITY_SUFFIX}"
     return path if path.is_file() else None
 
 

@@ -36,6 +36,7 @@ from metricunet.evaluation.summary import (
 from metricunet.files.atomic import write_json, write_text
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, hash_if_readable
+from metricunet.files.reviews import QUALITY_SUFFIX
 from metricunet.files.scan import read_labels, read_scan
 from metricunet.progress import Progress
 from metricunet.volume import Geometry, Volume
@@ -387,10 +388,28 @@ def _read(pair: CasePair, matching: Matching) -> tuple[Side | None, Side, Geomet
             sides.append(open_side(file, series, matching.naming, structures, predicted=predicted))
         else:
             labels = on_grid(read_labels(path), grid, str(path), f"the scan {pair.scan.path}")
-            sides.append(label_side(str(path), labels, maps, matching.naming, pair.case))
+            read = _predicted_side if predicted else _reference_side
+            sides.append(read(pair, labels, maps, matching.naming))
     prediction, reference = sides
     assert reference is not None  # every pair has one
     return prediction, reference, grid
+
+
+def _reference_side(pair: CasePair, labels: Volume, maps: LabelMaps, naming: Naming) -> LabelSide:
+    return label_side(str(pair.reference), labels, maps, naming, pair.case)
+
+
+def _predicted_side(pair: CasePair, labels: Volume, maps: LabelMaps, naming: Naming) -> LabelSide:
+    """Read a predicted label map by the values that the predictor wrote down, if it did."""
+    own = read_quality(pair.quality).labels
+    others: tuple[str, ...] = ()
+    if pair.reference in pair.drawn:
+        maps = maps.as_predicted(own, naming, pair.quality)
+    else:  # the values of two label maps are those of the references
+        labels, others = in_terms_of(maps.labels, labels, own)
+    side = label_side(str(pair.prediction), labels, maps, naming, pair.case)
+    side.notes += unnamed(others)
+    return side
 
 
 def label_side(name: str, volume: Volume, maps: LabelMaps, naming: Naming, case: str) -> LabelSide:
@@ -406,7 +425,8 @@ def label_side(name: str, volume: Volume, maps: LabelMaps, naming: Naming, case:
     Raises:
         InputError: a value that names no structure.
     """
-    _check_values(name, volume, set(maps.labels.values()) | ({maps.ignore} if maps.ignore else set()))
+    allowed = set(maps.labels.values()) | ({maps.ignore} if maps.ignore else set())
+    _check_values(name, volume, allowed, maps.named_in)
     side = LabelSide(name, volume, maps.labels, naming, maps.not_contoured.get(case, ()))
     if maps.ignore is not None:
         side.ignored = volume.array == maps.ignore
@@ -423,15 +443,21 @@ def _read_maps(pair: CasePair, matching: Matching) -> tuple[Side | None, Side, G
         prediction = read_labels(pair.prediction)
     names = str(pair.prediction), str(pair.reference)
     prediction, others = in_terms_of(maps.labels, prediction, read_quality(pair.quality).labels)
-    prediction, reference = comparable(prediction, reference, set(maps.labels.values()), maps.ignore, names)
+    prediction, reference = comparable(
+        prediction, reference, set(maps.labels.values()), maps.ignore, names, maps.named_in
+    )
     predicted = LabelSide(names[0], prediction, maps.labels, matching.naming)
-    if others:
-        predicted.notes.append(f"predictions hold structures that the references do not name: {', '.join(others)}")
+    predicted.notes += unnamed(others)
     return (
         predicted,
         LabelSide(names[1], reference, maps.labels, matching.naming, maps.not_contoured.get(pair.case, ())),
         reference.geometry,
     )
+
+
+def unnamed(others: Sequence[str]) -> list[str]:
+    """Return what is to be noted of predicted structures that the references do not name; nothing without any."""
+    return [f"predictions hold structures that the references do not name: {', '.join(others)}"] if others else []
 
 
 def in_terms_of(
@@ -466,6 +492,7 @@ def comparable(
     allowed: set[int],
     ignore: int | None = None,
     names: tuple[str, str] = ("the prediction", "the reference"),
+    named_in: Path | None = None,
 ) -> tuple[Volume, Volume]:
     """Return both label maps on the reference's grid, cut to what they hold; ignored voxels are background.
 
@@ -475,12 +502,13 @@ def comparable(
         allowed: values that name a structure.
         ignore: value of reference voxels that nobody contoured, or None.
         names: what to call the two in messages.
+        named_in: the file that names the values; None for the dataset.json beside the references.
 
     Raises:
         InputError: two different grids, or a value that names no structure.
     """
-    _check_values(names[1], reference, allowed | ({ignore} if ignore else set()))
-    _check_values(names[0], prediction, allowed)
+    _check_values(names[1], reference, allowed | ({ignore} if ignore else set()), named_in)
+    _check_values(names[0], prediction, allowed, named_in)
     prediction = align(prediction, reference, *names)
     prediction, reference = crop_to_content(prediction, reference)
     if ignore is not None:
@@ -490,14 +518,16 @@ def comparable(
     return prediction, reference
 
 
-def _check_values(path: str, labels: Volume, allowed: set[int]) -> None:
+def _check_values(path: str, labels: Volume, allowed: set[int], named_in: Path | None) -> None:
     known = np.zeros(np.iinfo(labels.array.dtype).max + 1, dtype=bool)
     known[[0, *(v for v in allowed if v < len(known))]] = True
     strange = labels.array[~known[labels.array]]
     if strange.size:
         found = ", ".join(str(v) for v in np.unique(strange)[:5])
+        advice = f"Name all structures in {named_in or 'the dataset.json beside the references'}"
+        if named_in is not None and named_in.name.endswith(QUALITY_SUFFIX):
+            advice = f"{named_in} names these alone; predict the case again"
         raise InputError(
             f"{path}: holds the value {found}, which names no structure; expected 0 or "
-            f"{', '.join(str(v) for v in sorted(allowed))}. Name all structures in the dataset.json beside the "
-            "references"
+            f"{', '.join(str(v) for v in sorted(allowed))}. {advice}"
         )

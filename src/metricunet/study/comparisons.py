@@ -29,7 +29,7 @@ COLUMNS = (
     "role", "reference", "structure", "measure", "unit", "better", "arm_a", "arm_b", "family", "seeds", "cases",
     "missed_a", "missed_b", "no_value_a", "no_value_b", "mean_a", "mean_b", "difference", "low", "high",
     "relative_percent", "relative_low", "relative_high", "p", "p_holm", "d_z", "rank_biserial", "superiority",
-    "difference_of_seed", "p_of_seed",
+    "difference_of_seed", "p_of_seed", "false_positive_a", "false_positive_b",
 )  # fmt: skip
 
 
@@ -136,14 +136,21 @@ def compare_all(plan: Study, results: Results) -> Comparisons:
 
 
 def _why_not(results: Results, contrast: Contrast) -> str | None:
-    """Say why two arms cannot be compared; None if they can."""
-    scored: list[Scores] = []
-    for arm in (contrast.arm_a, contrast.arm_b):
-        own = results.scores(arm, "dice", results.structures[0]) if arm in results.arms else None
-        if own is None:
-            return f"{arm} has no finished run with all cases"
-        scored.append(own)
-    a, b = scored
+    """Say why two arms cannot be compared in any structure; None if they can."""
+    arms = contrast.arm_a, contrast.arm_b
+    reasons: list[str | None] = []
+    for structure in results.structures:
+        a, b = (results.scores(arm, "dice", structure) for arm in arms)
+        if a is not None and b is not None:
+            reasons.append(_why_not_paired(a, b))
+        elif a is not None or b is not None:
+            reasons.append(f"{arms[0 if a is None else 1]} has no finished run with all cases")
+    if None in reasons:
+        return None
+    return reasons[0] if reasons else f"{arms[0]} has no finished run with all cases"
+
+
+def _why_not_paired(a: Scores, b: Scores) -> str | None:
     if not set(a.seeds) & set(b.seeds):
         return "no seed in common"
     return None if set(a.cases) == set(b.cases) else "not the same cases"
@@ -162,7 +169,7 @@ def _compared(plan: Study, results: Results, contrast: Contrast) -> Iterator[Com
         a, b = (
             results.scores(arm, measure, structure or "", reference) for arm in (contrast.arm_a, contrast.arm_b)
         )
-        if a is not None and b is not None and set(a.cases) == set(b.cases):
+        if a is not None and b is not None and _why_not_paired(a, b) is None:
             comparison = compare(a, b, DEFINITIONS[measure], better_of(measure))
             yield Compared(contrast, reference, structure, comparison, a, b)
 

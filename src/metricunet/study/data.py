@@ -199,7 +199,9 @@ def fitting_cases(data: StudyData, fold: Fold, most: int) -> tuple[ScoredCase, .
     """
     cohort = read_cohort(data.cohorts.get("clean", data.cohort))
     cases = _named(cohort, split_for(cohort, fold).train)
-    return tuple(ScoredCase(c.name, c.image, {TRUTH: _true_shape(c)}) for c in spread(cases, most))
+    return tuple(
+        ScoredCase(c.name, c.image, {TRUTH: _true_shape(c)}, c.not_contoured) for c in spread(cases, most)
+    )
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:

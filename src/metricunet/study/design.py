@@ -217,7 +217,8 @@ class SuccessRule(_Section):
     """What the study is to show, fixed before it is run; the tables say whether it did.
 
     It is met if the method's mean benefit over the baseline, in the first primary measure, on the target, against
-    the truth, is `over_baseline` or more, and the 95 % interval of its benefit over the control lies above 0.
+    the truth, is `over_baseline` or more, and the 95 % interval of its benefit over the control lies above 0. It
+    is not judged before every run of the primary pair and its control is finished.
 
     Attributes:
         over_baseline: the benefit that is wanted over the baseline, in the measure's unit.
@@ -239,8 +240,9 @@ class MeasureFamilies(_Section):
         primary: measures whose p values are corrected together for the number of tests.
         exploratory: the other measures, which are not corrected. Smoothness and features are compared in any case,
             as exploratory.
-        worthwhile: name of a measure to the smallest benefit that matters; 0 where nothing is said. It is to be
-            fixed before the study is run, for verdicts depend on it.
+        worthwhile: name of a measure to the smallest benefit that matters; 0 where nothing is said. Of smoothness,
+            which can be negative, it is no share in percent. It is to be fixed before the study is run, for
+            verdicts depend on it.
     """
 
     primary: tuple[str, ...] = ("dice", "asd_mm")
@@ -264,9 +266,14 @@ class MeasureFamilies(_Section):
                     f"{name} is best at 0, so no arm is better for a larger or a smaller one; it can be "
                     "exploratory alone"
                 )
-        for name in self.worthwhile:
+        for name, amount in self.worthwhile.items():
             if name not in COMPARED:
                 raise ValueError(f"worthwhile.{name} is no measure; expected some of {', '.join(COMPARED)}")
+            if isinstance(amount, str) and name in SMOOTHNESS_NAMES:
+                raise ValueError(
+                    f"worthwhile.{name} is {amount!r}, but it can be negative, and of that there is no share; "
+                    "expected a number in the measure's unit"
+                )
         return self
 
 

@@ -91,6 +91,8 @@ def draw_examples(what: Pictured, dice: Compared | None, folder: Path) -> tuple[
 def _chosen(what: Pictured, dice: Compared | None) -> dict[str, str]:
     """Return title to case: where the method gains most, where it gains what the median case does, and least."""
     held = [name for name in what.cases if read_cut(what.folder, name).holds(what.labels[what.target])]
+    if dice is not None:  # it has no case that nobody contoured
+        held = [name for name in held if name in dice.a.cases]
     if dice is None or not held:
         return {name: name for name in (held or list(what.cases))[:3]}
     gain = {case: _value(dice.b, what.seed, case) - _value(dice.a, what.seed, case) for case in held}

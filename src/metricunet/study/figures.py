@@ -106,7 +106,7 @@ def _sorted_cases(panel: Axes, one: Compared) -> None:
     lost = f"; {without} without a value in both" if without else ""
     missed = f"; missed: {c.missed_a} and {c.missed_b}" if c.missed_a or c.missed_b else ""
     panel.set_xlabel(
-        f"{len(order)} cases, worst first{lost}{missed}\nline: mean and 95 % interval; points: {c.repeated}s",
+        f"{len(order)} cases, worst first{lost}{missed}\nline: mean and 95 % interval; points: {c.training}s",
         fontsize=8,
     )
     panel.set_xticks([])
@@ -228,7 +228,7 @@ def _spread(conclusions: Conclusions, measures: Sequence[str], path: Path, zero:
 
     Args:
         conclusions: of the study.
-        measures: a panel each.
+        measures: a panel each, but for those without any value.
         path: of the PNG.
         zero: what a value of 0 means, if that is worth a line.
     """
@@ -241,9 +241,10 @@ def _spread(conclusions: Conclusions, measures: Sequence[str], path: Path, zero:
                 values.setdefault(arm, {})[measure] = of_case
     if not values:
         return None
-    figure = _figure(1.6 + 3.0 * len(measures), 1.2 + 0.5 * len(values))
-    panels = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
-    for measure, panel in zip(measures, panels, strict=True):
+    shown = [measure for measure in measures if any(measure in own for own in values.values())]
+    figure = _figure(1.6 + 3.0 * len(shown), 1.2 + 0.5 * len(values))
+    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    for measure, panel in zip(shown, panels, strict=True):
         if zero is not None:
             panel.axvline(0, color=WORSE, linewidth=1.0, linestyle="--")
         for y, own in enumerate(values.values()):

@@ -329,10 +329,10 @@ def describe(config: TrainConfig, stages: int = 2) -> tuple[str, str, str]:
 
 def contrasts_table(compared: Iterable[Compared]) -> str:
     """Return comparisons, a line each."""
-    lines, repeated = [], "seed"
+    lines, training = [], "seed"
     for one in compared:
         c = one.comparison
-        repeated = c.repeated
+        training = c.training
         holm = "" if c.p_holm is None else p_value(c.p_holm)
         seeds = " ".join("–" if d is None else _signed(d, c.unit) for d in c.difference_of_seed)
         effect = "–" if c.d_z is None else f"{c.d_z:+.2f}".replace("-", "−")
@@ -354,7 +354,7 @@ def contrasts_table(compared: Iterable[Compared]) -> str:
             ]
         )
     head = ["B − A", "measure", "better", "A", "B", "difference (95 % interval)", "p", "p, Holm"]
-    head += ["d_z", "superiority", f"difference of each {repeated}", "missed A, B"]
+    head += ["d_z", "superiority", f"difference of each {training}", "missed A, B"]
     return _markdown(head, lines, left=3) if lines else ""
 
 

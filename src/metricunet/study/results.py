@@ -104,6 +104,11 @@ class Row:
         """Whether the structure was missed; never said by rows of other tables than `cases_table`."""
         return "dice" in self.values and Measures(**self.values).outcome == "missed"
 
+    @property
+    def empty(self) -> bool:
+        """Whether the reference is known not to hold the structure; said by rows of `cases_table` alone."""
+        return "dice" in self.values and self.evaluated.outcome in ("true_absent", "false_positive")
+
 
 def write_table(folder: Path, table: Table, rows: Iterable[Row]) -> None:
     """Write the rows of a run; a value that is not finite is left blank."""
@@ -208,7 +213,8 @@ class Results:
         Where each fold scores the same cases, a fold and a seed stand in place of a seed. Else folds are taken
         together: of several that score one case, the mean. A seed that lacks cases which another seed has, as
         where one of its folds failed, is left out. A structure that was missed counts as missed in every measure
-        but those of features, which look at voxels around the true surface.
+        but those of features, which look at voxels around the true surface. Cases in which nobody contoured the
+        structure are left out.
 
         Args:
             arm: name of the arm.
@@ -219,10 +225,13 @@ class Results:
         Returns:
             The values, or None where there are no rows, or where none of a feature's rows has a value.
         """
+        empty = frozenset[str]()
         if measure in MEASURE_NAMES:
             values, missed = paired_values(self.cases[reference], arm, structure, measure, self.by_fold)
+            empty = self._empty.get((reference, structure), empty)
         elif measure in SMOOTHNESS_NAMES:
             values, _ = paired_values(self.smoothness, arm, structure, measure, self.by_fold)
+            empty = self._empty.get((TRUTH, structure), empty)
             of_truth = paired_values(self.cases[TRUTH], arm, structure, "dice", self.by_fold)[1]
             missed = frozenset(of_truth & values.keys())
         else:
@@ -231,7 +240,17 @@ class Results:
         values = {key: value for key, value in values.items() if key[0] in whole}
         if not values or (measure in FEATURE_NAMES and all(v is None for v in values.values())):
             return None
-        return Scores.from_table(arm, values, frozenset(key for key in missed if key[0] in whole))
+        return Scores.from_table(arm, values, frozenset(key for key in missed if key[0] in whole), empty)
+
+    @cached_property
+    def _empty(self) -> dict[tuple[str, str], frozenset[str]]:
+        """Reference and structure to the names of the cases whose reference does not hold it."""
+        found: dict[tuple[str, str], set[str]] = {}
+        for reference, rows in self.cases.items():
+            for row in rows:
+                if row.empty:
+                    found.setdefault((reference, row.structure or ""), set()).add(row.case)
+        return {key: frozenset(cases) for key, cases in found.items()}
 
 
 def read_results(folder: Path, not_contoured: Mapping[str, Collection[str]] | None = None) -> Results:
@@ -268,9 +287,9 @@ def paired_values(
 ) -> tuple[dict[RunCase, float | None], frozenset[RunCase]]:
     """Return an arm's values of a measure by seed and case, and where the structure was missed.
 
-    Cases in which the structure is neither there nor predicted, or was not contoured, have no value in any measure
-    and are missed by nobody. Where several folds score one case, its value is the mean over those that have one,
-    and it counts as missed if any of them missed it.
+    Cases in which the structure is neither there nor predicted have no value in any measure and are missed by
+    nobody; those in which it was not contoured are left out. Where several folds score one case, its value is the
+    mean over those that have one, and it counts as missed if any of them missed it.
 
     Args:
         rows: all rows of the study in one table.
@@ -282,7 +301,7 @@ def paired_values(
     found: dict[RunCase, list[float]] = {}
     missed: set[RunCase] = set()
     for row in rows:
-        if row.arm != arm or row.structure != structure:
+        if row.arm != arm or row.structure != structure or not row.contoured:
             continue
         key = row.run(by_fold), row.case
         values = found.setdefault(key, [])

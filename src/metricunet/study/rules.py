@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from metricunet.cohort.splits import Fold
-from metricunet.study.comparisons import CONTROL, Comparisons
+from metricunet.study.comparisons import CONTROL
 from metricunet.study.data import TRUTH
 from metricunet.study.design import FutilityRule, Study
 from metricunet.study.results import DEFINITIONS, Results, Row, better_of
 from metricunet.study.statistics import compare
-from metricunet.study.verdicts import signed
+from metricunet.study.verdicts import Conclusions, signed
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,17 @@ def look(plan: Study, rule: FutilityRule, rows: Iterable[Row]) -> Finding:
     return Finding(False, f"{said}The study went on.")
 
 
-def success_text(
-    plan: Study, comparisons: Comparisons, folds: int, findings: Sequence[Finding] = ()
-) -> str | None:
+def success_text(conclusions: Conclusions, findings: Sequence[Finding] = ()) -> str | None:
     """Say whether the study showed what its file wanted; None where the file wants nothing.
 
-    Nothing is judged before all replicates are done: who looks again and again finds what he looks for by chance.
+    Nothing is judged before all runs of the primary arms are done, in every replicate: who looks again and again
+    finds what he looks for by chance.
 
     Args:
-        plan: the study file.
-        comparisons: of the arms, as far as their runs go.
-        folds: number of folds that were carried out.
+        conclusions: what the study came to, as far as its runs go.
         findings: what the rules to stop by came to.
     """
+    plan, comparisons = conclusions.plan, conclusions.comparisons
     wanted, pair = plan.content.success, plan.content.primary
     if wanted is None or pair is None:
         return None
@@ -89,21 +87,33 @@ def success_text(
     )
     if any(finding.stops for finding in findings):
         return f"{said}**Not met**: the study stopped before."
-    if plan.replicates is not None and folds < plan.replicates:
-        return f"{said}**Not judged yet**: {folds} of {plan.replicates} replicates are done."
+    missing = _missing_runs(conclusions, pair.arms)
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        lacking = f"{_counted(len(missing), 'run')} of {', '.join(pair.arms)} {are} missing"
+        done = len(plan.folds) - len({fold for _, fold, _ in missing})
+        of_all = "" if plan.replicates is None else f"{done} of {plan.replicates} replicates are done, and "
+        return f"{said}**Not judged yet**: {of_all}{lacking}."
     if (
         main is None
         or control is None
         or main.comparison.difference is None
         or control.comparison.interval is None
     ):
-        return f"{said}**Not known**: the runs that it takes are not finished."
+        return f"{said}**Not known**: there are too few values for it."
     benefit = main.comparison.sign * main.comparison.difference
     interval = control.comparison.interval.scaled(control.comparison.sign)
     met = benefit >= wanted.over_baseline and interval.low > 0
     ends = f"{signed(interval.low, unit)} to {signed(interval.high, unit)}"
     repeats = _counted(main.comparison.repeats, main.comparison.repeated)
     return f"{said}Found in {repeats}: {signed(benefit, unit)}, and {ends}: **{'met' if met else 'not met'}**."
+
+
+def _missing_runs(conclusions: Conclusions, arms: Sequence[str]) -> set[tuple[str, Fold, int]]:
+    """Return the runs of some arms that the study file asks for and the tables do not hold: arm, fold, seed."""
+    plan = conclusions.plan
+    wanted = {(arm, fold, seed) for arm in arms for fold in plan.folds for seed in plan.seeds(arm)}
+    return wanted - {(row.arm, row.fold, row.seed) for row in conclusions.results.cases[TRUTH]}
 
 
 def _counted(count: int, noun: str = "replicate") -> str:

@@ -26,7 +26,7 @@ from metricunet.files.sharing import in_turn, shared_out
 from metricunet.inference.models import MODEL_NAME
 from metricunet.progress import Bars, Say, no_bars, silent
 from metricunet.stages.device import device_named
-from metricunet.study.comparisons import COMPARISONS_CSV, COMPARISONS_JSON
+from metricunet.study.comparisons import COMPARISONS_CSV, COMPARISONS_JSON, Compared
 from metricunet.study.data import READER, TRUTH, StudyData, fitting_cases, scored_cases, study_data
 from metricunet.study.design import STUDY_NAME, Labels, Study, load_study
 from metricunet.study.examples import EXAMPLE_PICTURES, Pictured, draw_examples
@@ -164,8 +164,10 @@ def study(
                     without.append(RunResult(spec, None, 0.0, reason, faults[key]))
         runs += _carried_out(specs, without, engine, say)
         findings = _findings(plan, runs)
-        if any(finding.stops for finding in findings):
-            say(findings[-1].text.replace("*", ""))
+        stopping = [finding for finding in findings if finding.stops]
+        for finding in stopping:
+            say(finding.text.replace("*", ""))
+        if stopping:
             break
     record.facts = {
         "study": plan.content.model_dump(mode="json"),
@@ -319,9 +321,14 @@ def _check(plan: Study, data: StudyData, output: Path) -> None:
             raise InputError(f"{plan.path}: arm {arm}: {error}") from error
     for fold in plan.folds:
         try:
-            split_for(cohort, fold)
+            split = split_for(cohort, fold)
         except InputError as error:
             raise InputError(f"{plan.path}: folds: {error}") from error
+        if not data.has_test and not split.val:
+            raise InputError(
+                f"{plan.path}: folds: fold {fold} validates on no case (val), and {data.cohort} has no test "
+                "cases, so nothing of it would be scored; leave it out, or add imagesTs and labelsTs"
+            )
         for arm in plan.arms:
             for seed in plan.seeds(arm):
                 check_settings_of(
@@ -436,12 +443,14 @@ def _draft(
     not_contoured = {case.name: case.not_contoured for case in (*cohort.training, *cohort.test)}
     conclusions = conclude(output, plan, not_contoured)
     write_conclusions(conclusions, output)
-    done = len({spec.fold for spec in whole})
-    if (success := success_text(plan, conclusions.comparisons, done, findings)) is not None:
+    if (success := success_text(conclusions, findings)) is not None:
         notes = [*notes, success]
-    draw_figures(conclusions, output / PICTURES)
-    if (pictured := _pictured(plan, whole, device, conclusions.results.by_fold)) is not None:
-        dice = conclusions.comparisons.find("primary", "dice", plan.base.target)
+    try:
+        draw_figures(conclusions, output / PICTURES)
+    except Exception as error:  # a picture must not cost the tables
+        notes = [*notes, f"Not all figures are drawn: {told(error)}."]
+    dice = conclusions.comparisons.find("primary", "dice", plan.base.target)
+    if (pictured := _pictured(plan, whole, device, conclusions.results.by_fold, dice)) is not None:
         try:
             draw_examples(pictured, dice, output / PICTURES)
         except Exception as error:  # pictures of a model that cannot be read must not cost the tables
@@ -452,20 +461,26 @@ def _draft(
     return f"{text}\n{conclusions_text(conclusions)}".rstrip() + "\n"
 
 
-def _pictured(plan: Study, whole: Sequence[RunSpec], device: str, by_fold: bool) -> Pictured | None:
-    """Return what to draw examples of: the main pair in the first fold and seed in which all its arms are done."""
+def _pictured(
+    plan: Study, whole: Sequence[RunSpec], device: str, by_fold: bool, dice: Compared | None
+) -> Pictured | None:
+    """Return what to draw examples of: the main pair in the first fold and seed in which all its arms are done.
+
+    A seed that the comparison left out, as one of its folds failed, is left out here: nothing chooses its cases.
+    """
     if (main := plan.content.primary) is None or any(plan.stages(arm) == 1 for arm in main.arms):
         return None
     done: dict[tuple[Fold, int], dict[str, RunSpec]] = {}
     for spec in whole:
         done.setdefault((spec.fold, spec.seed), {})[spec.arm] = spec
     for (fold, seed), of_arm in done.items():
-        if set(main.arms) <= of_arm.keys():
+        run = FoldSeed(fold, seed) if by_fold else seed
+        if set(main.arms) <= of_arm.keys() and (dice is None or run in dice.comparison.seeds):
             one = of_arm[main.method]
             return Pictured(
                 models={arm: of_arm[arm].folder / MODEL_NAME for arm in main.arms},
                 precisions={arm: of_arm[arm].config.precision for arm in main.arms},
-                seed=FoldSeed(fold, seed) if by_fold else seed,
+                seed=run,
                 folder=one.stage_one,
                 cases=one.case_names,
                 fitting=one.fitting,

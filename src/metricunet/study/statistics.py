@@ -12,6 +12,11 @@ and a case without a value in only one arm is that arm's worst in every rank (p,
 superiority); without one in both, it is a tie. Means, differences and intervals of distances are over what was
 found, n - missed (for differences: found by both arms), and the counts stand beside them: read them together.
 
+**Where there is nothing to find.** If the reference does not hold the structure, an empty mask is right and has no
+overlap, and a false positive has the overlap 0. There, no value is the best there is in every rank. It has no
+difference, so false positives, too, are counted beside the means. Cases in which nobody contoured the structure
+are no cases of it.
+
 **Primary and exploratory.** A comparison is exploratory, its p values uncorrected, unless it went through
 `primary_family`, which corrects the family's p values by Holm's method.
 """
@@ -74,6 +79,7 @@ class Scores:
         values: float64 [seeds, cases]; NaN where there is none, as the distance of a missed structure.
         missed: bool [seeds, cases], where the structure was missed; default: where there is no value. Overlaps of
             missed structures are 0, so for them it has to be said.
+        empty: names of the cases whose reference does not hold the structure.
 
     Raises:
         InputError: shapes or names that do not fit, or a value that is infinite.
@@ -84,6 +90,7 @@ class Scores:
     cases: tuple[str, ...]
     values: FloatArray
     missed: BoolArray | None = None
+    empty: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values, dtype=np.float64)
@@ -110,8 +117,18 @@ class Scores:
 
     @property
     def n_without_value(self) -> int:
-        """How many seeds of how many cases have no value, added up."""
-        return int(np.count_nonzero(np.isnan(self.values)))
+        """How many seeds of how many cases that hold the structure have no value, added up."""
+        return int(np.count_nonzero(np.isnan(self.values[:, ~self.is_empty])))
+
+    @property
+    def n_false_positive(self) -> int:
+        """How many seeds of how many cases that do not hold the structure have a value, added up."""
+        return int(np.count_nonzero(~np.isnan(self.values[:, self.is_empty])))
+
+    @property
+    def is_empty(self) -> BoolArray:
+        """Whether the reference does not hold the structure [cases]."""
+        return np.array([case in self.empty for case in self.cases], dtype=bool)
 
     @classmethod
     def from_table(
@@ -119,6 +136,7 @@ class Scores:
         arm: str,
         values: Mapping[tuple[RunKey, str], float | None],
         missed: frozenset[tuple[RunKey, str]] | None = None,
+        empty: frozenset[str] = frozenset(),
     ) -> Scores:
         """Arrange values by seed and case, both sorted.
 
@@ -126,6 +144,7 @@ class Scores:
             arm: name of the arm.
             values: seed and case to the value; None where there is none.
             missed: seed and case of every missed structure; default: where there is no value.
+            empty: names of the cases whose reference does not hold the structure.
 
         Raises:
             InputError: a seed that lacks a case which another has.
@@ -144,7 +163,7 @@ class Scores:
         marks = None
         if missed is not None:
             marks = np.array([[(s, c) in missed for c in cases] for s in seeds], dtype=bool).reshape(shape)
-        return cls(arm, tuple(seeds), tuple(cases), array.reshape(shape), marks)
+        return cls(arm, tuple(seeds), tuple(cases), array.reshape(shape), marks, empty)
 
 
 @dataclass(frozen=True)
@@ -160,8 +179,8 @@ class Comparison:
         cases: number of cases.
         runs: number of seeds times number of cases.
         missed_a, missed_b: in how many of the runs the structure was missed.
-        no_value_a, no_value_b: how many of the runs have no value. Of distances these are the missed ones;
-            overlaps always have one.
+        no_value_a, no_value_b: how many of the runs have no value though the case holds the structure. Of
+            distances these are the missed ones; overlaps always have one.
         mean_a, mean_b: mean over the runs of the arm that have a value; None without any.
         difference: mean of B - A over the runs that have a value in both arms; None without any.
         interval: 95 % interval of the difference; see `crossed_bootstrap`. None with fewer than two cases.
@@ -176,6 +195,8 @@ class Comparison:
             value in both arms). Positive where B is better, as are the two that follow.
         rank_biserial: rank-biserial correlation over the cases; see `SignedRank`.
         superiority: probability of superiority: the share of cases in which B is better, ties counting half.
+        false_positive_a, false_positive_b: how many of the runs have a value though the case does not hold the
+            structure. An overlap of 0 is that of a false positive; distances never have one there.
     """
 
     measure: str
@@ -205,6 +226,8 @@ class Comparison:
     rank_biserial: float
     superiority: float
     resampling: Resampling
+    false_positive_a: int = 0
+    false_positive_b: int = 0
 
     @property
     def runs(self) -> int:
@@ -220,6 +243,11 @@ class Comparison:
     def repeated(self) -> str:
         """What a repeat is called: `seed` or `replicate`."""
         return "replicate" if isinstance(self.seeds[0], FoldSeed) else "seed"
+
+    @property
+    def training(self) -> str:
+        """What one of the `seeds` is called: as a repeat, or `run` where a repeat has several."""
+        return self.repeated if len(self.seeds) == self.repeats else "run"
 
     @property
     def sign(self) -> int:
@@ -268,7 +296,8 @@ def compare(
         positive = all(np.where(both, arm.values, 0.0).min() >= 0 for arm in (a, b))
         if positive and bottom.sum() > 0:
             relative = crossed_bootstrap(100 * top, bottom, resampling)
-    of_case = _rankable(a.values, b.values, sign)
+    empty = a.is_empty | b.is_empty
+    of_case = _rankable(a.values, b.values, sign, empty)
     test = signed_rank(of_case)
     return Comparison(
         measure=definition.name,
@@ -292,7 +321,7 @@ def compare(
         relative_interval_percent=None if relative is None else relative.interval,
         difference_of_seed=tuple(_mean(row) for row in difference),
         p_of_seed=tuple(
-            signed_rank(_rankable(one[None], other[None], sign)).p
+            signed_rank(_rankable(one[None], other[None], sign, empty)).p
             for one, other in zip(a.values, b.values, strict=True)
         ),
         p=test.p,
@@ -301,6 +330,8 @@ def compare(
         rank_biserial=test.rank_biserial,
         superiority=superiority(of_case),
         resampling=resampling,
+        false_positive_a=a.n_false_positive,
+        false_positive_b=b.n_false_positive,
     )
 
 
@@ -334,7 +365,7 @@ def _paired(a: Scores, b: Scores) -> tuple[Scores, Scores]:
 def _chosen(scores: Scores, seeds: tuple[RunKey, ...], cases: tuple[str, ...]) -> Scores:
     chosen = np.ix_([scores.seeds.index(s) for s in seeds], [scores.cases.index(c) for c in cases])
     missed = None if scores.missed is None else scores.missed[chosen]
-    return Scores(scores.arm, seeds, cases, scores.values[chosen], missed)
+    return Scores(scores.arm, seeds, cases, scores.values[chosen], missed, scores.empty)
 
 
 def _of_folds(values: FloatArray, runs: Sequence[RunKey]) -> FloatArray:
@@ -346,16 +377,18 @@ def _of_folds(values: FloatArray, runs: Sequence[RunKey]) -> FloatArray:
     return np.stack(list(rows.values()))
 
 
-def _rankable(a: FloatArray, b: FloatArray, sign: int) -> FloatArray:
+def _rankable(a: FloatArray, b: FloatArray, sign: int, empty: BoolArray) -> FloatArray:
     """Return a number for each case [cases] that ranks as B's benefit does: positive where B is better.
 
     It is the mean benefit over the seeds in which both arms have a value. A case that one arm missed in more seeds
-    than the other ranks beyond all of these, the more so the more seeds.
+    than the other ranks beyond all of these, the more so the more seeds; and so does an `empty` case in which one
+    arm has false positives in more seeds, for there no value is the best.
     """
     benefit = sign * (b - a)
     both = ~np.isnan(benefit)
     mean = np.where(both, benefit, 0.0).sum(axis=0) / np.maximum(both.sum(axis=0), 1)
     lost = np.isnan(a).sum(axis=0) - np.isnan(b).sum(axis=0)
+    lost = np.where(empty, -lost, lost)
     outranking = 1 + 2 * float(np.abs(mean).max())
     return np.asarray(np.where(lost != 0, lost * outranking, mean), dtype=np.float64)
 

@@ -13,7 +13,8 @@ better; *worthwhile* is the smallest benefit that somebody would change a method
 2. The benefit is above 0 in every single seed, so that it does not hang on a lucky one.
 3. The interval of the benefit over the control lies above 0.
 4. Both comparisons have at least `MIN_SEEDS` seeds; and where a missed structure has no value, B missed no more
-   of them than the other arm, since the interval is over what both found.
+   of them than the other arm, since the interval is over what both found. Nor has B more false positives in cases
+   that do not hold the structure, in which an empty mask has no value.
 
 **not supported**: not all of them hold, and at least one comparison *shows* that the claim's benefit is not there.
 
@@ -22,13 +23,15 @@ better; *worthwhile* is the smallest benefit that somebody would change a method
 2. The same of the benefit over the control: the control does as well.
 
 Only a comparison with at least `MIN_SEEDS` seeds can show that; and where a missed structure has no value, only
-one in which B missed at least as many as the other arm, since those that the other arm alone missed speak for B.
+one in which B missed at least as many as the other arm, since those that the other arm alone missed speak for B,
+as its false positives do.
 
 **not decided**: anything else. That an interval holds 0 is no evidence against a claim, if it also holds a
 worthwhile benefit: then the study was too small. Without a control a claim cannot be supported.
 
 An interval above 0 and below the worthwhile benefit supports the claim that B is better; that it is by little is
-said in the reasons. A claim with several measures needs all of them (`join`).
+said in the reasons. So is that B's masks are smoother than the true shape: that they are smoother than A's is true
+all the same. A claim with several measures needs all of them (`join`).
 
 Where folds are replicates (`metricunet.study.statistics`), these stand in place of seeds.
 """
@@ -189,8 +192,11 @@ def judge(
         finding = "not supported"
     reasons = [
         *_sentences(main, over_a, worthwhile, f"over {main.arm_a}"),
-        f"{main.arm_b} is better in {good_seeds} of {_counted(len(main.seeds), main.repeated)}.",
+        f"{main.arm_b} is better in {good_seeds} of {_counted(len(main.seeds), main.training)}.",
     ]
+    if main.measure in SMOOTHNESS_NAMES and main.mean_b is not None and main.mean_b < 0:
+        mean = signed(main.mean_b, main.unit)
+        reasons.append(f"{main.arm_b} is smoother than the true shape ({mean}), which is no gain in accuracy.")
     if control is None or over_control is None:
         reasons.append("No comparison with a control: without one a benefit cannot be put down to the claim.")
     else:
@@ -367,8 +373,16 @@ def _read(comparison: Comparison, worthwhile: Worthwhile) -> _Reading:
         above_zero=interval is not None and interval.low > 0,
         below_zero=interval is not None and interval.high < 0,
         below_worthwhile=interval is not None and interval.high < worthwhile.amount,
-        hides_losses=comparison.no_value_b > comparison.no_value_a,
-        hides_gains=comparison.no_value_a > comparison.no_value_b,
+        hides_losses=_not_in_it(comparison)[1] > _not_in_it(comparison)[0],
+        hides_gains=_not_in_it(comparison)[0] > _not_in_it(comparison)[1],
+    )
+
+
+def _not_in_it(comparison: Comparison) -> tuple[int, int]:
+    """Return how many of the runs of A and of B are wrong without a difference to say so."""
+    return (
+        comparison.no_value_a + comparison.false_positive_a,
+        comparison.no_value_b + comparison.false_positive_b,
     )
 
 
@@ -376,6 +390,12 @@ def _sentences(comparison: Comparison, reading: _Reading, worthwhile: Worthwhile
     """Say what the benefit is, how it stands to 0 and to what is worthwhile, and what stands in its way."""
     unit = "%" if worthwhile.percent else comparison.unit
     size = f"on {_counted(comparison.cases, 'case')} and {_counted(comparison.repeats, comparison.repeated)}"
+    if reading.benefit is None and comparison.difference is not None:
+        benefit = signed(comparison.difference * comparison.sign, comparison.unit)
+        return [
+            f"{comparison.title}: benefit of {comparison.arm_b} {over} {benefit} {size}, which is no share in "
+            f"percent, since values are negative or all of {comparison.arm_a} are 0."
+        ]
     if reading.benefit is None:
         return [f"{comparison.title}: no value {size} in both {comparison.arm_b} and {comparison.arm_a}."]
     said = f"{comparison.title}: benefit of {comparison.arm_b} {over} {signed(reading.benefit, unit)}"
@@ -390,10 +410,13 @@ def _sentences(comparison: Comparison, reading: _Reading, worthwhile: Worthwhile
     if not reading.enough_seeds:
         sentences.append(f"Fewer than {MIN_SEEDS} {comparison.repeated}s decide nothing.")
     if reading.hides_losses or reading.hides_gains:
-        sentences.append(
-            f"Missed, and so not in it: {comparison.no_value_b} by {comparison.arm_b}, {comparison.no_value_a} by "
-            f"{comparison.arm_a}, of {comparison.runs} each."
-        )
+        a, b, c = comparison.arm_a, comparison.arm_b, comparison
+        if c.no_value_a or c.no_value_b:
+            missed = f"{c.no_value_b} by {b}, {c.no_value_a} by {a}"
+            sentences.append(f"Missed, and so not in it: {missed}, of {c.runs} each.")
+        if c.false_positive_a or c.false_positive_b:
+            false = f"{c.false_positive_b} of {b}, {c.false_positive_a} of {a}"
+            sentences.append(f"False positives, not in it unless both have one: {false}, of {c.runs} each.")
     return sentences
 
 

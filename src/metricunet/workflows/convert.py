@@ -19,6 +19,7 @@ import numpy as np
 
 from metricunet.cohort.delineations import Delineations, Drawn, Held, ScanGrid, open_delineations
 from metricunet.cohort.importing.names_file import NamesFile, listed, read_names
+from metricunet.cohort.importing.source import RegionStatus
 from metricunet.cohort.layout import BACKGROUND, dataset_content, read_dataset_json
 from metricunet.errors import InputError, argument
 from metricunet.files.atomic import write_json
@@ -590,7 +591,7 @@ def _named(source: Path, found: Delineations, names: NamesFile | None) -> list[_
                 "ignore"
             )
         items = [_Item(held, names.structure_of(held.name)) for held in found.structures]
-        _refuse_doubles(source, items)
+        _refuse_doubles(source, items, found.undrawn)
     _set_apart(items)
     if found.ignored is not None:
         held = Held(IGNORE, f"{source}: label {found.ignored}", True, found.ignored)
@@ -609,7 +610,7 @@ def _unsorted(held: Held, names: NamesFile) -> bool:
     return names.structure_of(held.name) is None and not names.ignores(held.name)
 
 
-def _refuse_doubles(source: Path, items: Iterable[_Item]) -> None:
+def _refuse_doubles(source: Path, items: Iterable[_Item], undrawn: RegionStatus) -> None:
     """Refuse two drawn structures that the names file takes for one; one that holds nothing gives way."""
     first: dict[str, _Item] = {}
     for item in items:
@@ -625,7 +626,7 @@ def _refuse_doubles(source: Path, items: Iterable[_Item]) -> None:
             )
         empty = before if not before.held.drawn else item
         first[item.name] = item if empty is before else before
-        empty.name, empty.drawn = None, Drawn("not contoured")
+        empty.name, empty.drawn = None, Drawn(undrawn)
 
 
 def _set_apart(items: Iterable[_Item]) -> None:

@@ -347,6 +347,7 @@ class TestJudges:
     def test_dciodvfy(self, written: Site) -> None:
         if other_programs.version_of("dciodvfy") is None:
             pytest.skip("dciodvfy is not installed (Debian: dicom3tools)")
+        assert failures(structure_sets.segmentations, written) == set()
         assert failures(other_programs.by_dciodvfy, written) == set()
         edit(written.folder / structure_sets.BETWEEN, lambda dataset: delattr(dataset, "StructureSetLabel"))
         assert failures(other_programs.by_dciodvfy, written) == {"Structure sets, 2 files"}

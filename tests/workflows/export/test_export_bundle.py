@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.inference.predictor import Predictor
 from metricunet.workflows.export import export
+from metricunet.workflows.export.monai_bundle import inference, metadata
 from metricunet.workflows.export.monai_network import TwoStageNetwork
 
 
@@ -86,6 +89,24 @@ def test_metadata_says_what_monai_asks_for(bundle: Path, tiny_model: Path) -> No
     assert len(image["value_range"]) == len(pred["value_range"]) == 2
     labels = mu.load_model(tiny_model).card.labels
     assert pred["channel_def"] == {"0": "background", **{str(value): name for name, value in labels.items()}}
+
+
+def test_label_maps_are_of_the_type_that_metadata_says(tiny_model: Path) -> None:
+    card = mu.load_model(tiny_model).card
+    for highest, kind in ((255, "uint8"), (256, "uint16")):
+        other = replace(card, labels=card.labels | {"rectum": highest})
+        assert metadata(other)["network_data_format"]["outputs"]["pred"]["dtype"] == kind
+        (saving,) = inference(other)["postprocessing"]["transforms"]
+        assert saving["output_dtype"] == f"$np.{kind}"
+
+
+def test_the_command_can_be_copied_whatever_the_folder_is_called(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "my models; new"
+    command = export(tiny_model, folder, to="monai-bundle").lines[-1].partition("run it with: ")[2]
+    words = shlex.split(command)
+    assert words[words.index("--bundle_root") + 1] == str(folder)
+    for option in ("--config_file", "--meta_file"):
+        assert Path(words[words.index(option) + 1]).is_file()
 
 
 def test_weights_are_plain(bundle: Path) -> None:

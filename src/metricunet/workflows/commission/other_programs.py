@@ -66,15 +66,24 @@ def by_dciodvfy(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
         if program is None:
             yield _not_run(group, name, "errors", DCIODVFY)
             continue
-        found = []
+        found, faults = [], list[str]()
         for site in sites:
             files = sorted(site.folder.rglob(pattern))
             if pattern.startswith("ct"):
                 files += sorted(site.folder.glob("*.reg.dcm"))
-            errors = [len(_errors(program, path)) for path in files]
-            found.append(Measurement(site.plan.name, float(sum(errors)), {"files": float(len(files))}))
+            errors = 0
+            for path in files:
+                lines, status = _errors(program, path)
+                errors += len(lines)
+                if status < 0:
+                    faults.append(f"{DCIODVFY} ended with status {status} on {path.name}")
+                elif status > 0 and not lines:
+                    faults.append(f"{DCIODVFY} ended with status {status} on {path.name}, and reported no error")
+            found.append(Measurement(site.plan.name, float(errors), {"files": float(len(files))}))
         count = round(sum((f.details or {})["files"] for f in found))
-        yield CommissionCheck(group, f"{name}, {count} files", "errors", found)
+        if not count:
+            faults.append(f"no file {pattern} was written, so none was looked at")
+        yield CommissionCheck(group, f"{name}, {count} files", "errors", found, reason=next(iter(faults), ""))
 
 
 def version_of(program: str) -> str | None:
@@ -108,8 +117,10 @@ def _filled(program: str, contours: Path, site: Site) -> dict[str, NDArray[np.bo
     return masks
 
 
-def _errors(program: str, path: Path) -> list[str]:
+def _errors(program: str, path: Path) -> tuple[list[str], int]:
+    """Return the lines that report an error, and the exit status, which is negative where a signal ended it."""
     done = subprocess.run(
         [program, str(path)], capture_output=True, text=True, errors="replace", check=False, timeout=PATIENCE_S
     )
-    return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
+    return lines, done.returncode

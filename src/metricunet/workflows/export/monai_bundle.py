@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def metadata(card: ModelCard) -> dict[str, Any]:
     # The network takes whole scans of any size, which the schema writes as stars.
     common = {"num_channels": 1, "spatial_shape": ["*", "*", "*"], "is_patch_data": False}
     scan = {"format": "hounsfield", "modality": "CT", "dtype": "float32", "value_range": [-1024, 3071]}
-    labels = {"format": "segmentation", "dtype": "uint8", "value_range": [0, max(card.labels.values())]}
+    labels = {"format": "segmentation", "dtype": _dtype_of(card), "value_range": [0, max(card.labels.values())]}
     return {
         "schema": SCHEMA,
         "version": "0.1.0",
@@ -117,7 +118,7 @@ def inference(card: ModelCard) -> dict[str, Any]:
         "keys": "pred",
         "output_dir": "@output_dir",
         "output_postfix": "seg",
-        "output_dtype": "$np.uint8" if max(card.labels.values()) < 256 else "$np.uint16",
+        "output_dtype": f"$np.{_dtype_of(card)}",
         "resample": False,
         "separate_folder": False,
         "print_log": False,
@@ -172,10 +173,16 @@ def _readme(card: ModelCard, warnings: list[str]) -> str:
     )
 
 
+def _dtype_of(card: ModelCard) -> str:
+    """Return the type of the label maps: the smallest that holds all values."""
+    return "uint8" if max(card.labels.values()) < 256 else "uint16"
+
+
 def _command(folder: str) -> str:
+    root, config, meta = (shlex.quote(path) for path in (folder, f"{folder}/{INFERENCE}", f"{folder}/{METADATA}"))
     return (
-        f"python -m monai.bundle run --bundle_root {folder} --config_file {folder}/{INFERENCE} "
-        f"--meta_file {folder}/{METADATA} --dataset_dir SCANS --output_dir OUT"
+        f"python -m monai.bundle run --bundle_root {root} --config_file {config} --meta_file {meta} "
+        "--dataset_dir SCANS --output_dir OUT"
     )
 
 
