@@ -699,8 +699,14 @@ def predict(
         series: The series with this SeriesInstanceUID is taken alone.
         allow_gaps: A series with missing or uneven slices is resampled; see `load_scan`.
         allow_tilt: A series of a tilted gantry is resampled; see `load_scan`.
-        formats, structures, contours, holes, smooth, add_to, overwrite, draw_anyway: With `output`, they say how
-            files are written, as in `Result.save`.
+        formats: With `output`, these formats are written; see `Result.save`, also for what follows.
+        structures: With `output`, these structures are written.
+        contours: With `output`, contours of structure sets run so.
+        holes: With `output`, holes in structure sets are drawn so.
+        smooth: With `output`, contours of structure sets are smoothed.
+        add_to: With `output`, the new structures are added to this structure set.
+        overwrite: With `output`, files of others that have an output's name are replaced.
+        draw_anyway: With `output`, structure sets are written whatever the doubt is.
         progress: With `output`, it is called with (done, all).
         engine: With `output`, it shares the scans out, as `metricunet.engine.opened` yields it.
 

@@ -242,7 +242,7 @@ def test_a_logger_that_fails_costs_no_epoch(
     run, _ = begun
     scores(monkeypatch, 0.5, 0.5, 0.5)
     away = Away(tmp_path / "logged", name="run", version="one")
-    with pytest.raises(InputError, match=r"Away failed \(.*the server is away.*--resume") as error:
+    with pytest.raises(InputError, match=r"Away failed \(.*the server is away.*resume=True") as error:
         train_locate(replace(run, loggers=(away,)), may_find_nothing=True)
     assert "\n" not in str(error.value)
     assert (run.checkpoints / "locate-last.ckpt").is_file()
