@@ -26,7 +26,7 @@ from metricunet.training.fit import open_run, train, train_locate
 from metricunet.training.log import stage_loggers
 from metricunet.training.loop import learning_rate
 from metricunet.training.objectives import LocateModule
-from metricunet.training.run import Run
+from metricunet.training.run import Run, begin, state_file
 from tests.support.cohorts import TINY_SETTINGS
 
 #: Three epochs of two updates.
@@ -230,6 +230,17 @@ def test_lightnings_loggers_are_told_the_numbers_of_the_log(
     assert [row["step"] for row in logged] == [row["updates"] for row in rows] == ["2", "4", "6"]
     assert [row["locate/val_dice"] for row in logged] == [row["val_dice"] for row in rows] == ["0.5", "", "0.25"]
     assert [f"{float(row['locate/loss']):.5g}" for row in logged] == [row["loss"] for row in rows]
+
+
+def test_a_run_is_not_resumed_with_other_labels_or_from_a_damaged_state(begun: tuple[Run, Told]) -> None:
+    run = replace(begun[0], resume=True)
+    begin(run, 0)
+    other = replace(run.info, labels={"bladder": 2, **run.labels})
+    with pytest.raises(InputError, match=r"cannot resume with other settings \(labels was \['prostate'\], is"):
+        begin(replace(run, info=other), 0)
+    state_file(run.folder).write_text('{"fold": 0')
+    with pytest.raises(InputError, match=r"state\.json: damaged, or of another version .* start anew"):
+        begin(run, 0)
 
 
 def test_a_logger_that_fails_costs_no_epoch(
