@@ -74,3 +74,7 @@ def test_the_users_name_goes_before_the_standard_one() -> None:
     assert standard_name("prostate", {"prostate": "CTVp"}) == "CTVp"
     assert standard_name("urinary_bladder", {}) == "Bladder"
     assert standard_name("Levator", {}) == "Levator"
+
+
+def test_a_name_of_many_sides_takes_no_time() -> None:
+    assert mirrored_classes(["sin_" * 60, "dx_" * 60]) == (0, 2, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from itertools import product
 
 #: Structure names as cohorts spell them, and the TG-263 primary name.
 TG263_NAMES = {
@@ -90,7 +89,10 @@ def _other_names(name: str) -> tuple[bool, list[str]]:
         others = [] if is_numbered else _OTHER_SIDES.get(word.lower(), [])
         pieces += [[name[end:start]], [_spelt(other, word) for other in others] or [word]]
         end = stop
-    found = ["".join(parts) for parts in product(*pieces, [name[end:]])]
+    pieces.append([name[end:]])
+    # Words for a side are seldom two in a name, and then of one language: all their first choices, or all second.
+    choices = max(map(len, pieces))
+    found = ["".join(piece[k % len(piece)] for piece in pieces) for k in range(choices)]
     if found != [name]:
         return True, found
     edges = sorted({at for start, stop in words for at in (start, stop - 1) if name[at] in _OTHER_LETTER})
