@@ -189,3 +189,14 @@ def test_a_narrow_window_shows_all_below_each_other(show: Show) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     stage, aside = (page.locator(name).bounding_box() for name in ("#stage", "aside"))
     assert aside["y"] >= stage["y"] + stage["height"]
+
+
+def test_a_wheel_that_is_tilted_stays_in_the_slice(show: Show) -> None:
+    page = show("flipped")
+    before = page.evaluate("page.viewer.position")
+    box = page.locator("#stage").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] / 2)
+    page.mouse.wheel(120, 0)
+    page.mouse.wheel(0, -120)
+    page.wait_for_function("(k) => page.viewer.position[2] !== k", arg=before[2])
+    assert page.evaluate("page.viewer.position[2]") == before[2] + 1

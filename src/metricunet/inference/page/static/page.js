@@ -151,6 +151,7 @@ function rolled(event) {
   if (!state.mask) return;
   event.preventDefault();
   event.stopPropagation();
+  if (!event.deltaY) return; // a wheel that is tilted, or two fingers sideways
   const box = $("stage").getBoundingClientRect();
   const under = state.viewer.under(event.clientX - box.left, event.clientY - box.top);
   if (event.ctrlKey) state.viewer.zoom(event.deltaY < 0 ? 1.15 : 0.87);
