@@ -200,3 +200,17 @@ def test_a_wheel_that_is_tilted_stays_in_the_slice(show: Show) -> None:
     page.mouse.wheel(0, -120)
     page.wait_for_function("(k) => page.viewer.position[2] !== k", arg=before[2])
     assert page.evaluate("page.viewer.position[2]") == before[2] + 1
+
+
+def test_slices_that_stand_for_several_are_counted_to_the_last_one(show: Show) -> None:
+    page = show("flipped")
+    last = page.evaluate("page.facts.dims[2] - 1")
+    facts = {
+        "first_slice": 2,
+        "slices_in_one": 4,
+        "scan_slices": 2 + 4 * last + 1,
+    }  # of the last one, one is there
+    page.evaluate("(facts) => Object.assign(page.facts, facts)", facts)
+    for k, number in ((0, 4), (last, 2 + 4 * last + 1)):
+        page.evaluate("(k) => page.viewer.goTo([0, 0, k])", k)
+        assert page.locator("#place").inner_text().startswith(f"Slice {number} of {2 + 4 * last + 1} ")

@@ -288,7 +288,7 @@ def test_two_tabs_do_not_lose_each_others_work(desk: Desk, predicted: Predicted)
     sync_api.expect(one.locator("#message")).to_contain_text("Saved as")
     two.bring_to_front()
     two.locator("#accept").click()
-    sync_api.expect(two.locator("#conflict-text")).to_contain_text("was corrected meanwhile")
+    sync_api.expect(two.get_by_role("alert")).to_contain_text("was corrected meanwhile")
     assert len(reviews_of(predicted.folder, predicted.flipped)) == 1
     two.locator("#save-beside").click()
     sync_api.expect(two.locator("#message")).to_contain_text("reviewed-2")
@@ -561,3 +561,23 @@ def test_a_page_outlives_its_server(chromium: Any, predicted: Predicted) -> None
         expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed-2.nii.gz")
         opened.context.close()
     assert [review.reviewer for review in reviews_of(predicted.folder, predicted.flipped)] == ["Ann B.", "Ann B."]
+
+
+def test_a_rejected_case_shows_what_was_saved_last(desk: Desk, predicted: Predicted) -> None:
+    expect = sync_api.expect
+    page = desk.show(predicted.flipped)
+    page.locator("#structures button").first.click()
+    assert "prostate" in page.locator("#place").inner_text()
+    page.keyboard.press("c")
+    assert "no structure" in page.locator("#place").inner_text()
+    page.locator("#accept").click()
+    expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed.nii.gz")
+    saved_last = page.evaluate(VOXELS)
+    page.keyboard.press("z")
+    assert page.evaluate(VOXELS) != saved_last
+    page.locator("#reason").fill("on second thoughts")
+    page.once("dialog", lambda asked: asked.accept())
+    page.locator("#reject").click()
+    expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed-2.json")
+    assert page.evaluate(VOXELS) == saved_last
+    assert page.locator("#accept").inner_text() == "Accept"

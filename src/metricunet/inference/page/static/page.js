@@ -59,7 +59,8 @@ function rank() {
 // As the scan counts them, from 1.
 function sliceNumber(k) {
   const { first_slice: first, slices_in_one: many } = state.facts;
-  return first + k * many + Math.floor((many - 1) / 2) + 1;
+  // The last one may stand for fewer slices than the others.
+  return Math.min(state.facts.scan_slices, first + k * many + Math.floor((many - 1) / 2) + 1);
 }
 
 function goToSlice(k) {

@@ -418,6 +418,7 @@ function drawCursor(event) {
 
 function changed() {
   state.viewer.refreshSolid(SOLID_PAUSE_MS);
+  moved(state.viewer.position, state.viewer.hu); // what lies under the lines may be another structure now
   say(state.mask.isChanged ? "Corrections are not saved yet." : "");
   enable();
 }
@@ -500,6 +501,8 @@ async function decide(rejected, beside = false) {
         offered.add(new Option(`review ${review.number} (${review.decision})`, review.number));
         offered.value = String(review.number);
       } else if (mask.isChanged) {
+        // What is saved may lie on either side of what is shown.
+        while (mask.isChanged && mask.redo());
         while (mask.isChanged && mask.undo());
         state.viewer.refreshAll();
         state.viewer.refreshSolid();
