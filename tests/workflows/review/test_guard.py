@@ -53,6 +53,7 @@ def test_the_token_is_taken_at_the_front_door_alone(predicted: Predicted) -> Non
 def test_a_name_that_was_made_to_point_here_is_refused(predicted: Predicted, enter: Enter, host: str) -> None:
     answer = enter(predicted.folder).get("/api/cases", headers={"host": host})
     assert answer.status_code == 421
+    assert f"http://{HOST} alone" in answer.text
     assert "flipped" not in answer.text
 
 

@@ -675,3 +675,16 @@ def test_a_name_of_bytes_that_are_no_text_costs_its_case_alone(predicted: Predic
     assert lost["name"] == "M?ller"
     assert "rename the scan" in lost["reason"]
     assert send(client, "flipped").json()["decision"] == "accepted"
+
+
+def test_a_case_that_cannot_be_opened_beforehand_holds_nothing_up(
+    predicted: Predicted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> OpenedCase:
+        raise RuntimeError("of a kind that nobody foresaw")
+
+    monkeypatch.setattr("metricunet.workflows.review.desk.open_case", broken)
+    desk = Desk(predicted.folder, Scans(), "Ann Reader")
+    desk.warm()
+    with pytest.raises(RuntimeError):
+        desk.case(predicted.empty)

