@@ -214,3 +214,12 @@ def test_slices_that_stand_for_several_are_counted_to_the_last_one(show: Show) -
     for k, number in ((0, 4), (last, 2 + 4 * last + 1)):
         page.evaluate("(k) => page.viewer.goTo([0, 0, k])", k)
         assert page.locator("#place").inner_text().startswith(f"Slice {number} of {2 + 4 * last + 1} ")
+
+
+def test_the_picture_gets_smaller_until_it_is_as_small_as_it_gets(show: Show) -> None:
+    page = show("flipped")
+    sizes = []
+    for key in "------0+":
+        page.keyboard.press(key)
+        sizes.append(page.evaluate("page.viewer.planes.scene.pan2Dxyzmm[3]"))
+    assert np.allclose(sizes, [0.8, 0.64, 0.512, 0.5, 0.5, 0.5, 1, 1.25])
