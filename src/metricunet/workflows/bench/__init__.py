@@ -52,9 +52,9 @@ def bench(
     """
     if part not in (*PARTS, ALL):
         raise InputError(f"bench must be one of {', '.join(PARTS)}, {ALL}; got {part!r}")
-    for name, given in (("scan", scan), ("model", model)):
+    for named, given in ((argument("scan", scan), scan), (argument("model", model), model)):
         if given is not None and part not in ("predict", ALL):
-            raise InputError(f"{argument(name, given)} is to predict, and {part} predicts nothing; leave it out")
+            raise InputError(f"{named} is to predict, and {part} predicts nothing; leave it out")
     if repeats is not None and repeats < 1:
         raise InputError(f"{argument('repeats')} must be 1 or more; got {repeats}")
     # Heavy imports wait until the arguments are known to be right.
