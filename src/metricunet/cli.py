@@ -582,7 +582,7 @@ def predict(
         Literal["cpu", "cuda", "openvino"] | None,
         typer.Option(
             help="Compute an exported model on the CPU or an NVIDIA GPU by onnxruntime (cpu, cuda), or on the CPU "
-            "by OpenVINO. Without it, --device decides.",
+            "by OpenVINO. Without it, --device decides, and its auto means the CPU.",
             show_default=False,
         ),
     ] = None,

@@ -50,6 +50,8 @@ SUFFIXES: dict[Target, str] = {"nifti": ".nii.gz", "rtstruct": ".rtstruct.dcm", 
 OF_DICOM: tuple[Target, ...] = ("rtstruct", "seg")
 #: Characters that no file system, or not every one, takes in a name.
 UNFIT = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
+#: Names that Windows keeps for devices, whatever follows their first dot.
+DEVICES = re.compile(r"(?:con|prn|aux|nul|(?:com|lpt)[0-9])(?:\..*)?", re.IGNORECASE)
 #: Planning systems show so many characters of a name (Eclipse takes no more).
 SHOWN_CHARACTERS = 16
 #: The label of nnU-Net for voxels that nobody contoured.
@@ -656,6 +658,7 @@ def _name_files(items: Iterable[_Item]) -> None:
             continue
         wanted = UNFIT.sub("_", item.name).strip().rstrip(". ")
         wanted = f"_{wanted[1:]}" if wanted.startswith(".") else wanted or "_"
+        wanted = f"_{wanted}" if DEVICES.fullmatch(wanted) else wanted
         item.stem = next(stem for stem in _suffixed(wanted) if stem.casefold() not in taken)
         taken.add(item.stem.casefold())
         if item.stem != item.name:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -38,6 +37,8 @@ HEADERS = {
     "cache-control": "no-store",
 }
 METHODS = ("GET", "HEAD", "POST")
+#: Browsers leave it out of the addresses that they ask.
+HTTP_PORT = 80
 #: Sent by the browser itself from within the page, so that the strict cookie goes with it.
 ENTERED = (
     '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=/">'
@@ -66,9 +67,10 @@ class Guarded(ABC):
         self.cookie = f"{cookie}-{port}"
         self._session = secrets.token_urlsafe(32)
         self._outside = outside
-        self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
-        if host is not None:
-            self._hosts.add(f"{host.lower()}:{port}")
+        names = {"127.0.0.1", "localhost", *([] if host is None else [host.lower()])}
+        self._hosts = {f"{name}:{port}" for name in names}
+        if port == HTTP_PORT:
+            self._hosts |= names
         if outside is not None:
             self._hosts.add(urlsplit(outside).netloc.lower())
 
@@ -121,11 +123,9 @@ class Guarded(ABC):
 
     def knows(self, headers: Mapping[str, str]) -> bool:
         """Tell whether a request carries the cookie."""
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-        except CookieError:
-            return False
-        return found is not None and equal(found.value, self._session)
+        # Other servers of this machine may set cookies that are against the rules, and they come along with ours.
+        pairs = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
+        return any(name == self.cookie and equal(value, self._session) for name, _, value in pairs)
 
     def entered(self) -> Answer:
         """Return the answer that gives a browser the cookie."""

@@ -189,3 +189,37 @@ def test_a_narrow_window_shows_all_below_each_other(show: Show) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     stage, aside = (page.locator(name).bounding_box() for name in ("#stage", "aside"))
     assert aside["y"] >= stage["y"] + stage["height"]
+
+
+def test_a_wheel_that_is_tilted_stays_in_the_slice(show: Show) -> None:
+    page = show("flipped")
+    before = page.evaluate("page.viewer.position")
+    box = page.locator("#stage").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] / 2)
+    page.mouse.wheel(120, 0)
+    page.mouse.wheel(0, -120)
+    page.wait_for_function("(k) => page.viewer.position[2] !== k", arg=before[2])
+    assert page.evaluate("page.viewer.position[2]") == before[2] + 1
+
+
+def test_slices_that_stand_for_several_are_counted_to_the_last_one(show: Show) -> None:
+    page = show("flipped")
+    last = page.evaluate("page.facts.dims[2] - 1")
+    facts = {
+        "first_slice": 2,
+        "slices_in_one": 4,
+        "scan_slices": 2 + 4 * last + 1,
+    }  # of the last one, one is there
+    page.evaluate("(facts) => Object.assign(page.facts, facts)", facts)
+    for k, number in ((0, 4), (last, 2 + 4 * last + 1)):
+        page.evaluate("(k) => page.viewer.goTo([0, 0, k])", k)
+        assert page.locator("#place").inner_text().startswith(f"Slice {number} of {2 + 4 * last + 1} ")
+
+
+def test_the_picture_gets_smaller_until_it_is_as_small_as_it_gets(show: Show) -> None:
+    page = show("flipped")
+    sizes = []
+    for key in "------0+":
+        page.keyboard.press(key)
+        sizes.append(page.evaluate("page.viewer.planes.scene.pan2Dxyzmm[3]"))
+    assert np.allclose(sizes, [0.8, 0.64, 0.512, 0.5, 0.5, 0.5, 1, 1.25])

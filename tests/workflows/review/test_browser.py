@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -287,7 +288,7 @@ def test_two_tabs_do_not_lose_each_others_work(desk: Desk, predicted: Predicted)
     sync_api.expect(one.locator("#message")).to_contain_text("Saved as")
     two.bring_to_front()
     two.locator("#accept").click()
-    sync_api.expect(two.locator("#conflict-text")).to_contain_text("was corrected meanwhile")
+    sync_api.expect(two.get_by_role("alert")).to_contain_text("was corrected meanwhile")
     assert len(reviews_of(predicted.folder, predicted.flipped)) == 1
     two.locator("#save-beside").click()
     sync_api.expect(two.locator("#message")).to_contain_text("reviewed-2")
@@ -413,3 +414,189 @@ def test_slices_between_are_filled_by_distance(desk: Desk) -> None:
     flat = inside.ravel()
     exact = np.where(flat, apart[:, ~flat].min(axis=1), -apart[:, flat].min(axis=1))
     assert np.allclose(found["depth"], exact)
+
+
+VOXELS = "review.mask.data.reduce((sum, v, n) => (31 * sum + v * (n % 9973)) % 1000003, 7)"
+
+
+def test_nothing_that_comes_in_between_breaks_a_stroke(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.flipped)
+    first = page.evaluate(VOXELS)
+    page.keyboard.press("b")
+    x, y = on_page(page, page.evaluate("review.viewer.position"))
+    page.mouse.move(x + 60, y)
+    page.mouse.down()
+    for key in ("c", "f", "j", "z", "a"):
+        page.keyboard.press(key)
+    page.evaluate(
+        """([x, y]) => document.getElementById("brush-layer").dispatchEvent(
+          new PointerEvent("pointerdown", { pointerId: 7, button: 0, clientX: x, clientY: y, bubbles: true }))""",
+        [x, y],
+    )
+    page.mouse.move(x + 60, y - 60, steps=3)
+    page.mouse.up()
+    assert page.locator("#case-name").inner_text() == predicted.flipped
+    painted = page.evaluate(VOXELS)
+    assert painted != first
+    page.keyboard.press("z")
+    assert page.evaluate(VOXELS) == first
+    assert page.locator("#accept").inner_text() == "Accept"
+    page.keyboard.press("y")
+    assert page.evaluate(VOXELS) == painted
+    assert reviews_of(predicted.folder, predicted.flipped) == ()
+
+
+def test_a_key_that_is_pressed_twice_or_held_decides_once(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.flipped)
+    twice = """() => { for (let n = 0; n < 2; n++) {
+      document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "a", bubbles: true }));
+    } }"""
+    page.evaluate(twice)
+    sync_api.expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed.nii.gz")
+    page.keyboard.down("a")
+    page.keyboard.down("a")  # as a held key is sent again
+    page.keyboard.up("a")
+    sync_api.expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed-2.nii.gz")
+    assert sum(url.endswith("/reviews") for url in desk.asked) == 2
+    assert page.locator("#conflict").is_hidden()
+
+
+def test_a_page_that_was_open_for_weeks_can_still_save(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.flipped)
+    page.evaluate("""() => {
+      const now = performance.now.bind(performance);
+      performance.now = () => now() + 8 * 24 * 3600e3;
+    }""")
+    page.locator("#accept").click()
+    sync_api.expect(page.locator("#message")).to_contain_text("Saved as")
+    (review,) = reviews_of(predicted.folder, predicted.flipped)
+    assert review.seconds == 7 * 24 * 3600
+
+
+def test_the_right_button_moves_the_picture_with_any_tool(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.flipped)
+    first = page.evaluate(VOXELS)
+    x, y = on_page(page, page.evaluate("review.viewer.position"))
+    for tool in ("v", "b", "e"):
+        page.keyboard.press(tool)
+        page.keyboard.press("0")
+        page.mouse.move(x, y)
+        page.mouse.down(button="right")
+        page.mouse.move(x + 30, y + 20, steps=3)
+        page.mouse.up(button="right")
+        pan = page.evaluate("[...review.viewer.planes.scene.pan2Dxyzmm]")
+        assert np.abs(pan[:3]).max() > 5, tool
+        page.mouse.move(x, y)  # the button is up: it moves no more
+        assert page.evaluate("[...review.viewer.planes.scene.pan2Dxyzmm]") == pan
+    assert page.evaluate(VOXELS) == first
+
+
+def test_a_wheel_that_is_tilted_stays_in_the_slice(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.flipped)
+    position = page.evaluate("review.viewer.position")
+    page.mouse.move(*on_page(page, position))
+    page.mouse.wheel(120, 0)
+    page.mouse.wheel(0, -120)
+    page.wait_for_function("(k) => review.viewer.position[2] !== k", arg=position[2])
+    assert page.evaluate("review.viewer.position[2]") == position[2] + 1
+
+
+def test_a_small_brush_between_thick_slices_takes_the_voxel_that_it_is_in(desk: Desk) -> None:
+    found = desk.page.evaluate("""async () => {
+      const { Mask } = await import("/paint.js");
+      const mask = new Mask([9, 9, 9], [1, 1, 3], new Uint8Array(729));
+      const where = () => [...mask.data.keys()].filter((n) => mask.data[n])
+        .map((n) => [n % 9, Math.floor(n / 9) % 9, Math.floor(n / 81)]);
+      mask.begin();
+      mask.stroke(0, [4, 4.4, 4.45], [4, 4.4, 4.45], 1, 1, 1);
+      mask.stroke(0, [4, -0.45, 8.45], [4, -0.45, 8.45], 1, 2, 2);
+      const painted = where();
+      mask.stroke(0, [4, 4.4, 4.45], [4, 4.4, 4.45], 1, 0, 2); // not that structure
+      mask.stroke(0, [4, 0.3, 7.6], [4, 0.3, 7.6], 1, 0, 2);
+      mask.end();
+      return [painted, where()];
+    }""")
+    assert found == [[[4, 4, 4], [4, 0, 8]], [[4, 4, 4]]]
+
+
+#: Elements with words of their own whose colour stands out from what lies behind by less than WCAG 2 asks (AA).
+FAINT = """() => {
+  const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const luminance = (colour) => colour.match(/[0-9.]+/g).slice(0, 3).map((v) => linear(v / 255))
+    .reduce((sum, v, n) => sum + v * [0.2126, 0.7152, 0.0722][n], 0);
+  const behind = (e) => {
+    const colour = getComputedStyle(e).backgroundColor;
+    return colour === "rgba(0, 0, 0, 0)" && e.parentElement ? behind(e.parentElement) : colour;
+  };
+  const ratio = (e) => {
+    const [dark, light] = [getComputedStyle(e).color, behind(e)].map(luminance).sort((a, b) => a - b);
+    return (light + 0.05) / (dark + 0.05);
+  };
+  const speaks = (e) => [...e.childNodes].some((n) => n.nodeType === Node.TEXT_NODE && n.textContent.trim());
+  return [...document.querySelectorAll("body *")]
+    .filter((e) => e.checkVisibility() && !e.disabled && speaks(e) && ratio(e) < 4.5)
+    .map((e) => `${e.tagName} ${e.id} ${e.className}: ${e.textContent.trim()}`);
+}"""
+
+
+def test_words_stand_out_and_pictures_have_names(desk: Desk, predicted: Predicted) -> None:
+    page = desk.show(predicted.dicom)
+    page.locator("#accept").click()
+    sync_api.expect(page.locator("#message")).to_contain_text("Saved as")
+    assert page.evaluate(FAINT) == []
+    for name in ("Scan in planes", "Structures in space"):
+        assert page.get_by_role("img", name=name).count() == 1
+    page.goto(f"{desk.address}ledger")
+    assert page.evaluate(FAINT) == []
+
+
+def test_a_page_outlives_its_server(chromium: Any, predicted: Predicted) -> None:
+    """And the name of its reviewer is offered to nobody else."""
+    expect = sync_api.expect
+    with socket.socket() as probing:
+        probing.bind(("127.0.0.1", 0))
+        port = probing.getsockname()[1]
+    with served(predicted.folder, "--port", port, "--reviewer", "Ann") as (process, address):
+        opened = Desk(chromium, address)
+        page = opened.show(predicted.flipped)
+        page.locator("#reviewer").fill("Ann B.")
+        page.locator("#accept").click()
+        expect(page.locator("#message")).to_contain_text("Saved as")
+        page.reload()
+        wait(page, predicted.flipped)
+        assert page.locator("#reviewer").input_value() == "Ann B."
+        page.keyboard.press("c")
+        process.kill()
+        process.wait()
+        page.locator("#accept").click()
+        expect(page.locator("#message")).to_contain_text("The server does not answer.")
+        expect(page.locator("#message")).to_contain_text(f"start metricunet review again with --port {port}")
+    with served(predicted.folder, "--port", port, "--reviewer", "Bo") as (_, address):
+        page.locator("#accept").click()
+        expect(page.locator("#message")).to_contain_text("Open the address that metricunet review has printed.")
+        assert opened.open(address).locator("#reviewer").input_value() == "Bo"
+        page.bring_to_front()
+        page.locator("#accept").click()
+        expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed-2.nii.gz")
+        opened.context.close()
+    assert [review.reviewer for review in reviews_of(predicted.folder, predicted.flipped)] == ["Ann B.", "Ann B."]
+
+
+def test_a_rejected_case_shows_what_was_saved_last(desk: Desk, predicted: Predicted) -> None:
+    expect = sync_api.expect
+    page = desk.show(predicted.flipped)
+    page.locator("#structures button").first.click()
+    assert "prostate" in page.locator("#place").inner_text()
+    page.keyboard.press("c")
+    assert "no structure" in page.locator("#place").inner_text()
+    page.locator("#accept").click()
+    expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed.nii.gz")
+    saved_last = page.evaluate(VOXELS)
+    page.keyboard.press("z")
+    assert page.evaluate(VOXELS) != saved_last
+    page.locator("#reason").fill("on second thoughts")
+    page.once("dialog", lambda asked: asked.accept())
+    page.locator("#reject").click()
+    expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed-2.json")
+    assert page.evaluate(VOXELS) == saved_last
+    assert page.locator("#accept").inner_text() == "Accept"

@@ -53,6 +53,7 @@ def test_the_token_is_taken_at_the_front_door_alone(predicted: Predicted) -> Non
 def test_a_name_that_was_made_to_point_here_is_refused(predicted: Predicted, enter: Enter, host: str) -> None:
     answer = enter(predicted.folder).get("/api/cases", headers={"host": host})
     assert answer.status_code == 421
+    assert f"http://{HOST} alone" in answer.text
     assert "flipped" not in answer.text
 
 
@@ -103,3 +104,22 @@ def test_a_fault_of_the_program_is_one_line(predicted: Predicted, monkeypatch: p
     assert answer.status_code == 500
     assert answer.json() == {"error": "an unexpected RuntimeError stopped it: of a kind that nobody foresaw"}
     assert "content-security-policy" in answer.headers
+
+
+@pytest.mark.parametrize("odd", ['seen={"a": "b c"}', "no pair", "=", 'x="', "a,b@c;d=[1"])
+def test_cookies_of_other_servers_on_this_machine_shut_nobody_out(predicted: Predicted, odd: str) -> None:
+    guard = guarded(predicted.folder)
+    own = stranger(guard).get(f"/?token={guard.token}").headers["set-cookie"].partition(";")[0]
+    for given in (f"{odd}; {own}", f"{own}; {odd}", f"{guard.cookie}=old; {own}"):
+        assert stranger(guard, cookie=given).get("/api/cases").status_code == 200
+    for given in (f"{odd}; x{own}", f"{own}x", f"{guard.cookie}="):
+        assert stranger(guard, cookie=given).get("/api/cases").status_code == 401
+
+
+def test_browsers_leave_the_usual_port_out() -> None:
+    async def nothing(*_: object) -> None:
+        raise AssertionError("nobody is let in")
+
+    asked = stranger(Guard(nothing, 80))
+    for host, status in (("127.0.0.1", 401), ("localhost", 401), ("127.0.0.1:80", 401), ("example.org", 421)):
+        assert asked.get("/", headers={"host": host}).status_code == status

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from metricunet.workflows.review.run import _login
 from tests.support.command import Command
 from tests.workflows.review.conftest import Predicted, served
 
@@ -65,3 +66,12 @@ def test_without_its_packages_it_says_what_to_install(
     ended = metricunet("review", predicted.folder, "--no-browser")
     assert ended.status == 2
     assert "pip install 'metricunet[review]'" in ended.err
+
+
+@pytest.mark.parametrize("error", [KeyError("uid"), OSError("no name"), ModuleNotFoundError("pwd")])
+def test_a_user_without_a_name_is_the_reviewer(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def nameless() -> str:
+        raise error
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert _login() == "reviewer"

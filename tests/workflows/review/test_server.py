@@ -646,3 +646,45 @@ def test_a_folder_without_predictions_is_an_error(tmp_path: Path) -> None:
         Desk(tmp_path / "missing", Scans(), "x")
     with pytest.raises(InputError, match="no such file or folder"):
         Scans(tmp_path / "missing")
+
+
+def test_a_review_of_an_earlier_prediction_is_said_to_be_one(predicted: Predicted, enter: Enter) -> None:
+    client = enter(predicted.folder)
+    send(client, "flipped")
+    said = "review 1 was made when another mask was predicted"
+    assert not any(said in reason for reason in client.get("/api/cases/flipped").json()["reasons"])
+    predict_anew(predicted.folder, "flipped", {"bladder": 1, "prostate": 7})
+    assert any(said in reason for reason in client.get("/api/cases/flipped").json()["reasons"])
+    of_prediction = client.get("/api/cases/flipped", params={"review": 0}).json()["reasons"]
+    assert not any(said in reason for reason in of_prediction)
+    send(client, "flipped")
+    assert not any("another mask" in reason for reason in client.get("/api/cases/flipped").json()["reasons"])
+
+
+def test_a_name_of_bytes_that_are_no_text_costs_its_case_alone(predicted: Predicted, enter: Enter) -> None:
+    odd = os.fsdecode(b"M\xfcller")
+    for suffix in (".nii.gz", ".quality.json"):
+        shutil.copy(predicted.folder / f"flipped{suffix}", predicted.folder / f"{odd}{suffix}")
+    moved = predicted.folder.with_name(odd)
+    predicted.folder.rename(moved)
+    client = enter(moved)
+    listed = client.get("/api/cases").json()
+    assert listed["folder"] == "M?ller"
+    assert len(listed["cases"]) == 4
+    (lost,) = listed["unreadable"]
+    assert lost["name"] == "M?ller"
+    assert "rename the scan" in lost["reason"]
+    assert send(client, "flipped").json()["decision"] == "accepted"
+
+
+def test_a_case_that_cannot_be_opened_beforehand_holds_nothing_up(
+    predicted: Predicted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> OpenedCase:
+        raise RuntimeError("of a kind that nobody foresaw")
+
+    monkeypatch.setattr("metricunet.workflows.review.desk.open_case", broken)
+    desk = Desk(predicted.folder, Scans(), "Ann Reader")
+    desk.warm()
+    with pytest.raises(RuntimeError):
+        desk.case(predicted.empty)

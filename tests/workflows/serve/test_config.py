@@ -205,3 +205,19 @@ def test_what_follows_from_a_mistake_is_no_mistake_of_its_own(
 
 def test_what_is_allowed_by_default_can_be_read() -> None:
     assert Limits().voxels * 1e6 * np.dtype(np.int16).itemsize <= MOST_BYTES
+
+
+def test_the_origin_of_a_proxy_is_as_browsers_state_it(tmp_path: Path, model: Path) -> None:
+    def read(written: str) -> str:
+        web = {"proxy": {"addresses": "10.0.0.5", "origin": written}}
+        config = read_node(write(tmp_path, web=web))
+        assert config.web is not None
+        assert config.web.proxy is not None
+        return config.web.proxy.origin
+
+    assert read("https://Node.Example.org:443/") == "https://node.example.org"
+    assert read("https://node.example.org:8443") == "https://node.example.org:8443"
+    assert read("HTTP://[2001:DB8::1]:80") == "http://[2001:db8::1]"
+    for below in ("https://node.example.org/contours", "https://node.example.org?to=contours"):
+        with pytest.raises(InputError, match="expected no path"):
+            read(below)

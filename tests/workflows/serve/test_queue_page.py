@@ -44,3 +44,19 @@ def test_the_buttons_in_a_browser(site: Callable[..., Site], chromium: Any) -> N
         context.close()
         server.stop()
     assert ("local", "delivery again", failed.sent.id) in failed.audit()
+
+
+def test_the_pages_name_the_reviewer_whom_the_node_knows(site: Callable[..., Site], chromium: Any) -> None:
+    here = site(web={"port": free_port()})
+    server = WebServer(here.node, here.node.config)
+    context = chromium.new_context()
+    context.set_default_timeout(PATIENCE_MS)
+    try:
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{server.port}/?token={here.gate.tokens['pages']}")
+        page.wait_for_url(f"http://127.0.0.1:{server.port}/")
+        sync_api.expect(page.locator("#reviewer")).to_have_value("local")
+        sync_api.expect(page.locator("#reviewer")).not_to_be_editable()
+    finally:
+        context.close()
+        server.stop()

@@ -46,11 +46,15 @@ def bench(
         The name of each part and what it measured, as soon as it is done.
 
     Raises:
-        InputError: a part, preset or device that does not exist, or no repeats: before anything is measured. A
-            scan or model that cannot be read, a model that finds nothing in the scan: when that part begins.
+        InputError: a part, preset or device that does not exist, no repeats, or a scan or model for a part that
+            predicts nothing: before anything is measured. A scan or model that cannot be read, a model that finds
+            nothing in the scan: when that part begins.
     """
     if part not in (*PARTS, ALL):
         raise InputError(f"bench must be one of {', '.join(PARTS)}, {ALL}; got {part!r}")
+    for named, given in ((argument("scan", scan), scan), (argument("model", model), model)):
+        if given is not None and part not in ("predict", ALL):
+            raise InputError(f"{named} is to predict, and {part} predicts nothing; leave it out")
     if repeats is not None and repeats < 1:
         raise InputError(f"{argument('repeats')} must be 1 or more; got {repeats}")
     # Heavy imports wait until the arguments are known to be right.

@@ -17,15 +17,17 @@ from metricunet.inference.page.shown import Field
 from metricunet.inference.structure_set import COLOURS
 from metricunet.ledger import Ledger
 from metricunet.workflows.review.decide import PredictedAnew, Verdict, decide
-from metricunet.workflows.review.folder import PredictedCase, read_case, read_cases
+from metricunet.workflows.review.folder import PredictedCase, UnreadableCase, read_case, read_cases
 from metricunet.workflows.review.opened import Classes, OpenedCase, open_case
-from metricunet.workflows.review.recording import Recorder
+from metricunet.workflows.review.recording import Recorder, is_of
 from metricunet.workflows.review.scans import Scans
 
 #: Scans that are kept in memory.
 KEPT = 2
 #: How often a case is read again that changes while it is read.
 ATTEMPTS = 3
+#: Why a case is listed and cannot be opened.
+NO_TEXT = "its name is no text in UTF-8, so no page can ask for it; rename the scan, and predict it again"
 
 
 class Desk:
@@ -61,11 +63,13 @@ class Desk:
         """Return all cases in the order in which to look at them, with what was decided."""
         cases, unreadable = read_cases(self.folder, empty=self.empty)
         reviews = reviews_in(self.folder)
+        unreadable += [UnreadableCase(case.name, NO_TEXT) for case in cases if not _is_text(case.name)]
         return {
             "folder": self.folder.name,
             "reviewer": self.reviewer,
+            "knows_reviewer": False,
             "has_ledger": self.recorder is not None,
-            "cases": [_in_list(case, reviews.get(case.name, ())) for case in cases],
+            "cases": [_in_list(case, reviews.get(case.name, ())) for case in cases if _is_text(case.name)],
             "unreadable": [{"name": case.name, "reason": case.reason} for case in unreadable],
         }
 
@@ -74,7 +78,7 @@ class Desk:
         cases = self.cases()["cases"]
         first = next((case for case in cases if not case["decision"]), cases[0] if cases else None)
         if first is not None:
-            with suppress(InputError):
+            with suppress(Exception):  # whatever it is
                 self.opened(first["name"])
 
     def case(self, name: str, review: int | None = None) -> dict[str, Any]:
@@ -96,6 +100,12 @@ class Desk:
             f"review {review} also has {', '.join(lacking)}: not in this prediction, so neither shown nor saved"
             for entry in reviews
             if entry.number == review and (lacking := [k for k in entry.labels if k not in opened.labels])
+        ]
+        notes += [
+            f"review {review} was made when another mask was predicted; what is predicted now is under Mask: "
+            "prediction"
+            for entry in reviews
+            if entry.number == review and not is_of(entry, opened)
         ]
         return {
             "name": name,
@@ -235,6 +245,15 @@ class Desk:
         if found is None:
             raise InputError(f"case {opened.case.name}: has no review {number}")
         return opened.classes(found)
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether the bytes of a file's name are UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _in_list(case: PredictedCase, reviews: Sequence[Review]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Guard(Guarded):
 
     def __init__(self, app: App, port: int) -> None:
         super().__init__(app, port, "metricunet-review")
+        self.port = port
         self.token = secrets.token_urlsafe(32)
         self._lock = threading.Lock()
         self._used = False
@@ -32,7 +33,12 @@ class Guard(Guarded):
     def answer_instead(self, scope: Scope, headers: Mapping[str, str]) -> Answer | None:
         """Return what a request gets in place of the application; None for one that may pass."""
         if self.comes_to_another_host(headers):
-            return 421, "This address is not the review's.", []
+            return (
+                421,
+                f"This address is not the review's, which answers at http://127.0.0.1:{self.port} alone. Where "
+                "that port is forwarded to another machine, it must have the same number there.",
+                [],
+            )
         if scope["method"] not in METHODS:
             return 405, "This method is not known.", []
         if self.comes_from_another_site(scope, headers):

@@ -223,9 +223,14 @@ def _patient(source: ScanInput) -> tuple[str, ...]:
     return ("file", source.sha256()) if stated is None else ("cohort", cohort.name, stated)
 
 
-def _check_of_this_prediction(review: Review, opened: OpenedCase) -> None:
+def is_of(review: Review, opened: OpenedCase) -> bool:
+    """Tell whether a review was made of the very mask that is predicted now."""
     reviewed = (read_sealed(review.path) or {}).get("prediction", {}).get("mask_sha256")
-    if reviewed != opened.mask_sha256:
+    return bool(reviewed == opened.mask_sha256)
+
+
+def _check_of_this_prediction(review: Review, opened: OpenedCase) -> None:
+    if not is_of(review, opened):
         raise InputError(
             "is a review of an earlier prediction, or the predicted mask was changed since, so what was changed "
             "cannot be measured"

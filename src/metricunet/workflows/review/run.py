@@ -88,5 +88,5 @@ def review(
 def _login() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a user without a name
+    except (ImportError, KeyError, OSError):  # a user without a name
         return "reviewer"

@@ -42,6 +42,15 @@ MOST_FIELD_BYTES = 64 * 1024
 LENGTH_BYTES = 4
 
 
+class Said(JSONResponse):
+    """JSON in which the bytes of a file's name that are no text are question marks."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the bytes of the answer."""
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace")
+
+
 def create_app(desk: Desk) -> FastAPI:
     """Return the application that serves a folder under review. It must stand behind a `Guard`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -53,11 +62,11 @@ def create_app(desk: Desk) -> FastAPI:
 
     @app.get("/api/cases")
     def cases() -> JSONResponse:
-        return JSONResponse(desk.cases())
+        return Said(desk.cases())
 
     @app.get("/api/cases/{name}")
     def case(name: str, review: int | None = None) -> JSONResponse:
-        return JSONResponse(desk.case(name, review))
+        return Said(desk.case(name, review))
 
     @app.get("/api/cases/{name}/scan")
     def scan(name: str, start: str, shape: str, prediction: str | None = None) -> Response:
@@ -74,14 +83,14 @@ def create_app(desk: Desk) -> FastAPI:
         fields, labels = _parted(body)
         verdict, start, shape = _understood(fields)
         try:
-            return JSONResponse(await run_in_threadpool(desk.decide, name, verdict, start, shape, labels))
+            return Said(await run_in_threadpool(desk.decide, name, verdict, start, shape, labels))
         except MeanwhileReviewed as error:
             content = {
                 "error": str(error),
                 "latest": error.review.number,
                 "has_mask": error.review.mask is not None,
             }
-            return JSONResponse(content, status_code=409)
+            return Said(content, status_code=409)
 
     @app.get("/ledger")
     def ledger(request: Request) -> Response:
@@ -166,22 +175,22 @@ def _bytes(content: bytes) -> Response:
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": told(error)}, status_code=400)
+    return Said({"error": told(error)}, status_code=400)
 
 
 def _predicted_anew(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": told(error), "predicted_anew": True}, status_code=409)
+    return Said({"error": told(error), "predicted_anew": True}, status_code=409)
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": told(error)}, status_code=500)
+    return Said({"error": told(error)}, status_code=500)
 
 
 def _misunderstood(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "the request is none of the review's pages"}, status_code=400)
+    return Said({"error": "the request is none of the review's pages"}, status_code=400)
 
 
 def _not_there(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 404
     words = str(error.detail) if isinstance(error, HTTPException) else "not found"
-    return JSONResponse({"error": words}, status_code=status)
+    return Said({"error": words}, status_code=status)

@@ -79,6 +79,16 @@ def _web_address(value: str) -> str:
     return value.rstrip("/")
 
 
+def _origin(value: str) -> str:
+    """Return an origin as browsers state it: in small letters, without the usual port."""
+    parts = urlsplit(_web_address(value))
+    if parts.path or parts.query or parts.fragment:
+        raise ValueError("expected no path, as in https://node.example.org: the pages need a host of their own")
+    host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}" + ("" if parts.port in (None, usual) else f":{parts.port}")
+
+
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Name = Annotated[str, AfterValidator(_name)]
 Span = Annotated[timedelta, BeforeValidator(_span)]
@@ -87,6 +97,7 @@ Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidat
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
 Address = Annotated[ipaddress.IPv4Address | ipaddress.IPv6Address, BeforeValidator(ipaddress.ip_address)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
+Origin = Annotated[str, AfterValidator(_origin)]
 Pattern = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Formats = Annotated[tuple[Literal["rtstruct", "seg"], ...], BeforeValidator(_one_or_more), Field(min_length=1)]
 
@@ -251,7 +262,7 @@ class Proxy(_Section):
 
     addresses: Annotated[tuple[Address, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
     header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] = "X-Forwarded-User"
-    origin: WebAddress
+    origin: Origin
 
 
 class User(_Section):

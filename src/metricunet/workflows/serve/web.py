@@ -58,7 +58,7 @@ class NodeDesk(Desk):
 
     def cases(self) -> dict[str, Any]:
         """Return all cases, with the user's name for the reviewer's."""
-        return {**super().cases(), "reviewer": USER.get()}
+        return {**super().cases(), "reviewer": USER.get(), "knows_reviewer": True}
 
     def case(self, name: str, review: int | None = None) -> dict[str, Any]:
         """Return what the page shows of a case, and note who saw it."""

@@ -59,7 +59,8 @@ function rank() {
 // As the scan counts them, from 1.
 function sliceNumber(k) {
   const { first_slice: first, slices_in_one: many } = state.facts;
-  return first + k * many + Math.floor((many - 1) / 2) + 1;
+  // The last one may stand for fewer slices than the others.
+  return Math.min(state.facts.scan_slices, first + k * many + Math.floor((many - 1) / 2) + 1);
 }
 
 function goToSlice(k) {
@@ -151,6 +152,7 @@ function rolled(event) {
   if (!state.mask) return;
   event.preventDefault();
   event.stopPropagation();
+  if (!event.deltaY) return; // a wheel that is tilted, or two fingers sideways
   const box = $("stage").getBoundingClientRect();
   const under = state.viewer.under(event.clientX - box.left, event.clientY - box.top);
   if (event.ctrlKey) state.viewer.zoom(event.deltaY < 0 ? 1.15 : 0.87);

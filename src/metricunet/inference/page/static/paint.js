@@ -77,7 +77,8 @@ export class Mask {
     return true;
   }
 
-  // Paint the voxels whose centres lie within a radius of the line from one point to another, in one slice.
+  // Paint the voxels whose centres lie within a radius of the line from one point to another, in one slice, and those
+  // in which the line begins and ends.
   // axis: that the slice is across; from and to: voxels, fractions allowed; value 0 erases `only` that structure.
   stroke(axis, from, to, radius, value, only) {
     const [a, b] = [0, 1, 2].filter((other) => other !== axis);
@@ -92,6 +93,10 @@ export class Mask {
     const [lowA, highA] = [low(start[0], start[0] + run[0], sa), high(start[0], start[0] + run[0], sa, this.dims[a])];
     const [lowB, highB] = [low(start[1], start[1] + run[1], sb), high(start[1], start[1] + run[1], sb, this.dims[b])];
     const strides = this.strides;
+    const put = (p, q) => {
+      const index = slice * strides[axis] + p * strides[a] + q * strides[b];
+      if (value !== 0 || this.data[index] === only) this.set(index, value);
+    };
     for (let q = lowB; q <= highB; q++) {
       for (let p = lowA; p <= highA; p++) {
         const x = p * sa - start[0];
@@ -99,11 +104,13 @@ export class Mask {
         const along = length2 > 0 ? Math.min(1, Math.max(0, (x * run[0] + y * run[1]) / length2)) : 0;
         const dx = x - along * run[0];
         const dy = y - along * run[1];
-        if (dx * dx + dy * dy > radius * radius) continue;
-        const index = slice * strides[axis] + p * strides[a] + q * strides[b];
-        if (value === 0 && this.data[index] !== only) continue;
-        this.set(index, value);
+        if (dx * dx + dy * dy <= radius * radius) put(p, q);
       }
+    }
+    // Between thick slices a small brush may reach no centre; it takes the voxel that it is in all the same.
+    for (const point of [from, to]) {
+      const [p, q] = [Math.round(point[a]), Math.round(point[b])];
+      if (p >= 0 && q >= 0 && p < this.dims[a] && q < this.dims[b]) put(p, q);
     }
   }
 

@@ -228,7 +228,7 @@ export class Viewer {
   zoom(factor) {
     const pan = this.planes.scene.pan2Dxyzmm;
     const zoom = Math.min(12, Math.max(0.5, pan[3] * factor));
-    this.planes.setPan2Dxyzmm(zoom === 0.5 || factor === 0 ? [0, 0, 0, 1] : [pan[0], pan[1], pan[2], zoom]);
+    this.planes.setPan2Dxyzmm(factor === 0 ? [0, 0, 0, 1] : [pan[0], pan[1], pan[2], zoom]);
   }
 
   // What lies under a point of the canvas, in CSS pixels: the axis that its plane is across, and the voxel there,

@@ -6,6 +6,7 @@ import { PLANES, STYLES, Viewer, WINDOWS, isTyping, releaseKeys } from "./viewer
 const $ = (id) => document.getElementById(id);
 const SOLID_PAUSE_MS = 700;
 const PREDICTION = 0;
+const MOST_SECONDS = 7 * 24 * 3600; // more the server does not take
 
 const state = {
   viewer: null,
@@ -21,6 +22,8 @@ const state = {
   opening: 0, // counts attempts, so that a slow one does not win over a later one
   latest: 0, // the last review that this page knows of
   pending: null, // a decision that waits for an answer about somebody else's
+  offered: "", // the reviewer's name that the server offers
+  isNode: false, // whether the server knows who asks, and writes that name whatever stands in the field
 };
 
 // --- Time on the screen -------------------------------------------------------------------------------------------
@@ -85,9 +88,11 @@ async function loadList() {
   state.list = content.cases;
   $("folder").textContent = content.folder;
   $("ledger-link").hidden = !content.has_ledger;
-  if (!$("reviewer").value) {
-    $("reviewer").value = localStorage.getItem("metricunet-reviewer") || content.reviewer;
-  }
+  state.offered = content.reviewer;
+  state.isNode = content.knows_reviewer;
+  $("reviewer").readOnly = state.isNode;
+  if (state.isNode) $("reviewer").value = content.reviewer;
+  else if (!$("reviewer").value) $("reviewer").value = localStorage.getItem(reviewerKey()) || content.reviewer;
   const items = state.list.map((entry) => {
     const button = element("button", { type: "button" });
     button.dataset.name = entry.name;
@@ -114,7 +119,11 @@ async function loadList() {
   $("progress").textContent = `${done} of ${state.list.length} decided`;
 }
 
+// A name that was typed here stands for the one that was offered then, and for no other that is offered later.
+const reviewerKey = () => `metricunet-reviewer ${state.offered}`;
+
 function changeCase(name, review = null) {
+  if (stroke) return;
   if (state.mask?.isChanged && !confirm("Your corrections of this case are not saved. Leave them?")) return;
   return openCase(name, review);
 }
@@ -294,6 +303,7 @@ function inWords(review) {
 }
 
 async function toggleWhole() {
+  if (stroke) return;
   const { info } = state;
   const whole = $("whole").getAttribute("aria-pressed") !== "true";
   if (!whole && state.mask.isChanged) return say("Save your corrections before you leave the whole scan.", true);
@@ -319,7 +329,8 @@ async function toggleWhole() {
 // --- Correcting ---------------------------------------------------------------------------------------------------
 
 const layer = $("brush-layer");
-let stroke = null; // { axis, last } while the button is down
+let stroke = null; // { pointer, axis, tile, last } while the button is down
+let isPanning = false; // while the right button is down
 
 function setTool(tool) {
   state.tool = tool;
@@ -348,27 +359,27 @@ function paint(from, to, axis) {
 }
 
 layer.addEventListener("pointerdown", (event) => {
-  if (event.button !== 0 || !state.mask) return;
+  if (event.button !== 0 || !state.mask || stroke) return; // a second finger begins none
   const under = state.viewer.under(event.offsetX, event.offsetY);
   if (!under) return;
   event.preventDefault();
   layer.setPointerCapture(event.pointerId);
   state.mask.begin();
-  stroke = { axis: under.axis, tile: under.tile, last: under.voxel };
+  stroke = { pointer: event.pointerId, axis: under.axis, tile: under.tile, last: under.voxel };
   paint(under.voxel, under.voxel, under.axis);
 });
 
 layer.addEventListener("pointermove", (event) => {
   drawCursor(event);
-  if (!stroke) return;
+  if (stroke?.pointer !== event.pointerId) return;
   const under = state.viewer.under(event.offsetX, event.offsetY);
   if (!under || under.tile !== stroke.tile) return;
   paint(stroke.last, under.voxel, stroke.axis);
   stroke.last = under.voxel;
 });
 
-function endStroke() {
-  if (!stroke) return;
+function endStroke(event) {
+  if (stroke?.pointer !== event.pointerId) return;
   stroke = null;
   state.mask.end();
   changed();
@@ -377,6 +388,16 @@ function endStroke() {
 layer.addEventListener("pointerup", endStroke);
 layer.addEventListener("pointercancel", endStroke);
 layer.addEventListener("pointerleave", () => drawCursor(null));
+
+// The layer lies over NiiVue's canvas, whose right button moves the picture with any tool.
+for (const kind of ["mousedown", "mousemove", "mouseup", "mouseleave"]) {
+  layer.addEventListener(kind, (event) => {
+    if (kind === "mousedown") isPanning = event.button === 2 && !stroke;
+    if (!isPanning) return;
+    $("planes-canvas").dispatchEvent(new MouseEvent(kind, event));
+    if (kind === "mouseup" || kind === "mouseleave") isPanning = false;
+  });
+}
 
 function drawCursor(event) {
   const { width, height } = layer.getBoundingClientRect();
@@ -397,13 +418,14 @@ function drawCursor(event) {
 
 function changed() {
   state.viewer.refreshSolid(SOLID_PAUSE_MS);
+  moved(state.viewer.position, state.viewer.hu); // what lies under the lines may be another structure now
   say(state.mask.isChanged ? "Corrections are not saved yet." : "");
   enable();
 }
 
 // Do something to the mask that is undone as one step.
 function edit(work) {
-  if (!state.mask) return;
+  if (!state.mask || stroke) return;
   state.mask.begin();
   const words = work();
   const count = state.mask.end();
@@ -434,7 +456,7 @@ function undo(back) {
 // --- Deciding -----------------------------------------------------------------------------------------------------
 
 async function decide(rejected, beside = false) {
-  if (!state.mask || isCovered() || stroke) return;
+  if (!state.mask || isCovered() || stroke || state.info.isSaving) return;
   if (rejected && !$("reason").value.trim()) {
     $("reason").focus();
     return say("Write what is wrong with the case.", true);
@@ -445,7 +467,7 @@ async function decide(rejected, beside = false) {
     rejected,
     reason: $("reason").value.trim(),
     reviewer: $("reviewer").value.trim(),
-    seconds: secondsOnScreen(),
+    seconds: Math.min(MOST_SECONDS, secondsOnScreen()),
     based_on: info.shown,
     latest: state.latest,
     prediction: info.prediction,
@@ -459,14 +481,15 @@ async function decide(rejected, beside = false) {
   new DataView(length.buffer).setUint32(0, json.length, true);
   const voxels = rejected ? new Uint8Array(0) : mask.data.slice();
   $("conflict").hidden = true;
-  for (const id of ["accept", "reject"]) $(id).disabled = true;
+  info.isSaving = true;
+  enable();
   say("Saving …");
   try {
     const body = new Blob([length, json, voxels]);
     const headers = { "Content-Type": "application/octet-stream" };
     const response = await ask(`${caseAddress(name)}/reviews`, { method: "POST", headers, body });
     const review = await response.json();
-    localStorage.setItem("metricunet-reviewer", fields.reviewer);
+    localStorage.setItem(reviewerKey(), fields.reviewer);
     if (state.name === name && state.info === info) {
       info.reviews.push(review);
       state.latest = review.number;
@@ -478,6 +501,8 @@ async function decide(rejected, beside = false) {
         offered.add(new Option(`review ${review.number} (${review.decision})`, review.number));
         offered.value = String(review.number);
       } else if (mask.isChanged) {
+        // What is saved may lie on either side of what is shown.
+        while (mask.isChanged && mask.redo());
         while (mask.isChanged && mask.undo());
         state.viewer.refreshAll();
         state.viewer.refreshSolid();
@@ -489,7 +514,7 @@ async function decide(rejected, beside = false) {
     } else if (review.not_recorded) {
       say(`Saved as ${review.file}.${notRecorded(review)}`);
     }
-    await loadList();
+    loadList().catch(() => {}); // it is saved, whatever becomes of the list and however long that takes
   } catch (error) {
     // Of a case that was left meanwhile it is said, and nothing is offered: the buttons are for the one in sight.
     if (error.status === 409 && state.info === info) {
@@ -502,10 +527,20 @@ async function decide(rejected, beside = false) {
       $("open-theirs").textContent = anew ? "Open it again" : "Open that review";
       say("");
     } else {
-      say(error.message, true);
+      say(`${error.message}${stillHere(error, info, mask)}`, true);
     }
   }
+  info.isSaving = false;
   enable();
+}
+
+// How strokes are saved after all where the server is gone or was started anew: a cookie counts in all tabs.
+function stillHere(error, info, mask) {
+  if (![0, 401].includes(error.status) || state.info !== info || !mask.isChanged) return "";
+  const anew = state.isNode
+    ? "open the node's address"
+    : `start metricunet review again with --port ${location.port}, open the address that it prints`;
+  return ` Your corrections are still on this page: ${anew} in another tab of this browser, then save here.`;
 }
 
 // What becomes of strokes on a prediction that is there no more: they were made on another mask, so they cannot be saved.
@@ -555,7 +590,8 @@ const isCovered = () => $("covering").textContent !== "";
 
 function enable() {
   const there = Boolean(state.mask) && !isCovered();
-  for (const id of ["accept", "reject", "clear", "fill", "whole", "version"]) $(id).disabled = !there;
+  for (const id of ["clear", "fill", "version"]) $(id).disabled = !there;
+  for (const id of ["accept", "reject", "whole"]) $(id).disabled = !there || Boolean(state.info.isSaving);
   $("undo").disabled = !there || !state.mask.done.length;
   $("redo").disabled = !there || !state.mask.undone.length;
   $("accept").textContent = state.mask?.isChanged ? "Save correction" : "Accept";
@@ -633,6 +669,7 @@ function pressed(event) {
   event.stopPropagation();
   if (!found) return;
   event.preventDefault();
+  if (stroke || (event.repeat && found[0] === "a")) return; // a key that is held decides once
   if ((!state.mask || isCovered()) && !["j", "k", "?"].includes(event.key)) return;
   if (modified && event.shiftKey) undo(false);
   else found[3]();
@@ -642,6 +679,7 @@ function rolled(event) {
   if (!state.mask) return;
   event.preventDefault();
   event.stopPropagation();
+  if (!event.deltaY) return; // a wheel that is tilted, or two fingers sideways
   const box = $("stage").getBoundingClientRect();
   const under = state.viewer.under(event.clientX - box.left, event.clientY - box.top);
   if (event.ctrlKey) state.viewer.zoom(event.deltaY < 0 ? 1.15 : 0.87);
@@ -689,7 +727,9 @@ function arrange() {
   $("stage").addEventListener("wheel", rolled, { capture: true, passive: false });
   $("stage").addEventListener("contextmenu", (event) => event.preventDefault());
   window.addEventListener("beforeunload", (event) => {
-    if (state.mask?.isChanged) event.preventDefault();
+    if (!state.mask?.isChanged && !stroke) return;
+    event.preventDefault();
+    event.returnValue = true; // Chromium before 119 asks for no other reason
   });
 }
 
