@@ -1,8 +1,9 @@
 """Build and check the archives, install the wheel in an environment of its own, and use it as a stranger would.
 
 Run by `make check-wheel` and `make release`. The wheel is built from the source archive, which knows no git. Exit
-status 0 if the archives are sound and the installed program made phantoms, trained, predicted and read the model.
-The environment takes torch from the constraints file; everything else comes from the wheel's own requirements.
+status 0 if the archives are sound, the installed program made phantoms, trained, predicted and read the model, and
+an exported model segmented where torch is not installed. The environment takes torch from the constraints file;
+everything else comes from the wheel's own requirements, or without torch from requirements-onnx.txt.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def check_release(keep: Path | None) -> None:
 def use(python: str, wheel: Path, folder: Path) -> None:
     """Install a wheel in a new environment of an interpreter and use it.
 
-    In FOLDER is left the bill of what was installed.
+    In FOLDER are left the bill of what was installed, a cohort of phantoms, and an exported model.
     """
     run(python, "-m", "venv", folder / "venv", cwd=folder)
     inner, program = folder / "venv/bin/python", folder / "venv/bin/metricunet"
@@ -148,6 +149,30 @@ def use(python: str, wheel: Path, folder: Path) -> None:
     print(run(program, "info", "run/model.safetensors", cwd=folder))
     assert (folder / "out/run.json").is_file()
     assert (folder / "scores/report.html").is_file()
+    run(*pip, f"{wheel}[onnx]", cwd=folder)
+    print(run(program, "export", "run/model.safetensors", "--to", "onnx", "-o", "exported", cwd=folder))
+
+
+def use_without_torch(python: str, wheel: Path, folder: Path) -> None:
+    """Install a wheel with what requirements-onnx.txt lists and nothing else, and segment with what was exported.
+
+    Args:
+        python: the interpreter of the new environment.
+        wheel: the wheel.
+        folder: holds the exported model and a cohort, as `use` leaves them.
+    """
+    run(python, "-m", "venv", folder / "slim", cwd=folder)
+    inner, program = folder / "slim/bin/python", folder / "slim/bin/metricunet"
+    pip = (inner, "-m", "pip", "install", "-q", "--no-deps")
+    run(*pip, "--requirement", ROOT / "requirements-onnx.txt", cwd=folder)
+    run(*pip, wheel, cwd=folder)
+    run(inner, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is not None)", cwd=folder)
+    run(program, "info", "exported", cwd=folder)
+    run(program, "check", "cohort/imagesTs/phantom_ts0000_0000.nii.gz", cwd=folder)
+    words = ("predict", "cohort/imagesTs", "--runtime", "onnx", "-m", "exported", "--page", "-o", "without_torch")
+    print(run(program, *words, allowed=(0, 1), cwd=folder))
+    assert (folder / "without_torch/run.json").is_file()
+    assert (folder / "without_torch/phantom_ts0000.page.html").is_file()
 
 
 def main() -> None:
@@ -170,6 +195,7 @@ def main() -> None:
         run(sys.executable, "-m", "twine", "check", "--strict", wheel, source, cwd=folder)
         run(sys.executable, "-m", "check_wheel_contents", wheel, cwd=folder)
         use(python, wheel, folder)
+        use_without_torch(python, wheel, folder)
         if options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
             for file in (wheel, source, *folder.glob("*.cdx.json")):
