@@ -216,23 +216,6 @@ def fine_tuning(home: Path, without: str = "floor", device: Device = "auto", jso
 
 
 @app.command()
-def groups(
-    home: Path,
-    group: Annotated[list[str] | None, typer.Option(help="Leave out this one. Default: each in turn.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 3,
-    device: Device = "auto",
-    json: Json = False,
-) -> None:
-    """What each group of varied phantoms buys: models that have not seen it, beside one that has seen all."""
-    from benchmarks.groups import bench_groups
-
-    def said(line: str) -> None:
-        typer.echo(line, err=True)
-
-    _show(bench_groups(home, groups=group or [], seeds=seeds, device=device, say=said), json)
-
-
-@app.command()
 def updates(cohort: Path, count: int = 300, seeds: int = 2) -> None:
     """Validation Dice after equal updates on our batches and on MONAI's."""
     from benchmarks.equal_updates import print_equal_updates

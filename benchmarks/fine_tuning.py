@@ -12,19 +12,25 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import yaml
+
 from benchmarks.report import value_target
-from benchmarks.varied import TARGET, config_without, shared_settings, trained
 from metricunet.evaluation.compare import evaluate
 from metricunet.files.model import read_card
+from metricunet.inference.models import MODEL_NAME, SHIPPED
 from metricunet.inference.predict import predict
 from metricunet.phantom import displace_cohort, make_cohort
 from metricunet.progress import Say, silent
-from metricunet.training.config import load_config
+from metricunet.training.config import TrainConfig, load_config
+from metricunet.training.fit import train
+from metricunet.training.run import state_file
 
-COHORT_SEED = 7100
+TARGET, COHORT_SEED = "prostate", 7100
 #: Updates of each stage.
 TUNED_UPDATES, FRESH_UPDATES = 150, 600
 EPOCH_UPDATES = 150
+#: What the first model has of the shipped one's settings.
+OWN_SECTIONS = ("locate", "segment", "phantoms")
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,19 @@ def bench_fine_tuning(
         device: that trains and predicts.
         say: told in one line what comes next.
     """
-    shared = shared_settings()
+    own = yaml.safe_load(SHIPPED.with_suffix(".yaml").read_text(encoding="utf-8"))
+    shared = {"augment": own["augment"], "target": TARGET, "metric": {"mode": "none"}}
+    first: dict[str, Any] = {
+        **{f"{part}.{key}": value for part in OWN_SECTIONS for key, value in own[part].items()},
+        "phantoms.structures": [TARGET],
+        "phantoms.without": [without],
+        "organs.structures": [],
+        **shared,
+        **(settings or {}),
+    }
     say(f"training on varied phantoms without {without}")
-    begun = config_without([without], settings)
-    base = trained(None, home / "base", begun, workers=workers, device=device)
+    begun = load_config("small", settings=first)
+    base = _trained(None, home / "base", begun, workers=workers, device=device)
     tests = home / "patients-0"
     for seed in range(seeds):
         say(f"making patients of seed {seed}")
@@ -124,11 +139,11 @@ def bench_fine_tuning(
         say(f"seed {seed}: from the model")
         short = {**shared, "seed": seed, **_updates(TUNED_UPDATES)}
         config = load_config(settings=short, parent=read_card(base))
-        model = trained(cohort, home / f"tuned-{seed}", config, init=base, fold="all", device=device)
+        model = _trained(cohort, home / f"tuned-{seed}", config, init=base, fold="all", device=device)
         tuned[seed] = _dice(model, tests, home / f"by-tuned-{seed}", device)
         say(f"seed {seed}: from nothing")
         config = load_config("small", settings={**shared, **widths, "seed": seed, **_updates(FRESH_UPDATES)})
-        model = trained(cohort, home / f"fresh-{seed}", config, fold="all", device=device)
+        model = _trained(cohort, home / f"fresh-{seed}", config, fold="all", device=device)
         fresh[seed] = _dice(model, tests, home / f"by-fresh-{seed}", device)
     return FineTuning(without, patients, unseen, untouched, tuned, fresh)
 
@@ -141,6 +156,13 @@ def _updates(count: int) -> dict[str, int]:
         for stage in ("locate", "segment")
         for name, value in (("epochs", epochs), ("updates_per_epoch", count // epochs))
     }
+
+
+def _trained(cohort: Path | None, folder: Path, config: TrainConfig, **options: Any) -> Path:
+    model = folder / MODEL_NAME
+    if model.is_file():
+        return model
+    return train(cohort, folder, config=config, resume=state_file(folder).is_file(), **options)
 
 
 def _dice(model: Path, cohort: Path, folder: Path, device: str) -> float:

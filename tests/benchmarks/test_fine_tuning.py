@@ -37,7 +37,7 @@ def test_a_short_training_from_the_model_and_a_long_one_from_nothing(
         measured = enumerate([found, found, missed])
         return SimpleNamespace(rows=[CaseRow(f"case_{k}", "prostate", one) for k, one in measured])
 
-    for name, stand_in in (("make_cohort", make_cohort), ("trained", train), ("evaluate", evaluate)):
+    for name, stand_in in (("make_cohort", make_cohort), ("_trained", train), ("evaluate", evaluate)):
         monkeypatch.setattr(fine_tuning, name, stand_in)
     for name in ("displace_cohort", "predict"):
         monkeypatch.setattr(fine_tuning, name, lambda *_, **__: None)
