@@ -216,6 +216,21 @@ def fine_tuning(home: Path, without: str = "floor", device: Device = "auto", jso
 
 
 @app.command()
+def groups(
+    home: Path,
+    without: Annotated[list[str] | None, typer.Option(help="Group to leave out. Default: each in turn.")] = None,
+    unseen: Annotated[int, typer.Option(min=2, help="Phantoms that are scored.")] = 60,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 3,
+) -> None:
+    """What each group of `varied` phantoms buys: trainings without it, scored on phantoms with all of them."""
+    from benchmarks.groups import STAGES, UPDATES, Plan, bench_groups, table
+
+    plan = Plan(UPDATES, unseen=unseen, seeds=seeds)
+    rows = bench_groups(home, plan, groups=without or tuple(STAGES), say=lambda line: typer.echo(line, err=True))
+    typer.echo(table(rows))
+
+
+@app.command()
 def updates(cohort: Path, count: int = 300, seeds: int = 2) -> None:
     """Validation Dice after equal updates on our batches and on MONAI's."""
     from benchmarks.equal_updates import print_equal_updates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -186,3 +187,43 @@ def test_a_value_without_a_name_and_labels_without_orientation(folder: Path) -> 
     nib.save(image, folder / LABELS)
     (found,) = [p.message for p in check_cohort(folder) if p.severity == "error"]
     assert "states no orientation" in found
+
+
+def of_case(folder: Path, name: str) -> list[str]:
+    return [str(problem) for problem in check_cohort(folder) if problem.case == name]
+
+
+def test_a_scan_that_is_there_twice_is_told_unless_it_is_one_patients(folder: Path) -> None:
+    """Stored in another type and order of axes, so that no file is a copy of another."""
+    image = _flipped(read_nifti(folder / IMAGE))
+    write_nifti(folder / "imagesTr" / "case_01_0000.nii.gz", image.with_array(image.array.astype(np.float32)))
+    shutil.copy(folder / LABELS, folder / "labelsTr" / "case_01.nii.gz")
+    patients = {f"case_{k:02d}": f"p{k}" for k in range(6)}
+    for stated in (None, patients):
+        if stated is not None:
+            (folder / "patients.json").write_text(json.dumps(stated))
+        (found,) = of_case(folder, "case_01")
+        assert found.startswith("warning: ")
+        assert "imagesTr/case_01_0000.nii.gz: is the very scan of case case_00, " in found
+    (folder / "patients.json").write_text(json.dumps(patients | {"case_01": "p0"}))
+    assert of_case(folder, "case_01") == []
+
+
+def test_a_patient_who_is_trained_and_tested_on_is_told(folder: Path) -> None:
+    patients = {f"case_{k:02d}": f"p{k}" for k in range(8)}
+    (folder / "patients.json").write_text(json.dumps(patients))
+    assert of_case(folder, "case_06") == []
+    (folder / "patients.json").write_text(json.dumps(patients | {"case_06": "p2"}))
+    (found,) = of_case(folder, "case_06")
+    assert "case_06_0000.nii.gz: its patient 'p2' is that of training case case_02, too" in found
+    assert found.startswith("warning: ")
+    assert of_case(folder, "case_07") == []
+
+
+@pytest.mark.parametrize("content", ["[]", '{"case_00": null}', "{"])
+def test_patients_that_cannot_be_read_are_one_problem_among_others(folder: Path, content: str) -> None:
+    (folder / "patients.json").write_text(content)
+    (folder / IMAGE).write_bytes(b"no scan")
+    found = [problem for problem in check_cohort(folder) if problem.severity == "error"]
+    assert [problem.case for problem in found] == ["", "case_00"]
+    assert str(folder / "patients.json") in found[0].message

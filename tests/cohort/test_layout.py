@@ -83,6 +83,15 @@ def test_images_and_labels_must_pair(cohort: Path) -> None:
         read_cohort(cohort)
 
 
+@pytest.mark.parametrize("name", ["case_02.nii", "case_02.nrrd", "case_02.mha"])
+def test_two_label_maps_of_one_case_are_named(cohort: Path, name: str) -> None:
+    shutil.copy(cohort / "labelsTr" / "case_02.nii.gz", cohort / "labelsTr" / name)
+    with pytest.raises(InputError, match="labels of case case_02 occur twice; see also") as caught:
+        read_cohort(cohort)
+    assert "case_02.nii.gz" in str(caught.value)
+    assert name in str(caught.value)
+
+
 def test_names_need_the_channel(cohort: Path) -> None:
     (cohort / "imagesTr" / "case_02_0000.nii.gz").rename(cohort / "imagesTr" / "case_02.nii.gz")
     with pytest.raises(InputError, match="ends in _0000"):

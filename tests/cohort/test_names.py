@@ -7,12 +7,25 @@ import pytest
 from metricunet.cohort.names import mirrored_classes, standard_name
 
 
-@pytest.mark.parametrize("name", ["femur_left", "Femur_L", "femur-lt", "FemurLeft", "LFemur", "Hip R", "femur.rt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("femur_left", "Femur_L", "femur-lt", "FemurLeft", "LFemur", "Hip R", "femur.rt"),
+        *("Femur_links", "Hüftkopf re", "FémurGauche", "Femur_dx", "Fe\u0301mur_L"),
+    ],
+)
 def test_a_side_is_seen_however_it_is_spelt(name: str) -> None:
     assert mirrored_classes(["prostate", name]) is None
 
 
-@pytest.mark.parametrize("name", ["prostate", "Rectum", "bladder", "Lens", "PTV4140", "SeminalVes", "Colon", "LN"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("prostate", "Rectum", "bladder", "Lens", "PTV4140", "SeminalVes", "Colon", "LN"),
+        # Letters that are not English ones part no words, and lumbar vertebrae are named L.
+        *("Rückenmark", "Ru\u0308ckenmark", "Sphinctér", "Lôbule", "VB_L5", "S1-L4", "FEMURL", "Liver"),
+    ],
+)
 def test_no_side_is_seen_where_there_is_none(name: str) -> None:
     assert mirrored_classes([name]) == (0, 1)
 
@@ -26,6 +39,16 @@ def test_no_side_is_seen_where_there_is_none(name: str) -> None:
         ("FemurLeft", "FemurRight"),
         ("LFemur", "RFemur"),
         ("HIP LEFT", "HIP RIGHT"),
+        ("Femur_links", "Femur_rechts"),
+        ("HüftkopfLi", "HüftkopfRe"),
+        ("LINKER FEMUR", "RECHTER FEMUR"),
+        ("fémur gauche", "fémur droit"),
+        ("Tête_gauche", "Tête_droite"),
+        ("Femur_sin", "Femur_dx"),
+        ("Hu\u0308fte_L", "Hüfte_R"),
+        ("FEMURL", "FEMURR"),
+        ("lfemur", "rfemur"),
+        ("Node_L2", "Node_R2"),
     ],
 )
 def test_in_a_mirror_image_each_side_is_the_other(one: str, other: str) -> None:
@@ -34,7 +57,14 @@ def test_in_a_mirror_image_each_side_is_the_other(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [["femur_left", "hip_right"], ["femur_left", "femur_right", "hip_l"], ["FemurLeft", "femur_right"]]
+    "names",
+    [
+        ["femur_left", "hip_right"],
+        ["femur_left", "femur_right", "hip_l"],
+        ["FemurLeft", "femur_right"],
+        ["Femur_links", "Femur_right"],
+        ["femur_gauche", "femur_droit", "femur_droite"],
+    ],
 )
 def test_a_side_without_a_partner_of_its_name_forbids_mirror_images(names: list[str]) -> None:
     assert mirrored_classes(names) is None
@@ -44,3 +74,7 @@ def test_the_users_name_goes_before_the_standard_one() -> None:
     assert standard_name("prostate", {"prostate": "CTVp"}) == "CTVp"
     assert standard_name("urinary_bladder", {}) == "Bladder"
     assert standard_name("Levator", {}) == "Levator"
+
+
+def test_a_name_of_many_sides_takes_no_time() -> None:
+    assert mirrored_classes(["sin_" * 60, "dx_" * 60]) == (0, 2, 1)

@@ -84,3 +84,13 @@ def test_nnunets_own_name_is_read_and_ours_wins(folder: Path) -> None:
     assert split_for(read_cohort(folder), 0).val == ("case_00", "case_01")
     (folder / "splits.json").write_text(json.dumps([{"train": names[:4], "val": names[4:]}]))
     assert split_for(read_cohort(folder), 0).val == ("case_04", "case_05")
+
+
+@pytest.mark.parametrize("patient", [None, "", " ", True, ["p1"], 1.5])
+def test_a_patient_whom_nobody_names_is_not_the_one_of_others(folder: Path, patient: object) -> None:
+    patients: dict[str, object] = {f"case_{k:02d}": k for k in range(6)}
+    (folder / "patients.json").write_text(json.dumps(patients))
+    assert len(split_for(read_cohort(folder), 0).val) >= 1
+    (folder / "patients.json").write_text(json.dumps(patients | {"case_02": patient}))
+    with pytest.raises(InputError, match=r"patients\.json: case 'case_02' has the patient .*; expected a name"):
+        split_for(read_cohort(folder), 0)

@@ -14,7 +14,7 @@ from metricunet.cohort.check import check_cohort
 from metricunet.cohort.layout import Cohort, read_cohort
 from metricunet.cohort.prepare import OrgansSettings, PrepareSettings, prepare, prepare_located
 from metricunet.cohort.splits import Split, split_for
-from metricunet.cohort.uncontoured import uncontoured_cases
+from metricunet.cohort.uncontoured import uncontoured_cases, unseen_cases
 from metricunet.errors import InputError
 from metricunet.files.json_file import read_json
 from metricunet.stages.locate import localise
@@ -88,6 +88,17 @@ def test_patients_who_are_validated_or_tested_on_are_left_out(folder: Path) -> N
     assert names(cohort, split) == ["case_04"]
     (folder / "patients.json").write_text(json.dumps(patients | {"case_03": "p0", "case_04": "p5"}))
     assert names(cohort, split) == ["case_03"]
+
+
+def test_labels_that_are_read_after_all_are_of_no_patient_who_is_validated_or_tested_on(folder: Path) -> None:
+    entry = {"train": ["case_00"], "val": ["case_01"], "unlabeled": ["case_02"]}
+    (folder / "splits.json").write_text(json.dumps([entry]))
+    patients = {f"case_{k:02d}": f"p{k}" for k in range(6)}
+    for patient, train in (("p2", ("case_00", "case_02")), ("p1", ("case_00",)), ("p5", ("case_00",))):
+        (folder / "patients.json").write_text(json.dumps(patients | {"case_02": patient}))
+        cohort = read_cohort(folder)
+        split = split_for(cohort, 0)
+        assert split.revealed(unseen_cases(cohort, split)) == Split(train, ("case_01",))
 
 
 def test_a_split_may_hide_labels(folder: Path) -> None:

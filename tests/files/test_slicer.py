@@ -89,3 +89,30 @@ def test_voxels_are_not_searched_for_names(tmp_path: Path) -> None:
     path = write_nrrd(tmp_path / "a.seg.nrrd", LABELS, GRID, {"prostate": 1})
     path.write_bytes(path.read_bytes() + gzip.compress(b"") + b"\nSegment9_Name:=x\nSegment9_LabelValue:=9\n")
     assert segments(path) == {"prostate": 1}
+
+
+@pytest.mark.parametrize("states", ["layers and sizes", "sizes"])
+def test_segments_that_overlap_are_told_as_such(tmp_path: Path, states: str) -> None:
+    """Slicer keeps them in layers, of which each counts its values from 1 on; earlier versions state no layer."""
+    path = write_nrrd(tmp_path / "a.seg.nrrd", LABELS, GRID, {"prostate": 1, "CTV": 2})
+    header, _, voxels = path.read_bytes().partition(b"\n\n")
+    layered = [(b"dimension: 3", b"dimension: 4"), (b"sizes: 10 8 6", b"sizes: 2 10 8 6")]
+    layered += [(b"space directions: ", b"space directions: none "), (b"kinds: ", b"kinds: list ")]
+    if states == "layers and sizes":
+        stated = b"Segment1_LabelValue:=1\nSegment0_Layer:=0\nSegment1_Layer:=1"
+        layered.append((b"Segment1_LabelValue:=2", stated))
+    for old, new in layered:
+        assert header.count(old) == 1
+        header = header.replace(old, new)
+    path.write_bytes(header + b"\n\n" + voxels)
+    for read in (segments, lambda file: read_segmentation(file, GRID)):
+        with pytest.raises(InputError, match=r"its segments lie in 2 layers, as Slicer keeps those that overlap"):
+            read(path)
+
+
+def test_one_layer_that_is_stated_is_read(tmp_path: Path) -> None:
+    path = write_nrrd(tmp_path / "a.seg.nrrd", LABELS, GRID, {"prostate": 1, "bladder": 2})
+    header, _, voxels = path.read_bytes().partition(b"\n\n")
+    path.write_bytes(header + b"\nSegment0_Layer:=0\nSegment1_Layer:=0\n\n" + voxels)
+    assert segments(path) == {"prostate": 1, "bladder": 2}
+    np.testing.assert_array_equal(read_segmentation(path, GRID).array, LABELS)

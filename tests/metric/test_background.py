@@ -71,6 +71,16 @@ def test_a_step_equals_a_plain_loop() -> None:
         torch.testing.assert_close(clusters.centres[0, k], wanted)
 
 
+def test_centres_come_from_the_background_also_where_it_has_fewer_voxels_than_kinds() -> None:
+    """One voxel of the background and three of the prostate, which must not become a kind of background."""
+    clusters = BackgroundClusters(3, 2)
+    clusters.centres[0], clusters.begun[0] = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, -1.0]]), True
+    embeddings = torch.tensor([[[0.6, 0.8], [0.0, 1.0], [-0.6, 0.8], [-0.8, 0.6]]])
+    clusters(embeddings, sample_of(torch.tensor([[0, 1, 1, 1]])), 0, None)
+    # The first centre has it, and it is all that there is for the other two.
+    torch.testing.assert_close(clusters.centres[0, 1:], torch.tensor([[0.6, 0.8], [0.6, 0.8]]))
+
+
 def test_centres_stay_where_there_is_no_background_and_in_evaluation() -> None:
     clusters = BackgroundClusters(2, 3)
     embeddings, of_group = groups(0)

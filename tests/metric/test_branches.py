@@ -6,6 +6,7 @@ the adapter, which runs any miner and loss of pytorch-metric-learning on its vox
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -27,6 +28,7 @@ from metricunet.metric import (
     VoxelMetricLoss,
     build_sampler,
 )
+from metricunet.metric.branches import spread
 
 
 def blob(batch: int = 2, side: int = 16) -> Tensor:
@@ -129,6 +131,66 @@ def test_bf16_features_are_close_to_float32() -> None:
         found.append(VoxelMetricLoss()(features.to(dtype), blob()).loss)
     assert found[1].dtype == torch.float32
     assert found[0].item() == pytest.approx(found[1].item(), rel=0.02)
+
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("kind", [VoxelMetricLoss, VoxelClassLoss])
+def test_features_of_half_precision_go_through_heads_without_autocast(kind: Any, dtype: torch.dtype) -> None:
+    """As after a forward pass in mixed precision; the answer is that for the very values in float32."""
+    torch.manual_seed(0)
+    branch = kind(HardEasySampler(32), head=4, channels=[6])
+    features = torch.randn(2, 6, 16, 16).to(dtype)
+    found = []
+    for given in (features, features.float()):
+        torch.manual_seed(2)
+        values = given.clone().requires_grad_()
+        out = branch(values, blob())
+        out.loss.backward()
+        assert values.grad is not None
+        assert values.grad.dtype == given.dtype
+        assert values.grad.abs().sum() > 0
+        found.append(out.loss)
+    assert found[0].dtype == torch.float32
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("kind", [VoxelMetricLoss, VoxelClassLoss])
+def test_a_branch_of_half_precision_itself(kind: Any) -> None:
+    """As where a whole model is: nothing but the head computes in it."""
+    torch.manual_seed(0)
+    branch = kind(HardEasySampler(32), head=4, channels=[6]).to(torch.bfloat16)
+    features = torch.randn(2, 6, 16, 16, dtype=torch.bfloat16)
+    found = []
+    for one, given in ((branch, features), (copy.deepcopy(branch).float(), features.float())):
+        torch.manual_seed(2)
+        found.append(one(given, blob()).loss)
+    assert found[0].dtype == torch.float32
+    assert found[0].item() == pytest.approx(found[1].item(), rel=0.05)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_logits_of_other_classes_are_refused(classes: int) -> None:
+    """A third class would never be drawn, and of one channel every voxel of the structure would count as wrong."""
+    features, logits = torch.randn(2, 6, 16, 16), torch.randn(2, classes, 16, 16)
+    with pytest.raises(ValueError, match=rf"logits of {classes} classes for a sampler of 2"):
+        VoxelMetricLoss()(features, blob(), logits=logits)
+    assert torch.isfinite(VoxelMetricLoss()(features, blob()).loss)
+    three = VoxelMetricLoss(build_sampler("mixture", classes=3))(features, blob(), torch.randn(2, 3, 16, 16))
+    assert torch.isfinite(three.loss)
+
+
+def test_the_spread_is_the_mean_over_the_images_that_hold_voxels() -> None:
+    """All in one place: 0; as many at either pole: 1. An image without a voxel is neither."""
+    pole = torch.tensor([1.0, 0.0, 0.0])
+    embeddings = torch.stack([pole.expand(4, 3), torch.stack([pole, -pole, pole, -pole]), pole.expand(4, 3)])
+    valid = torch.ones(3, 4, dtype=torch.bool)
+    valid[2] = False
+    assert spread(embeddings, valid).item() == pytest.approx(0.5)
+    assert spread(embeddings[[0, 2]], valid[[0, 2]]).item() == 0
+    assert spread(embeddings, torch.zeros_like(valid)).item() == 0
 
 
 def test_training_on_the_loss_separates_the_classes() -> None:
@@ -453,6 +515,16 @@ def test_the_adapter_on_one_class_alone_gives_zero_with_a_gradient() -> None:
     assert out.loss.item() == 0
     out.loss.backward()
     assert features.grad is not None
+
+
+def test_the_adapter_gives_what_its_loss_learns_a_gradient_also_without_tuples() -> None:
+    """Else processes that train together would wait for one whose images hold one class."""
+    loss = losses.ProxyAnchorLoss(num_classes=2, embedding_size=6)
+    out = AdaptedMetricLoss(loss)(torch.randn(2, 6, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8))
+    out.loss.backward()
+    assert out.loss.item() == 0
+    assert loss.proxies.grad is not None
+    assert (loss.proxies.grad == 0).all()
 
 
 def test_unknown_names_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:

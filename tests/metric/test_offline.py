@@ -108,3 +108,10 @@ def test_means_are_over_what_the_setting_says() -> None:
     near, far = distances(e[0::3], e[1::3]), distances(e[0::3], e[2::3])
     torch.testing.assert_close(out.parts["triplet"], (near - far + 0.3).relu().mean())
     torch.testing.assert_close(out.parts["pair"], (near - 0.5).relu().mean() + (0.5 - far).relu().mean())
+
+
+def test_a_bottleneck_of_half_precision_needs_no_autocast() -> None:
+    torch.manual_seed(0)
+    bottleneck, loss = torch.randn(12, 6, 2, 2, dtype=torch.bfloat16), PatchMetricLoss(6, 4)
+    wanted = loss(bottleneck.flatten(2).mean(dim=2)[..., None].float()).loss
+    torch.testing.assert_close(loss(bottleneck).loss, wanted)

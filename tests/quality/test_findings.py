@@ -39,8 +39,25 @@ def test_overlap_of_the_stages_is_the_dice_in_space() -> None:
     # The candidate's part of the grid need not reach as far as the mask, nor the mask's as far as the candidate.
     small = cube(-10, 6)
     part = small.crop((19, 19, 19), (17, 17, 17))
-    assert stage_overlap(found, part) == pytest.approx(stage_overlap(found, small), abs=0.06)
+    assert stage_overlap(found, part) == pytest.approx(stage_overlap(found, small), abs=1e-6)
     assert stage_overlap(Localisation("found", 1.0, "", None, 1.0), small) is None
+
+
+@pytest.mark.parametrize("low_mm", [-11, -10, -9, -8])
+@pytest.mark.parametrize("thick_mm", [3, 6, 20])
+def test_a_part_that_just_holds_a_flat_mask_has_the_overlap_of_the_whole(low_mm: int, thick_mm: int) -> None:
+    whole = cube(low_mm, 12)
+    whole.array[np.argwhere(whole.array)[0, 0] + thick_mm :] = False
+    index = np.argwhere(whole.array)
+    part = whole.crop(index.min(axis=0), index.max(axis=0) - index.min(axis=0) + 1)
+    assert part.array.all()
+    on_coarse = whole.with_array(whole.array.astype(np.float32)).resample(COARSE).array > 0.3
+    assert on_coarse.any()
+    found = Localisation("found", 1.0, "", COARSE.centre_mm, 1.0, Volume(on_coarse, COARSE))
+    overlap = stage_overlap(found, part)
+    assert overlap is not None
+    assert overlap == pytest.approx(stage_overlap(found, whole), abs=1e-6)
+    assert 0.4 < overlap <= 1 + 1e-6
 
 
 def test_slices_that_fill_gaps_are_counted() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from metricunet.errors import InputError
-from metricunet.study.design import load_study
-from metricunet.training.config import load_config
+from metricunet.study.design import Study, load_study
+from metricunet.training.config import TrainConfig, load_config
 from tests.study.conftest import write_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -243,22 +243,83 @@ def test_replicates_are_folds_with_training_seeds_of_their_own(tmp_path: Path) -
     assert plain.stage_one(1) == plain.base
 
 
+def _assert_matched(control: TrainConfig, method: TrainConfig) -> None:
+    """A control is its method but for the losses of the branch, and for the bank that these alone read."""
+    assert (control.metric.mode, method.metric.mode) == ("control", "online")
+    assert control.teacher.share > 0
+    own = {"mode": "control", "bank": control.metric.bank}
+    assert method.model_copy(update={"metric": method.metric.model_copy(update=own)}) == control
+
+
 def test_studies_on_few_contours_differ_in_what_they_are_about_alone() -> None:
     """Arms take as many updates on as many images, and end with averaged weights; the control is matched."""
-    for name in ("few-contours", "few-contours-texture"):
-        study = load_study(STUDIES / f"{name}.yaml")
-        five, sixty, control, method = study.arms.values()
-        for arm in (sixty, control, method):
-            size = ("epochs", "updates_per_epoch", "batch_size", "base_channels", "levels", "crop_mm")
-            assert [getattr(arm.segment, n) for n in size] == [getattr(five.segment, n) for n in size]
-        assert (control.segment, control.augment) == (method.segment, method.augment)
-        assert {arm.teacher.final for arm in study.arms.values()} == {"teacher"}
-        assert (five.teacher.share, sixty.teacher.share) == (0, 0)
-        assert sixty.teacher == five.teacher.model_copy(update={"reveal": True})
-        assert control.teacher == method.teacher
-        assert control.teacher.share > 0
-        assert (control.metric.mode, method.metric.mode) == ("control", "online")
-        bank = {"mode": "control", "bank": control.metric.bank}
-        assert method.metric.model_copy(update=bank) == control.metric
-    texture, plain = (load_study(STUDIES / f"few-contours{part}.yaml") for part in ("-texture", ""))
-    assert texture.arms == plain.arms
+    plain, texture = (load_study(STUDIES / f"few-contours{part}.yaml") for part in ("", "-texture"))
+    five, sixty, control, method, alone = plain.arms.values()
+    for arm in plain.arms.values():
+        assert _size(arm) == _size(five)
+        assert arm.teacher.final == "teacher"
+    assert (five.teacher.share, five.metric.mode) == (0, "none")
+    assert sixty.teacher == five.teacher.model_copy(update={"reveal": True})
+    _assert_matched(control, method)
+    # The method without the scans that nobody contoured.
+    assert (alone.teacher, alone.augment) == (five.teacher, five.augment)
+    assert alone.metric == method.metric.model_copy(update={"bank": 0})
+    assert list(texture.arms) == ["unet-5", "unet-60", "teacher-control", "teacher-metric"]
+    assert texture.arms == {name: plain.arms[name] for name in texture.arms}
+
+
+def test_every_arm_on_few_contours_has_as_many_trials_and_is_one_of_them() -> None:
+    """The trials are on other patients, with other training seeds; what was taken of them is trained as there."""
+    trials, plain = (load_study(STUDIES / f"few-contours{part}.yaml") for part in ("-development", ""))
+    of_arm = {
+        kind: [arm for name, arm in trials.arms.items() if name.rpartition("-")[0] == kind]
+        for kind in ("unet-5", "unet-60", "control", "metric")
+    }
+    assert [len(own) for own in of_arm.values()] == [5, 5, 5, 5]
+    assert len(trials.arms) == 20
+    for five, sixty in zip(of_arm["unet-5"], of_arm["unet-60"], strict=True):
+        revealed = five.teacher.model_copy(update={"reveal": True})
+        assert sixty == five.model_copy(update={"teacher": revealed})
+    for control, method in zip(of_arm["control"], of_arm["metric"], strict=True):
+        _assert_matched(control, method)
+    pairs = [(f"unet-5-{x}", f"metric-{x}", f"control-{x}") for x in "abcde"]
+    assert [pair.arms for pair in trials.content.pairs.values()] == pairs
+    assert trials.base == plain.base
+    assert {_size(arm) for arm in trials.arms.values()} == {_size(plain.base)}
+    five, sixty, control, method, _ = plain.arms.values()
+    assert five in of_arm["unet-5"]
+    assert sixty in of_arm["unet-60"]
+    assert (control, method) in list(zip(of_arm["control"], of_arm["metric"], strict=True))
+    one, other = (study.content.data.phantom for study in (trials, plain))
+    assert one is not None
+    assert other is not None
+    assert one.seed != other.seed
+    assert not _training_seeds(trials) & _training_seeds(plain)
+
+
+def test_five_twenty_and_sixty_contoured_are_of_one_cohort() -> None:
+    few, twenty = (load_study(STUDIES / f"few-contours{part}.yaml") for part in ("", "-20"))
+    recipes = [study.content.data.phantom for study in (few, twenty)]
+    assert None not in recipes
+    five, more = ({} if recipe is None else recipe.model_dump() for recipe in recipes)
+    assert (five.pop("contoured"), more.pop("contoured")) == (5, 20)
+    assert (five.pop("replicates"), more.pop("replicates")) == (10, 9)
+    assert five == more
+    plain, default, easy = twenty.arms.values()
+    assert plain == few.arms["unet-5"]
+    assert default.model_copy(update={"metric": plain.metric}) == plain
+    own = default.metric
+    assert (own.mode, own.taps, own.sampler) == ("online", (0,), "mixture")
+    assert (own.triplets, own.weight) == ("semi_hard", 0.1)
+    assert easy == few.arms["metric-5"]
+
+
+def _size(arm: TrainConfig) -> tuple[object, ...]:
+    """Return what decides how much an arm computes, and on what part of a scan."""
+    names = ("epochs", "updates_per_epoch", "batch_size", "base_channels", "levels", "crop_mm", "box_mm")
+    return tuple(getattr(arm.segment, name) for name in names)
+
+
+def _training_seeds(study: Study) -> set[int]:
+    runs = ((arm, fold, seed) for arm in study.arms for fold in study.folds for seed in study.seeds(arm))
+    return {study.config(*run).seed for run in runs}

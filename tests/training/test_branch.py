@@ -160,3 +160,15 @@ def test_impossible_settings_are_named(setting: tuple[str, ...], words: str) -> 
     config = load_config("small", settings=[*TINY_SETTINGS, *setting])
     with pytest.raises(InputError, match=words):
         build_metric(UNet(5, 2, 4, levels=3), config, 2)
+
+
+@pytest.mark.parametrize("mode", ["online", "control", "offline"])
+def test_two_voxels_of_each_class_are_the_least(mode: str) -> None:
+    """Named before any work, in offline, too, where voxels are drawn when stage 1 is trained."""
+    for voxels, classes in ((8, 5), (9, 5)):
+        config = load_config(settings=[f"metric.voxels={voxels}", f"metric.mode={mode}"])
+        words = rf"metric\.voxels is {voxels}; with 5 classes, background included, expected 10 or more"
+        with pytest.raises(InputError, match=words):
+            build_metric(UNet(5, classes, 4, levels=3), config, classes)
+    enough = load_config(settings=["metric.voxels=10", f"metric.mode={mode}"])
+    assert build_metric(UNet(5, 5, 4, levels=3), enough, 5) is not None

@@ -128,6 +128,17 @@ def test_mistakes_are_named(setting: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("section", ["locate", "segment", "organs"])
+@pytest.mark.parametrize("window", ["[250, -150]", "[40, 40]", "[.nan, 40]"])
+def test_a_window_that_does_not_rise_is_named_before_any_work(section: str, window: str) -> None:
+    """No model file could hold it."""
+    config = load_config(
+        settings=[f"{section}.hu_window={window}", "metric.mode=none", "organs.structures=[bladder]"]
+    )
+    with pytest.raises(InputError, match=rf"{section}\.hu_window is \[.*; expected the lower HU, then the higher"):
+        check_settings(config, {"prostate": 1, "bladder": 2})
+
+
 def test_bad_files_and_presets(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="default, small"):
         load_config("large")

@@ -291,3 +291,38 @@ def test_validation_leaves_out_what_was_not_contoured(cases: list[PreparedCase])
         assert (module.score(case) is not None) == counted
     locate = LocateModule(UNet(1, 2, 4, levels=3, spatial_dims=3, norm="batch").eval(), CONFIG, [case], 1)
     assert locate.score(case) is None
+
+
+def test_validation_counts_no_voxel_that_nobody_contoured(cases: list[PreparedCase]) -> None:
+    """As the loss does: what is found there is neither right nor wrong. Elsewhere it counts as ever."""
+
+    class Everywhere(UNet):
+        """Finds the target in the lower half of each slice, and in the upper half nothing."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            found = torch.zeros(len(images), 2, *images.shape[2:])
+            found[..., images.shape[-2] // 2 :, :] = 1
+            found[:, 0] = 0.5
+            return found
+
+    case = cases[0]
+    assert case.fine_labels is not None
+    for hidden in (True, False):
+        volumes = {}
+        for name in ("fine_labels", "coarse_labels"):
+            volume = getattr(case, name)
+            classes = np.zeros(volume.array.shape, dtype=np.uint8)
+            rows = volume.array.shape[1]
+            # Every other slice holds the target where it is found; in the others nobody contoured that half.
+            classes[::2, rows // 2 :] = 1
+            classes[1::2, rows // 2 :] = IGNORE_CLASS if hidden else 0
+            volumes[name] = volume.with_array(classes)
+        partly = replace(case, **volumes)
+        segment = SegmentModule(Everywhere(5, 2, 4, levels=3), CONFIG, [partly], 2)
+        locate = LocateModule(Everywhere(1, 2, 4, levels=3, spatial_dims=3), CONFIG, [partly], 1)
+        slices = CONFIG.segment.crop_voxels[0]
+        assert slices % 2 == 0
+        assert segment.score(partly) == pytest.approx(1 if hidden else 2 / 3)
+        held = -(-volumes["coarse_labels"].array.shape[0] // 2)
+        wanted = 1 if hidden else 2 * held / (held + volumes["coarse_labels"].array.shape[0])
+        assert locate.score(partly) == pytest.approx(wanted)

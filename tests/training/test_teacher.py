@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,6 @@ def cases(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
 
 
 def without_contours(case: PreparedCase) -> PreparedCase:
-    from dataclasses import replace
-
     assert case.fine_labels is not None
     nobody = case.fine_labels.with_array(torch.full(case.fine_labels.array.shape, 255, dtype=torch.uint8).numpy())
     return replace(case, fine_labels=nobody, facts=case.facts | {"located_slices": [4, 6]})
@@ -231,6 +230,15 @@ def test_the_branch_sees_what_the_teacher_is_sure_of(
     assert contoured == 2
     assert torch.equal(labels[:2], batch.labels[:2])
     assert (labels[2:] == IGNORE_CLASS).all()
+
+
+def test_what_was_contoured_is_not_what_the_teacher_is_sure_of(cases: list[PreparedCase]) -> None:
+    built, batches = module(cases, "teacher.threshold=1", "teacher.background_threshold=1", "metric.mode=none")
+    batch = batches.draw(update_generator(0, 1, 3, CPU))
+    labels = batch.labels.clone()
+    labels[2:, :8] = 1
+    _, facts = built(replace(batch, labels=labels), 300)
+    assert facts["confident_voxels"] == facts["pseudo_structures"] == 0
 
 
 def test_the_control_sees_the_voxels_of_its_method(

@@ -187,6 +187,17 @@ class TestRoundTrips:
         assert read.names == ("prostate", "femur_left")
         assert listing(tmp_path / "out") == [f"{k}.rtstruct.dcm" for k in range(3)] + ["convert.json"]
 
+    def test_slicers_files_in_a_folder_name_structures_without_their_ending(
+        self, ct: Path, series: CtSeries, tmp_path: Path
+    ) -> None:
+        for name, value in (("prostate.seg.nrrd", 1), ("PTV.SEG.NRRD", 3)):
+            mask = (drawn() == value).astype(np.uint8)
+            write_nrrd(tmp_path / "masks" / name, mask, series.geometry, {"Segment_1": 1})
+        done = convert(tmp_path / "masks", tmp_path / "out", scan=ct, to="masks")
+        assert states(done) == {"prostate": "converted", "PTV": "converted"}
+        found = read_labels(tmp_path / "out" / "masks" / "PTV.nii.gz").reordered_like(series.geometry)
+        np.testing.assert_array_equal(found.array, drawn() == 3)
+
     def test_a_file_of_a_scan_gives_its_order_of_axes_to_label_maps(self, tmp_path: Path) -> None:
         scan = Volume(pattern(SHAPE), Geometry.from_parts(SHAPE, SPACING_MM))
         turned = scan.reordered((2, 0, 1), (True, False, False))
@@ -376,17 +387,22 @@ class TestNames:
         notes = [note for outcome in done.structures for note in outcome.notes]
         assert any("'a/b' cannot be the name of a file; it is written as a_b.nii.gz" in note for note in notes)
 
-    def test_two_structures_of_one_name_both_stay(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("target", "what"), [("rtstruct", "ROI"), ("seg", "segment")])
+    def test_two_structures_of_one_name_both_stay(
+        self, ct: Path, series: CtSeries, tmp_path: Path, target: str, what: str
+    ) -> None:
         path = write_map(tmp_path / "in" / "a.nii.gz", drawn(), series.geometry)
-        first = convert(path, tmp_path / "1", scan=ct, to="rtstruct").files[0]
+        first = convert(path, tmp_path / "1", scan=ct, to=target).files[0]
         dataset = pydicom.dcmread(first)
-        for roi in dataset.StructureSetROISequence:
+        for roi in dataset.get("StructureSetROISequence", []):
             roi.ROIName = "PTV"
+        for segment in dataset.get("SegmentSequence", []):
+            segment.SegmentLabel = "PTV"
         dataset.save_as(tmp_path / "doubled.dcm")
         done = convert(tmp_path / "doubled.dcm", tmp_path / "2", scan=ct, to="nifti")
         assert list(states(done)) == ["PTV", "PTV_2", "PTV_3"]
         assert not done.failed
-        assert "ROI 2 'PTV': another structure is named 'PTV'; it becomes PTV_2" in done.structures[1].notes[0]
+        assert f"{what} 2 'PTV': another structure is named 'PTV'; it becomes PTV_2" in done.structures[1].notes[0]
         np.testing.assert_array_equal(read_labels(tmp_path / "2" / "doubled.nii.gz").array, drawn())
 
     def test_names_that_a_planning_system_cuts_to_one(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:

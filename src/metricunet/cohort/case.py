@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -100,18 +100,26 @@ def _read_case(case: Case, info: DatasetInfo) -> LabelledScan:
     return LabelledScan(image, labels)
 
 
-def check_case(case: Case, info: DatasetInfo) -> list[Problem]:
-    """Return every problem of one case."""
+def check_case(
+    case: Case, info: DatasetInfo, warn: Callable[[Case, Volume], Iterable[str]] | None = None
+) -> list[Problem]:
+    """Return every problem of one case.
+
+    Args:
+        case: the case.
+        info: what dataset.json says.
+        warn: says what else is odd about its scan, once that is read: a warning each.
+    """
     try:
-        if case.label is None:
-            return [
-                Problem(case.name, "error" if s else "warning", m)
-                for s, m in _image(read_scan(case.image), case.image)
-            ]
-        scan = _read_case(case, info)
+        scan = None if case.label is None else _read_case(case, info)
+        image = read_scan(case.image) if scan is None else scan.image
     except InputError as error:
         return [Problem(case.name, "error", str(error))]
-    found = [*_image(scan.image, case.image), *_structures(scan, case.label, case, info)]
+    found = list(_image(image, case.image))
+    if scan is not None and case.label is not None:
+        found += _structures(scan, case.label, case, info)
+    if warn is not None:
+        found += ((False, message) for message in warn(case, image))
     return [Problem(case.name, "error" if serious else "warning", message) for serious, message in found]
 
 

@@ -32,7 +32,7 @@ from metricunet.files.reviews import stated_labels
 from metricunet.files.rtstruct.model import RtStructure
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.scan import case_name, is_scan, scan_files
-from metricunet.files.seg.read import read_seg
+from metricunet.files.seg.read import read_segments
 from metricunet.volume import Geometry, Volume
 
 #: A label map of more values than this is none, but a scan perhaps.
@@ -135,7 +135,7 @@ class LabelMap(Delineations):
     kind = "a label map"
 
     def __init__(self, path: Path, scan: ScanGrid) -> None:
-        self.case = case_name(path)
+        self.case = _file_name(path)
         self._geometry = scan.geometry
         self._array = on_grid(path, scan.geometry, scan.name)
         self._boxes = ndimage.find_objects(self._array)
@@ -143,8 +143,6 @@ class LabelMap(Delineations):
         own = slicer.segments(path) if slicer.is_segmentation(path) else {}
         recorded = None if own else stated_labels(path)
         described = None if recorded else _described(path)
-        if slicer.is_segmentation(path):
-            self.case = self.case.removesuffix(".seg").removesuffix(".SEG")
         info = None if own or described is None else read_dataset_json(described)
         if not own and recorded is None and info is None and len(there) > MOST_VALUES:
             raise InputError(
@@ -213,7 +211,7 @@ class MaskFolder(Delineations):
                     f"map of this scan, such as {masks[0]}"
                 )
         self.files = tuple(file for mask in masks for file in _files_of(mask))
-        self.structures = tuple(Held(case_name(path), str(path), True, path) for path in masks)
+        self.structures = tuple(Held(_file_name(path), str(path), True, path) for path in masks)
 
     def read(self, wanted: Sequence[Held]) -> Iterator[Drawn]:
         """Read the masks of structures; what is wrong with one of them costs no other."""
@@ -307,10 +305,11 @@ class Segmentation(Delineations):
 
     def __init__(self, path: Path, scan: ScanGrid) -> None:
         self.case, self.files = _dicom_case(path), (path,)
-        self._masks = read_seg(path, _series_of(path, scan, "a segmentation"))
+        found = read_segments(path, _series_of(path, scan, "a segmentation"))
+        self._masks = {one.number: one.mask for one in found}
         self.structures = tuple(
-            Held(name, f"{path}: segment '{name}'", bool(mask.array.any()), name)
-            for name, mask in self._masks.items()
+            Held(one.name, f"{path}: segment {one.number} '{one.name}'", bool(one.mask.array.any()), one.number)
+            for one in found
         )
 
     def read(self, wanted: Sequence[Held]) -> Iterator[Drawn]:
@@ -380,6 +379,12 @@ def _described(path: Path) -> Path | None:
     """Return the folder of the dataset.json that names a label map's values: its own, or the one above."""
     folders = (path.parent, path.absolute().parent.parent)
     return next((folder for folder in folders if (folder / "dataset.json").is_file()), None)
+
+
+def _file_name(path: Path) -> str:
+    """Return a label map's name without what says its kind."""
+    name = case_name(path)
+    return name.removesuffix(Path(name).suffix) if slicer.is_segmentation(path) else name  # .seg, in any capitals
 
 
 def _dicom_case(path: Path) -> str:

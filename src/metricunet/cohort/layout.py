@@ -270,11 +270,16 @@ def _cases(
         if name in images:
             raise InputError(f"{path}: case {name} occurs twice; see also {images[name].name}")
         images[name] = path
-    labels = {
-        case_name(p): p
-        for p in sorted((folder / f"labels{split}").glob("*"))
-        if is_scan(p) and not p.name.startswith(".")
-    }
+    labels: dict[str, Path] = {}
+    for path in sorted(p for p in (folder / f"labels{split}").glob("*") if is_scan(p)):
+        if path.name.startswith("."):
+            continue
+        other = labels.setdefault(case_name(path), path)
+        if other is not path:
+            raise InputError(
+                f"{path}: labels of case {case_name(path)} occur twice; see also {other.name}, and take one of "
+                "the two away"
+            )
     for name in sorted(labels.keys() - images.keys()):
         raise InputError(
             f"{labels[name]}: labels without an image; expected images{split}/{name}{CHANNEL_SUFFIX}.nii.gz"

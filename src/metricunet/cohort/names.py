@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 
 #: Structure names as cohorts spell them, and the TG-263 primary name.
@@ -20,8 +21,23 @@ TG263_NAMES = {
     "bowel": "Bag_Bowel",
 }
 
-_OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lt": "rt", "rt": "lt"}
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+#: Words for left and right that go together: English, German and Dutch, French, Spanish, Italian and Latin.
+SIDES = (
+    *(("left", "right"), ("l", "r"), ("lt", "rt")),
+    *(("links", "rechts"), ("linke", "rechte"), ("linker", "rechter"), ("linkes", "rechtes"), ("li", "re")),
+    *(("gauche", "droit"), ("gauche", "droite")),
+    *(("izquierdo", "derecho"), ("izquierda", "derecha"), ("izq", "der")),
+    *(("sinistro", "destro"), ("sinistra", "destra"), ("sx", "dx"), ("sin", "dx"), ("sin", "dex")),
+)
+#: Each such word with those of the other side.
+_OTHER_SIDES = {
+    word: [*(right for left, right in SIDES if left == word), *(left for left, right in SIDES if right == word)]
+    for pair in SIDES
+    for word in pair
+}
+_OTHER_LETTER = {"l": "r", "r": "l", "L": "R", "R": "L"}
+#: Words of a name in which each capital is an A, and each other letter an a.
+_WORD = re.compile(r"A+(?!a)|A?a+")
 
 
 def standard_name(structure: str, given: Mapping[str, str]) -> str:
@@ -34,7 +50,9 @@ def mirrored_classes(structures: Iterable[str]) -> tuple[int, ...] | None:
 
     A structure of one side becomes the one of the same name on the other side; all others stay what they are.
     Words end at anything but a letter, and where a capital follows a small letter or begins a new word:
-    `Femur_L`, `femur-lt`, `FemurLeft` and `LFemur` are all of one side, `Femur_R` is the first one's other.
+    `Femur_L`, `femur-lt`, `FemurLeft`, `LFemur` and `Femur_links` are all of one side, `Femur_R` is the other of
+    the first. Two names of which one word begins or ends with l in one and r in the other (`FEMURL`, `FEMURR`) are
+    of two sides as well, but a single such name is of none; nor is `VB_L5`, a vertebra.
 
     Args:
         structures: names, whose classes are 1, 2, ... in their order.
@@ -42,17 +60,45 @@ def mirrored_classes(structures: Iterable[str]) -> tuple[int, ...] | None:
     Returns:
         None where a structure of one side has no other among them, so that no image may be mirrored.
     """
-    names = [None, *structures]
-    others = [None if name is None else _WORD.sub(_other_side, name) for name in names]
-    if not set(others) <= set(names):
-        return None
-    return tuple(names.index(name) for name in others)
+    names = [unicodedata.normalize("NFC", name) for name in structures]
+    classes = [0]
+    for name in names:
+        has_side, others = _other_names(name)
+        other = next((other for other in others if other in names), None)
+        if other is None and has_side:
+            return None
+        classes.append(names.index(name if other is None else other) + 1)
+    if any(classes[classes[k]] != k for k in range(len(classes))):
+        return None  # of three names two are the other of one
+    return tuple(classes)
 
 
-def _other_side(word: re.Match[str]) -> str:
-    """Return the word for the other side as the word is spelt; a word that names no side as it is."""
-    found = word.group()
-    other = _OTHER_SIDE.get(found.lower())
-    if other is None:
-        return found
-    return other.upper() if found.isupper() else other.capitalize() if found[0].isupper() else other
+def _other_names(name: str) -> tuple[bool, list[str]]:
+    """Return whether a name says a side, and how the structure of the other side may be called.
+
+    Of a name that says none these are names that count only if there are such structures.
+    """
+    # Signs are told apart by what Python knows of them: a pattern knows no capitals but those of English.
+    shape = "".join("A" if c.isupper() else "a" if c.isalpha() else "1" if c.isdigit() else "_" for c in name)
+    words = [found.span() for found in _WORD.finditer(shape)]
+    pieces: list[list[str]] = []
+    end = 0
+    for start, stop in words:
+        word = name[start:stop]
+        is_numbered = stop - start == 1 and shape[stop : stop + 1] == "1"
+        others = [] if is_numbered else _OTHER_SIDES.get(word.lower(), [])
+        pieces += [[name[end:start]], [_spelt(other, word) for other in others] or [word]]
+        end = stop
+    pieces.append([name[end:]])
+    # Words for a side are seldom two in a name, and then of one language: all their first choices, or all second.
+    choices = max(map(len, pieces))
+    found = ["".join(piece[k % len(piece)] for piece in pieces) for k in range(choices)]
+    if found != [name]:
+        return True, found
+    edges = sorted({at for start, stop in words for at in (start, stop - 1) if name[at] in _OTHER_LETTER})
+    return False, [name[:at] + _OTHER_LETTER[name[at]] + name[at + 1 :] for at in edges]
+
+
+def _spelt(other: str, word: str) -> str:
+    """Return a word in capitals as another one is."""
+    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,9 +35,14 @@ class Split:
     val: tuple[str, ...]
     unlabeled: tuple[str, ...] = ()
 
-    def revealed(self) -> Split:
-        """Return the split in which labels that were not to be read are read after all."""
-        return Split((*self.train, *self.unlabeled), self.val)
+    def revealed(self, unseen: Collection[str] = ()) -> Split:
+        """Return the split in which labels that were not to be read are read after all.
+
+        Args:
+            unseen: cases that no training may see, see `metricunet.cohort.uncontoured.unseen_cases`; they are left
+                out.
+        """
+        return Split((*self.train, *(name for name in self.unlabeled if name not in unseen)), self.val)
 
 
 def split_for(cohort: Cohort, fold: Fold, seed: int = 0) -> Split:
@@ -128,6 +133,13 @@ def patients_of(folder: Path) -> dict[str, str]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object of case to patient; found {type(content).__name__}")
+    for case, patient in content.items():
+        # One word for nobody knows who would make one patient of many.
+        if isinstance(patient, bool) or not isinstance(patient, str | int) or not str(patient).strip():
+            raise InputError(
+                f"{path}: case {case[:100]!r} has the patient {patient!r:.100}; expected a name or number; where "
+                "nobody knows the patient, give the case one of its own"
+            )
     return {str(case): str(patient) for case, patient in content.items()}
 
 

@@ -40,6 +40,13 @@ def uncontoured_cases(cohort: Cohort, split: Split, target: str) -> list[Case]:
         *(replace(c, label=None, not_contoured=everything) for c in cohort.training if c.name in hidden),
         *(c for c in cohort.training if c.name in seen and target in c.not_contoured),
     ]
+    unseen = unseen_cases(cohort, split)
+    return sorted((c for c in found if c.name not in unseen), key=lambda c: c.name)
+
+
+def unseen_cases(cohort: Cohort, split: Split) -> frozenset[str]:
+    """Return the cases, of all kinds, whose patient is validated or tested on, by `patients.json`."""
     patients = patients_of(cohort.folder)
     unseen = {patients.get(name, name) for name in (*split.val, *(case.name for case in cohort.test))}
-    return sorted((c for c in found if patients.get(c.name, c.name) not in unseen), key=lambda c: c.name)
+    cases = (*cohort.training, *cohort.test, *cohort.unlabeled)
+    return frozenset(case.name for case in cases if patients.get(case.name, case.name) in unseen)

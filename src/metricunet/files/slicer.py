@@ -17,7 +17,11 @@ from metricunet.files.itk_header import LONGEST_HEADER
 from metricunet.volume import SAME_GRID_TOLERANCE_MM, Geometry, Volume
 
 SUFFIX = ".seg.nrrd"
-_FIELD = re.compile(r"Segment(\d+)_(Name|LabelValue):=(.*)")
+#: Of the value of a segment.
+MOST_DIGITS = 9
+_FIELD = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer):=(.*)")
+#: Of a file with several layers; the first size is their number.
+_LAYERS = re.compile(r"sizes:\s*(\d{1,9})(?:\s+\d+){3}")
 
 
 def is_segmentation(path: Path) -> bool:
@@ -29,21 +33,13 @@ def segments(path: Path) -> dict[str, int]:
     """Return the name and value of each segment that the header states; none where it states none.
 
     Raises:
-        InputError: the file cannot be read, two segments share a name or a value, or a value is no whole number.
+        InputError: the file cannot be read, its segments overlap, two share a name or a value, or a value is no
+            whole number.
     """
-    try:
-        with path.open("rb") as handle:
-            header = handle.read(LONGEST_HEADER).partition(b"\n\n")[0]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    stated: dict[str, dict[str, str]] = {}
-    for line in header.decode("utf-8", "replace").splitlines():
-        if (found := _FIELD.fullmatch(line.strip())) is not None:
-            stated.setdefault(found[1], {})[found[2]] = found[3].strip()
     values: dict[str, int] = {}
-    for number, fields in stated.items():
+    for number, fields in _one_layer(path).items():
         text = fields.get("LabelValue", "")
-        if not text.isdecimal():
+        if not text.isdecimal() or len(text) > MOST_DIGITS:
             raise InputError(f"{path}: Segment{number}_LabelValue is '{text[:80]}', expected a whole number")
         name, value = fields.get("Name", "") or text, int(text)
         if name in values or value in values.values():
@@ -53,6 +49,35 @@ def segments(path: Path) -> dict[str, int]:
             )
         values[name] = value
     return values
+
+
+def _one_layer(path: Path) -> dict[str, dict[str, str]]:
+    """Return what the header states of each segment, by its number.
+
+    Raises:
+        InputError: the file cannot be read, or its segments lie in several layers.
+    """
+    try:
+        with path.open("rb") as handle:
+            header = handle.read(LONGEST_HEADER).partition(b"\n\n")[0]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    stated: dict[str, dict[str, str]] = {}
+    layers = 1
+    for line in header.decode("utf-8", "replace").splitlines():
+        if (found := _FIELD.fullmatch(line.strip())) is not None:
+            stated.setdefault(found[1], {})[found[2]] = found[3].strip()
+        elif (sizes := _LAYERS.fullmatch(line.strip())) is not None:
+            layers = int(sizes[1])
+    layers = max(layers, len({fields["Layer"] for fields in stated.values() if "Layer" in fields}))
+    if layers > 1:
+        # Values begin anew in each layer, so that two segments of one value are no fault of theirs.
+        raise InputError(
+            f"{path}: its segments lie in {layers} layers, as Slicer keeps those that overlap, and a voxel of a "
+            "label map has one value; collapse the layers in Slicer's module Segmentations (Binary labelmap "
+            "layers, Force collapse to single layer), and save it again"
+        )
+    return stated
 
 
 def read_segmentation(path: Path, geometry: Geometry) -> Volume:
@@ -66,8 +91,9 @@ def read_segmentation(path: Path, geometry: Geometry) -> Volume:
         Labels in the axis order of the scan; in their own where the box is no part of the scan's grid.
 
     Raises:
-        InputError: as `read_itk_labels`.
+        InputError: as `read_itk_labels`, or its segments overlap.
     """
+    _one_layer(path)
     labels = read_itk_labels(path)
     labels = labels.reordered(*labels.geometry.axes_to(geometry))
     start = np.rint(geometry.to_index(labels.geometry.origin_mm)).astype(int)

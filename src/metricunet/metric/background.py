@@ -115,7 +115,9 @@ class BackgroundClusters(nn.Module):
         followed = F.normalize(self.decay * centres + (1 - self.decay) * mean, dim=1)
         least_alike = likeness.values.masked_fill(~counted, 2.0).topk(min(self.kinds, len(seen)), largest=False)
         far = seen[least_alike.indices]
-        far = far[torch.arange(self.kinds, device=far.device) % len(far)]
+        # The first are of the background; there may be fewer than kinds.
+        number = counted.sum().clamp(min=1, max=len(far))
+        far = far[torch.arange(self.kinds, device=far.device) % number]
         return torch.where(count > 0, followed, far)
 
 

@@ -26,6 +26,7 @@ from metricunet.metric.tuples import at_least_float32, dealt_out
 
 EXTRA = 'pip install "metricunet[metric-learning]"'
 Head = int | nn.Module | Sequence[nn.Module] | None
+HALF = (torch.bfloat16, torch.float16)
 
 
 class VoxelBranch(nn.Module):
@@ -94,17 +95,18 @@ class VoxelBranch(nn.Module):
                 voxels enter a memory bank.
 
         Raises:
-            ValueError: the number of maps is not that of the heads, shapes do not fit each other, or `image` is
-                missing.
+            ValueError: the number of maps is not that of the heads, shapes do not fit each other, the logits have
+                more or fewer classes than the sampler, or `image` is missing.
         """
         maps = self.maps_of(features)
         given = None if logits is None else logits.detach()
+        self._check_classes(given)
         sample = self.sampler(labels, given, spacing_mm, self.ignore_index)
         sample = replace(self._weighed(sample, labels, spacing_mm), contoured=contoured)
         found, spreads = [], []
         for tap, feature_map in enumerate(maps):
             read = read_features(feature_map, sample.index, labels.shape[1:])
-            projected = at_least_float32(read if self.heads is None else self.heads[tap](read))
+            projected = at_least_float32(read) if self.heads is None else through(self.heads[tap], read)
             with without_autocast(projected.device):
                 embeddings = F.normalize(projected, dim=-1)
                 known = sample
@@ -135,6 +137,14 @@ class VoxelBranch(nn.Module):
             tap: index of the map.
         """
         raise NotImplementedError
+
+    def _check_classes(self, logits: Tensor | None) -> None:
+        """Refuse logits of other classes: the branch would pass over classes, or call right voxels wrong."""
+        if logits is not None and logits.shape[1] != (told := self.sampler.classes):
+            raise ValueError(
+                f"logits of {logits.shape[1]} classes for a sampler of {told}, background included; build the "
+                f"sampler with classes={logits.shape[1]}, or pass no logits where they are no scores of classes"
+            )
 
     def _weighed(self, sample: Sample, labels: Tensor, spacing_mm: Sequence[float] | None) -> Sample:
         """Leave out the voxels that are too near a surface, and say how sure the others are."""
@@ -251,7 +261,7 @@ class VoxelClassLoss(VoxelBranch):
         """Classify the voxels and compute the cross-entropy (see `VoxelBranch.objective`)."""
         wanted = torch.where(sample.valid, sample.classes, -1).flatten()
         count = sample.valid.sum().clamp(min=1)
-        weight, bias = map(counted_once, self.classifiers[tap].parameters())
+        weight, bias = (counted_once(one).to(projected.dtype) for one in self.classifiers[tap].parameters())
         scores = F.linear(projected, weight, bias).flatten(0, 1)
         if sample.certainty is None:
             entropy = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="sum") / count
@@ -317,6 +327,8 @@ class AdaptedMetricLoss(VoxelBranch):
                 continue
             tuples = None if self.miner is None else self.miner(kept, labels)
             total = total + self.loss(kept, labels, tuples)
+        # Without any tuples, too, what the loss learns has a gradient: other processes wait for it.
+        total = total + sum(learned.sum() * 0 for learned in self.loss.parameters())
         return MetricOutput(total / len(embeddings), {}, {})
 
 
@@ -333,17 +345,36 @@ def build_heads(head: Head, channels: Sequence[int] | None) -> nn.ModuleList | N
     return nn.ModuleList(nn.Sequential(nn.Linear(c, head), nn.ReLU(), nn.Linear(head, head)) for c in channels)
 
 
+def through(head: nn.Module, features: Tensor) -> Tensor:
+    """Send features through a head: float32 or float64, whatever the precision of the features.
+
+    Where no autocast is open, features of half precision are brought to that of the head's weights.
+
+    Args:
+        head: takes [..., channels].
+        features: [..., channels].
+    """
+    if features.dtype in HALF and not torch.is_autocast_enabled(features.device.type):
+        weights = next(head.parameters(), None)
+        features = features if weights is None else features.to(weights.dtype)
+    return at_least_float32(head(features))
+
+
 @torch.no_grad()
 def spread(embeddings: Tensor, valid: Tensor) -> Tensor:
     """Return 1 minus the length of the mean embedding of an image, the mean over the images; 0 is collapse.
+
+    Images without a voxel do not count; without any that does it is 0.
 
     Args:
         embeddings: [batch, voxels, dimensions], of unit length.
         valid: [batch, voxels], bool.
     """
     mean = (embeddings * valid[..., None]).sum(dim=1) / valid.sum(dim=1, keepdim=True).clamp(min=1)
-    length: Tensor = torch.linalg.vector_norm(mean, dim=1)
-    return 1 - length.mean()
+    counted = valid.any(dim=1)
+    spreads = (1 - torch.linalg.vector_norm(mean, dim=1)) * counted
+    total: Tensor = spreads.sum() / counted.sum().clamp(min=1)
+    return total
 
 
 def without_autocast(device: torch.device) -> torch.autocast:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metricunet.metric.branches import build_heads, spread, without_autocast
+from metricunet.metric.branches import build_heads, spread, through, without_autocast
 from metricunet.metric.losses import (
     MetricOutput,
     TupleOptions,
@@ -25,7 +25,6 @@ from metricunet.metric.losses import (
     triplet_statistics,
 )
 from metricunet.metric.sampling import HardEasySampler, Sampler
-from metricunet.metric.tuples import at_least_float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +148,7 @@ class PatchMetricLoss(torch.nn.Module):
         """
         assert self.heads is not None
         options = self.options
-        projected = at_least_float32(self.heads[0](bottleneck.flatten(2).mean(dim=2)))
+        projected = through(self.heads[0], bottleneck.flatten(2).mean(dim=2))
         with without_autocast(projected.device):
             embeddings = F.normalize(projected, dim=-1).reshape(-1, 3, projected.shape[-1])
             anchor, positive, negative = embeddings.unbind(1)

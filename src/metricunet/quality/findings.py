@@ -5,6 +5,7 @@ Whole scans are only ever looked at slice by slice, and only on the slices of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -212,7 +213,11 @@ def stage_overlap(found: Localisation, target: Volume) -> float | None:
     if found.candidate is None:
         return None
     coarse = found.candidate
-    share = target.with_array(target.array.astype(np.float32)).resample(coarse.geometry).array
+    # Beyond the part there is nothing of the mask, where resampling would go on with the values at its border.
+    room = [math.ceil(wide / step) for wide, step in zip(coarse.spacing_mm, target.spacing_mm, strict=True)]
+    shape = [n + 2 * more for n, more in zip(target.array.shape, room, strict=True)]
+    around = target.with_array(target.array.astype(np.float32)).crop([-more for more in room], shape)
+    share = around.resample(coarse.geometry).array
     both = float(share[coarse.array].sum()) * coarse.geometry.voxel_volume_ml
     one = float(coarse.array.sum()) * coarse.geometry.voxel_volume_ml
     two = float(target.array.sum()) * target.geometry.voxel_volume_ml

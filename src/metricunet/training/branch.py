@@ -21,7 +21,7 @@ from metricunet.training.augment import augmented_input
 from metricunet.training.batches import SegmentBatches
 from metricunet.training.config import TrainConfig
 from metricunet.training.partial_labels import certain_labels
-from metricunet.training.voxel_branch import tuple_options, voxel_branch
+from metricunet.training.voxel_branch import check_voxels, tuple_options, voxel_branch
 
 #: HU that part the kinds of background: air, fat, soft tissue, bone.
 TISSUE_HU = (-140.0, -30.0, 130.0)
@@ -38,13 +38,14 @@ def build_metric(network: Network, config: TrainConfig, classes: int) -> Branch 
         classes: number of classes, background included.
 
     Raises:
-        InputError: the network lacks a tap, or cannot halve a patch often enough.
+        InputError: the network lacks a tap or cannot halve a patch often enough, or a setting of `voxel_branch`.
     """
     metric = config.metric
     if metric.weight == 0 or metric.mode == "none":
         return None
     if metric.mode == "offline":
         _check_patch(network, metric.patch_voxels, config)
+        check_voxels(metric, classes)
         return PatchMetricLoss(network.bottleneck_channels, metric.embedding, tuple_options(metric))
     if max(metric.taps) >= len(network.decoder_channels):
         raise InputError(

@@ -11,7 +11,7 @@ from metricunet.networks import Network, build_network
 from metricunet.stages.segment import segment_spec
 from metricunet.structures import without
 from metricunet.training.branch import build_metric
-from metricunet.training.config import BoxConfig, TrainConfig
+from metricunet.training.config import BoxConfig, LocateConfig, TrainConfig
 from metricunet.training.uncontoured import uncontoured_rows
 
 #: The dimensions a network comes in, and the fewest levels it can have.
@@ -31,6 +31,7 @@ def check_settings(config: TrainConfig, labels: Mapping[str, int]) -> None:
     """
     locate = config.locate
     check_organs(config, labels)
+    check_window("locate", locate)
     classes = len(without(labels, config.organs.structures)) + 1
     network = check_box("segment", config.segment, classes)
     uncontoured_rows(config)
@@ -97,6 +98,19 @@ def check_organs(config: TrainConfig, labels: Mapping[str, int]) -> None:
             raise InputError(f"setting organs.structures names {name} more than once; leave the others out")
 
 
+def check_window(section: str, stage: LocateConfig | BoxConfig) -> None:
+    """Check that the HU window of a network rises.
+
+    Raises:
+        InputError: it names the setting.
+    """
+    low, high = stage.hu_window
+    if not low < high:
+        raise InputError(
+            f"setting {section}.hu_window is {list(stage.hu_window)}; expected the lower HU, then the higher one"
+        )
+
+
 def check_box(section: str, stage: BoxConfig, classes: int) -> Network:
     """Check the settings of a network on a box around the target.
 
@@ -112,6 +126,7 @@ def check_box(section: str, stage: BoxConfig, classes: int) -> Network:
         InputError: it names the first setting that does not fit.
     """
     check_network(section, stage)
+    check_window(section, stage)
     with torch.device("meta"):
         network = build_network(**segment_spec(stage, classes).network)
     if stage.slices % 2 == 0:

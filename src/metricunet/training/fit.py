@@ -17,6 +17,7 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.names import mirrored_classes, standard_name
 from metricunet.cohort.prepare import PreparedCase, cohort_sha256
 from metricunet.cohort.splits import Fold, Split, split_for
+from metricunet.cohort.uncontoured import unseen_cases
 from metricunet.engine import Engine
 from metricunet.errors import InputError, argument
 from metricunet.files.claim import CLAIM_NAME, claimed, refuse_claimed
@@ -300,7 +301,7 @@ def open_run(
             check_networks(parent, _specs(config, info.labels))
         split = split_for(content, fold)
         if config.teacher.reveal:
-            split = split.revealed()
+            split = split.revealed(unseen_cases(content, split))
         cases, val = prepared_cases(content, split, config, cache_fallback or output, progress)
         uncontoured = uncontoured_scans(content, split, config, cache_fallback or output, progress)
         data_sha256 = cohort_sha256([*cases, *val, *(() if uncontoured is None else uncontoured.prepared)])

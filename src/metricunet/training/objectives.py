@@ -175,7 +175,7 @@ class LocateModule(StageModule):
         probabilities = class_probabilities(
             self.network, coarse, self.config.locate.hu_window, self.config.precision
         )
-        return dice(probabilities.argmax(dim=0) == self.target, labels == self.target)
+        return dice(probabilities.argmax(dim=0) == self.target, labels == self.target, labels != IGNORE_CLASS)
 
 
 class BoxModule(StageModule):
@@ -232,7 +232,7 @@ class BoxModule(StageModule):
         hu, labels = (torch.from_numpy(v.array).to(self.device) for v in (crop.hu, crop.labels))
         found = crop_probabilities(self.judged, spec, hu, self.config.precision).argmax(dim=0)
         known = (k for k in range(1, self.classes) if k not in crop.unknown)
-        scores = [dice(found == k, labels == k) for k in known]
+        scores = [dice(found == k, labels == k, labels != IGNORE_CLASS) for k in known]
         present = [s for s in scores if s is not None]
         return sum(present) / len(present) if present else None
 
@@ -332,10 +332,12 @@ class SegmentModule(BoxModule):
             consistency = self._segmentation(logits[known:], pseudo, None)
         loss = self._segmentation(logits[:known], batch.labels[:known], batch.unknown)
         loss = loss + settings.weight * rise(update, settings.ramp_updates) * consistency
+        # What was contoured of other structures the teacher is not asked for.
+        sure = (batch.labels[known:] == IGNORE_CLASS) & (pseudo != IGNORE_CLASS)
         facts = {
             "consistency": consistency.detach(),
-            "confident_voxels": (pseudo != IGNORE_CLASS).float().mean(),
-            "pseudo_structures": ((pseudo != IGNORE_CLASS) & (pseudo > 0)).float().mean(),
+            "confident_voxels": sure.float().mean(),
+            "pseudo_structures": (sure & (pseudo > 0)).float().mean(),
         }
         return loss, facts, torch.cat([certain_labels(batch.labels[:known], batch.unknown), pseudo])
 
@@ -371,7 +373,15 @@ class SegmentModule(BoxModule):
         return out.loss, {**{name: part.detach() for name, part in out.parts.items()}, **out.statistics}
 
 
-def dice(found: Tensor, wanted: Tensor) -> float | None:
-    """Return the Dice of two masks; None where both are empty."""
+def dice(found: Tensor, wanted: Tensor, counted: Tensor | None = None) -> float | None:
+    """Return the Dice of two masks; None where both are empty.
+
+    Args:
+        found: bool, any shape.
+        wanted: bool, shaped alike.
+        counted: bool, shaped alike: the voxels that count; None: all.
+    """
+    if counted is not None:
+        found, wanted = found & counted, wanted & counted
     total = int(found.sum()) + int(wanted.sum())
     return 2 * int((found & wanted).sum()) / total if total else None

@@ -39,8 +39,9 @@ def voxel_branch(
         tissues: tells kinds of background apart by intensity; needed where `metric.background` is `hu`.
 
     Raises:
-        InputError: a memory bank smaller than what is added to it.
+        InputError: fewer voxels than two of each class, or a memory bank smaller than what is added to it.
     """
+    check_voxels(metric, classes)
     background: Background | None = None
     if metric.background == "hu":
         background = tissues
@@ -61,6 +62,19 @@ def voxel_branch(
     return VoxelMetricLoss(
         sampler, metric.embedding, channels, options, bank=bank, bank_share=metric.bank_share, **labels
     )
+
+
+def check_voxels(metric: MetricConfig, classes: int) -> None:
+    """Check that the voxels drawn in an image are two or more of each class, as every sampler wants them.
+
+    Raises:
+        InputError: it names the setting.
+    """
+    if metric.voxels < 2 * classes:
+        raise InputError(
+            f"setting metric.voxels is {metric.voxels}; with {classes} classes, background included, expected "
+            f"{2 * classes} or more"
+        )
 
 
 def tuple_options(metric: MetricConfig) -> TupleOptions:

@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 
 from metricunet.cohort.check import check_cohort
 from metricunet.cohort.importing import Imported, import_cohort, list_names
+from metricunet.cohort.importing.privacy import hashed
 from metricunet.cohort.layout import Cohort, read_cohort
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti
@@ -91,6 +92,17 @@ def test_cases_of_one_patient_share_a_patient(tmp_path: Path) -> None:
     assert set(patients) == {case.name for case in cohort.training}
     assert sorted(list(patients.values()).count(p) for p in set(patients.values())) == [1, 2]
     assert result.patients == 2
+
+
+@pytest.mark.parametrize("second", ["ANON", "ANON-2"])
+def test_one_patient_id_for_all_is_told(tmp_path: Path, second: str) -> None:
+    for folder, identifier in (("a", "ANON"), ("b", second)):
+        patient = Patient("Anonymous", identifier, "")
+        series = write_ct(tmp_path / "tree" / folder, patient)
+        write_set(tmp_path / "tree" / folder / "RS.dcm", patient, series, {"Prostate": PROSTATE})
+    result, _ = imported(tmp_path)
+    told = [note for note in result.notes if "all 2 cases are of one patient, so no fold can part them" in note]
+    assert (result.patients, len(told)) == ((1, 1) if second == "ANON" else (2, 0))
 
 
 def test_cases_of_one_patient_in_two_sources_share_a_patient(tmp_path: Path) -> None:
@@ -180,6 +192,17 @@ def test_absence_is_stated_by_case_or_series_and_never_against_a_contour(tmp_pat
         InputError, match=r"absent.prostate names 'nobody', which is no case, patient or series here"
     ):
         imported(tmp_path, f"{NAMES}absent: {{prostate: [nobody]}}\n")
+
+
+def test_absence_stated_of_a_scan_that_is_refused_stops_no_other(tmp_path: Path) -> None:
+    good = write_ct(tmp_path / "tree" / "good", DOE)
+    write_set(tmp_path / "tree" / "good" / "RS.dcm", DOE, good, {"Prostate": PROSTATE})
+    bad = write_ct(tmp_path / "tree" / "bad", ROE, leave_out=[2])
+    write_set(tmp_path / "tree" / "bad" / "RS.dcm", ROE, bad, {"Bladder": BLADDER})
+    for entry in (bad.series_uid, hashed(bad.series_uid)):
+        result, cohort = imported(tmp_path, f"{NAMES}absent: {{prostate: ['{entry}']}}\n")
+        assert len(cohort.training) == 1
+        assert any("1 slice is missing" in line for line in result.refused)
 
 
 def test_contours_that_cannot_be_used_are_unknown_and_reported(tmp_path: Path) -> None:

@@ -380,3 +380,147 @@ def test_a_small_shear_imports_and_a_large_one_costs_its_subject(tmp_path: Path)
     (refused,) = import_cohort([root], tmp_path / "cohort").refused
     assert "s3/ct.nii.gz: the affine is sheared" in refused
     assert len(read_cohort(tmp_path / "cohort").training) == 2
+
+
+def images_and_labels(cohort: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The scans of a cohort with their labels."""
+    cases = read_cohort(cohort)
+    return [(read_nifti(c.image).array, labels_of(cases, c.name)) for c in (*cases.training, *cases.test)]
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/{}_ct.nii.gz", "labels/{}_ct.nii.gz"),
+        ("images/{}_0000.nii.gz", "labels/{}_0000.nii.gz"),
+        ("{}_ct.nii.gz", "{}_ct_seg.nii.gz"),
+        ("{}_CT.nii.gz", "{}_SEG.nii.gz"),
+        ("{}.nii.gz", "{}_Label.nii.gz"),
+        ("Images/{}_CT.nii.gz", "Labels/{}_Mask.nii.gz"),
+    ],
+)
+def test_pairs_are_found_by_one_name_for_both_and_by_endings_in_any_capitals(
+    tmp_path: Path, image: str, label: str
+) -> None:
+    root, truth = tmp_path / "pairs", {"p1": PROSTATE, "p2": BLADDER}
+    for k, (name, inside) in enumerate(truth.items()):
+        write_nifti(root / image.format(name), scan(k))
+        write_labels(root / label.format(name), {1: inside})
+    assert detect(root) == "pairs"
+    assert not import_cohort([root], tmp_path / "cohort", names=names(tmp_path, "prostate: 1\n")).failed
+    found = images_and_labels(tmp_path / "cohort")
+    assert len(found) == 2
+    for k, inside in enumerate(truth.values()):
+        (labels,) = (labels for array, labels in found if np.array_equal(array, scan(k).array))
+        np.testing.assert_array_equal(labels == 1, inside)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"case_0000": "case_0000", "case_0001": "case_0001"},  # the layout of AMOS22, numbered from 0
+        {"x_0000": "x", "x_0000_0000": "x_0000"},  # nnU-Net's, with a case that is called like a channel
+    ],
+)
+def test_a_case_called_like_a_channel_keeps_its_scan(tmp_path: Path, files: dict[str, str]) -> None:
+    root, truth = tmp_path / "raw", (PROSTATE, BLADDER)
+    for k, (image, label) in enumerate(files.items()):
+        write_nifti(root / "imagesTr" / f"{image}.nii.gz", scan(k))
+        write_labels(root / "labelsTr" / f"{label}.nii.gz", {1: truth[k]})
+    write_dataset_json(root, {"prostate": 1}, 2, "", "users")
+    result = import_cohort([root], tmp_path / "cohort")
+    assert (len(result.cases), result.refused, result.left_out) == (2, (), ())
+    for array, labels in images_and_labels(tmp_path / "cohort"):
+        k = 0 if np.array_equal(array, scan(0).array) else 1
+        np.testing.assert_array_equal(array, scan(k).array)
+        np.testing.assert_array_equal(labels == 1, truth[k])
+
+
+def raw_data(root: Path, labels: dict[str, int], cases: dict[str, str]) -> Path:
+    """A data set of nnU-Net's: split to the name of its case, whose labels hold the value 1."""
+    for k, (split, name) in enumerate(cases.items()):
+        write_nifti(image_path(root, name, split), scan(k))
+        write_labels(label_path(root, name, split), {1: PROSTATE})
+    write_dataset_json(root, labels, 1, "", "users")
+    return root
+
+
+def test_a_name_in_training_and_test_is_told_with_advice_that_helps(tmp_path: Path) -> None:
+    root = raw_data(tmp_path / "raw", {"prostate": 1}, {"Tr": "a", "Ts": "a"})
+    (line,) = import_cohort([root], tmp_path / "cohort").refused
+    assert "imagesTs/a_0000.nii.gz: has the name of" in line
+    assert line.endswith("rename one of the two, scan and labels alike")
+
+
+@pytest.mark.parametrize("name", ["prostate", "Prostate", "PROSTATE"])
+def test_without_a_names_file_capitals_of_the_prostate_do_not_count(tmp_path: Path, name: str) -> None:
+    root = raw_data(tmp_path / "raw", {"bladder": 2, name: 1}, {"Tr": "a"})
+    import_cohort([root], tmp_path / "cohort")
+    assert read_cohort(tmp_path / "cohort").info.labels == {"prostate": 1}
+    ((_, labels),) = images_and_labels(tmp_path / "cohort")
+    np.testing.assert_array_equal(labels == 1, PROSTATE)
+
+
+def test_where_nothing_is_called_prostate_what_is_there_is_named(tmp_path: Path) -> None:
+    root = raw_data(tmp_path / "raw", {"CTV": 1, "bladder": 2}, {"Tr": "a"})
+    words = r"layout nnunet: no structure is called prostate; there are 'CTV', 'bladder'\. Say in a file"
+    with pytest.raises(InputError, match=words):
+        import_cohort([root], tmp_path / "cohort")
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_voxels_that_nobody_judged_are_refused_with_advice(tmp_path: Path) -> None:
+    root = raw_data(tmp_path / "raw", {"prostate": 2, "ignore": 1}, {"Tr": "a"})
+    words = r"a\.nii\.gz: the value 1 is nnU-Net's ignore label; expected 0 or 2; an import keeps no such voxels"
+    with pytest.raises(InputError, match=words):
+        import_cohort([root], tmp_path / "cohort")
+
+
+def test_a_folder_of_links_has_the_names_of_the_links(tmp_path: Path) -> None:
+    """In an archive with a folder for each version all subjects may end in one name, or in a patient's."""
+    for k, inside in ((1, PROSTATE), (2, BLADDER)):
+        folder = tmp_path / "archive" / str(k) / "secret"
+        write_nifti(folder / "ct.nii.gz", scan(k))
+        write_nifti(folder / "segmentations" / "prostate.nii.gz", scan().with_array(inside))
+        (tmp_path / "ts").mkdir(exist_ok=True)
+        (tmp_path / "ts" / f"s{k}").symlink_to(folder)
+    (tmp_path / "ts" / "again").symlink_to(tmp_path / "archive" / "1" / "secret")
+    result = import_cohort([tmp_path / "ts"], tmp_path / "cohort")
+    assert len(result.cases) == 2
+    assert hashed("ts", "s2") in result.cases
+    assert not result.refused
+    assert ["is the same scan as" in line for line in result.left_out] == [True]
+    np.testing.assert_array_equal(labels_of(read_cohort(tmp_path / "cohort"), hashed("ts", "s2")), BLADDER)
+    assert "secret" not in (tmp_path / "cohort" / "import.json").read_text()
+
+
+def test_the_folder_one_stands_in_has_its_name_and_that_is_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totalsegmentator(tmp_path / "ts")
+    monkeypatch.chdir(tmp_path / "ts" / "s0001")
+    (case,) = import_cohort([Path()], tmp_path / "cohort").cases
+    assert case == hashed("s0001", "s0001")
+    record = (tmp_path / "cohort" / "import.json").read_text()
+    assert f'"source": "{hashed("s0001")}"' in record
+    assert "s0001" not in record
+
+
+@pytest.mark.parametrize("layout", ["pairs", "totalsegmentator"])
+def test_a_patients_json_says_which_cases_are_of_one_patient(tmp_path: Path, layout: str) -> None:
+    image, label = {
+        "pairs": ("images/{}.nii.gz", "labels/{}.nii.gz"),
+        "totalsegmentator": ("{}/ct.nii.gz", "{}/segmentations/1.nii.gz"),
+    }[layout]
+    root = tmp_path / "in"
+    for k, name in enumerate("abc"):
+        write_nifti(root / image.format(name), scan(k))
+        write_labels(root / label.format(name), {1: PROSTATE})
+    (root / "patients.json").write_text('{"a": "x", "b": "x"}')
+    assert detect(root) == layout
+    result = import_cohort([root], tmp_path / "cohort", names=names(tmp_path, "prostate: 1\n"))
+    patients = json.loads((tmp_path / "cohort" / "patients.json").read_text())
+    first, second, third = (patients[hashed("in", name)] for name in "abc")
+    assert first == second != third
+    assert result.patients == 2
+    assert any("patients.json: does not name c; each counts as a patient of its own" in n for n in result.notes)

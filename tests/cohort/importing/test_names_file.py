@@ -59,6 +59,10 @@ def test_a_spelling_of_a_structure_is_not_ignored_by_a_star(tmp_path: Path) -> N
         ("prostate: [no]\n", "spelling False, which is no text; put it in quotes"),
         ("prostate: [1.5]\n", "which is no text"),
         ("background: [a]\n", "cannot be named 'background'"),
+        ("prostate: [a]\nBackground: [b]\n", "cannot be named 'Background'"),
+        ("prostate: [a]\nIgnore: [b]\n", "Ignore would be the name of a structure; write ignore in small letters"),
+        ("[Prostate, PROSTATE]: prostate\n", "not a readable YAML file .*unhashable key"),
+        ("{Prostate: a}: prostate\n", "not a readable YAML file .*unhashable key"),
         ("prostate: [a]\nbladder: [b, a]\n", "spelling 'a' is under prostate and under bladder; keep one"),
         ("prostate: [a]\nignore: [a]\n", "spelling 'a' is under prostate and under ignore"),
         ("prostate: [a]\nundecided: [a]\n", "spelling 'a' is under prostate and under undecided"),
@@ -93,6 +97,14 @@ def test_the_skeleton_is_a_names_file_in_which_nothing_is_lost(tmp_path: Path) -
     assert names.structures == {"prostate": ("Prostate", "PROSTATE"), "femur_left": ("Femoral Head Lt",)}
     assert '"PROSTATE"  # 3 cases, 1 with nothing drawn' in text
     assert '"*"  # 3 cases; 1 structure set without a scan' in text
+
+
+def test_a_number_or_a_mark_is_not_taken_for_the_structure_itself(tmp_path: Path) -> None:
+    plain = ["Prostate", "prostate", "PROS-TATE", "prostate/uterus", "(Prostate)", "Prostata."]
+    other = ["Prostate+5", "Prostate_2", "*Prostate", "Prostate~", "2 Prostate", "Prostaté", "Prostate^"]
+    names = read_names(written(tmp_path, skeleton([SpellingCount(s, 1, 0, 0, 0) for s in plain + other], 1)))
+    assert names.structures == {"prostate": tuple(plain)}
+    assert names.undecided == tuple(other)
 
 
 def test_tolerances_are_distances_of_its_structures(tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ def test_names_of_cases_are_hashed_as_whole_names(tmp_path: Path) -> None:
     assert privacy.written(f"{tmp_path}/ts/s1/ct.nii.gz: has no ls1") == f"ts/{hashed('s1')}/ct.nii.gz: has no ls1"
 
 
+@pytest.mark.parametrize("ending", ["", "_0000", "_seg", "_mask", "-label", ".seg", "_ct_seg"])
+def test_a_short_name_is_hashed_whatever_a_file_of_the_case_is_called_beside_it(ending: str) -> None:
+    privacy = Privacy()
+    for name in ("07", "071", "x"):
+        privacy.learn_identifier(name)
+    for name in ("07", "071", "x"):
+        text = "in labels/{}" + ending + ".nii.gz: has no box"
+        assert privacy.written(text.format(name)) == text.format(hashed(name))
+
+
 def test_a_name_that_begins_another_leaves_it_whole() -> None:
     privacy = Privacy()
     names = [f"pelvis{number}" for number in range(1, 20)]

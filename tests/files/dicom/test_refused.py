@@ -216,6 +216,17 @@ class TestRefusedSeries:
         (found,) = find_series(tmp_path).series
         assert len(found.files) == len(written.files)
 
+    @pytest.mark.parametrize(("count", "said"), [(1, "one-slice series"), (2, "two-slice series")])
+    def test_copies_are_no_slices_of_a_series_that_is_too_short(
+        self, tmp_path: Path, count: int, said: str
+    ) -> None:
+        written = write_series(tmp_path, shape=(count, 4, 4))
+        for k, file in enumerate((*written.files, *written.files)):
+            (tmp_path / f"copy{k}.dcm").write_bytes(file.read_bytes())
+        (refused,) = find_series(tmp_path).refused
+        assert said in refused.reason
+        assert refused.error is None
+
     def test_two_images_of_one_name_are_no_copies(self, tmp_path: Path) -> None:
         written = write_series(tmp_path)
         other = pydicom.dcmread(written.files[3])

@@ -130,6 +130,7 @@ class TestReading:
             with pytest.raises(InputError, match=r"frame of reference is 1\.2\.3\.4, but") as caught:
                 read_rtstruct(path, series)
             assert series.frame_of_reference_uid in str(caught.value)
+            assert "copy its contours to this scan in the program that registered the two" in str(caught.value)
 
     def test_one_roi_in_another_frame_is_refused_by_name(self, tmp_path: Path, series: CtSeries) -> None:
         def change(dataset: Dataset) -> None:

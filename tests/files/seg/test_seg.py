@@ -28,7 +28,7 @@ from metricunet.files.dicom.identity import Identity
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.write import write_rtstruct
-from metricunet.files.seg.read import read_seg
+from metricunet.files.seg.read import describe_seg, read_seg, read_segments
 from metricunet.files.seg.write import write_seg
 from metricunet.volume import Geometry, Volume
 from tests.support.dicom_series import ORIENTATIONS, write_series
@@ -400,6 +400,19 @@ class TestReading:
         assert tuple(read_seg(path, series, ["Bladder"])) == ("Bladder",)
         with pytest.raises(InputError, match="no segment 'Rectum'; it has Prostate, Bladder"):
             read_seg(path, series, ["Rectum"])
+
+    def test_two_segments_of_one_label_cost_no_other(self, series: CtSeries, mask: Volume, tmp_path: Path) -> None:
+        parts = [mask.with_array(mask.array & (np.arange(SHAPE[2]) % 3 == k)) for k in range(3)]
+        path = foreign(tmp_path / "a.dcm", series, parts, names=("Lesion", "Prostate", "Lesion"))
+        np.testing.assert_array_equal(read_seg(path, series, ["Prostate"])["Prostate"].array, parts[1].array)
+        for names in (None, ["Prostate", "Lesion"]):
+            with pytest.raises(InputError, match="segments 1 and 3 are both named 'Lesion'"):
+                read_seg(path, series, names)
+        found = read_segments(path, series)
+        assert [(one.number, one.name) for one in found] == [(1, "Lesion"), (2, "Prostate"), (3, "Lesion")]
+        for one, part in zip(found, parts, strict=True):
+            np.testing.assert_array_equal(one.mask.array, part.array)
+        assert describe_seg(path).names == ("Lesion", "Prostate", "Lesion")
 
     def test_empty_frames_beside_the_scan_do_no_harm(self, series: CtSeries, mask: Volume, tmp_path: Path) -> None:
         wide = mask.crop((-3, 0, 0), (SHAPE[0] + 5, *SHAPE[1:]))

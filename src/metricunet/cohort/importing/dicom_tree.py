@@ -22,6 +22,7 @@ from metricunet.files.dicom.series import CtSeries, RefusedSeries, SeriesSearch,
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.rtstruct.model import RtStruct, RtStructure
 from metricunet.files.rtstruct.read import read_rtstruct
+from metricunet.files.rtstruct.references import OTHER_FRAME_ADVICE
 from metricunet.progress import Bars
 from metricunet.volume import Volume
 
@@ -334,8 +335,8 @@ def _owner(origin: _Origin, header: Dataset, search: SeriesSearch, series_of: Ma
         wanted = named[0].frame_of_reference_uid
         if origin.frame_uid not in (None, wanted):
             return (
-                f"frame of reference is {origin.frame_uid}, but {wanted} in series {series_uid}; choose the set "
-                "that was drawn on this scan, or give the registration (REG) that joins the two"
+                f"frame of reference is {origin.frame_uid}, but {wanted} in series {series_uid}; "
+                f"{OTHER_FRAME_ADVICE}"
             )
         return named[0]
     refused: list[RefusedSeries] = [r for r in search.refused if r.series_uid and r.series_uid == series_uid]

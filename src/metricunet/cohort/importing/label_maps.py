@@ -6,16 +6,17 @@ A label map speaks of every voxel: a structure that has a value and no voxel is 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from metricunet.cohort.contoured import read_not_contoured
+from metricunet.cohort.importing.names_file import listed
 from metricunet.cohort.importing.privacy import Privacy, hashed, shown
 from metricunet.cohort.importing.source import CohortPart, Found, LeftOut, Named, Region, SourceCase
 from metricunet.cohort.layout import CHANNEL_SUFFIX, read_dataset_json
-from metricunet.cohort.splits import patients_of
+from metricunet.cohort.splits import PATIENTS_NAME, patients_of
 from metricunet.errors import InputError, told
 from metricunet.files import slicer
 from metricunet.files.grids import difference
@@ -29,7 +30,8 @@ SPLITS: dict[str, CohortPart] = {"Tr": "Tr", "Va": "Tr", "Ts": "Ts"}
 #: AMOS22 gives the prostate of men and the uterus of women one label.
 BOTH_SEXES = "prostate/uterus"
 AMOS_SEXES = "labeled_data_meta_*.csv"
-#: Names of folders that hold the two halves of pairs, and what a label map's name may have in addition.
+#: Names of folders that hold the two halves of pairs, and what a label map's name may have in addition, in
+#: capitals or not.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "scans", "ct", "cts", "volumes")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "segmentations", "segmentation", "segs", "seg")
 LABEL_ENDINGS = ("_seg", "_segmentation", "_label", "_labels", "_mask", "-seg", "-label", "-mask", ".seg")
@@ -72,10 +74,13 @@ class LabelMapCase(SourceCase):
         array = on_grid(self.labels, image.geometry, self.image.name)
         strange = sorted(set(np.unique(array).tolist()) - {0, *self.values.values()})
         if strange:
-            what = "is nnU-Net's ignore label" if strange[0] == self.ignore else "has no name"
+            what, advice = "has no name", "name it, or correct the label map"
+            if strange[0] == self.ignore:
+                what = "is nnU-Net's ignore label"
+                advice = "an import keeps no such voxels: train on the data set as it is, or relabel them"
             raise InputError(
                 f"{self.labels}: the value {strange[0]} {what}; expected 0 or "
-                f"{', '.join(map(str, sorted(self.values.values())))}"
+                f"{', '.join(map(str, sorted(self.values.values())))}; {advice}"
             )
         for named in wanted:
             if named.spelling in self.not_contoured:
@@ -130,8 +135,8 @@ def find_nnunet(root: Path, privacy: Privacy, bars: Bars) -> Found:
     unknown = read_not_contoured(root, info.labels)
     women = _women(root) if BOTH_SEXES in info.labels else None
     for folder, split in SPLITS.items():
-        images = _by_name(_scans(root / f"images{folder}"), _image_name)
         labels = _by_name(_scans(root / f"labels{folder}"), case_name)
+        images = _scans_by_case(_scans(root / f"images{folder}"), labels, (CHANNEL_SUFFIX,))
         if folder == "Tr" and info.listed:
             there = {
                 name: files
@@ -168,6 +173,7 @@ def find_nnunet(root: Path, privacy: Privacy, bars: Bars) -> Found:
                     found.left_out.append(LeftOut(name, f"{scans[0]}: {told(error)}", error=error))
                 else:
                     found.cases.append(case)
+    note_strangers(found, root, patients)
     if BOTH_SEXES in info.labels and women is None:
         found.notes.append(
             f"label {BOTH_SEXES} is the uterus of women, and no {AMOS_SEXES} says who is one: put AMOS22's "
@@ -176,8 +182,13 @@ def find_nnunet(root: Path, privacy: Privacy, bars: Bars) -> Found:
     return found
 
 
-def _image_name(path: Path) -> str:
-    return case_name(path).removesuffix(CHANNEL_SUFFIX)
+def note_strangers(found: Found, root: Path, patients: Mapping[str, str]) -> None:
+    """Say which of the cases found a patients.json leaves out: each counts as a patient of its own."""
+    strangers = [case.identity for case in found.cases if case.identity not in patients]
+    if patients and strangers:
+        found.notes.append(
+            f"{root / PATIENTS_NAME}: does not name {listed(strangers)}; each counts as a patient of its own"
+        )
 
 
 def _scans(folder: Path) -> list[Path]:
@@ -214,7 +225,7 @@ def find_pairs(root: Path, privacy: Privacy, bars: Bars) -> Found:
     where there is one, else by their values: "1", "2", ...
 
     Raises:
-        InputError: no pair there.
+        InputError: no pair there, or a dataset.json or patients.json that cannot be used.
     """
     found = Found(PAIRS)
     pairs = pairs_in(root)
@@ -224,6 +235,7 @@ def find_pairs(root: Path, privacy: Privacy, bars: Bars) -> Found:
             "CASE.nii.gz and CASE_seg.nii.gz"
         )
     info = read_dataset_json(root) if (root / "dataset.json").is_file() else None
+    patients = patients_of(root)
     values: set[int] = set()
     whole: list[tuple[str, Path, Path]] = []
     segments: dict[str, dict[str, int]] = {}
@@ -252,9 +264,11 @@ def find_pairs(root: Path, privacy: Privacy, bars: Bars) -> Found:
     named = info.labels if info is not None else {str(value): value for value in sorted(values)}
     for name, image, labels in whole:
         try:
-            found.cases.append(LabelMapCase(image, labels, name, name, segments.get(name, named), root))
+            patient, own = patients.get(name, name), segments.get(name, named)
+            found.cases.append(LabelMapCase(image, labels, name, patient, own, root))
         except Exception as error:  # likewise
             found.left_out.append(LeftOut(name, f"{image}: {told(error)}", error=error))
+    note_strangers(found, root, patients)
     return found
 
 
@@ -269,10 +283,10 @@ def pairs_in(root: Path) -> dict[str, tuple[list[Path], list[Path]]]:
         there, masks = _scans(images[0]), _scans(labels[0])
     else:
         both = _scans(root)
-        masks = [path for path in both if case_name(path).endswith(LABEL_ENDINGS)]
-        there = [path for path in both if not case_name(path).endswith(LABEL_ENDINGS)]
-    scans = _by_name(there, lambda path: _stem(path, IMAGE_ENDINGS))
+        masks = [path for path in both if case_name(path).lower().endswith(LABEL_ENDINGS)]
+        there = [path for path in both if not case_name(path).lower().endswith(LABEL_ENDINGS)]
     maps = _by_name(masks, lambda path: _stem(path, LABEL_ENDINGS))
+    scans = _scans_by_case(there, maps, IMAGE_ENDINGS)
     if not scans.keys() & maps.keys():
         return {}
     return {name: (scans.get(name, []), maps.get(name, [])) for name in scans.keys() | maps.keys()}
@@ -284,6 +298,27 @@ def _by_name(paths: Iterable[Path], name_of: Callable[[Path], str]) -> dict[str,
     for path in paths:
         found.setdefault(name_of(path), []).append(path)
     return found
+
+
+def _scans_by_case(
+    paths: Sequence[Path], labelled: Collection[str], endings: Sequence[str]
+) -> dict[str, list[Path]]:
+    """Sort scans by their cases: one whose very name a label map bears is its scan, whatever the name ends in.
+
+    Args:
+        paths: the scans.
+        labelled: the cases of the label maps.
+        endings: what a scan's name may have in addition to its case's.
+    """
+    there = {case_name(path) for path in paths}
+
+    def case_of(path: Path) -> str:
+        name = case_name(path)
+        # Where there is a scan x_0000_0000 beside x_0000, that one belongs to the labels x_0000.
+        others = any(f"{name}{ending}" in there for ending in endings)
+        return name if name in labelled and not others else _stem(path, endings)
+
+    return _by_name(paths, case_of)
 
 
 def _several(case: str, scans: Sequence[Path], maps: Sequence[Path]) -> LeftOut | None:
@@ -298,6 +333,6 @@ def _several(case: str, scans: Sequence[Path], maps: Sequence[Path]) -> LeftOut 
 def _stem(path: Path, endings: Sequence[str]) -> str:
     name = case_name(path)
     for ending in endings:
-        if name.endswith(ending) and len(name) > len(ending):
+        if name.lower().endswith(ending) and len(name) > len(ending):
             return name[: -len(ending)]
     return name

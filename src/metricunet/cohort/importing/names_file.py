@@ -30,7 +30,10 @@ from metricunet.files.yaml_file import read_yaml
 RESERVED = ("ignore", "absent", "match_case", "undecided", "codes", "tolerance_mm")
 #: What nnU-Net keeps for itself among the names of labels.
 TAKEN = ("background",)
-#: Spellings that a skeleton puts under a structure, without anything but letters.
+#: Signs that may stand between the letters of a spelling that a skeleton puts under a structure. A number may be a
+#: margin (Rectum+5) or a version, and any other sign a mark.
+_PLAIN = re.compile(r"[A-Za-z\s_./,()-]+")
+#: These spellings, without anything but letters.
 GUESSES = {
     "prostate": ("prostate", "prostata", "prostateuterus"),
     "bladder": ("bladder", "urinarybladder"),
@@ -110,6 +113,11 @@ def read_names(path: Path) -> NamesFile:
             f"{path}: expected lines such as 'prostate: [Prostate, PROSTATE]'; "
             f"{argument('list_names')} prints them"
         )
+    for name in map(str, content):
+        if name not in RESERVED and name.casefold() in RESERVED:
+            raise InputError(
+                f"{path}: {name} would be the name of a structure; write {name.casefold()} in small letters"
+            )
     match_case = content.get("match_case", True)
     if not isinstance(match_case, bool):
         raise InputError(f"{path}: match_case is {match_case!r}, expected true or false")
@@ -181,7 +189,7 @@ def _check(path: Path, names: NamesFile) -> None:
     if not names.structures:
         raise InputError(f"{path}: names no structure; expected lines such as 'prostate: [Prostate, PROSTATE]'")
     for name, spellings in names.structures.items():
-        if name in TAKEN or name != name.strip() or not name:
+        if name.casefold() in TAKEN or name != name.strip() or not name:
             raise InputError(f"{path}: a structure cannot be named {name!r}; choose another name")
         if not spellings:
             raise InputError(f"{path}: {name} has no spelling; list those of its name, or take it out")
@@ -243,7 +251,8 @@ def skeleton(counts: Sequence[SpellingCount], n_cases: int, known: NamesFile | N
         counts = [one for one in counts if not known.sorts(one.spelling)]
     placed: dict[str, list[SpellingCount]] = {}
     for count in counts:
-        letters = re.sub(r"[^a-z]", "", count.spelling.lower())
+        is_plain = _PLAIN.fullmatch(count.spelling) is not None
+        letters = re.sub(r"[^a-z]", "", count.spelling.lower()) if is_plain else ""
         name = next((name for name, plain in GUESSES.items() if letters in plain), "undecided")
         placed.setdefault(name, []).append(count)
     order = sorted(placed, key=lambda name: [*GUESSES, "undecided"].index(name))
@@ -291,6 +300,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         keys: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused below: a list or an object is no name
             if key.value in keys:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value!r} occurs twice; join the two", key.start_mark

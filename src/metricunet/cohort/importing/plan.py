@@ -83,7 +83,7 @@ def default_names(found: Sequence[Found]) -> NamesFile:
     """Return the names that are used without a names file.
 
     Raises:
-        InputError: a layout whose spellings anybody chose.
+        InputError: a layout whose spellings anybody chose, or of which no case has a structure of such a name.
     """
     own: dict[str, tuple[str, ...]] = {name: (name,) for one in found for name in one.structures}
     layouts = tuple(dict.fromkeys(one.layout for one in found))
@@ -93,7 +93,16 @@ def default_names(found: Sequence[Found]) -> NamesFile:
             f"layout {', '.join(layouts)} has no fixed names of structures: list the spellings "
             f"with {argument('list_names')}, sort them in a file names.yaml, and give it by {argument('names')}"
         )
-    return NamesFile("the layout's own names", structures, ignore=("*",))
+    # A fixed name is meant in whatever capitals it is written; what a model calls its structures is exact.
+    names = NamesFile("the layout's own names", structures, ignore=("*",), match_case=bool(own))
+    there = dict.fromkeys(named.spelling for one in found for case in one.cases for named in case.structures)
+    if there and not any(map(names.structure_of, there)):
+        raise InputError(
+            f"layout {', '.join(layouts)}: no structure is called {' or '.join(structures)}; there are "
+            f"{listed(map(repr, there))}. Say in a file names.yaml what they are ({argument('list_names')} lists "
+            f"them), and give it by {argument('names')}"
+        )
+    return names
 
 
 def plan_import(found: Sequence[Found], names: NamesFile) -> ImportPlan:
@@ -109,7 +118,7 @@ def plan_import(found: Sequence[Found], names: NamesFile) -> ImportPlan:
             "each to a structure or to ignore"
         )
     _check_all_mapped(sources, names)
-    absent = _absences(sources, names)
+    absent = _absences(sources, names, [entry for one in found for entry in one.left_out])
     cases: list[PlannedCase] = []
     left_out: list[LeftOut] = []
     ignored: Counter[str] = Counter()
@@ -190,13 +199,18 @@ def _doubles(source: SourceCase, names: NamesFile) -> str:
     return f"{source.location}: drawn twice: {'; '.join(doubles)}; {', or '.join(dict.fromkeys(advice))}"
 
 
-def _absences(sources: Sequence[SourceCase], names: NamesFile) -> dict[str, tuple[str, ...]]:
+def _absences(
+    sources: Sequence[SourceCase], names: NamesFile, left_out: Sequence[LeftOut]
+) -> dict[str, tuple[str, ...]]:
     """Return case to the structures that it does not hold, as the names file says."""
     found: dict[str, list[str]] = {}
+    # Of what was refused: its name, which a description may follow, and the name of the case that it would be.
+    refused = {part for lost in left_out if lost.refused for part in (lost.what, lost.what.split(" ")[0])}
+    refused |= set(map(hashed, refused))
     for structure, stated in names.absent.items():
         for entry in stated:
             meant = [s for s in sources if entry in (s.name, s.patient, s.identity)]
-            if not meant:
+            if not meant and entry not in refused:
                 raise InputError(
                     f"{names.source}: absent.{structure} names {entry!r}, which is no case, patient or series here"
                 )

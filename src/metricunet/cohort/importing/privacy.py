@@ -41,8 +41,9 @@ COMMON = frozenset(
     }
 )
 SHORTEST_NAME = 2
-#: Of identifiers shorter than this only whole file names and words are taken for them.
-SHORTEST_IDENTIFIER = 4
+#: Of identifiers shorter than this only words are taken for them, and what a file's name begins with before one of
+#: these signs, as in 07_seg.nii.gz.
+SHORTEST_IDENTIFIER, AFTER_NAME = 4, "._-"
 #: Names of so few letters are parts of other words; and the first of the signs of Chinese and Japanese names.
 LONGEST_CHANCE, FIRST_SIGN = 3, "\u2e80"
 _UID = re.compile(r"(?<!\d)(?<!\d\.)[0-2](?:\.\d+){4,}")
@@ -203,7 +204,7 @@ class Privacy:
                 pieces = [self._in_pieces(first, shorter, is_start)]
                 pieces += [self._in_pieces(other, shorter, is_start=False) for other in others]
                 return hashed(identifier).join(pieces)
-            if is_start and piece.startswith((f"{identifier}.", f"{identifier}_0000.")):
+            if is_start and piece.startswith(tuple(identifier + sign for sign in AFTER_NAME)):
                 return hashed(identifier) + piece[len(identifier) :]
         return piece
 

@@ -132,6 +132,7 @@ def import_cohort(
         found = [find_cases(source, layout, privacy, bars) for source in sources]
         _drop_twins(found)
         join_patients(case for one in found for case in one.cases)
+        _note_one_patient(found)
         left_out = [entry for one in found for entry in one.left_out]
         withdrawn = {name for one in found for name in one.withdrawn}
         if not any(one.cases for one in found):
@@ -237,12 +238,24 @@ def _drop_twins(found: Sequence[Found]) -> None:
                 reason = f"{case.location}: is the same scan as {same.location}; it counts once"
                 one.left_out.append(LeftOut(case.identity, reason, False, len(case.files)))
             elif namesake is not None:
-                reason = f"{case.files[0]}: has the name of {namesake.files[0]}; rename the folder of one source"
+                # Cases of one source are told apart by their own names alone, as in imagesTr and imagesTs.
+                what = "one of the two, scan and labels alike" if namesake in kept else "the folder of one source"
+                reason = f"{case.files[0]}: has the name of {namesake.files[0]}; rename {what}"
                 one.left_out.append(LeftOut(case.identity, reason, True, len(case.files)))
             else:
                 by_name[case.name] = by_file[file] = case
                 kept.append(case)
         one.cases = kept
+
+
+def _note_one_patient(found: Sequence[Found]) -> None:
+    """Say so where all cases are of one patient, as after an export that gives one PatientID to all."""
+    cases = [case for one in found for case in one.cases]
+    if len(cases) > 1 and len({case.patient for case in cases}) == 1:
+        found[0].notes.append(
+            f"all {len(cases)} cases are of one patient, so no fold can part them; if they are of several, whom "
+            f"anonymising gave one PatientID, give each a word of its own in the cohort's {PATIENTS_NAME}"
+        )
 
 
 def _take_back(own: OwnFiles) -> None:

@@ -378,19 +378,23 @@ def _without_overviews(files: Sequence[DicomFile]) -> tuple[list[DicomFile], lis
     return [file for file in files if not any(file is overview for overview in overviews)], overviews
 
 
+def _check_count(first: Path, count: int) -> None:
+    if count < FEWEST_SLICES:
+        raise InputError(
+            f"{first}: belongs to a {['', 'one', 'two'][count]}-slice series, at least {FEWEST_SLICES} slices are "
+            "expected; export the whole scan"
+        )
+
+
 def _series(uid: str, files: Sequence[DicomFile], allow: Allow) -> CtSeries:
     if not uid:
         raise InputError(f"{files[0].path}: SeriesInstanceUID is missing; export the series again from its source")
     for file in files:
         check_kind(file)
     frames = [frame for file in files for frame in split_frames(file)]
-    if len(frames) < FEWEST_SLICES:
-        count = {1: "one-slice", 2: "two-slice"}[len(frames)]
-        raise InputError(
-            f"{files[0].path}: belongs to a {count} series, at least {FEWEST_SLICES} slices are expected; "
-            "export the whole scan"
-        )
+    _check_count(files[0].path, len(frames))
     slices = once_each([read_slice(frame) for frame in frames])
+    _check_count(files[0].path, len(slices))  # of three files two may be copies
     check_one_scan(slices)
     stack = stack_slices(slices, allow)
     first = stack.slices[0]

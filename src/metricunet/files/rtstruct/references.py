@@ -18,6 +18,11 @@ from metricunet.volume import FloatArray
 
 #: A contour may lie this far from the plane of the image that it names.
 NAMED_IMAGE_MM = 0.1
+#: No command takes a registration: only the program that made it can move contours.
+OTHER_FRAME_ADVICE = (
+    "choose the set that was drawn on this scan, or copy its contours to this scan in the program that registered "
+    "the two"
+)
 
 
 @dataclass(frozen=True)
@@ -126,21 +131,22 @@ def check_frames(
             result.append(structure)
             continue
         where = f"frame of reference is {uid}, but {wanted} in series {series.series_uid}"
-        advice = "choose the set that was drawn on this scan, or give the registration (REG) that joins the two"
         own = f"ROI '{structure.name}': " if structure.frame_of_reference_uid else ""
-        first = first or f"{path}: {own}{where}; {advice}"
+        first = first or f"{path}: {own}{where}; {OTHER_FRAME_ADVICE}"
         if not structure.contours:
             result.append(structure)
             continue
         if notes is not None:
             notes.append(f"{path}: ROI '{structure.name}': {where}; it cannot be used on this scan")
-        result.append(without_contours(structure, f"cannot be used on this scan: its {where}; {advice}"))
+        result.append(
+            without_contours(structure, f"cannot be used on this scan: its {where}; {OTHER_FRAME_ADVICE}")
+        )
     if first and not any(s.contours for s in result):
         raise InputError(first)
     if not structures and frame not in (None, wanted):
         raise InputError(
             f"{path}: frame of reference is {frame}, but {wanted} in series {series.series_uid}; "
-            "choose the set that was drawn on this scan, or give the registration (REG) that joins the two"
+            f"{OTHER_FRAME_ADVICE}"
         )
     return tuple(result)
 

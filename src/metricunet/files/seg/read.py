@@ -42,12 +42,21 @@ class _Frame:
     steps_mm: FloatArray
 
 
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A segment as read: its number, its label, and its mask, uint8 of 0 and 1 on the scan's own grid."""
+
+    number: int
+    name: str
+    mask: Volume
+
+
 @dataclass(frozen=True)
 class SegDescription:
     """What a segmentation says of itself.
 
     Attributes:
-        names: labels of its segments, in the order of the file.
+        names: labels of its segments, in the order of the file; one may occur twice.
         frame_uid: frame of reference, if it states one.
         series_uids: SeriesInstanceUID of each series that it refers to.
     """
@@ -61,7 +70,7 @@ def describe_seg(path: Path) -> SegDescription:
     """Read which segments a segmentation has, and what it was made on, but no voxel.
 
     Raises:
-        InputError: not a DICOM segmentation, damaged, or two segments of one label.
+        InputError: not a DICOM segmentation, or damaged.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd but harmless values in others' files
@@ -89,8 +98,31 @@ def read_seg(path: Path, series: CtSeries, names: Collection[str] | None = None)
         For each segment's label its mask, uint8 of 0 and 1, on `series.geometry`.
 
     Raises:
-        InputError: not a DICOM segmentation, damaged, two segments of one label, none of a name, in another
-            frame of reference than `series`, or with voxels on slices or a grid that the scan does not have.
+        InputError: as `read_segments`; none of a name that is asked for, or two.
+    """
+    found = read_segments(path, series, names)
+    masks: dict[str, Segment] = {}
+    for one in found:
+        other = masks.setdefault(one.name, one)
+        if other is not one:
+            raise InputError(
+                f"{path}: segments {other.number} and {one.number} are both named '{one.name}'; give each a name "
+                "of its own"
+            )
+    return {name: one.mask for name, one in masks.items()}
+
+
+def read_segments(path: Path, series: CtSeries, names: Collection[str] | None = None) -> tuple[Segment, ...]:
+    """Read the segments of a segmentation, in the order of the file, as `read_seg` does; a label may occur twice.
+
+    Args:
+        path: the file.
+        series: the scan that it was made on.
+        names: the segments to read, by label; all by default.
+
+    Raises:
+        InputError: not a DICOM segmentation, damaged, none of a name, in another frame of reference than
+            `series`, or with voxels on slices or a grid that the scan does not have.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd but harmless values in others' files
@@ -110,7 +142,7 @@ def read_seg(path: Path, series: CtSeries, names: Collection[str] | None = None)
             raise
         except _BAD as error:
             raise _damaged(path, error) from error
-    return {name: Volume(masks[number], series.geometry) for number, name in wanted.items()}
+    return tuple(Segment(n, name, Volume(masks[n], series.geometry)) for n, name in wanted.items())
 
 
 def _damaged(path: Path, error: BaseException) -> InputError:
@@ -145,11 +177,6 @@ def _segments(path: Path, dataset: Dataset) -> dict[int, str]:
                 continue
             if number in found:
                 raise InputError(f"{path}: two segments have the number {number}; export it again")
-            if label in found.values():
-                other = next(n for n, name in found.items() if name == label)
-                raise InputError(
-                    f"{path}: segments {other} and {number} are both named '{label}'; give each a name of its own"
-                )
             found[number] = label
     except InputError:
         raise
