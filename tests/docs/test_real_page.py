@@ -9,6 +9,8 @@ from statistics import mean
 
 import pytest
 
+from metricunet.files.model import read_card
+from metricunet.inference.models import SHIPPED
 from tests.support.scripts import docs_script
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -28,6 +30,15 @@ def test_each_scan_that_was_looked_at_is_shown() -> None:
         assert (DOCS / "real" / f"{scan}.svg").is_file()
         # Below the picture or in the table of the readings: where it comes from, and its licence.
         assert re.search(rf"`{scan}`[^|]*\([^)]*(CC BY 3\.0|CC0|Apache-2\.0)\)", PAGE), scan
+
+
+def test_nothing_is_outlined_where_no_gland_was_found() -> None:
+    names = [name.replace("_", " ") for name in read_card(SHIPPED).labels]
+    for row in rows_of("found"):
+        words = re.findall(
+            r">([a-z ]+)</text>", (DOCS / "real" / f"{row['scan']}.svg").read_text(encoding="utf-8")
+        )
+        assert bool(set(words) & set(names)) == (row["status"] == "found"), row["scan"]
 
 
 @pytest.mark.parametrize("scan", ["pelvis_ct_dicom", "example_ct"])
