@@ -1,6 +1,6 @@
-"""Redraw the tables of docs/phantom.md: real against phantom, and reader against reader.
+"""Redraw the tables of docs/phantom.md: real against phantom, reader against reader, MRI against phantom.
 
-    python docs/make_phantom_table.py [--seeds 24] [--first 0] [--write]
+    python docs/make_phantom_table.py [--seeds 24] [--first 0] [--glands FOLDER] [--write]
 
 Prints the tables as Markdown; with --write they replace those between the markers in docs/phantom.md. Any labelled
 scan can be measured as the phantoms are, by `measure_scan`.
@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.evaluation.measures import measure
-from metricunet.phantom import STRUCTURES, Phantom, make_phantom
+from metricunet.files.nifti import read_labels
+from metricunet.phantom import STRUCTURES, Phantom, draw_phantom, make_phantom
 from metricunet.volume import Volume
 
 #: Mean HU, noise and its grain on one real planning scan of 1 mm pixels, contoured by clinicians.
@@ -56,6 +58,16 @@ ROWS = {
     "grain 2": "noise autocorrelation at 2 px",
     "grain 3": "noise autocorrelation at 3 px",
 }
+#: Of a gland: what is measured, how it is called, and its digits.
+GLAND_ROWS = {
+    "volume": ("volume, mL", 0),
+    "height": ("height over width", 2),
+    "depth": ("depth over width", 2),
+    "skew": ("left half less right half, over both", 3),
+    "tip": ("how much higher the left half lies, over half the height", 2),
+}
+#: Voxels that the glands of phantoms are measured on.
+GLAND_STEP_MM = 1.0
 Values = Mapping[str, Sequence[float]]
 
 
@@ -200,6 +212,60 @@ def collect(seeds: Sequence[int]) -> tuple[dict[str, list[float]], dict[str, lis
     return images, drawn
 
 
+def measure_gland(mask: Volume) -> dict[str, float]:
+    """Measure the size of a gland, and how alike its halves are.
+
+    Args:
+        mask: not 0 in the gland.
+
+    Returns:
+        `volume` in mL; `height` and `depth` of its box over the box's width; `skew`, the volume of the left half
+        of the box less that of the right one, over both; `tip`, how much higher the centre of what the left half
+        holds lies than that of the right one, over half the height.
+    """
+    gland = mask.canonical()
+    index = np.argwhere(gland.array)
+    low, high = index.min(axis=0), index.max(axis=0) + 1
+    height, depth, width = (high - low) * np.asarray(gland.spacing_mm)
+    # Where the middle runs through voxels, half of each is on either side.
+    left = np.clip(index[:, 2] + 1.0 - (low[2] + high[2]) / 2, 0.0, 1.0)
+    z = index[:, 0] * gland.spacing_mm[0]
+    centres = [float((z * side).sum() / side.sum()) for side in (left, 1 - left)]
+    return {
+        "volume": len(index) * gland.geometry.voxel_volume_ml,
+        "height": float(height / width),
+        "depth": float(depth / width),
+        "skew": float((2 * left - 1).sum() / len(index)),
+        "tip": float((centres[0] - centres[1]) / (height / 2)),
+    }
+
+
+def collect_glands(masks: Iterable[Volume]) -> dict[str, list[float]]:
+    """Measure glands."""
+    found: dict[str, list[float]] = {name: [] for name in GLAND_ROWS}
+    for mask in masks:
+        for name, value in measure_gland(mask).items():
+            found[name].append(value)
+    return found
+
+
+def varied_glands(seeds: Sequence[int]) -> Iterator[Volume]:
+    """Yield the glands of `varied` phantoms, but for those that their scan cuts."""
+    for seed in seeds:
+        drawn = draw_phantom(seed, "varied")
+        if drawn.description["gland"] != "whole":
+            continue
+        low, high = (np.asarray(corner) for corner in drawn.gland_mm)
+        start, count = low - 3.0, np.ceil((high - low + 6.0) / GLAND_STEP_MM).astype(int)
+        grid = replace(
+            drawn.scan,
+            start_mm=(float(start[0]), float(start[1]), float(start[2])),
+            shape=(int(count[2]), int(count[1]), int(count[0])),
+            spacing_mm=(GLAND_STEP_MM,) * 3,
+        )
+        yield drawn.labels({"prostate": 1}, grid)
+
+
 def spread(values: Sequence[float], digits: int) -> str:
     """Mean, and the range of the middle 90 %."""
     if not values:
@@ -237,6 +303,21 @@ def reader_table(drawn: Values) -> str:
     return "\n".join(lines)
 
 
+def gland_table(men: Values, phantoms: Values) -> str:
+    """Glands drawn on MRI against those of `varied` phantoms."""
+    lines = [
+        "| quantity | men on MRI, median | 5 to 95 % | phantoms, median | 5 to 95 % |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, (title, digits) in GLAND_ROWS.items():
+        cells = []
+        for values in (men[name], phantoms[name]):
+            low, middle, high = np.percentile(values, [5, 50, 95])
+            cells.append(f"{middle:.{digits}f} | {low:.{digits}f} to {high:.{digits}f}")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def replaced(page: str, name: str, table: str) -> str:
     """Put a table between its markers."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", flags=re.DOTALL)
@@ -252,14 +333,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=24, help="how many phantoms to measure")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--write", action="store_true", help="replace the tables in docs/phantom.md")
+    parser.add_argument("--glands", type=Path, help="the table of glands alone, beside label maps in this folder")
     arguments = parser.parse_args()
     seeds = range(arguments.first, arguments.first + arguments.seeds)
-    images, drawn = collect(seeds)
     which = f"Seeds {seeds[0]} to {seeds[-1]}."
-    tables = {
-        "image table": f"{image_table(images)}\n\n{which}",
-        "reader table": f"{reader_table(drawn)}\n\n{which}",
-    }
+    if arguments.glands is None:
+        images, drawn = collect(seeds)
+        tables = {
+            "image table": f"{image_table(images)}\n\n{which}",
+            "reader table": f"{reader_table(drawn)}\n\n{which}",
+        }
+    else:
+        men = collect_glands(map(read_labels, sorted(arguments.glands.glob("*.nii.gz"))))
+        phantoms = collect_glands(varied_glands(seeds))
+        counts = f"{len(men['volume'])} men; {len(phantoms['volume'])} phantoms of the s{which[1:]}"
+        tables = {"gland table": f"{gland_table(men, phantoms)}\n\n{counts}"}
     page = PAGE.read_text(encoding="utf-8")
     for name, table in tables.items():
         print(table, end="\n\n")

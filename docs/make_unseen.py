@@ -35,6 +35,8 @@ STRUCTURES_SCORED = (
     "penile_bulb",
 )
 COLUMNS = ("case", "gland", "reach", "answer", "doubt", "volume_ml", "asd_mm", *STRUCTURES_SCORED, "reasons")
+#: What a verdict says of an organ that is not whole, after its name.
+CUT = " reaches the edge of the box that organs are looked for in"
 #: The model of a process, loaded once.
 _models: dict[str, mu.Model] = {}
 
@@ -87,6 +89,10 @@ def summary(rows: list[dict[str, str]]) -> list[str]:
     false = [row for row in absent if row["answer"] == "found"]
     missed = [row["case"] for row in present if row["answer"] != "found"]
     lines = [f"{len(rows)} phantoms: {len(present)} with a gland, missed {len(missed)} {missed or ''}"]
+    counts = {name: sum(f"{name}{CUT}" in row["reasons"] for row in present) for name in STRUCTURES_SCORED}
+    cut = sum(CUT in row["reasons"] for row in present)
+    named = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    lines.append(f"organs cut by their box in {cut} of {len(present)}: {named or 'none'}")
     for kind in sorted({row["gland"] for row in absent}):
         of_kind = [row for row in absent if row["gland"] == kind]
         wrong = [row["case"] for row in of_kind if row in false]

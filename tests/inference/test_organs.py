@@ -249,6 +249,22 @@ def test_the_files_hold_organs_and_target_alike(model: Path, scan: Volume, tmp_p
         assert drawn["volume_ml"] == pytest.approx(drawn["mask_volume_ml"], rel=0.03, abs=0.1)
 
 
+def test_where_stage_2_finds_no_target_nothing_else_is_kept(scan: Volume, tmp_path: Path) -> None:
+    """Stage 1 is mistaken, and what the networks see around its mistake would be written as organs."""
+    mistaken = written(tmp_path, bands=((500.0, 600.0), VESICLES), locate_bands=(GLAND_BAND, VESICLES))
+    found = Predictor([mistaken], "cpu", "fp32").predict(scan)
+    assert found.localisation.status != "absent"
+    assert (found.labels, dict(found.masks), found.organs) == (None, {}, None)
+    assert [crop.used for crop in found.crops] == [True]
+    assert not any(found.probability_map(name).array.any() for name in LABELS)
+    write_series(tmp_path / "ct", scan.array, spacing_mm=scan.spacing_mm)
+    out = tmp_path / "out"
+    (case,) = predict([tmp_path / "ct"], [mistaken], out, formats=("nifti", "rtstruct", "seg"), device="cpu").cases
+    assert case.verdict == "fail"
+    assert "empty" in case.flags
+    assert {path.name for path in out.iterdir()} == {f"{case.case}.quality.json", "run.json"}
+
+
 def test_the_organs_network_rests_where_none_of_its_structures_is_chosen(
     model: Path, scan: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,8 +103,7 @@ def test_averaging_uses_every_model(
     one = predictor.predict(unseen[0]).labels
     both = Predictor([tiny_model, tmp_path / "blind.safetensors"], "cpu", "fp32").predict(unseen[0]).labels
     assert one is not None
-    assert both is not None
-    assert (both.array > 0).sum() < (one.array > 0).sum()
+    assert both is None, "nothing of the target is left, and so nothing at all"
 
 
 def recalibrated(model: Path, output: Path, temperature: float) -> Path:

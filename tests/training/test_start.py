@@ -204,6 +204,39 @@ def test_a_stage_that_the_model_lacks_begins_anew(tiny_model: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("organs", "segment"), ("segment", "organs")])
+def test_a_structure_that_the_model_has_in_its_other_network_is_named(
+    tiny_model: Path, theirs: str, ours: str
+) -> None:
+    """Which network learns a structure the settings decide, and whoever begins from a model may not know."""
+    parent = read_parent(tiny_model)
+    named = {"prostate": "Prostate", "bladder": "Bladder"}
+    wide = {
+        stage: replace(spec, network={**spec.network, "classes": 3})
+        for stage, spec in (("locate", parent.card.locate), ("segment", parent.card.segment))
+    }
+    if theirs == "organs":
+        card = replace(parent.card, organs=parent.card.segment, organs_structures=("bladder",))
+        weights, specs = parent.weights, wide
+    else:
+        card = replace(parent.card, locate=wide["locate"], segment=wide["segment"])
+        weights = joined(*(build_network(**wide[stage].network).state_dict() for stage in ("locate", "segment")))
+        specs = {"locate": parent.card.locate, "segment": parent.card.segment, "organs": parent.card.segment}
+    card = replace(card, labels={"prostate": 1, "bladder": 2}, tg263=named)
+    parent = replace(parent, card=card, weights=weights)
+    staged = {"prostate": "Prostate", **({"urinary_bladder": "Bladder"} if ours == "segment" else {})}
+    structures: dict[str, dict[str, str]] = {"locate": staged, "segment": staged}
+    if ours == "organs":
+        structures["organs"] = {"urinary_bladder": "Bladder"}
+    _, inheritance = first_weights(parent, specs, structures, seed=0)
+    assert inheritance.elsewhere == inheritance.facts()["elsewhere"] == {"urinary_bladder": theirs}
+    assert inheritance.text().endswith(
+        "; the model has urinary_bladder in its organs' network: what organs.structures names of these is kept"
+        if theirs == "organs"
+        else "; the model has urinary_bladder in its stage 2: what organs.structures leaves out of these is kept"
+    )
+
+
 def encoder(weights: dict[str, Tensor]) -> dict[str, bytes]:
     return {name: t.numpy().tobytes() for name, t in weights.items() if name.split(".")[1] == "encoder"}
 

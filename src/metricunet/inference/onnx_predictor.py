@@ -83,7 +83,7 @@ class OnnxPredictor(Segmenter):
         chosen, gpu = provider_for(device, provider)
         opener = _openvino() if chosen == "openvino" else _onnxruntime(gpu)
         name = "openvino" if chosen == "openvino" else f"onnxruntime, {chosen}{'' if gpu is None else f':{gpu}'}"
-        super().__init__(models, [_load(path, opener, organs) for path in models], name, reruns, organs)
+        super().__init__(models, [opened_model(path, opener, organs) for path in models], name, reruns, organs)
 
 
 def provider_for(device: str, provider: str | None) -> tuple[Provider, int | None]:
@@ -111,7 +111,17 @@ def provider_for(device: str, provider: str | None) -> tuple[Provider, int | Non
     return ("openvino" if provider == "openvino" else "cpu"), None
 
 
-def _load(path: Path, opener: Opener, organs: bool) -> OnnxModel:
+def opened_model(path: Path, opener: Opener, organs: bool = True) -> OnnxModel:
+    """Read an exported model and make it ready to compute.
+
+    Args:
+        path: folder of the exported model.
+        opener: makes what computes a network of its ONNX file.
+        organs: whether the organs' network is wanted, where the model has one.
+
+    Raises:
+        InputError: a folder that is damaged, or a file that cannot be opened.
+    """
     exported = read_exported(path)
     wanted = {name: network for name, network in exported.networks.items() if organs or name != "organs"}
     networks = {name: _opened(network, opener) for name, network in wanted.items()}

@@ -156,6 +156,9 @@ class Segmenter:
                 view = None  # from there the target is not seen at all: the crop before stays
         assert kept is not None
         crops[used] = replace(crops[used], used=True)
+        if not kept.target.any():
+            # What lies around a mistake of stage 1 is a mistake, too: no other structure is kept either.
+            return Prediction(self.ensemble, found, scan.geometry, crops=tuple(crops))
         organs = None
         if self.organs and self.ensemble.organs_structures:
             organs = self._segment_organs(image, View(found.centre_mm), kept)

@@ -166,7 +166,8 @@ class Prediction:
         card: of the models that made it.
         localisation: what stage 1 found.
         geometry: of the scan.
-        labels: label values on the scan's own grid, uint8 where they fit; None where the target is absent.
+        labels: label values on the scan's own grid, uint8 where they fit; None where the target was not found: by
+            stage 1, or by stage 2 where stage 1 suspected it. Then no other structure is kept either.
         region: the label values of stage 2's structures on the part of the scan that it looked at.
         region_start: the region's first voxel in the scan.
         masks: of each structure that has a voxel, in the order of the card's labels.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,12 @@ from metricunet.structures import class_of
 
 #: The word for the model that comes with the package.
 BASE = "base"
+
+#: What is said of structures that begin anew though the model has them, by its stage that does.
+ELSEWHERE = {
+    "organs": "its organs' network: what organs.structures names of these is kept",
+    "segment": "its stage 2: what organs.structures leaves out of these is kept",
+}
 
 Spec = LocateSpec | SegmentSpec
 #: Structures of a network in the order of its classes, each with its standard name.
@@ -91,15 +97,19 @@ class Inheritance:
     Attributes:
         parent: that model.
         stages: for each stage what it inherits; None where the parent has no such stage.
+        elsewhere: structures that begin anew though the parent has them, each with its stage that does: `organs`
+            where the training has them in stage 2, `segment` where it has them in the organs' network.
     """
 
     parent: Parent
     stages: dict[str, Inherited | None]
+    elsewhere: dict[str, str] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """Return what run.json says of it."""
         stages = {name: None if found is None else asdict(found) for name, found in self.stages.items()}
-        return {"name": self.parent.name, "weights_sha256": self.parent.weights_sha256, "stages": stages}
+        more = {"elsewhere": self.elsewhere} if self.elsewhere else {}
+        return {"name": self.parent.name, "weights_sha256": self.parent.weights_sha256, "stages": stages, **more}
 
     def text(self) -> str:
         """Say in one line what is kept and what begins anew."""
@@ -107,7 +117,11 @@ class Inheritance:
         for stage, found in self.stages.items():
             stages.setdefault(_text(found), []).append(stage)
         said = "; ".join(f"{' and '.join(names)}: {text}" for text, names in stages.items())
-        return f"begins from {self.parent.name} ({said})"
+        line = f"begins from {self.parent.name} ({said})"
+        for stage, words in ELSEWHERE.items():
+            if names := [name for name, other in self.elsewhere.items() if other == stage]:
+                line += f"; the model has {', '.join(names)} in {words}"
+        return line
 
 
 def _text(found: Inherited | None) -> str:
@@ -221,7 +235,18 @@ def first_weights(
         except ValueError as error:
             raise InputError(f"{parent.path}: stage {stage}: {error}; copy the file again") from error
         weights |= {f"{stage}.{name}": tensor for name, tensor in first.items()}
-    return weights, Inheritance(parent, stages)
+    return weights, Inheritance(parent, stages, _elsewhere(parent, structures))
+
+
+def _elsewhere(parent: Parent, structures: Mapping[str, Structures]) -> dict[str, str]:
+    """Return the structures that begin anew though the parent has them, each with its stage that does."""
+    found: dict[str, str] = {}
+    for stage, other in (("segment", "organs"), ("organs", "segment")):
+        ours = structures.get(stage, {})
+        kept = matching(ours, parent.structures(stage))
+        anew = {name: standard for name, standard in ours.items() if name not in kept}
+        found |= dict.fromkeys(matching(anew, parent.structures(other)), other)
+    return found
 
 
 def matching(ours: Structures, theirs: Structures) -> dict[str, str]:

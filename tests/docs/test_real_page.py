@@ -1,0 +1,101 @@
+"""What the page on real scans says is what its tables hold, and each scan that was looked at is shown."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from metricunet.files.model import read_card
+from metricunet.inference.models import SHIPPED
+from tests.support.scripts import docs_script
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = " ".join((DOCS / "real.md").read_text(encoding="utf-8").split())
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with (DOCS / "real" / f"{name}.csv").open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_each_scan_that_was_looked_at_is_shown() -> None:
+    found = [row["scan"] for row in rows_of("found")]
+    shown = re.findall(r"!\[(\S+) in three planes[^\]]*\]\(real/(\S+)\.svg\)", PAGE)
+    assert sorted(shown) == sorted(zip(found, found, strict=True))
+    for scan in found:
+        assert (DOCS / "real" / f"{scan}.svg").is_file()
+        # Below the picture or in the table of the readings: where it comes from, and its licence.
+        assert re.search(rf"`{scan}`[^|]*\([^)]*(CC BY 3\.0|CC0|Apache-2\.0)\)", PAGE), scan
+
+
+def test_nothing_is_outlined_where_no_gland_was_found() -> None:
+    names = [name.replace("_", " ") for name in read_card(SHIPPED).labels]
+    for row in rows_of("found"):
+        words = re.findall(
+            r">([a-z ]+)</text>", (DOCS / "real" / f"{row['scan']}.svg").read_text(encoding="utf-8")
+        )
+        assert bool(set(words) & set(names)) == (row["status"] == "found"), row["scan"]
+
+
+@pytest.mark.parametrize("scan", ["pelvis_ct_dicom", "example_ct"])
+def test_masks_lie_as_far_from_the_readings_as_the_page_says(scan: str) -> None:
+    (found,) = (row for row in rows_of("found") if row["scan"] == scan)
+    readings = [row for row in rows_of("readings") if row["scan"] == scan]
+
+    def off(column: str) -> float:
+        return abs(float(found[column]) - mean(float(row[column]) for row in readings))
+
+    centre = [round(off(f"centre_{axis}_mm")) for axis in "xyz"]
+    assert f"Centre {centre[0]}, {centre[1]} and {centre[2]} mm from the" in PAGE
+    assert f"{float(found['volume_ml']):.1f} mL" in PAGE
+    assert off("base_z_mm") < 1
+    if scan == "pelvis_ct_dicom":
+        assert f"apex {round(off('apex_z_mm'))} mm too low" in PAGE
+
+
+def test_the_scores_on_phantoms_are_those_of_the_rows() -> None:
+    summary = docs_script("make_unseen").summary(rows_of("unseen"))
+    scores = {}
+    for line in summary:
+        if of_structure := re.match(r"(\w+): (\S+ ± \S+), .*n = (\d+)$", line):
+            scores[of_structure[1]] = (of_structure[2], of_structure[3])
+    assert f"ASD of the prostate {scores.pop('asd_mm')[0]} mm" in PAGE
+    for title, dice, n in re.findall(r"\| ([a-z ]+) \| (\d\.\d{3} ± \d\.\d{3}) \| (\d+) \|", PAGE):
+        side = re.match(r"(left|right) (.*)", title)
+        name = (f"{side[2]}_{side[1]}" if side else title).replace(" ", "_")
+        assert scores.pop(name) == (dice, n), title
+    assert scores == {}
+    (worst,) = (line.removeprefix("worst tenth: ") for line in summary if line.startswith("worst tenth: "))
+    said = [f"{case} ({float(dice):.2f})" for case, dice in (entry.split() for entry in worst.split(", "))]
+    assert f"The worst tenth: {', '.join(said)}." in PAGE
+
+
+def test_what_was_found_in_vain_and_what_was_cut_is_counted_right() -> None:
+    rows = rows_of("unseen")
+    present = [row for row in rows if row["gland"] in ("whole", "cut")]
+    absent = [row for row in rows if row not in present]
+    false = [row for row in absent if row["answer"] == "found"]
+    assert f"made {len(rows)} `varied` phantoms, {len(present)} of them with a gland. It missed none" in PAGE
+    assert {row["answer"] for row in present} == {"found"}
+    who = {kind: sum(row["gland"] == kind for row in absent) for kind in ("woman", "prostatectomy")}
+    wrong = {kind: sum(row["gland"] == kind for row in false) for kind in who}
+    assert (
+        f"Of {len(absent)} scans without a gland it found one in {len(false)}: in {wrong['woman']} of "
+        f"{who['woman']} women and {wrong['prostatectomy']} of {who['prostatectomy']} men after prostatectomy"
+    ) in PAGE
+    assert f"{sum(row['doubt'] == 'strong' for row in false)} of these with doubt *strong*" in PAGE
+    summary = docs_script("make_unseen").summary(rows)
+    (cut,) = (line for line in summary if line.startswith("organs cut by their box"))
+    total, _, counts = cut.removeprefix("organs cut by their box in ").partition(f" of {len(present)}: ")
+    number = dict(entry.split() for entry in counts.split(", "))
+    assert (
+        f"In {total} of the {len(present)} scans with a gland an organ reaches the edge of the box that organs "
+        f"are looked for in, where the scan goes on: the left femoral head in {number.pop('femoral_head_left')}, "
+        f"the right one in {number.pop('femoral_head_right')}, the bladder in {number.pop('bladder')}, the "
+        f"rectum in {number.pop('rectum')}."
+    ) in PAGE
+    assert number == {}
