@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from hypothesis import settings
 from tests.support.cohorts import TINY_SETTINGS, make_tiny_cohort
 from tests.support.command import Command, run_command
 from tests.support.engines import two_machines
+from tests.support.once import made_once
 from tests.support.phantoms import quick_phantom
 
 #: Properties are tried on new examples at every run, but on the same ones where a verdict must be repeatable.
@@ -22,11 +25,31 @@ if os.environ.get("CI"):
     settings.load_profile("repeatable")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let the collector look through what tests make alone, not through thousands of them and all modules."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_ledger_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what tests review out of the ledger of whoever runs them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METRICUNET_LEDGER", str(tmp_path_factory.mktemp("ledger") / "ledger.sqlite"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_flushed() -> Iterator[None]:
+    """Wait for no disk: no test cuts the power, and what a killed process has written is there without that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
         yield
 
 
@@ -48,11 +71,18 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained on the tiny cohort, with the whole run folder around it."""
+    from metricunet.inference.models import MODEL_NAME
     from metricunet.training.config import load_config
     from metricunet.training.fit import train
 
-    output = tmp_path_factory.mktemp("tiny_run") / "run"
-    return train(tiny_cohort, output, config=load_config("small", settings=TINY_SETTINGS), device="cpu")
+    def trained(folder: Path) -> None:
+        config = load_config("small", settings=TINY_SETTINGS)
+        train(tiny_cohort, folder / "run", config=config, device="cpu")
+        shutil.copytree(tiny_cohort / "prepared", folder / "prepared")
+
+    made = made_once(tmp_path_factory, "tiny_model", trained)
+    shutil.copytree(made / "prepared", tiny_cohort / "prepared", dirs_exist_ok=True)  # as its training leaves it
+    return made / "run" / MODEL_NAME
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,8 @@ import pytest
 from benchmarks import groups
 from benchmarks.groups import ALL, Plan, bench_groups, read_rows, table
 from metricunet.errors import InputError
-from metricunet.training import stream
 from tests.support.cohorts import TINY_SETTINGS
-from tests.support.streams import AtOnce, tiny_case
+from tests.support.streams import simplify
 
 TINY = {
     name: json.loads(value)
@@ -26,9 +25,7 @@ SHORT = Plan({"segment": 3, "locate": 3}, patients=4, unseen=5, seeds=1, workers
 
 @pytest.fixture
 def simple(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patients that take no time, in this process."""
-    monkeypatch.setattr(stream, "streamed_case", tiny_case)
-    monkeypatch.setattr(stream, "ProcessPoolExecutor", AtOnce)
+    simplify(monkeypatch)
     monkeypatch.setattr(groups, "draw_phantom", lambda *_: SimpleNamespace(description={"reach": "chest"}))
 
 

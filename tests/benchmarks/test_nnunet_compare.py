@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,16 +57,17 @@ def test_what_a_killed_call_left_running_is_ended(tmp_path: Path) -> None:
         Comparison(tmp_path / "a", tmp_path, 60, (60, 20)),
         Comparison(tmp_path / "b", tmp_path, 60, (60, 20)),
     )
-    sleep = (sys.executable, "-c", "import time; print(flush=True); time.sleep(60)")
+    waiting = (sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()")
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with (
-        subprocess.Popen(sleep, env=one.environment, stdout=subprocess.PIPE) as left,
-        subprocess.Popen(sleep, env=other.environment, stdout=subprocess.PIPE) as alive,
+        subprocess.Popen(waiting, env=one.environment, **pipes) as left,
+        subprocess.Popen(waiting, env=other.environment, **pipes) as alive,
     ):
         for process in (left, alive):
             assert process.stdout is not None
             process.stdout.readline()
         one.end_leftovers()
-        assert left.wait(30) == -signal.SIGKILL
+        assert left.wait() == -signal.SIGKILL
         assert alive.poll() is None
         other.end_leftovers()
 

@@ -15,6 +15,7 @@ import pytest
 from metricunet.engine import opened
 from metricunet.errors import InputError
 from tests.support.command import Command
+from tests.support.engines import short_folder
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,8 @@ def test_ray_of_this_machine_is_heard_by_no_other_and_tells_nobody(
     pytest.importorskip("ray", exc_type=ModuleNotFoundError)
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
-    found = in_another_process(LISTENING, HOME=str(tmp_path))
+    with short_folder() as folder:
+        found = in_another_process(LISTENING, HOME=str(tmp_path), RAY_TMPDIR=folder)
     computed, *heard, dashboard, told = found.splitlines()
     assert computed == "32"
     assert {ip.rpartition(":")[2] for ip in heard} == {"127.0.0.1"}

@@ -214,8 +214,9 @@ def test_a_target_at_the_edge_of_the_field(predictor: Predictor, unseen: tuple[V
     rows = np.flatnonzero(reference.array.any(axis=(0, 2)))
     cut = scan.crop((0, int(rows[0]) - 1, 0), (scan.array.shape[0], 30, scan.array.shape[2]))
     found = predictor.predict(cut)
-    if found.labels is not None:
-        assert found.labels.array.shape == cut.array.shape
+    assert found.labels is not None
+    assert found.labels.array.shape == cut.array.shape
+    assert found.labels.array.any()
 
 
 def test_models_of_the_same_structures_in_another_order_are_refused(tiny_model: Path) -> None:

@@ -289,7 +289,7 @@ def test_two_processes_hold_one_bank_and_one_set_of_clusters(tmp_path: Path) -> 
         for rank in range(2)
     ]
     try:
-        errors = [worker.communicate(timeout=120)[1].decode() for worker in workers]
+        errors = [worker.communicate(timeout=600)[1].decode() for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

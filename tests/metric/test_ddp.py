@@ -70,7 +70,7 @@ def test_a_rank_without_a_prostate_neither_hangs_nor_drifts(tmp_path: Path) -> N
         for rank in range(2)
     ]
     try:
-        errors = [worker.communicate(timeout=120)[1].decode() for worker in workers]
+        errors = [worker.communicate(timeout=600)[1].decode() for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

@@ -61,6 +61,7 @@ def test_the_share_of_absent_prostates_is_kept(cohort: Path) -> None:
     assert [cases[f"phantom_{k:04d}"]["reaches_prostate"] for k in range(4)] == present
 
 
+@pytest.mark.usefixtures("quick_phantoms")
 def test_a_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     make_cohort(tmp_path, 2, difficulty="easy")
@@ -73,10 +74,11 @@ def test_a_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
     assert (tmp_path / "imagesTr" / "phantom_0000_0000.nii.gz").stat().st_mtime_ns == kept
 
 
-def test_more_cases_extend_a_cohort_and_more_workers_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick_phantoms")
+def test_more_cases_extend_a_cohort(tmp_path: Path) -> None:
     make_cohort(tmp_path / "a", 1, difficulty="easy")
     make_cohort(tmp_path / "a", 3, difficulty="easy")
-    make_cohort(tmp_path / "b", 3, difficulty="easy", workers=2)
+    make_cohort(tmp_path / "b", 3, difficulty="easy")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -90,6 +92,7 @@ def test_the_command_makes_phantoms_in_several_processes(
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+@pytest.mark.usefixtures("quick_phantoms")
 def test_an_interrupted_cohort_is_no_cohort_yet_and_can_be_continued(tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt

@@ -11,6 +11,7 @@ import yaml
 
 from metricunet.cohort.layout import image_path, label_path
 from metricunet.files.nifti import write_nifti
+from metricunet.study import run
 from metricunet.study.run import StudyResult, study
 from tests.support.cohorts import make_scan, make_tiny_cohort
 
@@ -94,3 +95,10 @@ def one_stage_study(
     arms = {"whole": {"stages": 1, "settings": {"locate": {"spacing_mm": [4, 4, 4], "epochs": 3}}}, "cropped": {}}
     file = write_study(folder / "study.yaml", study_cohort, arms=arms, seeds=[0])
     return file, folder / "out", study(file, folder / "out", device="cpu")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies draw nothing: their pictures take long, and are of the joined tables alone."""
+    monkeypatch.setattr(run, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(run, "draw_examples", lambda *_: None)

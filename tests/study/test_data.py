@@ -18,7 +18,7 @@ from tests.study.conftest import write_study
 from tests.support.cohorts import edit_json, make_tiny_cohort
 
 
-def test_phantoms_are_split_as_the_recipe_says(tmp_path: Path) -> None:
+def test_phantoms_are_split_as_the_recipe_says(tmp_path: Path, quick_phantoms: None) -> None:
     recipe = {"n_train": 2, "n_val": 1, "n_test": 1, "seed": 5, "difficulty": "easy"}
     study = load_study(write_study(tmp_path / "s.yaml", tmp_path, data={"phantom": recipe}))
     seen: list[tuple[int, int]] = []

@@ -14,6 +14,7 @@ from metricunet.study.run import StudyResult, study
 TABLES = ("cases.csv", "smoothness.csv", "features.csv", "comparisons.csv", "tables.csv", "tables.md")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_tables_of_two_machines_are_those_of_one(
     machines: Any,
     whole_study: tuple[Path, Path, StudyResult],

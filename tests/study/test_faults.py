@@ -30,12 +30,7 @@ NEXT = Path("runs", "metric", "fold-0", "seed-0")
 JOINED = ("cases.csv", "smoothness.csv", "features.csv")
 ODD = RuntimeError("something odd\nover two lines")
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take long, and are of the joined tables alone."""
-    monkeypatch.setattr(run, "draw_figures", lambda *_: None)
-    monkeypatch.setattr(run, "draw_examples", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture

@@ -89,6 +89,7 @@ def test_all_arms_of_a_replicate_come_before_the_next(tmp_path: Path, played: Pl
     assert [len(split["train"]) for split in splits] == [2, 2, 2, 2]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_first_replicates_alone_and_then_the_rest(tmp_path: Path, played: Played) -> None:
     file = write(tmp_path / "s.yaml", success={"over_baseline": 0.01})
     text = study(file, tmp_path / "out", device="cpu", replicates=2).text
@@ -105,6 +106,7 @@ def test_the_first_replicates_alone_and_then_the_rest(tmp_path: Path, played: Pl
             study(file, tmp_path / "out", device="cpu", replicates=wanted)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_futility_stops_the_study_and_is_in_the_tables(tmp_path: Path, played: Played) -> None:
     rules = [{"after": 1, "below": 0.0}, {"after": 3, "below": 0.0, "baseline": "metric", "method": "control"}]
     file, said = write(tmp_path / "s.yaml", futility=rules), list[str]()
@@ -132,6 +134,7 @@ def test_futility_stops_the_study_and_is_in_the_tables(tmp_path: Path, played: P
     assert "after 3 replicates" not in some
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_rule_that_stops_a_study_is_the_one_that_is_told(tmp_path: Path, played: Played) -> None:
     rules = [{"after": 1, "below": 1.0}, {"after": 1, "below": -1.0}]
     said = list[str]()
@@ -141,6 +144,7 @@ def test_the_rule_that_stops_a_study_is_the_one_that_is_told(tmp_path: Path, pla
     assert "The study stopped there, for metric over plain and metric over control." in told[0]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_success_waits_for_every_run_of_the_pair(
     tmp_path: Path, played: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:

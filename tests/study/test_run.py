@@ -133,6 +133,7 @@ run.study(Path(sys.argv[1]), Path(sys.argv[2]), device="cpu")
 """
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_study_killed_and_moved_again_and_again_ends_with_the_same_tables(
     whole_study: Whole, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def prepare(spec, bar):
     return fold(spec, bar)
 
 runs._train_and_score, run.prepare_fold = train_and_score, prepare
+run.draw_figures = run.draw_examples = lambda *_: None
 run.study(Path(sys.argv[1]), Path(sys.argv[2]), device="cpu", say=lambda line: print(line, flush=True))
 print("done", flush=True)
 """
@@ -101,6 +102,7 @@ def test_two_processes_share_the_runs_and_both_end_with_the_tables_of_one(
     assert_same_results(output, whole)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_that_another_process_has_is_passed_over_and_taken_over_when_that_is_killed(
     whole_study: Whole, tmp_path: Path
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +25,22 @@ MACHINE = {"num_cpus": 1, "memory": 6 << 30, "object_store_memory": 80 << 20, "i
 
 
 @contextmanager
+def short_folder() -> Iterator[str]:
+    """Make a folder for what Ray leaves behind; the paths of sockets, which it holds too, must be short."""
+    folder = tempfile.mkdtemp(prefix="ray-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a process of Ray may be about to end
+
+
+@contextmanager
 def two_machines() -> Iterator[Any]:
     """Start a Ray cluster of two nodes of one core; its workers can import the tests."""
     cluster_utils = pytest.importorskip("ray.cluster_utils", exc_type=ModuleNotFoundError)
     services = pytest.importorskip("ray._private.services")
-    with pytest.MonkeyPatch.context() as patch:
+    with short_folder() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
         root = str(Path(__file__).parents[2])
         patch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
+#: What flushes; the tests at large have nothing flushed.
+FSYNC = os.fsync
+
 
 def flushes(patch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
     """Return a list that grows: `("flushed", inode)` of a file or folder, and `("named", path)` after a rename."""
     said: list[tuple[str, object]] = []
-    fsync, replace, rename = os.fsync, os.replace, os.rename
+    replace, rename = os.replace, os.rename
 
     def flushed(handle: int) -> None:
-        fsync(handle)
+        FSYNC(handle)
         said.append(("flushed", os.fstat(handle).st_ino))
 
     def replaced(source: Any, target: Any) -> None:

@@ -7,11 +7,13 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
+import pytest
 
 from metricunet.cohort.prepare import BoxName, PrepareSettings, TargetBox
 from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use
 from metricunet.stages.locate import coarse_grid
 from metricunet.stages.read import read_hu
+from metricunet.training import stream
 from metricunet.volume import resample_labels, voxels_of
 from tests.support.cohorts import make_scan
 
@@ -53,3 +55,9 @@ class AtOnce(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
+
+
+def simplify(patch: pytest.MonkeyPatch) -> None:
+    """Let patients take no time, and be made in this process."""
+    patch.setattr(stream, "streamed_case", tiny_case)
+    patch.setattr(stream, "ProcessPoolExecutor", AtOnce)

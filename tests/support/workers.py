@@ -33,8 +33,8 @@ class Waiting:
     def do(self, task: int, tell: Tell) -> int:
         import ray
 
-        tell(ray.get_runtime_context().get_node_id())
         (self.folder / f"begun-{task}-{os.getpid()}").touch()
+        tell(ray.get_runtime_context().get_node_id())
         while not (self.folder / "go").exists():
             time.sleep(0.05)  # in another process; nothing tells it more directly
         return task

@@ -24,6 +24,9 @@ from metricunet.training.fit import jitter_mm, train
 from tests.support.cohorts import TINY_SETTINGS, edit_json, make_tiny_cohort
 from tests.support.command import Command
 
+#: So brief a training that tests can repeat it; either stage's second epoch is long enough to be killed within.
+BRIEF = ("locate.epochs=2", "segment.updates_per_epoch=10", "metric.warm_up_updates=4")
+
 
 def config(*settings: str) -> TrainConfig:
     return load_config("small", settings=[*TINY_SETTINGS, *settings])
@@ -69,21 +72,26 @@ def test_the_model_card(tiny_model: Path) -> None:
     assert not any("metric" in k for k in read_model(tiny_model)[1])
 
 
-def test_the_same_seed_gives_the_same_weights(tiny_cohort: Path, tiny_model: Path, tmp_path: Path) -> None:
-    again = train(tiny_cohort, tmp_path / "run", config=config(), device="cpu")
-    one, two = read_model(tiny_model)[1], read_model(again)[1]
+@pytest.fixture(scope="module")
+def brief_model(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of a brief training that nothing interrupted."""
+    return train(tiny_cohort, tmp_path_factory.mktemp("brief") / "run", config=config(*BRIEF), device="cpu")
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_cohort: Path, brief_model: Path, tmp_path: Path) -> None:
+    again = train(tiny_cohort, tmp_path / "run", config=config(*BRIEF), device="cpu")
+    one, two = read_model(brief_model)[1], read_model(again)[1]
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
 KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
-from metricunet.training.config import load_config
 from metricunet.training.fit import train
 from metricunet.training.log import StageProgress
-from tests.support.cohorts import TINY_SETTINGS
+from tests.training import test_fit
 
-config = load_config("small", settings=TINY_SETTINGS)
+config = test_fit.config(*test_fit.BRIEF)
 
 def die(progress, done, val_dice=None):
     if (progress.stage, done) == (sys.argv[3], getattr(config, sys.argv[3]).updates_per_epoch + 6):
@@ -96,7 +104,7 @@ train(Path(sys.argv[1]), Path(sys.argv[2]), config=config, device="cpu")
 
 @pytest.mark.parametrize("stage", ["locate", "segment"])
 def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(
-    tiny_cohort: Path, tiny_model: Path, tmp_path: Path, stage: str
+    tiny_cohort: Path, brief_model: Path, tmp_path: Path, stage: str
 ) -> None:
     """Kill the process with no warning in the middle of an epoch of either stage, then resume."""
     output = tmp_path / "run"
@@ -107,13 +115,13 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     assert not (output / "model.safetensors").exists()
     with pytest.raises(InputError, match=r"metric\.weight was 0\.1, is 0\.5"):
-        train(tiny_cohort, output, config=config("metric.weight=0.5"), device="cpu", resume=True)
-    resumed = train(tiny_cohort, output, config=config(), device="cpu", resume=True)
-    one, two = read_model(tiny_model)[1], read_model(resumed)[1]
+        train(tiny_cohort, output, config=config(*BRIEF, "metric.weight=0.5"), device="cpu", resume=True)
+    resumed = train(tiny_cohort, output, config=config(*BRIEF), device="cpu", resume=True)
+    one, two = read_model(brief_model)[1], read_model(resumed)[1]
     assert all(torch.equal(one[k], two[k]) for k in one)
     with (output / "log.csv").open(newline="") as handle:
         rows = [(r["stage"], r["epoch"]) for r in csv.DictReader(handle)]
-    assert rows == epochs_of(config())
+    assert rows == epochs_of(config(*BRIEF))
 
 
 def test_a_stage_1_that_finds_nothing_ends_the_training(

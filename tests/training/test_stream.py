@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 
 from metricunet.errors import InputError
 from metricunet.files.model import read_card, read_model
-from metricunet.training import loop, stream
+from metricunet.inference.models import MODEL_NAME
+from metricunet.training import loop
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.fit import train
 from metricunet.training.stream import PhantomStream, StreamedBatches
 from tests.support.cohorts import TINY_SETTINGS
-from tests.support.streams import AtOnce, tiny_case
+from tests.support.streams import AtOnce, simplify
 
 TINY = (
     *TINY_SETTINGS,
@@ -28,6 +30,9 @@ TINY = (
     "segment.updates_per_epoch=3",
 )
 
+#: The folder of a training, and what its progress was told.
+WholeRun = tuple[Path, list[tuple[int, int]]]
+
 
 def config(*settings: str) -> TrainConfig:
     return load_config("small", settings=[*TINY, *settings], phantoms="varied")
@@ -35,9 +40,7 @@ def config(*settings: str) -> TrainConfig:
 
 @pytest.fixture
 def simple(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patients that take no time, in this process."""
-    monkeypatch.setattr(stream, "streamed_case", tiny_case)
-    monkeypatch.setattr(stream, "ProcessPoolExecutor", AtOnce)
+    simplify(monkeypatch)
 
 
 def test_who_is_in_the_pool(simple: None) -> None:
@@ -71,28 +74,38 @@ def test_no_patient_is_ordered_twice_or_beyond_the_end(simple: None) -> None:
         assert {parts for *_, parts in executor.asked} == {("coarse",)}
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
+    """A training that nothing interrupted. Not to be changed."""
+    folder = tmp_path_factory.mktemp("stream") / "run"
+    told: list[tuple[int, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        simplify(patch)
+        train(None, folder, config=config(), progress=lambda *f: told.append(f))
+    return folder, told
+
+
 def weights_of(model: Path) -> dict[str, torch.Tensor]:
     return read_model(model)[1]
 
 
-def test_a_model_from_a_stream(simple: None, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    model = train(None, tmp_path / "run", config=config(), progress=lambda *f: told.append(f))
+def test_a_model_from_a_stream(whole_run: WholeRun) -> None:
+    folder, told = whole_run
     assert told == [(k, 7) for k in range(1, 8)]
-    card = read_card(model)
+    card = read_card(folder / MODEL_NAME)
     assert card.trained_on == "synthetic"
     assert card.labels == {"prostate": 1}
     assert card.validation["cases"] == 2
     assert card.ranges["volume_ml"] == (20, 20)
-    text = (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
-    assert load_config(file=tmp_path / "run" / "config.yaml").phantoms == config().phantoms
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    assert load_config(file=folder / "config.yaml").phantoms == config().phantoms
     assert "phantoms:" in text
 
 
 def test_a_resumed_run_ends_with_the_same_weights(
-    simple: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole_run: WholeRun, simple: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = weights_of(train(None, tmp_path / "whole", config=config()))
+    whole = weights_of(whole_run[0] / MODEL_NAME)
     steps = iter(range(100))
     validate = loop.validate
 
@@ -110,10 +123,10 @@ def test_a_resumed_run_ends_with_the_same_weights(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_another_seed_is_not_gone_on_with(simple: None, tmp_path: Path) -> None:
-    train(None, tmp_path / "run", config=config())
+def test_another_seed_is_not_gone_on_with(whole_run: WholeRun, simple: None, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole_run[0], tmp_path / "run"))
     with pytest.raises(InputError, match="seed was 0, is 1"):
-        train(None, tmp_path / "run", config=config("seed=1"), resume=True)
+        train(None, run, config=config("seed=1"), resume=True)
 
 
 @pytest.mark.parametrize(

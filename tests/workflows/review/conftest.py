@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 
 from metricunet.files.model import Calibration
 from metricunet.files.nifti import read_labels, write_nifti
 from metricunet.files.own import FILES, SEAL, write_sealed
 from metricunet.files.record import sha256
 from metricunet.inference.predict import predict
+from metricunet.ledger.location import default_ledger
 from metricunet.volume import Volume
+from metricunet.workflows.review import review
 from metricunet.workflows.review.desk import Desk
 from metricunet.workflows.review.guard import Guard
 from metricunet.workflows.review.scans import Scans
@@ -161,3 +165,35 @@ def served(*words: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
             yield process, process.stdout.readline().split()[-1]
         finally:
             process.kill()
+
+
+@contextmanager
+def served_here(folder: Path, ledger: Path | None = None) -> Iterator[str]:
+    """Do what the command does in a thread of this process, which begins much sooner, and give its address."""
+    said: list[str] = []
+    servers: list[uvicorn.Server] = []
+    begun = threading.Event()
+
+    class Kept(uvicorn.Server):
+        def __init__(self, config: uvicorn.Config) -> None:
+            super().__init__(config)
+            servers.append(self)
+            begun.set()
+
+    def serve() -> None:
+        try:
+            review(folder, browser=False, ledger=ledger or default_ledger(), say=said.append)
+        finally:
+            begun.set()  # also if there never is a server
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn, "Server", Kept)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        begun.wait()
+        try:
+            yield said[0].split()[-1]
+        finally:
+            for server in servers:
+                server.should_exit = True
+            thread.join()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from metricunet.files.reviews import reviews_of
 from tests.support.chromium import CHROMIUM, PATIENCE_MS, chromium, picture, sync_api
-from tests.workflows.review.conftest import ODD, Predicted, predict_anew, served
+from tests.workflows.review.conftest import ODD, Predicted, predict_anew, served_here
 
 __all__ = ["chromium"]  # a fixture
 
@@ -58,7 +58,7 @@ def wait(page: Any, case: str = "") -> None:
 
 @pytest.fixture
 def desk(chromium: Any, predicted: Predicted) -> Iterator[Desk]:
-    with served(predicted.folder) as (_, address):
+    with served_here(predicted.folder) as address:
         opened = Desk(chromium, address)
         yield opened
         opened.context.close()

@@ -30,7 +30,7 @@ from metricunet.workflows.serve.state import State
 from tests.ledger.support import ODD, facts, fill
 from tests.support.cohorts import edit_json
 from tests.support.command import Command
-from tests.workflows.review.conftest import HOST, PORT, Browser, Enter, Predicted, served
+from tests.workflows.review.conftest import HOST, PORT, Browser, Enter, Predicted, served, served_here
 from tests.workflows.review.test_server import send, shown
 
 Open = Callable[[Path, Path], Browser]
@@ -341,7 +341,7 @@ def test_the_page_in_a_browser(predicted: Predicted, tmp_path: Path) -> None:
     ledger = Ledger(path)
     fill(ledger, 130, corrected_from=100)
     record_case(ledger, facts(999, model="c", scanner=Scanner(ODD, "", "")))
-    with served(predicted.folder, "--ledger", path) as (_, address), sync_api.sync_playwright() as playwright:
+    with served_here(predicted.folder, path) as address, sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, timeout=600_000)
         page = browser.new_context(viewport={"width": 1100, "height": 900}).new_page()
         page.set_default_timeout(600_000)

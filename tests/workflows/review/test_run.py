@@ -29,7 +29,7 @@ def test_the_command_serves_this_machine_alone_and_says_nothing_of_cases(predict
             with pytest.raises(ConnectionRefusedError), socket.create_connection((other, url.port), timeout=5):
                 pass
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     assert process.returncode == 0
     assert "flipped" not in out + err
     assert err == ""

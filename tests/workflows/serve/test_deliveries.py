@@ -25,7 +25,7 @@ from metricunet.workflows.serve.keep import delete_old
 from metricunet.workflows.serve.notices import Notices
 from metricunet.workflows.serve.state import State, without_identifiers
 from tests.support.dicom_series import companion, save
-from tests.workflows.serve.conftest import debian, eventually, free_port, listens
+from tests.workflows.serve.conftest import PATIENCE_S, debian, eventually, free_port, listens
 
 #: pynetdicom leaves the socket of a connection that was refused to be collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -128,7 +128,7 @@ def test_a_peer_that_is_away_gets_it_later(tmp_path: Path) -> None:
         assert out.sender.once() == 1
     finally:
         peer.terminate()
-        peer.wait(30)
+        peer.wait(PATIENCE_S)
     assert (out.delivery.state, out.queue.job(out.job.id).state) == ("sent", "sent")
     assert [pydicom.dcmread(path).SOPInstanceUID for path in kept.iterdir()] == [out.uid]
 
@@ -243,7 +243,7 @@ def test_a_file_that_cannot_be_read_holds_up_no_other(tmp_path: Path) -> None:
         assert out.sender.once() == 2
     finally:
         peer.terminate()
-        peer.wait(30)
+        peer.wait(PATIENCE_S)
     assert [pydicom.dcmread(path).SOPInstanceUID for path in kept.iterdir()] == [good.sop_uid]
     bad, sent = out.queue.deliveries(out.job.id)
     assert (bad.state, bad.attempts, sent.state) == ("waiting", 1, "sent")

@@ -23,7 +23,7 @@ from metricunet.workflows.serve.config import Tls
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.scp import CANNOT_UNDERSTAND, MISMATCH, OUT_OF_RESOURCES, SUCCESS, DicomServer
 from tests.support.dicom_series import Written, companion, write_series
-from tests.workflows.serve.conftest import Doors, eventually, free_port
+from tests.workflows.serve.conftest import PATIENCE_S, Doors, eventually, free_port
 
 #: pynetdicom leaves sockets of connections that came to nothing to be collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -163,7 +163,7 @@ def test_with_certificates_both_sides_must_show_one(started: Started, tmp_path: 
         )
 
     _, server = started(tls=own("node").model_dump())
-    silent = socket.create_connection(("127.0.0.1", server.port), timeout=20)  # never shakes hands
+    silent = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)  # never shakes hands
 
     def comes_through(context: ssl.SSLContext | None) -> bool:
         entity = AE("SCANNER")
@@ -189,7 +189,7 @@ def test_with_certificates_both_sides_must_show_one(started: Started, tmp_path: 
 
 def test_an_address_that_is_not_listed_is_cut_off(started: Started) -> None:
     node, server = started(peers=[{"ae_title": "CT1", "addresses": "10.0.0.9"}])
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
         assert connection.recv(1) == b""
     assert any(line["event"] == "connection refused" for line in node.log)
 
@@ -205,7 +205,7 @@ def test_rubbish_holds_up_nobody(started: Started, written: Written) -> None:
         struct.pack(">BBL", 1, 0, 200),  # and then silence
         b"",
     ):
-        connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
         connection.sendall(begin)
         waiting.append(connection)
     # Broken off in the middle of an object.
