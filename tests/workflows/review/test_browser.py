@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from metricunet.files.reviews import reviews_of
 from tests.support.chromium import CHROMIUM, PATIENCE_MS, chromium, picture, sync_api
-from tests.workflows.review.conftest import ODD, Predicted, predict_anew, served_here
+from tests.workflows.review.conftest import ODD, Predicted, predict_anew, served, served_here
 
 __all__ = ["chromium"]  # a fixture
 
