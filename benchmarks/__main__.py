@@ -107,6 +107,17 @@ def feeding(
 
 
 @app.command()
+def uncontoured(
+    preset: Preset = "default", repeats: Repeats = None, device: Device = "auto", json: Json = False
+) -> None:
+    """A training step that learns from scans without contours, against one of an equal batch."""
+    from benchmarks.uncontoured import bench_uncontoured
+    from metricunet.stages.device import device_named
+
+    _show(bench_uncontoured(device_named(device), preset=preset, repeats=repeats), json)
+
+
+@app.command()
 def branch(device: Device = "auto", json: Json = False) -> None:
     """The metric branch alone: memory, growth, pytorch-metric-learning beside it, one CUDA graph."""
     from benchmarks.branch import bench_branch
