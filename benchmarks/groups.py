@@ -22,8 +22,10 @@ import yaml
 
 from metricunet.cohort.prepare import PreparedCase
 from metricunet.errors import InputError
-from metricunet.files.atomic import write_text
+from metricunet.evaluation.bootstrap import Resampling, crossed_bootstrap
+from metricunet.files.atomic import write_json, write_text
 from metricunet.files.claim import CLAIM_NAME, claimed
+from metricunet.files.json_file import read_json
 from metricunet.inference.models import SHIPPED
 from metricunet.networks import build_network
 from metricunet.phantom.make import draw_phantom
@@ -61,8 +63,7 @@ JITTER_MM = (4.0, 4.0, 4.0)
 #: Settings that are the shipped model's.
 OWN_SECTIONS = ("locate", "segment", "augment")
 COLUMNS = ("stage", "without", "seed", "case", "kind", "dice", "off_mm", "found")
-ROWS_NAME = "groups.csv"
-
+ROWS_NAME, PLAN_NAME = "groups.csv", "plan.json"
 #: A gland that stage 1 puts further off than this is not found.
 NEAR_MM = 15.0
 #: What a scan shows: the gland, and no more than the pelvis or more; no gland, but its place, or not even that.
@@ -92,11 +93,15 @@ class Plan:
     workers: int = 2
     settings: Mapping[str, Any] | None = None
 
+    def facts(self) -> dict[str, Any]:
+        """Return what rows of one folder have in common: what is trained, and what it is scored on."""
+        own = {"updates": dict(self.updates), "patients": self.patients, "unseen": self.unseen}
+        return {**own, "settings": dict(self.settings or {}), "recipe": _recipe()}
+
     def config(self, seed: int, stage: str, without: str, patients: int, unseen: int = 0) -> TrainConfig:
         """Return the settings of a training, or of the phantoms that are scored."""
-        own = yaml.safe_load(SHIPPED.with_suffix(".yaml").read_text(encoding="utf-8"))
         settings: dict[str, Any] = {
-            f"{part}.{key}": value for part in OWN_SECTIONS for key, value in own[part].items()
+            f"{part}.{key}": value for part, own in _recipe().items() for key, value in own.items()
         }
         settings |= {
             "seed": seed,
@@ -117,6 +122,12 @@ class Plan:
         return load_config("small", settings=settings | dict(self.settings or {}))
 
 
+def _recipe() -> dict[str, dict[str, Any]]:
+    """Return what the trainings have of the shipped model's settings."""
+    own = yaml.safe_load(SHIPPED.with_suffix(".yaml").read_text(encoding="utf-8"))
+    return {part: own[part] for part in OWN_SECTIONS}
+
+
 def bench_groups(
     home: Path, plan: Plan, *, groups: Sequence[str] = tuple(STAGES), say: Say = silent
 ) -> list[dict[str, str]]:
@@ -129,12 +140,13 @@ def bench_groups(
         say: told in one line what comes next.
 
     Raises:
-        InputError: an unknown group.
+        InputError: an unknown group, or a folder with rows of another plan.
     """
     if unknown := [name for name in groups if name not in STAGES]:
         raise InputError(f"{unknown[0]!r} is no group that is left out here; give some of {', '.join(STAGES)}")
     home.mkdir(parents=True, exist_ok=True)
     with claimed(home / CLAIM_NAME, "trainings without groups"):
+        _check_plan(home / PLAN_NAME, plan)
         rows = read_rows(home / ROWS_NAME)
         done = {(row["stage"], row["without"], row["seed"]) for row in rows}
         for stage in dict.fromkeys(STAGES[name] for name in groups):
@@ -154,19 +166,29 @@ def bench_groups(
     return rows
 
 
+def _check_plan(path: Path, plan: Plan) -> None:
+    """Write the plan of a folder; refuse one that is not that of the rows that are there."""
+    if path.is_file() and read_json(path) != plan.facts():
+        raise InputError(
+            f"{path}: the rows beside it are of other phantoms, updates or settings than are asked for; "
+            "choose another folder"
+        )
+    write_json(path, plan.facts())
+
+
 @dataclass(frozen=True, eq=False)
-class Test:
+class Unseen:
     """A phantom that is scored, and what its scan shows, one of `KINDS`."""
 
     case: PreparedCase
     kind: str
 
 
-def _tests(plan: Plan, stage: str) -> list[Test]:
+def _tests(plan: Plan, stage: str) -> list[Unseen]:
     config = plan.config(TEST_SEED, stage, ALL, patients=FEWEST, unseen=plan.unseen)
     with PhantomStream(config, plan.workers).open() as stream:
         _, cases = stream.first(None)
-        return [Test(case, _kind(stream, number, case)) for number, case in enumerate(cases)]
+        return [Unseen(case, _kind(stream, number, case)) for number, case in enumerate(cases)]
 
 
 def _kind(stream: PhantomStream, number: int, case: PreparedCase) -> str:
@@ -174,11 +196,12 @@ def _kind(stream: PhantomStream, number: int, case: PreparedCase) -> str:
     if not recipe.reaches_target(number):
         return "place" if "bed_mm" in case.facts else "elsewhere"
     seed = recipe.patient_seed("validate", number)
+    # How far his scan reaches is no fact of a streamed patient; to draw him again takes no image.
     reach = draw_phantom(seed, recipe.difficulty, True, recipe.variety).description["reach"]
     return "pelvis" if reach == "pelvis" else "beyond"
 
 
-def _scored(plan: Plan, stage: str, without: str, seed: int, tests: Sequence[Test]) -> list[dict[str, str]]:
+def _scored(plan: Plan, stage: str, without: str, seed: int, tests: Sequence[Unseen]) -> list[dict[str, str]]:
     config = plan.config(seed, stage, without, plan.patients)
     part: Part = "fine" if stage == "segment" else "coarse"
     with PhantomStream(config, plan.workers).open() as stream:
@@ -187,7 +210,9 @@ def _scored(plan: Plan, stage: str, without: str, seed: int, tests: Sequence[Tes
     return (_segmented if stage == "segment" else _located)(config, cases, tests)
 
 
-def _segmented(config: TrainConfig, cases: Sequence[StreamedCase], tests: Sequence[Test]) -> list[dict[str, str]]:
+def _segmented(
+    config: TrainConfig, cases: Sequence[StreamedCase], tests: Sequence[Unseen]
+) -> list[dict[str, str]]:
     network = build_network(**segment_spec(config.segment, 2).network)
     module = SegmentModule(network, config, [test.case for test in tests], 2)
     batches = SegmentBatches(cases, config.segment, config.augment, 2, True, JITTER_MM, CPU)
@@ -201,7 +226,7 @@ def _segmented(config: TrainConfig, cases: Sequence[StreamedCase], tests: Sequen
     return rows
 
 
-def _located(config: TrainConfig, cases: Sequence[StreamedCase], tests: Sequence[Test]) -> list[dict[str, str]]:
+def _located(config: TrainConfig, cases: Sequence[StreamedCase], tests: Sequence[Unseen]) -> list[dict[str, str]]:
     network = build_network(**locate_spec(config.locate, 2).network)
     module = LocateModule(network, config, [test.case for test in tests], 1)
     batches = LocateBatches(cases, config.locate, config.augment, 2, 1, True, CPU)
@@ -260,20 +285,14 @@ def _wrong(row: Mapping[str, str]) -> bool:
 
 
 def _gain(whole: Mapping[str, Rows], less: Mapping[str, Rows]) -> str:
-    """Return the mean Dice of all groups less that without one, paired by seed and phantom, and its interval.
-
-    Phantoms are drawn again, each with all its seeds (percentile bootstrap, 10,000 draws).
-    """
-    gains: dict[str, list[float]] = {}
-    for seed in whole.keys() & less.keys():
-        other = {row["case"]: float(row["dice"]) for row in less[seed]}
-        for row in whole[seed]:
-            if row["case"] in other:
-                gains.setdefault(row["case"], []).append(float(row["dice"]) - other[row["case"]])
-    by_case = np.array([fmean(values) for _, values in sorted(gains.items())])
-    draws = by_case[np.random.default_rng(0).integers(0, len(by_case), (10_000, len(by_case)))].mean(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return f"{by_case.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+    """Return the mean Dice of all groups less that without one, paired by seed and phantom, and its interval."""
+    seeds = sorted(whole.keys() & less.keys())
+    scores = [[{row["case"]: float(row["dice"]) for row in arm[seed]} for seed in seeds] for arm in (whole, less)]
+    cases = sorted(set.intersection(*(set(found) for arm in scores for found in arm)))
+    with_all, without = (np.array([[found[case] for case in cases] for found in arm]) for arm in scores)
+    found = crossed_bootstrap(with_all - without, np.ones_like(without), Resampling())
+    ends = "" if found.interval is None else f" ({found.interval.low:+.3f} to {found.interval.high:+.3f})"
+    return f"{found.value:+.3f}{ends}"
 
 
 def _by_arm(rows: Rows, stage: str) -> dict[str, dict[str, list[Mapping[str, str]]]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from benchmarks.feeding import phantom_cases
 from benchmarks.report import cuda_line, ratio_target
@@ -30,15 +31,9 @@ ROUNDS = 20
 #: A step with teacher, memory bank and half of its images without contours may take this much of one without, by
 #: the networks of preset `default`.
 MOST_RATIO = 1.35
-#: What the voxels of control and method have in common: those of studies/few-contours.yaml.
-VOXELS = {"taps": [1, 2, 3], "sampler": "balanced", "triplets": "random", "weight": 0.3}
-#: The steps that take turns, by their settings. All are of one batch size.
-STEPS: dict[str, dict[str, Any]] = {
-    "contoured": {"metric": {"mode": "none"}},
-    "teacher": {"metric": {"mode": "none"}, "teacher": {"share": 0.5}},
-    "control": {"metric": {**VOXELS, "mode": "control"}, "teacher": {"share": 0.5}},
-    "method": {"metric": {**VOXELS, "mode": "online", "bank": 512}, "teacher": {"share": 0.5}},
-}
+#: The study whose arms' settings of teacher and branch these are.
+STUDY = Path(__file__).parents[1] / "studies/few-contours.yaml"
+#: What takes turns, in words. All steps are of one batch size.
 WORDS = {
     "contoured": "all images contoured, no branch",
     "teacher": "half without contours, a teacher",
@@ -55,7 +50,7 @@ class UncontouredBench:
         facts: where it was measured.
         preset: of the training.
         batch: images in a batch.
-        times: of each step, by its name in `STEPS`.
+        times: of each step, by its name in `WORDS`.
         ratios: of each to the step whose images are all contoured, round by round.
     """
 
@@ -107,7 +102,8 @@ def bench_uncontoured(
         InputError: an unknown preset or setting.
     """
     configs = {
-        name: load_config(preset, settings={**(settings or {}), **_flat(own)}) for name, own in STEPS.items()
+        name: load_config(preset, settings={**(settings or {}), **own})
+        for name, own in settings_of_steps().items()
     }
     keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="metricunet-benchmarks-") as folder:
@@ -125,6 +121,14 @@ def bench_uncontoured(
     )
 
 
+def settings_of_steps() -> dict[str, dict[str, Any]]:
+    """Return the settings that tell the steps apart, by their names in `WORDS`."""
+    arms = yaml.safe_load(STUDY.read_text(encoding="utf-8"))["arms"]
+    control, method = (arms[f"teacher-{name}"]["settings"] for name in ("control", "metric"))
+    alone = {"metric": {"mode": "none"}}
+    return {"contoured": alone, "teacher": {**control, **alone}, "control": control, "method": method}
+
+
 class TrainingStep:
     """Takes a step of a training on one fixed batch.
 
@@ -135,7 +139,6 @@ class TrainingStep:
     """
 
     def __init__(self, config: TrainConfig, cases: Sequence[PreparedCase], device: torch.device) -> None:
-        self.config = config
         torch.manual_seed(0)
         self.module = SegmentModule(fresh_model(config)[2].to(device), config, [], CLASSES).to(device).train()
         self.optimizer = set_up(self.module, device).optimizer
@@ -170,7 +173,3 @@ def _without_contours(case: PreparedCase) -> PreparedCase:
     nobody_knows = case.fine_labels.with_array(np.full_like(case.fine_labels.array, IGNORE_CLASS))
     facts = {**case.facts, "located_slices": (0, len(nobody_knows.array) - 1)}
     return replace(case, fine_labels=nobody_knows, facts=facts)
-
-
-def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {f"{section}.{key}": value for section, own in settings.items() for key, value in own.items()}

@@ -10,6 +10,8 @@ import pytest
 from benchmarks import peak
 from benchmarks import subject as subjects
 from benchmarks.subject import Subject, prepared_subject
+from metricunet.cohort.layout import read_cohort
+from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
 from metricunet.training.config import TrainConfig, load_config
 from tests.support.cohorts import TINY_SETTINGS
 
@@ -27,6 +29,16 @@ def small_peak(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subjects, "load_config", tiny_config)
+
+
+@pytest.fixture
+def cases(tiny_cohort: Path, tmp_path: Path) -> list[PreparedCase]:
+    """Three cases of the tiny cohort as its training reads them."""
+    config, cohort = tiny_config(), read_cohort(tiny_cohort)
+    settings = PrepareSettings(
+        "prostate", config.locate.spacing_mm, config.segment.spacing_mm, config.segment.box_mm
+    )
+    return prepare(cohort.training[:3], cohort.info, settings, tmp_path)
 
 
 @pytest.fixture

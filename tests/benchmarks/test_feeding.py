@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,21 +14,11 @@ from benchmarks import feeding as part
 from benchmarks import monai_batches
 from benchmarks.feeding import TrainingSteps, bench_feeding, overhead_s
 from benchmarks.monai_batches import MonaiBatches
-from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
+from metricunet.cohort.prepare import PreparedCase
 from tests.benchmarks.conftest import tiny_config
 from tests.support.cohorts import TINY_SETTINGS
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def cases(tiny_cohort: Path, tmp_path: Path) -> list[PreparedCase]:
-    config, cohort = tiny_config(), read_cohort(tiny_cohort)
-    settings = PrepareSettings(
-        "prostate", config.locate.spacing_mm, config.segment.spacing_mm, config.segment.box_mm
-    )
-    return prepare(cohort.training[:3], cohort.info, settings, tmp_path)
 
 
 @pytest.fixture

@@ -56,6 +56,14 @@ def test_what_is_done_is_not_done_again(simple: None, tmp_path: Path) -> None:
     assert [row["case"] for row in again[: len(first)]] == [row["case"] for row in first]
 
 
+def test_rows_of_another_plan_are_left_alone(simple: None, tmp_path: Path) -> None:
+    rows = bench_groups(tmp_path, SHORT, groups=["floor"])
+    for other in (replace(SHORT, unseen=6), replace(SHORT, updates={"segment": 4, "locate": 3})):
+        with pytest.raises(InputError, match=r"plan\.json: the rows beside it are of other phantoms, updates or"):
+            bench_groups(tmp_path, other, groups=["floor"])
+    assert [row["dice"] for row in read_rows(tmp_path / "groups.csv")] == [row["dice"] for row in rows]
+
+
 def test_the_same_seed_gives_the_same_rows(simple: None, tmp_path: Path) -> None:
     one, two = (bench_groups(tmp_path / name, SHORT, groups=["floor", "absent"]) for name in ("a", "b"))
     assert one == two

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import uncontoured as part
-from benchmarks.uncontoured import MOST_RATIO, STEPS, TrainingStep, UncontouredBench, bench_uncontoured
-from metricunet.cohort.layout import read_cohort
-from metricunet.cohort.prepare import PreparedCase, PrepareSettings, prepare
+from benchmarks.uncontoured import (
+    MOST_RATIO,
+    WORDS,
+    TrainingStep,
+    UncontouredBench,
+    bench_uncontoured,
+    settings_of_steps,
+)
+from metricunet.cohort.prepare import PreparedCase
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.workflows.bench.result import MeasuredOn
 from metricunet.workflows.bench.timing import Ratio, Times
-from tests.benchmarks.conftest import tiny_config
 from tests.support.cohorts import TINY_SETTINGS
 
 CPU = torch.device("cpu")
@@ -27,21 +31,11 @@ TINY = {
 } | {"segment.levels": 5}  # for the deep maps that are read
 
 
-@pytest.fixture
-def cases(tiny_cohort: Path, tmp_path: Path) -> list[PreparedCase]:
-    config, cohort = tiny_config(), read_cohort(tiny_cohort)
-    settings = PrepareSettings(
-        "prostate", config.locate.spacing_mm, config.segment.spacing_mm, config.segment.box_mm
-    )
-    return prepare(cohort.training[:3], cohort.info, settings, tmp_path)
-
-
 def config_of(name: str) -> TrainConfig:
-    own = {f"{section}.{key}": value for section, of in STEPS[name].items() for key, value in of.items()}
-    return load_config("small", settings={**TINY, **own})
+    return load_config("small", settings={**TINY, **settings_of_steps()[name]})
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", WORDS)
 def test_a_step_trains_on_a_batch_of_one_size(name: str, cases: list[PreparedCase]) -> None:
     config = config_of(name)
     step = TrainingStep(config, cases, CPU)
@@ -70,15 +64,15 @@ def test_all_steps_take_turns(cases: list[PreparedCase], monkeypatch: pytest.Mon
     )
     assert ticks[-1] == (8, 8)
     content = json.loads(json.dumps(found.to_json()))
-    assert set(content["times"]) == set(STEPS)
-    assert set(content["ratios"]) == set(STEPS) - {"contoured"}
+    assert set(content["times"]) == set(WORDS)
+    assert set(content["ratios"]) == set(WORDS) - {"contoured"}
     assert content["times"]["method"]["n"] == 2
 
 
 @pytest.mark.parametrize(("ratio", "answer"), [(MOST_RATIO, "met"), (MOST_RATIO + 0.01, "MISSED")])
 def test_the_target_is_that_of_the_method(ratio: float, answer: str) -> None:
-    times = {name: Times(1.0, (1.0, 1.0), 1) for name in STEPS}
-    ratios = {name: Ratio(9.0, (9.0, 9.0)) for name in STEPS if name != "contoured"}
+    times = {name: Times(1.0, (1.0, 1.0), 1) for name in WORDS}
+    ratios = {name: Ratio(9.0, (9.0, 9.0)) for name in WORDS if name != "contoured"}
     ratios["method"] = Ratio(ratio, (ratio, ratio))
     text = UncontouredBench(MeasuredOn.of(CPU), "default", 16, times, ratios).text()
     (line,) = (line for line in text.splitlines() if "target" in line)
