@@ -266,16 +266,22 @@ def table(rows: Rows) -> str:
         )
     lines += [
         "",
-        f"| left out of stage 1 | glands not found within {NEAR_MM:g} mm: scans of the pelvis | scans beyond it | "
-        "found without a gland: scans that show its place | elsewhere |",
+        f"| left out of stage 1, by seed | glands not found within {NEAR_MM:g} mm: scans of the pelvis "
+        "| beyond it | found without a gland: scans that show its place | elsewhere |",
         "| --- | --- | --- | --- | --- |",
     ]
     for without, by_seed in _by_arm(rows, "locate").items():
-        every = [row for cases in by_seed.values() for row in cases]
-        wrong = {kind: [_wrong(row) for row in every if row["kind"] == kind] for kind in KINDS}
-        shares = " | ".join(f"{sum(of_kind)} of {len(of_kind)}" for of_kind in wrong.values())
-        lines.append(f"| {without} | {shares} |")
+        wrong = {kind: [_mistakes(cases, kind) for cases in by_seed.values()] for kind in KINDS}
+        # The seeds share their phantoms, so they have as many of a kind.
+        shares = [f"{', '.join(str(n) for n, _ in of_seeds)} of {of_seeds[0][1]}" for of_seeds in wrong.values()]
+        lines.append(f"| {without} | {' | '.join(shares)} |")
     return "\n".join(lines)
+
+
+def _mistakes(rows: Rows, kind: str) -> tuple[int, int]:
+    """Return in how many scans of a kind stage 1 is wrong, and how many there are."""
+    of_kind = [_wrong(row) for row in rows if row["kind"] == kind]
+    return sum(of_kind), len(of_kind)
 
 
 def _wrong(row: Mapping[str, str]) -> bool:

@@ -100,7 +100,9 @@ def test_what_stage_1_does_is_counted_by_what_a_scan_shows() -> None:
         ("elsewhere", "", "0"),
     ]
     rows = [
-        {"stage": "locate", "without": "absent", "seed": "0", "kind": kind, "off_mm": off, "found": yes}
-        for kind, off, yes in found
+        {"stage": "locate", "without": "absent", "seed": seed, "kind": kind, "off_mm": off, "found": yes}
+        for seed in "01"
+        for kind, off, yes in (found if seed == "0" else [("pelvis", "20.0", "1"), *found[1:]])
     ]
-    assert "| absent | 1 of 2 | 1 of 2 | 1 of 1 | 0 of 1 |" in table(rows).splitlines()
+    rows[-1]["found"] = "1"
+    assert "| absent | 1, 2 of 2 | 1, 1 of 2 | 1, 1 of 1 | 0, 1 of 1 |" in table(rows).splitlines()
