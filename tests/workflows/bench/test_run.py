@@ -81,7 +81,7 @@ def test_wrong_arguments_are_named_before_any_work(metricunet: Command, tmp_path
     with pytest.raises(InputError, match="repeats must be 1 or more; got 0"):
         bench("train", repeats=0)
     idle = metricunet("bench", "metric", "--model", "my.safetensors")
-    words = "error: -m my.safetensors is to predict, and metric predicts nothing; leave it out"
+    words = "error: -m my.safetensors is for the part predict, and metric reads no scan or model; leave it out"
     assert (idle.status, idle.err.strip()) == (2, words)
     missing = metricunet("bench", "predict", "--scan", tmp_path / "none.nii.gz")
     assert (missing.status, missing.err.strip()) == (2, f"error: {tmp_path}/none.nii.gz: no such file or folder")

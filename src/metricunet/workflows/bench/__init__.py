@@ -54,7 +54,7 @@ def bench(
         raise InputError(f"bench must be one of {', '.join(PARTS)}, {ALL}; got {part!r}")
     for named, given in ((argument("scan", scan), scan), (argument("model", model), model)):
         if given is not None and part not in ("predict", ALL):
-            raise InputError(f"{named} is to predict, and {part} predicts nothing; leave it out")
+            raise InputError(f"{named} is for the part predict, and {part} reads no scan or model; leave it out")
     if repeats is not None and repeats < 1:
         raise InputError(f"{argument('repeats')} must be 1 or more; got {repeats}")
     # Heavy imports wait until the arguments are known to be right.
