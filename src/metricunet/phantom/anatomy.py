@@ -255,12 +255,12 @@ def _placed(patient: Patient, balls: tuple[Ball, ...], mirror: bool) -> list[Bal
 def _bones(patient: Patient, lattice: Lattice, rough: organs.Roughness) -> dict[str, Field]:
     grain = rough.fine * np.float32(0.4) + rough.coarse * np.float32(0.5)
     fields: dict[str, Field] = {}
-    joints = lattice.empty()
+    joints, space_mm = lattice.empty(), patient.joints.space_mm
     for side, mirror in SIDES:
         sign = -1.0 if mirror else 1.0
         hx, hy, hz = skeleton.FEMORAL_HEAD
         head = patient.place_point((sign * hx, hy, hz))
-        radius = skeleton.FEMORAL_HEAD_RADIUS_MM * patient.girth
+        radius = skeleton.FEMORAL_HEAD_RADIUS_MM * patient.girth * patient.joints.head
         ball = ellipsoid(lattice, head, (radius, radius, radius))
         joints = np.minimum(joints, ball)
         femur = ball.copy()
@@ -272,8 +272,8 @@ def _bones(patient: Patient, lattice: Lattice, rough: organs.Roughness) -> dict[
             add_strand(hip, lattice, patient.place_strand(strand, mirror), blend_mm=5.0)
         for balls in skeleton.HIP_TUBES.values():
             add_tube(hip, lattice, _placed(patient, balls, mirror), blend_mm=6.0)
-        hip = smooth_min(hip, _socket(lattice, head, ball, sign), 8.0)
-        hip = without(hip + grain, ball, skeleton.JOINT_SPACE_MM)
+        hip = smooth_min(hip, _socket(patient, lattice, head, ball, sign), 8.0)
+        hip = without(hip + grain, ball, space_mm)
         middle = _midline(patient, lattice)
         hip = np.maximum(hip, np.float32(skeleton.SYMPHYSIS_HALF_WIDTH_MM) - np.float32(sign) * middle)
         fields[f"hip_{side}"] = hip
@@ -290,7 +290,7 @@ def _bones(patient: Patient, lattice: Lattice, rough: organs.Roughness) -> dict[
                 add_strand(field, lattice, patient.place_strand(strand, mirror), blend_mm=3.0)
         fields[name] = field
     # Cartilage and capsule fill the hip joint.
-    fields["disc"] = np.minimum(fields["disc"], joints - (skeleton.JOINT_SPACE_MM + 1.0))
+    fields["disc"] = np.minimum(fields["disc"], joints - (space_mm + 1.0))
     hips = np.minimum(fields["hip_left"], fields["hip_right"])
     fields["sacrum"] = without(fields["sacrum"] + grain, hips, 2.0)
     fields["lumbar"] = without(fields["lumbar"] + grain, np.minimum(fields["sacrum"], hips), 2.0)
@@ -303,9 +303,9 @@ def _midline(patient: Patient, lattice: Lattice) -> Field:
     return np.asarray(np.broadcast_to(lattice.grids[2] - np.float32(x0), lattice.shape), dtype=np.float32)
 
 
-def _socket(lattice: Lattice, head: Point, ball: Field, sign: float) -> Field:
-    half = skeleton.SOCKET_THICKNESS_MM / 2
-    shell = np.abs(ball - skeleton.JOINT_SPACE_MM - half) - half
+def _socket(patient: Patient, lattice: Lattice, head: Point, ball: Field, sign: float) -> Field:
+    half = patient.joints.socket_mm / 2
+    shell = np.abs(ball - patient.joints.space_mm - half) - half
     ox, oy, oz = skeleton.SOCKET_OPENING
     z, y, x = lattice.grids
     beyond = sign * ox * (x - head[0]) + oy * (y - head[1]) + oz * (z - head[2]) - skeleton.SOCKET_CUT_MM

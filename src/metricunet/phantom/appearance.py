@@ -12,7 +12,7 @@ import numpy as np
 
 from metricunet.phantom.scanner import Difficulty
 from metricunet.phantom.shapes import Point, Waves
-from metricunet.phantom.variety import Lobes
+from metricunet.phantom.variety import Joints, Lobes
 
 #: What `real` adds to the usual HU, so that the means over many finished scans are the measured ones.
 REAL_SHIFT_HU = {
@@ -74,6 +74,7 @@ class Appearance:
         gland_texture: smooth random field of 6.5 to 9 mm that the gland alone has; None for a gland whose texture
             is that of what surrounds it.
         gland_texture_hu: its standard deviation.
+        joints: how thick the rim of the femoral heads is, and how dense they are inside.
     """
 
     tissues: Tissues
@@ -93,6 +94,7 @@ class Appearance:
     urine_level_mm: float = 0.0
     gland_texture: Waves | None = None
     gland_texture_hu: float = 0.0
+    joints: Joints = Joints()
 
 
 def with_gland_texture(appearance: Appearance, seed: int, texture_hu: float) -> Appearance:

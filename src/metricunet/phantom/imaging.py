@@ -300,7 +300,9 @@ def tissue_layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]
     spongy = tissue.spongy + 70 * grain + 35 * texture
     shaft, head = np.clip((-18 - z) / 30, 0, 1), np.clip((z - 5) / 15, 0, 1)
     femur = np.minimum(f["femur_left"], f["femur_right"])
-    femur_inside = (0.85 * spongy + 130 * head) * (1 - shaft) + tissue.marrow * shaft
+    femur_inside = (0.85 * spongy + appearance.joints.spongy * 130 * head) * (1 - shaft) + tissue.marrow * shaft
+    # The rim of the ball alone; that of the neck and of the shaft stays.
+    rim = 2.2 * (1 + (appearance.joints.rim - 1) * head) + 4.3 * shaft
     hip = np.minimum(f["hip_left"], f["hip_right"])
     spine = np.minimum(f["sacrum"], f["lumbar"])
     layers: tuple[tuple[Values, Values | float], ...] = (
@@ -320,7 +322,7 @@ def tissue_layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]
         (spine + (1.2 + 0.4 * fine), spongy * 0.72),
         (f["canal"], 15.0),
         (femur, tissue.cortical),
-        (femur + (2.2 + 4.3 * shaft), femur_inside),
+        (femur + rim, femur_inside),
         (f["penile_bulb"], tissue.muscle - 3),
         (f["bladder"], tissue.bladder_wall),
         (f["urine"], urine),

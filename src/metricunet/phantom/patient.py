@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.phantom.shapes import Ball, Point, Strand, Waves
-from metricunet.phantom.variety import Balloon, Base, Catheter, Floor, Lobes, Lost, Press, Spacer
+from metricunet.phantom.variety import Balloon, Base, Catheter, Floor, Joints, Lobes, Lost, Press, Spacer
 
 GLAND_MEDIAN_ML = 35.0
 GLAND_LOG_SD = 0.45
@@ -54,6 +54,7 @@ class Patient:
         lost: what is there in place of the prostate; None where that is there.
         prone: whether the patient lies on his belly: gas rises to the back, and the couch is in front.
         leg_turn_rad: how far the left and the right leg are turned outward in the hip.
+        joints: the hips' joints.
     """
 
     scale: Point
@@ -94,6 +95,7 @@ class Patient:
     lost: Lost | None = None
     prone: bool = False
     leg_turn_rad: tuple[float, float] = (0.0, 0.0)
+    joints: Joints = Joints()
 
     def place(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Move template points [n, 3] to where this man has them: scaled, turned, leaning and bent."""

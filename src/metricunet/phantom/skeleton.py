@@ -12,9 +12,7 @@ from metricunet.phantom.shapes import Ball, Point, Strand
 #: Centre and radius of the femoral head; the socket follows from it.
 FEMORAL_HEAD: Point = (90.0, -6.0, 31.0)
 FEMORAL_HEAD_RADIUS_MM = 23.5
-JOINT_SPACE_MM = 3.0
 #: The socket is a shell around the head, open towards this direction, cut this far from the centre.
-SOCKET_THICKNESS_MM = 9.0
 SOCKET_OPENING: Point = (0.78, -0.32, -0.54)
 SOCKET_CUT_MM = 9.0
 #: Half the width of the symphysis: bone does not come nearer to the midline.

@@ -31,9 +31,11 @@ from metricunet.volume import FloatArray, Volume, resample_labels, voxels_of
 Part = Literal["coarse", "fine", "organs"]
 #: A patient is drawn for training or for validation; no patient of the one is one of the other, or of a cohort.
 Use = Literal["train", "validate"]
+#: Where stage 2 is shown scans without the target.
+Mistaken = Literal["anywhere", "elsewhere"]
 _KEYS: dict[Use, int] = {"train": 2, "validate": 3}
 #: Raised whenever a stream makes other patients, or boxes, of the same phantoms.
-STREAM_VERSION = 2
+STREAM_VERSION = 3
 #: The centroid of what a scan shows of the gland lies within this of the middle of its extent.
 OFF_CENTRE_MM = 10.0
 #: Without a gland, stage 1 may see one this far from where it would lie (standard deviation along each axis), or
@@ -52,6 +54,10 @@ class StreamRecipe:
         target: the structure that the fine box is centred on.
         absent_fraction: share of the patients whose scan does not reach the prostate.
         variety: groups that `varied` patients draw; None for all.
+        coarse_variety: groups that they draw where stage 1 sees them; None for those of `variety`. The gland lies
+            in the same place only if what is left out does not move it.
+        mistaken: where stage 2 is shown scans without the target: `anywhere` that stage 1 might see one, which in a
+            scan that shows the place of a gland is that place, or only `elsewhere`, in scans that do not show it.
     """
 
     seed: int
@@ -60,6 +66,8 @@ class StreamRecipe:
     target: str
     absent_fraction: float
     variety: Variety | None = None
+    coarse_variety: Variety | None = None
+    mistaken: Mistaken = "anywhere"
 
     def sha256(self, **more: Any) -> str:
         """Return a hash of the recipe and of what else decides which patients there are."""
@@ -114,25 +122,29 @@ def streamed_case(
         number: his number, from 0.
         parts: what is wanted of him.
     """
-    drawn = draw_phantom(
-        recipe.patient_seed(use, number), recipe.difficulty, recipe.reaches_target(number), recipe.variety
-    )
+    seed, reaches = recipe.patient_seed(use, number), recipe.reaches_target(number)
+    drawn = draw_phantom(seed, recipe.difficulty, reaches, recipe.variety)
     staged = tuple(name for name in recipe.structures if name not in settings.organs_structures)
     facts: dict[str, Any] = {"spacing_mm": list(drawn.scan.spacing_mm)}
-    if not recipe.reaches_target(number) and (bed_mm := _bed_mm(drawn)) is not None:
+    bed_mm = None if reaches else _bed_mm(drawn)
+    if bed_mm is not None:
         facts["bed_mm"] = [float(v) for v in bed_mm + drawn.scan.world_shift_mm]
     coarse = coarse_labels = None
     if "coarse" in parts:
         slices, rows, columns = settings.coarse_spacing_mm
-        scan = coarser(drawn.scan, (slices / 2, rows / 2, columns / 2))
-        grid = coarse_grid(drawn.scan.geometry, settings.coarse_spacing_mm)
-        coarse = hu_on(drawn.image(scan), grid)
-        coarse_labels = resample_labels(drawn.labels(_numbered(staged), scan), grid)
+        seen = drawn
+        if recipe.coarse_variety is not None:
+            seen = draw_phantom(seed, recipe.difficulty, reaches, recipe.coarse_variety)
+        scan = coarser(seen.scan, (slices / 2, rows / 2, columns / 2))
+        grid = coarse_grid(seen.scan.geometry, settings.coarse_spacing_mm)
+        coarse = hu_on(seen.image(scan), grid)
+        coarse_labels = resample_labels(seen.labels(_numbered(staged), scan), grid)
     boxes: dict[BoxName, TargetBox] = {}
     if "fine" in parts or "organs" in parts:
         found = _target(drawn, recipe.target, settings)
-        if found is None and use == "train" and "fine" in parts:
-            centre_mm = _mistaken_mm(drawn, recipe.patient_seed(use, number))
+        shown = use == "train" and "fine" in parts and (recipe.mistaken == "anywhere" or bed_mm is None)
+        if found is None and shown:
+            centre_mm = _mistaken_mm(drawn, seed)
             near = _around(drawn.scan, centre_mm - drawn.scan.world_shift_mm, settings)
             assert near is not None
             boxes["fine"] = _box(

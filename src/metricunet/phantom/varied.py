@@ -17,6 +17,7 @@ from metricunet.phantom.variety import (
     Base,
     Catheter,
     Floor,
+    Joints,
     Lobes,
     Lost,
     Press,
@@ -87,7 +88,19 @@ def vary_patient(patient: Patient, variety: Variety, seed: int) -> Patient:
                 replace(loop, content_hu=hu * uniform(rng, (0.7, 1.3))) if rng.random() < 0.8 else loop
                 for loop in patient.bowel
             )
+    if variety.joints:
+        changes["joints"] = _joints(generator(seed, "joints"))
     return replace(patient, **changes)  # type: ignore[arg-type]
+
+
+def _joints(rng: np.random.Generator) -> Joints:
+    return Joints(
+        space_mm=uniform(rng, v.JOINT_SPACE_MM),
+        socket_mm=uniform(rng, v.SOCKET_MM),
+        head=normal(rng, *v.HEAD_SIZE),
+        rim=uniform(rng, v.RIM),
+        spongy=uniform(rng, v.SPONGY),
+    )
 
 
 def swallowed_medium(seed: int) -> bool:
@@ -221,7 +234,7 @@ def vary_appearance(
         seed: of the phantom.
         half_mm: the smallest half axis of the gland; stones and markers lie within.
     """
-    appearance = replace(appearance, veins=patient.lobes)
+    appearance = replace(appearance, veins=patient.lobes, joints=patient.joints)
     if variety.image:
         appearance = _vary_look(appearance, seed, half_mm)
     if patient.sources:

@@ -1,4 +1,4 @@
-"""What `varied` draws and `real` does not: seven groups, each with a switch, ranges and its own chance.
+"""What `varied` draws and `real` does not: eight groups, each with a switch, ranges and its own chance.
 
 The ranges are our choice, set to what the comments beside them name. Lengths are millimetres in the body frame of
 `shapes`. A group draws from a generator of its own, so that leaving one out changes nothing that another draws.
@@ -84,6 +84,12 @@ BEYOND_SLICES = {"abdomen": 240, "chest": 240, "body": 360}
 WIDE_FIELD_MM = 500.0
 ARMS_BESIDE_SHARE = {"abdomen": 0.15, "chest": 0.25, "body": 0.5}
 
+# Joints. The joint's space, cartilage included; the socket's thickness; the rim of the femoral head and how dense the
+# spongy bone in it is, against `real`, whose rim is thick and bright. Heads of men are 44 to 54 mm wide.
+JOINT_SPACE_MM, SOCKET_MM = (1.5, 5.0), (4.0, 10.0)
+HEAD_SIZE = (1.0, 0.04, 0.9, 1.1)
+RIM, SPONGY = (0.25, 1.1), (0.2, 1.7)
+
 # Absent. What scans without a prostate show; the rest are men's, ending before it. Which part of the body scans of
 # others show, and its lowest and highest height in the template.
 ABSENT_SHARE = {"woman": 0.28, "prostatectomy": 0.17, "part": 0.25}
@@ -118,6 +124,7 @@ class Variety:
             artificial hips, thin and obese men, men who lie prone.
         beyond: scans that go on to abdomen, chest and head, or over the legs, with all that lies there.
         absent: women, men after prostatectomy and other parts of the body among the scans without a prostate.
+        joints: the hips' joints: their space, the socket, size, rim and inside of the femoral heads.
     """
 
     floor: bool = True
@@ -127,6 +134,7 @@ class Variety:
     image: bool = True
     beyond: bool = True
     absent: bool = True
+    joints: bool = True
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -135,6 +143,8 @@ class Variety:
 
 
 GROUPS = tuple(field.name for field in fields(Variety))
+#: Groups that move no organ in or beside which the gland lies, and no end of the scan.
+STILL_GROUPS = ("joints",)
 
 
 @dataclass(frozen=True)
@@ -154,6 +164,25 @@ class Floor:
     shift_mm: tuple[float, float]
     levator_mm: float
     obturator_mm: float
+
+
+@dataclass(frozen=True)
+class Joints:
+    """The hips' joints of one man. As `real` has them by default.
+
+    Attributes:
+        space_mm: between the femoral head and its socket.
+        socket_mm: thickness of the socket.
+        head: radius of the femoral heads against the template.
+        rim: thickness of the bright rim of the femoral heads against `real`.
+        spongy: how much denser the heads are inside than other spongy bone, against `real`.
+    """
+
+    space_mm: float = 3.0
+    socket_mm: float = 9.0
+    head: float = 1.0
+    rim: float = 1.0
+    spongy: float = 1.0
 
 
 @dataclass(frozen=True)

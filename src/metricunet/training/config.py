@@ -300,6 +300,10 @@ class PhantomsConfig(_Section):
         difficulty: `easy`, `real` or `varied`, as `metricunet phantom` makes them.
         structures: structures of a phantom that the model learns, by their names.
         without: groups that `varied` phantoms do not draw; they look as in `real` there.
+        locate_without: groups that stage 1 does without as well; it can be `joints` alone, for the others move what
+            the stages look for.
+        mistaken: where stage 2 sees scans without a prostate: `anywhere` stage 1 might suspect one, or `elsewhere`
+            alone, where no prostate could lie: not in women and after prostatectomy.
         absent_fraction: share of the patients whose scan shows no prostate.
         pool: number of patients that an epoch draws from.
         new_per_epoch: number of them that are exchanged after each epoch of a stage, the oldest first.
@@ -309,6 +313,8 @@ class PhantomsConfig(_Section):
     difficulty: Literal["easy", "real", "varied"] = "varied"
     structures: tuple[str, ...] = ("prostate",)
     without: tuple[str, ...] = ()
+    locate_without: tuple[str, ...] = ()
+    mistaken: Literal["anywhere", "elsewhere"] = "anywhere"
     absent_fraction: Share = 0.2
     pool: Annotated[int, Field(ge=4)] = 96
     new_per_epoch: Annotated[int, Field(ge=0)] = 32

@@ -23,7 +23,7 @@ from metricunet.engine import GIB, Engine, Needs
 from metricunet.errors import InputError
 from metricunet.phantom.make import STRUCTURES
 from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use, streamed_case
-from metricunet.phantom.variety import GROUPS, Variety
+from metricunet.phantom.variety import GROUPS, STILL_GROUPS, Variety
 from metricunet.progress import Progress
 from metricunet.structures import class_of
 from metricunet.training.batches import Batches
@@ -51,6 +51,7 @@ class PhantomStream:
         self.config, self.phantoms = config, config.phantoms
         _check(config)
         left_out = dict.fromkeys(self.phantoms.without, False)
+        coarse = left_out | dict.fromkeys(self.phantoms.locate_without, False)
         self.recipe = StreamRecipe(
             config.seed,
             self.phantoms.difficulty,
@@ -58,6 +59,8 @@ class PhantomStream:
             config.target,
             self.phantoms.absent_fraction,
             Variety(**left_out) if self.phantoms.difficulty == "varied" else None,
+            Variety(**coarse) if self.phantoms.locate_without else None,
+            self.phantoms.mistaken,
         )
         self.settings = prepare_settings(config)
         self._workers, self._engine = workers, engine
@@ -231,15 +234,19 @@ def _check(config: TrainConfig) -> None:
         )
     if config.target not in names:
         raise InputError(f"setting target is {config.target!r}; it must be one of phantoms.structures, {names}")
-    if phantoms.without and phantoms.difficulty != "varied":
-        raise InputError(
-            f"setting phantoms.without is {list(phantoms.without)}; groups can be left out of varied phantoms "
-            f"alone, and phantoms.difficulty is {phantoms.difficulty}"
-        )
-    if unknown := set(phantoms.without) - set(GROUPS):
-        raise InputError(
-            f"setting phantoms.without names {', '.join(sorted(unknown))}; the groups are {', '.join(GROUPS)}"
-        )
+    for setting, groups, known in (
+        ("phantoms.without", phantoms.without, GROUPS),
+        ("phantoms.locate_without", phantoms.locate_without, STILL_GROUPS),
+    ):
+        if groups and phantoms.difficulty != "varied":
+            raise InputError(
+                f"setting {setting} is {list(groups)}; groups can be left out of varied phantoms alone, and "
+                f"phantoms.difficulty is {phantoms.difficulty}"
+            )
+        if unknown := set(groups) - set(known):
+            raise InputError(
+                f"setting {setting} names {', '.join(sorted(unknown))}; it can name {', '.join(known)}"
+            )
     if phantoms.new_per_epoch > phantoms.pool:
         raise InputError(
             f"setting phantoms.new_per_epoch is {phantoms.new_per_epoch}; expected at most phantoms.pool, "
