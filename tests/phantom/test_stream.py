@@ -14,6 +14,7 @@ from metricunet.phantom.make import Drawn, draw_phantom
 from metricunet.phantom.scanner import Couch, Scan
 from metricunet.phantom.stream import StreamRecipe, coarser, streamed_case, within
 from metricunet.phantom.varied import lose
+from metricunet.phantom.variety import Variety
 from metricunet.stages.locate import coarse_grid
 from metricunet.volume import Volume, resample_labels, voxels_of
 
@@ -118,6 +119,31 @@ def test_who_is_who() -> None:
     assert [n for n in range(8) if not RECIPE.reaches_target(n)] == [ABSENT, ABSENT + 4]
     assert RECIPE.sha256(pool=3) != RECIPE.sha256(pool=4)
     assert RECIPE.sha256() != replace(RECIPE, seed=4).sha256()
+
+
+def test_stage_1_can_do_without_what_the_boxes_have() -> None:
+    bare = Variety(joints=False)
+    both = replace(RECIPE, coarse_variety=bare)
+    case = streamed_case(both, SETTINGS, "train", 0, ("coarse", "fine", "organs"))
+    usual = streamed_case(RECIPE, SETTINGS, "train", 0, ("coarse", "fine", "organs"))
+    without = streamed_case(replace(RECIPE, variety=bare), SETTINGS, "train", 0, ("coarse",))
+    assert case.coarse is not None
+    assert usual.coarse is not None
+    assert without.coarse is not None
+    assert np.array_equal(case.coarse.array, without.coarse.array)
+    assert not np.array_equal(case.coarse.array, usual.coarse.array)
+    for name, box in usual.boxes.items():
+        assert np.array_equal(case.boxes[name].hu.array, box.hu.array)
+    assert both.sha256() != RECIPE.sha256()
+
+
+def test_stage_2_need_not_see_where_a_gland_would_lie() -> None:
+    recipe = replace(RECIPE, absent_fraction=1.0, mistaken="elsewhere")
+    kinds = {lose(recipe.patient_seed("train", n)): n for n in range(40)}
+    assert not streamed_case(recipe, SETTINGS, "train", kinds["woman"], ("fine",)).boxes
+    assert not streamed_case(recipe, SETTINGS, "train", kinds["prostatectomy"], ("fine",)).boxes
+    shown = streamed_case(recipe, SETTINGS, "train", kinds["head"], ("fine",))
+    assert not shown.boxes["fine"].labels.array.any()
 
 
 def test_a_patient_without_a_prostate_has_a_box_with_nothing_to_find() -> None:

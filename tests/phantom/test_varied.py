@@ -18,6 +18,7 @@ from metricunet.phantom import (
     Variety,
     anatomy,
     draw_phantom,
+    imaging,
     make_cohort,
     make_phantom,
     organs,
@@ -32,6 +33,7 @@ from metricunet.phantom.patient import Patient, draw_patient
 from metricunet.phantom.scanner import Scan, draw_scan
 from metricunet.phantom.shapes import Lattice
 from metricunet.phantom.varied import extend_scan, lose, reach, vary_appearance, vary_patient, vary_scan
+from metricunet.phantom.variety import Joints
 from metricunet.volume import Volume
 from tests.support.phantoms import structure_fields
 
@@ -72,6 +74,7 @@ CHANGES = {
     }
     | {"seeds_mm", "shape", "spacing_mm", "start_mm", "noise_hu", "sharpness", "blur_mm"},
     "beyond": {"shape", "spacing_mm", "start_mm"},
+    "joints": {"joints"},
 }
 
 
@@ -183,6 +186,55 @@ def test_usual_glands_are_28_to_40_mm_high() -> None:
     assert min(heights) > 25
     assert max(heights) < 43
     assert np.mean(heights) == pytest.approx(34, abs=2.5)
+
+
+def test_joints_are_as_stated() -> None:
+    found = [man(seed).joints for seed in range(200)]
+    for name, (low, high) in (
+        ("space_mm", v.JOINT_SPACE_MM),
+        ("socket_mm", v.SOCKET_MM),
+        ("head", v.HEAD_SIZE[2:]),
+        ("rim", v.RIM),
+        ("spongy", v.SPONGY),
+    ):
+        values = np.array([getattr(joints, name) for joints in found])
+        assert low <= values.min() < low + 0.3 * (high - low), name
+        assert high - 0.3 * (high - low) < values.max() <= high, name
+    real = replace(Variety(), joints=False)
+    assert man(0, real).joints == Joints()
+
+
+@pytest.mark.parametrize("space_mm", [2.0, 5.0])
+def test_a_joint_is_as_wide_as_it_is_told(space_mm: float) -> None:
+    one = replace(plain(1), joints=Joints(space_mm=space_mm, head=1.05))
+    x, y, z = one.place_point(skeleton.FEMORAL_HEAD)
+    lattice = Lattice.spanning((x - 40.0, y - 40.0, z - 40.0), (x + 40.0, y + 40.0, z + 40.0), 1.0)
+    built = anatomy.build(one, lattice)
+    away = np.sqrt(sum((grid - at) ** 2 for grid, at in zip(lattice.grids, (z, y, x), strict=True)))
+    radius = 1.05 * skeleton.FEMORAL_HEAD_RADIUS_MM * one.girth
+    # The socket above the ball: how near bone of the hip comes to it.
+    above = np.broadcast_to(lattice.grids[0] > z + 15, away.shape)
+    nearest = (away - radius)[(built.fields["hip_left"] < 0) & above].min()
+    assert nearest == pytest.approx(space_mm, abs=1.2)
+    assert away[(built.fields["femur_left"] < 0) & above].max() == pytest.approx(radius, abs=1.5)
+
+
+def test_the_rim_of_a_head_is_as_thick_as_it_is_told() -> None:
+    def dense(rim: float) -> float:
+        """Share of the upper part of a head that is nearly as dense as cortical bone."""
+        one = replace(plain(1), joints=Joints(rim=rim))
+        x, y, z = one.place_point(skeleton.FEMORAL_HEAD)
+        lattice = Lattice.spanning((x - 30.0, y - 30.0, z + 10.0), (x + 30.0, y + 30.0, z + 30.0), 1.0)
+        built = anatomy.build(one, lattice)
+        look = replace(appearance(1, NONE), joints=one.joints)
+        hu = np.zeros(lattice.shape, dtype=np.float32)
+        for shape, value in imaging.tissue_layers(built, look):
+            hu = np.where(shape < 0, value, hu)
+        ball = built.fields["femur_left"] < 0
+        return float((hu[ball] > 0.9 * look.tissues.cortical).mean())
+
+    thin, usual = dense(0.3), dense(1.0)
+    assert 0.02 < thin < 0.5 * usual
 
 
 def test_apices_lie_at_the_stated_height_below_the_femurs() -> None:

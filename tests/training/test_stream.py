@@ -136,6 +136,8 @@ def test_another_seed_is_not_gone_on_with(whole_run: WholeRun, simple: None, tmp
         (["phantoms.structures=[bladder]"], "target is 'prostate'"),
         (["phantoms.without=[flor]"], "phantoms.without names flor; the groups are floor"),
         (["phantoms.difficulty=real", "phantoms.without=[floor]"], "varied phantoms alone"),
+        (["phantoms.locate_without=[floor]"], "phantoms.locate_without names floor; it can name joints"),
+        (["phantoms.difficulty=real", "phantoms.locate_without=[joints]"], "varied phantoms alone"),
         (["phantoms.new_per_epoch=6"], "at most phantoms.pool, 5"),
         (["metric.mode=offline"], "metric.mode is offline"),
         (["teacher.share=0.5"], "teacher.share is 0.5; all phantoms"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from metricunet.phantom.scanner import Difficulty
 from metricunet.phantom.shapes import Point, Waves
-from metricunet.phantom.variety import Joints, Lobes
+from metricunet.phantom.variety import USUAL_JOINTS, Joints, Lobes
 
 #: What `real` adds to the usual HU, so that the means over many finished scans are the measured ones.
 REAL_SHIFT_HU = {
@@ -94,7 +94,7 @@ class Appearance:
     urine_level_mm: float = 0.0
     gland_texture: Waves | None = None
     gland_texture_hu: float = 0.0
-    joints: Joints = Joints()
+    joints: Joints = USUAL_JOINTS
 
 
 def with_gland_texture(appearance: Appearance, seed: int, texture_hu: float) -> Appearance:

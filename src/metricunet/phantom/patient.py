@@ -12,7 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricunet.phantom.shapes import Ball, Point, Strand, Waves
-from metricunet.phantom.variety import Balloon, Base, Catheter, Floor, Joints, Lobes, Lost, Press, Spacer
+from metricunet.phantom.variety import (
+    USUAL_JOINTS,
+    Balloon,
+    Base,
+    Catheter,
+    Floor,
+    Joints,
+    Lobes,
+    Lost,
+    Press,
+    Spacer,
+)
 
 GLAND_MEDIAN_ML = 35.0
 GLAND_LOG_SD = 0.45
@@ -95,7 +106,7 @@ class Patient:
     lost: Lost | None = None
     prone: bool = False
     leg_turn_rad: tuple[float, float] = (0.0, 0.0)
-    joints: Joints = Joints()
+    joints: Joints = USUAL_JOINTS
 
     def place(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Move template points [n, 3] to where this man has them: scaled, turned, leaning and bent."""

@@ -56,8 +56,8 @@ class StreamRecipe:
         variety: groups that `varied` patients draw; None for all.
         coarse_variety: groups that they draw where stage 1 sees them; None for those of `variety`. The gland lies
             in the same place only if what is left out does not move it.
-        mistaken: where stage 2 is shown scans without the target: `anywhere` that stage 1 might see one, which in a
-            scan that shows the place of a gland is that place, or only `elsewhere`, in scans that do not show it.
+        mistaken: where stage 2 is shown scans without the target: `anywhere` that stage 1 might see one, which in
+            a scan that shows the place of a gland is that place, or `elsewhere`, in scans that do not show it.
     """
 
     seed: int

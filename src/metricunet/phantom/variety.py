@@ -84,8 +84,8 @@ BEYOND_SLICES = {"abdomen": 240, "chest": 240, "body": 360}
 WIDE_FIELD_MM = 500.0
 ARMS_BESIDE_SHARE = {"abdomen": 0.15, "chest": 0.25, "body": 0.5}
 
-# Joints. The joint's space, cartilage included; the socket's thickness; the rim of the femoral head and how dense the
-# spongy bone in it is, against `real`, whose rim is thick and bright. Heads of men are 44 to 54 mm wide.
+# Joints. The joint's space, cartilage included; the socket's thickness; the rim of the femoral head and how dense
+# the spongy bone in it is, against `real`, whose rim is thick and bright. Heads of men are 44 to 54 mm wide.
 JOINT_SPACE_MM, SOCKET_MM = (1.5, 5.0), (4.0, 10.0)
 HEAD_SIZE = (1.0, 0.04, 0.9, 1.1)
 RIM, SPONGY = (0.25, 1.1), (0.2, 1.7)
@@ -168,7 +168,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Joints:
-    """The hips' joints of one man. As `real` has them by default.
+    """The hips' joints of one man, by default as `real` has them.
 
     Attributes:
         space_mm: between the femoral head and its socket.
@@ -183,6 +183,9 @@ class Joints:
     head: float = 1.0
     rim: float = 1.0
     spongy: float = 1.0
+
+
+USUAL_JOINTS = Joints()
 
 
 @dataclass(frozen=True)

@@ -300,8 +300,8 @@ class PhantomsConfig(_Section):
         difficulty: `easy`, `real` or `varied`, as `metricunet phantom` makes them.
         structures: structures of a phantom that the model learns, by their names.
         without: groups that `varied` phantoms do not draw; they look as in `real` there.
-        locate_without: groups that stage 1 does without as well; it can be `joints` alone, for the others move what
-            the stages look for.
+        locate_without: groups that stage 1 does without as well; it can be `joints` alone, for the others move
+            what the stages look for.
         mistaken: where stage 2 sees scans without a prostate: `anywhere` stage 1 might suspect one, or `elsewhere`
             alone, where no prostate could lie: not in women and after prostatectomy.
         absent_fraction: share of the patients whose scan shows no prostate.
