@@ -7,9 +7,13 @@
 What is compared, and what counts, stands in docs/nnunet.md. It was written down before anything was run.
 
 Each arm leaves its numbers in `arms/ARM.json` and a row for each case in `arms/ARM.csv`; from those of all arms
-that are done come `cases.csv` and `table.md`, anew after each. A call that was stopped or killed is simply made
-again: what is done stays, nnU-Net goes on from its last epoch (a twentieth of the time), and so does `metricunet
-train` (a tenth of a stage). Two calls at one time would share the cores, so the second is refused.
+that are done come `cases.csv` and `table.md`, anew after each. With `--kept FOLDER` both files of an arm are also
+copied there, and an arm that lies there is not run again: so the arms can be run on several days, or machines.
+Each says on which processor it ran, and how long that took for a fixed piece of work.
+
+A call that was stopped or killed is simply made again: what is done stays, nnU-Net goes on from its last epoch (a
+twentieth of the time), and so does `metricunet train` (a tenth of a stage). Two calls at one time would share the
+cores, so the second is refused.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from numpy.typing import NDArray
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
 from metricunet.files.claim import CLAIM_NAME, claimed
+from metricunet.files.record import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASET, NAME = 518, "Dataset518_Real"
@@ -54,6 +59,8 @@ EPOCHS = 10
 PILOTS = (50, 150)
 #: Scans on which nnU-Net is timed without mirroring.
 UNMIRRORED = 4
+#: Steps of the fixed piece of work.
+PACE_STEPS = 20
 #: Environment variable that tells the processes of a comparison by its folder.
 FOLDER = "COMPARE_FOLDER"
 #: How much less Dice than nnU-Net's would still be as good.
@@ -120,6 +127,21 @@ class nnUNetTrainerVoxelTimed(Timed, nnUNetTrainerVoxelMetric):
 """
 
 
+def pace_seconds() -> float:
+    """Return how long two threads take for a fixed piece of work: steps of a small network, the first left out."""
+    code = (
+        "import time, torch; torch.set_num_threads(2); torch.manual_seed(0)\n"
+        "layers = [torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(6)]\n"
+        "network, image = torch.nn.Sequential(*layers), torch.randn(8, 16, 128, 128)\n"
+        f"for step in range({PACE_STEPS} + 1):\n"
+        "    began = time.perf_counter() if step == 1 else began if step else 0\n"
+        "    network(image).square().mean().backward()\n"
+        "print(time.perf_counter() - began)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return round(float(found.stdout), 3)
+
+
 def run(*words: object, environment: dict[str, str], log: Path, allowed: tuple[int, ...] = (0,)) -> float:
     """Run a command and return its seconds; stop if its status is not allowed. What it began ends with it."""
     print("+", *words, flush=True)
@@ -153,15 +175,22 @@ class Comparison:
         minutes: time of each training.
         cases: number of phantoms to train on, and to test on.
         difficulty: of the phantoms; easy ones are small, and do to try whether everything runs.
+        kept: folder with the files of arms that are done, which takes those of others; None for no such folder.
 
     Raises:
         InputError: the folder holds a comparison with other numbers.
     """
 
     def __init__(
-        self, output: Path, venv: Path, minutes: float, cases: tuple[int, int], difficulty: str = "real"
+        self,
+        output: Path,
+        venv: Path,
+        minutes: float,
+        cases: tuple[int, int],
+        difficulty: str = "real",
+        kept: Path | None = None,
     ) -> None:
-        self.output, self.bin, self.minutes = output, venv / "bin", minutes
+        self.output, self.bin, self.minutes, self.kept = output, venv / "bin", minutes, kept
         self.cases, self.difficulty = cases, difficulty
         self.cohort = output / "nnUNet_raw" / NAME
         folders = {name: str(output / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
@@ -185,6 +214,30 @@ class Comparison:
                 f"{self.plan_file}: is of {found}, and {self.asked} are asked for; choose another folder with "
                 "--output"
             )
+
+    def take_kept(self) -> None:
+        """Take the arms that were done elsewhere.
+
+        Raises:
+            InputError: an arm is of another comparison.
+        """
+        for path in sorted(self.kept.glob("*.csv")) if self.kept is not None else ():
+            facts = _json(path.with_suffix(".json"))
+            if facts.get("asked") != self.asked:
+                raise InputError(
+                    f"{path.with_suffix('.json')}: is of {facts.get('asked')}, and {self.asked} are asked for; "
+                    "choose another folder with --kept"
+                )
+            if path.stem in ARMS and not (self.output / "arms" / path.name).is_file():
+                self.keep(path.stem, **facts)
+                write_text(self.output / "arms" / path.name, path.read_text(encoding="utf-8"))
+
+    def give_kept(self, arm: str) -> None:
+        """Copy the files of an arm that is done to where those of all are kept."""
+        if self.kept is not None:
+            self.kept.mkdir(parents=True, exist_ok=True)
+            for name in (f"{arm}.json", f"{arm}.csv"):  # the rows last: an arm is there once they are
+                write_text(self.kept / name, (self.output / "arms" / name).read_text(encoding="utf-8"))
 
     def plan(self) -> dict[str, Any]:
         """Return what was prepared; nothing before it is."""
@@ -355,6 +408,10 @@ class Comparison:
         """Run what is not done yet of these arms, and write the table of all that are done."""
         with claimed(self.output / CLAIM_NAME, "a comparison"):
             self.end_leftovers()
+            self.take_kept()
+            if all((self.output / "arms" / f"{arm}.csv").is_file() for arm in arms):
+                self.tell()
+                return
             self.prepare()
             trainers = self._trainers()
             write_text(trainers, TIMED)
@@ -370,12 +427,17 @@ class Comparison:
             (self.train_nnunet, self.predict_nnunet) if arm in NNUNET else (self.train_ours, self.predict_ours)
         )
         last = "unmirrored_seconds" if arm in NNUNET else "prediction_seconds"
+        if "asked" not in self.facts(arm):
+            found = machine()
+            where = f"{found['processor']}, {found['cores']} cores"
+            self.keep(arm, asked=self.asked, machine=where, pace_seconds=pace_seconds())
         if "seconds" not in self.facts(arm):
             train(arm)
         if last not in self.facts(arm):
             predict(arm)
         if not (self.output / "arms" / f"{arm}.csv").is_file():
             self.score(arm)
+        self.give_kept(arm)
 
     def _trainers(self) -> Path:
         """Return where nnU-Net looks for trainers by name."""
@@ -419,7 +481,8 @@ def table(facts: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, str]]
             f"| {arm} | {updates} | {one['seconds'] / 60:.1f} | {dice[arm].mean():.3f} | {against} | {mean_asd} | "
             f"{len(dice[arm]) - len(asd)} | {seconds} |"
         )
-    return "\n".join([*lines, "", *_answers(dice)])
+    pace = [f"{arm} {one['pace_seconds']:.2f} s ({one['machine']})" for arm, one in facts.items()]
+    return "\n".join([*lines, "", *_answers(dice), "", f"Pace of the machine: {'; '.join(pace)}."])
 
 
 def _answers(dice: dict[str, NDArray[np.float64]]) -> list[str]:
@@ -470,12 +533,13 @@ def main() -> None:
     parser.add_argument("--cases", type=int, nargs=2, default=(60, 20), help="phantoms to train and to test on")
     parser.add_argument("--difficulty", choices=("easy", "real"), default="real", help="easy: to try this script")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="arms to run; all by default")
+    parser.add_argument("--kept", type=Path, help="folder of arms that are done, here or elsewhere")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         cases = (given.cases[0], given.cases[1])
         output, venv = given.output.absolute(), given.venv.absolute()
-        Comparison(output, venv, given.minutes, cases, given.difficulty).run(given.arms)
+        Comparison(output, venv, given.minutes, cases, given.difficulty, given.kept).run(given.arms)
     except InputError as error:
         sys.exit(f"error: {error}")
 

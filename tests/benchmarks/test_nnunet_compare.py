@@ -24,7 +24,8 @@ DICE = {
 
 def facts_of(arm: str) -> dict[str, object]:
     theirs = {"steps": 100, "unmirrored_seconds": 3.0} if arm in NNUNET else {"updates": {"segment": 200}}
-    return {"seconds": 3600.0, "prediction_seconds": 9.0, **theirs}
+    where = {"machine": "A processor, 2 cores", "pace_seconds": 1.25}
+    return {"seconds": 3600.0, "prediction_seconds": 9.0, **where, **theirs}
 
 
 def rows_of(arm: str) -> list[dict[str, str]]:
@@ -38,7 +39,8 @@ def test_the_table_of_all_arms() -> None:
     lines = text.splitlines()
     assert "| nnunet_small_patch | 100 | 60.0 | 0.600 |  | 1.50 | 1 | 9.0 (3.0 unmirrored) |" in lines
     assert "| ours_with | 200 | 60.0 | 0.588 | -0.012 (-0.016 to -0.004) | 1.50 | 1 | 9.0 |" in lines
-    assert [line.partition(" is ")[0] for line in lines[-3:]] == [
+    assert "ours_with 1.25 s (A processor, 2 cores)." in lines[-1]
+    assert [line.partition(" is ")[0] for line in lines[-5:-2]] == [
         "- Is ours as good as nnU-Net? yes: ours_with - nnunet_small_patch",
         "- Does the branch help ours? no: ours_with - ours_without",
         "- Does the branch help nnU-Net? yes: nnunet_with_branch - nnunet_small_patch",
@@ -79,3 +81,31 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path: Path) -> None:
         Comparison(tmp_path, tmp_path, 2, (60, 20))
     with pytest.raises(InputError, match="choose another folder with --output"):
         Comparison(tmp_path, tmp_path, 60, (60, 20), "easy")
+
+
+def test_arms_that_were_done_elsewhere_are_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, arms = tmp_path / "kept", ["ours_without", "ours_with"]
+    first = Comparison(tmp_path / "a", tmp_path, 60, (60, 20), kept=kept)
+    for arm in arms:
+        first.keep(arm, asked=first.asked, **facts_of(arm))
+        rows = "".join(f"{arm},{k},{row['dice']},{row['asd_mm']}\n" for k, row in enumerate(rows_of(arm)))
+        (tmp_path / "a" / "arms" / f"{arm}.csv").write_text("arm,case,dice,asd_mm\n" + rows, encoding="utf-8")
+        first.give_kept(arm)
+    capsys.readouterr()
+    Comparison(tmp_path / "b", tmp_path, 60, (60, 20), kept=kept).run(arms)
+    assert "Does the branch help ours? no" in capsys.readouterr().out
+    for name in ("ours_with.json", "ours_with.csv"):
+        assert (tmp_path / "b" / "arms" / name).read_bytes() == (tmp_path / "a" / "arms" / name).read_bytes()
+
+
+def test_arms_of_another_comparison_are_refused(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "ours_with.csv").write_text("arm,case,dice,asd_mm\n", encoding="utf-8")
+    (kept / "ours_with.json").write_text('{"asked": {"minutes": 2}}', encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"ours_with.json: is of .*2.* asked for; choose another folder with --kept"
+    ):
+        Comparison(tmp_path / "a", tmp_path, 60, (60, 20), kept=kept).run(["ours_with"])
