@@ -134,7 +134,7 @@ def test_another_seed_is_not_gone_on_with(whole_run: WholeRun, simple: None, tmp
     [
         (["phantoms.structures=[prostate, spleen]"], "phantoms.structures is .*spleen"),
         (["phantoms.structures=[bladder]"], "target is 'prostate'"),
-        (["phantoms.without=[flor]"], "phantoms.without names flor; the groups are floor"),
+        (["phantoms.without=[flor]"], "phantoms.without names flor; it can name floor"),
         (["phantoms.difficulty=real", "phantoms.without=[floor]"], "varied phantoms alone"),
         (["phantoms.locate_without=[floor]"], "phantoms.locate_without names floor; it can name joints"),
         (["phantoms.difficulty=real", "phantoms.locate_without=[joints]"], "varied phantoms alone"),
