@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from metricunet.cohort.layout import image_path
+from metricunet.cohort.layout import image_path, label_path
 from metricunet.errors import InputError
 from metricunet.files.nifti import write_nifti
 from metricunet.study import folds, kept, run, runs
@@ -175,7 +175,9 @@ def test_another_scored_scan_costs_its_fold_alone(metricunet: Command, whole: Pa
 
 
 def test_another_training_scan_costs_all_folds_that_have_it(elsewhere: Path) -> None:
-    write_nifti(image_path(elsewhere / "cohort", "case_00", "Tr"), make_scan(9)[0])
+    image, labels = make_scan(9)
+    write_nifti(image_path(elsewhere / "cohort", "case_00", "Tr"), image)
+    write_nifti(label_path(elsewhere / "cohort", "case_00", "Tr"), labels)
     with pytest.raises(InputError, match=r"fold-0: .*the training or validation cases are others"):
         go_on(elsewhere)
 

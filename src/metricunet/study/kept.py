@@ -137,10 +137,10 @@ class KeptResults:
 
     def _folds(self) -> Iterator[_Part]:
         """List the stages 1 that are kept."""
-        for arm in self.plan.arms:
+        for labels in dict.fromkeys(map(self.plan.labels, self.plan.arms)):
             for fold in self.plan.folds:
-                part = self._fold(fold_folder(self.output, self.plan.labels(arm), fold))
-                if all((self.folder / part.name / name).is_file() for name in part.files[:1]):
+                part = self._fold(fold_folder(self.output, labels, fold))
+                if (self.folder / part.name / part.files[0]).is_file():
                     yield part
 
     def _runs(self) -> Iterator[_Part]:
