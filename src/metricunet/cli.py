@@ -917,13 +917,23 @@ def study(
             "without it for the rest."
         ),
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep the small files of finished runs in this folder as well, and take up what it holds. With "
+            "it in version control, the same command continues the study on another machine.",
+            metavar="FOLDER",
+        ),
+    ] = None,
 ) -> None:
     """Train and score every arm of a study with every seed and fold, and write tables; run again to continue."""
     from metricunet.engine import opened
     from metricunet.study.run import study as run
 
     with opened(engine) as shared, progress_bars() as bar:
-        result = run(file, output, device=device, engine=shared, replicates=replicates, say=_say, bar=bar)
+        result = run(
+            file, output, device=device, engine=shared, replicates=replicates, keep=keep, say=_say, bar=bar
+        )
     typer.echo(result.text)
     typer.echo(f"tables: {result.tables}")
     for failed in result.failed:

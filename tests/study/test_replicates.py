@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from metricunet.errors import InputError
+from metricunet.files.atomic import write_json
 from metricunet.study import run
 from metricunet.study.folds import FoldSpec, PreparedFold
 from metricunet.study.run import study
-from metricunet.study.runs import RunResult, RunSpec
+from metricunet.study.runs import KEY_NAME, RunResult, RunSpec
 from tests.study.conftest import write_study
 from tests.support.command import Command
 from tests.support.tables import write_tables
@@ -132,6 +133,30 @@ def test_futility_stops_the_study_and_is_in_the_tables(tmp_path: Path, played: P
     some = study(file, tmp_path / "out", device="cpu", replicates=2).text
     assert first in some
     assert "after 3 replicates" not in some
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_replicates_that_are_kept_count_where_a_rule_looks(
+    tmp_path: Path, played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study is begun in one place and stopped by its rule in another: as if it had stayed in one."""
+
+    def with_keys(specs: Sequence[RunSpec], *rest: object) -> Iterator[RunResult]:
+        for done in played.hand_out(specs):
+            write_json(done.spec.folder / KEY_NAME, done.spec.key())
+            yield done
+
+    monkeypatch.setattr(run, "hand_out", with_keys)
+    rules = [{"after": 1, "below": 0.0}, {"after": 3, "below": 0.0, "baseline": "metric", "method": "control"}]
+    file, kept = write(tmp_path / "s.yaml", futility=rules), tmp_path / "kept"
+    unbroken = study(file, tmp_path / "whole", device="cpu")
+    study(file, tmp_path / "first", device="cpu", keep=kept, replicates=2)
+    played.runs.clear()
+    result = study(file, tmp_path / "second", device="cpu", keep=kept)
+    assert played.runs == [f"{arm}, fold 2, seed 0" for arm in ARMS]
+    assert "**The study stopped there**, for control over metric." in result.text
+    assert result.text == unbroken.text
+    assert len(list(kept.glob("runs/*/*/*/key.json"))) == 9
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -218,12 +218,16 @@ def test_examples_are_of_a_seed_that_is_in_the_comparison(tmp_path: Path) -> Non
     plan = load_study(write_study(tmp_path / "s.yaml", tmp_path, folds=[0, 1], primary=pair))
     runs = [(arm, fold, seed) for arm in pair.values() for fold in (0, 1) for seed in (0, 1)]
     runs.remove(("metric", 1, 0))
+    models = {one: tmp_path / f"{'-'.join(map(str, one))}.safetensors" for one in runs}
+    for path in (tmp_path / "locate.safetensors", *models.values()):
+        path.touch()
+    (tmp_path / "cuts").mkdir()
     whole: list[Any] = [
         SimpleNamespace(
-            arm=arm, fold=fold, seed=seed, folder=tmp_path, stage_one=tmp_path, case_names=(), fitting=(),
+            arm=arm, fold=fold, seed=seed, model=model, stage_one=tmp_path, case_names=(), fitting=(),
             config=SimpleNamespace(precision="fp32"), prepared=SimpleNamespace(labels={}, ignore=None),
         )
-        for arm, fold, seed in runs
+        for (arm, fold, seed), model in models.items()
     ]  # fmt: skip
     dice: Any = SimpleNamespace(comparison=SimpleNamespace(seeds=(1,)))
     pictured = _pictured(plan, whole, "cpu", False, dice)
@@ -232,6 +236,13 @@ def test_examples_are_of_a_seed_that_is_in_the_comparison(tmp_path: Path) -> Non
     first = _pictured(plan, whole, "cpu", False, None)
     assert first is not None
     assert first.seed == 0
+    # Results that were brought here are without models, or without the cuts of their fold.
+    models["plain", 0, 0].unlink()
+    second = _pictured(plan, whole, "cpu", False, None)
+    assert second is not None
+    assert list(second.models.values()) == [models["plain", 0, 1], models["metric", 0, 1]]
+    (tmp_path / "cuts").rmdir()
+    assert _pictured(plan, whole, "cpu", False, None) is None
 
 
 def test_a_changed_scan_is_noticed(copied_study: tuple[Path, Path], study_cohort: Path, tmp_path: Path) -> None:

@@ -140,6 +140,17 @@ def test_a_finished_run_is_one_with_all_its_rows_and_the_same_key(copied_study: 
     assert finished(spec) is None
 
 
+def test_a_finished_run_needs_its_tables_and_not_its_model(copied_study: tuple[Path, Path]) -> None:
+    file, output = copied_study
+    spec = specs_of(file, output)[0]
+    with_model = finished(spec)
+    assert with_model is not None
+    spec.model.unlink()
+    assert finished(spec) == with_model
+    (spec.folder / "run.json").write_text("{}")
+    assert finished(spec) == replace(with_model, val_dice=None, seconds=0.0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -178,6 +178,11 @@ class _Split:
             self.own.commit({})
 
 
+def references_of(study: Study) -> tuple[str, ...]:
+    """Return whose contours the cases of a study are scored against; only phantoms have an unseen reader."""
+    return (TRUTH,) if study.cohort is not None else (TRUTH, READER)
+
+
 def scored_cases(data: StudyData, fold: Fold) -> tuple[ScoredCase, ...]:
     """List the cases that are scored in a fold."""
     cohort = read_cohort(data.cohort)

@@ -22,6 +22,8 @@ from metricunet.training.config import PRESETS, TrainConfig, merge_settings, mer
 
 #: The copy of the study file in the study's folder.
 STUDY_NAME = "study.yaml"
+#: Record of the copy of the study file, which is there from the beginning.
+MARK_RECORD = ".study-file.json"
 #: What training reads: the true shapes, or the contours of one reader.
 Labels = Literal["clean", "displaced"]
 Seed = Annotated[int, Field(ge=0)]

@@ -2,14 +2,17 @@
 
 Localisation is the same for every run of a fold. So each scan is located once and cut, on its own grid, to what
 stage 2 may read and to what its references hold; a run reads these cuts and gets the masks that it would get from
-the whole scans.
+the whole scans. What the tables need of a fold lies in prepared.json, which is enough where all its runs are
+finished.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -27,11 +30,13 @@ from metricunet.cohort.layout import Case, DatasetInfo
 from metricunet.cohort.splits import Fold
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
+from metricunet.files.own import read_sealed, write_sealed
 from metricunet.files.record import sha256
 from metricunet.progress import Bars, no_bars
 from metricunet.stages.forward import coarse_probabilities
 from metricunet.stages.locate import Localisation, localise, locate_spec
 from metricunet.study.data import ScoredCase
+from metricunet.study.design import Labels
 from metricunet.study.sharing import refuse_others
 from metricunet.training.config import TrainConfig
 from metricunet.training.fit import Located, open_run, train_locate, trained_locate
@@ -39,6 +44,8 @@ from metricunet.training.run import Run, state_file
 from metricunet.volume import Geometry, Volume
 
 LOCATE_NAME = "locate.safetensors"
+#: Record of what a fold came to: all that its finished runs and the tables need of it.
+PREPARED_NAME = "prepared.json"
 #: Folders of the cuts: of the cases to score, and of the training cases that probes are fitted on.
 SCORED, FITTING = "cuts", "fitting"
 #: Raised whenever a cut would come out differently.
@@ -60,6 +67,7 @@ class FoldSpec:
         half_mm: half the sides of what stage 2 may read: slice, row, column.
         cache_fallback: folder for prepared cases where the cohort is read-only.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
+        finished: whether all its runs have their tables, so that none of them needs stage 1 or a cut.
     """
 
     folder: Path
@@ -71,6 +79,7 @@ class FoldSpec:
     half_mm: tuple[float, float, float]
     cache_fallback: Path
     device: str
+    finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,8 +155,16 @@ class StoredStageOne:
         return self.tensors
 
 
+def fold_folder(output: Path, labels: Labels | None, fold: Fold) -> Path:
+    """Return where stage 1 of a fold and its cuts lie in a study's folder."""
+    return output / "stage-one" / (labels or "") / f"fold-{fold}"
+
+
 def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
     """Train stage 1 of a fold, or resume its training, and cut the cases to score. What is done already is kept.
+
+    A finished fold of which this folder holds the record alone, as its runs were carried out elsewhere, is neither
+    trained nor cut.
 
     Args:
         spec: what it takes to prepare the fold.
@@ -157,6 +174,9 @@ def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
         InputError: cases that cannot be used, or a folder with a stage 1 of other settings, cases or version.
     """
     refuse_others(spec.folder, state_file(spec.folder), "stage 1 of a study")
+    kept = None if can_be_cut_from(spec.folder) or not spec.finished else read_prepared(spec.folder)
+    if kept is not None and scored_sha256(spec.cases) != kept.scored_sha256:
+        raise _other_cases(spec, "scored")
     run = open_run(
         spec.cohort,
         spec.folder,
@@ -167,6 +187,10 @@ def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
         cache_fallback=spec.cache_fallback,
         progress=bar("preparing"),
     )
+    if kept is not None:
+        if kept.data_sha256 != run.data_sha256:
+            raise _other_cases(spec, "training")
+        return kept
     located = trained_in(spec.folder, run)
     locate_sha256 = sha256([spec.folder / LOCATE_NAME])
     hashes, off_mm, progress = [], [], bar("locating")
@@ -174,17 +198,77 @@ def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
     steps = len(spec.cases) + len(spec.fitting)
     for done, case in enumerate(spec.cases, start=1):
         cut = _cut(spec, SCORED, case, run, located, locate_sha256)
-        unknown = f":{','.join(cut.not_contoured)}" if cut.not_contoured else ""
-        hashes.append(f"{cut.name}:{cut.source_sha256}{unknown}")
+        hashes.append((cut.name, cut.source_sha256, cut.not_contoured))
         if cut.holds(target):
             off_mm.append(cut.off_mm(target))
         progress(done, steps)
     for done, case in enumerate(spec.fitting, start=len(spec.cases) + 1):
         _cut(spec, FITTING, case, run, located, locate_sha256)
         progress(done, steps)
-    scored = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
-    return PreparedFold(
-        spec.fold, run.data_sha256, locate_sha256, scored, run.labels, run.info.ignore, tuple(off_mm)
+    prepared = PreparedFold(
+        spec.fold, run.data_sha256, locate_sha256, _one_hash(hashes), run.labels, run.info.ignore, tuple(off_mm)
+    )
+    _write_prepared(spec.folder, prepared)
+    return prepared
+
+
+def scored_sha256(cases: Iterable[ScoredCase]) -> str:
+    """Return the hash of scored cases, their images and references, as `PreparedFold` has it.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    hashes = []
+    for case in cases:
+        try:
+            source = sha256([case.image, *case.references.values()])
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror or error})") from error
+        hashes.append((case.name, source, case.not_contoured))
+    return _one_hash(hashes)
+
+
+def read_prepared(folder: Path) -> PreparedFold | None:
+    """Return what a fold came to when it was prepared; None where no record says so, or anybody has changed it.
+
+    Args:
+        folder: folder of the fold.
+    """
+    content = read_sealed(folder / PREPARED_NAME)
+    try:
+        return None if content is None else PreparedFold(**_prepared_fields(content))
+    except (KeyError, TypeError):
+        return None  # of another version
+
+
+def _prepared_fields(content: dict[str, Any]) -> dict[str, Any]:
+    values = {name: content[name] for name in PreparedFold.__dataclass_fields__}
+    return values | {"off_mm": tuple(values["off_mm"])}
+
+
+def _write_prepared(folder: Path, prepared: PreparedFold) -> None:
+    """Write the record of a fold, unless it is there; one that somebody changed is theirs."""
+    path = folder / PREPARED_NAME
+    if read_prepared(folder) != prepared and (not os.path.lexists(path) or read_sealed(path) is not None):
+        write_sealed(path, asdict(prepared), {})
+
+
+def can_be_cut_from(folder: Path) -> bool:
+    """Tell whether a fold was prepared in this folder: stage 1 is there, and cuts are."""
+    return (folder / LOCATE_NAME).is_file() and (folder / SCORED).is_dir()
+
+
+def _one_hash(cases: Iterable[tuple[str, str, Sequence[str]]]) -> str:
+    """Return one hash of cases: their names, the hashes of their files, and what was not contoured in them."""
+    lines = [f"{name}:{source}{':' + ','.join(unknown) if unknown else ''}" for name, source, unknown in cases]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _other_cases(spec: FoldSpec, kind: str) -> InputError:
+    return InputError(
+        f"{spec.folder / PREPARED_NAME}: the runs of this fold were carried out on other {kind} cases than "
+        f"{spec.cohort} holds on this machine; results must not be mixed: bring the files here that they were "
+        "carried out on, byte for byte, or begin the study anew in other folders"
     )
 
 

@@ -23,15 +23,30 @@ from metricunet.files.claim import CLAIM_NAME, claimed
 from metricunet.files.own import FILES, OwnFiles, write_sealed
 from metricunet.files.record import RunRecord, sha256
 from metricunet.files.sharing import in_turn, shared_out
-from metricunet.inference.models import MODEL_NAME
 from metricunet.progress import Bars, Say, no_bars, silent
 from metricunet.stages.device import device_named
 from metricunet.study.comparisons import COMPARISONS_CSV, COMPARISONS_JSON, Compared
-from metricunet.study.data import READER, TRUTH, StudyData, fitting_cases, scored_cases, study_data
-from metricunet.study.design import STUDY_NAME, Labels, Study, load_study
+from metricunet.study.data import (
+    READER,
+    TRUTH,
+    StudyData,
+    fitting_cases,
+    references_of,
+    scored_cases,
+    study_data,
+)
+from metricunet.study.design import MARK_RECORD, STUDY_NAME, Labels, Study, load_study
 from metricunet.study.examples import EXAMPLE_PICTURES, Pictured, draw_examples
 from metricunet.study.figures import FIGURES, draw_figures
-from metricunet.study.folds import FoldSpec, PreparedFold, prepare_fold, reach_mm
+from metricunet.study.folds import (
+    FoldSpec,
+    PreparedFold,
+    can_be_cut_from,
+    fold_folder,
+    prepare_fold,
+    reach_mm,
+)
+from metricunet.study.kept import KeptResults
 from metricunet.study.progress import RunProgress
 from metricunet.study.report import PreparedFolds, conclusions_text, notes_of, stage_title, tables_csv, tables_text
 from metricunet.study.results import FEATURES, SMOOTHNESS, cases_table, join_tables, read_table
@@ -42,6 +57,7 @@ from metricunet.study.runs import (
     check_settings_of,
     finished,
     hand_out,
+    has_results,
     in_one_line,
     run_folder,
 )
@@ -55,8 +71,6 @@ from metricunet.training.run import is_scratch, training_needs
 FoldKey = tuple[Labels | None, Fold]
 
 STUDY_RECORD, TABLES_TEXT, TABLES_CSV, PICTURES = "study.json", "tables.md", "tables.csv", "figures"
-#: Record of the copy of the study file, which is there from the beginning.
-MARK_RECORD = ".study-file.json"
 #: In place of a stage 1 that failed.
 NOT_PREPARED = PreparedFold(0, "", "", "", {}, None, ())
 #: All that a study may leave beside its record: the joined tables of its runs, and what follows from them.
@@ -97,6 +111,7 @@ def study(
     device: str = "auto",
     engine: Engine | None = None,
     replicates: int | None = None,
+    keep: Path | None = None,
     say: Say = silent,
     bar: Bars = no_bars,
 ) -> StudyResult:
@@ -116,22 +131,30 @@ def study(
         engine: carries out the runs, and stage 1 of each fold before; None for one after the other, in this
             process.
         replicates: how many of the study's replicates to carry out, the first ones; None for all.
+        keep: folder, apart from `output`, for the small files of finished runs and folds: `study.yaml`, keys,
+            records, tables, and stage 1. What it holds and `output` lacks is taken up from it, so that the study
+            can be continued where nothing else is left of it; the cohort must have the same bytes there. None
+            for none.
         say: told what comes next, and what became of a run where no table is shown.
         bar: opens a progress bar by its name.
 
     Raises:
-        InputError: a study file, cohort, folder or number of replicates that cannot work, or results in the folder
+        InputError: a study file, cohort, folder or number of replicates that cannot work, or results in a folder
             that another study file, version or cohort led to, named.
     """
     plan = load_study(file)
     wanted = _wanted_folds(plan, replicates)
-    record = RunRecord("study", {"file": file, "output": output, "device": device, "replicates": replicates})
+    arguments = {"file": file, "output": output, "device": device, "replicates": replicates, "keep": keep}
+    record = RunRecord("study", arguments)
     output = output.absolute()
+    kept = None if keep is None else KeptResults(keep.absolute(), output, plan, say)
     here = engine is None or isinstance(engine, Serial)
     engine = engine or Serial()
     if here:
         device_named(device)
     _check_folder(output)
+    if kept is not None:
+        kept.check()
     if not here:
         engine.check_folders(output, [] if plan.cohort is None else [plan.cohort / "dataset.json"])
     own = OwnFiles(output, STUDY_RECORD, record.command, inputs=[file])
@@ -139,6 +162,10 @@ def study(
         _check_folder(output)  # a rival may have begun between the two
         _refuse_foreign(own, OUTPUTS)
         _mark(plan, file, output)
+        if kept is not None:
+            if not kept.is_begun():
+                _mark(plan, file, kept.folder)
+            kept.take_up()
         data = study_data(plan, output, bar("phantoms"), engine)
     _check(plan, data, output)
     computing = device if here else engine.device(training_needs(data.cohort, device))
@@ -151,7 +178,7 @@ def study(
             for fold in part
             for labels in data.cohorts
         }
-        found, faults = _prepared(fold_specs, data, engine, say, bar if here else no_bars, needed=not folds)
+        found, faults = _prepared(fold_specs, data, engine, say, bar if here else no_bars, kept, needed=not folds)
         folds |= found
         specs, without = [], []
         for arm, fold in _in_order(plan, part):
@@ -162,7 +189,7 @@ def study(
                 if key in faults:
                     reason = f"stage 1: {in_one_line(faults[key])}"
                     without.append(RunResult(spec, None, 0.0, reason, faults[key]))
-        runs += _carried_out(specs, without, engine, say)
+        runs += _carried_out(specs, without, engine, say, kept)
         findings = _findings(plan, runs)
         stopping = [finding for finding in findings if finding.stops]
         for finding in stopping:
@@ -180,6 +207,8 @@ def study(
     }
     with in_turn(output / CLAIM_NAME, "the beginning or the end of a study", say):
         text = _write_outputs(plan, data, folds, runs, findings, own, record.content(), device if here else "auto")
+    if kept is not None:
+        kept.finish()
     return StudyResult(output / TABLES_TEXT, text, tuple(runs))
 
 
@@ -272,7 +301,14 @@ class _FoldPreparer:
 
 
 def _prepared(
-    specs: dict[FoldKey, FoldSpec], data: StudyData, engine: Engine, say: Say, bars: Bars, *, needed: bool = True
+    specs: dict[FoldKey, FoldSpec],
+    data: StudyData,
+    engine: Engine,
+    say: Say,
+    bars: Bars,
+    kept: KeptResults | None,
+    *,
+    needed: bool = True,
 ) -> tuple[PreparedFolds, dict[FoldKey, Exception]]:
     """Prepare the folds; return those that could be, and what went wrong in the others.
 
@@ -298,6 +334,8 @@ def _prepared(
     for spec, result in shared_out(list(specs.values()), each, say):
         assert isinstance(result, PreparedFold | Exception)
         found[keys[spec.folder]] = result
+        if kept is not None and isinstance(result, PreparedFold):
+            kept.keep_fold(spec.folder)
     # One fold must not cost the others their results.
     faults = {key: fault for key in specs if isinstance(fault := found[key], Exception)}
     folds = {key: fold for key in specs if isinstance(fold := found[key], PreparedFold)}
@@ -341,8 +379,11 @@ def _check(plan: Study, data: StudyData, output: Path) -> None:
 def _fold_spec(
     plan: Study, data: StudyData, labels: Labels | None, fold: Fold, output: Path, device: str
 ) -> FoldSpec:
+    references = references_of(plan)
+    arms = [arm for arm in plan.arms if plan.labels(arm) == labels]
+    runs = [run_folder(output, arm, fold, seed) for arm in arms for seed in plan.seeds(arm)]
     return FoldSpec(
-        folder=output / "stage-one" / (labels or "") / f"fold-{fold}",
+        folder=fold_folder(output, labels, fold),
         cohort=data.cohorts[labels],
         config=plan.stage_one(fold),
         fold=fold,
@@ -351,6 +392,7 @@ def _fold_spec(
         half_mm=reach_mm(list(plan.arms.values())),
         cache_fallback=output,
         device=device,
+        finished=all(has_results(folder, references) for folder in runs),
     )
 
 
@@ -373,11 +415,20 @@ def _run_spec(plan: Study, fold: FoldSpec, prepared: PreparedFold, arm: str, see
     )
 
 
-def _carried_out(specs: list[RunSpec], without: list[RunResult], engine: Engine, say: Say) -> list[RunResult]:
+def _carried_out(
+    specs: list[RunSpec], without: list[RunResult], engine: Engine, say: Say, kept: KeptResults | None
+) -> list[RunResult]:
     """Return what became of each run, in their order; those without a stage 1 have failed before."""
     results = {run.spec.folder: run for run in without}
     before = [done for spec in specs if spec.folder not in results and (done := finished(spec)) is not None]
     results |= {run.spec.folder: run for run in before}
+
+    def keep(run: RunResult) -> None:
+        if kept is not None and run.error is None:
+            kept.keep_run(run.spec.folder)
+
+    for run in before:
+        keep(run)
     with RunProgress(specs, say, Console(stderr=True)) as progress:
         progress.before([run for run in before if run.error is None])
         for run in (*without, *(run for run in before if run.error is not None)):
@@ -385,6 +436,7 @@ def _carried_out(specs: list[RunSpec], without: list[RunResult], engine: Engine,
         missing = [spec for spec in specs if spec.folder not in results]
         for done in hand_out(missing, progress.watch, say, engine):
             results[done.spec.folder] = done
+            keep(done)
             progress.finish(done)
     return [results[spec.folder] for spec in specs]
 
@@ -467,6 +519,7 @@ def _pictured(
     """Return what to draw examples of: the main pair in the first fold and seed in which all its arms are done.
 
     A seed that the comparison left out, as one of its folds failed, is left out here: nothing chooses its cases.
+    So is one whose models or cuts are not here, as it was carried out elsewhere.
     """
     if (main := plan.content.primary) is None or any(plan.stages(arm) == 1 for arm in main.arms):
         return None
@@ -477,8 +530,10 @@ def _pictured(
         run = FoldSeed(fold, seed) if by_fold else seed
         if set(main.arms) <= of_arm.keys() and (dice is None or run in dice.comparison.seeds):
             one = of_arm[main.method]
+            if not can_be_cut_from(one.stage_one) or not all(of_arm[a].model.is_file() for a in main.arms):
+                continue
             return Pictured(
-                models={arm: of_arm[arm].folder / MODEL_NAME for arm in main.arms},
+                models={arm: of_arm[arm].model for arm in main.arms},
                 precisions={arm: of_arm[arm].config.precision for arm in main.arms},
                 seed=run,
                 folder=one.stage_one,

@@ -100,7 +100,12 @@ class RunSpec:
     @property
     def tables(self) -> tuple[Table, ...]:
         """The tables that the run writes."""
-        return (*(cases_table(whose) for whose in self.references), SMOOTHNESS, FEATURES)
+        return run_tables(self.references)
+
+    @property
+    def model(self) -> Path:
+        """The file of the trained networks: of both stages, or of the only one."""
+        return self.folder / (MODEL_NAME if self.stages == 2 else LOCATE_NAME)
 
     def key(self) -> dict[str, Any]:
         """Return what the results depend on; the shared stage 1 is no part of that where there is one stage."""
@@ -308,6 +313,25 @@ def run_folder(output: Path, arm: str, fold: Fold, seed: int) -> Path:
     return output / "runs" / arm / f"fold-{fold}" / f"seed-{seed}"
 
 
+def run_tables(references: Iterable[str]) -> tuple[Table, ...]:
+    """Return the tables that a run writes.
+
+    Args:
+        references: whose contours the cases are scored against.
+    """
+    return (*(cases_table(whose) for whose in references), SMOOTHNESS, FEATURES)
+
+
+def has_results(folder: Path, references: Iterable[str]) -> bool:
+    """Tell whether a run's folder says what the run was, and holds all its tables.
+
+    Args:
+        folder: folder of the run.
+        references: whose contours the cases are scored against.
+    """
+    return all((folder / name).is_file() for name in (KEY_NAME, *(table.name for table in run_tables(references))))
+
+
 def check_settings_of(folder: Path, config: TrainConfig, stages: int) -> None:
     """Refuse a run that was begun with other settings or stages, or by another version.
 
@@ -377,6 +401,7 @@ def _carried_out(spec: RunSpec, watch: Watch | None) -> RunResult:
         if (done := finished(spec)) is not None:
             return done  # by another process, since it was handed out
         pipeline = pipeline_of(spec, watch)
+        _refuse_half(spec)
         if set(_missing(spec)) - {SMOOTHNESS, FEATURES}:
             _train_and_score(pipeline)
         _measure_further(pipeline)
@@ -394,6 +419,20 @@ def in_one_line(error: Exception) -> str:
 def _missing(spec: RunSpec) -> list[Table]:
     """Return the tables that a run has yet to write; with none of them it is finished."""
     return [table for table in spec.tables if not (spec.folder / table.name).is_file()]
+
+
+def _refuse_half(spec: RunSpec) -> None:
+    """Refuse to fill up tables of a model that is gone; another training need not end with the very same model.
+
+    Raises:
+        InputError: the run is such a one.
+    """
+    missing = _missing(spec)
+    if 0 < len(missing) < len(spec.tables) and not os.path.lexists(spec.model):
+        raise InputError(
+            f"{spec.folder}: holds part of the tables of a run whose model is gone ({missing[0].name} is not "
+            f"there); delete {spec.folder} and run the study again"
+        )
 
 
 def _train_and_score(pipeline: Pipeline) -> None:
@@ -449,14 +488,24 @@ def _unwatched(stage: str, done: int, total: int, val_dice: float | None) -> Non
 
 
 def _result(pipeline: Pipeline) -> RunResult:
-    """Return the result of a run that is finished; it took no time where its record is gone."""
+    """Return the result of a run that is finished; it took no time where its record is gone.
+
+    Its tables are its results. A model that is not here, as the run was carried out elsewhere, is not missed; one
+    that is here and damaged is.
+    """
     spec = pipeline.spec
+    seconds = _recorded(spec.folder, "timings_s", "total") or 0.0
+    if os.path.lexists(spec.model):
+        return RunResult(spec, pipeline.validation.get("crop_dice"), seconds)
+    return RunResult(spec, _recorded(spec.folder, "validation", "crop_dice"), seconds)
+
+
+def _recorded(folder: Path, part: str, name: str) -> float | None:
+    """Return a number of a run's record; None where the record is gone, or does not say it."""
     try:
-        content = json.loads((spec.folder / RECORD_NAME).read_text(encoding="utf-8"))
-        seconds = float(content["timings_s"]["total"])
+        return float(json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))[part][name])
     except (OSError, ValueError, KeyError, TypeError):
-        seconds = 0.0
-    return RunResult(spec, pipeline.validation.get("crop_dice"), seconds)
+        return None
 
 
 def _read_key(folder: Path) -> dict[str, Any] | None:

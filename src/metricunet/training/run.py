@@ -271,6 +271,8 @@ def begin(run: Run, fold: Fold | None) -> None:
             before = dict(read_json(path))
             config = TrainConfig.model_validate(before.pop("config"))
             changes = [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
+            if before.get("data_sha256", run.data_sha256) != run.data_sha256:
+                changes.insert(0, "the training or validation cases are others")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: damaged, or of another version of metricunet ({told(error)}); resume with that version, "
