@@ -52,8 +52,9 @@ def test_masks_lie_as_far_from_the_readings_as_the_page_says(scan: str) -> None:
     centre = [round(off(f"centre_{axis}_mm")) for axis in "xyz"]
     assert f"Centre {centre[0]}, {centre[1]} and {centre[2]} mm from the" in PAGE
     assert f"{float(found['volume_ml']):.1f} mL" in PAGE
-    assert off("base_z_mm") < 1
+    assert off("base_z_mm") < 1.5
     if scan == "pelvis_ct_dicom":
+        assert f"base {round(off('base_z_mm'))} mm too low" in PAGE
         assert f"apex {round(off('apex_z_mm'))} mm too low" in PAGE
 
 
@@ -79,8 +80,10 @@ def test_what_was_found_in_vain_and_what_was_cut_is_counted_right() -> None:
     present = [row for row in rows if row["gland"] in ("whole", "cut")]
     absent = [row for row in rows if row not in present]
     false = [row for row in absent if row["answer"] == "found"]
-    assert f"made {len(rows)} `varied` phantoms, {len(present)} of them with a gland. It missed none" in PAGE
-    assert {row["answer"] for row in present} == {"found"}
+    assert f"made {len(rows)} `varied` phantoms, {len(present)} of them with a gland." in PAGE
+    missed = [row["gland"] for row in present if row["answer"] != "found"]
+    assert missed == ["cut"]
+    assert "It missed 1 of these, a cut one" in PAGE
     who = {kind: sum(row["gland"] == kind for row in absent) for kind in ("woman", "prostatectomy")}
     wrong = {kind: sum(row["gland"] == kind for row in false) for kind in who}
     assert (
@@ -94,8 +97,7 @@ def test_what_was_found_in_vain_and_what_was_cut_is_counted_right() -> None:
     number = dict(entry.split() for entry in counts.split(", "))
     assert (
         f"In {total} of the {len(present)} scans with a gland an organ reaches the edge of the box that organs "
-        f"are looked for in, where the scan goes on: the left femoral head in {number.pop('femoral_head_left')}, "
-        f"the right one in {number.pop('femoral_head_right')}, the bladder in {number.pop('bladder')}, the "
-        f"rectum in {number.pop('rectum')}."
+        f"are looked for in, where the scan goes on: the bladder in {number.pop('bladder')}, the rectum in "
+        f"{number.pop('rectum')}."
     ) in PAGE
     assert number == {}
