@@ -54,6 +54,7 @@ REACHED_BY = {
     "inference/onnx_predictor.py": ("predict",),
     "files/dicom/stack.py": ("check", "predict"),
     "engine": ("predict",),
+    "study/kept.py": ("study",),
     "study/run.py": ("study",),
 }
 #: What a message names of another command than those that reach its module.

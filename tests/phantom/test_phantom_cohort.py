@@ -266,13 +266,16 @@ def test_the_command_leaves_groups_out(metricunet: Command, tmp_path: Path) -> N
     ended = metricunet(*words, "--difficulty", "varied")
     assert ended.status == 0, ended.err
     recipe = json.loads((tmp_path / "cohort" / "phantoms.json").read_text())["recipe"]
-    assert recipe["variety"] == ["base", "rectum", "gland", "beyond", "absent"]
+    assert recipe["variety"] == ["base", "rectum", "gland", "beyond", "absent", "joints"]
     ended = metricunet(*words)
     assert ended.status == 2
     assert "add --difficulty varied to --without floor" in ended.err
     ended = metricunet(*words[:3], "--without", "roof", *words[-2:], "--difficulty", "varied")
     assert ended.status == 2
-    assert "--without must be one of floor, base, rectum, gland, image, beyond, absent; got 'roof'" in ended.err
+    assert (
+        "--without must be one of floor, base, rectum, gland, image, beyond, absent, joints; got 'roof'"
+        in ended.err
+    )
 
 
 @pytest.mark.usefixtures("quick_phantoms")

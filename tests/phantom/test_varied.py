@@ -605,6 +605,7 @@ def test_a_cohort_states_its_variety_and_goes_on_with_the_same_alone(tmp_path: P
         "image",
         "beyond",
         "absent",
+        "joints",
     ]
     assert "variety" not in CohortPlan(1).recipe
     make_cohort(tmp_path / "cohort", 1, difficulty="varied", variety=few)
