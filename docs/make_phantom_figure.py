@@ -151,7 +151,7 @@ def draw_beyond(path: Path) -> None:
     for column, (seed, reaches, title) in enumerate(BEYOND):
         drawn = draw_phantom(seed, "varied", reaches)
         scan = drawn.scan
-        long = drawn.body is not None
+        long = drawn.build is not None
         low, high = scan.start_mm[2], scan.end_mm[2]
         x, y, z = drawn.appearance.gland_mm
         level = min(290.0, (low + high) / 2 if low > z else high) if long else z + (6 if reaches else 14)
