@@ -96,7 +96,8 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """Return what rows of one folder have in common: what is trained, and what it is scored on."""
         own = {"updates": dict(self.updates), "patients": self.patients, "unseen": self.unseen}
-        return {**own, "settings": dict(self.settings or {}), "recipe": _recipe()}
+        phantoms = PhantomStream(self.config(TEST_SEED, "locate", ALL, FEWEST, self.unseen), 1).sha256
+        return {**own, "settings": dict(self.settings or {}), "recipe": _recipe(), "phantoms_sha256": phantoms}
 
     def config(self, seed: int, stage: str, without: str, patients: int, unseen: int = 0) -> TrainConfig:
         """Return the settings of a training, or of the phantoms that are scored."""

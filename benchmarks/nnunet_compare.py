@@ -133,9 +133,11 @@ def pace_seconds() -> float:
         "import time, torch; torch.set_num_threads(2); torch.manual_seed(0)\n"
         "layers = [torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(6)]\n"
         "network, image = torch.nn.Sequential(*layers), torch.randn(8, 16, 128, 128)\n"
-        f"for step in range({PACE_STEPS} + 1):\n"
-        "    began = time.perf_counter() if step == 1 else began if step else 0\n"
-        "    network(image).square().mean().backward()\n"
+        "step = lambda: network(image).square().mean().backward()\n"
+        "step()\n"
+        "began = time.perf_counter()\n"
+        f"for _ in range({PACE_STEPS}):\n"
+        "    step()\n"
         "print(time.perf_counter() - began)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -142,8 +142,9 @@ class Variety:
         return tuple(name for name in GROUPS if getattr(self, name))
 
 
+#: What a group draws depends on its place here: a new one comes last.
 GROUPS = tuple(field.name for field in fields(Variety))
-#: Groups that move no organ in or beside which the gland lies, and no end of the scan.
+#: Groups that move neither the gland nor what lies beside it, and no end of the scan.
 STILL_GROUPS = ("joints",)
 
 

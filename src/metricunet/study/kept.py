@@ -125,10 +125,9 @@ class KeptResults:
             try:
                 with claimed(self.output / part.name / CLAIM_NAME, part.what):
                     for name in wanted:
-                        if not os.path.lexists(
-                            self.output / part.name / name
-                        ):  # a rival may have written it since
-                            _copy(self.folder / part.name / name, self.output / part.name / name)
+                        here = self.output / part.name / name
+                        if not os.path.lexists(here):  # a rival may have written it since
+                            _copy(self.folder / part.name / name, here)
             except AlreadyClaimed:
                 continue
             taken += KEY_NAME in part.files
