@@ -144,7 +144,7 @@ def phantom(
         list[str] | None,
         typer.Option(
             help="Leave this group of what varied scans draw as in real ones: floor, base, rectum, gland, image, "
-            "beyond, absent or joints. Give it again to leave out more.",
+            "beyond, absent, joints or pelvis. Give it again to leave out more.",
             metavar="GROUP",
         ),
     ] = None,

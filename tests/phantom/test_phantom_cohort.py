@@ -266,14 +266,14 @@ def test_the_command_leaves_groups_out(metricunet: Command, tmp_path: Path) -> N
     ended = metricunet(*words, "--difficulty", "varied")
     assert ended.status == 0, ended.err
     recipe = json.loads((tmp_path / "cohort" / "phantoms.json").read_text())["recipe"]
-    assert recipe["variety"] == ["base", "rectum", "gland", "beyond", "absent", "joints"]
+    assert recipe["variety"] == ["base", "rectum", "gland", "beyond", "absent", "joints", "pelvis"]
     ended = metricunet(*words)
     assert ended.status == 2
     assert "add --difficulty varied to --without floor" in ended.err
     ended = metricunet(*words[:3], "--without", "roof", *words[-2:], "--difficulty", "varied")
     assert ended.status == 2
     assert (
-        "--without must be one of floor, base, rectum, gland, image, beyond, absent, joints; got 'roof'"
+        "--without must be one of floor, base, rectum, gland, image, beyond, absent, joints, pelvis; got 'roof'"
         in ended.err
     )
 

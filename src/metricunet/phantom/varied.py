@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from metricunet.phantom import skeleton
 from metricunet.phantom import variety as v
 from metricunet.phantom.appearance import Appearance, Tissues
 from metricunet.phantom.organs import gland
@@ -90,6 +91,16 @@ def vary_patient(patient: Patient, variety: Variety, seed: int) -> Patient:
             )
     if variety.joints:
         changes["joints"] = _joints(generator(seed, "joints"))
+    if variety.pelvis:
+        rng = generator(seed, "pelvis")
+        height, above_mm = normal(rng, *v.PELVIS_HEIGHT), normal(rng, *v.APEX_ABOVE_SYMPHYSIS_MM)
+        x, y, z = patient.scale
+        changes["scale"] = (x, y, z * height)
+        floor = changes.get("floor")
+        if isinstance(floor, Floor):
+            symphysis_mm = z * height * (skeleton.FEMORAL_HEAD[2] - v.SYMPHYSIS_LOW_Z_MM)
+            symphysis_mm += skeleton.FEMORAL_HEAD_RADIUS_MM * patient.girth
+            changes["floor"] = replace(floor, apex_mm=symphysis_mm - above_mm)
     return replace(patient, **changes)  # type: ignore[arg-type]
 
 
@@ -204,8 +215,9 @@ def _gland(rng: np.random.Generator) -> dict[str, object]:
     volume = float(np.exp(np.log(v.VOLUME_MEDIAN_ML) + v.VOLUME_LOG_SD * rng.standard_normal()))
     volume = float(np.clip(volume, *v.VOLUME_RANGE_ML))
     depth = normal(rng, 0.80, 0.08, *v.DEPTH_OVER_WIDTH)
-    # A gland that grows has nowhere to go but up: larger ones are taller.
+    # A gland that grows has nowhere to go but up: larger ones are taller, and small ones are lower.
     height = normal(rng, *v.HEIGHT_MM, *v.HEIGHT_RANGE_MM) * max(1.0, volume / v.TALL_ML) ** 0.45
+    height = max(v.LEAST_HEIGHT_MM, height * min(1.0, volume / v.SMALL_ML) ** 0.25)
     width = float(np.sqrt(volume * 1000 / (0.56 * depth * height)))
     return {
         "gland_volume_ml": volume,

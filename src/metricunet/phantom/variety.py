@@ -1,4 +1,4 @@
-"""What `varied` draws and `real` does not: eight groups, each with a switch, ranges and its own chance.
+"""What `varied` draws and `real` does not: nine groups, each with a switch, ranges and its own chance.
 
 The ranges are our choice, set to what the comments beside them name. Lengths are millimetres in the body frame of
 `shapes`. A group draws from a generator of its own, so that leaving one out changes nothing that another draws.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-# Floor. Forty pelves of this kind and two real label maps: apex 71 +/- 7 mm below the top of the femurs.
+# Floor. Where 40 pelves of `real` have the apex below the top of the femurs; `pelvis` puts it higher.
 APEX_BELOW_FEMURS_MM = (71.0, 7.0)
 APEX_RANGE_MM = (57.0, 85.0)
 FLOOR_BULK = (0.8, 1.25)
@@ -36,10 +36,11 @@ SPACER_SHARE, SPACER_MM, SPACER_HU = 0.06, (7.0, 15.0), (0.0, 40.0)
 #: Some gels are made to be seen.
 SPACER_DENSE_SHARE, SPACER_DENSE_HU = 0.3, (120.0, 300.0)
 GROOVE, WEDGE = (0.02, 0.14), (0.2, 1.0)
-# Gland. Height over width 0.5 to 0.74 on CT, 0.79 on average in `real`, 1.0 on MRI; 28 to 40 mm high while it is
-# no larger than 50 mL.
+# Gland. Height over width 0.5 to 0.74 on CT, 0.79 on average in `real`, 1.0 on MRI; four glands of 18 to 27 mL on
+# CT are 28 to 32 mm high. Small ones are lower, large ones taller.
 VOLUME_MEDIAN_ML, VOLUME_LOG_SD, VOLUME_RANGE_ML = 38.0, 0.5, (15.0, 130.0)
-HEIGHT_MM, HEIGHT_RANGE_MM, TALL_ML = (34.0, 3.5), (28.0, 40.0), 50.0
+HEIGHT_MM, HEIGHT_RANGE_MM, LEAST_HEIGHT_MM = (34.0, 3.5), (28.0, 40.0), 25.0
+SMALL_ML, TALL_ML = 38.0, 50.0
 HEIGHT_OVER_WIDTH = (0.5, 0.85)
 DEPTH_OVER_WIDTH = (0.6, 0.97)
 SKEW = 0.12
@@ -90,6 +91,13 @@ JOINT_SPACE_MM, SOCKET_MM = (1.5, 5.0), (4.0, 10.0)
 HEAD_SIZE = (1.0, 0.04, 0.9, 1.1)
 RIM, SPONGY = (0.25, 1.1), (0.2, 1.7)
 
+# Pelvis. Its height against `real`. There the ischium's lower end lies 112 mm below the top of the femurs, that of
+# the sacrum 54, and the hip bone is 246 mm high; in men on two label maps and one CT it is 94 and 96, 48 and 52, and
+# 224 mm. The apex lies 7 to 12 mm above the lower edge of the symphysis: 52 to 62 mm below the femurs.
+PELVIS_HEIGHT = (0.88, 0.05, 0.76, 1.0)
+SYMPHYSIS_LOW_Z_MM = -23.0
+APEX_ABOVE_SYMPHYSIS_MM = (9.0, 5.0, -3.0, 21.0)
+
 # Absent. What scans without a prostate show; the rest are men's, ending before it. Which part of the body scans of
 # others show, and its lowest and highest height in the template.
 ABSENT_SHARE = {"woman": 0.28, "prostatectomy": 0.17, "part": 0.25}
@@ -125,6 +133,7 @@ class Variety:
         beyond: scans that go on to abdomen, chest and head, or over the legs, with all that lies there.
         absent: women, men after prostatectomy and other parts of the body among the scans without a prostate.
         joints: the hips' joints: their space, the socket, size, rim and inside of the femoral heads.
+        pelvis: how high the bony pelvis is, and with `floor` where the gland's apex lies against the symphysis.
     """
 
     floor: bool = True
@@ -135,6 +144,7 @@ class Variety:
     beyond: bool = True
     absent: bool = True
     joints: bool = True
+    pelvis: bool = True
 
     @property
     def groups(self) -> tuple[str, ...]:
