@@ -92,8 +92,8 @@ HEAD_SIZE = (1.0, 0.04, 0.9, 1.1)
 RIM, SPONGY = (0.25, 1.1), (0.2, 1.7)
 
 # Pelvis. Its height against `real`. There the ischium's lower end lies 112 mm below the top of the femurs, that of
-# the sacrum 54, and the hip bone is 246 mm high; in men on two label maps and one CT it is 94 and 96, 48 and 52, and
-# 224 mm. The apex lies 7 to 12 mm above the lower edge of the symphysis: 52 to 62 mm below the femurs.
+# the sacrum 54, and the hip bone is 246 mm high; in men on two label maps and one CT it is 94 and 96, 48 and 52,
+# and 224 mm. The apex lies 7 to 12 mm above the lower edge of the symphysis: 52 to 62 mm below the femurs.
 PELVIS_HEIGHT = (0.88, 0.05, 0.76, 1.0)
 SYMPHYSIS_LOW_Z_MM = -23.0
 APEX_ABOVE_SYMPHYSIS_MM = (9.0, 5.0, -3.0, 21.0)
