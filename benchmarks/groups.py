@@ -47,6 +47,7 @@ STAGES = {
     "rectum": "segment",
     "gland": "segment",
     "image": "segment",
+    "pelvis": "segment",
     "beyond": "locate",
     "absent": "locate",
 }

@@ -1,10 +1,11 @@
 """Segment `varied` phantoms that no training has seen, and write what docs/real.md says of them.
 
-    python docs/make_unseen.py [-m MODEL] [-n 200] [--seed 2026] [--processes 2] [-o docs/real/unseen.csv]
+    python docs/make_unseen.py [-m MODEL] [-n 200] [--seed 2026] [--without GROUP] [--processes 2]
+                               [-o docs/real/unseen.csv]
 
 Phantom k is case `phantom_tsK` of `metricunet phantom --test N --seed SEED --difficulty varied --absent 0.34`. One
 in three shows no prostate. A row is written as soon as a phantom is scored, and what the file holds already is not
-done again; the rows of another model or seed belong into another file.
+done again; the rows of another model, seed or set of groups belong into another file.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import metricunet as mu
 from metricunet.evaluation.measures import measure
 from metricunet.phantom.cohort import case_name, case_seed, is_absent
 from metricunet.phantom.make import STRUCTURES, draw_phantom
+from metricunet.phantom.variety import GROUPS, Variety
 
 ABSENT_FRACTION = 0.34
 STRUCTURES_SCORED = (
@@ -41,12 +43,14 @@ CUT = " reaches the edge of the box that organs are looked for in"
 _models: dict[str, mu.Model] = {}
 
 
-def scored(model: str, seed: int, number: int) -> dict[str, str]:
+def scored(model: str, seed: int, without: tuple[str, ...], number: int) -> dict[str, str]:
     """Make a phantom, segment it and return its row; a structure that the scan does not show has no Dice."""
     if model not in _models:
         _models[model] = mu.load_model(model or None)
     network = _models[model]
-    drawn = draw_phantom(case_seed(seed, "Ts", number), "varied", not is_absent(number, ABSENT_FRACTION))
+    variety = Variety(**dict.fromkeys(without, False))
+    reaches = not is_absent(number, ABSENT_FRACTION)
+    drawn = draw_phantom(case_seed(seed, "Ts", number), "varied", reaches, variety=variety)
     truth = drawn.labels({name: STRUCTURES[name] for name in STRUCTURES_SCORED})
     result = network.predict(drawn.image())
     gland = str(drawn.description["gland"])
@@ -78,7 +82,8 @@ def rows_of(arguments: argparse.Namespace, numbers: list[int]) -> Iterator[dict[
     model = "" if arguments.model is None else str(arguments.model)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.processes, context) as executor:
-        for future in as_completed(executor.submit(scored, model, arguments.seed, k) for k in numbers):
+        without = tuple(arguments.without)
+        for future in as_completed(executor.submit(scored, model, arguments.seed, without, k) for k in numbers):
             yield future.result()
 
 
@@ -117,6 +122,7 @@ def main() -> None:
     parser.add_argument("-m", "--model", type=Path)
     parser.add_argument("-n", type=int, default=200)
     parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--without", action="append", choices=GROUPS, default=[], help="leave this group out")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "real" / "unseen.csv")
     arguments = parser.parse_args()
