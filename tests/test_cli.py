@@ -17,8 +17,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from metricunet.cli import progress_bars
+from metricunet.errors import InputError
 from metricunet.files.model import Ancestor, read_model, write_model
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
+from tests.support.cohorts import TINY_SETTINGS, make_scan, make_tiny_cohort
 from tests.support.command import Command
 from tests.support.dicom_series import write_series
 
@@ -345,6 +348,29 @@ def test_train_names_a_bad_setting(metricunet: Command, tiny_cohort: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_scans_without_contours_are_prepared_after_those_with_them(
+    metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(run: object) -> None:
+        raise InputError("all is prepared")  # what follows has tests of its own
+
+    monkeypatch.setattr("metricunet.training.fit.train_locate", stop)
+    cohort = make_tiny_cohort(tmp_path / "cohort", 3)
+    for k in (10, 11):
+        write_nifti(cohort / "imagesUnlabeled" / f"case_{k}_0000.nii.gz", make_scan(k)[0])
+    words = [word for setting in (*TINY_SETTINGS, "teacher.share=0.5") for word in ("--set", setting)]
+    ended = metricunet("train", cohort, "-o", tmp_path / "run", "--preset", "small", "--device", "cpu", *words)
+    assert (ended.status, ended.err) == (2, "error: all is prepared\n")
+
+
+def test_a_bar_may_be_gone_through_again() -> None:
+    with progress_bars() as bar:
+        told = bar("preparing")
+        for total in (2, 3):
+            for done in range(1, total + 1):
+                told(done, total)
+
+
 def test_info(metricunet: Command, tiny_model: Path) -> None:
     ended = metricunet("info", tiny_model)
     assert "trained_on: synthetic" in ended.out
@@ -418,8 +444,6 @@ def test_evaluate_misses_count(metricunet: Command, tiny_cohort: Path, tmp_path:
 
 
 def test_debug_shows_where_it_came_from(metricunet: Command, tmp_path: Path) -> None:
-    from metricunet.errors import InputError
-
     with pytest.raises(InputError):
         metricunet("--debug", "info", tmp_path / "none")
 

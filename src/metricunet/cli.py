@@ -1110,6 +1110,7 @@ def progress_bars() -> Iterator[Bars]:
             if done >= total:
                 progress.stop()
                 progress.remove_task(task)  # its last state stays on the screen; the next bar must not repeat it
+                task = None  # what is told of another round, such as of scans without contours, opens it anew
 
         return advance
 
