@@ -349,6 +349,18 @@ class TestEvaluate:
         found = mu.evaluate(result, tmp_path / "a.nii.gz")
         assert {name: m.dice for name, m in found.items()} == {"bladder": 1.0, "prostate": 1.0}
 
+    def test_the_values_of_a_saved_mask_are_those_of_its_verdict(self, result: Result, tmp_path: Path) -> None:
+        mask, *_ = result.save(tmp_path / "out")
+        other = np.select([result.labels.array == 1, result.labels.array == 2], [2, 1], 0).astype(np.uint8)
+        (tmp_path / "truth").mkdir()
+        truth = tmp_path / "truth" / "pelvis.nii.gz"
+        write_nifti(truth, result.labels.with_array(other))
+        write_dataset_json(truth.parent, {"bladder": 1, "prostate": 2}, 1, "drawn", "nobody")
+        report = mu.evaluate(mask, truth, tmp_path / "scores")
+        found = mu.evaluate(mask, truth)
+        assert found == {row.structure: row.measures for row in report.rows}
+        assert {name: m.dice for name, m in found.items()} == {"bladder": 1.0, "prostate": 1.0}
+
     def test_what_nobody_contoured_is_left_out(self, result: Result, tmp_path: Path) -> None:
         write_nifti(tmp_path / "a.nii.gz", result.labels.with_array(np.uint8(result.labels.array == 1)))
         write_dataset_json(tmp_path, LABELS, 1, "drawn", "nobody")

@@ -813,8 +813,9 @@ def evaluate(
     """Measure a prediction against its reference; or, with `output`, whole folders, as `metricunet evaluate` does.
 
     Structures are those of the dataset.json beside the reference file or one folder above; without one, those of
-    the result, or label 1 is the prostate. A `Result` is compared by the names of structures, all else by label
-    values. A structure that was not contoured in the reference (contoured.json) is left out.
+    the result, or label 1 is the prostate. A `Result`, and a mask with the verdict that was written beside it
+    (CASE.quality.json), is compared by the names of structures, all else by label values. A structure that was not
+    contoured in the reference (contoured.json) is left out.
 
     Where a side is a DICOM structure set or segmentation, both are compared by names: those of the names file that
     the reference has, else those that both sides have. What the reference has no contour of is left out, what the
@@ -890,6 +891,8 @@ def evaluate(
         for name in shared:
             array[masks[name]] = labels[name]
         predicted = predicted.with_array(array)
+    else:  # the values of a predicted mask are the model's, whatever the references call them
+        predicted, _ = in_terms_of(labels, predicted, read_quality(found.quality).labels)
     tolerances = choose_tolerances({n: n for n in shared}, Naming(exact=True), tolerance_mm, tolerances_mm)
     p, r = comparable(predicted, drawn, set(labels.values()), ignore, (found.name, truth.name))
     return {
@@ -928,6 +931,12 @@ class _ComparedSide:
             raise InputError(f"{path}: is a folder; give the file of one case, or output= to score all of them")
         kind = contour_kind(path) if path.is_file() and not is_scan(path) else None
         return cls(str(path), path, None if kind is None else read_contour_file(path, kind))
+
+    @property
+    def quality(self) -> Path | None:
+        """The verdict that a predictor wrote beside the file of its label map, if there is one."""
+        is_mask = isinstance(self.source, Path) and self.file is None
+        return quality_beside(self.source) if is_mask else None
 
     def volume(self) -> Volume:
         """Return its label map."""
@@ -1001,8 +1010,7 @@ def _compared_on_scan(
             (sides[1], sides[1].maps(sides[0].labels or DEFAULT_LABELS)),
         )
     ]
-    is_mask = isinstance(sides[0].source, Path) and sides[0].file is None
-    quality = quality_beside(sides[0].source) if is_mask else None
+    quality = sides[0].quality
     own = read_quality(quality).labels
     if not naming.exact:
         maps[0] = maps[0].as_predicted(own, naming, quality)
