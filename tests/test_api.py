@@ -22,6 +22,7 @@ from metricunet.api import Model, Result
 from metricunet.engine import Serial
 from metricunet.files.model import read_card
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
+from metricunet.files.own import OwnFiles
 from metricunet.training.config import load_config
 from metricunet.training.cross_validation import CrossValidation
 from metricunet.volume import Geometry, Volume
@@ -274,6 +275,19 @@ class TestResult:
         assert mask.read_bytes() == before
         result.save(tmp_path, overwrite=True)
         assert mask.read_bytes() != before
+
+    def test_one_process_at_a_time_writes_into_a_folder(
+        self, result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit, held = OwnFiles.commit, dict[str, bool]()
+
+        def seen(own: OwnFiles, content: dict[str, Any]) -> None:
+            held[own.record] = own.claim.is_file()
+            commit(own, content)
+
+        monkeypatch.setattr(OwnFiles, "commit", seen)
+        result.save(tmp_path)
+        assert held == {"pelvis.quality.json": True, "run.json": True}
 
     def test_the_scan_is_never_replaced(self, model: Model, tmp_path: Path) -> None:
         path = tmp_path / "a.nii.gz"

@@ -60,6 +60,7 @@ from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.files.scan import case_name, is_scan, read_labels
+from metricunet.files.sharing import in_turn
 from metricunet.files.voxels import label_volume
 from metricunet.inference.case_files import (
     FORMATS,
@@ -588,7 +589,8 @@ def _saved(
     withheld = () if draw_anyway else withheld_formats(prediction, quality, known)
     outcome = CaseOutcome.of(quality, result.seconds, withheld)
     record.facts |= run_facts(provenance, model.predictor.device, [outcome])
-    own.commit(record.content())
+    with in_turn(own.claim, "the record of a prediction"):  # another process may save into this folder, too
+        own.commit(record.content())
     if withheld:
         warnings.warn(f"{scan.name}: {withheld_line(withheld)}", stacklevel=4)  # at the line that called save
     return (*written, own.path)
