@@ -295,6 +295,18 @@ class TestResult:
         with pytest.raises(mu.InputError, match="is an input"):
             model.predict(path).save(tmp_path, overwrite=True)
 
+    def test_a_scan_that_was_changed_since_is_not_taken_for_what_was_segmented(
+        self, model: Model, tmp_path: Path
+    ) -> None:
+        path, out = tmp_path / "a.nii.gz", tmp_path / "out"
+        write_nifti(path, drawn_scan(GLAND, shape=(40, 48, 48)))
+        found = model.predict(path)
+        write_nifti(path, drawn_scan(shape=(40, 48, 40)))
+        with pytest.raises(mu.InputError, match=r"was changed since it was read, .*load it again"):
+            found.save(out)
+        assert not out.exists()
+        assert model.predict(path).save(out)
+
     @pytest.mark.parametrize("name", ["a.nii.gz", "a_0000.nii.gz"])
     def test_nor_is_the_file_of_an_image_in_memory(self, model: Model, tmp_path: Path, name: str) -> None:
         path, place = tmp_path / name, tmp_path / "a.nii.gz"

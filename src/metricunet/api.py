@@ -68,6 +68,7 @@ from metricunet.inference.case_files import (
     begun_record,
     checked_formats,
     chosen_structures,
+    files_of,
     provenance_of,
     run_facts,
     withheld_formats,
@@ -137,21 +138,35 @@ class Scan:
         name: It names the case, and the names of its outputs begin with it.
         source: The scan was read from this file or DICOM series; None for a scan that came from memory.
         origins: An image in memory says that it was read from these files, which no output may replace.
+        stamps: Each file of the source had this size and this time of its last change when it was read; None where
+            that is not known.
     """
 
     volume: Volume
     name: str
     source: ScanInput | None = None
     origins: tuple[Path, ...] = ()
+    stamps: tuple[tuple[int, int], ...] | None = None
 
     @cached_property
     def source_sha256(self) -> str:
-        """Hash of the source's files, or of the affine and the voxels of a scan from memory."""
+        """Hash of the source's files, or of the affine and the voxels of a scan from memory.
+
+        Raises:
+            InputError: The files are gone, or are not those that were read any more.
+        """
         if self.source is not None:
             try:
-                return self.source.sha256()
+                found = self.source.sha256()
+                changed = self.stamps is not None and _stamps_of(self.source) != self.stamps
             except OSError as error:
                 raise InputError(f"{self.source.path}: its files can be read no more ({error})") from error
+            if changed:
+                raise InputError(
+                    f"{self.source.path}: was changed since it was read, and what was read would be taken for "
+                    "what lies there now; load it again"
+                )
+            return found
         content = hashlib.sha256(self.volume.geometry.affine.tobytes())
         content.update(np.ascontiguousarray(self.volume.array).tobytes())
         return content.hexdigest()
@@ -232,12 +247,21 @@ def load_scan(
         if not os.fspath(source):
             raise InputError("the path of the scan is empty; expected a file, or a folder of DICOM")
         entry = _only_scan(Path(source), series, Allow(allow_gaps, allow_tilt))
-        return Scan(entry.read(), name or entry.case, entry)
+        try:
+            stamps = _stamps_of(entry)  # before it is read, so that no change goes unnoticed
+        except OSError:
+            stamps = None  # reading it says what is wrong
+        return Scan(entry.read(), name or entry.case, entry, stamps=stamps)
     volume, found_name, origins = _from_memory(source, affine)
     for problem in check_image(found_name, volume, IN_MEMORY):
         if problem.severity == "error":
             raise InputError(problem.message)
     return Scan(volume, name or found_name, origins=origins)
+
+
+def _stamps_of(source: ScanInput) -> tuple[tuple[int, int], ...] | None:
+    """Return what tells whether a scan's files were changed: of each its size, and the time of its last change."""
+    return tuple((status.st_size, status.st_mtime_ns) for status in map(os.stat, files_of(source)))
 
 
 def _from_memory(source: object, affine: ArrayLike | None) -> tuple[Volume, str, tuple[Path, ...]]:
