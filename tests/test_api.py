@@ -276,6 +276,12 @@ class TestResult:
         result.save(tmp_path, overwrite=True)
         assert mask.read_bytes() != before
 
+    def test_masks_never_go_among_a_cohorts_images(self, result: Result, tmp_path: Path) -> None:
+        write_dataset_json(tmp_path, LABELS, 1, "drawn", "nobody")
+        with pytest.raises(mu.InputError, match="holds the images of a cohort"):
+            result.save(tmp_path / "imagesTs")
+        assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
+
     def test_one_process_at_a_time_writes_into_a_folder(
         self, result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
