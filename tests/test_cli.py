@@ -21,6 +21,7 @@ from metricunet.cli import progress_bars
 from metricunet.errors import InputError
 from metricunet.files.model import Ancestor, read_model, write_model
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
+from metricunet.files.record import sha256
 from tests.support.cohorts import TINY_SETTINGS, make_scan, make_tiny_cohort
 from tests.support.command import Command
 from tests.support.dicom_series import write_series
@@ -376,6 +377,8 @@ def test_info(metricunet: Command, tiny_model: Path) -> None:
     assert "trained_on: synthetic" in ended.out
     assert "verdicts are review at best: the model was trained on synthetic scans only" in ended.out
     card = json.loads(metricunet("info", tiny_model, "--json").out)
+    assert card["model_sha256"] == sha256([tiny_model])
+    assert f"model_sha256: {card['model_sha256']}" in ended.out.splitlines()
     assert card["target"] == "prostate"
     assert card["intended_use"].startswith("Research")
 
@@ -409,7 +412,7 @@ def test_without_a_model_the_shipped_one_is_used_and_warned_of(
     assert ended.err.count("\n") == 1
     (said,) = json.loads((tmp_path / "out" / "run.json").read_text())["warnings"]
     assert ended.err == f"warning: {said}\n"
-    assert metricunet("info").out == metricunet("info", tiny_model).out
+    assert metricunet("info").out == metricunet("info", "base").out == metricunet("info", tiny_model).out
     monkeypatch.setenv("METRICUNET_MODEL", str(tiny_model.with_name("none")))
     ended = metricunet("predict", scan, "-o", tmp_path / "other")
     assert ended.status == 2

@@ -946,19 +946,22 @@ def info(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="Model file, or folder of an exported model, to describe. Without it, the shipped model is "
-            "described."
+            help="Model file, or folder of an exported model, to describe, or base for the one that comes along. "
+            "Without it, that one is described."
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Print what a model file says about its model: structures, training data, settings and calibration."""
-    from metricunet.files.exported import read_any_card
+    """Print what a model file says of its model (structures, training data, calibration), and its SHA-256."""
+    from metricunet.files.exported import files_of_model, read_any_card
     from metricunet.files.model import card_content
-    from metricunet.inference.models import shipped_model
+    from metricunet.files.record import sha256
+    from metricunet.inference.models import named_model, shipped_model
 
-    card = read_any_card(model or shipped_model())
-    content = card_content(card)
+    path = shipped_model() if model is None else named_model(model)
+    card = read_any_card(path)
+    # As predictions and the ledger state it.
+    content = card_content(card) | {"model_sha256": sha256(files_of_model(path))}
     if json:
         _print_json(content)
         return
