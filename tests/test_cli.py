@@ -447,8 +447,27 @@ def test_evaluate_misses_count(metricunet: Command, tiny_cohort: Path, tmp_path:
 
 
 def test_debug_shows_where_it_came_from(metricunet: Command, tmp_path: Path) -> None:
-    with pytest.raises(InputError):
-        metricunet("--debug", "info", tmp_path / "none")
+    plain, ended = (metricunet(*debug, "info", tmp_path / "none") for debug in ([], ["--debug"]))
+    assert plain.err.count("\n") == 1
+    assert ended.err.startswith("Traceback")
+    assert ended.err.endswith(f"\n{plain.err}")
+    assert (plain.status, ended.status) == (2, 2), "status 1 says that all but some cases are done"
+
+
+def test_debug_shows_where_the_program_failed(
+    metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(*_: object, **__: object) -> None:
+        raise KeyError("odd")
+
+    monkeypatch.setattr("metricunet.workflows.check.check", odd)
+    said = "error: an unexpected KeyError stopped it: 'odd'; this is a fault of the program"
+    ended = metricunet("check", tmp_path)
+    assert (ended.status, ended.err) == (2, f"{said}: --debug after metricunet shows where\n")
+    ended = metricunet("--debug", "check", tmp_path)
+    assert ended.status == 2
+    assert ended.err.startswith("Traceback")
+    assert ended.err.endswith(f"\n{said}\n")
 
 
 def test_the_status_fails_on_what_it_is_told_to(

@@ -1183,7 +1183,7 @@ def _say_refused(outcome: PredictOutcome) -> None:
 
 
 def _trace(error: BaseException) -> None:
-    """With --debug, show where something went wrong that did not end the command."""
+    """With --debug, show where something went wrong, whether or not it ended the command."""
     if _debug:
         import traceback
 
@@ -1226,7 +1226,7 @@ def _print_json(content: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: bad input becomes one line and status 2; --debug shows where it came from."""
+    """Entry point: bad input becomes one line and status 2; --debug shows before it where it came from."""
     _print_in_any_encoding()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell without job control starts what runs in the background so; whoever sends it means it to end.
@@ -1234,8 +1234,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False) or DONE)
     except InputError as error:
-        if _debug:
-            raise
+        _trace(error)
         _say(f"error: {' '.join(str(error).split())}")
     except typer.TyperException as error:
         # Typer reads values with pydantic, which sets words of its own before a sentence.
@@ -1245,10 +1244,10 @@ def main() -> None:
         _say("stopped")
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if _debug:
-            raise
+        _trace(error)
         if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
             _say(f"error: this needs {error.name}, which is not installed here; run `pip install {error.name}`")
         else:
-            _say(f"error: {told(error)}; this is a fault of the program: --debug after metricunet shows where")
+            where = "" if _debug else ": --debug after metricunet shows where"
+            _say(f"error: {told(error)}; this is a fault of the program{where}")
     sys.exit(NOTHING_DONE)
