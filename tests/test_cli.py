@@ -470,6 +470,21 @@ def test_debug_shows_where_the_program_failed(
     assert ended.err.endswith(f"\n{said}\n")
 
 
+def test_that_memory_does_not_suffice_is_no_fault_of_the_program(
+    metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("metricunet.workflows.check.check", full)
+    ended = metricunet("check", tmp_path)
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert ended.err.startswith(
+        "error: there is not enough memory for it on this machine; end other programs on it"
+    )
+    assert "fault" not in ended.err
+
+
 def test_the_status_fails_on_what_it_is_told_to(
     metricunet: Command, tiny_cohort: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

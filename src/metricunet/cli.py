@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from metricunet.errors import InputError, Naming, arguments_named, as_python, told
+from metricunet.errors import InputError, Naming, arguments_named, as_python, is_out_of_memory, told
 from metricunet.progress import Bars, Progress
 from metricunet.workflows.ledger_commands import commands as ledger_commands
 
@@ -1247,6 +1247,8 @@ def main() -> None:
         _trace(error)
         if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
             _say(f"error: this needs {error.name}, which is not installed here; run `pip install {error.name}`")
+        elif is_out_of_memory(error):
+            _say(f"error: {told(error)}; end other programs on it, or take a smaller scan, batch or network")
         else:
             where = "" if _debug else ": --debug after metricunet shows where"
             _say(f"error: {told(error)}; this is a fault of the program{where}")
