@@ -432,6 +432,18 @@ def test_training_takes_the_commands_settings(tmp_path: Path, monkeypatch: pytes
         assert called["loggers"] == [logger]
 
 
+def test_a_fold_may_be_a_whole_number_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: dict[str, Any] = {}
+
+    def train(cohort: Path, output: Path, **others: Any) -> Path:
+        called.update(others)
+        return output / "model.safetensors"
+
+    monkeypatch.setattr("metricunet.training.fit.train", train)
+    mu.train("cohort", tmp_path, preset="small", fold=np.arange(3)[2])
+    assert json.dumps(called["fold"]) == "2"
+
+
 def test_a_word_that_predict_does_not_know_is_named(scan: Path, model_file: Path, tmp_path: Path) -> None:
     for output in (None, tmp_path / "out"):
         with pytest.raises(TypeError, match="unexpected keyword argument 'devcie'"):
@@ -628,6 +640,8 @@ def cut_short(folder: Path) -> Any:
         (lambda f: mu.train(f, f / "run", workers=2), "workers says how many .* leave it out with the cohort"),
         (lambda f: mu.train(f, f / "run", fold="each", workers=2), "workers says how many"),
         (lambda f: mu.train(f, f / "run", engine=Serial()), "engine trains the folds of fold='each'"),
+        (lambda f: mu.train(f, f / "run", fold="1"), "fold must be a whole number, 'all' or 'each'; got '1'"),
+        (lambda f: mu.train(f, f / "run", fold=None), "fold must be a whole number, 'all' or 'each'; got None"),
         (lambda f: mu.train(None, f / "run", phantoms="easy", fold=3), "fold=3: is of a cohort; phantoms"),
         (
             lambda f: mu.train(f, f / "run", fold="each", loggers=["mlflow", CSVLogger(f)]),

@@ -1165,8 +1165,9 @@ def train(
         parent=parent,
     )
     source = None if cohort is None else Path(cohort)
-    refuse_idle(source, fold, workers=workers, engine=engine)
-    if fold == "each":
+    chosen = _fold_of(fold)
+    refuse_idle(source, chosen, workers=workers, engine=engine)
+    if chosen == "each":
         if devices * nodes > 1:
             raise InputError("devices and nodes are for one fold; fold='each' trains each fold on one device")
         named = [one for one in loggers if isinstance(one, str)]
@@ -1199,7 +1200,6 @@ def train(
                 f"{argument('resume', True)} tries it again"
             ) from failed.cause
         return crossed.folder
-    chosen: Fold = fold
     return train_model(
         source,
         Path(output),
@@ -1215,6 +1215,18 @@ def train(
         loggers=loggers,
         engine=engine,
     )
+
+
+def _fold_of(fold: object) -> Fold | Literal["each"]:
+    """Return a fold as a training takes it; one of numpy's whole numbers is a whole number."""
+    if isinstance(fold, int | np.integer) and not isinstance(fold, bool):
+        return int(fold)
+    if isinstance(fold, str):
+        if fold == "all":
+            return "all"
+        if fold == "each":
+            return "each"
+    raise InputError(f"fold must be a whole number, 'all' or 'each'; got {fold!r}")
 
 
 def _opened(paths: tuple[Path, ...], device: str, reruns: int, provider: str | None = None) -> Segmenter:
