@@ -20,7 +20,7 @@ import torch
 from metricunet.api import load_scan
 from metricunet.evaluation.measures import measure
 from metricunet.files.nifti import read_labels
-from metricunet.inference.models import shipped_model
+from metricunet.inference.models import named_model
 from metricunet.inference.onnx_predictor import OnnxPredictor, Run, opened_model
 from metricunet.inference.predictor import Predictor
 from metricunet.inference.reruns import MOST_RERUNS
@@ -54,7 +54,7 @@ def bench_runtimes(
     Raises:
         InputError: a scan or model that cannot be read.
     """
-    used = shipped_model() if model == Path("base") and not model.exists() else model
+    used = named_model(model)
     with tempfile.TemporaryDirectory(prefix="metricunet-runtimes-") as name:
         folder = Path(name)
         exported = folder / "exported"

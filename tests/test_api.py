@@ -22,6 +22,7 @@ from metricunet.api import Model, Result
 from metricunet.engine import Serial
 from metricunet.files.model import read_card
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
+from metricunet.files.own import OwnFiles
 from metricunet.training.config import load_config
 from metricunet.training.cross_validation import CrossValidation
 from metricunet.volume import Geometry, Volume
@@ -275,11 +276,42 @@ class TestResult:
         result.save(tmp_path, overwrite=True)
         assert mask.read_bytes() != before
 
+    def test_masks_never_go_among_a_cohorts_images(self, result: Result, tmp_path: Path) -> None:
+        write_dataset_json(tmp_path, LABELS, 1, "drawn", "nobody")
+        with pytest.raises(mu.InputError, match="holds the images of a cohort"):
+            result.save(tmp_path / "imagesTs")
+        assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
+
+    def test_one_process_at_a_time_writes_into_a_folder(
+        self, result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit, held = OwnFiles.commit, dict[str, bool]()
+
+        def seen(own: OwnFiles, content: dict[str, Any]) -> None:
+            held[own.record] = own.claim.is_file()
+            commit(own, content)
+
+        monkeypatch.setattr(OwnFiles, "commit", seen)
+        result.save(tmp_path)
+        assert held == {"pelvis.quality.json": True, "run.json": True}
+
     def test_the_scan_is_never_replaced(self, model: Model, tmp_path: Path) -> None:
         path = tmp_path / "a.nii.gz"
         write_nifti(path, drawn_scan(GLAND, shape=(40, 48, 48)))
         with pytest.raises(mu.InputError, match="is an input"):
             model.predict(path).save(tmp_path, overwrite=True)
+
+    def test_a_scan_that_was_changed_since_is_not_taken_for_what_was_segmented(
+        self, model: Model, tmp_path: Path
+    ) -> None:
+        path, out = tmp_path / "a.nii.gz", tmp_path / "out"
+        write_nifti(path, drawn_scan(GLAND, shape=(40, 48, 48)))
+        found = model.predict(path)
+        write_nifti(path, drawn_scan(shape=(40, 48, 40)))
+        with pytest.raises(mu.InputError, match=r"was changed since it was read, .*load it again"):
+            found.save(out)
+        assert not out.exists()
+        assert model.predict(path).save(out)
 
     @pytest.mark.parametrize("name", ["a.nii.gz", "a_0000.nii.gz"])
     def test_nor_is_the_file_of_an_image_in_memory(self, model: Model, tmp_path: Path, name: str) -> None:
@@ -349,6 +381,18 @@ class TestEvaluate:
         found = mu.evaluate(result, tmp_path / "a.nii.gz")
         assert {name: m.dice for name, m in found.items()} == {"bladder": 1.0, "prostate": 1.0}
 
+    def test_the_values_of_a_saved_mask_are_those_of_its_verdict(self, result: Result, tmp_path: Path) -> None:
+        mask, *_ = result.save(tmp_path / "out")
+        other = np.select([result.labels.array == 1, result.labels.array == 2], [2, 1], 0).astype(np.uint8)
+        (tmp_path / "truth").mkdir()
+        truth = tmp_path / "truth" / "pelvis.nii.gz"
+        write_nifti(truth, result.labels.with_array(other))
+        write_dataset_json(truth.parent, {"bladder": 1, "prostate": 2}, 1, "drawn", "nobody")
+        report = mu.evaluate(mask, truth, tmp_path / "scores")
+        found = mu.evaluate(mask, truth)
+        assert found == {row.structure: row.measures for row in report.rows}
+        assert {name: m.dice for name, m in found.items()} == {"bladder": 1.0, "prostate": 1.0}
+
     def test_what_nobody_contoured_is_left_out(self, result: Result, tmp_path: Path) -> None:
         write_nifti(tmp_path / "a.nii.gz", result.labels.with_array(np.uint8(result.labels.array == 1)))
         write_dataset_json(tmp_path, LABELS, 1, "drawn", "nobody")
@@ -386,6 +430,18 @@ def test_training_takes_the_commands_settings(tmp_path: Path, monkeypatch: pytes
         assert (called["cohort"], called["output"]) == (Path("cohort"), tmp_path)
         assert (called["fold"], called["init"], called["resume"]) == ("all", Path("b.safetensors"), True)
         assert called["loggers"] == [logger]
+
+
+def test_a_fold_may_be_a_whole_number_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: dict[str, Any] = {}
+
+    def train(cohort: Path, output: Path, **others: Any) -> Path:
+        called.update(others)
+        return output / "model.safetensors"
+
+    monkeypatch.setattr("metricunet.training.fit.train", train)
+    mu.train("cohort", tmp_path, preset="small", fold=np.arange(3)[2])
+    assert json.dumps(called["fold"]) == "2"
 
 
 def test_a_word_that_predict_does_not_know_is_named(scan: Path, model_file: Path, tmp_path: Path) -> None:
@@ -584,6 +640,8 @@ def cut_short(folder: Path) -> Any:
         (lambda f: mu.train(f, f / "run", workers=2), "workers says how many .* leave it out with the cohort"),
         (lambda f: mu.train(f, f / "run", fold="each", workers=2), "workers says how many"),
         (lambda f: mu.train(f, f / "run", engine=Serial()), "engine trains the folds of fold='each'"),
+        (lambda f: mu.train(f, f / "run", fold="1"), "fold must be a whole number, 'all' or 'each'; got '1'"),
+        (lambda f: mu.train(f, f / "run", fold=None), "fold must be a whole number, 'all' or 'each'; got None"),
         (lambda f: mu.train(None, f / "run", phantoms="easy", fold=3), "fold=3: is of a cohort; phantoms"),
         (
             lambda f: mu.train(f, f / "run", fold="each", loggers=["mlflow", CSVLogger(f)]),

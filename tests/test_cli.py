@@ -17,8 +17,12 @@ import numpy as np
 import pydicom
 import pytest
 
+from metricunet.cli import progress_bars
+from metricunet.errors import InputError
 from metricunet.files.model import Ancestor, read_model, write_model
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
+from metricunet.files.record import sha256
+from tests.support.cohorts import TINY_SETTINGS, make_scan, make_tiny_cohort
 from tests.support.command import Command
 from tests.support.dicom_series import write_series
 
@@ -345,11 +349,36 @@ def test_train_names_a_bad_setting(metricunet: Command, tiny_cohort: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_scans_without_contours_are_prepared_after_those_with_them(
+    metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(run: object) -> None:
+        raise InputError("all is prepared")  # what follows has tests of its own
+
+    monkeypatch.setattr("metricunet.training.fit.train_locate", stop)
+    cohort = make_tiny_cohort(tmp_path / "cohort", 3)
+    for k in (10, 11):
+        write_nifti(cohort / "imagesUnlabeled" / f"case_{k}_0000.nii.gz", make_scan(k)[0])
+    words = [word for setting in (*TINY_SETTINGS, "teacher.share=0.5") for word in ("--set", setting)]
+    ended = metricunet("train", cohort, "-o", tmp_path / "run", "--preset", "small", "--device", "cpu", *words)
+    assert (ended.status, ended.err) == (2, "error: all is prepared\n")
+
+
+def test_a_bar_may_be_gone_through_again() -> None:
+    with progress_bars() as bar:
+        told = bar("preparing")
+        for total in (2, 3):
+            for done in range(1, total + 1):
+                told(done, total)
+
+
 def test_info(metricunet: Command, tiny_model: Path) -> None:
     ended = metricunet("info", tiny_model)
     assert "trained_on: synthetic" in ended.out
     assert "verdicts are review at best: the model was trained on synthetic scans only" in ended.out
     card = json.loads(metricunet("info", tiny_model, "--json").out)
+    assert card["model_sha256"] == sha256([tiny_model])
+    assert f"model_sha256: {card['model_sha256']}" in ended.out.splitlines()
     assert card["target"] == "prostate"
     assert card["intended_use"].startswith("Research")
 
@@ -383,7 +412,7 @@ def test_without_a_model_the_shipped_one_is_used_and_warned_of(
     assert ended.err.count("\n") == 1
     (said,) = json.loads((tmp_path / "out" / "run.json").read_text())["warnings"]
     assert ended.err == f"warning: {said}\n"
-    assert metricunet("info").out == metricunet("info", tiny_model).out
+    assert metricunet("info").out == metricunet("info", "base").out == metricunet("info", tiny_model).out
     monkeypatch.setenv("METRICUNET_MODEL", str(tiny_model.with_name("none")))
     ended = metricunet("predict", scan, "-o", tmp_path / "other")
     assert ended.status == 2
@@ -418,10 +447,42 @@ def test_evaluate_misses_count(metricunet: Command, tiny_cohort: Path, tmp_path:
 
 
 def test_debug_shows_where_it_came_from(metricunet: Command, tmp_path: Path) -> None:
-    from metricunet.errors import InputError
+    plain, ended = (metricunet(*debug, "info", tmp_path / "none") for debug in ([], ["--debug"]))
+    assert plain.err.count("\n") == 1
+    assert ended.err.startswith("Traceback")
+    assert ended.err.endswith(f"\n{plain.err}")
+    assert (plain.status, ended.status) == (2, 2), "status 1 says that all but some cases are done"
 
-    with pytest.raises(InputError):
-        metricunet("--debug", "info", tmp_path / "none")
+
+def test_debug_shows_where_the_program_failed(
+    metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(*_: object, **__: object) -> None:
+        raise KeyError("odd")
+
+    monkeypatch.setattr("metricunet.workflows.check.check", odd)
+    said = "error: an unexpected KeyError stopped it: 'odd'; this is a fault of the program"
+    ended = metricunet("check", tmp_path)
+    assert (ended.status, ended.err) == (2, f"{said}: --debug after metricunet shows where\n")
+    ended = metricunet("--debug", "check", tmp_path)
+    assert ended.status == 2
+    assert ended.err.startswith("Traceback")
+    assert ended.err.endswith(f"\n{said}\n")
+
+
+def test_that_memory_does_not_suffice_is_no_fault_of_the_program(
+    metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("metricunet.workflows.check.check", full)
+    ended = metricunet("check", tmp_path)
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert ended.err.startswith(
+        "error: there is not enough memory for it on this machine; end other programs on it"
+    )
+    assert "fault" not in ended.err
 
 
 def test_the_status_fails_on_what_it_is_told_to(

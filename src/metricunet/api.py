@@ -60,6 +60,7 @@ from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME
 from metricunet.files.rtstruct.outlines import Holes, Outline
 from metricunet.files.scan import case_name, is_scan, read_labels
+from metricunet.files.sharing import in_turn
 from metricunet.files.voxels import label_volume
 from metricunet.inference.case_files import (
     FORMATS,
@@ -67,6 +68,7 @@ from metricunet.inference.case_files import (
     begun_record,
     checked_formats,
     chosen_structures,
+    files_of,
     provenance_of,
     run_facts,
     withheld_formats,
@@ -136,21 +138,35 @@ class Scan:
         name: It names the case, and the names of its outputs begin with it.
         source: The scan was read from this file or DICOM series; None for a scan that came from memory.
         origins: An image in memory says that it was read from these files, which no output may replace.
+        stamps: Each file of the source had this size and this time of its last change when it was read; None where
+            that is not known.
     """
 
     volume: Volume
     name: str
     source: ScanInput | None = None
     origins: tuple[Path, ...] = ()
+    stamps: tuple[tuple[int, int], ...] | None = None
 
     @cached_property
     def source_sha256(self) -> str:
-        """Hash of the source's files, or of the affine and the voxels of a scan from memory."""
+        """Hash of the source's files, or of the affine and the voxels of a scan from memory.
+
+        Raises:
+            InputError: The files are gone, or are not those that were read any more.
+        """
         if self.source is not None:
             try:
-                return self.source.sha256()
+                found = self.source.sha256()
+                changed = self.stamps is not None and _stamps_of(self.source) != self.stamps
             except OSError as error:
                 raise InputError(f"{self.source.path}: its files can be read no more ({error})") from error
+            if changed:
+                raise InputError(
+                    f"{self.source.path}: was changed since it was read, and what was read would be taken for "
+                    "what lies there now; load it again"
+                )
+            return found
         content = hashlib.sha256(self.volume.geometry.affine.tobytes())
         content.update(np.ascontiguousarray(self.volume.array).tobytes())
         return content.hexdigest()
@@ -231,12 +247,21 @@ def load_scan(
         if not os.fspath(source):
             raise InputError("the path of the scan is empty; expected a file, or a folder of DICOM")
         entry = _only_scan(Path(source), series, Allow(allow_gaps, allow_tilt))
-        return Scan(entry.read(), name or entry.case, entry)
+        try:
+            stamps = _stamps_of(entry)  # before it is read, so that no change goes unnoticed
+        except OSError:
+            stamps = None  # reading it says what is wrong
+        return Scan(entry.read(), name or entry.case, entry, stamps=stamps)
     volume, found_name, origins = _from_memory(source, affine)
     for problem in check_image(found_name, volume, IN_MEMORY):
         if problem.severity == "error":
             raise InputError(problem.message)
     return Scan(volume, name or found_name, origins=origins)
+
+
+def _stamps_of(source: ScanInput) -> tuple[tuple[int, int], ...] | None:
+    """Return what tells whether a scan's files were changed: of each its size, and the time of its last change."""
+    return tuple((status.st_size, status.st_mtime_ns) for status in map(os.stat, files_of(source)))
 
 
 def _from_memory(source: object, affine: ArrayLike | None) -> tuple[Volume, str, tuple[Path, ...]]:
@@ -588,7 +613,8 @@ def _saved(
     withheld = () if draw_anyway else withheld_formats(prediction, quality, known)
     outcome = CaseOutcome.of(quality, result.seconds, withheld)
     record.facts |= run_facts(provenance, model.predictor.device, [outcome])
-    own.commit(record.content())
+    with in_turn(own.claim, "the record of a prediction"):  # another process may save into this folder, too
+        own.commit(record.content())
     if withheld:
         warnings.warn(f"{scan.name}: {withheld_line(withheld)}", stacklevel=4)  # at the line that called save
     return (*written, own.path)
@@ -813,8 +839,9 @@ def evaluate(
     """Measure a prediction against its reference; or, with `output`, whole folders, as `metricunet evaluate` does.
 
     Structures are those of the dataset.json beside the reference file or one folder above; without one, those of
-    the result, or label 1 is the prostate. A `Result` is compared by the names of structures, all else by label
-    values. A structure that was not contoured in the reference (contoured.json) is left out.
+    the result, or label 1 is the prostate. A `Result`, and a mask with the verdict that was written beside it
+    (CASE.quality.json), is compared by the names of structures, all else by label values. A structure that was not
+    contoured in the reference (contoured.json) is left out.
 
     Where a side is a DICOM structure set or segmentation, both are compared by names: those of the names file that
     the reference has, else those that both sides have. What the reference has no contour of is left out, what the
@@ -890,6 +917,8 @@ def evaluate(
         for name in shared:
             array[masks[name]] = labels[name]
         predicted = predicted.with_array(array)
+    else:  # the values of a predicted mask are the model's, whatever the references call them
+        predicted, _ = in_terms_of(labels, predicted, read_quality(found.quality).labels)
     tolerances = choose_tolerances({n: n for n in shared}, Naming(exact=True), tolerance_mm, tolerances_mm)
     p, r = comparable(predicted, drawn, set(labels.values()), ignore, (found.name, truth.name))
     return {
@@ -928,6 +957,12 @@ class _ComparedSide:
             raise InputError(f"{path}: is a folder; give the file of one case, or output= to score all of them")
         kind = contour_kind(path) if path.is_file() and not is_scan(path) else None
         return cls(str(path), path, None if kind is None else read_contour_file(path, kind))
+
+    @property
+    def quality(self) -> Path | None:
+        """The verdict that a predictor wrote beside the file of its label map, if there is one."""
+        is_mask = isinstance(self.source, Path) and self.file is None
+        return quality_beside(self.source) if is_mask else None
 
     def volume(self) -> Volume:
         """Return its label map."""
@@ -1001,8 +1036,7 @@ def _compared_on_scan(
             (sides[1], sides[1].maps(sides[0].labels or DEFAULT_LABELS)),
         )
     ]
-    is_mask = isinstance(sides[0].source, Path) and sides[0].file is None
-    quality = quality_beside(sides[0].source) if is_mask else None
+    quality = sides[0].quality
     own = read_quality(quality).labels
     if not naming.exact:
         maps[0] = maps[0].as_predicted(own, naming, quality)
@@ -1131,8 +1165,9 @@ def train(
         parent=parent,
     )
     source = None if cohort is None else Path(cohort)
-    refuse_idle(source, fold, workers=workers, engine=engine)
-    if fold == "each":
+    chosen = _fold_of(fold)
+    refuse_idle(source, chosen, workers=workers, engine=engine)
+    if chosen == "each":
         if devices * nodes > 1:
             raise InputError("devices and nodes are for one fold; fold='each' trains each fold on one device")
         named = [one for one in loggers if isinstance(one, str)]
@@ -1165,7 +1200,6 @@ def train(
                 f"{argument('resume', True)} tries it again"
             ) from failed.cause
         return crossed.folder
-    chosen: Fold = fold
     return train_model(
         source,
         Path(output),
@@ -1181,6 +1215,18 @@ def train(
         loggers=loggers,
         engine=engine,
     )
+
+
+def _fold_of(fold: object) -> Fold | Literal["each"]:
+    """Return a fold as a training takes it; one of numpy's whole numbers is a whole number."""
+    if isinstance(fold, int | np.integer) and not isinstance(fold, bool):
+        return int(fold)
+    if isinstance(fold, str):
+        if fold == "all":
+            return "all"
+        if fold == "each":
+            return "each"
+    raise InputError(f"fold must be a whole number, 'all' or 'each'; got {fold!r}")
 
 
 def _opened(paths: tuple[Path, ...], device: str, reruns: int, provider: str | None = None) -> Segmenter:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from metricunet.errors import InputError, Naming, arguments_named, as_python, told
+from metricunet.errors import InputError, Naming, arguments_named, as_python, is_out_of_memory, told
 from metricunet.progress import Bars, Progress
 from metricunet.workflows.ledger_commands import commands as ledger_commands
 
@@ -946,19 +946,22 @@ def info(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="Model file, or folder of an exported model, to describe. Without it, the shipped model is "
-            "described."
+            help="Model file, or folder of an exported model, to describe, or base for the one that comes along. "
+            "Without it, that one is described."
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Print what a model file says about its model: structures, training data, settings and calibration."""
-    from metricunet.files.exported import read_any_card
+    """Print what a model file says of its model (structures, training data, calibration), and its SHA-256."""
+    from metricunet.files.exported import files_of_model, read_any_card
     from metricunet.files.model import card_content
-    from metricunet.inference.models import shipped_model
+    from metricunet.files.record import sha256
+    from metricunet.inference.models import named_model, shipped_model
 
-    card = read_any_card(model or shipped_model())
-    content = card_content(card)
+    path = shipped_model() if model is None else named_model(model)
+    card = read_any_card(path)
+    # As predictions and the ledger state it.
+    content = card_content(card) | {"model_sha256": sha256(files_of_model(path))}
     if json:
         _print_json(content)
         return
@@ -1110,6 +1113,7 @@ def progress_bars() -> Iterator[Bars]:
             if done >= total:
                 progress.stop()
                 progress.remove_task(task)  # its last state stays on the screen; the next bar must not repeat it
+                task = None  # what is told of another round, such as of scans without contours, opens it anew
 
         return advance
 
@@ -1179,7 +1183,7 @@ def _say_refused(outcome: PredictOutcome) -> None:
 
 
 def _trace(error: BaseException) -> None:
-    """With --debug, show where something went wrong that did not end the command."""
+    """With --debug, show where something went wrong, whether or not it ended the command."""
     if _debug:
         import traceback
 
@@ -1222,7 +1226,7 @@ def _print_json(content: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: bad input becomes one line and status 2; --debug shows where it came from."""
+    """Entry point: bad input becomes one line and status 2; --debug shows before it where it came from."""
     _print_in_any_encoding()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell without job control starts what runs in the background so; whoever sends it means it to end.
@@ -1230,8 +1234,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False) or DONE)
     except InputError as error:
-        if _debug:
-            raise
+        _trace(error)
         _say(f"error: {' '.join(str(error).split())}")
     except typer.TyperException as error:
         # Typer reads values with pydantic, which sets words of its own before a sentence.
@@ -1241,10 +1244,12 @@ def main() -> None:
         _say("stopped")
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if _debug:
-            raise
+        _trace(error)
         if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
             _say(f"error: this needs {error.name}, which is not installed here; run `pip install {error.name}`")
+        elif is_out_of_memory(error):
+            _say(f"error: {told(error)}; end other programs on it, or take a smaller scan, batch or network")
         else:
-            _say(f"error: {told(error)}; this is a fault of the program: --debug after metricunet shows where")
+            where = "" if _debug else ": --debug after metricunet shows where"
+            _say(f"error: {told(error)}; this is a fault of the program{where}")
     sys.exit(NOTHING_DONE)

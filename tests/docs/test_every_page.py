@@ -9,6 +9,8 @@ import shlex
 import shutil
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ PAGES = [
 ]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: A name of the package with all that leads to it.
+DOTTED = re.compile(r"(?<![\w./-])metricunet(?:\.[A-Za-z_]\w*)+")
 #: Pages whose Python has a test of its own.
 TESTED = ("metric-learning.md", "python.md")
 #: Commands that are run as they stand.
@@ -265,6 +269,30 @@ def test_links_lead_somewhere(page: Path) -> None:
             titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
             assert heading in slugs, f"{page.name} links to {target}"
+
+
+def is_there(name: str) -> bool:
+    """Return whether a dotted name is a module, or something in one."""
+    try:
+        if find_spec(name) is not None:
+            return True
+    except ModuleNotFoundError:
+        pass  # what stands before the last dot is no package
+    module, _, member = name.rpartition(".")
+    return hasattr(import_module(module), member)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name
+)
+def test_what_a_page_names_of_the_package_is_there(page: Path) -> None:
+    for name in sorted(set(DOTTED.findall(page.read_text(encoding="utf-8")))):
+        assert is_there(name), f"{page.name} names {name}"
+
+
+def test_a_name_that_is_none_is_found() -> None:
+    assert is_there("metricunet.files.rtstruct.read.read_rtstruct")
+    assert not is_there("metricunet.files.rtstruct.read_rtstruct")
 
 
 def test_contributing_names_every_room_in_the_order_of_imports() -> None:

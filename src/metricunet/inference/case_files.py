@@ -207,7 +207,7 @@ def write_case(
     known = checked_formats(formats)
     series = None if source is None else source.series
     refuse_without_series(known, series, quality.case if source is None else source.path)
-    refuse_file(folder)
+    check_folder(folder)
     kept = Inputs([*files_of(source), *inputs, *filter(None, [options.add_to])])
     files = CaseFiles(folder, known, kept, overwrite, draw_anyway)
     options.check([series], files.path(quality.case, "rtstruct") if "rtstruct" in known else None)
@@ -349,14 +349,17 @@ def run_facts(
     }
 
 
-def refuse_file(output: Path) -> None:
-    """Refuse to write into what is no folder.
+def check_folder(output: Path) -> None:
+    """Refuse to write predictions into what is no folder, or among the images of a cohort.
 
     Raises:
-        InputError: it is a file.
+        InputError: it is either.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the predictions")
+    place = output.resolve()  # the folder may be given as `.`
+    if place.name.startswith("images") and (place.parent / "dataset.json").is_file():
+        raise InputError(f"{output}: holds the images of a cohort, which masks would spoil; choose another folder")
 
 
 def refuse_without_series(formats: Sequence[Format], series: CtSeries | None, where: object) -> None:

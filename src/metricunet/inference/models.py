@@ -12,6 +12,8 @@ from metricunet.files.json_file import read_json
 
 #: The model that comes with the package. A build from a tree without it has none.
 SHIPPED = Path(__file__).parents[1] / "models" / "base.safetensors"
+#: The word for it where a model file is named.
+BASE = "base"
 #: Names a model file, or several to be averaged, with what separates paths in PATH between them.
 VARIABLE = "METRICUNET_MODEL"
 #: The model of a run folder, and what says of which folds the folder of a cross-validation consists.
@@ -106,6 +108,15 @@ def shipped_model(advice: str = "give a model file") -> Path:
             "`metricunet demo`)"
         )
     return SHIPPED
+
+
+def named_model(path: Path) -> Path:
+    """Return the one model that a path means: itself, or for the word `base` the one that comes with the package.
+
+    Raises:
+        InputError: `base`, and this build ships none.
+    """
+    return shipped_model() if path == Path(BASE) and not path.exists() else path
 
 
 def warnings_of(models: Sequence[Path]) -> list[str]:

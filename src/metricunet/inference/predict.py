@@ -28,12 +28,12 @@ from metricunet.inference.case_files import (
     CaseFiles,
     CaseOutcome,
     begun_record,
+    check_folder,
     checked_formats,
     chosen_structures,
     files_of,
     organs_wanted,
     provenance_of,
-    refuse_file,
     refuse_without_series,
     run_facts,
 )
@@ -140,10 +140,7 @@ def predict(
             or of somebody else's file.
     """
     known = checked_formats(formats)
-    refuse_file(output)
-    place = output.resolve()  # the folder may be given as `.`
-    if place.name.startswith("images") and (place.parent / "dataset.json").is_file():
-        raise InputError(f"{output}: holds the images of a cohort, which masks would spoil; choose another folder")
+    check_folder(output)
     check_models(models, reruns)
     if runtime_for(models, runtime, provider) == "onnx" and device == "auto":
         # Said here, since an engine takes `auto` for a GPU wherever it has one.

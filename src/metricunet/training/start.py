@@ -20,13 +20,10 @@ from torch import Tensor
 from metricunet.cohort.prepare import PreparedCase
 from metricunet.errors import InputError, argument
 from metricunet.files.model import Ancestor, ModelCard, of_stage, read_model
-from metricunet.inference.models import SHIPPED
+from metricunet.inference.models import BASE, SHIPPED
 from metricunet.networks import build_network
 from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.structures import class_of
-
-#: The word for the model that comes with the package.
-BASE = "base"
 
 #: What is said of structures that begin anew though the model has them, by its stage that does.
 ELSEWHERE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,10 @@ def export(
     people: Annotated[
         bool, typer.Option("--people", help="Also write reviewers and reasons, which are personal data.")
     ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace a file of that name. Files of the ledger are never replaced."),
+    ] = False,
 ) -> None:
     """Write a CSV row for each structure of each decision, and for each case without one."""
     from metricunet.errors import InputError
@@ -64,6 +69,10 @@ def export(
     ledger = _opened(file)
     if any(own.exists() and output.exists() and output.samefile(own) for own in files_of(ledger.path)):
         raise InputError(f"{output}: is a file of the ledger itself; choose another name for the table")
+    # A table has no record beside it, so nobody can tell whether it is as it was written.
+    if os.path.lexists(output) and (output.is_dir() or not overwrite):
+        otherwise = "" if output.is_dir() else ", or replace it with --overwrite"
+        raise InputError(f"{output}: is there already; choose another name for the table{otherwise}")
     rows = read_rows(ledger)
     write_text(output, "".join(csv_lines(rows, people=people)))
     typer.echo(f"{output}: {len(rows)} rows")

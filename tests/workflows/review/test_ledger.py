@@ -234,7 +234,14 @@ def test_commands_on_a_ledger(metricunet: Command, tmp_path: Path) -> None:
     assert "of the first 10 cases" in metricunet("ledger", "show", path, "--baseline", 10).out.splitlines()[-3]
     assert "45 rows" in metricunet("ledger", "export", path, "-o", table).out
     assert "reader" not in table.read_text()
-    assert metricunet("ledger", "export", path, "-o", table, "--people").status == 0
+    before = table.read_text()
+    kept = metricunet("ledger", "export", path, "-o", table, "--people")
+    assert (kept.status, kept.err) == (
+        2,
+        f"error: {table}: is there already; choose another name for the table, or replace it with --overwrite\n",
+    )
+    assert table.read_text() == before
+    assert metricunet("ledger", "export", path, "-o", table, "--people", "--overwrite").status == 0
     assert "reader 7" in table.read_text()
     assert metricunet("ledger", "export", path, "-o", path).status == 2
     assert "reviewer and reason of 45 decisions" in metricunet("ledger", "prune", path, "--keep", "30d").out
@@ -248,7 +255,7 @@ def test_odd_inputs_of_the_commands_on_a_ledger_are_told_in_a_line(metricunet: C
     fill(ledger, 3)
     (tmp_path / "link.csv").symlink_to(key.path)
     for name in ("ledger.sqlite", "ledger.sqlite.key", "link.csv"):
-        ended = metricunet("ledger", "export", ledger.path, "-o", tmp_path / name)
+        ended = metricunet("ledger", "export", ledger.path, "-o", tmp_path / name, "--overwrite")
         assert (ended.status, ended.err.count("\n")) == (2, 1)
         assert "is a file of the ledger itself" in ended.err
     assert Ledger(ledger.path).key == key

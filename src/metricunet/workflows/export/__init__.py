@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from metricunet.errors import InputError, argument
-from metricunet.inference.models import shipped_model
+from metricunet.inference.models import named_model
 from metricunet.workflows.export.result import Exported, Target
 
 __all__ = ["TARGETS", "Exported", "export"]
@@ -31,8 +31,7 @@ def export(model: Path, output: Path, *, to: str, overwrite: bool = False) -> Ex
         raise InputError(f"{argument('to')} must be {' or '.join(TARGETS)}; got {to!r}")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the exported model")
-    if model == Path("base") and not model.exists():
-        model = shipped_model()
+    model = named_model(model)
     if to == "onnx":
         from metricunet.workflows.export.onnx_files import export_onnx
 
