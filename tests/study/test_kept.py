@@ -280,6 +280,34 @@ def test_other_results_than_are_kept_are_refused_before_any_work(whole: Path, el
     assert (contents(elsewhere / "kept"), contents(elsewhere / "out" / "runs")) == before
 
 
+@pytest.mark.usefixtures("no_training")
+def test_what_a_process_left_that_was_killed_while_it_kept_a_run_is_not_mixed_with_another_training(
+    whole: Path, elsewhere: Path
+) -> None:
+    """Its key is what it keeps last; the run was carried out once more elsewhere, and not to the very same end."""
+    shutil.copytree(whole / "out", elsewhere / "out")
+    run = elsewhere / "kept/runs/metric/fold-0/seed-0"
+    (run / "key.json").unlink()
+    (run / "cases.csv").unlink()
+    for name in ("features.csv", "run.json"):
+        (run / name).write_text("of the other training\n")
+    assert not go_on(elsewhere).failed
+    assert contents(elsewhere / "kept") == contents(whole / "kept")
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_run_that_is_kept_in_part_is_not_filled_up_from_another_training(whole: Path, elsewhere: Path) -> None:
+    shutil.copytree(whole / "out", elsewhere / "out")
+    run = elsewhere / "kept/runs/metric/fold-0/seed-0"
+    (run / "smoothness.csv").unlink()
+    (run / "cases.csv").write_text("of the other training\n")
+    before = contents(elsewhere / "kept")
+    said: list[str] = []
+    assert not go_on(elsewhere, said.append).failed
+    assert [line for line in said if line.startswith(f"{run / 'cases.csv'}: says something else than ")]
+    assert contents(elsewhere / "kept") == before
+
+
 def test_a_folder_of_another_study_is_refused(elsewhere: Path) -> None:
     before = contents(elsewhere)
     write(elsewhere / "study.yaml", elsewhere / "cohort", name="other", seeds=[0, 1])

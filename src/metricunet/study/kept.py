@@ -197,14 +197,37 @@ class KeptResults:
             self._left.append(part)
 
     def _write(self, part: _Part) -> None:
-        for name in reversed(part.files):  # that last which says that the others are there
-            kept, here = self.folder / part.name / name, self.output / part.name / name
+        """Keep the files of a part, all of one training.
+
+        A part is kept when its first file is. Without that one, the others are what a process left that was
+        killed while it kept them.
+        """
+        pairs = {name: (self.folder / part.name / name, self.output / part.name / name) for name in part.files}
+        begun = os.path.lexists(pairs[part.files[0]][0])
+        others = [
+            (kept, here)
+            for name, (kept, here) in pairs.items()
+            if begun
+            and name not in RECORDS
+            and _is_whole(here)
+            and os.path.lexists(kept)
+            and not _same(kept, here)
+        ]
+        for kept, here in others:
+            self._left_as_it_is(kept, here)
+        if others:
+            return
+        for name, (kept, here) in reversed(pairs.items()):  # that last which says that the others are there
             if not _is_whole(here) or (os.path.lexists(kept) and _same(kept, here)):
                 continue
-            if not os.path.lexists(kept) or (name == PREPARED_NAME and read_sealed(kept) is not None):
+            replaced = read_sealed(kept) is not None if name == PREPARED_NAME else not begun
+            if replaced or not os.path.lexists(kept):
                 _copy(here, kept)
             elif name != RECORD_NAME:
-                self._say(f"{kept}: says something else than {here}, and is left as it is")
+                self._left_as_it_is(kept, here)
+
+    def _left_as_it_is(self, kept: Path, here: Path) -> None:
+        self._say(f"{kept}: says something else than {here}, and is left as it is")
 
 
 def _but_for_its_place(study: Study) -> dict[str, Any]:
