@@ -438,7 +438,25 @@ def _carried_out(
             results[done.spec.folder] = done
             keep(done)
             progress.finish(done)
+        for spec in missing:
+            if results[spec.folder].error is not None and (since := _finished_since(spec, say)) is not None:
+                results[spec.folder] = since
+                keep(since)
+                say(f"{spec.title}: failed here, and was finished by another process")
     return [results[spec.folder] for spec in specs]
+
+
+def _finished_since(spec: RunSpec, say: Say) -> RunResult | None:
+    """Return the result of a run that failed here where another process, which begins it once more, finishes it.
+
+    Without it, processes that share a study would judge its rules by different runs, and end with other tables.
+    """
+    try:
+        with in_turn(spec.folder / CLAIM_NAME, "a run of a study", say):
+            done = finished(spec)
+    except InputError:  # whatever is wrong with its folder, the run has failed
+        return None
+    return None if done is None or done.error is not None else done
 
 
 def _write_outputs(
