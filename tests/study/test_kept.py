@@ -182,6 +182,25 @@ def test_another_training_scan_costs_all_folds_that_have_it(elsewhere: Path) -> 
         go_on(elsewhere)
 
 
+@pytest.mark.usefixtures("no_training")
+def test_other_test_cases_than_finished_folds_had_stop_a_study_before_it_trains_the_next(
+    copied_study: tuple[Path, Path], study_cohort: Path, tmp_path: Path
+) -> None:
+    """All folds are scored on them: hours later none could stand beside those that were finished elsewhere."""
+    file, output = copied_study
+    study(file, output, device="cpu", keep=tmp_path / "kept")
+    cohort = Path(shutil.copytree(study_cohort, tmp_path / "cohort"))
+    write_nifti(image_path(cohort, "case_05", "Ts"), make_scan(9)[0])
+    write_study(file, cohort, folds=[0, 1])
+    before = contents(tmp_path / "kept/runs")
+    with pytest.raises(
+        InputError, match=r"fold-0.prepared\.json: .*other scored cases than .*cohort holds"
+    ) as error:
+        study(file, tmp_path / "kept", device="cpu")
+    assert "\n" not in str(error.value)
+    assert contents(tmp_path / "kept/runs") == before
+
+
 def test_a_record_of_a_fold_that_somebody_changed_is_not_believed(whole: Path, elsewhere: Path) -> None:
     edited = elsewhere / "kept/stage-one/fold-0/prepared.json"
     edit_json(edited, off_mm=[0.0])

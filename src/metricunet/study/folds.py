@@ -52,6 +52,10 @@ SCORED, FITTING = "cuts", "fitting"
 CUT_VERSION = 1
 
 
+class OtherScoredCases(InputError):  # noqa: N818 - it is what was found
+    """The finished runs of a fold were scored on other cases than are here."""
+
+
 @dataclass(frozen=True)
 class FoldSpec:
     """What it takes to prepare a fold: to train its stage 1, and to locate and cut its cases.
@@ -171,12 +175,13 @@ def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
         bar: opens a progress bar by its name.
 
     Raises:
+        OtherScoredCases: a finished fold, and other cases to score than its runs had.
         InputError: cases that cannot be used, or a folder with a stage 1 of other settings, cases or version.
     """
     refuse_others(spec.folder, state_file(spec.folder), "stage 1 of a study")
     kept = None if can_be_cut_from(spec.folder) or not spec.finished else read_prepared(spec.folder)
     if kept is not None and scored_sha256(spec.cases) != kept.scored_sha256:
-        raise _other_cases(spec, "scored")
+        raise OtherScoredCases(_other_cases(spec, "scored"))
     run = open_run(
         spec.cohort,
         spec.folder,
@@ -189,7 +194,7 @@ def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
     )
     if kept is not None:
         if kept.data_sha256 != run.data_sha256:
-            raise _other_cases(spec, "training")
+            raise InputError(_other_cases(spec, "training"))
         return kept
     located = trained_in(spec.folder, run)
     locate_sha256 = sha256([spec.folder / LOCATE_NAME])
@@ -264,8 +269,8 @@ def _one_hash(cases: Iterable[tuple[str, str, Sequence[str]]]) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def _other_cases(spec: FoldSpec, kind: str) -> InputError:
-    return InputError(
+def _other_cases(spec: FoldSpec, kind: str) -> str:
+    return (
         f"{spec.folder / PREPARED_NAME}: the runs of this fold were carried out on other {kind} cases than "
         f"{spec.cohort} holds on this machine; results must not be mixed: bring the files here that they were "
         "carried out on, byte for byte, or begin the study anew in other folders"

@@ -40,6 +40,7 @@ from metricunet.study.examples import EXAMPLE_PICTURES, Pictured, draw_examples
 from metricunet.study.figures import FIGURES, draw_figures
 from metricunet.study.folds import (
     FoldSpec,
+    OtherScoredCases,
     PreparedFold,
     can_be_cut_from,
     fold_folder,
@@ -313,7 +314,8 @@ def _prepared(
     """Prepare the folds; return those that could be, and what went wrong in the others.
 
     Raises:
-        InputError: none could be, and one is `needed`; of the first.
+        InputError: none could be, and one is `needed`; of the first. Or the test cases are others than those of a
+            finished fold.
     """
 
     keys = {spec.folder: key for key, spec in specs.items()}
@@ -333,6 +335,8 @@ def _prepared(
     found: dict[FoldKey, PreparedFold | Exception] = {}
     for spec, result in shared_out(list(specs.values()), each, say):
         assert isinstance(result, PreparedFold | Exception)
+        if data.has_test and isinstance(result, OtherScoredCases):
+            raise result  # all folds are scored on these: what follows could not stand beside what is finished
         found[keys[spec.folder]] = result
         if kept is not None and isinstance(result, PreparedFold):
             kept.keep_fold(spec.folder)
