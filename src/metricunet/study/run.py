@@ -397,6 +397,7 @@ def _fold_spec(
         cache_fallback=output,
         device=device,
         finished=all(has_results(folder, references) for folder in runs),
+        further=any(plan.arms[arm].teacher.share > 0 or plan.arms[arm].teacher.reveal for arm in arms),
     )
 
 

@@ -110,6 +110,10 @@ class RunSpec:
     def key(self) -> dict[str, Any]:
         """Return what the results depend on; the shared stage 1 is no part of that where there is one stage."""
         own = {"locate_sha256": self.prepared.locate_sha256} if self.stages == 2 else {"stages": 1}
+        if self.config.teacher.share > 0:
+            own["uncontoured_sha256"] = self.prepared.uncontoured_sha256
+        if self.config.teacher.reveal:
+            own["revealed_sha256"] = self.prepared.revealed_sha256
         return own | {
             "config": plain(self.config),
             "version": version("metricunet"),
@@ -368,6 +372,11 @@ def finished(spec: RunSpec) -> RunResult | None:
         "locate_sha256": "stage 1",
         "scored_sha256": "scored cases",
     }
+    further = {
+        "uncontoured_sha256": "scans without contours",
+        "revealed_sha256": "cases whose labels this arm reads and others do not",
+    }
+    names |= {k: what for k, what in further.items() if k in before}  # runs of before do not state them
     after = spec.key()
     if changes := [f"other {what}" for k, what in names.items() if before.get(k) != after.get(k)]:
         raise _other(spec.folder, changes)
