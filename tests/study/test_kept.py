@@ -201,6 +201,25 @@ def test_other_test_cases_than_finished_folds_had_stop_a_study_before_it_trains_
     assert contents(tmp_path / "kept/runs") == before
 
 
+def test_the_record_of_a_fold_names_the_cases_of_its_kept_runs_whatever_is_scored_later(
+    copied_study: tuple[Path, Path], study_cohort: Path, tmp_path: Path
+) -> None:
+    """Else a machine that has the very cases would be told that it has others."""
+    file, output = copied_study
+    study(file, output, device="cpu", keep=tmp_path / "kept")
+    before = contents(tmp_path / "kept")
+    cohort = Path(shutil.copytree(study_cohort, tmp_path / "cohort"))
+    for one, other in (("images", "_0000"), ("labels", "")):
+        shutil.copy(cohort / f"{one}Ts/case_05{other}.nii.gz", cohort / f"{one}Ts/case_06{other}.nii.gz")
+    write_study(file, cohort)
+    said: list[str] = []
+    with pytest.raises(InputError, match="other scored cases"):
+        study(file, output, device="cpu", keep=tmp_path / "kept", say=said.append)
+    assert contents(tmp_path / "kept") == before
+    record = tmp_path / "kept/stage-one/fold-0/prepared.json"
+    assert [line for line in said if line.startswith(f"{record}: says something else than ")]
+
+
 def test_a_record_of_a_fold_that_somebody_changed_is_not_believed(whole: Path, elsewhere: Path) -> None:
     edited = elsewhere / "kept/stage-one/fold-0/prepared.json"
     edit_json(edited, off_mm=[0.0])
