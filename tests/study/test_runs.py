@@ -331,6 +331,27 @@ def test_a_study_computes_in_the_precision_of_its_training_everywhere(
     assert told == ["bf16"]
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_runs_of_a_fold_that_were_computed_in_several_ways_are_told_of(copied_study: tuple[Path, Path]) -> None:
+    """As on a second machine whose `auto` is another precision: before it goes on, and in the tables."""
+    file, output = copied_study
+    assert "were not computed alike" not in study(file, output, device="cpu").text
+    of_method = output / "runs/metric/fold-0"
+    computed = json.loads((of_method / "seed-0/run.json").read_text())["computed"]
+    assert computed in ("bf16 on cpu", "fp32 on cpu")
+    edit_json(of_method / "seed-1/run.json", computed="beads on abacus")
+    (of_method / "seed-0/cases.csv").unlink()
+    said: list[str] = []
+    text = study(file, output, device="cpu", say=said.append).text
+    told = "metric, fold 0, seed 1: was computed in beads on abacus, and what is left of the fold would be in "
+    assert len([line for line in said if line.startswith(f"{told}{computed} here")]) == 1
+    rest = "plain (seed 0), plain (seed 1), metric (seed 0)"
+    assert (
+        "- The runs of fold 0 differ in more than their settings, for they were not computed alike: "
+        f"in {computed} {rest}; in beads on abacus metric (seed 1).\n"
+    ) in text
+
+
 def test_a_failed_run_holds_nothing_but_its_lines(
     copied_study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,10 +56,12 @@ from metricunet.study.runs import (
     RunResult,
     RunSpec,
     check_settings_of,
+    computed_as,
     finished,
     hand_out,
     has_results,
     in_one_line,
+    recorded_as,
     run_folder,
 )
 from metricunet.study.scoring import FITTING_CASES
@@ -434,6 +436,8 @@ def _carried_out(
 
     for run in before:
         keep(run)
+    if isinstance(engine, Serial):
+        _tell_of_other_machines([spec for spec in specs if spec.folder not in results], before, say)
     with RunProgress(specs, say, Console(stderr=True)) as progress:
         progress.before([run for run in before if run.error is None])
         for run in (*without, *(run for run in before if run.error is not None)):
@@ -449,6 +453,25 @@ def _carried_out(
                 keep(since)
                 say(f"{spec.title}: failed here, and was finished by another process")
     return [results[spec.folder] for spec in specs]
+
+
+def _tell_of_other_machines(missing: Sequence[RunSpec], before: Sequence[RunResult], say: Say) -> None:
+    """Say that runs of a fold are finished which were computed in another way than those to come would be here.
+
+    The arms of a fold are to differ in their settings alone.
+    """
+    for run in before:
+        there = recorded_as(run.spec.folder)
+        for spec in missing:
+            alike = (spec.fold, spec.config.precision) == (run.spec.fold, run.spec.config.precision)
+            here = computed_as(spec.config, device_named(spec.device))
+            if alike and there not in (None, here):
+                say(
+                    f"{run.spec.title}: was computed in {there}, and what is left of the fold would be in {here} "
+                    "here, so its arms differ in more than their settings; go on on a machine like the first, or "
+                    "delete the runs of this fold and carry them out anew here"
+                )
+                return
 
 
 def _finished_since(spec: RunSpec, say: Say) -> RunResult | None:

@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metricunet.cohort.splits import Fold
 from metricunet.engine import Engine, Serial, Tell
 from metricunet.errors import InputError, is_out_of_memory, told, without_frames
@@ -30,6 +32,7 @@ from metricunet.files.sharing import shared_out
 from metricunet.inference.models import MODEL_NAME
 from metricunet.inference.predictor import Predictor
 from metricunet.progress import Say, silent
+from metricunet.stages.network_input import pick_precision
 from metricunet.study.data import TRUTH, ScoredCase
 from metricunet.study.folds import LOCATE_NAME, PreparedFold, read_cut, shared_stage_one, trained_in
 from metricunet.study.results import FEATURES, SMOOTHNESS, Row, Table, cases_table, write_table
@@ -312,6 +315,23 @@ def _claim(spec: RunSpec) -> AbstractContextManager[object]:
     return claimed(spec.folder / CLAIM_NAME, "a run of a study")
 
 
+def computed_as(config: TrainConfig, device: torch.device) -> str:
+    """Say in what precision a training computes, and on what kind of device; `auto` is another one elsewhere."""
+    return f"{pick_precision(config.precision, device)} on {device.type}"
+
+
+def recorded_as(folder: Path) -> str | None:
+    """Return what a run's record says of how it was computed; None where it says nothing.
+
+    Args:
+        folder: folder of the run.
+    """
+    try:
+        return str(json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))["computed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def run_folder(output: Path, arm: str, fold: Fold, seed: int) -> Path:
     """Return where a run lies in a study's folder."""
     return output / "runs" / arm / f"fold-{fold}" / f"seed-{seed}"
@@ -460,7 +480,11 @@ def _train_and_score(pipeline: Pipeline) -> None:
         for whose, measured in overlap.items():
             measured += scored.overlap(whose)
         smoothness += scored.smoothness()
-    facts = {"locate_sha256": pipeline.locate_sha256, "cases": list(spec.case_names)}
+    facts = {
+        "locate_sha256": pipeline.locate_sha256,
+        "cases": list(spec.case_names),
+        "computed": computed_as(spec.config, pipeline.training.device),
+    }
     record.facts = run_facts(pipeline.training, pipeline.validation) | facts
     if not os.path.lexists(spec.folder / RECORD_NAME) or read_sealed(spec.folder / RECORD_NAME) is not None:
         write_sealed(spec.folder / RECORD_NAME, record.content(), {})
