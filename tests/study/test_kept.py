@@ -182,6 +182,44 @@ def test_another_training_scan_costs_all_folds_that_have_it(elsewhere: Path) -> 
         go_on(elsewhere)
 
 
+@pytest.mark.usefixtures("no_training")
+def test_other_test_cases_than_finished_folds_had_stop_a_study_before_it_trains_the_next(
+    copied_study: tuple[Path, Path], study_cohort: Path, tmp_path: Path
+) -> None:
+    """All folds are scored on them: hours later none could stand beside those that were finished elsewhere."""
+    file, output = copied_study
+    study(file, output, device="cpu", keep=tmp_path / "kept")
+    cohort = Path(shutil.copytree(study_cohort, tmp_path / "cohort"))
+    write_nifti(image_path(cohort, "case_05", "Ts"), make_scan(9)[0])
+    write_study(file, cohort, folds=[0, 1])
+    before = contents(tmp_path / "kept/runs")
+    with pytest.raises(
+        InputError, match=r"fold-0.prepared\.json: .*other scored cases than .*cohort holds"
+    ) as error:
+        study(file, tmp_path / "kept", device="cpu")
+    assert "\n" not in str(error.value)
+    assert contents(tmp_path / "kept/runs") == before
+
+
+def test_the_record_of_a_fold_names_the_cases_of_its_kept_runs_whatever_is_scored_later(
+    copied_study: tuple[Path, Path], study_cohort: Path, tmp_path: Path
+) -> None:
+    """Else a machine that has the very cases would be told that it has others."""
+    file, output = copied_study
+    study(file, output, device="cpu", keep=tmp_path / "kept")
+    before = contents(tmp_path / "kept")
+    cohort = Path(shutil.copytree(study_cohort, tmp_path / "cohort"))
+    for one, other in (("images", "_0000"), ("labels", "")):
+        shutil.copy(cohort / f"{one}Ts/case_05{other}.nii.gz", cohort / f"{one}Ts/case_06{other}.nii.gz")
+    write_study(file, cohort)
+    said: list[str] = []
+    with pytest.raises(InputError, match="other scored cases"):
+        study(file, output, device="cpu", keep=tmp_path / "kept", say=said.append)
+    assert contents(tmp_path / "kept") == before
+    record = tmp_path / "kept/stage-one/fold-0/prepared.json"
+    assert [line for line in said if line.startswith(f"{record}: says something else than ")]
+
+
 def test_a_record_of_a_fold_that_somebody_changed_is_not_believed(whole: Path, elsewhere: Path) -> None:
     edited = elsewhere / "kept/stage-one/fold-0/prepared.json"
     edit_json(edited, off_mm=[0.0])
@@ -278,6 +316,34 @@ def test_other_results_than_are_kept_are_refused_before_any_work(whole: Path, el
         go_on(elsewhere)
     assert "\n" not in str(error.value)
     assert (contents(elsewhere / "kept"), contents(elsewhere / "out" / "runs")) == before
+
+
+@pytest.mark.usefixtures("no_training")
+def test_what_a_process_left_that_was_killed_while_it_kept_a_run_is_not_mixed_with_another_training(
+    whole: Path, elsewhere: Path
+) -> None:
+    """Its key is what it keeps last; the run was carried out once more elsewhere, and not to the very same end."""
+    shutil.copytree(whole / "out", elsewhere / "out")
+    run = elsewhere / "kept/runs/metric/fold-0/seed-0"
+    (run / "key.json").unlink()
+    (run / "cases.csv").unlink()
+    for name in ("features.csv", "run.json"):
+        (run / name).write_text("of the other training\n")
+    assert not go_on(elsewhere).failed
+    assert contents(elsewhere / "kept") == contents(whole / "kept")
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_run_that_is_kept_in_part_is_not_filled_up_from_another_training(whole: Path, elsewhere: Path) -> None:
+    shutil.copytree(whole / "out", elsewhere / "out")
+    run = elsewhere / "kept/runs/metric/fold-0/seed-0"
+    (run / "smoothness.csv").unlink()
+    (run / "cases.csv").write_text("of the other training\n")
+    before = contents(elsewhere / "kept")
+    said: list[str] = []
+    assert not go_on(elsewhere, said.append).failed
+    assert [line for line in said if line.startswith(f"{run / 'cases.csv'}: says something else than ")]
+    assert contents(elsewhere / "kept") == before
 
 
 def test_a_folder_of_another_study_is_refused(elsewhere: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import traceback
@@ -16,10 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from metricunet.cohort.layout import read_cohort
+from metricunet.cohort.layout import image_path, label_path, read_cohort
 from metricunet.engine import Serial
 from metricunet.errors import InputError, WorkerDied
 from metricunet.files.model import read_model
+from metricunet.files.nifti import write_nifti
 from metricunet.inference.predictor import Predictor
 from metricunet.stages.network_input import Precision
 from metricunet.study import folds, runs
@@ -31,7 +33,7 @@ from metricunet.study.scoring import cut_predictor
 from metricunet.training.objectives import SegmentModule
 from metricunet.volume import Volume
 from tests.study.conftest import SHORT, TINY_BASE, write_study
-from tests.support.cohorts import edit_json
+from tests.support.cohorts import edit_json, make_scan, make_tiny_cohort
 
 
 def test_the_arms_of_a_pair_begin_alike_and_see_the_same_batches(
@@ -174,6 +176,35 @@ def test_results_of_another_study_are_not_mixed_in(
     assert (output / "tables.md").read_bytes() == before
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_change_of_what_arms_learn_from_and_stage_1_does_not_is_noticed(tmp_path: Path) -> None:
+    """Scans without contours, and labels that one arm alone reads; here, and where only what is kept is left."""
+    cohort = make_tiny_cohort(tmp_path / "cohort", 6)
+    cases = [f"case_{k:02d}" for k in range(6)]
+    split = {"train": cases[:3], "val": cases[3:4], "unlabeled": cases[4:]}
+    (cohort / "splits.json").write_text(json.dumps([split]))
+    arms = {
+        "plain": {"settings": SHORT},
+        "taught": {"settings": {**SHORT, "teacher": {"share": 0.5}}},
+        "revealed": {"settings": {**SHORT, "teacher": {"reveal": True}}},
+    }
+    file = write_study(tmp_path / "study.yaml", cohort, arms=arms, seeds=[0])
+    output, kept = tmp_path / "out", tmp_path / "kept"
+    assert not study(file, output, device="cpu", keep=kept).failed
+    label = label_path(cohort, "case_04")
+    drawn = label.read_bytes()
+    write_nifti(label, make_scan(9)[1])
+    for folder in (output, tmp_path / "elsewhere"):
+        with pytest.raises(InputError, match=r"revealed.fold-0.seed-0: .*\(other cases whose labels this arm"):
+            study(file, folder, device="cpu", keep=kept)
+    label.write_bytes(drawn)
+    assert not study(file, output, device="cpu", keep=kept).failed
+    write_nifti(image_path(cohort, "case_04"), make_scan(9)[0])
+    for folder in (output, tmp_path / "elsewhere"):
+        with pytest.raises(InputError, match=r"taught.fold-0.seed-0: .*\(other scans without contours\)"):
+            study(file, folder, device="cpu", keep=kept)
+
+
 def test_changed_settings_are_named_before_any_work(copied_study: tuple[Path, Path], study_cohort: Path) -> None:
     file, output = copied_study
     write_study(file, study_cohort, arms={"plain": {}, "metric": {"settings": {"metric": {"weight": 0.7}}}})
@@ -298,6 +329,27 @@ def test_a_study_computes_in_the_precision_of_its_training_everywhere(
     scored = ScoredCase(case.name, case.image, {"truth": case.label})
     folds.make_cut(scored, run, SimpleNamespace(network=None), (50, 50, 50))  # type: ignore[arg-type]
     assert told == ["bf16"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_runs_of_a_fold_that_were_computed_in_several_ways_are_told_of(copied_study: tuple[Path, Path]) -> None:
+    """As on a second machine whose `auto` is another precision: before it goes on, and in the tables."""
+    file, output = copied_study
+    assert "were not computed alike" not in study(file, output, device="cpu").text
+    of_method = output / "runs/metric/fold-0"
+    computed = json.loads((of_method / "seed-0/run.json").read_text())["computed"]
+    assert computed in ("bf16 on cpu", "fp32 on cpu")
+    edit_json(of_method / "seed-1/run.json", computed="beads on abacus")
+    (of_method / "seed-0/cases.csv").unlink()
+    said: list[str] = []
+    text = study(file, output, device="cpu", say=said.append).text
+    told = "metric, fold 0, seed 1: was computed in beads on abacus, and what is left of the fold would be in "
+    assert len([line for line in said if line.startswith(f"{told}{computed} here")]) == 1
+    rest = "plain (seed 0), plain (seed 1), metric (seed 0)"
+    assert (
+        "- The runs of fold 0 differ in more than their settings, for they were not computed alike: "
+        f"in {computed} {rest}; in beads on abacus metric (seed 1).\n"
+    ) in text
 
 
 def test_a_failed_run_holds_nothing_but_its_lines(

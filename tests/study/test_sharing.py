@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,9 @@ import pytest
 
 from metricunet.errors import InputError
 from metricunet.files.claim import CLAIM_NAME
+from metricunet.study import run
 from metricunet.study.run import StudyResult, study
+from metricunet.study.runs import RunResult, RunSpec
 from metricunet.study.sharing import refuse_others
 from tests.study.test_run import RESULTS
 
@@ -132,6 +134,29 @@ def test_a_run_that_another_process_has_is_passed_over_and_taken_over_when_that_
     waiting = next(line for line in said if line.startswith("waiting"))
     assert f"(process {other.pid} on " in waiting
     assert_same_results(output, whole)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_that_failed_here_counts_where_another_process_finishes_it(
+    copied_study: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory did not suffice for two: rules and tables are of the same runs in both processes."""
+    file, output = copied_study
+    before = {name: (output / name).read_bytes() for name in RESULTS}
+    (output / "runs/metric/fold-0/seed-1").rename(tmp_path / "by-another")
+
+    def failing(specs: Sequence[RunSpec], *rest: object) -> Iterator[RunResult]:
+        for spec in specs:
+            (tmp_path / "by-another").rename(spec.folder)
+            yield RunResult(spec, None, 1.0, "there was not enough memory")
+
+    monkeypatch.setattr(run, "hand_out", failing)
+    said: list[str] = []
+    result = study(file, output, device="cpu", say=said.append)
+    assert not result.failed
+    assert said[-1] == "metric, fold 0, seed 1: failed here, and was finished by another process"
+    assert {name: (output / name).read_bytes() for name in RESULTS} == before
+    assert not list(output.rglob(CLAIM_NAME))
 
 
 def test_a_folder_of_somebody_else_is_not_worked_in(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metricunet.cohort.case import read_case
-from metricunet.cohort.layout import Case, DatasetInfo
-from metricunet.cohort.splits import Fold
+from metricunet.cohort.layout import Case, DatasetInfo, read_cohort
+from metricunet.cohort.splits import Fold, split_for
+from metricunet.cohort.uncontoured import uncontoured_cases, unseen_cases
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.own import read_sealed, write_sealed
 from metricunet.files.record import sha256
+from metricunet.files.scan import scan_files
 from metricunet.progress import Bars, no_bars
 from metricunet.stages.forward import coarse_probabilities
 from metricunet.stages.locate import Localisation, localise, locate_spec
@@ -52,6 +54,10 @@ SCORED, FITTING = "cuts", "fitting"
 CUT_VERSION = 1
 
 
+class OtherScoredCases(InputError):  # noqa: N818 - it is what was found
+    """The finished runs of a fold were scored on other cases than are here."""
+
+
 @dataclass(frozen=True)
 class FoldSpec:
     """What it takes to prepare a fold: to train its stage 1, and to locate and cut its cases.
@@ -68,6 +74,8 @@ class FoldSpec:
         cache_fallback: folder for prepared cases where the cohort is read-only.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         finished: whether all its runs have their tables, so that none of them needs stage 1 or a cut.
+        further: whether any of its runs learns from cases that stage 1 does not read: from scans without contours,
+            or from labels that are not to be read in other runs.
     """
 
     folder: Path
@@ -80,6 +88,7 @@ class FoldSpec:
     cache_fallback: Path
     device: str
     finished: bool = False
+    further: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,8 @@ class PreparedFold:
         ignore: value of voxels that nobody contoured, or None.
         off_mm: how far from the target's centroid stage 1 puts it, for each of the scored cases that hold the
             target; None where it finds nothing.
+        uncontoured_sha256: hash of the scans that runs learn from without contours; empty where none does.
+        revealed_sha256: hash of the cases whose labels some runs alone read; empty likewise.
     """
 
     fold: Fold
@@ -104,6 +115,8 @@ class PreparedFold:
     labels: dict[str, int]
     ignore: int | None
     off_mm: tuple[float | None, ...]
+    uncontoured_sha256: str = ""
+    revealed_sha256: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,12 +184,13 @@ def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
         bar: opens a progress bar by its name.
 
     Raises:
+        OtherScoredCases: a finished fold, and other cases to score than its runs had.
         InputError: cases that cannot be used, or a folder with a stage 1 of other settings, cases or version.
     """
     refuse_others(spec.folder, state_file(spec.folder), "stage 1 of a study")
     kept = None if can_be_cut_from(spec.folder) or not spec.finished else read_prepared(spec.folder)
     if kept is not None and scored_sha256(spec.cases) != kept.scored_sha256:
-        raise _other_cases(spec, "scored")
+        raise OtherScoredCases(_other_cases(spec, "scored"))
     run = open_run(
         spec.cohort,
         spec.folder,
@@ -189,8 +203,9 @@ def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
     )
     if kept is not None:
         if kept.data_sha256 != run.data_sha256:
-            raise _other_cases(spec, "training")
-        return kept
+            raise InputError(_other_cases(spec, "training"))
+        uncontoured, revealed = further_sha256(spec)
+        return replace(kept, uncontoured_sha256=uncontoured, revealed_sha256=revealed)
     located = trained_in(spec.folder, run)
     locate_sha256 = sha256([spec.folder / LOCATE_NAME])
     hashes, off_mm, progress = [], [], bar("locating")
@@ -206,7 +221,14 @@ def prepare_fold(spec: FoldSpec, bar: Bars = no_bars) -> PreparedFold:
         _cut(spec, FITTING, case, run, located, locate_sha256)
         progress(done, steps)
     prepared = PreparedFold(
-        spec.fold, run.data_sha256, locate_sha256, _one_hash(hashes), run.labels, run.info.ignore, tuple(off_mm)
+        spec.fold,
+        run.data_sha256,
+        locate_sha256,
+        _one_hash(hashes),
+        run.labels,
+        run.info.ignore,
+        tuple(off_mm),
+        *further_sha256(spec),
     )
     _write_prepared(spec.folder, prepared)
     return prepared
@@ -223,9 +245,57 @@ def scored_sha256(cases: Iterable[ScoredCase]) -> str:
         try:
             source = sha256([case.image, *case.references.values()])
         except OSError as error:
-            raise InputError(f"{error.filename}: cannot be read ({error.strerror or error})") from error
+            raise _unreadable(error) from error
         hashes.append((case.name, source, case.not_contoured))
     return _one_hash(hashes)
+
+
+def further_sha256(spec: FoldSpec) -> tuple[str, str]:
+    """Return the hashes of the cases that runs of a fold learn from and stage 1 does not read.
+
+    Args:
+        spec: of the fold.
+
+    Returns:
+        `uncontoured_sha256` and `revealed_sha256` of a `PreparedFold`.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    if not spec.further:
+        return "", ""
+    cohort = read_cohort(spec.cohort)
+    split = split_for(cohort, spec.fold)
+    unseen = unseen_cases(cohort, split)
+    revealed = [c for c in cohort.training if c.name in split.unlabeled and c.name not in unseen]
+    return _cases_sha256(uncontoured_cases(cohort, split, spec.config.target)), _cases_sha256(revealed)
+
+
+def _cases_sha256(cases: Iterable[Case]) -> str:
+    """Return one hash of cases, of their images and of the labels that they have."""
+    hashes = []
+    for case in cases:
+        files = (*scan_files(case.image), *(() if case.label is None else scan_files(case.label)))
+        try:
+            hashes.append((case.name, " ".join(map(_sha256_once, files)), case.not_contoured))
+        except OSError as error:
+            raise _unreadable(error) from error
+    return _one_hash(hashes)
+
+
+def _sha256_once(path: Path) -> str:
+    """Hash a file; most of these are the same in every fold."""
+    status = path.stat()
+    return _known_sha256(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _known_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    return sha256([path])
+
+
+def _unreadable(error: OSError) -> InputError:
+    return InputError(f"{error.filename}: cannot be read ({error.strerror or error})")
 
 
 def read_prepared(folder: Path) -> PreparedFold | None:
@@ -242,7 +312,8 @@ def read_prepared(folder: Path) -> PreparedFold | None:
 
 
 def _prepared_fields(content: dict[str, Any]) -> dict[str, Any]:
-    values = {name: content[name] for name in PreparedFold.__dataclass_fields__}
+    later = {name: content.get(name, "") for name in ("uncontoured_sha256", "revealed_sha256")}
+    values = {name: content[name] for name in PreparedFold.__dataclass_fields__ if name not in later} | later
     return values | {"off_mm": tuple(values["off_mm"])}
 
 
@@ -264,8 +335,8 @@ def _one_hash(cases: Iterable[tuple[str, str, Sequence[str]]]) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def _other_cases(spec: FoldSpec, kind: str) -> InputError:
-    return InputError(
+def _other_cases(spec: FoldSpec, kind: str) -> str:
+    return (
         f"{spec.folder / PREPARED_NAME}: the runs of this fold were carried out on other {kind} cases than "
         f"{spec.cohort} holds on this machine; results must not be mixed: bring the files here that they were "
         "carried out on, byte for byte, or begin the study anew in other folders"

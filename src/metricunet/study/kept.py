@@ -26,7 +26,7 @@ from metricunet.files.record import RECORD_NAME, hash_if_readable
 from metricunet.progress import Say, silent
 from metricunet.study.data import references_of
 from metricunet.study.design import STUDY_NAME, Study, load_study
-from metricunet.study.folds import LOCATE_NAME, PREPARED_NAME, fold_folder
+from metricunet.study.folds import LOCATE_NAME, PREPARED_NAME, PreparedFold, fold_folder, read_prepared
 from metricunet.study.runs import KEY_NAME, has_results, run_folder, run_tables
 from metricunet.training.run import is_scratch, state_file
 
@@ -197,14 +197,60 @@ class KeptResults:
             self._left.append(part)
 
     def _write(self, part: _Part) -> None:
-        for name in reversed(part.files):  # that last which says that the others are there
-            kept, here = self.folder / part.name / name, self.output / part.name / name
+        """Keep the files of a part, all of one training.
+
+        A part is kept when its first file is. Without that one, the others are what a process left that was
+        killed while it kept them.
+        """
+        pairs = {name: (self.folder / part.name / name, self.output / part.name / name) for name in part.files}
+        begun = os.path.lexists(pairs[part.files[0]][0])
+        others = [
+            (kept, here)
+            for name, (kept, here) in pairs.items()
+            if begun
+            and name not in RECORDS
+            and _is_whole(here)
+            and os.path.lexists(kept)
+            and not _same(kept, here)
+        ]
+        for kept, here in others:
+            self._left_as_it_is(kept, here)
+        if others:
+            return
+        for name, (kept, here) in reversed(pairs.items()):  # that last which says that the others are there
             if not _is_whole(here) or (os.path.lexists(kept) and _same(kept, here)):
                 continue
-            if not os.path.lexists(kept) or (name == PREPARED_NAME and read_sealed(kept) is not None):
+            replaced = self._may_be_renewed(part, kept, here) if name == PREPARED_NAME else not begun
+            if replaced or not os.path.lexists(kept):
                 _copy(here, kept)
             elif name != RECORD_NAME:
-                self._say(f"{kept}: says something else than {here}, and is left as it is")
+                self._left_as_it_is(kept, here)
+
+    def _may_be_renewed(self, part: _Part, kept: Path, here: Path) -> bool:
+        """Tell whether the record of a fold may be replaced: no kept run is of other cases than it would name."""
+        if read_sealed(kept) is None:  # somebody has changed it
+            return False
+        before, now = read_prepared(kept.parent), read_prepared(here.parent)
+        alike = before is None or (now is not None and _of_what(before) == _of_what(now))
+        return alike or not self._has_runs(part)
+
+    def _has_runs(self, fold: _Part) -> bool:
+        """Tell whether runs of a fold are kept with all their tables."""
+        return any(
+            has_results(self.folder / self._run(run_folder(self.output, arm, number, seed)).name, self._references)
+            for arm in self.plan.arms
+            for number in self.plan.folds
+            for seed in self.plan.seeds(arm)
+            if self._fold(fold_folder(self.output, self.plan.labels(arm), number)).name == fold.name
+        )
+
+    def _left_as_it_is(self, kept: Path, here: Path) -> None:
+        self._say(f"{kept}: says something else than {here}, and is left as it is")
+
+
+def _of_what(fold: PreparedFold) -> tuple[str, ...]:
+    """Return the hashes of what the runs of a fold were made of."""
+    return fold.data_sha256, fold.locate_sha256, fold.scored_sha256
 
 
 def _but_for_its_place(study: Study) -> dict[str, Any]:

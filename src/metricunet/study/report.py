@@ -17,7 +17,7 @@ from metricunet.study.data import READER, TRUTH, StudyData
 from metricunet.study.design import Labels, Study
 from metricunet.study.folds import PreparedFold
 from metricunet.study.results import DEFINITIONS, ArmSummary, Row, summarise_arms
-from metricunet.study.runs import RunResult
+from metricunet.study.runs import RunResult, recorded_as
 from metricunet.study.statistics import Comparison, FoldSeed
 from metricunet.study.verdicts import Conclusions, Judged, signed
 from metricunet.training.config import TrainConfig
@@ -177,8 +177,25 @@ def notes_of(plan: Study, data: StudyData, folds: PreparedFolds, runs: Sequence[
     for (labels, fold), prepared in folds.items():
         stage = stage_title(labels, fold, data).capitalize()
         notes.append(f"{stage}, shared by {shared}, {_located(prepared.off_mm, plan.base.target)}.")
+    notes += _computed(runs)
     notes += [f"Failed, and not in the tables: {r.spec.title}: {r.error}" for r in runs if r.error is not None]
     return notes
+
+
+def _computed(runs: Sequence[RunResult]) -> list[str]:
+    """Name the folds of which not all runs were computed in one way, though their settings ask for one."""
+    found: dict[tuple[Fold, str], dict[str, list[str]]] = {}
+    for run in runs:
+        if run.error is None and (how := recorded_as(run.spec.folder)) is not None:
+            ways = found.setdefault((run.spec.fold, run.spec.config.precision), {})
+            ways.setdefault(how, []).append(f"{run.spec.arm} (seed {run.spec.seed})")
+    return [
+        f"The runs of fold {fold} differ in more than their settings, for they were not computed alike: "
+        + "; ".join(f"in {how} {', '.join(names)}" for how, names in ways.items())
+        + "."
+        for (fold, _), ways in found.items()
+        if len(ways) > 1
+    ]
 
 
 def stage_title(labels: Labels | None, fold: Fold, data: StudyData) -> str:

@@ -40,6 +40,7 @@ from metricunet.study.examples import EXAMPLE_PICTURES, Pictured, draw_examples
 from metricunet.study.figures import FIGURES, draw_figures
 from metricunet.study.folds import (
     FoldSpec,
+    OtherScoredCases,
     PreparedFold,
     can_be_cut_from,
     fold_folder,
@@ -55,10 +56,12 @@ from metricunet.study.runs import (
     RunResult,
     RunSpec,
     check_settings_of,
+    computed_as,
     finished,
     hand_out,
     has_results,
     in_one_line,
+    recorded_as,
     run_folder,
 )
 from metricunet.study.scoring import FITTING_CASES
@@ -313,7 +316,8 @@ def _prepared(
     """Prepare the folds; return those that could be, and what went wrong in the others.
 
     Raises:
-        InputError: none could be, and one is `needed`; of the first.
+        InputError: none could be, and one is `needed`; of the first. Or the test cases are others than those of a
+            finished fold.
     """
 
     keys = {spec.folder: key for key, spec in specs.items()}
@@ -333,6 +337,8 @@ def _prepared(
     found: dict[FoldKey, PreparedFold | Exception] = {}
     for spec, result in shared_out(list(specs.values()), each, say):
         assert isinstance(result, PreparedFold | Exception)
+        if data.has_test and isinstance(result, OtherScoredCases):
+            raise result  # all folds are scored on these: what follows could not stand beside what is finished
         found[keys[spec.folder]] = result
         if kept is not None and isinstance(result, PreparedFold):
             kept.keep_fold(spec.folder)
@@ -393,6 +399,7 @@ def _fold_spec(
         cache_fallback=output,
         device=device,
         finished=all(has_results(folder, references) for folder in runs),
+        further=any(plan.arms[arm].teacher.share > 0 or plan.arms[arm].teacher.reveal for arm in arms),
     )
 
 
@@ -429,6 +436,8 @@ def _carried_out(
 
     for run in before:
         keep(run)
+    if isinstance(engine, Serial):
+        _tell_of_other_machines([spec for spec in specs if spec.folder not in results], before, say)
     with RunProgress(specs, say, Console(stderr=True)) as progress:
         progress.before([run for run in before if run.error is None])
         for run in (*without, *(run for run in before if run.error is not None)):
@@ -438,7 +447,44 @@ def _carried_out(
             results[done.spec.folder] = done
             keep(done)
             progress.finish(done)
+        for spec in missing:
+            if results[spec.folder].error is not None and (since := _finished_since(spec, say)) is not None:
+                results[spec.folder] = since
+                keep(since)
+                say(f"{spec.title}: failed here, and was finished by another process")
     return [results[spec.folder] for spec in specs]
+
+
+def _tell_of_other_machines(missing: Sequence[RunSpec], before: Sequence[RunResult], say: Say) -> None:
+    """Say that runs of a fold are finished which were computed in another way than those to come would be here.
+
+    The arms of a fold are to differ in their settings alone.
+    """
+    for run in before:
+        there = recorded_as(run.spec.folder)
+        for spec in missing:
+            alike = (spec.fold, spec.config.precision) == (run.spec.fold, run.spec.config.precision)
+            here = computed_as(spec.config, device_named(spec.device))
+            if alike and there not in (None, here):
+                say(
+                    f"{run.spec.title}: was computed in {there}, and what is left of the fold would be in {here} "
+                    "here, so its arms differ in more than their settings; go on on a machine like the first, or "
+                    "delete the runs of this fold and carry them out anew here"
+                )
+                return
+
+
+def _finished_since(spec: RunSpec, say: Say) -> RunResult | None:
+    """Return the result of a run that failed here where another process, which begins it once more, finishes it.
+
+    Without it, processes that share a study would judge its rules by different runs, and end with other tables.
+    """
+    try:
+        with in_turn(spec.folder / CLAIM_NAME, "a run of a study", say):
+            done = finished(spec)
+    except InputError:  # whatever is wrong with its folder, the run has failed
+        return None
+    return None if done is None or done.error is not None else done
 
 
 def _write_outputs(

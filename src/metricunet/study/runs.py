@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metricunet.cohort.splits import Fold
 from metricunet.engine import Engine, Serial, Tell
 from metricunet.errors import InputError, is_out_of_memory, told, without_frames
@@ -30,6 +32,7 @@ from metricunet.files.sharing import shared_out
 from metricunet.inference.models import MODEL_NAME
 from metricunet.inference.predictor import Predictor
 from metricunet.progress import Say, silent
+from metricunet.stages.network_input import pick_precision
 from metricunet.study.data import TRUTH, ScoredCase
 from metricunet.study.folds import LOCATE_NAME, PreparedFold, read_cut, shared_stage_one, trained_in
 from metricunet.study.results import FEATURES, SMOOTHNESS, Row, Table, cases_table, write_table
@@ -110,6 +113,10 @@ class RunSpec:
     def key(self) -> dict[str, Any]:
         """Return what the results depend on; the shared stage 1 is no part of that where there is one stage."""
         own = {"locate_sha256": self.prepared.locate_sha256} if self.stages == 2 else {"stages": 1}
+        if self.config.teacher.share > 0:
+            own["uncontoured_sha256"] = self.prepared.uncontoured_sha256
+        if self.config.teacher.reveal:
+            own["revealed_sha256"] = self.prepared.revealed_sha256
         return own | {
             "config": plain(self.config),
             "version": version("metricunet"),
@@ -308,6 +315,23 @@ def _claim(spec: RunSpec) -> AbstractContextManager[object]:
     return claimed(spec.folder / CLAIM_NAME, "a run of a study")
 
 
+def computed_as(config: TrainConfig, device: torch.device) -> str:
+    """Say in what precision a training computes, and on what kind of device; `auto` is another one elsewhere."""
+    return f"{pick_precision(config.precision, device)} on {device.type}"
+
+
+def recorded_as(folder: Path) -> str | None:
+    """Return what a run's record says of how it was computed; None where it says nothing.
+
+    Args:
+        folder: folder of the run.
+    """
+    try:
+        return str(json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))["computed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def run_folder(output: Path, arm: str, fold: Fold, seed: int) -> Path:
     """Return where a run lies in a study's folder."""
     return output / "runs" / arm / f"fold-{fold}" / f"seed-{seed}"
@@ -368,6 +392,11 @@ def finished(spec: RunSpec) -> RunResult | None:
         "locate_sha256": "stage 1",
         "scored_sha256": "scored cases",
     }
+    further = {
+        "uncontoured_sha256": "scans without contours",
+        "revealed_sha256": "cases whose labels this arm reads and others do not",
+    }
+    names |= {k: what for k, what in further.items() if k in before}  # runs of before do not state them
     after = spec.key()
     if changes := [f"other {what}" for k, what in names.items() if before.get(k) != after.get(k)]:
         raise _other(spec.folder, changes)
@@ -451,7 +480,11 @@ def _train_and_score(pipeline: Pipeline) -> None:
         for whose, measured in overlap.items():
             measured += scored.overlap(whose)
         smoothness += scored.smoothness()
-    facts = {"locate_sha256": pipeline.locate_sha256, "cases": list(spec.case_names)}
+    facts = {
+        "locate_sha256": pipeline.locate_sha256,
+        "cases": list(spec.case_names),
+        "computed": computed_as(spec.config, pipeline.training.device),
+    }
     record.facts = run_facts(pipeline.training, pipeline.validation) | facts
     if not os.path.lexists(spec.folder / RECORD_NAME) or read_sealed(spec.folder / RECORD_NAME) is not None:
         write_sealed(spec.folder / RECORD_NAME, record.content(), {})
