@@ -14,6 +14,7 @@ from metricunet.files.claim import claimed
 from metricunet.files.dicom.header import text_of
 from metricunet.files.dicom.identity import Identity
 from metricunet.files.dicom.series import CtSeries, search_series
+from metricunet.files.dicom.stack import Allow
 from metricunet.files.exported import files_of_model, read_any_card
 from metricunet.files.own import Inputs
 from metricunet.files.record import sha256
@@ -161,7 +162,7 @@ class Workshop:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if about["refused"]:
             raise Refused(about["refused"])
-        found = search_series(folder)
+        found = search_series(folder, Allow(offered=False))  # nobody can allow a node what predict may be allowed
         scans = [one for one in found.refused if one.is_scan] or [*found.refused]
         if len(found.series) != 1 or any(one.is_scan for one in found.refused):
             raise Refused(scans[0].reason if scans else "it holds no CT scan")
