@@ -25,6 +25,7 @@ from uuid import uuid4
 
 from pydicom.dataset import Dataset
 
+from metricunet.cohort.importing.dicom_tree import person_in
 from metricunet.errors import told
 from metricunet.files.atomic import sync_folder, write_json
 from metricunet.files.dicom.file import read_readable
@@ -36,7 +37,8 @@ from metricunet.workflows.serve.state import State
 #: What is read of an object to know where it belongs.
 KEYWORDS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription"),
-    *("ProtocolName", "PatientID", "IssuerOfPatientID", "NumberOfSeriesRelatedInstances"),
+    *("ProtocolName", "PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate"),
+    "NumberOfSeriesRelatedInstances",
 )
 #: Record of a series in its folder, and its fields.
 ABOUT = "about.json"
@@ -266,7 +268,7 @@ class Arrivals:
             "rule": rule.name,
             "series": found["SeriesInstanceUID"],
             "study": found["StudyInstanceUID"],
-            "patient": [found["IssuerOfPatientID"], found["PatientID"]],
+            "patient": person_in(found, found["StudyInstanceUID"]),
             "refused": "",
         }
         folder.mkdir(exist_ok=True)

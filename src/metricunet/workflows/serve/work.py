@@ -9,9 +9,9 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from metricunet.cohort.importing.dicom_tree import person_of
 from metricunet.errors import InputError, told
 from metricunet.files.claim import claimed
-from metricunet.files.dicom.header import text_of
 from metricunet.files.dicom.identity import Identity
 from metricunet.files.dicom.series import CtSeries, search_series
 from metricunet.files.dicom.stack import Allow
@@ -107,12 +107,12 @@ class Workshop:
     ) -> Worked:
         facts = CaseFacts(
             scan=self.ledger.key.hashed("scan", worked),
-            patient=job.patient,
+            patient=self.ledger.key.hashed("patient", *person_of(series)),
             verdict=quality.verdict,
             doubt=quality.doubt,
             codes=[flag.code for flag in quality.flags],
             model=Model("+".join(path.stem for path in self.config.model), version("metricunet"), self._model),
-            scanner=_scanner(series),
+            scanner=Scanner(**series.scanner),
             expected_error_mm=_number(quality.boundary.get("expected_error_mm")),
         )
         with self.ledger.writing():
@@ -209,11 +209,6 @@ class Workshop:
         words = without_identifiers(why.replace(f"{self.state.folder}/", ""))
         self.queue.move(job.id, state, words)
         return Worked(state, words)
-
-
-def _scanner(series: CtSeries) -> Scanner:
-    names = ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel")
-    return Scanner(*(text_of(series.header, name) for name in names))
 
 
 def _number(value: object) -> float | None:
