@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -52,10 +52,13 @@ class Worked:
     Attributes:
         state: that its job is in now.
         why: a sentence, where the state needs one.
+        anew: whether the worker has to begin anew before it takes another case. A GPU that has failed a process
+            once may fail it in all that follows.
     """
 
     state: JobState
     why: str
+    anew: bool = False
 
 
 class Workshop:
@@ -67,7 +70,7 @@ class Workshop:
     """
 
     def __init__(self, config: NodeConfig, device: str) -> None:
-        self.config, self.state = config, State(config.state)
+        self.config, self.state, self.device = config, State(config.state), device
         self.ledger = Ledger(self.state.ledger)
         self.queue = Queue(self.ledger)
         card = read_any_card(config.model[0])
@@ -94,7 +97,8 @@ class Workshop:
         except Refused as error:
             return self._end(job, "refused", told(error))
         except Exception as error:  # whatever it is, it costs this case alone
-            return self._end(job, "failed", told(error))
+            anew = self.device != "cpu" and not isinstance(error, InputError)
+            return replace(self._end(job, "failed", told(error)), anew=anew)
         try:
             return self._record(job, worked, series, quality, withheld)
         except InputError:
