@@ -93,6 +93,35 @@ def test_a_late_slice_makes_a_new_input_of_all_slices(doors: Opened, written: Wr
     assert len(files_in(node, first.folder)) == 3
 
 
+def test_a_refused_series_is_mended_by_sending_fewer_slices(doors: Opened, written: Written) -> None:
+    node = doors()
+    for path in written.files:
+        node.bring(path)
+    (first,) = node.arrivals.gather(at_once=True)
+    node.queue.move(first.id, "refused", "two slices lie at one place; keep one copy of each slice")
+    for path in written.files[:3]:
+        node.bring(path)
+    (mended,) = node.arrivals.gather(at_once=True)
+    assert (mended.state, mended.files) == ("waiting", 3)
+    assert len(files_in(node, mended.folder)) == 3
+    # The other slices after all make it the whole series again.
+    node.bring(written.files[3])
+    (whole,) = node.arrivals.gather(at_once=True)
+    assert (whole.id, whole.state, whole.files) == (first.id, "waiting", 4)
+
+
+def test_two_slices_are_no_mended_series(doors: Opened, written: Written) -> None:
+    node = doors()
+    for path in written.files:
+        node.bring(path)
+    (first,) = node.arrivals.gather(at_once=True)
+    node.queue.move(first.id, "refused", "a slice is missing")
+    for path in written.files[:2]:  # their sender had got no answer
+        node.bring(path)
+    (again,) = node.arrivals.gather(at_once=True)
+    assert (again.id, again.state, again.files) == (first.id, "waiting", 4)
+
+
 def test_a_repeat_is_the_same_job_and_is_sent_again(doors: Opened, written: Written) -> None:
     node = doors()
     for path in written.files:

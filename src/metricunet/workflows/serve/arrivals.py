@@ -3,7 +3,8 @@
 An object lies in the folder of its series from the moment that its sender is told so; what is known of a series in
 memory can be told again from that folder. A series is whole when nothing has come for the quiet time and every
 association that brought a part of it has closed, or when as many objects are there as one of them announces. What
-comes later is a new input, of the slices that were there before and the new ones.
+comes later is a new input, of the slices that were there before and the new ones. A part of what was refused, sent
+once more, is a new input by itself: so does a sender take out slices that were not to be in the series.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from metricunet.cohort.importing.dicom_tree import person_in
 from metricunet.errors import told
 from metricunet.files.atomic import sync_folder, write_json
 from metricunet.files.dicom.file import read_readable
+from metricunet.files.dicom.series import FEWEST_SLICES
 from metricunet.ledger import Job, Queue, StateChanged
 from metricunet.workflows.serve.config import GB, MB, NodeConfig, Rule
 from metricunet.workflows.serve.journal import Journal
@@ -334,7 +336,10 @@ class Arrivals:
         with ExitStack() as undo:  # after a failure the folder is as it was, to be tried again
             fresh = {name[:SOP_DIGITS] for name in own}
             for job in earlier[:1]:
-                for path in (self.state.folder / job.folder).glob("*.dcm"):
+                there = list((self.state.folder / job.folder).glob("*.dcm"))
+                if self._is_mended(job, own, {path.name for path in there}):
+                    continue
+                for path in there:
                     if path.name[:SOP_DIGITS] not in fresh:
                         undo.callback((folder / path.name).unlink, missing_ok=True)
                         self._link(path, folder / path.name)
@@ -362,6 +367,11 @@ class Arrivals:
                 job = self._enqueue(target, about, recipe, digest)
             undo.pop_all()
         return job
+
+    def _is_mended(self, job: Job, own: set[str], before: set[str]) -> bool:
+        """Tell whether a series was refused, and is sent once more without slices that were not to be in it."""
+        refused_as_scan = job.state == "refused" and not self._refused_before(job)
+        return refused_as_scan and len(own) >= FEWEST_SLICES and own < before
 
     def _refused_before(self, job: Job) -> str:
         """Return why the series of a job was refused when it came in; empty where it was not."""
