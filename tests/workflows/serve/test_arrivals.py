@@ -167,6 +167,31 @@ def test_a_kill_at_any_moment_loses_nothing(doors: Opened, written: Written) -> 
     assert len(node.begun_anew().queue.jobs()) == 1
 
 
+def test_a_series_of_which_no_object_was_kept_is_no_case(
+    doors: Opened, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = doors()
+    replace = os.replace
+
+    def failing_for_objects(source: Path, target: Path) -> None:
+        if Path(target).suffix == ".dcm":
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", failing_for_objects)
+        with pytest.raises(OSError, match="Input/output"):
+            node.bring(written.files[0])
+    assert node.arrivals.gather(at_once=True) == []
+    node = node.begun_anew()  # killed before its sender tried again
+    assert node.arrivals.gather(at_once=True) == []
+    assert node.queue.jobs() == []
+    assert not any(node.state.arriving.iterdir())
+    for path in written.files:
+        node.bring(path)
+    assert [job.files for job in node.arrivals.gather(at_once=True)] == [4]
+
+
 def test_what_no_rule_takes_is_not_kept_and_the_reason_is_said_once(
     doors: Opened, tmp_path: Path, written: Written
 ) -> None:

@@ -301,6 +301,8 @@ class Arrivals:
         with self._lock:
             now, quiet_s = self.clock(), self.config.quiet.total_seconds()
             for key, series in list(self._series.items()):
+                if not series.names:
+                    continue  # its first object could not be put there, and its sender knows
                 there = len({name[:SOP_DIGITS] for name in series.names})
                 complete = 0 < series.announced <= there
                 still = series.last <= now - quiet_s and not series.origins
@@ -433,7 +435,7 @@ class Arrivals:
         now = self.clock()
         for folder in sorted(self.state.arriving.iterdir()):
             about, names = _read_about(folder), _names_in(folder)
-            if about is not None:
+            if about is not None and names:
                 self._series[folder.name] = Series(about, now, names=names)
             elif names:
                 self._say_unknown("arrival", folder, names)
