@@ -676,6 +676,20 @@ class Queue:
             )
             return dict(rows.fetchall())
 
+    def out_though_rejected(self) -> dict[int, dict[str, str]]:
+        """Return for each rejected job which destinations have something of it, and when that last came there."""
+        with self.ledger.reading() as db:
+            rows = db.execute(
+                "SELECT job_id, destination, max(deliveries.changed) FROM deliveries "
+                "JOIN jobs ON jobs.id = deliveries.job_id "
+                "WHERE jobs.state = 'rejected' AND deliveries.state IN (?, ?, ?) GROUP BY job_id, destination",
+                ARRIVED,
+            )
+            found: dict[int, dict[str, str]] = {}
+            for number, destination, moment in rows:
+                found.setdefault(number, {})[destination] = moment
+            return found
+
     def undelivered(self, destination: str) -> int:
         """Return how many files wait to be sent to a destination, or for its commitment to keep them."""
         with self.ledger.reading() as db:

@@ -93,6 +93,35 @@ def test_a_late_slice_makes_a_new_input_of_all_slices(doors: Opened, written: Wr
     assert len(files_in(node, first.folder)) == 3
 
 
+def test_a_refused_series_is_mended_by_sending_fewer_slices(doors: Opened, written: Written) -> None:
+    node = doors()
+    for path in written.files:
+        node.bring(path)
+    (first,) = node.arrivals.gather(at_once=True)
+    node.queue.move(first.id, "refused", "two slices lie at one place; keep one copy of each slice")
+    for path in written.files[:3]:
+        node.bring(path)
+    (mended,) = node.arrivals.gather(at_once=True)
+    assert (mended.state, mended.files) == ("waiting", 3)
+    assert len(files_in(node, mended.folder)) == 3
+    # The other slices after all make it the whole series again.
+    node.bring(written.files[3])
+    (whole,) = node.arrivals.gather(at_once=True)
+    assert (whole.id, whole.state, whole.files) == (first.id, "waiting", 4)
+
+
+def test_two_slices_are_no_mended_series(doors: Opened, written: Written) -> None:
+    node = doors()
+    for path in written.files:
+        node.bring(path)
+    (first,) = node.arrivals.gather(at_once=True)
+    node.queue.move(first.id, "refused", "a slice is missing")
+    for path in written.files[:2]:  # their sender had got no answer
+        node.bring(path)
+    (again,) = node.arrivals.gather(at_once=True)
+    assert (again.id, again.state, again.files) == (first.id, "waiting", 4)
+
+
 def test_a_repeat_is_the_same_job_and_is_sent_again(doors: Opened, written: Written) -> None:
     node = doors()
     for path in written.files:
@@ -136,6 +165,31 @@ def test_a_kill_at_any_moment_loses_nothing(doors: Opened, written: Written) -> 
     (again,) = node.queue.jobs()
     assert (again.state, again.folder, again.files) == ("waiting", job.folder, 4)
     assert len(node.begun_anew().queue.jobs()) == 1
+
+
+def test_a_series_of_which_no_object_was_kept_is_no_case(
+    doors: Opened, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = doors()
+    replace = os.replace
+
+    def failing_for_objects(source: Path, target: Path) -> None:
+        if Path(target).suffix == ".dcm":
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", failing_for_objects)
+        with pytest.raises(OSError, match="Input/output"):
+            node.bring(written.files[0])
+    assert node.arrivals.gather(at_once=True) == []
+    node = node.begun_anew()  # killed before its sender tried again
+    assert node.arrivals.gather(at_once=True) == []
+    assert node.queue.jobs() == []
+    assert not any(node.state.arriving.iterdir())
+    for path in written.files:
+        node.bring(path)
+    assert [job.files for job in node.arrivals.gather(at_once=True)] == [4]
 
 
 def test_what_no_rule_takes_is_not_kept_and_the_reason_is_said_once(

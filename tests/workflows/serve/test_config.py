@@ -65,6 +65,14 @@ def test_the_first_rule_that_fits_takes_a_series(tmp_path: Path, model: Path) ->
     assert "modality" in taken(modality="MR")
 
 
+def test_a_bracket_in_a_pattern_is_a_bracket(tmp_path: Path, model: Path) -> None:
+    config = read_node(write(tmp_path, rules=[{"name": "pelvis", "description": "Pelvis [KM] *"}]))
+    other = {"modality": "CT", "protocol": "", "sender": "CT1"}
+    rule, reason = config.rule_for({**other, "description": "pelvis [km] 2.0"})
+    assert (rule is not None, reason) == (True, "")
+    assert config.rule_for({**other, "description": "pelvis k 2.0"})[0] is None
+
+
 def test_every_mistake_is_named_in_a_line(tmp_path: Path) -> None:
     path = write(
         tmp_path,

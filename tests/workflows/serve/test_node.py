@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -77,6 +78,31 @@ def test_a_case_that_was_rejected_after_it_was_sent_is_told_once(node: Callable[
     with here.queue.ledger.reading() as db:
         told = db.execute("SELECT count(*) FROM events WHERE action = 'notice' AND job_id = ?", (job,)).fetchone()
     assert told[0] == 1
+
+
+def test_what_was_on_its_way_when_it_was_rejected_is_told(node: Callable[..., Node]) -> None:
+    destinations = [PACS, {**PACS, "name": "tps"}]
+    here = node(destinations=destinations)
+    job = sending(here.queue)
+    for name in ("pacs", "tps"):
+        here.queue.deliver(job, name, "rtstruct", "predictions/c0ffee.rtstruct.dcm", "1.2")
+    under_way = here.queue.due()
+    here.queue.drop(job, "a reviewer rejected it")
+    here.queue.move(job, "rejected", "a reviewer rejected it")
+    here.look(at_once=True)
+    assert here.notices.raised == 0
+    for count, one in enumerate(under_way, start=1):
+        here.queue.delivered(one.id)
+        for _ in range(2):
+            here.look(at_once=True)
+        assert here.notices.raised == count
+    (log,) = here.state.log.glob("*.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    said = [line["why"] for line in lines if line["event"] == "notice"]
+    assert ["sent to pacs," in said[0], "sent to pacs, tps," in said[1]] == [True, True]
+    again = node(destinations=destinations)
+    again.look(at_once=True)
+    assert again.notices.raised == 0
 
 
 def test_what_fails_in_a_round_is_not_tried_in_each(

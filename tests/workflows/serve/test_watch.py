@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,6 +77,25 @@ def test_each_file_is_taken_once_when_it_has_settled(watched: Callable[..., Watc
     assert here.folder.look() == 0
     assert here.begun_anew().look(at_once=True) == 0
     assert len(here.read) == 4
+    assert [job.files for job in here.doors.arrivals.gather(at_once=True)] == [4]
+
+
+def test_files_of_a_clock_that_is_ahead_are_taken_when_they_change_no_more(
+    watched: Callable[..., Watched],
+) -> None:
+    here = watched()
+    files = here.written.files
+    now = min(path.stat().st_mtime for path in files) - 3600
+    here.folder.clock = lambda: now
+    assert here.folder.look() == 0
+    later = files[0].stat().st_mtime_ns + 10**9  # it is still being written
+    os.utime(files[0], ns=(later, later))
+    now += SETTLED_S - 1
+    assert here.folder.look() == 0
+    now += 2
+    assert here.folder.look() == 3
+    now += SETTLED_S
+    assert [here.folder.look() for _ in range(2)] == [1, 0]
     assert [job.files for job in here.doors.arrivals.gather(at_once=True)] == [4]
 
 

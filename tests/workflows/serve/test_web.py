@@ -137,6 +137,17 @@ def test_a_user_counts_only_from_the_proxy(site: Callable[..., Site]) -> None:
     assert here.ask("GET", "/api/cases", "10.9.9.9", base=base, headers=also).status_code == 401
 
 
+def test_a_user_is_known_by_letters_beyond_ascii(site: Callable[..., Site]) -> None:
+    base = "https://node.example.org"
+    proxy = {"addresses": PROXY, "origin": base}
+    here = site(web={"port": PORT, "proxy": proxy, "users": [{"name": "müller", "roles": "look"}]})
+    for name, status in (("müller".encode(), 200), ("müller".encode("latin-1"), 200), (b"mueller", 401)):
+        headers = [(b"x-forwarded-user", name)]
+        answer = here.ask("GET", "/api/cases", PROXY, base=base, headers=headers)
+        assert answer.status_code == status
+        assert status == 401 or answer.json()["reviewer"] == "müller"
+
+
 def test_foreign_sites_hosts_and_paths_are_refused(site: Callable[..., Site]) -> None:
     here = site()
     cookie = here.enter()

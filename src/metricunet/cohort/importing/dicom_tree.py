@@ -359,12 +359,21 @@ def _owner(origin: _Origin, header: Dataset, search: SeriesSearch, series_of: Ma
 
 def person_of(series: CtSeries) -> Person:
     """Return what tells a patient from others: PatientID; name and birth date, or study, where there is none."""
-    header = series.header
+    return person_in(series.header, series.study_uid)
+
+
+def person_in(header: Dataset | Mapping[str, str], study_uid: str) -> Person:
+    """Return what `person_of` returns, of elements that are read already.
+
+    Args:
+        header: PatientID, IssuerOfPatientID, PatientName and PatientBirthDate by keyword, where they are there.
+        study_uid: StudyInstanceUID.
+    """
     identifier = str(header.get("PatientID", "") or "").strip()
     name, born = (str(header.get(keyword, "") or "").strip() for keyword in ("PatientName", "PatientBirthDate"))
     if identifier:
         return "id", str(header.get("IssuerOfPatientID", "") or ""), identifier
-    return ("name", name, born) if name else ("study", "", series.study_uid)
+    return ("name", name, born) if name else ("study", "", study_uid)
 
 
 def join_patients(cases: Iterable[SourceCase]) -> None:

@@ -3,7 +3,8 @@
 An object lies in the folder of its series from the moment that its sender is told so; what is known of a series in
 memory can be told again from that folder. A series is whole when nothing has come for the quiet time and every
 association that brought a part of it has closed, or when as many objects are there as one of them announces. What
-comes later is a new input, of the slices that were there before and the new ones.
+comes later is a new input, of the slices that were there before and the new ones. A part of what was refused, sent
+once more, is a new input by itself: so does a sender take out slices that were not to be in the series.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from uuid import uuid4
 
 from pydicom.dataset import Dataset
 
+from metricunet.cohort.importing.dicom_tree import person_in
 from metricunet.errors import told
 from metricunet.files.atomic import sync_folder, write_json
 from metricunet.files.dicom.file import read_readable
+from metricunet.files.dicom.series import FEWEST_SLICES
 from metricunet.ledger import Job, Queue, StateChanged
 from metricunet.workflows.serve.config import GB, MB, NodeConfig, Rule
 from metricunet.workflows.serve.journal import Journal
@@ -36,7 +39,8 @@ from metricunet.workflows.serve.state import State
 #: What is read of an object to know where it belongs.
 KEYWORDS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription"),
-    *("ProtocolName", "PatientID", "IssuerOfPatientID", "NumberOfSeriesRelatedInstances"),
+    *("ProtocolName", "PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate"),
+    "NumberOfSeriesRelatedInstances",
 )
 #: Record of a series in its folder, and its fields.
 ABOUT = "about.json"
@@ -266,7 +270,7 @@ class Arrivals:
             "rule": rule.name,
             "series": found["SeriesInstanceUID"],
             "study": found["StudyInstanceUID"],
-            "patient": [found["IssuerOfPatientID"], found["PatientID"]],
+            "patient": person_in(found, found["StudyInstanceUID"]),
             "refused": "",
         }
         folder.mkdir(exist_ok=True)
@@ -297,6 +301,8 @@ class Arrivals:
         with self._lock:
             now, quiet_s = self.clock(), self.config.quiet.total_seconds()
             for key, series in list(self._series.items()):
+                if not series.names:
+                    continue  # its first object could not be put there, and its sender knows
                 there = len({name[:SOP_DIGITS] for name in series.names})
                 complete = 0 < series.announced <= there
                 still = series.last <= now - quiet_s and not series.origins
@@ -332,7 +338,10 @@ class Arrivals:
         with ExitStack() as undo:  # after a failure the folder is as it was, to be tried again
             fresh = {name[:SOP_DIGITS] for name in own}
             for job in earlier[:1]:
-                for path in (self.state.folder / job.folder).glob("*.dcm"):
+                there = list((self.state.folder / job.folder).glob("*.dcm"))
+                if self._is_mended(job, own, {path.name for path in there}):
+                    continue
+                for path in there:
                     if path.name[:SOP_DIGITS] not in fresh:
                         undo.callback((folder / path.name).unlink, missing_ok=True)
                         self._link(path, folder / path.name)
@@ -360,6 +369,11 @@ class Arrivals:
                 job = self._enqueue(target, about, recipe, digest)
             undo.pop_all()
         return job
+
+    def _is_mended(self, job: Job, own: set[str], before: set[str]) -> bool:
+        """Tell whether a series was refused, and is sent once more without slices that were not to be in it."""
+        refused_as_scan = job.state == "refused" and not self._refused_before(job)
+        return refused_as_scan and len(own) >= FEWEST_SLICES and own < before
 
     def _refused_before(self, job: Job) -> str:
         """Return why the series of a job was refused when it came in; empty where it was not."""
@@ -421,7 +435,7 @@ class Arrivals:
         now = self.clock()
         for folder in sorted(self.state.arriving.iterdir()):
             about, names = _read_about(folder), _names_in(folder)
-            if about is not None:
+            if about is not None and names:
                 self._series[folder.name] = Series(about, now, names=names)
             elif names:
                 self._say_unknown("arrival", folder, names)

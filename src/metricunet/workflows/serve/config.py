@@ -68,6 +68,11 @@ def _network(value: object) -> object:
     raise ValueError("expected an IP address such as 10.0.0.7, or a network such as 10.0.0.0/24")
 
 
+def _fits(text: str, pattern: str) -> bool:
+    """Tell whether a text is as a pattern says, in which * and ? alone mean more than themselves."""
+    return fnmatchcase(text, pattern.replace("[", "[[]"))
+
+
 def _one_or_more(value: object) -> object:
     return value if isinstance(value, list | tuple) else [value]
 
@@ -179,8 +184,8 @@ class Rule(_Section):
         if found["modality"] != self.modality:
             return "modality"
         for field in ("sender", "description", "protocol"):
-            patterns = getattr(self, field)
-            if not any(fnmatchcase(found[field].casefold().strip(), one.casefold()) for one in patterns):
+            text = found[field].casefold().strip()
+            if not any(_fits(text, one.casefold()) for one in getattr(self, field)):
                 return field
         return ""
 

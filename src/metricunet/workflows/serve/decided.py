@@ -8,7 +8,7 @@ by another instance, and what was rejected is sent no more.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -115,10 +115,7 @@ class Decisions:
         there = sorted({one.destination for one in deliveries if one.state in ARRIVED})
         moves = job.state != "rejected" and (job.state != "failed" or was_sent)  # else nothing goes out anyway
         if moves:
-            why = "a reviewer rejected it"
-            if there:
-                why += f" after it was sent to {', '.join(there)}, where it has to be deleted by hand"
-            self.queue.move(job.id, "rejected", why, actor=review.reviewer)
+            self.queue.move(job.id, "rejected", why_rejected(there), actor=review.reviewer)
         self.journal.say("rejected", "warning" if there else "info", case=_case_of(job), job=job.id, there=there)
         return moves
 
@@ -211,6 +208,18 @@ class Decisions:
             self._reviews = {case: found[-1] for case, found in reviews_in(self.state.predictions).items()}
             self._read_at = changed if time.time() - changed > SETTLED_S else None
         return self._reviews
+
+
+def why_rejected(there: Collection[str]) -> str:
+    """Return what is said of a case that was rejected.
+
+    Args:
+        there: destinations that have something of it.
+    """
+    why = "a reviewer rejected it"
+    if there:
+        why += f" after it was sent to {', '.join(sorted(there))}, where it has to be deleted by hand"
+    return why
 
 
 def is_decided(state: State, case: str) -> bool:

@@ -92,8 +92,12 @@ class Gate(Guarded):
             return "", ()
         # Of a header that stands there twice, one may be the browser's own.
         name = proxy.header.lower().encode("latin-1")
-        named = [value.decode("latin-1") for key, value in scope["headers"] if key == name]
-        found = next((user for user in self.web.users if named == [user.name]), None)
+        named = [value for key, value in scope["headers"] if key == name]
+        if len(named) != 1:
+            return "", ()
+        # Proxies write letters beyond ASCII as they have them, which is mostly UTF-8.
+        readings = (named[0].decode("utf-8", "replace"), named[0].decode("latin-1"))
+        found = next((user for user in self.web.users if user.name in readings), None)
         return ("", ()) if found is None else (found.name, found.roles)
 
     def _comes_from_proxy(self, scope: Scope) -> bool:

@@ -46,9 +46,12 @@ class Journal:
             {"time": moment.isoformat(timespec="milliseconds"), "level": level, "event": event, **plain},
             default=str,
         )
-        with self._lock, suppress(OSError, ValueError):
-            if self.stream is not None:
-                print(line, file=self.stream, flush=True)
-            if self.folder is not None:
-                with (self.folder / f"{moment:%Y-%m-%d}.jsonl").open("a", encoding="utf-8") as handle:
-                    handle.write(f"{line}\n")
+        with self._lock:
+            # Each by itself: whoever read the stream may be gone, and the file is still written.
+            with suppress(OSError, ValueError):
+                if self.folder is not None:
+                    with (self.folder / f"{moment:%Y-%m-%d}.jsonl").open("a", encoding="utf-8") as handle:
+                        handle.write(f"{line}\n")
+            with suppress(OSError, ValueError):
+                if self.stream is not None:
+                    print(line, file=self.stream, flush=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from metricunet.errors import InputError, told
 from metricunet.ledger import Delivery, Job, Ledger, Queue
-from metricunet.ledger.queue import ARRIVED, BAD, NOTICE, PROGRAM
+from metricunet.ledger.queue import BAD, NOTICE, PROGRAM
 from metricunet.workflows.serve.arrivals import Arrivals
 from metricunet.workflows.serve.commitment import Commitments
 from metricunet.workflows.serve.config import NodeConfig
-from metricunet.workflows.serve.decided import Decisions
+from metricunet.workflows.serve.decided import Decisions, why_rejected
 from metricunet.workflows.serve.deliveries import Sender
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.keep import delete_old
@@ -180,12 +180,16 @@ class Node:
 
     def _tell_bad(self) -> None:
         """Raise a notice for each case that came to a bad end since the last look, or was rejected once sent."""
-        bad = self.queue.jobs(*BAD, "rejected")
+        bad, out = self.queue.jobs(*BAD, "rejected"), self.queue.out_though_rejected()
+        moments: dict[int, str] = {}
         for job in bad:
-            if self._told.get(job.id, "") < job.changed and (job.state in BAD or self._is_out(job)):
-                self.notices.tell(f"case {job.state}", case=Path(job.folder).name, state=job.state, why=job.why)
+            there = out.get(job.id, {})
+            if job.state not in BAD and not there:
+                continue
+            # What was on its way when it was rejected may have come there since.
+            moments[job.id] = max([job.changed, *there.values()])
+            if self._told.get(job.id, "") < moments[job.id]:
+                why = why_rejected(there) if there else job.why
+                self.notices.tell(f"case {job.state}", case=Path(job.folder).name, state=job.state, why=why)
                 self.queue.note(PROGRAM, NOTICE, job_id=job.id, subject=job.state)
-        self._told = {job.id: job.changed for job in bad}
-
-    def _is_out(self, job: Job) -> bool:
-        return any(one.state in ARRIVED for one in self.queue.deliveries(job.id))
+        self._told = moments

@@ -55,6 +55,8 @@ class WatchedFolder:
         self._seen = self._read()
         #: What went wrong at the last look, with which file: it is said once, however often it is tried again.
         self._faults: set[tuple[str, str]] = set()
+        #: Files whose time lies ahead, and when they were first seen with it.
+        self._ahead: dict[tuple[str, int, int], float] = {}
 
     def look(self, at_once: bool = False) -> int:
         """Copy in what is new and complete; return how many files were taken.
@@ -65,6 +67,7 @@ class WatchedFolder:
         taken = 0
         new: dict[str, list[int]] = {}
         faults: set[tuple[str, str]] = set()
+        ahead: dict[tuple[str, int, int], float] = {}
         is_kept_out = False
         for path in (Path(parent) / name for parent, _, names in os.walk(self.folder) for name in names):
             # A name may be a patient's, so that its hash is remembered.
@@ -74,7 +77,12 @@ class WatchedFolder:
                 stamp = [found.st_size, found.st_mtime_ns]
                 if self._seen.get(key) == stamp or path.is_symlink() or not path.is_file():
                     continue
-                if not at_once and self.clock() - found.st_mtime < self.settled_s:
+                now = self.clock()
+                since = found.st_mtime
+                if since > now:  # by a clock that is ahead of this one: it counts from when it was first seen so
+                    mark = (key, found.st_size, found.st_mtime_ns)
+                    since = ahead[mark] = self._ahead.get(mark, now)
+                if not at_once and now - since < self.settled_s:
                     continue
                 taken += self._take(path, found.st_size)
             except TooMuch as error:
@@ -93,7 +101,7 @@ class WatchedFolder:
                     break
                 continue
             new[key] = stamp
-        self._faults = faults
+        self._faults, self._ahead = faults, ahead
         if is_kept_out:
             self.arrivals.hold(SENDER)
         else:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from metricunet.cohort.importing.dicom_tree import person_of
 from metricunet.errors import InputError, told
 from metricunet.files.claim import claimed
-from metricunet.files.dicom.header import text_of
 from metricunet.files.dicom.identity import Identity
 from metricunet.files.dicom.series import CtSeries, search_series
+from metricunet.files.dicom.stack import Allow
 from metricunet.files.exported import files_of_model, read_any_card
 from metricunet.files.own import Inputs
 from metricunet.files.record import sha256
@@ -51,10 +52,13 @@ class Worked:
     Attributes:
         state: that its job is in now.
         why: a sentence, where the state needs one.
+        anew: whether the worker has to begin anew before it takes another case. A GPU that has failed a process
+            once may fail it in all that follows.
     """
 
     state: JobState
     why: str
+    anew: bool = False
 
 
 class Workshop:
@@ -66,7 +70,7 @@ class Workshop:
     """
 
     def __init__(self, config: NodeConfig, device: str) -> None:
-        self.config, self.state = config, State(config.state)
+        self.config, self.state, self.device = config, State(config.state), device
         self.ledger = Ledger(self.state.ledger)
         self.queue = Queue(self.ledger)
         card = read_any_card(config.model[0])
@@ -93,7 +97,8 @@ class Workshop:
         except Refused as error:
             return self._end(job, "refused", told(error))
         except Exception as error:  # whatever it is, it costs this case alone
-            return self._end(job, "failed", told(error))
+            anew = self.device != "cpu" and not isinstance(error, InputError)
+            return replace(self._end(job, "failed", told(error)), anew=anew)
         try:
             return self._record(job, worked, series, quality, withheld)
         except InputError:
@@ -106,12 +111,12 @@ class Workshop:
     ) -> Worked:
         facts = CaseFacts(
             scan=self.ledger.key.hashed("scan", worked),
-            patient=job.patient,
+            patient=self.ledger.key.hashed("patient", *person_of(series)),
             verdict=quality.verdict,
             doubt=quality.doubt,
             codes=[flag.code for flag in quality.flags],
             model=Model("+".join(path.stem for path in self.config.model), version("metricunet"), self._model),
-            scanner=_scanner(series),
+            scanner=Scanner(**series.scanner),
             expected_error_mm=_number(quality.boundary.get("expected_error_mm")),
         )
         with self.ledger.writing():
@@ -161,7 +166,7 @@ class Workshop:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if about["refused"]:
             raise Refused(about["refused"])
-        found = search_series(folder)
+        found = search_series(folder, Allow(offered=False))  # nobody can allow a node what predict may be allowed
         scans = [one for one in found.refused if one.is_scan] or [*found.refused]
         if len(found.series) != 1 or any(one.is_scan for one in found.refused):
             raise Refused(scans[0].reason if scans else "it holds no CT scan")
@@ -208,11 +213,6 @@ class Workshop:
         words = without_identifiers(why.replace(f"{self.state.folder}/", ""))
         self.queue.move(job.id, state, words)
         return Worked(state, words)
-
-
-def _scanner(series: CtSeries) -> Scanner:
-    names = ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel")
-    return Scanner(*(text_of(series.header, name) for name in names))
 
 
 def _number(value: object) -> float | None:

@@ -24,8 +24,12 @@ from metricunet.workflows.serve.work import Workshop
 LOOK_S = 1.0
 
 
+class BeginAnew(Exception):  # noqa: N818
+    """The process may be spoilt for other cases, and has to end. The node starts another one at once."""
+
+
 def main(node: Path, device: str) -> None:
-    """Work until the standard input ends.
+    """Work until the standard input ends, or the process may be spoilt for other cases.
 
     Args:
         node: the node's file.
@@ -44,7 +48,11 @@ def main(node: Path, device: str) -> None:
     journal.say("worker ready", worker=device)
     print("ready", flush=True)
     while True:
-        if not work_once(workshop, device, journal):
+        try:
+            worked = work_once(workshop, device, journal)
+        except BeginAnew:
+            os._exit(3)  # at once: what a GPU was left with may never come to an end
+        if not worked:
             wake.wait(LOOK_S)
             wake.clear()
 
@@ -58,6 +66,9 @@ def work_once(workshop: Workshop, device: str, journal: Journal) -> bool:
         workshop: segments it.
         device: the worker's name in the queue.
         journal: is told.
+
+    Raises:
+        BeginAnew: the case has come to its end, and no other one is to be worked on in this process.
     """
 
     def say(why: str) -> None:
@@ -66,7 +77,7 @@ def work_once(workshop: Workshop, device: str, journal: Journal) -> bool:
     job = insist(lambda: workshop.queue.take(device), say)
     if job is None:
         return False
-    case, unrecorded = Path(job.folder).name, ""
+    case, unrecorded, anew = Path(job.folder).name, "", False
     print(f"begin {job.id}", flush=True)
     try:
         worked = workshop.work(job)
@@ -77,10 +88,14 @@ def work_once(workshop: Workshop, device: str, journal: Journal) -> bool:
     else:
         level: Level = "warning" if worked.state in BAD else "info"
         journal.say("case done", level, case=case, job=job.id, state=worked.state, why=worked.why)
+        anew = worked.anew
     print(f"end {job.id}", flush=True)
     if unrecorded:
         say(unrecorded)
         insist(lambda: workshop.queue.give_back(device), say)
+    if anew:
+        journal.say("worker begins anew", "warning", worker=device, why="a case may have spoilt it for others")
+        raise BeginAnew
     return True
 
 

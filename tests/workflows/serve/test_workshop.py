@@ -1,0 +1,101 @@
+"""What a worker says of a case, whatever the models are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+
+from metricunet.cohort.importing.dicom_tree import person_of
+from metricunet.errors import InputError
+from metricunet.ledger import Job
+from metricunet.ledger.table import read_rows
+from metricunet.workflows.serve.journal import Journal
+from metricunet.workflows.serve.work import Workshop
+from metricunet.workflows.serve.worker import BeginAnew, work_once
+from tests.support.dicom_series import Written, find_only, write_series
+from tests.workflows.serve.conftest import Doors
+
+
+class Bench(Workshop):
+    """A workshop without models; what segmenting a case gives, or raises, a test may say."""
+
+    def __init__(self, node: Doors, segment: Callable[[Job], Any] | None = None, device: str = "cpu") -> None:
+        self.config, self.state, self.device = node.config, node.state, device
+        self.queue, self.ledger = node.queue, node.queue.ledger
+        self.provenance = {"model_sha256": "0" * 64}
+        self.segment = segment
+
+    def _segment(self, job: Job) -> Any:
+        return super()._segment(job) if self.segment is None else self.segment(job)
+
+
+def taken(node: Doors, written: Written) -> Job:
+    """Bring a series in, and give it to a worker."""
+    for path in written.files:
+        if path.exists():
+            node.bring(path)
+    node.arrivals.gather(at_once=True)
+    job = node.queue.take("cpu")
+    assert job is not None
+    return job
+
+
+def test_a_refusal_advises_nothing_that_a_node_cannot_do(doors: Callable[..., Doors], tmp_path: Path) -> None:
+    node = doors()
+    job = taken(node, write_series(tmp_path / "gap", shape=(8, 4, 4), leave_out=(4,)))
+    worked = Bench(node).work(job)
+    assert worked.state == "refused"
+    assert "missing" in worked.why
+    assert "allow" not in worked.why
+
+
+@pytest.mark.parametrize("number", ["4711", ""], ids=["with a number", "without one"])
+def test_patient_and_scanner_are_recorded_as_by_a_review(
+    doors: Callable[..., Doors], tmp_path: Path, number: str
+) -> None:
+    def scanned(k: int, dataset: Dataset) -> None:
+        dataset.PatientID, dataset.IssuerOfPatientID = number, "HOSPITAL"
+        dataset.ManufacturerModelName, dataset.ConvolutionKernel = "Force", ["Br40d", "3"]
+
+    node = doors()
+    job = taken(node, write_series(tmp_path / "ct", shape=(4, 4, 4), edit=scanned))
+    series = find_only(node.state.folder / job.folder)
+    quality = SimpleNamespace(verdict="fail", doubt="strong", flags=[], reasons=["nothing there"], boundary={})
+    assert Bench(node, lambda job: ("sha256", series, quality, ())).work(job).state == "failed"
+    (row,) = read_rows(node.queue.ledger)
+    assert row["patient"] == job.patient == node.queue.ledger.key.hashed("patient", *person_of(series))
+    assert (row["manufacturer"], row["scanner"], row["kernel"]) == ("Synthetic", "Force", "Br40d\\3")
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "anew"),
+    [
+        ("cuda:0", RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        ("cuda:0", InputError("the scan is too small"), False),
+        ("cpu", RuntimeError("an odd scan"), False),
+    ],
+)
+def test_what_may_have_spoilt_a_gpu_costs_no_other_case(
+    doors: Callable[..., Doors], tmp_path: Path, device: str, error: Exception, anew: bool
+) -> None:
+    def fail(job: Job) -> None:
+        raise error
+
+    node = doors()
+    written = write_series(tmp_path / "ct", shape=(4, 4, 4))
+    for sender in ("ONE", "TWO"):
+        for path in written.files:
+            node.bring(path, sender)
+    node.arrivals.gather(at_once=True)
+    bench, journal = Bench(node, fail, device), Journal(None, None)
+    if anew:
+        with pytest.raises(BeginAnew):
+            work_once(bench, device, journal)
+    else:
+        assert work_once(bench, device, journal)
+    assert [job.state for job in node.queue.jobs()] == ["failed", "waiting"]
