@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -260,6 +260,9 @@ def begin(run: Run, fold: Fold | None) -> None:
         "fold": fold,
         "data_sha256": run.data_sha256,
         "labels": list(run.info.labels),  # their order is that of the classes
+        "values": [*run.info.labels.values(), run.info.ignore],
+        # The hash above is of all cases, whichever of them are validated on.
+        "split": {side: list(names) for side, names in asdict(run.split).items()},
         # The weights and not the path: the file may be moved, and another may come in its place.
         "init": None if run.inheritance is None else run.inheritance.parent.weights_sha256,
         "config": plain(run.config),
@@ -270,9 +273,12 @@ def begin(run: Run, fold: Fold | None) -> None:
         try:
             before = dict(read_json(path))
             config = TrainConfig.model_validate(before.pop("config"))
+            other_split = before.pop("split", state["split"]) != state["split"]  # earlier versions stated none
             changes = [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
             if before.get("data_sha256", run.data_sha256) != run.data_sha256:
                 changes.insert(0, "the training or validation cases are others")
+            elif other_split:
+                changes.insert(0, "others of the cases are validated on, by splits.json or patients.json")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: damaged, or of another version of metricunet ({told(error)}); resume with that version, "
