@@ -38,6 +38,8 @@ from metricunet.training.uncontoured import UncontouredScans
 if TYPE_CHECKING:
     from metricunet.training.stream import PhantomStream
 
+#: The folder of prepared cases, in a cohort or in a run folder, and how their files end.
+PREPARED, CASE_SUFFIX = "prepared", ".npz"
 #: A target seen in fewer scans than this cannot be learned.
 FEWEST_CASES = 2
 #: What the training of a stage takes, cases apart; and each case in the cache that training reads.
@@ -125,7 +127,7 @@ def check_folder(output: Path, resume: bool) -> None:
     """Refuse a folder that holds something else, and one that holds no run to resume."""
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the run")
-    filled = output.is_dir() and not all(map(is_scratch, output.iterdir()))
+    filled = output.is_dir() and not all(map(_is_before_a_run, output.iterdir()))
     if filled and not resume:
         raise InputError(
             f"{output}: is not empty; resume the run in it ({argument('resume', True)}), or choose another folder"
@@ -164,6 +166,22 @@ def finished_record(folder: Path) -> dict[str, Any] | None:
 def is_scratch(path: Path) -> bool:
     """Tell whether a path is a claim, or what a process that was killed left of unfinished work."""
     return path.name == CLAIM_NAME or path.match(UNFINISHED) or path.name.startswith(STAGING)
+
+
+def _is_before_a_run(path: Path) -> bool:
+    """Tell whether a path is scratch, or what a process leaves that ends before a run has begun in its folder.
+
+    These are prepared cases, where the cohort is read-only, and a folder of checkpoints without a run's state.
+    Which of the prepared cases may be replaced is seen when they are read.
+    """
+    if path.is_symlink() or not path.is_dir():
+        return is_scratch(path)
+    if path.name == PREPARED:
+        below = (one for one in path.rglob("*") if one.is_symlink() or not one.is_dir())
+        return all(one.suffix == CASE_SUFFIX or is_scratch(one) for one in below)
+    if path == state_file(path.parent).parent:
+        return all(map(is_scratch, path.iterdir()))
+    return is_scratch(path)
 
 
 def prepare_settings(config: TrainConfig) -> PrepareSettings:
@@ -225,7 +243,7 @@ def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) 
     """
     key = hashlib.sha256(json.dumps(settings.to_json()).encode()).hexdigest()[:12]
     home = cohort if os.access(cohort, os.W_OK) else cache_fallback
-    return home / "prepared" / key
+    return home / PREPARED / key
 
 
 def training_needs(cohort: Path, device: str) -> Needs:
