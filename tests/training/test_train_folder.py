@@ -16,7 +16,7 @@ from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed
 from metricunet.training.checkpoints import check_checkpoints, written_checkpoint
 from metricunet.training.config import load_config
 from metricunet.training.fit import train
-from metricunet.training.run import check_folder, state_file
+from metricunet.training.run import cache_folder, check_folder, prepare_settings, state_file
 from tests.support.cohorts import TINY_SETTINGS
 
 CONFIG = load_config("small", settings=TINY_SETTINGS)
@@ -149,6 +149,19 @@ def test_a_training_that_was_stopped_before_it_began_does_not_bar_its_folder(
     state_file(output).touch()
     with pytest.raises(InputError, match="is not empty; resume the run in it"):
         check_folder(output, resume=False)
+
+
+def test_a_cache_that_another_user_began_in_the_cohort_is_gone_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort, run, settings = tmp_path / "cohort", tmp_path / "run", prepare_settings(CONFIG)
+    (cohort / "prepared").mkdir(parents=True)
+    here = cache_folder(cohort, settings, run)
+    assert here.parent == cohort / "prepared"
+    monkeypatch.setattr(os, "access", lambda path, *_, **__: Path(path) != cohort / "prepared")
+    assert cache_folder(cohort, settings, run) == run / "prepared" / here.name
+    here.mkdir()
+    assert cache_folder(cohort, settings, run) == here
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -242,7 +242,10 @@ def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) 
         cache_fallback: the folder that holds the cases where that of the cohort cannot be written.
     """
     key = hashlib.sha256(json.dumps(settings.to_json()).encode()).hexdigest()[:12]
-    home = cohort if os.access(cohort, os.W_OK) else cache_fallback
+    shared = cohort / PREPARED
+    # The cohort may be for many to write, and its cache another user's. What is there already is read in any case.
+    taken = shared.is_dir() and not (shared / key).is_dir() and not os.access(shared, os.W_OK)
+    home = cohort if os.access(cohort, os.W_OK) and not taken else cache_fallback
     return home / PREPARED / key
 
 
