@@ -214,9 +214,23 @@ def two_patients(cohort: Path) -> None:
     (cohort / "patients.json").write_text(json.dumps({f"case_{k:02d}": f"p{k % 2}" for k in range(6)}))
 
 
+def files_elsewhere(cohort: Path) -> None:
+    entries = {
+        name: {"images": [f"imagesTr/{name}_0000.nii.gz"], "label": f"labelsTr/{name}.nii.gz"}
+        for name in (f"case_{k:02d}" for k in range(6))
+    }
+    (cohort / "labelsTr" / "case_00.nii.gz").rename(cohort / "map.nii.gz")
+    entries["case_00"]["label"] = "map.nii.gz"
+    edit_json(cohort / "dataset.json", dataset=entries)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            files_elsewhere,
+            r"case case_00 has the files .*map\.nii\.gz; fold='each' .* make such a cohort of this one",
+        ),
         (a_fold_of_nothing, r"splits\.json: fold 1 validates on no case"),
         (one_fold, r"splits\.json: lists 1 fold; cross-validation needs 2 or more"),
         (a_case_twice, r"folds 0 and 1 both validate on case 'case_01'"),
@@ -230,6 +244,13 @@ def test_folds_that_cannot_be_are_refused_before_any_work(
     with pytest.raises(InputError, match=message):
         run(cohort, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_unseen_cases_may_have_the_names_of_training_cases(cohort: Path, trained: Trained, tmp_path: Path) -> None:
+    for kind, name in (("images", "case_00_0000.nii.gz"), ("labels", "case_00.nii.gz")):
+        shutil.copy(cohort / f"{kind}Tr" / name, cohort / f"{kind}Ts" / name)
+    run(cohort, tmp_path / "run")
+    assert scored(tmp_path / "run") == ["case_00", "case_01", "case_03", "case_04", "case_05"]
 
 
 def test_with_fewer_patients_than_folds_each_patient_is_a_fold(

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metricunet.cohort.layout import Cohort, read_cohort
+from metricunet.cohort.layout import CHANNEL_SUFFIX, Cohort, image_path, label_path, read_cohort
 from metricunet.cohort.splits import Split, cross_validation_splits
 from metricunet.engine import Engine, Serial, Tell
 from metricunet.errors import InputError, argument, told, without_frames
@@ -27,6 +27,7 @@ from metricunet.files.json_file import read_json
 from metricunet.files.model import read_card
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RECORD_NAME, RunRecord, sha256
+from metricunet.files.scan import case_name
 from metricunet.files.sharing import in_turn, shared_out
 from metricunet.inference.models import FOLDS_NAME, MODEL_NAME, fold_name
 from metricunet.inference.predict import predict
@@ -174,6 +175,7 @@ def cross_validate(
     record = RunRecord("train", arguments)
     content = read_cohort(cohort)
     splits = cross_validation_splits(content)
+    _check_files(content, splits)
     _check_folder(output, resume)
     own = OwnFiles(output, RECORD_NAME, record.command)
     with in_turn(output / CLAIM_NAME, THE_FOLDS, say):
@@ -214,6 +216,27 @@ def lines_of(result: CrossValidation) -> list[str]:
     if not result.failed:
         lines.append(f"models: {result.folder} (all {len(result.folds)} together are a model for predict)")
     return lines
+
+
+def _check_files(cohort: Cohort, splits: Sequence[Split]) -> None:
+    """Refuse cases that could not be scored: a prediction has the name of its scan, and so has the reference.
+
+    Raises:
+        InputError: dataset.json lists the files of such a case under other names, or elsewhere.
+    """
+    validated = {name for split in splits for name in split.val}
+    for case in cohort.training:
+        if case.name not in validated or case.label is None:
+            continue
+        named = case_name(case.image).removesuffix(CHANNEL_SUFFIX), case_name(case.label)
+        usual = label_path(cohort.folder, case.name)
+        if named != (case.name, case.name) or case.label.parent.resolve() != usual.parent.resolve():
+            raise InputError(
+                f"{cohort.folder / 'dataset.json'}: case {case.name} has the files {case.image} and {case.label}; "
+                f"{argument('fold', 'each')} scores cases by the names of their files, and needs "
+                f"{image_path(Path(), case.name)} and {usual.relative_to(cohort.folder)}: make such a cohort of "
+                "this one with `metricunet import`, or train its folds singly"
+            )
 
 
 def _check_folder(output: Path, resume: bool) -> None:
@@ -386,9 +409,11 @@ def _evaluate(
 ) -> Evaluation:
     """Score the validation cases of the folds together, as `metricunet evaluate` scores a folder."""
     matched = []
+    # Not the cohort, of which unseen cases may have the same names.
+    labels = label_path(cohort, "").parent
     for fold in folds:
         wanted = splits[fold.spec.fold].val
-        found = match_cases(fold.spec.folder / VALIDATION, cohort)
+        found = match_cases(fold.spec.folder / VALIDATION, labels)
         matched.append(replace(found, pairs=tuple(pair for pair in found.pairs if pair.case in wanted)))
     pairs = sorted((pair for one in matched for pair in one.pairs), key=lambda pair: pair.case)
     matching = replace(matched[0], pairs=tuple(pairs), unmatched=())
