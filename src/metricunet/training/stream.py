@@ -8,10 +8,8 @@ the number of processes: the same seed gives the same weights, and a resumed run
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from metricunet.errors import InputError
 from metricunet.phantom.make import STRUCTURES
 from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use, streamed_case
 from metricunet.phantom.variety import GROUPS, STILL_GROUPS, Variety
+from metricunet.phantom.workers import end_with_parent
 from metricunet.progress import Progress
 from metricunet.structures import class_of
 from metricunet.training.batches import Batches
@@ -207,16 +206,9 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _stay_with_parent() -> None:
-    """Let a worker leave Ctrl-C to its parent, and end when that is killed; it would wait for work for ever."""
+    """Let a worker leave Ctrl-C to its parent, and end when that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with(sentinel: int) -> None:
-        multiprocessing.connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
+    end_with_parent()
 
 
 def _check(config: TrainConfig) -> None:
