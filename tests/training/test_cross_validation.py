@@ -285,6 +285,25 @@ def test_a_folder_is_kept_for_what_was_begun_in_it(cohort: Path, trained: Traine
         run(cohort, tmp_path / "mine")
 
 
+def test_a_cohort_whose_labels_were_corrected_meanwhile_is_not_gone_on_with(
+    cohort: Path, trained: Trained, tmp_path: Path
+) -> None:
+    """Folds that are finished have learned the labels of before."""
+    output = tmp_path / "run"
+    run(cohort, output)
+    edit_json(output / "fold-1" / "run.json", seed=1)  # so it counts as not finished
+    trained.clear()
+    shutil.copy(cohort / "labelsTr" / "case_00.nii.gz", cohort / "labelsTr" / "case_02.nii.gz")
+    with pytest.raises(InputError, match="labels or scans of the cohort were changed since"):
+        run(cohort, output, resume=True)
+    assert trained == []
+    begun = json.loads((output / "folds.json").read_text())
+    del begun["data_sha256"]  # as an earlier version left it
+    (output / "folds.json").write_text(json.dumps(begun))
+    run(cohort, output, resume=True)
+    assert trained == [(1, True)]
+
+
 def test_phantoms_have_no_folds(tmp_path: Path, metricunet: Command) -> None:
     ended = metricunet("train", "--phantoms", "easy", "--fold", "each", "-o", tmp_path / "run")
     assert ended.status == 2

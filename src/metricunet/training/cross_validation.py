@@ -6,6 +6,8 @@ like that of any training; `folds.json` beside them says which folds there are, 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -26,8 +28,8 @@ from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed
 from metricunet.files.json_file import read_json
 from metricunet.files.model import read_card
 from metricunet.files.own import OwnFiles
-from metricunet.files.record import RECORD_NAME, RunRecord, sha256
-from metricunet.files.scan import case_name
+from metricunet.files.record import RECORD_NAME, RunRecord, hash_if_readable, sha256
+from metricunet.files.scan import case_name, scan_files
 from metricunet.files.sharing import in_turn, shared_out
 from metricunet.inference.models import FOLDS_NAME, MODEL_NAME, fold_name
 from metricunet.inference.predict import predict
@@ -182,7 +184,7 @@ def cross_validate(
         _check_folder(output, resume)  # a rival may have begun between the two
         own.check([], advice="move it elsewhere and run again")
         check_output(output)  # not only when all folds are trained
-        _begin(output, config, splits, init, resume)
+        _begin(output, config, content, splits, init, resume)
     specs = _specs(content, output, config, splits, init, device, loggers)
     if engine is not None:
         engine.check_folders(output, [cohort, *([] if init is None else [init])])
@@ -255,12 +257,15 @@ def _check_folder(output: Path, resume: bool) -> None:
         )
 
 
-def _begin(output: Path, config: TrainConfig, splits: Sequence[Split], init: Path | None, resume: bool) -> None:
+def _begin(
+    output: Path, config: TrainConfig, cohort: Cohort, splits: Sequence[Split], init: Path | None, resume: bool
+) -> None:
     """Leave in the folder what all folds must have in common; when resuming, refuse anything else."""
     path = output / FOLDS_NAME
     start = None if init is None else read_parent(init).weights_sha256
     now: dict[str, Any] = {
         "splits": [{name: list(cases) for name, cases in asdict(split).items()} for split in splits],
+        "data_sha256": _data_sha256(cohort, splits),
         "init": start,
         "config": plain(config),
     }
@@ -272,6 +277,8 @@ def _begin(output: Path, config: TrainConfig, splits: Sequence[Split], init: Pat
         changes = differences(TrainConfig.model_validate(before["config"]), config)
         if before["init"] != start:
             changes.insert(0, f"init was {before['init']}, is {start}")
+        if before.get("data_sha256", now["data_sha256"]) != now["data_sha256"]:  # earlier versions stated none
+            changes.insert(0, "labels or scans of the cohort were changed since")
         if before["splits"] != now["splits"]:
             changes.insert(0, "the cohort's folds are others")
     except (TypeError, KeyError, ValueError) as error:
@@ -281,6 +288,22 @@ def _begin(output: Path, config: TrainConfig, splits: Sequence[Split], init: Pat
             f"{output}: cannot resume with other settings ({'; '.join(changes[:3])}); resume with the settings it "
             "was started with, or start anew in another folder"
         )
+
+
+def _data_sha256(cohort: Cohort, splits: Sequence[Split]) -> str:
+    """Hash the labels of all folds, what they mean, and the lengths of the scans' files.
+
+    A finished fold is not opened again, so nothing else would see that the others learn something else. Scans are
+    not read for this: it would take long, and the folds that are left do so.
+    """
+    wanted = {name for split in splits for name in (*split.train, *split.val)}
+    digest = hashlib.sha256(json.dumps([list(cohort.info.labels.items()), cohort.info.ignore]).encode())
+    for case in sorted(cohort.training, key=lambda case: case.name):
+        if case.name in wanted:
+            lengths = [path.stat().st_size for path in scan_files(case.image)]
+            labels = [] if case.label is None else [hash_if_readable(path) for path in scan_files(case.label)]
+            digest.update(json.dumps([case.name, lengths, labels, case.not_contoured]).encode())
+    return digest.hexdigest()
 
 
 def _specs(
