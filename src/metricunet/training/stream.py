@@ -29,6 +29,8 @@ from metricunet.training.batches import Batches
 from metricunet.training.config import TrainConfig
 from metricunet.training.run import prepare_settings
 
+#: What the boxes of stage 2 and of the organs' network lie around; what is far from it is not drawn for them.
+TARGET = "prostate"
 #: The most that the making of a patient was measured to take is 1.0 GiB, of a varied one.
 NEEDS = Needs(round(1.1 * GIB))
 
@@ -226,6 +228,11 @@ def _check(config: TrainConfig) -> None:
         )
     if config.target not in names:
         raise InputError(f"setting target is {config.target!r}; it must be one of phantoms.structures, {names}")
+    if config.target != TARGET:
+        raise InputError(
+            f"setting target is {config.target!r}; phantoms made beside a training are drawn around the {TARGET} "
+            f"alone, so it must be that: for another make a cohort with `metricunet phantom`, and train on it"
+        )
     for setting, groups, known in (
         ("phantoms.without", phantoms.without, GROUPS),
         ("phantoms.locate_without", phantoms.locate_without, STILL_GROUPS),
