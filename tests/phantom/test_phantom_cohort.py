@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from metricunet.cohort.layout import read_cohort
+from metricunet.engine import Serial
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.phantom import STRUCTURES, Variety, displace_cohort, make_cohort, make_phantom, reader_path
@@ -103,6 +110,52 @@ def test_an_interrupted_cohort_is_no_cohort_yet_and_can_be_continued(tmp_path: P
         read_cohort(tmp_path)
     make_cohort(tmp_path, 2, difficulty="easy")
     assert len(read_cohort(tmp_path).training) == 2
+
+
+class AtACase(Serial):
+    """An engine with a worker that is at a case when all is stopped, and still writes it then."""
+
+    def each(self, tasks: Any, make: Any, needs: Any, *, claim: Any = None, watch: Any = None) -> Any:
+        try:
+            yield from super().each(tasks, make, needs)
+        finally:
+            make().do(tasks[-1], lambda *_: None)
+
+
+@pytest.mark.usefixtures("quick_phantoms")
+def test_what_workers_still_write_when_all_is_stopped_is_not_in_the_way(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_cohort(tmp_path, 3, difficulty="easy", progress=stop, engine=AtACase())
+    gc.collect()  # whatever is not closed yet is closed now
+    make_cohort(tmp_path, 3, difficulty="easy")
+    assert len(read_cohort(tmp_path).training) == 3
+
+
+KILLED = """
+import os, signal, sys
+from metricunet.phantom import make_cohort
+
+def die(done, total):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+make_cohort(sys.argv[1], 4, difficulty="easy", workers=2, progress=die)
+"""
+
+
+def test_a_killed_run_leaves_no_processes(tmp_path: Path) -> None:
+    """They have its output open, which ends with the last of them."""
+    path = [str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")]
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
 
 
 def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:

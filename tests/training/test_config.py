@@ -139,6 +139,32 @@ def test_a_window_that_does_not_rise_is_named_before_any_work(section: str, wind
         check_settings(config, {"prostate": 1, "bladder": 2})
 
 
+@pytest.mark.parametrize("name", ["", "p" * 65, "penile\u00a0bulb", "bulb\t"])
+def test_a_structure_that_no_model_file_can_name_is_refused_before_any_work(name: str) -> None:
+    """The file is read back at the end of a training, which would be lost."""
+    with pytest.raises(InputError, match="expected 1 to 64 characters that can be printed: rename it in dataset"):
+        check_settings(load_config("small"), {"prostate": 1, name: 2})
+    if name:  # without any the structure has the usual one
+        config = load_config("small", settings={"tg263": {"prostate": name}})
+        with pytest.raises(InputError, match="structure 'prostate': a model file cannot name it"):
+            check_settings(config, {"prostate": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("license", "x" * 10_001, "license: expected a text of at most 10000 characters"),
+        ("segment.spacing_mm", (25.0, 1.0, 1.0), r"segment\.spacing_mm: expected 0\.1 to 20 mm"),
+        ("locate.hu_window", (-1e6, 450.0), r"locate\.hu_window: expected low and high HU"),
+    ],
+)
+def test_settings_that_no_model_file_can_hold_are_refused_before_any_work(
+    key: str, value: object, words: str
+) -> None:
+    with pytest.raises(InputError, match=f"beyond what a model file can hold: {words}"):
+        check_settings(load_config("small", settings={key: value}), {"prostate": 1})
+
+
 def test_bad_files_and_presets(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="default, small"):
         load_config("large")

@@ -214,9 +214,23 @@ def two_patients(cohort: Path) -> None:
     (cohort / "patients.json").write_text(json.dumps({f"case_{k:02d}": f"p{k % 2}" for k in range(6)}))
 
 
+def files_elsewhere(cohort: Path) -> None:
+    entries = {
+        name: {"images": [f"imagesTr/{name}_0000.nii.gz"], "label": f"labelsTr/{name}.nii.gz"}
+        for name in (f"case_{k:02d}" for k in range(6))
+    }
+    (cohort / "labelsTr" / "case_00.nii.gz").rename(cohort / "map.nii.gz")
+    entries["case_00"]["label"] = "map.nii.gz"
+    edit_json(cohort / "dataset.json", dataset=entries)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            files_elsewhere,
+            r"case case_00 has the files .*map\.nii\.gz; fold='each' .* make such a cohort of this one",
+        ),
         (a_fold_of_nothing, r"splits\.json: fold 1 validates on no case"),
         (one_fold, r"splits\.json: lists 1 fold; cross-validation needs 2 or more"),
         (a_case_twice, r"folds 0 and 1 both validate on case 'case_01'"),
@@ -230,6 +244,13 @@ def test_folds_that_cannot_be_are_refused_before_any_work(
     with pytest.raises(InputError, match=message):
         run(cohort, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_unseen_cases_may_have_the_names_of_training_cases(cohort: Path, trained: Trained, tmp_path: Path) -> None:
+    for kind, name in (("images", "case_00_0000.nii.gz"), ("labels", "case_00.nii.gz")):
+        shutil.copy(cohort / f"{kind}Tr" / name, cohort / f"{kind}Ts" / name)
+    run(cohort, tmp_path / "run")
+    assert scored(tmp_path / "run") == ["case_00", "case_01", "case_03", "case_04", "case_05"]
 
 
 def test_with_fewer_patients_than_folds_each_patient_is_a_fold(
@@ -262,6 +283,25 @@ def test_a_folder_is_kept_for_what_was_begun_in_it(cohort: Path, trained: Traine
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(InputError, match="is not empty"):
         run(cohort, tmp_path / "mine")
+
+
+def test_a_cohort_whose_labels_were_corrected_meanwhile_is_not_gone_on_with(
+    cohort: Path, trained: Trained, tmp_path: Path
+) -> None:
+    """Folds that are finished have learned the labels of before."""
+    output = tmp_path / "run"
+    run(cohort, output)
+    edit_json(output / "fold-1" / "run.json", seed=1)  # so it counts as not finished
+    trained.clear()
+    shutil.copy(cohort / "labelsTr" / "case_00.nii.gz", cohort / "labelsTr" / "case_02.nii.gz")
+    with pytest.raises(InputError, match="labels or scans of the cohort were changed since"):
+        run(cohort, output, resume=True)
+    assert trained == []
+    begun = json.loads((output / "folds.json").read_text())
+    del begun["data_sha256"]  # as an earlier version left it
+    (output / "folds.json").write_text(json.dumps(begun))
+    run(cohort, output, resume=True)
+    assert trained == [(1, True)]
 
 
 def test_phantoms_have_no_folds(tmp_path: Path, metricunet: Command) -> None:

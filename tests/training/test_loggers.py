@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -74,3 +77,40 @@ def test_a_store_that_cannot_be_opened_is_one_line(tmp_path: Path, monkeypatch: 
         named_loggers(["mlflow"], tmp_path, SETTINGS, False),
     ):
         pass
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Loggers whose server went away while they were open; the names of those that are told of an end."""
+    told: list[str] = []
+
+    def open_logger(name: str) -> Any:
+        def finalize(status: str) -> None:
+            told.append(f"{name}: {status}")
+            raise ConnectionError("the server is away")
+
+        return lambda *_: (SimpleNamespace(log_hyperparams=lambda settings: None, finalize=finalize), "id")
+
+    for name in ("mlflow", "wandb"):
+        monkeypatch.setattr(loggers, f"_{name}", open_logger(name))
+    return told
+
+
+def test_a_logger_that_cannot_be_closed_hides_no_other_error(tmp_path: Path, ended: list[str]) -> None:
+    """A server that is away fails twice: as it is told of an epoch, which is explained, and at the end."""
+    with (
+        pytest.raises(InputError, match=r"^go on without this logger$"),
+        named_loggers(["mlflow", "wandb"], tmp_path, SETTINGS, False),
+    ):
+        raise InputError("go on without this logger")
+    assert ended == ["mlflow: failed", "wandb: failed"]
+
+
+def test_a_logger_that_cannot_be_closed_costs_no_model(
+    tmp_path: Path, ended: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), named_loggers(["mlflow", "wandb"], tmp_path, SETTINGS, False):
+        pass
+    assert ended == ["mlflow: success", "wandb: success"]
+    assert caplog.text.count("could not be told how the training ended: ") == 2
+    assert "the server is away" in caplog.text

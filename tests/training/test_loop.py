@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,7 +28,7 @@ from metricunet.training.log import stage_loggers
 from metricunet.training.loop import learning_rate
 from metricunet.training.objectives import LocateModule
 from metricunet.training.run import Run, begin, state_file
-from tests.support.cohorts import TINY_SETTINGS
+from tests.support.cohorts import TINY_SETTINGS, edit_json
 
 #: Three epochs of two updates.
 SHORT = ("locate.epochs=3", "locate.updates_per_epoch=2", "locate.batch_size=1")
@@ -238,9 +239,34 @@ def test_a_run_is_not_resumed_with_other_labels_or_from_a_damaged_state(begun: t
     other = replace(run.info, labels={"bladder": 2, **run.labels})
     with pytest.raises(InputError, match=r"cannot resume with other settings \(labels was \['prostate'\], is"):
         begin(replace(run, info=other), 0)
+    with pytest.raises(InputError, match=r"\(values was \[1, None\], is \[2, None\]"):
+        begin(replace(run, info=replace(run.info, labels={"prostate": 2})), 0)
     state_file(run.folder).write_text('{"fold": 0')
     with pytest.raises(InputError, match=r"state\.json: damaged, or of another version .* start anew"):
         begin(run, 0)
+
+
+def test_a_run_is_not_resumed_on_another_split_of_the_same_cases(tiny_cohort: Path, tmp_path: Path) -> None:
+    """Else it would be validated on cases that it was trained on."""
+    cohort = Path(shutil.copytree(tiny_cohort, tmp_path / "cohort"))
+
+    def open_validated_on(*val: str, resume: bool) -> None:
+        train = [name for k in range(6) if (name := f"case_{k:02d}") not in val]
+        (cohort / "splits.json").write_text(json.dumps([{"train": train, "val": val}]))
+        open_run(cohort, tmp_path / "run", config(), 0, resume=resume, device="cpu")
+
+    open_validated_on("case_00", "case_01", resume=False)
+    open_validated_on("case_00", "case_01", resume=True)
+    with pytest.raises(
+        InputError, match=r"others of the cases are validated on, by splits\.json or patients\.json"
+    ):
+        open_validated_on("case_02", "case_03", resume=True)
+
+
+def test_a_run_of_an_earlier_version_states_no_split(begun: tuple[Run, Told]) -> None:
+    run = replace(begun[0], resume=True)
+    edit_json(state_file(run.folder), split=None, values=None)
+    begin(run, 0)
 
 
 def test_a_logger_that_fails_costs_no_epoch(

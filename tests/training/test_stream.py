@@ -134,6 +134,10 @@ def test_another_seed_is_not_gone_on_with(whole_run: WholeRun, simple: None, tmp
     [
         (["phantoms.structures=[prostate, spleen]"], "phantoms.structures is .*spleen"),
         (["phantoms.structures=[bladder]"], "target is 'prostate'"),
+        (
+            ["phantoms.structures=[prostate, bladder]", "target=bladder"],
+            "target is 'bladder'; .* around the prostate alone",
+        ),
         (["phantoms.without=[flor]"], "phantoms.without names flor; it can name floor"),
         (["phantoms.difficulty=real", "phantoms.without=[floor]"], "varied phantoms alone"),
         (["phantoms.locate_without=[floor]"], "phantoms.locate_without names floor; it can name joints"),

@@ -16,6 +16,7 @@ from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed
 from metricunet.training.checkpoints import check_checkpoints, written_checkpoint
 from metricunet.training.config import load_config
 from metricunet.training.fit import train
+from metricunet.training.run import cache_folder, check_folder, prepare_settings, state_file
 from tests.support.cohorts import TINY_SETTINGS
 
 CONFIG = load_config("small", settings=TINY_SETTINGS)
@@ -122,6 +123,45 @@ def test_a_training_into_its_cohort_or_above_it_is_refused(tiny_cohort: Path, tm
         with pytest.raises(InputError, match="holds no run to resume"):
             train(cohort, output, config=CONFIG, device="cpu", resume=True)
     assert contents(tmp_path) == before
+
+
+def test_a_training_that_was_stopped_before_it_began_does_not_bar_its_folder(
+    tiny_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a read-only cohort the prepared cases lie in the run folder, which holds no run to resume yet."""
+    output = tmp_path / "run"
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_cohort, output, config=CONFIG, device="cpu", progress=stop)
+    assert len(list(output.glob("prepared/*/*.npz"))) == 1
+    state_file(output).parent.mkdir()
+    state_file(output).with_name(".partial-12-ab.json").touch()
+    check_folder(output, resume=False)
+    notes = output / "prepared" / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(InputError, match="is not empty"):
+        check_folder(output, resume=False)
+    notes.unlink()
+    state_file(output).touch()
+    with pytest.raises(InputError, match="is not empty; resume the run in it"):
+        check_folder(output, resume=False)
+
+
+def test_a_cache_that_another_user_began_in_the_cohort_is_gone_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort, run, settings = tmp_path / "cohort", tmp_path / "run", prepare_settings(CONFIG)
+    (cohort / "prepared").mkdir(parents=True)
+    here = cache_folder(cohort, settings, run)
+    assert here.parent == cohort / "prepared"
+    monkeypatch.setattr(os, "access", lambda path, *_, **__: Path(path) != cohort / "prepared")
+    assert cache_folder(cohort, settings, run) == run / "prepared" / here.name
+    here.mkdir()
+    assert cache_folder(cohort, settings, run) == here
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -359,9 +359,9 @@ def _check(card: ModelCard) -> None:
         _expect(len(getattr(card, name)) <= LONGEST_TEXT, name, f"a text of at most {LONGEST_TEXT} characters")
     labels = list(card.labels.items())
     own = len(set(card.labels.values())) == len(labels) > 0
-    named = all(_is_name(name) and 1 <= value <= 65535 for name, value in labels)
+    named = all(is_name(name) and 1 <= value <= 65535 for name, value in labels)
     _expect(own and named, "labels", "structures with values of their own from 1 to 65535")
-    _expect(all(map(_is_name, card.tg263.values())), "tg263", "a standard name for each structure")
+    _expect(all(map(is_name, card.tg263.values())), "tg263", "a standard name for each structure")
     if card.target not in card.labels or not set(card.labels) <= set(card.tg263):
         raise ValueError(f"target {card.target[:LONGEST_NAME]!r} or its standard name is missing from the labels")
     _expect(all(math.isfinite(a) and a <= b < math.inf for a, b in card.ranges.values()), "ranges", "low and high")
@@ -422,7 +422,8 @@ def _check_stage(name: str, stage: LocateSpec | SegmentSpec, classes: int) -> No
     _expect(stage.network.get("levels", 1) <= MOST_LEVELS, f"{name}.network.levels", f"at most {MOST_LEVELS}")
 
 
-def _is_name(value: str) -> bool:
+def is_name(value: str) -> bool:
+    """Tell whether a card can name a structure so."""
     return 0 < len(value) <= LONGEST_NAME and value.isprintable()
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -35,6 +36,7 @@ from metricunet.phantom.make import (
 )
 from metricunet.phantom.scanner import Difficulty
 from metricunet.phantom.variety import Variety
+from metricunet.phantom.workers import end_with_parent
 from metricunet.progress import Progress, no_progress
 from metricunet.volume import Volume
 
@@ -279,13 +281,16 @@ def _complete(
     # The recipe comes first and dataset.json last: an interrupted cohort can be continued, but not be used.
     own.add(content(), drop=[DATASET_FILE], more=True)
     work = own.work().absolute()
-    for order, facts in _made([(order, work, names) for order, names in missing.items()], workers, engine):
-        cases[order.name] = facts
-        for name in missing[order]:
-            os.replace(own.work() / name, own.stage(name))
-        own.add(content(), more=True)
-        done += 1
-        progress(done, len(orders))
+    tasks = [(order, work, names) for order, names in missing.items()]
+    # Whatever ends this, the workers end before their folder goes: what they wrote later would be in the way.
+    with closing(_made(tasks, workers, engine)) as made:
+        for order, facts in made:
+            cases[order.name] = facts
+            for name in missing[order]:
+                os.replace(own.work() / name, own.stage(name))
+            own.add(content(), more=True)
+            done += 1
+            progress(done, len(orders))
     dataset = dataset_content(
         labels={name: value for value, name in enumerate(plan.structures, start=1)},
         num_training=plan.n,
@@ -439,17 +444,20 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _made(
     tasks: Sequence[tuple[PhantomOrder, Path, Sequence[str]]], workers: int, engine: Engine | None
-) -> Iterator[tuple[PhantomOrder, dict[str, Any]]]:
+) -> Generator[tuple[PhantomOrder, dict[str, Any]], None, None]:
     if engine is not None:
-        for _, made in engine.each(tasks, _Maker, NEEDS):
-            if isinstance(made, Exception):
-                raise made
-            yield made
+        with closing(engine.each(tasks, _Maker, NEEDS)) as each:
+            for _, made in each:
+                if isinstance(made, Exception):
+                    raise made
+                yield made
         return
     if workers == 1 or len(tasks) < 2:
         yield from map(_make, tasks)
         return
-    with ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(tasks)), multiprocessing.get_context("spawn"), initializer=end_with_parent
+    ) as pool:
         yield from pool.map(_make, tasks)
 
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
 import torch
 
+from metricunet.cohort.layout import DatasetInfo
+from metricunet.cohort.names import standard_name
 from metricunet.errors import InputError
+from metricunet.files.model import LONGEST_NAME, card_content, card_of, is_name
+from metricunet.inference.models import MODEL_NAME
 from metricunet.networks import Network, build_network
 from metricunet.stages.segment import segment_spec
 from metricunet.structures import without
 from metricunet.training.branch import build_metric
+from metricunet.training.card import model_card
 from metricunet.training.config import BoxConfig, LocateConfig, TrainConfig
 from metricunet.training.uncontoured import uncontoured_rows
 
@@ -50,6 +57,35 @@ def check_settings(config: TrainConfig, labels: Mapping[str, int]) -> None:
             f"setting locate.patch_voxels is {list(locate.patch_voxels)}; with locate.levels {locate.levels} each "
             f"side must be a multiple of {divisor}"
         )
+    check_card(config, labels)
+
+
+def check_card(config: TrainConfig, labels: Mapping[str, int]) -> None:
+    """Check that a model file can hold what the training would write at its very end.
+
+    Args:
+        config: every setting.
+        labels: structure name to its value, of the cohort.
+
+    Raises:
+        InputError: it names the structure, or the first field of the card that no file could hold.
+    """
+    for name in labels:
+        for held in (name, standard_name(name, config.tg263)):
+            if not is_name(held):
+                raise InputError(
+                    f"structure {name!r:.100}: a model file cannot name it {held!r:.100}; expected 1 to "
+                    f"{LONGEST_NAME} characters that can be printed: rename it in dataset.json, or by the setting "
+                    "tg263"
+                )
+    if config.target not in labels:
+        return  # it is named where the cases are prepared
+    card = model_card(config, DatasetInfo(dict(labels)), (), (), "", None, np.zeros((0, 3)))
+    try:
+        card_of(Path(MODEL_NAME), card_content(card))
+    except InputError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"these settings are beyond what a model file can hold: {reason[:300]}") from error
 
 
 def check_shares(config: TrainConfig, processes: int) -> None:

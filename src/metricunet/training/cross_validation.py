@@ -6,6 +6,8 @@ like that of any training; `folds.json` beside them says which folds there are, 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metricunet.cohort.layout import Cohort, read_cohort
+from metricunet.cohort.layout import CHANNEL_SUFFIX, Cohort, image_path, label_path, read_cohort
 from metricunet.cohort.splits import Split, cross_validation_splits
 from metricunet.engine import Engine, Serial, Tell
 from metricunet.errors import InputError, argument, told, without_frames
@@ -26,7 +28,8 @@ from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed
 from metricunet.files.json_file import read_json
 from metricunet.files.model import read_card
 from metricunet.files.own import OwnFiles
-from metricunet.files.record import RECORD_NAME, RunRecord, sha256
+from metricunet.files.record import RECORD_NAME, RunRecord, hash_if_readable, sha256
+from metricunet.files.scan import case_name, scan_files
 from metricunet.files.sharing import in_turn, shared_out
 from metricunet.inference.models import FOLDS_NAME, MODEL_NAME, fold_name
 from metricunet.inference.predict import predict
@@ -174,13 +177,14 @@ def cross_validate(
     record = RunRecord("train", arguments)
     content = read_cohort(cohort)
     splits = cross_validation_splits(content)
+    _check_files(content, splits)
     _check_folder(output, resume)
     own = OwnFiles(output, RECORD_NAME, record.command)
     with in_turn(output / CLAIM_NAME, THE_FOLDS, say):
         _check_folder(output, resume)  # a rival may have begun between the two
         own.check([], advice="move it elsewhere and run again")
         check_output(output)  # not only when all folds are trained
-        _begin(output, config, splits, init, resume)
+        _begin(output, config, content, splits, init, resume)
     specs = _specs(content, output, config, splits, init, device, loggers)
     if engine is not None:
         engine.check_folders(output, [cohort, *([] if init is None else [init])])
@@ -216,6 +220,27 @@ def lines_of(result: CrossValidation) -> list[str]:
     return lines
 
 
+def _check_files(cohort: Cohort, splits: Sequence[Split]) -> None:
+    """Refuse cases that could not be scored: a prediction has the name of its scan, and so has the reference.
+
+    Raises:
+        InputError: dataset.json lists the files of such a case under other names, or elsewhere.
+    """
+    validated = {name for split in splits for name in split.val}
+    for case in cohort.training:
+        if case.name not in validated or case.label is None:
+            continue
+        named = case_name(case.image).removesuffix(CHANNEL_SUFFIX), case_name(case.label)
+        usual = label_path(cohort.folder, case.name)
+        if named != (case.name, case.name) or case.label.parent.resolve() != usual.parent.resolve():
+            raise InputError(
+                f"{cohort.folder / 'dataset.json'}: case {case.name} has the files {case.image} and {case.label}; "
+                f"{argument('fold', 'each')} scores cases by the names of their files, and needs "
+                f"{image_path(Path(), case.name)} and {usual.relative_to(cohort.folder)}: make such a cohort of "
+                "this one with `metricunet import`, or train its folds singly"
+            )
+
+
 def _check_folder(output: Path, resume: bool) -> None:
     """Refuse a folder that holds something else, and one that holds no cross-validation to resume."""
     if output.exists() and not output.is_dir():
@@ -232,12 +257,15 @@ def _check_folder(output: Path, resume: bool) -> None:
         )
 
 
-def _begin(output: Path, config: TrainConfig, splits: Sequence[Split], init: Path | None, resume: bool) -> None:
+def _begin(
+    output: Path, config: TrainConfig, cohort: Cohort, splits: Sequence[Split], init: Path | None, resume: bool
+) -> None:
     """Leave in the folder what all folds must have in common; when resuming, refuse anything else."""
     path = output / FOLDS_NAME
     start = None if init is None else read_parent(init).weights_sha256
     now: dict[str, Any] = {
         "splits": [{name: list(cases) for name, cases in asdict(split).items()} for split in splits],
+        "data_sha256": _data_sha256(cohort, splits),
         "init": start,
         "config": plain(config),
     }
@@ -249,6 +277,8 @@ def _begin(output: Path, config: TrainConfig, splits: Sequence[Split], init: Pat
         changes = differences(TrainConfig.model_validate(before["config"]), config)
         if before["init"] != start:
             changes.insert(0, f"init was {before['init']}, is {start}")
+        if before.get("data_sha256", now["data_sha256"]) != now["data_sha256"]:  # earlier versions stated none
+            changes.insert(0, "labels or scans of the cohort were changed since")
         if before["splits"] != now["splits"]:
             changes.insert(0, "the cohort's folds are others")
     except (TypeError, KeyError, ValueError) as error:
@@ -258,6 +288,22 @@ def _begin(output: Path, config: TrainConfig, splits: Sequence[Split], init: Pat
             f"{output}: cannot resume with other settings ({'; '.join(changes[:3])}); resume with the settings it "
             "was started with, or start anew in another folder"
         )
+
+
+def _data_sha256(cohort: Cohort, splits: Sequence[Split]) -> str:
+    """Hash the labels of all folds, what they mean, and the lengths of the scans' files.
+
+    A finished fold is not opened again, so nothing else would see that the others learn something else. Scans are
+    not read for this: it would take long, and the folds that are left do so.
+    """
+    wanted = {name for split in splits for name in (*split.train, *split.val)}
+    digest = hashlib.sha256(json.dumps([list(cohort.info.labels.items()), cohort.info.ignore]).encode())
+    for case in sorted(cohort.training, key=lambda case: case.name):
+        if case.name in wanted:
+            lengths = [path.stat().st_size for path in scan_files(case.image)]
+            labels = [] if case.label is None else [hash_if_readable(path) for path in scan_files(case.label)]
+            digest.update(json.dumps([case.name, lengths, labels, case.not_contoured]).encode())
+    return digest.hexdigest()
 
 
 def _specs(
@@ -386,9 +432,11 @@ def _evaluate(
 ) -> Evaluation:
     """Score the validation cases of the folds together, as `metricunet evaluate` scores a folder."""
     matched = []
+    # Not the cohort, of which unseen cases may have the same names.
+    labels = label_path(cohort, "").parent
     for fold in folds:
         wanted = splits[fold.spec.fold].val
-        found = match_cases(fold.spec.folder / VALIDATION, cohort)
+        found = match_cases(fold.spec.folder / VALIDATION, labels)
         matched.append(replace(found, pairs=tuple(pair for pair in found.pairs if pair.case in wanted)))
     pairs = sorted((pair for one in matched for pair in one.pairs), key=lambda pair: pair.case)
     matching = replace(matched[0], pairs=tuple(pairs), unmatched=())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,7 @@ from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, told
 from metricunet.files.atomic import write_json, write_text
 from metricunet.files.record import sha256
 
@@ -91,7 +93,22 @@ def stage_loggers(folder: Path, stage: str, others: Sequence[Logger]) -> Iterato
         status = "success"
     finally:
         for logger in ours:
-            logger.finalize(status)
+            close_logger(logger, partial(logger.finalize, status))
+
+
+def close_logger(logger: Logger, close: Callable[[], object]) -> None:
+    """Close a logger. One that fails then is named, and costs no model and hides no other error.
+
+    Args:
+        logger: the logger.
+        close: closes it.
+    """
+    try:
+        close()
+    except Exception as error:  # whatever its library raises where a server is away or a disk is full
+        logging.getLogger(__name__).warning(
+            "the logger %s could not be told how the training ended: %s", type(logger).__name__, told(error)
+        )
 
 
 def write_epoch(path: Path, row: Mapping[str, str]) -> None:

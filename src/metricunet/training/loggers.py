@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lightning.fabric.loggers.logger import Logger
 
 from metricunet.errors import InputError, argument, told
 from metricunet.files.atomic import write_json
+from metricunet.training.log import close_logger
 
 #: Loggers that a training can be told by name. TensorBoard's are of a stage (`metricunet.training.log`).
 NAMES = ("tensorboard", "mlflow", "wandb")
@@ -74,10 +76,14 @@ def named_loggers(
         status = "success"
     finally:
         for name, logger in opened.items():
-            logger.finalize(status)
-            if name == "wandb":
-                # Lightning leaves it open, for others that may write to it.
-                logger.experiment.finish(exit_code=0 if status == "success" else 1)  # type: ignore[attr-defined]
+            close_logger(logger, partial(_close, name, logger, status))
+
+
+def _close(name: str, logger: Logger, status: str) -> None:
+    logger.finalize(status)
+    if name == "wandb":
+        # Lightning leaves it open, for others that may write to it.
+        logger.experiment.finish(exit_code=0 if status == "success" else 1)  # type: ignore[attr-defined]
 
 
 def _read(path: Path) -> dict[str, str]:

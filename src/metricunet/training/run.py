@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ from metricunet.training.uncontoured import UncontouredScans
 if TYPE_CHECKING:
     from metricunet.training.stream import PhantomStream
 
+#: The folder of prepared cases, in a cohort or in a run folder, and how their files end.
+PREPARED, CASE_SUFFIX = "prepared", ".npz"
 #: A target seen in fewer scans than this cannot be learned.
 FEWEST_CASES = 2
 #: What the training of a stage takes, cases apart; and each case in the cache that training reads.
@@ -125,7 +127,7 @@ def check_folder(output: Path, resume: bool) -> None:
     """Refuse a folder that holds something else, and one that holds no run to resume."""
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the run")
-    filled = output.is_dir() and not all(map(is_scratch, output.iterdir()))
+    filled = output.is_dir() and not all(map(_is_before_a_run, output.iterdir()))
     if filled and not resume:
         raise InputError(
             f"{output}: is not empty; resume the run in it ({argument('resume', True)}), or choose another folder"
@@ -164,6 +166,22 @@ def finished_record(folder: Path) -> dict[str, Any] | None:
 def is_scratch(path: Path) -> bool:
     """Tell whether a path is a claim, or what a process that was killed left of unfinished work."""
     return path.name == CLAIM_NAME or path.match(UNFINISHED) or path.name.startswith(STAGING)
+
+
+def _is_before_a_run(path: Path) -> bool:
+    """Tell whether a path is scratch, or what a process leaves that ends before a run has begun in its folder.
+
+    These are prepared cases, where the cohort is read-only, and a folder of checkpoints without a run's state.
+    Which of the prepared cases may be replaced is seen when they are read.
+    """
+    if path.is_symlink() or not path.is_dir():
+        return is_scratch(path)
+    if path.name == PREPARED:
+        below = (one for one in path.rglob("*") if one.is_symlink() or not one.is_dir())
+        return all(one.suffix == CASE_SUFFIX or is_scratch(one) for one in below)
+    if path == state_file(path.parent).parent:
+        return all(map(is_scratch, path.iterdir()))
+    return is_scratch(path)
 
 
 def prepare_settings(config: TrainConfig) -> PrepareSettings:
@@ -224,8 +242,11 @@ def cache_folder(cohort: Path, settings: PrepareSettings, cache_fallback: Path) 
         cache_fallback: the folder that holds the cases where that of the cohort cannot be written.
     """
     key = hashlib.sha256(json.dumps(settings.to_json()).encode()).hexdigest()[:12]
-    home = cohort if os.access(cohort, os.W_OK) else cache_fallback
-    return home / "prepared" / key
+    shared = cohort / PREPARED
+    # The cohort may be for many to write, and its cache another user's. What is there already is read in any case.
+    taken = shared.is_dir() and not (shared / key).is_dir() and not os.access(shared, os.W_OK)
+    home = cohort if os.access(cohort, os.W_OK) and not taken else cache_fallback
+    return home / PREPARED / key
 
 
 def training_needs(cohort: Path, device: str) -> Needs:
@@ -260,6 +281,9 @@ def begin(run: Run, fold: Fold | None) -> None:
         "fold": fold,
         "data_sha256": run.data_sha256,
         "labels": list(run.info.labels),  # their order is that of the classes
+        "values": [*run.info.labels.values(), run.info.ignore],
+        # The hash above is of all cases, whichever of them are validated on.
+        "split": {side: list(names) for side, names in asdict(run.split).items()},
         # The weights and not the path: the file may be moved, and another may come in its place.
         "init": None if run.inheritance is None else run.inheritance.parent.weights_sha256,
         "config": plain(run.config),
@@ -270,9 +294,12 @@ def begin(run: Run, fold: Fold | None) -> None:
         try:
             before = dict(read_json(path))
             config = TrainConfig.model_validate(before.pop("config"))
+            other_split = before.pop("split", state["split"]) != state["split"]  # earlier versions stated none
             changes = [f"{k} was {v}, is {state[k]}" for k, v in before.items() if v != state[k]]
             if before.get("data_sha256", run.data_sha256) != run.data_sha256:
                 changes.insert(0, "the training or validation cases are others")
+            elif other_split:
+                changes.insert(0, "others of the cases are validated on, by splits.json or patients.json")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: damaged, or of another version of metricunet ({told(error)}); resume with that version, "

@@ -8,10 +8,8 @@ the number of processes: the same seed gives the same weights, and a resumed run
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -24,12 +22,15 @@ from metricunet.errors import InputError
 from metricunet.phantom.make import STRUCTURES
 from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use, streamed_case
 from metricunet.phantom.variety import GROUPS, STILL_GROUPS, Variety
+from metricunet.phantom.workers import end_with_parent
 from metricunet.progress import Progress
 from metricunet.structures import class_of
 from metricunet.training.batches import Batches
 from metricunet.training.config import TrainConfig
 from metricunet.training.run import prepare_settings
 
+#: What the boxes of stage 2 and of the organs' network lie around; what is far from it is not drawn for them.
+TARGET = "prostate"
 #: The most that the making of a patient was measured to take is 1.0 GiB, of a varied one.
 NEEDS = Needs(round(1.1 * GIB))
 
@@ -207,16 +208,9 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _stay_with_parent() -> None:
-    """Let a worker leave Ctrl-C to its parent, and end when that is killed; it would wait for work for ever."""
+    """Let a worker leave Ctrl-C to its parent, and end when that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with(sentinel: int) -> None:
-        multiprocessing.connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
+    end_with_parent()
 
 
 def _check(config: TrainConfig) -> None:
@@ -234,6 +228,11 @@ def _check(config: TrainConfig) -> None:
         )
     if config.target not in names:
         raise InputError(f"setting target is {config.target!r}; it must be one of phantoms.structures, {names}")
+    if config.target != TARGET:
+        raise InputError(
+            f"setting target is {config.target!r}; phantoms made beside a training are drawn around the {TARGET} "
+            f"alone, so it must be that: for another make a cohort with `metricunet phantom`, and train on it"
+        )
     for setting, groups, known in (
         ("phantoms.without", phantoms.without, GROUPS),
         ("phantoms.locate_without", phantoms.locate_without, STILL_GROUPS),
