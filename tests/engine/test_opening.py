@@ -56,6 +56,21 @@ def test_a_cluster_that_is_not_there_is_said_in_one_line(monkeypatch: pytest.Mon
         pass
 
 
+@pytest.mark.parametrize("name", ["ray", "ray://auto"])
+def test_what_the_user_has_in_ray_already_does_not_end(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    ray = pytest.importorskip("ray", exc_type=ModuleNotFoundError)
+    called: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    for function in ("init", "shutdown"):
+        monkeypatch.setattr(ray, function, lambda *_, called_as=function, **__: called.append(called_as))
+    with (
+        pytest.raises(InputError, match=r"this process has Ray in use already.*; call ray\.shutdown"),
+        opened(name),
+    ):
+        pass
+    assert called == []
+
+
 def test_an_address_where_nothing_answers_is_said_at_once() -> None:
     pytest.importorskip("ray", exc_type=ModuleNotFoundError)
     with socket.socket() as taken:

@@ -298,6 +298,23 @@ def test_headers_as_programs_write_them(
     np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
 
 
+@pytest.mark.parametrize("number", [2.0, np.nan])
+def test_a_mask_is_written_beside_a_qform_that_is_broken_and_unused(tmp_path: Path, number: float) -> None:
+    """Its code is 0, so that nobody reads it, and what it holds is no rotation."""
+    voxels = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
+    image = nib.Nifti1Image(voxels, np.diag([-2.0, 2.0, 3.0, 1.0]))
+    image.set_qform(None, code=0)
+    image.header["quatern_b"] = number
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert nib.load(tmp_path / "a.nii.gz").header["quatern_b"] != 0
+    scan = read_nifti(tmp_path / "a.nii.gz")
+    write_nifti(tmp_path / "mask.nii.gz", scan.with_array(scan.array > 50), like=tmp_path / "a.nii.gz")
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(mask.dataobj), voxels > 50)
+    np.testing.assert_allclose(mask.affine, image.affine, atol=1e-6)
+    assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (2, 0)
+
+
 @pytest.mark.parametrize("endianness", ["<", ">"])
 def test_a_mask_has_both_forms_of_its_scan(tmp_path: Path, endianness: str) -> None:
     """Registered scans keep two places that differ by rounding; either byte order is read."""

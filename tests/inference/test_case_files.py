@@ -106,6 +106,22 @@ def test_what_is_not_ours_is_not_replaced(bands_model: Path, nifti: ScanInput, t
     assert read_labels(mask).array.any()
 
 
+def test_the_prediction_of_another_scan_is_not_replaced(
+    bands_model: Path, nifti: ScanInput, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (mask, _) = write_case(out, *judged(bands_model, nifti), nifti)
+    before = mask.read_bytes()
+    write_nifti(tmp_path / "more" / "a.nii.gz", drawn_scan((ball((4, 0, 2), 16), GLAND_HU)))
+    ((other,), _) = scans_at(tmp_path / "more")
+    result = judged(bands_model, other)
+    with pytest.raises(InputError, match=r"another scan of this name, .*a\.nii\.gz, and would be replaced"):
+        write_case(out, *result, other)
+    assert mask.read_bytes() == before
+    write_case(out, *result, other, overwrite=True)
+    assert mask.read_bytes() != before
+
+
 def test_what_cannot_be_written_is_refused_before_any_file(
     bands_model: Path, nifti: ScanInput, tmp_path: Path
 ) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +122,26 @@ def test_scans_in_folders_below_are_named(tmp_path: Path) -> None:
     for look in (lambda: find_inputs([tmp_path]), lambda: check(tmp_path)):
         with pytest.raises(InputError, match=r"in folders below it, such as .*ct\.nii\.gz; name these files"):
             look()
+
+
+def test_a_folder_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metricunet: Command
+) -> None:
+    theirs, real = tmp_path / "theirs", Path.iterdir
+    theirs.mkdir()
+
+    def locked(self: Path) -> Iterator[Path]:
+        if self == theirs:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    expected = f"{theirs}: cannot be read (Permission denied); check its name and permissions"
+    with pytest.raises(InputError, match=re.escape(expected)):
+        find_inputs([theirs])
+    ended = metricunet("predict", theirs, "-o", tmp_path / "out")
+    assert ended.status == 2
+    assert f"error: {expected}\n" in ended.err
 
 
 def test_a_series_by_its_uid(tmp_path: Path) -> None:

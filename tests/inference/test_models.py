@@ -10,7 +10,15 @@ import pytest
 from metricunet.errors import InputError
 from metricunet.files.model import read_card
 from metricunet.inference import models
-from metricunet.inference.models import SHIPPED, VARIABLE, WARNING, chosen_models, shipped_model, warnings_of
+from metricunet.inference.models import (
+    SHIPPED,
+    VARIABLE,
+    WARNING,
+    chosen_models,
+    models_at,
+    shipped_model,
+    warnings_of,
+)
 
 #: A wheel has to stay a quick download.
 LARGEST_MB = 12
@@ -59,6 +67,22 @@ def test_a_file_that_the_environment_names_in_vain_is_told(
     monkeypatch.setenv(VARIABLE, str(tmp_path / "gone.safetensors"))
     with pytest.raises(InputError, match=rf"gone.safetensors: no such model file, and .* {VARIABLE} names it"):
         chosen_models()
+
+
+@pytest.mark.parametrize("trained", ["model.safetensors", "folds.json"])
+def test_a_training_with_an_exported_model_in_its_folder_is_not_taken_for_that(
+    tmp_path: Path, trained: str
+) -> None:
+    """The training may have gone on since, or the exported model be that of one fold."""
+    (tmp_path / "card.json").write_text("{}")
+    assert models_at(tmp_path) == (tmp_path,)
+    (tmp_path / trained).write_text("{}")
+    for find in (lambda: models_at(tmp_path), lambda: chosen_models([tmp_path])):
+        with pytest.raises(
+            InputError, match=rf"holds both {trained}, of a training, and card\.json, of an exported"
+        ):
+            find()
+    assert models_at(tmp_path / trained) == (tmp_path / trained,)
 
 
 def test_a_build_without_a_model_says_so_and_how_to_name_one(shipped: Path) -> None:

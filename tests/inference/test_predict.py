@@ -13,12 +13,16 @@ import pydicom
 import pytest
 
 from metricunet.cohort.names import TG263_NAMES
+from metricunet.errors import InputError
 from metricunet.files.dicom.series import CtSeries, find_series
+from metricunet.files.dicom.stack import Allow
 from metricunet.files.model import Ancestor, read_model, write_model
 from metricunet.files.nifti import read_labels, write_nifti
+from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.inference.predict import predict
-from metricunet.inference.structure_set import MARK, SYNTHETIC_MARK
+from metricunet.inference.structure_set import MARK, SYNTHETIC_MARK, ContourOptions, write_structure_set
+from metricunet.quality.prediction import EnsembleCard
 from metricunet.volume import Volume
 from tests.support.command import Command
 from tests.support.dicom_series import write_series
@@ -212,6 +216,27 @@ def test_adding_to_a_structure_set_leaves_its_structures_as_they_were(
     again = metricunet("predict", series.folder, "-m", model, "-o", tmp_path / "out", "--format", "nifti,rtstruct",
                        "--device", "cpu", "--add-to", there)  # fmt: skip
     assert "done before" in again.out
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_structure_in_a_gap_alone_costs_no_other_its_contours(tmp_path: Path, added: bool) -> None:
+    """It lies on a plane that was filled, and on no image."""
+    write_series(tmp_path / "ct", shape=(12, 20, 20), leave_out=[5], frame_of_reference_uid=FRAME)
+    (series,) = find_series(tmp_path / "ct", Allow(gaps=True)).series
+    card = EnsembleCard({"prostate": 1, "bulb": 2}, {"prostate": "P", "bulb": "B"}, "prostate", {}, False)
+    masks = {name: np.zeros(series.geometry.shape, dtype=bool) for name in card.labels}
+    masks["prostate"][3:9, 4:12, 4:12] = True
+    masks["bulb"][5, 14:18, 14:18] = True
+    structures = {name: Structure(name, Volume(mask, series.geometry)) for name, mask in masks.items()}
+    there = other_set(series, tmp_path / "other.dcm") if added else None
+    options = ContourOptions(add_to=there)
+    told = write_structure_set(tmp_path / "rs.dcm", series, structures, options, card)
+    assert list(told) == ["prostate"]
+    assert told["prostate"]["slices"] == 5
+    names = [entry.name for entry in read_rtstruct(tmp_path / "rs.dcm").structures]
+    assert names == [*(["PTV"] if added else []), "prostate"]
+    with pytest.raises(InputError, match="'bulb': its mask lies between two slices"):
+        write_structure_set(tmp_path / "none.dcm", series, {"bulb": structures["bulb"]}, options, card)
 
 
 def test_what_cannot_be_added_to_is_refused_before_any_work(

@@ -120,6 +120,33 @@ def test_a_corrected_mask_is_the_users_from_then_on(
     assert bytes_in(out)[out / "a.nii.gz"] == first[out / "a.nii.gz"]
 
 
+def test_what_was_predicted_from_another_file_of_the_same_name_is_kept(
+    metricunet: Command, bands_model: Path, tmp_path: Path
+) -> None:
+    """Every patient has a ct.nii.gz, and one is predicted after the other into one folder."""
+    first, second, copy = (tmp_path / name / "ct.nii.gz" for name in ("p1", "p2", "copy"))
+    out = tmp_path / "out"
+    write_nifti(first, GLAND)
+    write_nifti(second, drawn_scan((ball((4, 0, 2), 16), GLAND_HU)))
+    copy.parent.mkdir()
+    copy.write_bytes(first.read_bytes())
+    assert metricunet(*call(first, bands_model, out)).status == 0
+    before = bytes_in(out)
+    ended = metricunet(*call(second, bands_model, out))
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert f"is the prediction of another scan of this name, {first}, and would be replaced" in ended.err
+    assert "--overwrite" in ended.err
+    assert bytes_in(out) == before
+    # The same scan elsewhere is done; a scan that changed in its place is not, and the user may insist.
+    assert "done before" in metricunet(*call(copy, bands_model, out)).out
+    assert metricunet(*call(second, bands_model, out, "--overwrite")).status == 0
+    mask = out / "ct.nii.gz"
+    assert bytes_in(out)[mask] != before[mask]
+    write_nifti(second, GLAND)
+    assert metricunet(*call(second, bands_model, out)).status == 0
+    assert bytes_in(out)[mask] == before[mask]
+
+
 def test_what_other_settings_no_longer_ask_for_goes_if_it_is_ours(
     metricunet: Command, bands_model: Path, tmp_path: Path
 ) -> None:

@@ -27,7 +27,8 @@ def opened(name: str | None) -> Iterator[Engine | None]:
             for no engine.
 
     Raises:
-        InputError: another name, Ray is not installed, or there is no such cluster.
+        InputError: another name, Ray is not installed, there is no such cluster, or this process has connected Ray
+            by itself: what it does there would end with the engine.
     """
     if name is None:
         yield None
@@ -36,6 +37,11 @@ def opened(name: str | None) -> Iterator[Engine | None]:
     if kind != NAME or (not address and name != NAME):
         raise InputError(f"{argument('engine')} must be {NAME} or {NAME}://ADDRESS; got {name!r}")
     ray = _ray()
+    if ray.is_initialized():
+        raise InputError(
+            f"{argument('engine', name)}: this process has Ray in use already, which would end with the engine; "
+            "call ray.shutdown() first, or work without an engine"
+        )
     try:
         with _without_pages(ray):
             _start(ray, address)

@@ -164,7 +164,8 @@ def _image(volume: Volume, like: Path | None, packed: bool = True) -> nib.Nifti1
         image = nib.Nifti1Image(pack(stored), source.affine)
         image.header.set_xyzt_units("mm")
         image.set_sform(source.get_sform(), code=int(source.header["sform_code"]))
-        image.set_qform(source.get_qform(), code=int(source.header["qform_code"]))
+        if (code := int(source.header["qform_code"])) > 0:  # else it is unused and may hold anything
+            image.set_qform(source.get_qform(), code=code)
     return image
 
 

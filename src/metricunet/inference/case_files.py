@@ -76,7 +76,8 @@ class CaseFiles:
         folder: that the outputs are written into.
         formats: of the masks.
         inputs: files that are never replaced.
-        overwrite: whether files of others that have an output's name may be replaced; None as in `OwnFiles`.
+        overwrite: whether files of others that have an output's name, and predictions of other scans, may be
+            replaced; None as in `OwnFiles`, for a command that has made the scans itself.
         draw_anyway: whether structure sets are written even where `withheld_formats` names them.
         chosen: structures that are asked for, as `chosen_structures` gives them; empty for all.
     """
@@ -101,14 +102,36 @@ class CaseFiles:
         """Return where an output of a case goes."""
         return self.folder / f"{case}{SUFFIXES[format_]}"
 
-    def check(self, case: str) -> None:
-        """Refuse a case whose outputs have too long a name, or would replace an input or somebody else's file.
+    def check(self, case: str, source: ScanInput | None = None) -> None:
+        """Refuse a case whose outputs have too long a name, or would replace what is not theirs to replace.
+
+        That is an input, somebody else's file, or the prediction of another scan whose file bears the same name.
+
+        Args:
+            case: its name.
+            source: the scan's files; None for a scan that has none.
 
         Raises:
             InputError: it names the file, and says what to do.
         """
         check_name_fits(self.folder / case, *(SUFFIXES[name] for name in self.formats), QUALITY_SUFFIX)
         self.own(case).check(self.names(case).values())
+        if source is not None:
+            self.check_scan(case, source)
+
+    def check_scan(self, case: str, source: ScanInput) -> None:
+        """Refuse to replace what was predicted from another scan whose file bears the same name.
+
+        Raises:
+            InputError: it names the other scan, and says what to do.
+        """
+        own = self.own(case)
+        other = _another_scan(own, source) if self.overwrite is False else None
+        if other is not None:
+            raise InputError(
+                f"{own.path}: is the prediction of another scan of this name, {other}, and would be replaced; "
+                f"choose another folder, or replace it with {argument('overwrite', True)}"
+            )
 
     def write(
         self,
@@ -192,7 +215,7 @@ def write_case(
         provenance: what the files depend on, see `provenance_of`. Only where it also holds `input_sha256`, and all
             of it fits, does `metricunet predict` take the case for done.
         inputs: more files that are never replaced, such as the models.
-        overwrite: replace files of others that have an output's name.
+        overwrite: replace files of others that have an output's name, and the prediction of another scan.
         draw_anyway: write structure sets even where `withheld_formats` names them.
         identity: where the UIDs of DICOM objects come from, and their date; random and now by default.
 
@@ -201,7 +224,8 @@ def write_case(
 
     Raises:
         InputError: an unknown format, one that needs a DICOM series where there is none, options that cannot be
-            followed, a file of somebody else in the place of an output, or another process that works on the case.
+            followed, a file of somebody else or the prediction of another scan in the place of an output, or
+            another process that works on the case.
     """
     options = options or ContourOptions()
     known = checked_formats(formats)
@@ -211,7 +235,7 @@ def write_case(
     kept = Inputs([*files_of(source), *inputs, *filter(None, [options.add_to])])
     files = CaseFiles(folder, known, kept, overwrite, draw_anyway)
     options.check([series], files.path(quality.case, "rtstruct") if "rtstruct" in known else None)
-    files.check(quality.case)
+    files.check(quality.case, source)
     own = files.own(quality.case)
     with claimed(own.claim, f"a prediction of case {quality.case}"):
         excerpt = _excerpt(prediction, source, scan) if "page" in known else None
@@ -458,6 +482,30 @@ def files_of(source: ScanInput | None) -> tuple[Path, ...]:
         return source.files
     except Exception:  # whatever it is, reading the scan will say so
         return (source.path,)
+
+
+def _another_scan(own: OwnFiles, source: ScanInput) -> Path | None:
+    """Return the scan that a case was predicted from, if that is there and is not this one.
+
+    The name of a DICOM series is its own, that of a file is not: every patient may have a `ct.nii.gz`. A file that
+    changed in its place is the same scan, and so is one that was moved together with the predictions.
+
+    Args:
+        own: the files of the case.
+        source: the scan that is to be predicted now.
+    """
+    earlier = own.content()
+    place = None if earlier is None else earlier.get("scan")
+    if earlier is None or not isinstance(place, dict) or source.series is not None:
+        return None
+    places = [own.folder.resolve() / place[name] for name in ("path", "relative") if place.get(name)]
+    other = next((path for path in places if path.is_file()), None)
+    if other is None or source.path.resolve() in [path.resolve() for path in places]:
+        return None
+    try:
+        return None if source.sha256() == earlier.get("input_sha256") else other
+    except (OSError, InputError):  # reading the scan will say so
+        return None
 
 
 def _for_review(folder: Path, prediction: Prediction, source: ScanInput | None) -> dict[str, Any]:

@@ -191,8 +191,17 @@ def scans_at(path: Path, allow: Allow = STRICT) -> tuple[list[ScanInput], list[R
     A folder may hold files of one scan, DICOM, or both. Masks that this program left there are no scans.
 
     Raises:
-        InputError: no such path, or nothing there that could be a scan.
+        InputError: no such path, one that cannot be read, or nothing there that could be a scan.
     """
+    try:
+        return _scans_at(path, allow)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or path}: cannot be read ({error.strerror or error}); check its name and permissions"
+        ) from error
+
+
+def _scans_at(path: Path, allow: Allow) -> tuple[list[ScanInput], list[Refused]]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.is_file() and is_scan(path):

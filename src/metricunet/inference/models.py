@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metricunet.errors import InputError, argument
-from metricunet.files.exported import is_exported, read_exported
+from metricunet.files.exported import RECORD, is_exported, read_exported
 from metricunet.files.json_file import read_json
 
 #: The model that comes with the package. A build from a tree without it has none.
@@ -59,9 +59,18 @@ def models_at(path: Path) -> tuple[Path, ...]:
     """Return the models that a path means: itself, or those of a run folder or of a cross-validation.
 
     Raises:
-        InputError: a folder without a model, or a cross-validation in which a fold has none yet.
+        InputError: a folder without a model, a cross-validation in which a fold has none yet, or a training with
+            an exported model among its files, so that it is unclear which is meant.
     """
-    if not path.is_dir() or is_exported(path):
+    if not path.is_dir():
+        return (path,)
+    if is_exported(path):
+        if (trained := trained_in(path)) is not None:
+            raise InputError(
+                f"{path}: holds both {trained.name}, of a training, and {RECORD}, of an exported model, and they "
+                f"need not be the same; move {RECORD} and the ONNX files into a folder of their own, and name the "
+                "one that is meant"
+            )
         return (path,)
     if (path / MODEL_NAME).is_file():
         return (path / MODEL_NAME,)
@@ -78,6 +87,11 @@ def models_at(path: Path) -> tuple[Path, ...]:
                 f"({argument('resume', True)}), or name the models to be averaged one by one"
             )
     return files
+
+
+def trained_in(folder: Path) -> Path | None:
+    """Return the file that makes a folder that of a run or of a cross-validation; None for any other folder."""
+    return next((path for name in (MODEL_NAME, FOLDS_NAME) if (path := folder / name).is_file()), None)
 
 
 def fold_name(fold: int) -> str:

@@ -128,16 +128,17 @@ def predict(
         reruns: how often a case may run again, where the target reaches the crop's edge.
         allow_gaps: resample DICOM series whose slices are missing or uneven, rather than refuse them.
         allow_tilt: resample DICOM series of a tilted gantry, likewise; `nifti` alone can be written of them.
-        overwrite: replace files of others that have an output's name. Inputs are never replaced. None is False for
-            a caller who has no such option to offer.
+        overwrite: replace files of others that have an output's name, and what was predicted from another scan of
+            the same name. Inputs are never replaced. None is for a caller who has no such option to offer, and who
+            has made the scans: files of others are kept.
         draw_anyway: write structure sets and segmentations even where the doubt is strong and the model of
             synthetic origin, see `withheld_formats`.
         progress: called with (done, all).
         engine: segments the scans, each where it is read; None for this process.
 
     Raises:
-        InputError: nothing can be done with the input or the arguments, or an output has the name of an input
-            or of somebody else's file.
+        InputError: nothing can be done with the input or the arguments, or an output has the name of an input,
+            of somebody else's file, or of what was predicted from another scan.
     """
     known = checked_formats(formats)
     check_folder(output)
@@ -162,7 +163,7 @@ def predict(
     own_record = OwnFiles(output, RECORD_NAME, "predict", inputs=kept, overwrite=overwrite)
     own_record.check([])
     for entry in inputs:
-        files.check(entry.case)
+        files.check(entry.case, entry)
     organs = organs_wanted(cards[0], chosen)
     load = partial(open_predictor, runtime=runtime, provider=provider, reruns=reruns, organs=organs)
     work = _Work(models, device, load, files, provenance, options)
@@ -298,6 +299,7 @@ class _Work:
         if done is not None:
             own.settle()  # an earlier run may have been killed when all was there
             raise Finished(done)
+        self.files.check_scan(entry.case, entry)  # another process may have been at it meanwhile
         return _Scan(entry.read(), provenance, time.perf_counter() - began)
 
     def compute(self, entry: ScanInput, scan: _Scan) -> _Segmented:

@@ -162,11 +162,16 @@ def write_structure_set(
 ) -> dict[str, dict[str, Any]]:
     """Write a structure set, or another one with the structures added.
 
-    A name that the other set has already gets a number, as in Prostate^auto_2.
+    A name that the other set has already gets a number, as in Prostate^auto_2. A structure that lies between two
+    slices alone, where others are missing, has no image to be drawn on, and is left out.
 
     Returns:
-        For each structure what was written of it, as `CASE.quality.json` tells it.
+        For each structure that was drawn what was written of it, as `CASE.quality.json` tells it.
+
+    Raises:
+        InputError: no structure is left, or the set cannot be written.
     """
+    structures = {name: one for name, one in structures.items() if _is_on_a_slice(one, series)} or structures
     drawing: dict[str, Any] = {
         "description": description_of(card),
         "outline": options.contours,
@@ -182,6 +187,10 @@ def write_structure_set(
             path, series, members, label=label, set_name=set_name_of(card), identity=identity, **drawing
         )
     return {name: _reported(written) for name, written in zip(structures, done, strict=True)}
+
+
+def _is_on_a_slice(structure: Structure, series: CtSeries) -> bool:
+    return series.resampling is None or bool(series.on_slices(structure.inside(series.geometry)).any())
 
 
 def _reported(written: WrittenStructure) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import zlib
 from dataclasses import replace
@@ -152,6 +153,14 @@ def test_nothing_that_a_file_says_becomes_part_of_the_page(bands_model: Path, tm
         assert "<script>" not in text
         assert "<img" not in text.replace("alert", "").split("<script type")[0]
         assert text.count("</script>") == (4 if excerpt else 0)
+
+
+@pytest.mark.parametrize("scan", [SCAN, EMPTY], ids=["found", "not found"])
+def test_a_case_whose_name_is_no_text_has_a_page(bands_model: Path, tmp_path: Path, scan: Volume) -> None:
+    """Linux takes any bytes for a name, such as an umlaut of Latin-1."""
+    prediction, quality = judged(bands_model, scan, os.fsdecode(b"M\xfcller"))
+    write_page(tmp_path / "a.page.html", excerpt_of(scan, prediction), prediction, quality)
+    assert r"<h1>M\udcfcller</h1>" in (tmp_path / "a.page.html").read_text(encoding="utf-8")
 
 
 def test_where_nothing_was_found_a_plain_page_says_so(bands_model: Path, tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+import traceback
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.inference.predictor import Predictor
 from metricunet.workflows.export import export
 from metricunet.workflows.export.monai_bundle import inference, metadata
-from metricunet.workflows.export.monai_network import TwoStageNetwork
+from metricunet.workflows.export.monai_network import BundleEvaluator, TwoStageNetwork
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,49 @@ def test_its_masks_are_ours(bundle: Path, tiny_model: Path, tiny_cohort: Path, t
         else:
             assert (ours.array > 0).any()
             np.testing.assert_array_equal(theirs.reordered_like(ours.geometry).array, ours.array)
+
+
+def test_what_predict_refuses_is_named_and_costs_no_other_its_mask(
+    bundle: Path, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    """In a folder whose name is a pattern of other names."""
+    scans, out = tmp_path / "scans [1]", tmp_path / "out"
+    scan = read_nifti(tiny_cohort / "imagesTs" / "case_06_0000.nii.gz")
+    write_nifti(scans / "good.nii.gz", scan)
+    write_nifti(scans / "a_scaled.nii.gz", scan.with_array((scan.array / 1000).astype(np.float32)))
+    (scans / "b_cut.nii.gz").write_bytes((scans / "good.nii.gz").read_bytes()[:-3000])
+    nowhere = nib.load(scans / "good.nii.gz")
+    nowhere.set_sform(None, code=0)
+    nowhere.set_qform(None, code=0)
+    nib.save(nowhere, scans / "c_nowhere.nii.gz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = pytest.importorskip("monai.bundle").run
+        with pytest.raises((InputError, RuntimeError)) as refused:
+            run(
+                bundle_root=str(bundle),
+                config_file=str(bundle / "configs" / "inference.json"),
+                meta_file=str(bundle / "configs" / "metadata.json"),
+                dataset_dir=str(scans),
+                output_dir=str(out),
+            )
+    said = "".join(traceback.format_exception(refused.value))  # MONAI has words of its own around ours
+    assert "segmented: 1; not segmented: 3: " in said
+    assert "a_scaled.nii.gz: the scan: the lowest value is -" in said
+    assert "b_cut.nii.gz: cannot be loaded: " in said
+    assert "c_nowhere.nii.gz: the scan: states no orientation" in said
+    assert [path.name for path in out.iterdir()] == ["good_seg.nii.gz"]
+    assert read_labels(out / "good_seg.nii.gz").array.any()
+
+
+def test_a_loader_that_gives_nothing_is_told_of(bundle: Path) -> None:
+    network = TwoStageNetwork(bundle / "configs" / "card.json")
+    evaluator = BundleEvaluator([], network, lambda images, network: network(images), lambda item: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("monai.data")
+        with pytest.raises(InputError, match=r"there is no scan; expected NIfTI files .* dataset_dir"):
+            evaluator.run()
 
 
 def test_metadata_says_what_monai_asks_for(bundle: Path, tiny_model: Path) -> None:

@@ -166,6 +166,14 @@ def test_an_export_replaces_its_own_files_alone(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["locate.onnx"]
 
 
+def test_an_export_does_not_go_into_the_folder_of_a_training(tiny_model: Path, tmp_path: Path) -> None:
+    """The folder's name would no longer mean the model that the training ends with."""
+    (tmp_path / "model.safetensors").write_bytes(tiny_model.read_bytes())
+    with pytest.raises(InputError, match=r"is the folder of a training \(model\.safetensors\).*; choose another"):
+        export(tmp_path / "model.safetensors", tmp_path, to="onnx", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_a_prediction_does_not_replace_the_model(exported: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     image = read_nifti(tiny_cohort / "imagesTs" / "case_06_0000.nii.gz")
     write_nifti(tmp_path / "card.nii.gz", image)

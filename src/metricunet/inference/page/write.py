@@ -24,6 +24,8 @@ from metricunet.volume import Shape
 
 #: A page is not larger than this; e-mail and viewers of records take no more.
 MOST_BYTES = 20_000_000
+#: A case or a model may be named after a file whose name is no text, and is shown with the numbers of its bytes.
+ODD_NAMES = "backslashreplace"
 SCRIPTS = ("niivue.js", "paint.js", "viewer.js", "page.js")
 STYLES = ("base.css", "page.css")
 #: Nothing may be loaded, and no script may run but the one whose hash this is.
@@ -61,12 +63,12 @@ def write_page(
         page = _rendered(said, None, "")
     else:
         script = one_script(SCRIPTS)
-        frame = len(_rendered(said, _shown(excerpt, b"", b"", quality), script).encode())
+        frame = len(_rendered(said, _shown(excerpt, b"", b"", quality), script).encode(errors=ODD_NAMES))
         excerpt, scan = _fitting(excerpt, (most_bytes - frame) * 3 // 4)
         numbers = zlib.compress(excerpt.numbers.tobytes(), 9)
         page = _rendered(said, _shown(excerpt, scan, numbers, quality), script)
     with written_whole(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
+        temporary.write_text(page, encoding="utf-8", errors=ODD_NAMES, newline="\n")
 
 
 def packed(hu: HuArray) -> bytes:

@@ -130,7 +130,7 @@ def inference(card: ModelCard) -> dict[str, Any]:
         "output_dir": "$@bundle_root + '/eval'",
         "ckpt_path": f"$@bundle_root + '/{WEIGHTS}'",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "datalist": "$sorted(glob.glob(@dataset_dir + '/*.nii*'))",
+        "datalist": "$sorted(glob.glob(glob.escape(@dataset_dir) + '/*.nii*'))",
         "network_def": {
             "_target_": f"{module}.TwoStageNetwork",
             "card": f"$@bundle_root + '/{CARD}'",
@@ -168,7 +168,8 @@ def _readme(card: ModelCard, warnings: list[str]) -> str:
         f"Structures and their values: {', '.join(f'{name} {value}' for name, value in card.labels.items())}.\n\n"
         "Needs the packages of `configs/metadata.json`, metricunet among them. It segments the NIfTI files of a "
         f"folder:\n\n```\n{_command('BUNDLE')}\n```\n\n"
-        "Label maps are named as the scans, with `_seg`. Verdicts on their quality, structure sets and DICOM "
+        "Label maps are named as the scans, with `_seg`. What is no CT in HU, or does not say where it lies, is "
+        "named at the end, and the others are segmented. Verdicts on their quality, structure sets and DICOM "
         "segmentations are what `metricunet predict` writes beside them; a bundle has label maps alone.\n"
     )
 

@@ -6,18 +6,22 @@ The configuration of every bundle names these classes, so they keep their names 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 
-from metricunet.errors import InputError
+from metricunet.cohort.case import refuse_no_hu
+from metricunet.errors import InputError, told
 from metricunet.files.images import volume_of_array
 from metricunet.files.model import card_of
-from metricunet.files.nifti import RAS_TO_LPS
+from metricunet.files.nifti import RAS_TO_LPS, is_nifti, stated_grid
 from metricunet.inference.predictor import LoadedModel
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.inference.segmenter import Segmenter
@@ -58,7 +62,7 @@ class TwoStageNetwork(nn.Module):
             Label values of the card [batch, 1, x, y, z]; all 0 where the target was not found.
 
         Raises:
-            InputError: more than one channel, or images that do not say where they lie.
+            InputError: more than one channel, images that do not say where they lie, or values that are no HU.
         """
         affines = getattr(images, "affine", None)
         if images.dim() != 5 or images.shape[1] != 1 or affines is None:
@@ -78,7 +82,9 @@ class TwoStageNetwork(nn.Module):
 
 def _segmented(segmenter: Segmenter, hu: np.ndarray[Any, Any], affine: np.ndarray[Any, Any]) -> Any:
     """Return the label map of one scan, its axes as the scan's."""
-    labels = segmenter.predict(volume_of_array(hu, affine, "the scan")).labels
+    scan = volume_of_array(hu, affine, "the scan")
+    refuse_no_hu(scan, "the scan")
+    labels = segmenter.predict(scan).labels
     if labels is None:
         return np.zeros(hu.shape, dtype=np.uint8)
     x, y, z = hu.shape
@@ -108,18 +114,73 @@ class BundleEvaluator:
         self.postprocessing = postprocessing
 
     def run(self) -> int:
-        """Segment all of it, and return how many scans it were."""
+        """Segment all of it, and return how many scans it were. One that cannot be segmented costs no other.
+
+        Raises:
+            InputError: when all others are done, naming the scans that were not segmented, and why; or there is
+                none.
+        """
         from monai.data.meta_tensor import MetaTensor
         from monai.data.utils import decollate_batch
 
         done = 0
+        failed: list[str] = []
         self.network.eval()
         device = next(self.network.parameters()).device
-        for batch in self.dataloader:
-            images = batch["image"].to(device)
-            found = self.inferer(images, self.network)
-            pairs = zip(decollate_batch(images), torch.as_tensor(found), strict=True)
-            for image, labels in pairs:
-                self.postprocessing({"image": image, "pred": MetaTensor(labels, meta=image.meta)})
-                done += 1
+        for batch in _loaded(self.dataloader, failed):
+            names = [_name(image) for image in decollate_batch(batch["image"])]
+            try:
+                for name in names:
+                    _check_stated(name)
+                images = batch["image"].to(device)
+                found = self.inferer(images, self.network)
+                for image, labels in zip(decollate_batch(images), torch.as_tensor(found), strict=True):
+                    self.postprocessing({"image": image, "pred": MetaTensor(labels, meta=image.meta)})
+                    done += 1
+            except Exception as error:  # whatever it is, it costs these scans alone
+                failed.append(f"{', '.join(names)}: {told(error)}")
+        if failed:
+            raise InputError(f"segmented: {done}; not segmented: {len(failed)}: {'; '.join(failed)}")
+        if not done:
+            raise InputError("there is no scan; expected NIfTI files (.nii, .nii.gz) in the folder dataset_dir")
         return done
+
+
+def _loaded(loader: Iterable[dict[str, Any]], failed: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the batches that a loader gives, and note why it could not load others; it goes on after them."""
+    files, batches = _files_in_order(loader), iter(loader)
+    for number in count():
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # what MONAI raised of it says which of its transforms it was
+                cause = cause.__cause__
+            name = files[number] if number < len(files) else "a scan"
+            failed.append(f"{name}: cannot be loaded: {told(cause)}")
+        else:
+            yield batch
+
+
+def _files_in_order(loader: Any) -> list[str]:
+    """Return the files that a loader gives one after the other; none where that is not known."""
+    one_by_one = isinstance(getattr(loader, "sampler", None), SequentialSampler) and loader.batch_size == 1
+    return [str(item["image"]) for item in loader.dataset.data] if one_by_one else []
+
+
+def _name(image: Any) -> str:
+    """Return the file of an image, as MONAI has noted it."""
+    return str(image.meta.get("filename_or_obj", "a scan"))
+
+
+def _check_stated(name: str) -> None:
+    """Refuse a file that does not say where it lies, or says it twice and differently: MONAI takes any of it.
+
+    Raises:
+        InputError: as `metricunet.files.nifti.read_nifti`, of what the header states.
+    """
+    path = Path(name)
+    if is_nifti(path) and path.is_file():
+        stated_grid("the scan", nib.load(path))

@@ -20,7 +20,7 @@ from metricunet.files.exported import FORMAT_VERSION, IMAGES, PROBABILITIES, REC
 from metricunet.files.model import card_content
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import sha256
-from metricunet.inference.models import warnings_of
+from metricunet.inference.models import trained_in, warnings_of
 from metricunet.inference.predictor import LoadedModel, load_model
 from metricunet.networks import Network
 from metricunet.specs import LocateSpec, SegmentSpec
@@ -62,10 +62,15 @@ def export_onnx(model: Path, output: Path, *, overwrite: bool = False) -> Export
         overwrite: whether files of others that have an output's name are replaced.
 
     Raises:
-        InputError: a model that cannot be read or exported, packages that are not installed, or a file in the
-            place of an output.
+        InputError: a model that cannot be read or exported, packages that are not installed, a file in the place
+            of an output, or a folder that is that of a training.
     """
     _check_installed()
+    if (trained := trained_in(output)) is not None:
+        raise InputError(
+            f"{output}: is the folder of a training ({trained.name}), whose name means the trained model; choose "
+            "another folder for the exported one"
+        )
     loaded = load_model(model, torch.device("cpu"))
     stages = {name: getattr(loaded, name) for name in ("locate", "segment", "organs") if getattr(loaded, name)}
     names = {stage: f"{stage}.onnx" for stage in stages}
