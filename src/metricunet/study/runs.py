@@ -112,7 +112,7 @@ class RunSpec:
 
     def key(self) -> dict[str, Any]:
         """Return what the results depend on; the shared stage 1 is no part of that where there is one stage."""
-        own = {"locate_sha256": self.prepared.locate_sha256} if self.stages == 2 else {"stages": 1}
+        own: dict[str, Any] = {"locate_sha256": self.prepared.locate_sha256} if self.stages == 2 else {"stages": 1}
         if self.config.teacher.share > 0:
             own["uncontoured_sha256"] = self.prepared.uncontoured_sha256
         if self.config.teacher.reveal:
