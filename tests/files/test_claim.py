@@ -18,7 +18,7 @@ import pytest
 
 from metricunet.errors import InputError
 from metricunet.files import claim
-from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed, read_claim
+from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed, read_claim, refuse_claimed
 from tests.support.cohorts import edit_json
 
 HOLDER = """
@@ -166,7 +166,14 @@ def test_a_claim_of_a_dead_process_holds_nothing(tmp_path: Path, dead_pid: int) 
         pass
 
 
-@pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"namespace": "pid:[1]"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"host": "elsewhere", "boot": "that of another computer"},
+        {"namespace": "pid:[1]", "device": None},  # on a file system of the network, or of an earlier version
+        {"namespace": "pid:[1]", "device": 1},  # seen there through another mount
+    ],
+)
 def test_a_claim_of_another_computer_or_container_holds_until_its_file_is_removed(
     tmp_path: Path, change: dict[str, Any], dead_pid: int
 ) -> None:
@@ -182,6 +189,39 @@ def test_a_claim_of_another_computer_or_container_holds_until_its_file_is_remove
     path.unlink()
     with claimed(path, "a training"):
         pass
+
+
+@pytest.fixture
+def lockable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claims are locked on whatever file system the tests run."""
+    monkeypatch.setattr(claim, "_own_device", lambda folder: folder.stat().st_dev)
+
+
+@pytest.mark.usefixtures("lockable")
+@pytest.mark.parametrize("change", [{"namespace": "pid:[1]"}, {"namespace": "pid:[1]", "host": "0123456789ab"}])
+def test_a_container_that_was_killed_and_is_started_again_goes_on(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Its processes are numbered anew, so that what it was killed at seems to be of another container."""
+    path = tmp_path / CLAIM_NAME
+    leave_claim(path, **change)
+    refuse_claimed(path, "a training")
+    with claimed(path, "a training"):
+        holder = read_claim(path)
+        assert holder is not None
+        assert holder.pid == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("lockable")
+def test_a_live_process_in_another_container_keeps_its_claim(tmp_path: Path) -> None:
+    path = tmp_path / CLAIM_NAME
+    with claimed(path, "a training"):
+        edit_json(path, namespace="pid:[1]")
+        for _ in range(2):  # nor does asking let go of it
+            with pytest.raises(AlreadyClaimed, match="is going on here already"):
+                refuse_claimed(path, "a training")
+            with pytest.raises(AlreadyClaimed, match="is going on here already"), claimed(path, "a training"):
+                pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"host": "a"}', b"\xff\xfe", b"mine"])

@@ -298,23 +298,6 @@ def test_headers_as_programs_write_them(
     np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
 
 
-@pytest.mark.parametrize("number", [2.0, np.nan])
-def test_a_mask_is_written_beside_a_qform_that_is_broken_and_unused(tmp_path: Path, number: float) -> None:
-    """Its code is 0, so that nobody reads it, and what it holds is no rotation."""
-    voxels = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
-    image = nib.Nifti1Image(voxels, np.diag([-2.0, 2.0, 3.0, 1.0]))
-    image.set_qform(None, code=0)
-    image.header["quatern_b"] = number
-    nib.save(image, tmp_path / "a.nii.gz")
-    assert nib.load(tmp_path / "a.nii.gz").header["quatern_b"] != 0
-    scan = read_nifti(tmp_path / "a.nii.gz")
-    write_nifti(tmp_path / "mask.nii.gz", scan.with_array(scan.array > 50), like=tmp_path / "a.nii.gz")
-    mask = nib.load(tmp_path / "mask.nii.gz")
-    np.testing.assert_array_equal(np.asanyarray(mask.dataobj), voxels > 50)
-    np.testing.assert_allclose(mask.affine, image.affine, atol=1e-6)
-    assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (2, 0)
-
-
 @pytest.mark.parametrize("endianness", ["<", ">"])
 def test_a_mask_has_both_forms_of_its_scan(tmp_path: Path, endianness: str) -> None:
     """Registered scans keep two places that differ by rounding; either byte order is read."""
@@ -333,3 +316,29 @@ def test_a_mask_has_both_forms_of_its_scan(tmp_path: Path, endianness: str) -> N
     np.testing.assert_array_equal(np.asanyarray(mask.dataobj), voxels > 50)
     np.testing.assert_allclose(mask.get_sform(), affine, atol=1e-6)
     np.testing.assert_allclose(mask.get_qform(), beside, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "number"),
+    [("quatern_b", 2.0), ("quatern_c", np.nan), ("pixdim", np.nan)],
+)
+def test_what_is_stored_beside_a_code_of_0_keeps_no_mask_from_being_written(
+    tmp_path: Path, field: str, number: float
+) -> None:
+    """The sform says where the scan lies; its qform says nothing, and may hold what is no rotation."""
+    voxels, affine = np.arange(120, dtype=np.int16).reshape(4, 5, 6), np.diag([-2.0, 2.0, 3.0, 1.0])
+    image = nib.Nifti1Image(voxels, affine)
+    image.set_sform(affine, code=2)
+    image.set_qform(affine, code=0)
+    nib.save(image, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    at = nib.Nifti1Header.template_dtype.fields[field][1] + (8 if field == "pixdim" else 0)  # the second number
+    content[at : at + 4] = struct.pack("<f", number)
+    (tmp_path / "a.nii").write_bytes(content)
+    scan = read_nifti(tmp_path / "a.nii")
+    write_nifti(tmp_path / "mask.nii.gz", scan.with_array(scan.array > 50), like=tmp_path / "a.nii")
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(mask.dataobj), voxels > 50)
+    np.testing.assert_allclose(mask.affine, affine, atol=1e-6)
+    assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (2, 0)
+    np.testing.assert_allclose(mask.header.get_zooms(), (2, 2, 3), atol=1e-6)

@@ -151,6 +151,23 @@ def test_a_hidden_folder_of_others_is_left_alone(tmp_path: Path) -> None:
     assert (staged.parent / JOURNAL).read_text() == "{}"
 
 
+def test_a_hidden_folder_that_could_not_be_emptied_is_ours_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that outlives the command, or a file that is open on a network's disk, keeps a folder in use."""
+    with monkeypatch.context() as patch:
+        patch.setattr("metricunet.files.own.shutil.rmtree", lambda *_, **__: None)
+        files = own(tmp_path)
+        (files.work() / "half").write_text("written by a worker")
+        files.stage("a.txt").write_text("one")
+        files.commit({"seed": 1})
+    assert files.is_whole()
+    own(tmp_path).check(["a.txt"])
+    drawn(tmp_path, a="two")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", RECORD]
+    assert (tmp_path / "a.txt").read_text() == "two"
+
+
 def test_a_seal_holds_for_every_field_and_any_order(tmp_path: Path) -> None:
     path = tmp_path / RECORD
     write_sealed(path, {"b": 0.1, "a": [1, {"x": None}]}, {"f": "00"})

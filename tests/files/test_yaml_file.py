@@ -44,3 +44,21 @@ def test_refuses_in_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match=r"a\.yaml: not a readable YAML file \(.+\)$") as caught:
         read_yaml(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "locate: {updates: 10}\nsegment: {updates: 20}\nlocate: {updates: 30}\n",
+        "rules:\n  - name: all\n    send_to: [tps]\n    send_to: [pacs]\n",
+        "a: &a {b: 1, 'b': 2}\nc: *a\n",
+    ],
+)
+def test_a_key_that_occurs_twice_is_refused(tmp_path: Path, text: str) -> None:
+    """YAML's readers keep the second alone, so that a section or a destination would be lost in silence."""
+    path = tmp_path / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    key = next(key for key in ("locate", "send_to", "b") if key in text)
+    with pytest.raises(InputError, match=rf"a\.yaml: not a readable YAML file \('{key}' occurs twice") as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value)

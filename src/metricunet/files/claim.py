@@ -2,8 +2,10 @@
 
 A claim holds as long as its process lives. That of a process that was killed, of an earlier boot of this
 computer, or of a process whose number another one bears by now, is taken over by whoever comes next; of several
-that come at once, by one of them. Whether a process on another computer still lives cannot be told from here, so
-its claim holds until somebody removes the file.
+that come at once, by one of them. A process in another container of this computer cannot be seen, but it keeps a
+lock on its claim, which the system ends with it: a container that was killed and is started again goes on. Whether
+a process on another computer still lives cannot be told from here, so its claim holds until somebody removes the
+file; so does that of another container where the folder lies on a file system of the network.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ CLAIM_NAME = ".claim.json"
 SAME_START_S = 1.5
 #: How often somebody may come in between while a claim is made; more often is another fault.
 ATTEMPTS = 100
+#: Kinds of file systems of one computer, whose locks all its containers share.
+OWN_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"})
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Holder:
         started_s: when the process began, in seconds after the boot.
         since: when it made the claim, in UTC, as people write it.
         token: random; no two claims have the same.
+        device: number of the device that holds the claim's folder, where the process keeps a lock on the claim;
+            None on file systems that are not this computer's own, and in claims of earlier versions.
     """
 
     host: str
@@ -58,6 +64,7 @@ class Holder:
     started_s: float
     since: str
     token: str
+    device: int | None = None
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
@@ -116,7 +123,7 @@ def refuse_claimed(path: Path, what: str) -> None:
         AlreadyClaimed: it is named.
     """
     holder = _read_or_refuse(path, what) if os.path.lexists(path) else None
-    if holder is not None and holder.is_alive():
+    if holder is not None and _holds(path, holder):
         raise AlreadyClaimed(path, holder, what)
 
 
@@ -135,19 +142,20 @@ def claimed(path: Path, what: str) -> Iterator[None]:
     mine = _own()
     made = _missing_folders(path.parent)
     try:
-        try:
-            _take(path, mine, what)
-        except OSError as error:
-            if error.errno in FULL:
-                raise explained(path.parent, error) from error
-            raise InputError(
-                f"{path.parent}: cannot be written ({error.strerror or error}); choose another folder"
-            ) from error
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # then it is a dead process's claim before long
-                _give_back(path, mine)
+        with ExitStack() as lock:
+            try:
+                _take(path, mine, what, lock)
+            except OSError as error:
+                if error.errno in FULL:
+                    raise explained(path.parent, error) from error
+                raise InputError(
+                    f"{path.parent}: cannot be written ({error.strerror or error}); choose another folder"
+                ) from error
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # then it is a dead process's claim before long
+                    _give_back(path, mine, lock)
     finally:
         for folder in made:
             with suppress(OSError):  # it is not empty, or gone
@@ -169,7 +177,14 @@ def read_claim(path: Path) -> Holder | None:
         holder = Holder(**content)
     except TypeError as error:
         raise ValueError(str(error)) from error
-    kinds: dict[str, Any] = {"host": str, "pid": int, "started_s": int | float, "since": str, "token": str}
+    kinds: dict[str, Any] = {
+        "host": str,
+        "pid": int,
+        "started_s": int | float,
+        "since": str,
+        "token": str,
+        "device": int | None,
+    }
     if wrong := [name for name, kind in kinds.items() if not isinstance(getattr(holder, name), kind)]:
         raise ValueError(f"{wrong[0]} is {getattr(holder, wrong[0])!r}")
     return holder
@@ -187,21 +202,29 @@ def _own() -> Holder:
     )
 
 
-def _take(path: Path, mine: Holder, what: str) -> None:
-    """Put a claim in place, or find that another one holds. No trace is left of a claim that was not made."""
+def _take(path: Path, mine: Holder, what: str, lock: ExitStack) -> None:
+    """Put a claim in place, or find that another one holds. No trace is left of a claim that was not made.
+
+    Args:
+        path: of the claim.
+        mine: what it says.
+        what: the work, for messages.
+        lock: gets what keeps the claim's file locked.
+    """
     # One name for all processes of this computer, which take turns here: what a killed one left is written over.
     origin = hashlib.sha256(f"{mine.host} {mine.namespace}".encode()).hexdigest()[:8]
     temporary = path.parent / f".partial-{origin}{path.name}"
     for attempt in range(ATTEMPTS):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone_in(path.parent):
+            with _alone_in(path.parent) as has_locks:
                 if path.exists() or path.is_symlink():
                     holder = _read_or_refuse(path, what)
-                    if holder is not None and holder.is_alive():
+                    if holder is not None and _holds(path, holder):
                         raise AlreadyClaimed(path, holder, what)
+                said = replace(mine, device=_own_device(path.parent) if has_locks else None)
                 try:
-                    temporary.write_text(json.dumps(asdict(mine), indent=2) + "\n", encoding="utf-8")
+                    temporary.write_text(json.dumps(asdict(said), indent=2) + "\n", encoding="utf-8")
                     if os.path.lexists(path):
                         # Only processes of this computer take over a claim of this computer, and they wait for
                         # each other here; those of another computer find the place taken at every moment.
@@ -211,6 +234,8 @@ def _take(path: Path, mine: Holder, what: str) -> None:
                 finally:
                     with suppress(OSError):
                         temporary.unlink()
+                if said.device is not None:  # who would ask for the lock waits for this block to end
+                    _lock(path, lock)
             return
         except (FileExistsError, FileNotFoundError):
             # Another computer came first, or a rival that had made the folder has just removed it.
@@ -235,6 +260,39 @@ def _put(temporary: Path, path: Path) -> None:
         handle.write(content)
 
 
+def _lock(path: Path, lock: ExitStack) -> None:
+    """Lock a claim's file until the stack is closed or the process ends."""
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(lock.enter_context(path.open("rb")), fcntl.LOCK_EX)
+    except OSError:
+        path.unlink(missing_ok=True)  # it says that it is locked
+        raise
+
+
+def _holds(path: Path, holder: Holder) -> bool:
+    """Tell whether a claim holds: its process lives, or runs elsewhere and is not known to have ended."""
+    return holder.is_alive() and not (holder.is_elsewhere() and _has_let_go(path, holder))
+
+
+def _has_let_go(path: Path, holder: Holder) -> bool:
+    """Tell whether the process of another container of this computer has ended, and its lock with it.
+
+    A lock tells nothing where the folder is seen here through another mount than there, or from another computer.
+    """
+    if sys.platform == "win32" or holder.device is None or holder.boot is None or holder.boot != _boot():
+        return False
+    try:
+        if path.parent.stat().st_dev != holder.device:
+            return False
+        with path.open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # it is locked, or gone by now
+        return False
+    return True
+
+
 def _read_or_refuse(path: Path, what: str) -> Holder | None:
     try:
         return read_claim(path)
@@ -242,8 +300,9 @@ def _read_or_refuse(path: Path, what: str) -> Holder | None:
         raise AlreadyClaimed(path, None, what) from error
 
 
-def _give_back(path: Path, mine: Holder) -> None:
+def _give_back(path: Path, mine: Holder, lock: ExitStack) -> None:
     with _alone_in(path.parent):
+        lock.close()
         try:
             holder = read_claim(path)
         except ValueError:
@@ -253,16 +312,21 @@ def _give_back(path: Path, mine: Holder) -> None:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes of this computer, and other threads, out of this block; the system ends it with us."""
+def _alone_in(folder: Path) -> Iterator[bool]:
+    """Keep other processes of this computer, and other threads, out of this block; the system ends it with us.
+
+    Yields whether the file system has locks. Without them what remains is the exclusive name.
+    """
     if sys.platform == "win32":
-        yield
+        yield False
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks: what remains is the exclusive name
+        has_locks = False
+        with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+            has_locks = True
+        yield has_locks
     finally:
         os.close(handle)
 
@@ -275,6 +339,24 @@ def _missing_folders(folder: Path) -> list[Path]:
 def _started_s(process: psutil.Process) -> float:
     # Both are by the wall clock, which may be set meanwhile; their difference is not.
     return float(process.create_time()) - float(psutil.boot_time())
+
+
+def _own_device(folder: Path) -> int | None:
+    """Return the number of a folder's device, if its file system is of this computer alone; else None.
+
+    Locks on a file system of the network may not reach every computer, or wait for a server.
+    """
+    device = folder.stat().st_dev
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for mount in mounts:
+        place, _, kind = mount.partition(" - ")
+        number = f" {os.major(device)}:{os.minor(device)} "
+        if number in place and kind.split(" ")[0] in OWN_FILE_SYSTEMS:
+            return device
+    return None
 
 
 def _boot() -> str | None:

@@ -387,6 +387,10 @@ class OwnFiles:
             return
         self._empty_staging()
         with suppress(OSError):
+            if any(path.name != JOURNAL for path in self._staging.iterdir()):
+                with suppress(InputError):
+                    self._journal({})  # what cannot be removed now, as a worker still writes there, stays ours
+                return
             (self._staging / JOURNAL).unlink(missing_ok=True)  # last, for it says whose folder it is
             self._staging.rmdir()
 

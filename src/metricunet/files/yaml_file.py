@@ -18,8 +18,8 @@ def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
     """Read a YAML file of one document.
 
     Raises:
-        InputError: not readable, not Unicode (see `read_text`), not YAML, or aliases that stand for more than any
-            setting needs.
+        InputError: not readable, not Unicode (see `read_text`), not YAML, aliases that stand for more than any
+            setting needs, or a key that occurs twice: the second would replace the first without a word.
     """
     try:
         reader = loader(read_text(path))
@@ -27,6 +27,8 @@ def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
             node = reader.get_single_node()
             if node is not None and _values(node, {}) > MOST_VALUES:
                 raise ValueError(f"its aliases stand for more than {MOST_VALUES} values")
+            if node is not None:
+                _check_keys(node, set())
             return None if node is None else reader.construct_document(node)
         finally:
             reader.dispose()
@@ -50,3 +52,23 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
             below = [part for pair in node.value for part in pair]
         known[id(node)] = 1 + sum(_values(part, known) for part in below)
     return known[id(node)]
+
+
+def _check_keys(node: yaml.Node, seen: set[int]) -> None:
+    """Refuse a key that occurs twice in one table, here or below."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            _check_keys(part, seen)
+    elif isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value!r} occurs twice; join the two", key.start_mark
+                    )
+                keys.add(key.value)
+            _check_keys(value, seen)

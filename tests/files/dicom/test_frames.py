@@ -93,6 +93,17 @@ class TestReading:
         write(drawn, tmp_path, np.random.default_rng(1), enhanced=True)
         np.testing.assert_array_equal(only(tmp_path).read().array, drawn.hu)
 
+    @pytest.mark.parametrize("left_out", ["preamble", "file header"])
+    def test_files_as_some_programs_begin_them(self, tmp_path: Path, left_out: str) -> None:
+        drawn = drawn_series()
+        drawn.syntax = ImplicitVRLittleEndian
+        write(drawn, tmp_path, np.random.default_rng(1), enhanced=True)
+        path = tmp_path / "enhanced.dcm"
+        content = path.read_bytes()
+        preamble, length = 132, int.from_bytes(content[140:144], "little")  # of group 2, behind its first element
+        path.write_bytes(content[preamble if left_out == "preamble" else 144 + length :])
+        np.testing.assert_array_equal(only(tmp_path).read().array, drawn.hu)
+
     @pytest.mark.parametrize("name", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"])
     def test_compressed_frames_come_back_to_the_bit(self, tmp_path: Path, name: str) -> None:
         drawn, rng = drawn_series(), np.random.default_rng(1)

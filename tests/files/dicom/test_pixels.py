@@ -60,6 +60,13 @@ class TestPixels:
         assert pydicom.dcmread(written.files[0]).file_meta.TransferSyntaxUID.is_compressed
         assert np.array_equal(only(find_series(tmp_path)).read().array, pattern((8, 12, 10)))
 
+    def test_compressed_pixels_of_files_without_a_preamble(self, tmp_path: Path) -> None:
+        written = write_series(tmp_path)
+        for path in written.files:
+            recompress(path, "JPEG2000Lossless")
+            path.write_bytes(path.read_bytes()[132:])
+        assert np.array_equal(only(find_series(tmp_path)).read().array, pattern((8, 12, 10)))
+
     def test_unused_high_bits_are_ignored(self, tmp_path: Path) -> None:
         def overlay(k: int, ds: Dataset) -> None:
             ds.BitsStored, ds.HighBit = 12, 11

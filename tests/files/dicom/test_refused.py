@@ -315,6 +315,30 @@ class TestRefusedSeries:
             refused.reason == f"{tmp_path / 'locked'}: cannot be read (Permission denied); check its permissions"
         )
 
+    def test_a_folder_that_can_be_listed_and_not_entered_costs_itself_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_series(tmp_path / "a")
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "nothing.dcm").symlink_to(tmp_path / "nowhere")
+        shut = write_series(tmp_path / "shut", shape=(4, 4, 4))
+        ask = Path.stat
+
+        def stat(path: Path, **options: Any) -> os.stat_result:
+            if path.parent.name == "shut":  # a folder of mode 644; permissions do not keep an administrator out
+                raise PermissionError(13, "Permission denied", str(path))
+            return ask(path, **options)
+
+        monkeypatch.setattr(Path, "stat", stat)
+        found = find_series(tmp_path)
+        assert len(found.series) == 1
+        (refused,) = found.refused
+        assert refused.reason == (
+            f"{min(shut.files)}: cannot be read (Permission denied); check its permissions and those of its folder"
+        )
+        (only,) = find_series(tmp_path / "shut").refused
+        assert only.reason == refused.reason
+
     def test_unknown_transfer_syntax(self, tmp_path: Path) -> None:
         def relabel(k: int, ds: Dataset) -> None:
             ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"

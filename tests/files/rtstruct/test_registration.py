@@ -121,6 +121,16 @@ class TestReading:
 
         with pytest.raises(InputError, match="the registration is damaged"):
             read_registration(registration(tmp_path / "reg.dcm", "1.1", {OTHER: [np.eye(4)]}, change=empty))
+
+        def without(dataset: Dataset) -> None:
+            for item in dataset.RegistrationSequence:
+                del item.MatrixRegistrationSequence
+
+        with pytest.raises(InputError, match=r"states no transformation of frame of reference 1\.2\.3\.4 \("):
+            read_registration(registration(tmp_path / "reg.dcm", "1.1", {OTHER: [turn(5)]}, change=without))
+        own = {"1.1": [np.eye(4)]}  # the registered frame lies where it does
+        read = read_registration(registration(tmp_path / "reg.dcm", "1.1", own, change=without))
+        assert np.allclose(read.matrix("1.1", "1.1"), np.eye(4))
         with pytest.raises(InputError, match="FrameOfReferenceUID is missing"):
             read_registration(registration(tmp_path / "reg.dcm", "", {OTHER: [np.eye(4)]}))
 

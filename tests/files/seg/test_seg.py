@@ -531,3 +531,13 @@ def test_a_real_scan_comes_back_whole(shared_data: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(read["Rectum"].array, column)
     np.testing.assert_array_equal(read["Prostate"].array, ball)
     assert len(pydicom.dcmread(path).PerFrameFunctionalGroupsSequence) == 235 + 59
+
+
+def test_a_segmentation_without_a_file_header_is_read(series: CtSeries, tmp_path: Path) -> None:
+    mask = np.random.default_rng(1).random(SHAPE) < 0.3
+    path = tmp_path / "seg.dcm"
+    write_seg(path, series, structures(series, {"Prostate": mask}), description="test")
+    content = path.read_bytes()
+    begin = 144 + int.from_bytes(content[140:144], "little")  # the header's length is its first element
+    path.write_bytes(content[begin:])
+    np.testing.assert_array_equal(read_seg(path, series)["Prostate"].array, mask)

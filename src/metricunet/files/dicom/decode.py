@@ -27,7 +27,7 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
 from metricunet.files.dicom.codestream import check_codestreams, has_codestreams
-from metricunet.files.dicom.file import bare_syntax, read_readable
+from metricunet.files.dicom.file import is_bare, read_readable, state_syntax
 
 #: Slices on their way to one process: while one is decoded, the next is already there.
 AHEAD = 2
@@ -49,9 +49,7 @@ def stored_pixels(path: Path | str) -> NDArray[Any]:
         Exception: whatever pydicom and the decoders raise for a damaged file.
     """
     dataset = read_readable(Path(path))
-    syntax = bare_syntax(dataset)
-    if syntax is not None and "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.file_meta.TransferSyntaxUID = syntax
+    state_syntax(dataset)
     _join_fragments(dataset)
     check_codestreams(dataset)
     dataset.pixel_array_options(raw=True)
@@ -89,12 +87,13 @@ def stored_frames(path: Path, frames: Sequence[int | None]) -> Iterator[NDArray[
         yield from (stored_pixels(path) for _ in frames)
     else:
         indices = [frame - 1 for frame in frames if frame is not None]
-        meta = read_file_meta_info(path)
-        syntax = meta.get("TransferSyntaxUID")
-        # pydicom finds frames within a file, but not within one that has to be inflated first.
-        whole = syntax == DeflatedExplicitVRLittleEndian or has_codestreams(meta)
+        meta = None if is_bare(path) else read_file_meta_info(path)
+        # pydicom finds frames within a file, but not within one that has to be inflated first, or has no preamble.
+        deflated = meta is not None and meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+        whole = meta is None or deflated or has_codestreams(meta)
         dataset = read_readable(path) if whole else None
         if dataset is not None:
+            state_syntax(dataset)
             _join_fragments(dataset)
             check_codestreams(dataset)
         yield from iter_pixels(path if dataset is None else dataset, indices=indices, raw=True)

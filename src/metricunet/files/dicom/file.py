@@ -16,6 +16,7 @@ from typing import Any
 import pydicom
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -133,6 +134,31 @@ def _wrong_sequences(dataset: Dataset) -> list[BaseTag]:
         for tag, item in items.items()
         if item is not None and item.VR == "SQ" and not _may_be_sequence(int(tag))
     ]
+
+
+def read_meta(path: Path) -> Dataset:
+    """Read the file header (group 2), whether or not a preamble stands before it; empty where there is none.
+
+    Raises:
+        Exception: whatever pydicom raises for a damaged file.
+    """
+    if not is_bare(path):
+        return read_file_meta_info(path)
+    meta: Dataset = read_dataset(path, stop_before_pixels=True).file_meta
+    return meta
+
+
+def is_bare(path: Path) -> bool:
+    """Tell whether a file lacks the preamble, and perhaps the file header; see `begins_bare`."""
+    with DicomHandle(path) as handle:
+        return begins_bare(handle)
+
+
+def state_syntax(dataset: Dataset) -> None:
+    """Let a data set without a file header state the transfer syntax that it was read by."""
+    syntax = bare_syntax(dataset)
+    if syntax is not None and "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = syntax
 
 
 def bare_syntax(dataset: Dataset) -> UID | None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.filereader import read_file_meta_info
+from pydicom.errors import InvalidDicomError
 
 from metricunet.errors import InputError
 from metricunet.files.dicom.codestream import has_codestreams
 from metricunet.files.dicom.decode import decode_in_processes, frames_apart, stored_frames
+from metricunet.files.dicom.file import read_meta
 from metricunet.files.dicom.header import DAMAGE, one_line
 from metricunet.files.dicom.slice import SliceHeader
 from metricunet.files.voxels import check_size
@@ -71,8 +72,8 @@ def read_hu(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
 def _needs_process(header: SliceHeader) -> bool:
     """Tell whether a slice goes through a decoder that damage may make end its process."""
     try:
-        return header.compressed and has_codestreams(read_file_meta_info(header.path))
-    except DAMAGE:
+        return header.compressed and has_codestreams(read_meta(header.path))
+    except (*DAMAGE, InvalidDicomError):
         return False  # it has changed since it was looked at, and no decoder will get it
 
 
@@ -90,7 +91,7 @@ def _decode_file(headers: Sequence[SliceHeader], indices: Sequence[int], stored:
             done += 1
     except InputError:
         raise
-    except (*DAMAGE, AttributeError, RuntimeError, MemoryError) as error:
+    except (*DAMAGE, InvalidDicomError, RuntimeError, MemoryError) as error:
         at = headers[min(done, len(headers) - 1)]
         raise InputError(f"{at.location}: {_reason(at.path, error)}") from error
 

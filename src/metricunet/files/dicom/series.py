@@ -6,12 +6,14 @@ patient's position on the table. Rows and columns stay as they are stored, so th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -291,9 +293,24 @@ def _files_below(folder: Path, damaged: list[_Damaged]) -> list[Path]:
             name for name in sorted(folders) if name != MAC_FOLDER and _is_new(Path(parent) / name, seen)
         ]
         found += [
-            path for name in sorted(names) if (path := Path(parent) / name).is_file() and _is_new(path, seen)
+            path
+            for name in sorted(names)
+            if _is_file(path := Path(parent) / name, damaged) and _is_new(path, seen)
         ]
     return found
+
+
+def _is_file(path: Path, damaged: list[_Damaged]) -> bool:
+    """Tell whether a name that was listed is a file; one that cannot be asked is damaged, one of each folder."""
+    try:
+        return S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        # A link to nothing or to itself is no file. Else a folder may be listed and not entered, or a disk fails.
+        foreseen = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        if not foreseen and not any((d.folder, d.series_uid) == (path.parent, "") for d in damaged):
+            reason = f"{path}: cannot be read ({error.strerror}); check its permissions and those of its folder"
+            damaged.append(_Damaged(path.parent, "", reason))
+        return False
 
 
 def _is_new(path: Path, seen: set[tuple[int, int]]) -> bool:

@@ -16,7 +16,7 @@ from pydicom.uid import UID, generate_uid
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
-from metricunet.files.dicom.file import bare_syntax
+from metricunet.files.dicom.file import state_syntax
 from metricunet.files.dicom.header import DAMAGE, one_line, text_of
 from metricunet.files.dicom.series import CtSeries
 from metricunet.files.rtstruct.dicom_items import (
@@ -284,9 +284,7 @@ def _make_new(dataset: Dataset, moment: datetime) -> None:
     predecessor.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
     dataset.PredecessorStructureSetSequence = DicomSequence([predecessor])
     dataset.SOPInstanceUID = generate_uid()
-    syntax = bare_syntax(dataset)
-    if syntax is not None and "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.file_meta.TransferSyntaxUID = syntax  # a set without a file header keeps its encoding
+    state_syntax(dataset)  # a set without a file header keeps its encoding
     dataset.file_meta.MediaStorageSOPClassUID = UID(RT_STRUCTURE_SET)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = dicom_date(moment), dicom_time(moment)

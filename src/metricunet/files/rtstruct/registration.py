@@ -58,7 +58,7 @@ def read_registration(path: Path) -> Registration:
     (DICOM PS3.3, C.20.2); several matrices of one item are applied in their order.
 
     Raises:
-        InputError: not such an object, damaged, or a transformation that is not rigid.
+        InputError: not such an object, damaged, or a transformation that is missing or not rigid.
     """
     try:
         with warnings.catch_warnings():
@@ -92,10 +92,16 @@ def _registration(path: Path, dataset: Dataset) -> Registration:
         uid = text_of(item, "FrameOfReferenceUID")
         if not uid:
             continue  # it registers images that it lists, not a frame
+        steps = item.get("MatrixRegistrationSequence") or []
+        parts = [part for step in steps for part in step.get("MatrixSequence") or []]
+        if not parts and uid != registered:  # nothing says that it lies where the registered frame does
+            raise InputError(
+                f"{path}: states no transformation of frame of reference {uid} (MatrixSequence is missing); "
+                "export the registration again"
+            )
         matrix = np.eye(4)
-        for step in item.get("MatrixRegistrationSequence") or []:
-            for part in step.get("MatrixSequence") or []:
-                matrix = _rigid(path, uid, part) @ matrix
+        for part in parts:
+            matrix = _rigid(path, uid, part) @ matrix
         matrices[uid] = matrix
     return Registration(path, registered, matrices)
 

@@ -17,7 +17,7 @@ from pydicom.pixels.utils import iter_pixels
 from metricunet.errors import InputError, unlike_limits
 from metricunet.files.dicom.codestream import has_codestreams
 from metricunet.files.dicom.decode import frames_apart
-from metricunet.files.dicom.file import read_dataset
+from metricunet.files.dicom.file import read_dataset, state_syntax
 from metricunet.files.dicom.header import DAMAGE, one_line, text_of
 from metricunet.files.dicom.series import CtSeries
 from metricunet.volume import SAME_GRID_TOLERANCE_MM, FloatArray, Geometry, Volume
@@ -154,6 +154,7 @@ def _open(path: Path, **options: Any) -> Dataset:
         raise InputError(f"{path}: no such file")
     try:
         dataset = read_dataset(path, **options)
+        state_syntax(dataset)
         kind = text_of(dataset, "SOPClassUID")
         modality = text_of(dataset, "Modality") or "unknown"
     except InvalidDicomError as error:
