@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metricunet.errors import InputError
-from metricunet.workflows.serve.alone import served_alone
+from metricunet.files.claim import claimed
 from metricunet.workflows.serve.config import NodeConfig, examined, read_node
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.state import State
@@ -56,7 +56,7 @@ def serve(
     try:
         state = State(config.state)
         state.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with served_alone(state):
+        with claimed(state.claim, "metricunet serve"):
             state.make()
             return _serve(file, config, state, once, say, command)
     finally:
