@@ -14,7 +14,7 @@ from metricunet.files.text_file import read_text
 MOST_VALUES = 100_000
 
 
-def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+def read_yaml(path: Path) -> Any:
     """Read a YAML file of one document.
 
     Raises:
@@ -22,7 +22,7 @@ def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
             setting needs, or a key that occurs twice: the second would replace the first without a word.
     """
     try:
-        reader = loader(read_text(path))
+        reader = yaml.SafeLoader(read_text(path))
         try:
             node = reader.get_single_node()
             if node is not None and _values(node, {}) > MOST_VALUES:

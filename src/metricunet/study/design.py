@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from metricunet.cohort.splits import Fold
@@ -458,7 +457,7 @@ def load_study(path: Path) -> Study:
 
 
 def _validated(path: Path) -> StudyFile:
-    content = read_yaml(path, _StrictLoader)
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected the keys {', '.join(StudyFile.model_fields)}; found no mapping")
     try:
@@ -517,19 +516,3 @@ def _keys_at(location: tuple[int | str, ...]) -> tuple[str, ...]:
         ("success",): SuccessRule,
     }
     return tuple(sections[location].model_fields) if location in sections else ()
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that occurs twice is an error: the first of two arms of one name must not get lost."""
-
-
-def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.value in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice", key.start_mark)
-        seen.add(str(key.value))
-    return dict(loader.construct_mapping(node, deep=True))
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -16,12 +16,10 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from metricunet.errors import InputError, argument
 from metricunet.files.dicom.codes import LONGEST_MEANING, LONGEST_VALUE, Code
@@ -107,7 +105,7 @@ def read_names(path: Path) -> NamesFile:
     Raises:
         InputError: not YAML, no structure, a field of another kind, or a spelling that occurs twice.
     """
-    content = read_yaml(path, _StrictLoader)
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: expected lines such as 'prostate: [Prostate, PROSTATE]'; "
@@ -292,20 +290,3 @@ def listed(names: Iterable[str], most: int = 3) -> str:
     """Name a few, for a message."""
     ordered = list(names)
     return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which no key may occur twice: the second would replace the first without a word."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        keys: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # refused below: a list or an object is no name
-            if key.value in keys:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} occurs twice; join the two", key.start_mark
-                )
-            keys.add(key.value)
-        content: Mapping[Hashable, Any] = super().construct_mapping(node, deep)
-        return dict(content)
