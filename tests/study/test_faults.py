@@ -100,7 +100,6 @@ STEPS: dict[str, tuple[Any, str, int]] = {
     "features of a training case": (scoring, "case_features", 2),
     "features of a scored case": (scoring, "case_features", 6),
     "probes": (scoring, "fit_probes", 1),
-    "its result": (runs, "read_card", 2),
 }
 #: In these the run has yet to be trained, and what it was trained to is put in place when the fault is gone.
 UNTRAINED = ("opening the training", "stage 1 of the fold", "training", "its key")
@@ -145,6 +144,22 @@ def test_a_fault_in_a_run_costs_that_run_alone(
     assert tables(output) == expected
     for name in (*JOINED, "tables.md", "tables.csv"):
         assert (output / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_fault_after_the_last_file_of_a_run_costs_nothing(
+    metricunet: Command,
+    whole_study: tuple[Path, Path, Any],
+    trained_study: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file, output = trained_study
+    with monkeypatch.context() as patch:
+        failing_in(patch, runs, "read_card", 2)
+        ended = called(metricunet, file, output)
+    assert ended.status == 0
+    assert "something odd over two lines" in ended.err
+    assert f"{FAILING}: failed here, and is finished all the same: it counts" in ended.out + ended.err
+    assert tables(output) == tables(whole_study[1])
 
 
 FAULTS = {

@@ -154,7 +154,7 @@ def test_a_run_that_failed_here_counts_where_another_process_finishes_it(
     said: list[str] = []
     result = study(file, output, device="cpu", say=said.append)
     assert not result.failed
-    assert said[-1] == "metric, fold 0, seed 1: failed here, and was finished by another process"
+    assert said[-1] == "metric, fold 0, seed 1: failed here, and is finished all the same: it counts"
     assert {name: (output / name).read_bytes() for name in RESULTS} == before
     assert not list(output.rglob(CLAIM_NAME))
 

@@ -164,9 +164,21 @@ def _image(volume: Volume, like: Path | None, packed: bool = True) -> nib.Nifti1
         image = nib.Nifti1Image(pack(stored), source.affine)
         image.header.set_xyzt_units("mm")
         image.set_sform(source.get_sform(), code=int(source.header["sform_code"]))
-        if (code := int(source.header["qform_code"])) > 0:  # else it is unused and may hold anything
-            image.set_qform(source.get_qform(), code=code)
+        image.set_qform(_stored_qform(source), code=int(source.header["qform_code"]))
     return image
+
+
+def _stored_qform(image: Any) -> FloatArray:
+    """Return the qform that a header holds; the place that counts where it holds none.
+
+    What is stored beside a code of 0 says nothing, so it may be anything, and no rotation at all.
+    """
+    try:
+        with _silent():
+            qform: FloatArray = np.asarray(image.get_qform(), dtype=np.float64)
+    except (ValueError, nib.spatialimages.HeaderDataError):
+        qform = np.full((4, 4), np.nan)
+    return qform if np.isfinite(qform).all() else np.asarray(image.affine, dtype=np.float64)
 
 
 def _open(path: Path) -> Any:

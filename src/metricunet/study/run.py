@@ -451,7 +451,7 @@ def _carried_out(
             if results[spec.folder].error is not None and (since := _finished_since(spec, say)) is not None:
                 results[spec.folder] = since
                 keep(since)
-                say(f"{spec.title}: failed here, and was finished by another process")
+                say(f"{spec.title}: failed here, and is finished all the same: it counts")
     return [results[spec.folder] for spec in specs]
 
 
@@ -475,7 +475,7 @@ def _tell_of_other_machines(missing: Sequence[RunSpec], before: Sequence[RunResu
 
 
 def _finished_since(spec: RunSpec, say: Say) -> RunResult | None:
-    """Return the result of a run that failed here where another process, which begins it once more, finishes it.
+    """Return the result of a run that failed here, if its files are whole: another process began it once more.
 
     Without it, processes that share a study would judge its rules by different runs, and end with other tables.
     """
