@@ -41,7 +41,8 @@ REACHED_BY = {
     "inference/predict.py": ("predict",),
     "inference/models.py": ("predict",),
     "evaluation": ("evaluate",),
-    "api.py": ("evaluate",),
+    "api/compared.py": ("evaluate",),
+    "api/training.py": ("train",),
     "inference/case_files.py": ("predict",),
     "workflows/bench": ("bench",),
     "workflows/review": ("review",),
@@ -58,7 +59,7 @@ REACHED_BY = {
     "study/run.py": ("study",),
 }
 #: What a message names of another command than those that reach its module.
-OF_ANOTHER = {("api.py", "resume"): ("train",), ("inference/models.py", "resume"): ("train",)}
+OF_ANOTHER = {("inference/models.py", "resume"): ("train",)}
 #: The folder whose modules are the command line.
 COMMAND_LINE = "cli/"
 #: What a user of Python calls in place of each command.
