@@ -41,7 +41,8 @@ REACHED_BY = {
     "inference/predict.py": ("predict",),
     "inference/models.py": ("predict",),
     "evaluation": ("evaluate",),
-    "api.py": ("evaluate",),
+    "api/compared.py": ("evaluate",),
+    "api/training.py": ("train",),
     "inference/case_files.py": ("predict",),
     "workflows/bench": ("bench",),
     "workflows/review": ("review",),
@@ -58,9 +59,9 @@ REACHED_BY = {
     "study/run.py": ("study",),
 }
 #: What a message names of another command than those that reach its module.
-OF_ANOTHER = {("api.py", "resume"): ("train",), ("inference/models.py", "resume"): ("train",)}
-#: Modules that are command lines.
-COMMAND_LINES = {"cli.py", "workflows/ledger_commands.py"}
+OF_ANOTHER = {("inference/models.py", "resume"): ("train",)}
+#: The folder whose modules are the command line.
+COMMAND_LINE = "cli/"
 #: What a user of Python calls in place of each command.
 CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "train": (train, load_config),
@@ -91,7 +92,7 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(ROOT.rglob("*.py")):
         module = path.relative_to(ROOT).as_posix()
-        if module not in COMMAND_LINES:
+        if not module.startswith(COMMAND_LINE):
             yield module, ast.parse(path.read_text(encoding="utf-8"))
 
 

@@ -160,7 +160,8 @@ def _notebook(path: Path, address: str, config: MkDocsConfig) -> Iterator[File]:
 
 def commands_page() -> str:
     """Return the page on all commands: for each its arguments and options, as typer writes them."""
-    words = [sys.executable, "-m", "typer", "metricunet.cli", "utils", "docs", "--name", "metricunet"]
+    # Typer runs this module anew; an app that it has met before it describes without the options of completion.
+    words = [sys.executable, "-m", "typer", "metricunet.cli.program", "utils", "docs", "--name", "metricunet"]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     }

@@ -1,15 +1,13 @@
-"""The command line: statuses, one-line errors, JSON, and no output where the input is bad."""
+"""Predicting: statuses, one-line errors, and no output where the input is bad."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,27 +15,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from metricunet.cli import progress_bars
-from metricunet.errors import InputError
-from metricunet.files.model import Ancestor, read_model, write_model
-from metricunet.files.nifti import read_labels, read_nifti, write_nifti
-from metricunet.files.record import sha256
-from tests.support.cohorts import TINY_SETTINGS, make_scan, make_tiny_cohort
+from metricunet.files.nifti import read_labels, read_nifti
 from tests.support.command import Command
 from tests.support.dicom_series import write_series
-
-
-def test_help_loads_nothing_heavy() -> None:
-    code = (
-        "import sys\nsys.argv = ['metricunet', '--help']\nfrom metricunet.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'torch', 'numpy', 'scipy', 'lightning', 'pydicom', 'nibabel', 'matplotlib', 'pydantic'}\n"
-        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    for verb in ("demo", "phantom", "check", "train", "predict", "evaluate", "info"):
-        assert verb in ended.stdout
 
 
 def test_predict_does_not_import_lightning(tiny_model: Path, tiny_cohort: Path, tmp_path: Path) -> None:
@@ -49,12 +29,6 @@ def test_predict_does_not_import_lightning(tiny_model: Path, tiny_cohort: Path, 
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-
-
-def test_version(metricunet: Command) -> None:
-    from metricunet import __version__
-
-    assert metricunet("--version").out.strip() == __version__
 
 
 def test_predict_then_evaluate(metricunet: Command, tiny_cohort: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -289,117 +263,6 @@ def test_a_full_disk(metricunet: Command, tiny_cohort: Path, tiny_model: Path) -
     assert left == []
 
 
-def test_check(metricunet: Command, tiny_cohort: Path, tmp_path: Path) -> None:
-    ended = metricunet("check", tiny_cohort)
-    assert ended.status == 0
-    assert "0 errors, 1 warnings" in ended.out
-    cohort = Path(shutil.copytree(tiny_cohort, tmp_path / "cohort"))
-    path = cohort / "labelsTr" / "case_01.nii.gz"
-    labels = read_labels(path)
-    write_nifti(path, labels.with_array(labels.array * 3))
-    ended = metricunet("check", cohort, "--json")
-    assert ended.status == 1
-    found = {(p["case"], p["severity"]) for p in json.loads(ended.out)}
-    assert found == {("case_01", "error"), ("case_05", "warning")}
-    assert metricunet("check", tiny_cohort / "imagesTs" / "case_06_0000.nii.gz").status == 0
-    assert metricunet("check", tmp_path / "none").status == 2
-    write_series(tmp_path / "ct", leave_out=[3])
-    assert metricunet("check", tmp_path / "ct").status == 1
-
-
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        ("value", "label value 3"),
-        ("fraction", "whole numbers"),
-        ("grid", "another grid"),
-        ("json", "no dataset.json"),
-    ],
-)
-def test_train_refuses_bad_labels(
-    metricunet: Command, tiny_cohort: Path, tmp_path: Path, fault: str, words: str
-) -> None:
-    cohort = Path(shutil.copytree(tiny_cohort, tmp_path / "cohort", ignore=shutil.ignore_patterns("prepared")))
-    path = cohort / "labelsTr" / "case_01.nii.gz"
-    labels = read_labels(path)
-    if fault == "value":
-        write_nifti(path, labels.with_array(labels.array * 3))
-    elif fault == "fraction":
-        write_nifti(path, labels.with_array(labels.array * np.float32(0.5)))
-    elif fault == "grid":
-        write_nifti(path, labels.crop((1, 0, 0), labels.array.shape))
-    else:
-        (cohort / "dataset.json").unlink()
-    ended = metricunet("train", cohort, "-o", tmp_path / "run")
-    assert ended.status == 2
-    assert words in ended.err
-    assert ended.err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_train_names_a_bad_setting(metricunet: Command, tiny_cohort: Path, tmp_path: Path) -> None:
-    for words, message in (
-        (["--set", "segment.epoch=3"], "segment.epoch"),
-        (["--preset", "huge"], "default, small"),
-        (["--fold", "x"], "--fold"),
-    ):
-        ended = metricunet("train", tiny_cohort, "-o", tmp_path / "run", *words)
-        assert ended.status == 2
-        assert message in ended.err
-    assert not (tmp_path / "run").exists()
-
-
-def test_scans_without_contours_are_prepared_after_those_with_them(
-    metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(run: object) -> None:
-        raise InputError("all is prepared")  # what follows has tests of its own
-
-    monkeypatch.setattr("metricunet.training.fit.train_locate", stop)
-    cohort = make_tiny_cohort(tmp_path / "cohort", 3)
-    for k in (10, 11):
-        write_nifti(cohort / "imagesUnlabeled" / f"case_{k}_0000.nii.gz", make_scan(k)[0])
-    words = [word for setting in (*TINY_SETTINGS, "teacher.share=0.5") for word in ("--set", setting)]
-    ended = metricunet("train", cohort, "-o", tmp_path / "run", "--preset", "small", "--device", "cpu", *words)
-    assert (ended.status, ended.err) == (2, "error: all is prepared\n")
-
-
-def test_a_bar_may_be_gone_through_again() -> None:
-    with progress_bars() as bar:
-        told = bar("preparing")
-        for total in (2, 3):
-            for done in range(1, total + 1):
-                told(done, total)
-
-
-def test_info(metricunet: Command, tiny_model: Path) -> None:
-    ended = metricunet("info", tiny_model)
-    assert "trained_on: synthetic" in ended.out
-    assert "verdicts are review at best: the model was trained on synthetic scans only" in ended.out
-    card = json.loads(metricunet("info", tiny_model, "--json").out)
-    assert card["model_sha256"] == sha256([tiny_model])
-    assert f"model_sha256: {card['model_sha256']}" in ended.out.splitlines()
-    assert card["target"] == "prostate"
-    assert card["intended_use"].startswith("Research")
-
-
-def test_info_of_a_model_with_ancestors(metricunet: Command, tiny_model: Path, tmp_path: Path) -> None:
-    card, weights = read_model(tiny_model)
-    lineage = (
-        Ancestor("base", "a" * 64, synthetic=True),
-        Ancestor("theirs", "b" * 64, False, ("c" * 64, "d" * 64)),
-    )
-    path = tmp_path / "model.safetensors"
-    write_model(path, replace(card, trained_on="patients", lineage=lineage, cases=("e" * 64,)), weights)
-    text = metricunet("info", path).out
-    assert f"  base: trained on synthetic scans only, weights {'a' * 64}\n" in text
-    assert f"  theirs: trained on 2 known cases, weights {'b' * 64}\n" in text
-    assert "cases: 1 known by the hashes of their files" in text
-    assert "validated: no scores on patients in this card" in text
-    assert "review at best: the model descends from one that was trained on synthetic scans only (base)" in text
-    assert json.loads(metricunet("info", path, "--json").out)["lineage"][1]["cases"] == ["c" * 64, "d" * 64]
-
-
 def test_without_a_model_the_shipped_one_is_used_and_warned_of(
     metricunet: Command, tiny_cohort: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,55 +299,6 @@ def test_a_build_without_a_model_says_so(
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluate_misses_count(metricunet: Command, tiny_cohort: Path, tmp_path: Path) -> None:
-    (tmp_path / "pred").mkdir()
-    shutil.copy(tiny_cohort / "labelsTs" / "case_06.nii.gz", tmp_path / "pred")
-    ended = metricunet("evaluate", tmp_path / "pred", tiny_cohort / "labelsTs", "-o", tmp_path / "out")
-    assert ended.status == 1
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["prostate"]
-    assert summary["dice"]["mean"] == pytest.approx(0.5)
-    assert summary["dice"]["missed"] == 1
-
-
-def test_debug_shows_where_it_came_from(metricunet: Command, tmp_path: Path) -> None:
-    plain, ended = (metricunet(*debug, "info", tmp_path / "none") for debug in ([], ["--debug"]))
-    assert plain.err.count("\n") == 1
-    assert ended.err.startswith("Traceback")
-    assert ended.err.endswith(f"\n{plain.err}")
-    assert (plain.status, ended.status) == (2, 2), "status 1 says that all but some cases are done"
-
-
-def test_debug_shows_where_the_program_failed(
-    metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def odd(*_: object, **__: object) -> None:
-        raise KeyError("odd")
-
-    monkeypatch.setattr("metricunet.workflows.check.check", odd)
-    said = "error: an unexpected KeyError stopped it: 'odd'; this is a fault of the program"
-    ended = metricunet("check", tmp_path)
-    assert (ended.status, ended.err) == (2, f"{said}: --debug after metricunet shows where\n")
-    ended = metricunet("--debug", "check", tmp_path)
-    assert ended.status == 2
-    assert ended.err.startswith("Traceback")
-    assert ended.err.endswith(f"\n{said}\n")
-
-
-def test_that_memory_does_not_suffice_is_no_fault_of_the_program(
-    metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("metricunet.workflows.check.check", full)
-    ended = metricunet("check", tmp_path)
-    assert (ended.status, ended.err.count("\n")) == (2, 1)
-    assert ended.err.startswith(
-        "error: there is not enough memory for it on this machine; end other programs on it"
-    )
-    assert "fault" not in ended.err
-
-
 def test_the_status_fails_on_what_it_is_told_to(
     metricunet: Command, tiny_cohort: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -503,28 +317,3 @@ def test_the_status_fails_on_what_it_is_told_to(
     ended = metricunet(*words, "--strict", "--fail-on", "fail")
     assert ended.status == 2
     assert "--strict means --fail-on review, and --fail-on fail is given" in ended.err
-
-
-def test_a_shell_can_complete_commands_and_options() -> None:
-    def offered(words: str, at: int) -> list[str]:
-        env = {"_METRICUNET_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
-        code = "import sys; sys.argv = ['metricunet']; from metricunet.cli import main; main()"
-        ended = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | env
-        )
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout.split()
-
-    assert offered("metricunet pre", 1) == ["predict"]
-    assert offered("metricunet predict --fail-on ", 3) == ["fail", "review"]
-    assert {"--structures", "--strict"} <= set(offered("metricunet predict --str", 2))
-
-
-def test_the_weights_to_begin_with_have_another_word(
-    metricunet: Command, tiny_cohort: Path, tmp_path: Path
-) -> None:
-    for word in ("--init", "--pretrained"):
-        ended = metricunet("train", tiny_cohort, "-o", tmp_path / "run", word, tmp_path / "none.safetensors")
-        assert ended.status == 2
-        assert "none.safetensors" in ended.err
-    assert not (tmp_path / "run").exists()
