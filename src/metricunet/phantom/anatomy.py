@@ -14,6 +14,7 @@ from metricunet.phantom.shapes import (
     Field,
     Lattice,
     Point,
+    Strand,
     Values,
     add_strand,
     add_tube,
@@ -169,7 +170,7 @@ def build(patient: Patient, lattice: Lattice) -> Anatomy:
     fields["muscle"] = np.maximum(muscle, fields["body"] + 4.0)
     for name in ("soft", "bowel"):
         fields[name] = np.maximum(fields[name], fields["body"] + 3.0)
-    hx, hy, hz = skeleton.FEMORAL_HEAD
+    hx, hy, hz = patient.femoral_head
     heads = patient.place_point((hx, hy, hz)), patient.place_point((-hx, hy, hz))
     return Anatomy(
         lattice,
@@ -258,14 +259,14 @@ def _bones(patient: Patient, lattice: Lattice, rough: organs.Roughness) -> dict[
     joints, space_mm = lattice.empty(), patient.joints.space_mm
     for side, mirror in SIDES:
         sign = -1.0 if mirror else 1.0
-        hx, hy, hz = skeleton.FEMORAL_HEAD
+        hx, hy, hz = patient.femoral_head
         head = patient.place_point((sign * hx, hy, hz))
         radius = skeleton.FEMORAL_HEAD_RADIUS_MM * patient.girth * patient.joints.head
         ball = ellipsoid(lattice, head, (radius, radius, radius))
         joints = np.minimum(joints, ball)
         femur = ball.copy()
         for balls in skeleton.FEMUR_TUBES.values():
-            turned = patient.turn_leg(balls, skeleton.FEMORAL_HEAD, left=not mirror)
+            turned = patient.turn_leg(balls, left=not mirror)
             add_tube(femur, lattice, _placed(patient, turned, mirror), blend_mm=7.0)
         hip = lattice.empty()
         for strand in skeleton.HIP_STRANDS.values():
@@ -317,19 +318,33 @@ def _muscles(patient: Patient, lattice: Lattice, rough: organs.Roughness, trunk:
     nearest, second = lattice.empty(), lattice.empty()
     for name, strand in skeleton.MUSCLE_STRANDS.items():
         swell = skeleton.MUSCLE_SWELL_MM.get(name, skeleton.USUAL_SWELL_MM) * patient.muscle_bulk**4
-        if patient.floor is not None and name == "obturator internus":
-            swell += patient.floor.obturator_mm
+        beside_gland = patient.floor is not None and name == "obturator internus"
+        course = _beside_gland(strand) if beside_gland else strand
         for _, mirror in SIDES:
-            box, one = loft(lattice, patient.place_strand(strand, mirror, patient.muscle_bulk))
+            box, one = loft(lattice, patient.place_strand(course, mirror, patient.muscle_bulk))
             if one.size == 0:
                 continue
             one = one - np.float32(swell)
+            if patient.floor is not None and beside_gland:
+                low = np.clip((28 - lattice.part(box).grids[0] / patient.scale[2]) / 24, 0, 1)
+                one = one - (patient.floor.obturator_mm * low).astype(np.float32)
             second[box] = np.minimum(second[box], np.maximum(nearest[box], one))
             nearest[box] = np.minimum(nearest[box], one)
     planes = (skeleton.FAT_PLANE_MM + nearest - second) / 2
     field = np.maximum(nearest, planes) + np.float32(0.6) * rough.fine + np.float32(0.8) * rough.coarse
     whole = np.minimum(np.maximum(field, trunk), _abdominal_wall(lattice, trunk))
     return np.asarray(whole, dtype=np.float32)
+
+
+def _beside_gland(strand: Strand) -> Strand:
+    """The muscle of the side wall as varied men have it: nearer to the apex in front, thinner beside the base."""
+    return {
+        z: tuple(
+            (x - 4.0 if z <= 4 and k < 2 else x, y, r * 2 / 3 if 28 <= z <= 42 else r)
+            for k, (x, y, r) in enumerate(chain)
+        )
+        for z, chain in strand.items()
+    }
 
 
 def _abdominal_wall(lattice: Lattice, trunk: Field) -> Field:

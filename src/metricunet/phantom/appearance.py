@@ -74,7 +74,8 @@ class Appearance:
         gland_texture: smooth random field of 6.5 to 9 mm that the gland alone has; None for a gland whose texture
             is that of what surrounds it.
         gland_texture_hu: its standard deviation.
-        joints: how thick the rim of the femoral heads is, and how dense they are inside.
+        joints: how thick the rim of the femoral heads is, and how dense heads and necks are inside.
+        far_muscle_hu: what the muscle of buttocks and thighs has more than that of the pelvis.
     """
 
     tissues: Tissues
@@ -95,6 +96,7 @@ class Appearance:
     gland_texture: Waves | None = None
     gland_texture_hu: float = 0.0
     joints: Joints = USUAL_JOINTS
+    far_muscle_hu: float = 0.0
 
 
 def with_gland_texture(appearance: Appearance, seed: int, texture_hu: float) -> Appearance:

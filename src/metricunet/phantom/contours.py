@@ -44,7 +44,7 @@ def _outside_neck(patient: Patient, lattice: Lattice, left: bool) -> Field:
     sign = 1.0 if left else -1.0
 
     def at(point: Point) -> np.ndarray:
-        ((x, y, z, _),) = patient.turn_leg(((*point, 0.0),), skeleton.FEMORAL_HEAD, left)
+        ((x, y, z, _),) = patient.turn_leg(((*point, 0.0),), left)
         return np.array(patient.place_point((sign * x, y, z)))
 
     head, foot = at(skeleton.FEMORAL_HEAD), at(skeleton.FEMUR_TUBES["neck"][-1][:3])

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from metricunet.phantom import skeleton
 from metricunet.phantom.anatomy import Anatomy
 from metricunet.phantom.appearance import Appearance, Tissues
 from metricunet.phantom.metal import Layer, Metal
@@ -277,6 +278,8 @@ def tissue_layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]
     bundles = _bundles(anatomy.lattice, appearance) * np.clip(0.8 + 0.6 * texture, 0, 2)
     patches = np.clip(0.6 * texture + 0.8 * grain - 0.9, 0, 2)
     muscle = tissue.muscle + 3 * fine - 35 * patches - 45 * bundles
+    if appearance.far_muscle_hu:
+        muscle = muscle + appearance.far_muscle_hu * np.clip(np.maximum(y - 30, np.abs(x) - 70) / 15, 0, 1)
     gland = tissue.gland + 2 * texture + 2 * fine
     if appearance.gland_texture is not None:
         gland = gland + appearance.gland_texture_hu * appearance.gland_texture.on(anatomy.lattice)
@@ -300,7 +303,15 @@ def tissue_layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]
     spongy = tissue.spongy + 70 * grain + 35 * texture
     shaft, head = np.clip((-18 - z) / 30, 0, 1), np.clip((z - 5) / 15, 0, 1)
     femur = np.minimum(f["femur_left"], f["femur_right"])
-    femur_inside = (0.85 * spongy + appearance.joints.spongy * 130 * head) * (1 - shaft) + tissue.marrow * shaft
+    fatty = shaft
+    if appearance.joints.neck_marrow > 0:
+        ball = skeleton.FEMORAL_HEAD_RADIUS_MM * appearance.joints.head
+        from_centre = np.minimum(
+            *(np.sqrt((x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2) for a, b, c in anatomy.heads_mm)
+        )
+        head = np.clip((ball + 4 - from_centre) / (0.15 * ball + 4), 0, 1)
+        fatty = np.maximum(shaft, appearance.joints.neck_marrow * (1 - head))
+    femur_inside = (0.85 * spongy + appearance.joints.spongy * 130 * head) * (1 - fatty) + tissue.marrow * fatty
     # The rim of the ball alone; that of the neck and of the shaft stays.
     rim = 2.2 * (1 + (appearance.joints.rim - 1) * head) + 4.3 * shaft
     hip = np.minimum(f["hip_left"], f["hip_right"])
@@ -317,7 +328,7 @@ def tissue_layers(anatomy: Anatomy, appearance: Appearance) -> tuple[Layer, ...]
         *([(f["floor"], tissue.muscle - 4 + 2 * fine)] if "floor" in f else []),
         (f["disc"], 78.0),
         (hip, tissue.cortical * 0.88),
-        (hip + (1.5 + 0.5 * fine), spongy),
+        (hip + (appearance.joints.cortex_mm + 0.5 * fine), spongy),
         (spine, tissue.cortical * 0.6),
         (spine + (1.2 + 0.4 * fine), spongy * 0.72),
         (f["canal"], 15.0),

@@ -88,7 +88,7 @@ def implant_parts(implant: Implant, patient: Patient, lattice: Lattice) -> Impla
     sign = 1.0 if implant.left else -1.0
 
     def at(x: float, y: float, z: float) -> Point:
-        ((x, y, z, _),) = patient.turn_leg(((x, y, z, 0.0),), skeleton.FEMORAL_HEAD, implant.left)
+        ((x, y, z, _),) = patient.turn_leg(((x, y, z, 0.0),), implant.left)
         return patient.place_point((sign * x, y, z))
 
     hx, hy, hz = skeleton.FEMORAL_HEAD

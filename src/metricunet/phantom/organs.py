@@ -17,6 +17,7 @@ from metricunet.phantom.shapes import (
     Field,
     Lattice,
     Point,
+    Values,
     add_strand,
     add_tube,
     around,
@@ -104,7 +105,7 @@ def _gland_of_width(patient: Patient, width_mm: float) -> Gland:
     dx, dy, dz = patient.gland_shift
     centre = (x0 + dx, y0 + dy + FRONT_Y_MM + b * FRONT_DEPTH, z0 + dz + APEX_Z_MM + 0.8 * c + 0.2 * 15.0)
     if patient.floor is not None:
-        _, _, height = patient.place_point((0.0, *skeleton.FEMORAL_HEAD[1:]))
+        _, _, height = patient.place_point((0.0, *patient.femoral_head[1:]))
         top = height + skeleton.FEMORAL_HEAD_RADIUS_MM * patient.girth
         centre = (centre[0], centre[1], top - patient.floor.apex_mm + c)
     return Gland(centre, (a, b, c))
@@ -132,13 +133,17 @@ def _gland_shape(patient: Patient, lattice: Lattice, where: Gland) -> Field:
     v = v / np.where(v < 0, b * FRONT_DEPTH, b * BACK_DEPTH)
     groove = 0.10 if patient.press is None else patient.press.groove
     v = v + groove * np.exp(-((u / 0.3) ** 2)) * np.clip(v, 0, 1)
+    back_power: Values = np.full_like(v, GLAND_POWER)
+    if patient.base is not None:
+        t = t - patient.base.slope * (y - cy) / c * np.clip(t, 0, 1)
+        back_power = np.where(v > 0, np.float32(patient.base.back_power), back_power)
     taper = 1 + patient.gland_taper * np.clip(t, -1.3, 1.0)
     u = np.abs(u) * (1 + 0.16 * np.clip(-v, 0, 1)) / taper
     v = np.abs(v) / (1 + 0.5 * patient.gland_taper * np.clip(t, -1.3, 1.0))
     up = np.abs(t) ** GLAND_POWER
     if patient.base is not None:
         up = np.where(t > 0, np.abs(t) ** patient.base.power, up)
-    rho = (u**GLAND_POWER + v**GLAND_POWER + up) ** np.float32(1 / GLAND_POWER)
+    rho = (u**GLAND_POWER + v**back_power + up) ** np.float32(1 / GLAND_POWER)
     f = ((rho - 1) * np.float32((a * b * c) ** (1 / 3))).astype(np.float32)
     gradient = np.gradient(f, lattice.spacing_mm)
     slope = np.sqrt(gradient[0] ** 2 + gradient[1] ** 2 + gradient[2] ** 2)
@@ -160,7 +165,8 @@ def _funnel(patient: Patient, lattice: Lattice, where: Gland) -> Field:
     assert base is not None
     (cx, cy, cz), (_, b, c) = where.centre, where.half
     y = cy - base.neck_forward * b
-    top = cz + c / float(np.cos(patient.gland_tilt_rad)) - float(np.tan(patient.gland_tilt_rad)) * (y - cy)
+    slope = base.slope - float(np.tan(patient.gland_tilt_rad))
+    top = cz + c / float(np.cos(patient.gland_tilt_rad)) + slope * (y - cy)
     field = lattice.empty()
     add_tube(
         field, lattice, [(cx, y, top + 1.1 * base.neck_mm, 1.3 * base.neck_mm), (cx, y, top, 0.5 * base.neck_mm)]
@@ -293,9 +299,14 @@ def seminal_vesicles(patient: Patient, lattice: Lattice, rough: Roughness) -> Fi
         if patient.base is not None:
             thick, long = patient.base.vesicle_thickness[side], patient.base.vesicle_length[side]
             x0, y0, z0, _ = course[0]
-            rise = patient.base.vesicle_rise_mm
+            rise, base_mm = patient.base.vesicle_rise_mm, patient.base.slope * (y0 - cy)
             course = [
-                (x0 + long * (x - x0), y0 + long * (y - y0), z0 + long * (z - z0) + share * rise, r * thick)
+                (
+                    x0 + long * (x - x0),
+                    y0 + long * (y - y0),
+                    z0 + base_mm + long * (z - z0) + share * rise,
+                    r * thick,
+                )
                 for share, (x, y, z, r) in zip((0.0, 0.3, 0.7, 1.0), course, strict=True)
             ]
         add_tube(field, lattice, course, blend_mm=4.0)
@@ -465,7 +476,9 @@ def penile_bulb(patient: Patient, lattice: Lattice) -> Field:
     top = where.centre[2] - where.half[2] - 9.0
     drop = min(0.0, top - 9.0 - z0)
     field = lattice.empty()
-    add_tube(field, lattice, [(x0, y0, z0 + drop, 9.0), (x1, y1, z1 + drop, 8.0)])
+    size = 1.0 if patient.floor is None else patient.floor.bulb
+    x1, y1, z1 = (a + size * (b - a) for a, b in zip((x0, y0, z0), (x1, y1, z1), strict=True))
+    add_tube(field, lattice, [(x0, y0, z0 + drop, 9.0 * size), (x1, y1, z1 + drop, 8.0 * size)])
     return field
 
 

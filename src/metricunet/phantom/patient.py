@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from metricunet.phantom import skeleton
 from metricunet.phantom.shapes import Ball, Point, Strand, Waves
 from metricunet.phantom.variety import (
     USUAL_JOINTS,
@@ -66,6 +67,7 @@ class Patient:
         prone: whether the patient lies on his belly: gas rises to the back, and the couch is in front.
         leg_turn_rad: how far the left and the right leg are turned outward in the hip.
         joints: the hips' joints.
+        hip_shift_mm: of hips and legs from their usual place, in the template.
     """
 
     scale: Point
@@ -107,6 +109,7 @@ class Patient:
     prone: bool = False
     leg_turn_rad: tuple[float, float] = (0.0, 0.0)
     joints: Joints = USUAL_JOINTS
+    hip_shift_mm: Point = (0.0, 0.0, 0.0)
 
     def place(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Move template points [n, 3] to where this man has them: scaled, turned, leaning and bent."""
@@ -147,15 +150,22 @@ class Patient:
             for z, chain, rs in zip(heights, placed, radii, strict=True)
         }
 
-    def turn_leg(self, balls: tuple[Ball, ...], hip: Point, left: bool) -> tuple[Ball, ...]:
-        """Turn a femur's balls, tables of the left side, about the upright axis through the hip's centre."""
-        angle = self.leg_turn_rad[0 if left else 1]
-        if angle == 0:
+    @property
+    def femoral_head(self) -> Point:
+        """Centre of the left femoral head in the template."""
+        (x, y, z), (dx, dy, dz) = skeleton.FEMORAL_HEAD, self.hip_shift_mm
+        return x + dx, y + dy, z + dz
+
+    def turn_leg(self, balls: tuple[Ball, ...], left: bool) -> tuple[Ball, ...]:
+        """Shift a femur's balls, tables of the left side, and turn them about the upright axis of the hip."""
+        angle, (dx, dy, dz) = self.leg_turn_rad[0 if left else 1], self.hip_shift_mm
+        if angle == 0 and self.hip_shift_mm == (0.0, 0.0, 0.0):
             return balls
         c, s = float(np.cos(angle)), float(np.sin(angle))
-        hx, hy, _ = hip
+        hx, hy, _ = skeleton.FEMORAL_HEAD
         return tuple(
-            (hx + c * (x - hx) - s * (y - hy), hy + s * (x - hx) + c * (y - hy), z, r) for x, y, z, r in balls
+            (hx + dx + c * (x - hx) - s * (y - hy), hy + dy + s * (x - hx) + c * (y - hy), z + dz, r)
+            for x, y, z, r in balls
         )
 
     @property

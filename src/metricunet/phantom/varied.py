@@ -58,10 +58,11 @@ def vary_patient(patient: Patient, variety: Variety, seed: int) -> Patient:
     """
     changes: dict[str, object] = {}
     if variety.floor:
-        changes["floor"] = _floor(generator(seed, "floor"))
+        bulb = uniform(generator(seed, "floor", 1), v.BULB_SIZE)
+        changes["floor"] = replace(_floor(generator(seed, "floor")), bulb=bulb)
     if variety.base:
         rng = generator(seed, "base")
-        changes["base"] = _base(rng)
+        changes["base"] = _with_upper_face(_base(rng), generator(seed, "base", 2))
         lobe, radius = rng.random(), uniform(rng, v.MEDIAN_LOBE_MM)
         changes["median_lobe_mm"] = radius if lobe < v.MEDIAN_LOBE_SHARE else 0.0
         rng = generator(seed, "base", 1)
@@ -96,9 +97,11 @@ def vary_patient(patient: Patient, variety: Variety, seed: int) -> Patient:
         height, above_mm = normal(rng, *v.PELVIS_HEIGHT), normal(rng, *v.APEX_ABOVE_SYMPHYSIS_MM)
         x, y, z = patient.scale
         changes["scale"] = (x, y, z * height)
+        back, up = (normal(rng, *shift) for shift in v.HIP_SHIFT_MM)
+        changes["hip_shift_mm"] = (0.0, back, up)
         floor = changes.get("floor")
         if isinstance(floor, Floor):
-            symphysis_mm = z * height * (skeleton.FEMORAL_HEAD[2] - v.SYMPHYSIS_LOW_Z_MM)
+            symphysis_mm = z * height * (skeleton.FEMORAL_HEAD[2] + up - v.SYMPHYSIS_LOW_Z_MM)
             symphysis_mm += skeleton.FEMORAL_HEAD_RADIUS_MM * patient.girth
             changes["floor"] = replace(floor, apex_mm=symphysis_mm - above_mm)
     return replace(patient, **changes)  # type: ignore[arg-type]
@@ -111,6 +114,8 @@ def _joints(rng: np.random.Generator) -> Joints:
         head=normal(rng, *v.HEAD_SIZE),
         rim=uniform(rng, v.RIM),
         spongy=uniform(rng, v.SPONGY),
+        cortex_mm=uniform(rng, v.HIP_CORTEX_MM),
+        neck_marrow=uniform(rng, v.NECK_MARROW),
     )
 
 
@@ -155,6 +160,10 @@ def _base(rng: np.random.Generator) -> Base:
         vesicle_length=(uniform(rng, v.VESICLE_LENGTH), uniform(rng, v.VESICLE_LENGTH)),
         vesicle_rise_mm=uniform(rng, (-5.0, 9.0)),
     )
+
+
+def _with_upper_face(base: Base, rng: np.random.Generator) -> Base:
+    return replace(base, slope=normal(rng, *v.BASE_SLOPE), back_power=uniform(rng, v.BACK_POWER))
 
 
 def _rectum(rng: np.random.Generator) -> dict[str, object]:
@@ -249,6 +258,8 @@ def vary_appearance(
     appearance = replace(appearance, veins=patient.lobes, joints=patient.joints)
     if variety.image:
         appearance = _vary_look(appearance, seed, half_mm)
+    if variety.rectum:
+        appearance = replace(appearance, tissues=_alike(generator(seed, "rectum", 2), appearance.tissues, patient))
     if patient.sources:
         where = gland(patient)
         sources = np.asarray(where.centre) + np.asarray(patient.sources) * where.half
@@ -280,6 +291,7 @@ def _vary_look(appearance: Appearance, seed: int, half_mm: float) -> Appearance:
         appearance,
         tissues=_rectal_medium(generator(seed, "image", 7), tissues),
         voltage_kv=voltage,
+        far_muscle_hu=uniform(generator(seed, "image", 8), v.FAR_MUSCLE_HU),
         urine_layer_hu=dense if with_medium and layered >= 0.4 else 0.0,
         urine_level_mm=float(level),
         hardening_hu=float(rng.uniform(0, 12)),
@@ -290,6 +302,15 @@ def _vary_look(appearance: Appearance, seed: int, half_mm: float) -> Appearance:
         ),
         seeds_mm=tuple((float(x), float(y), float(z)) for x, y, z in spots[v.MOST_STONES :][:markers]),
     )
+
+
+def _alike(rng: np.random.Generator, tissues: Tissues, patient: Patient) -> Tissues:
+    """Let a rectum without gas look as its wall does, in some; a balloon and contrast medium stay as they are."""
+    at, more = rng.random(), v.ALIKE_SD_HU * float(np.clip(rng.standard_normal(), -2, 2))
+    dense = tissues.stool > min(v.RECTAL_MEDIUM_HU)
+    if at > v.ALIKE_SHARE or dense or patient.rectum_filling == "gas" or patient.balloon is not None:
+        return tissues
+    return replace(tissues, stool=tissues.rectal_wall + more)
 
 
 def _rectal_medium(rng: np.random.Generator, tissues: Tissues) -> Tissues:
@@ -305,6 +326,8 @@ def _tissues(rng: np.random.Generator, tissues: Tissues, voltage: int) -> Tissue
     have, much, share = rng.random(), uniform(rng, v.ENHANCED_HU), rng.uniform(0.1, 0.4)
     medium = v.VOLTAGE_IODINE[voltage] * much if have < v.ENHANCED_SHARE else 0.0
     moved["fat"] += v.VOLTAGE_FAT_HU[voltage]
+    for name, less in v.LOWER_HU.items():
+        moved[name] -= less
     for name, takes in (("gland", share), ("muscle", 0.08), ("sheath", 0.6 * share), ("rectal_wall", share)):
         moved[name] += takes * medium
     # The voltage changes bone more than anything else; bones differ by themselves.

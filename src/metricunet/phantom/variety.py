@@ -15,7 +15,7 @@ APEX_BELOW_FEMURS_MM = (71.0, 7.0)
 APEX_RANGE_MM = (57.0, 85.0)
 FLOOR_BULK = (0.8, 1.25)
 FLOOR_SHIFT_MM = (4.0, 5.0)
-LEVATOR_MM, OBTURATOR_MM = (3.0, 8.0), (0.0, 7.0)
+LEVATOR_MM, OBTURATOR_MM, BULB_SIZE = (3.0, 8.0), (0.0, 7.0), (0.6, 1.1)
 # Base. Power of the superellipsoid's upper half, 2.25 being round; size of the bladder's neck.
 BASE_POWER = (2.3, 5.0)
 NECK_RADIUS_MM = (4.0, 9.0)
@@ -24,12 +24,16 @@ MEDIAN_LOBE_SHARE, MEDIAN_LOBE_MM = 0.25, (6.0, 14.0)
 WALL_MM = (1.8, 5.5)
 BLADDER_SEAT = (0.5, 0.85)
 CATHETER_SHARE, CATHETER_BALLOON_MM, CATHETER_AIR_MM = 0.06, (8.0, 14.0), (0.0, 14.0)
+# The gland's upper face rises to the back by 0.14 to 0.63 in four men, and its back is broad and full.
+BASE_SLOPE, BACK_POWER = (0.32, 0.17, 0.0, 0.7), (2.25, 3.75)
 VESICLE_THICKNESS, VESICLE_LENGTH = (0.6, 1.45), (0.6, 1.25)
 # Rectum. Outer radius where it is widest; what gas takes off the gland's depth. In one real scan with much gas the
 # gland's front-back extent is half of its width.
 RECTUM_RADIUS_MM = {"empty": (8.0, 12.0), "usual": (12.0, 24.0), "wide": (24.0, 36.0), "great": (36.0, 46.0)}
 RECTUM_SHARE = {"empty": 0.25, "usual": 0.40, "wide": 0.23, "great": 0.12}
 LEAST_DEPTH = 0.5
+# Rectums without gas whose content looks as their wall does, and how much it differs.
+ALIKE_SHARE, ALIKE_SD_HU = 0.5, 5.0
 # An endorectal balloon, three in five of them full of air, the rest of water; gel that parts gland and rectum.
 BALLOON_SHARE, BALLOON_RADIUS_MM, BALLOON_HALF_MM, BALLOON_AIR_SHARE = 0.04, (19.0, 28.0), (28.0, 38.0), 0.6
 SPACER_SHARE, SPACER_MM, SPACER_HU = 0.06, (7.0, 15.0), (0.0, 40.0)
@@ -69,6 +73,9 @@ VOLTAGE_FAT_HU = {80: -9.0, 100: -4.0, 120: 0.0, 140: 3.0}
 #: Contrast medium in the gut, by mouth, and in the rectum.
 BOWEL_MEDIUM_SHARE, BOWEL_MEDIUM_HU = 0.15, (150.0, 900.0)
 RECTAL_MEDIUM_SHARE, RECTAL_MEDIUM_HU = 0.05, (150.0, 700.0)
+#: Means that `real` has from one man, and others lower; muscle of buttocks and thighs, which holds fat between
+#: its fibres, against that of the pelvis.
+LOWER_HU, FAR_MUSCLE_HU = {"fat": 8.0, "rectal_wall": 6.0}, (-25.0, 0.0)
 #: Thin and obese: share, and the fat under the skin against the usual; the most at side, front and back.
 THIN_SHARE, THIN = 0.2, (0.25, 0.6)
 OBESE_SHARE, OBESE, MOST_FAT_MM = 0.2, (1.3, 2.0), (70.0, 105.0, 58.0)
@@ -86,10 +93,13 @@ WIDE_FIELD_MM = 500.0
 ARMS_BESIDE_SHARE = {"abdomen": 0.15, "chest": 0.25, "body": 0.5}
 
 # Joints. The joint's space, cartilage included; the socket's thickness; the rim of the femoral head and how dense
-# the spongy bone in it is, against `real`, whose rim is thick and bright. Heads of men are 44 to 54 mm wide.
+# the spongy bone in it is, against `real`, whose rim is thick and bright; the cortex of the hip bone; how much of
+# neck and trochanters is fatty marrow: in men they are a quarter to three quarters as dense as the head. Heads of
+# four men have radii of 24 to 28 mm.
 JOINT_SPACE_MM, SOCKET_MM = (1.5, 5.0), (4.0, 10.0)
-HEAD_SIZE = (1.0, 0.04, 0.9, 1.1)
-RIM, SPONGY = (0.25, 1.1), (0.2, 1.7)
+HEAD_SIZE = (1.06, 0.05, 0.93, 1.18)
+RIM, SPONGY = (0.1, 0.8), (0.2, 1.7)
+HIP_CORTEX_MM, NECK_MARROW = (1.5, 3.2), (0.2, 0.9)
 
 # Pelvis. Its height against `real`. There the ischium's lower end lies 112 mm below the top of the femurs, that of
 # the sacrum 54, and the hip bone is 246 mm high; in men on two label maps and one CT it is 94 and 96, 48 and 52,
@@ -97,6 +107,8 @@ RIM, SPONGY = (0.25, 1.1), (0.2, 1.7)
 PELVIS_HEIGHT = (0.88, 0.05, 0.76, 1.0)
 SYMPHYSIS_LOW_Z_MM = -23.0
 APEX_ABOVE_SYMPHYSIS_MM = (9.0, 5.0, -3.0, 21.0)
+# Hips against `real`, front-back and head-foot: there they lie too high, and too far behind the symphysis.
+HIP_SHIFT_MM = ((-2.0, 2.5, -8.0, 4.0), (-4.0, 2.5, -10.0, 2.0))
 
 # Absent. What scans without a prostate show; the rest are men's, ending before it. Which part of the body scans of
 # others show, and its lowest and highest height in the template.
@@ -167,7 +179,8 @@ class Floor:
         bulk: thickness against the template.
         shift_mm: of the floor against the bones, front-back and head-foot.
         levator_mm: thickness of the sheet that hugs the gland.
-        obturator_mm: how much nearer to the gland the muscles on the pelvic wall come than usual.
+        obturator_mm: how much nearer to the gland's lower half the muscles on the pelvic wall come than usual.
+        bulb: size of the penile bulb against the usual.
     """
 
     apex_mm: float
@@ -175,6 +188,7 @@ class Floor:
     shift_mm: tuple[float, float]
     levator_mm: float
     obturator_mm: float
+    bulb: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -187,6 +201,8 @@ class Joints:
         head: radius of the femoral heads against the template.
         rim: thickness of the bright rim of the femoral heads against `real`.
         spongy: how much denser the heads are inside than other spongy bone, against `real`.
+        cortex_mm: thickness of the hip bone's cortex.
+        neck_marrow: share of fatty marrow in neck and trochanters.
     """
 
     space_mm: float = 3.0
@@ -194,6 +210,8 @@ class Joints:
     head: float = 1.0
     rim: float = 1.0
     spongy: float = 1.0
+    cortex_mm: float = 1.5
+    neck_marrow: float = 0.0
 
 
 USUAL_JOINTS = Joints()
@@ -269,6 +287,8 @@ class Base:
         seat: height at which the bladder stands, as a share of the gland's half height.
         vesicle_thickness, vesicle_length: of the right and the left vesicle against the usual.
         vesicle_rise_mm: how much higher the vesicles' ends lie than usual.
+        slope: how much higher the gland's upper face lies for each millimetre further back.
+        back_power: of the superellipsoid at the gland's back; higher is broader and flatter.
     """
 
     power: float
@@ -281,6 +301,8 @@ class Base:
     vesicle_thickness: tuple[float, float]
     vesicle_length: tuple[float, float]
     vesicle_rise_mm: float
+    slope: float = 0.0
+    back_power: float = 2.25
 
 
 @dataclass(frozen=True)
