@@ -20,7 +20,7 @@ from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.phantom import STRUCTURES, Variety, displace_cohort, make_cohort, make_phantom, reader_path
 from metricunet.phantom.cohort import CohortPlan
-from metricunet.phantom.variety import GROUPS
+from metricunet.phantom.variety import GROUPS, VARIED_VERSION
 from tests.support.command import Command
 
 
@@ -364,7 +364,7 @@ def test_the_command_makes_both_cohorts(metricunet: Command, tmp_path: Path) -> 
 def test_test_cases_of_another_difficulty(tmp_path: Path) -> None:
     plain, other = CohortPlan(2, n_test=1), CohortPlan(2, n_test=1, test_difficulty="varied")
     assert [order.difficulty for order in other.orders()] == ["real", "real", "varied"]
-    assert other.recipe == plain.recipe | {"test_difficulty": "varied"}
+    assert other.recipe == plain.recipe | {"test_difficulty": "varied", "varied_version": VARIED_VERSION}
     assert CohortPlan(2, test_difficulty="real").recipe == CohortPlan(2).recipe
     make_cohort(tmp_path / "other", 1, n_test=1, test_difficulty="varied")
     with pytest.raises(InputError, match="made with test_difficulty 'varied', not None"):

@@ -35,13 +35,13 @@ from metricunet.phantom.make import (
     make_phantom,
 )
 from metricunet.phantom.scanner import Difficulty
-from metricunet.phantom.variety import Variety
+from metricunet.phantom.variety import VARIED_VERSION, Variety
 from metricunet.phantom.workers import end_with_parent
 from metricunet.progress import Progress, no_progress
 from metricunet.volume import Volume
 
 RECIPE_FILE, DATASET_FILE = "phantoms.json", "dataset.json"
-#: Raised whenever the same seed begins to give other bytes.
+#: Raised whenever the same seed begins to give other bytes; those of `varied` alone have a version of their own.
 RECIPE_VERSION = 2
 #: What the recipe says of `labelsTr` where it holds the true shapes.
 TRUTH = "truth"
@@ -115,6 +115,8 @@ class CohortPlan:
             more["test_difficulty"] = self.test_difficulty
         if self.gland_texture_hu:
             more["gland_texture_hu"] = self.gland_texture_hu
+        if "varied" in (self.difficulty, self.difficulty_of("Ts")):
+            more["varied_version"] = VARIED_VERSION
         return {
             "version": RECIPE_VERSION,
             "seed": self.seed,

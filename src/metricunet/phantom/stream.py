@@ -23,7 +23,7 @@ from metricunet.phantom.imaging import NOISE_GRAIN, NOISE_SLICE_MM
 from metricunet.phantom.make import Drawn, draw_phantom
 from metricunet.phantom.scanner import Difficulty, Scan
 from metricunet.phantom.shapes import Point
-from metricunet.phantom.variety import Variety
+from metricunet.phantom.variety import VARIED_VERSION, Variety
 from metricunet.stages.locate import coarse_grid
 from metricunet.volume import FloatArray, Volume, resample_labels, voxels_of
 
@@ -71,7 +71,8 @@ class StreamRecipe:
 
     def sha256(self, **more: Any) -> str:
         """Return a hash of the recipe and of what else decides which patients there are."""
-        content = {"version": (RECIPE_VERSION, STREAM_VERSION), **asdict(self), **more}
+        versions = (RECIPE_VERSION, STREAM_VERSION, *((VARIED_VERSION,) if self.difficulty == "varied" else ()))
+        content = {"version": versions, **asdict(self), **more}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
 
     def reaches_target(self, number: int) -> bool:

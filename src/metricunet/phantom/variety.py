@@ -10,6 +10,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+#: Raised whenever the same seed begins to give other varied phantoms.
+VARIED_VERSION = 2
+
 # Floor. Where 40 pelves of `real` have the apex below the top of the femurs; `pelvis` puts it higher.
 APEX_BELOW_FEMURS_MM = (71.0, 7.0)
 APEX_RANGE_MM = (57.0, 85.0)
