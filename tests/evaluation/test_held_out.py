@@ -244,6 +244,11 @@ def one_scan_twice(setting: Setting) -> None:
     setting.predict("again", input_sha256=fingerprint(ENOUGH[2]))
 
 
+def a_scan_from_memory(setting: Setting) -> None:
+    setting.predict_all(ENOUGH[1:])
+    setting.predict(ENOUGH[0], scan=None)
+
+
 def a_case_that_cannot_be_scored(setting: Setting) -> None:
     setting.predict_all([*ENOUGH, "odd"])
     write_nifti(setting.references / "odd.nii.gz", Volume(np.full(GRID.shape, 9, dtype=np.uint8), GRID))
@@ -265,6 +270,7 @@ def a_case_that_cannot_be_scored(setting: Setting) -> None:
         (no_verdict, "patient_02: has no verdict that `metricunet predict` wrote"),
         (lost_mask, r"patient_02.quality.json: its mask is not there"),
         (one_scan_twice, "its scan is that of"),
+        (a_scan_from_memory, r"patient_00.quality.json: its scan came from memory"),
         (a_case_that_cannot_be_scored, r"odd: could not be scored .*must be of all cases"),
     ],
 )
@@ -275,6 +281,15 @@ def test_what_proves_nothing_is_refused_and_nothing_is_written(
     with pytest.raises(InputError, match=words):
         setting.evaluate()
     assert not setting.output.exists()
+
+
+def test_a_scan_from_memory_counts_where_its_image_lies_beside_the_references(setting: Setting) -> None:
+    setting.predict_all(ENOUGH[1:])
+    setting.predict(ENOUGH[0], scan=None)
+    image = setting.references.parent / "imagesTs" / f"{ENOUGH[0]}_0000.nii.gz"
+    write_nifti(image, Volume(np.zeros(GRID.shape, dtype=np.int16), GRID))
+    setting.evaluate()
+    assert (setting.output / setting.model.name).is_file()
 
 
 def test_the_image_of_a_training_case_is_known_under_another_name(setting: Setting) -> None:

@@ -165,6 +165,11 @@ def _scan_of(pair: CasePair, model: Path, digest: str) -> str:
             f"{pair.quality}: of what the model segments only {', '.join(verdict['chosen'])} was written; predict "
             "the case again with all structures"
         )
+    if pair.image is None and verdict.get("scan", "") is None:  # its hash is of voxels, which no training states
+        raise InputError(
+            f"{pair.quality}: its scan came from memory, so nobody can tell whether a training has seen it; put "
+            "the scans into imagesTs beside the folder of the references, or predict the case from its file"
+        )
     stated = verdict[FILES]
     if pair.prediction is None:
         if verdict.get("structures"):
