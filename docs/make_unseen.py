@@ -1,11 +1,12 @@
 """Segment `varied` phantoms that no training has seen, and write what docs/real.md says of them.
 
     python docs/make_unseen.py [-m MODEL] [-n 200] [--seed 2026] [--without GROUP] [--processes 2]
-                               [-o docs/real/unseen.csv]
+                               [-o docs/real/unseen.csv] [--against OTHER.csv]
 
 Phantom k is case `phantom_tsK` of `metricunet phantom --test N --seed SEED --difficulty varied --absent 0.34`. One
 in three shows no prostate. A row is written as soon as a phantom is scored, and what the file holds already is not
-done again; the rows of another model, seed or set of groups belong into another file.
+done again; the rows of another model, seed or set of groups belong into another file. `--against` compares with the
+rows of another model on the same phantoms.
 """
 
 from __future__ import annotations
@@ -116,6 +117,21 @@ def summary(rows: list[dict[str, str]]) -> list[str]:
     return lines
 
 
+def difference(rows: list[dict[str, str]], others: list[dict[str, str]]) -> str:
+    """Return by how much the Dice of whole glands differs, with its 95 % interval; a missed gland has 0."""
+
+    def dice(of: list[dict[str, str]]) -> dict[str, float]:
+        return {row["case"]: float(row["prostate"] or 0) for row in of if row["gland"] == "whole"}
+
+    ours, theirs = dice(rows), dice(others)
+    if ours.keys() != theirs.keys():
+        raise SystemExit("the two files are not of the same phantoms")
+    gain = np.array([ours[case] - theirs[case] for case in ours])
+    means = gain[np.random.default_rng(0).integers(0, len(gain), (10_000, len(gain)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return f"whole glands, Dice less the other's: {gain.mean():+.3f} ({low:+.3f} to {high:+.3f}), n = {len(gain)}"
+
+
 def main() -> None:
     """Score, write and sum up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,6 +141,7 @@ def main() -> None:
     parser.add_argument("--without", action="append", choices=GROUPS, default=[], help="leave this group out")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "real" / "unseen.csv")
+    parser.add_argument("--against", type=Path, help="rows of another model on these phantoms")
     arguments = parser.parse_args()
     rows = []
     if arguments.output.is_file():
@@ -143,6 +160,9 @@ def main() -> None:
             handle.flush()
             print(", ".join(f"{key} {value}" for key, value in row.items() if key != "reasons"), flush=True)
     print("\n".join(summary(sorted(rows, key=lambda row: row["case"]))))
+    if arguments.against is not None:
+        with arguments.against.open(newline="", encoding="utf-8") as handle:
+            print(difference(rows, list(csv.DictReader(handle))))
 
 
 if __name__ == "__main__":

@@ -101,3 +101,17 @@ def test_what_was_found_in_vain_and_what_was_cut_is_counted_right() -> None:
         f"{number.pop('rectum')}."
     ) in PAGE
     assert number == {}
+
+
+def test_two_models_are_compared_on_whole_glands_and_a_missed_one_counts_as_nothing() -> None:
+    def row(case: str, gland: str, dice: str) -> dict[str, str]:
+        return {"case": case, "gland": gland, "prostate": dice}
+
+    ours = [row("a", "whole", "0.9"), row("b", "whole", "0.8"), row("c", "cut", "0.1"), row("d", "woman", "")]
+    theirs = [row("a", "whole", "0.7"), row("b", "whole", ""), row("c", "cut", "0.9"), row("d", "woman", "")]
+    script = docs_script("make_unseen")
+    assert script.difference(ours, theirs).startswith(
+        "whole glands, Dice less the other's: +0.500 (+0.200 to +0.800)"
+    )
+    with pytest.raises(SystemExit, match="not of the same phantoms"):
+        script.difference(ours[1:], theirs)
