@@ -5,8 +5,8 @@
 
 Phantom k is case `phantom_tsK` of `metricunet phantom --test N --seed SEED --difficulty varied --absent 0.34`. One
 in three shows no prostate. A row is written as soon as a phantom is scored, and what the file holds already is not
-done again; the rows of another model, seed or set of groups belong into another file. `--against` compares with the
-rows of another model on the same phantoms.
+done again; the rows of another model, seed or set of groups belong into another file. `--against` compares the
+model with that of other rows on the same phantoms.
 """
 
 from __future__ import annotations
