@@ -101,7 +101,9 @@ def vary_patient(patient: Patient, variety: Variety, seed: int) -> Patient:
         changes["hip_shift_mm"] = (0.0, back, up)
         floor = changes.get("floor")
         if isinstance(floor, Floor):
-            symphysis_mm = z * height * (skeleton.FEMORAL_HEAD[2] + up - v.SYMPHYSIS_LOW_Z_MM)
+            # Lower edge of the symphysis, and then the apex, below the top of the femoral heads.
+            lowest = min(skeleton.HIP_STRANDS["pubic body"])
+            symphysis_mm = z * height * (skeleton.FEMORAL_HEAD[2] + up - lowest)
             symphysis_mm += skeleton.FEMORAL_HEAD_RADIUS_MM * patient.girth
             changes["floor"] = replace(floor, apex_mm=symphysis_mm - above_mm)
     return replace(patient, **changes)  # type: ignore[arg-type]

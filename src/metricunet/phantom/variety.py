@@ -98,7 +98,7 @@ ARMS_BESIDE_SHARE = {"abdomen": 0.15, "chest": 0.25, "body": 0.5}
 # Joints. The joint's space, cartilage included; the socket's thickness; the rim of the femoral head and how dense
 # the spongy bone in it is, against `real`, whose rim is thick and bright; the cortex of the hip bone; how much of
 # neck and trochanters is fatty marrow: in men they are a quarter to three quarters as dense as the head. Heads of
-# four men have radii of 24 to 28 mm.
+# four men have radii of 23 to 27 mm, where those of `real` measure 22.
 JOINT_SPACE_MM, SOCKET_MM = (1.5, 5.0), (4.0, 10.0)
 HEAD_SIZE = (1.06, 0.05, 0.93, 1.18)
 RIM, SPONGY = (0.1, 0.8), (0.2, 1.7)
@@ -108,7 +108,6 @@ HIP_CORTEX_MM, NECK_MARROW = (1.5, 3.2), (0.2, 0.9)
 # the sacrum 54, and the hip bone is 246 mm high; in men on two label maps and one CT it is 94 and 96, 48 and 52,
 # and 224 mm. The apex lies 7 to 12 mm above the lower edge of the symphysis: 52 to 62 mm below the femurs.
 PELVIS_HEIGHT = (0.88, 0.05, 0.76, 1.0)
-SYMPHYSIS_LOW_Z_MM = -23.0
 APEX_ABOVE_SYMPHYSIS_MM = (9.0, 5.0, -3.0, 21.0)
 # Hips against `real`, front-back and head-foot: there they lie too high, and too far behind the symphysis.
 HIP_SHIFT_MM = ((-2.0, 2.5, -8.0, 4.0), (-4.0, 2.5, -10.0, 2.0))
