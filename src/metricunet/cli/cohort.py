@@ -86,7 +86,12 @@ def import_(
         raise InputError("--scans says where the scans of predictions lie; give it together with --reviewed")
     if not list_names and output is None:
         raise InputError("import needs -o COHORT, or --list-names to see the names of structures first")
-    of_import = {"--uids": uids != "hash", "--overwrite": overwrite, "--engine": engine is not None}
+    of_import = {
+        "-o": output is not None,
+        "--uids": uids != "hash",
+        "--overwrite": overwrite,
+        "--engine": engine is not None,
+    }
     if list_names and (given := [flag for flag, is_given in of_import.items() if is_given]):
         raise InputError(f"--list-names imports nothing, so {' and '.join(given)} would do nothing; leave it out")
     notes: tuple[str, ...] = ()

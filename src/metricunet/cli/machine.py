@@ -24,8 +24,12 @@ def bench(
         ),
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="Measure the networks and the training of this preset: default or small.")
-    ] = "default",
+        str | None,
+        typer.Option(
+            help="Measure the networks and the training of this preset: default (also without this option), or "
+            "small."
+        ),
+    ] = None,
     repeats: Annotated[
         int | None,
         typer.Option(

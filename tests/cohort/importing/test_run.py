@@ -351,7 +351,7 @@ def test_only_the_spellings_that_a_names_file_does_not_sort_are_listed(
     assert "none.yaml" in missing.err
 
 
-@pytest.mark.parametrize("words", ["--overwrite", "--engine ray", "--uids keep"])
+@pytest.mark.parametrize("words", ["-o cohort", "--overwrite", "--engine ray", "--uids keep"])
 def test_names_are_listed_without_what_an_import_takes(tree: Path, metricunet: Command, words: str) -> None:
     ended = metricunet("import", tree, "--list-names", *words.split())
     assert ended.status == 2

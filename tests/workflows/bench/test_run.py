@@ -83,6 +83,9 @@ def test_wrong_arguments_are_named_before_any_work(metricunet: Command, tmp_path
     idle = metricunet("bench", "metric", "--model", "my.safetensors")
     words = "error: -m my.safetensors is for the part predict, and metric reads no scan or model; leave it out"
     assert (idle.status, idle.err.strip()) == (2, words)
+    twice = metricunet("bench", "predict", "--model", "my.safetensors", "--preset", "small")
+    words = "--preset small is for networks made here, and -m my.safetensors brings its own; leave one of them out"
+    assert (twice.status, twice.err.strip()) == (2, f"error: {words}")
     missing = metricunet("bench", "predict", "--scan", tmp_path / "none.nii.gz")
     assert (missing.status, missing.err.strip()) == (2, f"error: {tmp_path}/none.nii.gz: no such file or folder")
     model = metricunet("bench", "predict", "--model", tmp_path / "none.safetensors")

@@ -26,7 +26,7 @@ def bench(
     *,
     scan: Path | None = None,
     model: Path | None = None,
-    preset: str = "default",
+    preset: str | None = None,
     repeats: int | None = None,
     device: str = "auto",
     bar: Bars = no_bars,
@@ -37,7 +37,7 @@ def bench(
         part: one of `PARTS`, or `all`.
         scan: DICOM folder or file to predict; None makes a phantom.
         model: model file to predict with; None makes an untrained one.
-        preset: preset of the networks and the training.
+        preset: preset of the networks and the training; None is `default`.
         repeats: number of repeats of each measurement; None leaves it to each part.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         bar: opens a progress bar by its name.
@@ -47,7 +47,8 @@ def bench(
 
     Raises:
         InputError: a part, preset or device that does not exist, no repeats, or a scan or model for a part that
-            predicts nothing: before anything is measured. A scan or model that cannot be read, a model that finds
+            predicts nothing, or a preset where a model's own networks are all that is measured: before anything is
+            measured. A scan or model that cannot be read, a model that finds
             nothing in the scan: when that part begins.
     """
     if part not in (*PARTS, ALL):
@@ -55,6 +56,12 @@ def bench(
     for named, given in ((argument("scan", scan), scan), (argument("model", model), model)):
         if given is not None and part not in ("predict", ALL):
             raise InputError(f"{named} is for the part predict, and {part} reads no scan or model; leave it out")
+    if preset is not None and model is not None and part == "predict":
+        raise InputError(
+            f"{argument('preset', preset)} is for networks made here, and {argument('model', model)} brings its "
+            "own; leave one of them out"
+        )
+    measured = preset or "default"
     if repeats is not None and repeats < 1:
         raise InputError(f"{argument('repeats')} must be 1 or more; got {repeats}")
     # Heavy imports wait until the arguments are known to be right.
@@ -62,13 +69,15 @@ def bench(
     from metricunet.training.config import PRESETS
     from metricunet.workflows.bench import metric, predict, train
 
-    if preset not in PRESETS:
-        raise InputError(f"{argument('preset')} must be one of {', '.join(PRESETS)}; got {preset!r}")
+    if measured not in PRESETS:
+        raise InputError(f"{argument('preset')} must be one of {', '.join(PRESETS)}; got {measured!r}")
     where = device_named(device)
     runs: dict[Part, Callable[[Progress], Result]] = {
-        "predict": lambda told: predict.bench_predict(scan, model, preset, where, repeats=repeats, progress=told),
-        "train": lambda told: train.bench_train(preset, where, repeats=repeats, progress=told),
-        "metric": lambda told: metric.bench_metric(preset, where, pairs=repeats, progress=told),
+        "predict": lambda told: predict.bench_predict(
+            scan, model, measured, where, repeats=repeats, progress=told
+        ),
+        "train": lambda told: train.bench_train(measured, where, repeats=repeats, progress=told),
+        "metric": lambda told: metric.bench_metric(measured, where, pairs=repeats, progress=told),
     }
 
     def results() -> Iterator[tuple[Part, Result]]:
