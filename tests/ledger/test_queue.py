@@ -9,7 +9,7 @@ import pytest
 
 from metricunet.errors import InputError
 from metricunet.ledger import Job, Ledger, Queue, StateChanged
-from metricunet.ledger.queue import ENDS, NEXT, STATES, Outgoing
+from metricunet.ledger.job import ENDS, NEXT, STATES, Outgoing
 
 START = datetime(2030, 1, 1, 12, tzinfo=UTC)
 

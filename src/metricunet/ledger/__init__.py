@@ -8,7 +8,8 @@ A `Ledger` is cheap to make and needs no closing: each transaction opens the fil
 share one; every process makes its own. Nothing here needs anything but the standard library and the measures.
 """
 
-from metricunet.ledger.queue import Delivery, Job, Queue, StateChanged
+from metricunet.ledger.job import Delivery, Job, StateChanged
+from metricunet.ledger.queue import Queue
 from metricunet.ledger.records import CaseFacts, DecisionFacts, Model, Scanner, record_case, record_decision
 from metricunet.ledger.store import Ledger
 

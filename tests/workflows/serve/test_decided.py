@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from metricunet.ledger import Delivery, Job
-from metricunet.ledger.queue import Outgoing
+from metricunet.ledger.job import Outgoing
 from metricunet.workflows.serve.decided import Decisions, is_decided
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.outbound import sop_uid_of

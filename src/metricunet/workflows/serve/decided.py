@@ -18,8 +18,9 @@ from metricunet.files.record import hash_if_readable
 from metricunet.files.reviews import Review, reviews_in, reviews_of
 from metricunet.inference.case_files import SUFFIXES
 from metricunet.ledger import Delivery, Job, Queue, StateChanged
-from metricunet.ledger.queue import ARRIVED, FOLLOWED, LIVE, Outgoing
-from metricunet.ledger.queue import State as JobState
+from metricunet.ledger.job import ARRIVED, LIVE, Outgoing
+from metricunet.ledger.job import State as JobState
+from metricunet.ledger.queue import FOLLOWED
 from metricunet.workflows.serve.config import Destination, NodeConfig
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.outbound import outgoing, sop_uid_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from metricunet.errors import told
 from metricunet.ledger import Delivery, Queue
-from metricunet.ledger.queue import DeliveryState
+from metricunet.ledger.job import DeliveryState
 from metricunet.workflows.serve.commitment import Commitments, facts_of, transaction_of
 from metricunet.workflows.serve.config import Destination, NodeConfig
 from metricunet.workflows.serve.journal import Journal

@@ -12,7 +12,7 @@ from pathlib import Path
 from metricunet.files.atomic import STAGING
 from metricunet.files.own import record_of_staging
 from metricunet.ledger import Queue
-from metricunet.ledger.queue import ENDS
+from metricunet.ledger.job import ENDS
 from metricunet.workflows.serve.config import NodeConfig
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.state import State

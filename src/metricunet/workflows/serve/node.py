@@ -10,7 +10,8 @@ from pathlib import Path
 
 from metricunet.errors import InputError, told
 from metricunet.ledger import Delivery, Job, Ledger, Queue
-from metricunet.ledger.queue import BAD, NOTICE, PROGRAM
+from metricunet.ledger.job import BAD
+from metricunet.ledger.queue import NOTICE, PROGRAM
 from metricunet.workflows.serve.arrivals import Arrivals
 from metricunet.workflows.serve.commitment import Commitments
 from metricunet.workflows.serve.config import NodeConfig

@@ -27,7 +27,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from metricunet.errors import InputError
 from metricunet.files.dicom.file import read_dataset
-from metricunet.ledger.queue import Outgoing
+from metricunet.ledger.job import Outgoing
 from metricunet.workflows.serve.config import Destination, Tls
 from metricunet.workflows.serve.state import State
 

@@ -19,8 +19,8 @@ from fastapi.responses import JSONResponse, Response
 
 from metricunet.errors import InputError, told
 from metricunet.ledger import Delivery, Job, StateChanged
-from metricunet.ledger.queue import SENT_AGAIN, TRIED_NOW
-from metricunet.ledger.queue import State as JobState
+from metricunet.ledger.job import SENT_AGAIN, TRIED_NOW
+from metricunet.ledger.job import State as JobState
 from metricunet.workflows.review.decide import Verdict
 from metricunet.workflows.review.desk import Desk
 from metricunet.workflows.review.recording import Recorder

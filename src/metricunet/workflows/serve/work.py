@@ -31,7 +31,7 @@ from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.inference.runtimes import open_predictor
 from metricunet.inference.structure_set import ContourOptions
 from metricunet.ledger import CaseFacts, Job, Ledger, Model, Queue, Scanner, record_case
-from metricunet.ledger.queue import State as JobState
+from metricunet.ledger.job import State as JobState
 from metricunet.quality.verdict import QualityReport, judge
 from metricunet.workflows.serve.arrivals import ABOUT
 from metricunet.workflows.serve.config import NodeConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from metricunet.errors import InputError, told
 from metricunet.ledger import StateChanged
-from metricunet.ledger.queue import BAD
+from metricunet.ledger.job import BAD
 from metricunet.workflows.serve.config import read_node
 from metricunet.workflows.serve.journal import Journal, Level
 from metricunet.workflows.serve.patience import insist
