@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataset import Dataset
 
+import metricunet as mu
 from metricunet.cohort.names import TG263_NAMES
 from metricunet.errors import InputError
 from metricunet.files.dicom.series import CtSeries, find_series
@@ -440,6 +442,27 @@ def test_strong_doubt_of_a_synthetic_model_withholds_structure_sets_until_one_in
     # Who does not insist any more gets none.
     status, _, _, names = run()
     assert (status, names) == (1, [".nii.gz", ".quality.json"])
+
+
+@pytest.mark.parametrize(
+    ("stated", "is_flagged"), [("F", True), (" f", True), ("M", False), ("", False), (None, False)]
+)
+def test_a_prostate_in_a_woman_is_strongly_doubted(
+    scan: Volume, model: Path, tmp_path: Path, stated: str | None, is_flagged: bool
+) -> None:
+    def headed(k: int, dataset: Dataset) -> None:
+        if stated is None:
+            dataset.pop("PatientSex", None)
+        else:
+            dataset.PatientSex = stated
+
+    write_series(tmp_path / "ct", scan.array, spacing_mm=scan.spacing_mm, edit=headed)
+    predict([tmp_path / "ct"], [model], tmp_path / "out", device="cpu")
+    (path,) = (tmp_path / "out").glob("*.quality.json")
+    called = mu.load_model(model, device="cpu").predict(tmp_path / "ct").quality.to_json()
+    for quality in (json.loads(path.read_text()), called):
+        assert ("patient_sex" in [flag["code"] for flag in quality["flags"]]) is is_flagged
+        assert (quality["doubt"] == "strong") is is_flagged
 
 
 @pytest.mark.parametrize("trained_on", ["synthetic", "drawn shapes"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,11 +66,17 @@ def changed(**changes: object) -> Findings:
     return replace(SOUND, **changes)  # type: ignore[arg-type]
 
 
+#: A model of another target, in a woman.
+UTERUS: dict[str, Any] = {"target": "uterus", "structures": {"uterus": GLAND}, "patient_sex": "F"}
 #: Code: findings that raise it, words of the sentence, and findings that do not.
 CASES: dict[str, tuple[list[tuple[Findings, str]], list[Findings]]] = {
     "absent": ([(changed(status="absent", structures={}, hu=None), "prostate not found: one candi")], [SOUND]),
     "empty": ([(changed(structures={}, hu=None), "segments no voxel")], [SOUND]),
     "synthetic_model": ([(changed(held_back="the model saw phantoms"), "saw phantoms")], [SOUND]),
+    "patient_sex": (
+        [(changed(patient_sex="F"), "says that the patient is female (PatientSex is F)")],
+        [changed(patient_sex="M"), changed(patient_sex="O"), replace(SOUND, **UTERUS)],
+    ),
     "localisation": ([(changed(status="uncertain", confidence=0.4), "uncertain (confidence 0.40)")], [SOUND]),
     "stage_distance": (
         [(changed(stage_distance_mm=10.1), "10.1 mm apart")],
@@ -227,6 +234,7 @@ def test_several_flags_come_in_the_tables_order() -> None:
         (changed(stage_distance_mm=11.0), "strong"),
         (changed(stage_overlap=0.4, notes=("a repair",)), "strong"),
         (gland(scan_faces=("feet",)), "strong"),
+        (changed(patient_sex="F"), "strong"),
         (changed(structures={}, hu=None), "strong"),
         (changed(status="absent", structures={}, hu=None), "some"),
     ],

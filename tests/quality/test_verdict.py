@@ -82,6 +82,7 @@ class Case:
     scan: Callable[[], Volume]
     model: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    patient_sex: str = ""
 
 
 def drawn(*shapes: tuple[Shape, float], **more: Any) -> Callable[[], Volume]:
@@ -96,6 +97,7 @@ RAISING: dict[str, list[Case]] = {
     "absent": [Case(drawn(BLADDER))],
     "empty": [Case(drawn(GLAND), {"bands": ((500.0, 600.0), *BANDS[1:]), "locate_bands": BANDS})],
     "synthetic_model": [Case(drawn(GLAND), {"trained_on": "synthetic"})],
+    "patient_sex": [Case(drawn(GLAND), patient_sex="F")],
     "localisation": [Case(drawn((ball((-40, 0, 0), 18), GLAND_HU), (ball((40, 0, 0), 18.5), GLAND_HU)))],
     "stage_distance": [Case(drawn(GLAND, UPPER), LOWER_ALONE)],
     "stage_overlap": [
@@ -142,7 +144,7 @@ def judged(folder: Path, case: Case) -> QualityReport:
     )
     predictor = Predictor([model], "cpu", "fp32")
     scan = case.scan()
-    return judge("case", scan, predictor.predict(scan), case.notes)
+    return judge("case", scan, predictor.predict(scan), case.notes, case.patient_sex)
 
 
 def test_a_scan_like_the_training_cases_passes(tmp_path: Path) -> None:

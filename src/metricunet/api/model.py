@@ -82,7 +82,7 @@ class Model:
         loaded = load_scan(scan)
         began = time.perf_counter()
         prediction = self.predictor.predict(loaded.volume)
-        quality = judge(loaded.name, loaded.volume, prediction, loaded.notes)
+        quality = judge(loaded.name, loaded.volume, prediction, loaded.notes, loaded.patient_sex)
         return Result(loaded, self, prediction, quality, time.perf_counter() - began)
 
 

@@ -87,6 +87,11 @@ class Scan:
         return () if self.source is None else self.source.notes
 
     @property
+    def patient_sex(self) -> str:
+        """The patient's sex as the header of a DICOM series states it, `M`, `F` or `O`; empty where none does."""
+        return "" if self.source is None else self.source.patient_sex
+
+    @property
     def is_dicom(self) -> bool:
         """Whether it is a DICOM series, to which a structure set can refer."""
         return self.source is not None and self.source.series is not None

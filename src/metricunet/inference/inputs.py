@@ -51,6 +51,11 @@ class ScanInput:
         return () if self.series is None else self.series.notes
 
     @property
+    def patient_sex(self) -> str:
+        """The patient's sex as the header of a series states it; empty where nothing states it."""
+        return "" if self.series is None else self.series.patient_sex
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Every file that it consists of.
 

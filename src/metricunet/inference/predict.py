@@ -305,7 +305,7 @@ class _Work:
     def compute(self, entry: ScanInput, scan: _Scan) -> _Segmented:
         began = time.perf_counter()
         prediction = self.predictor.predict(scan.volume)
-        quality = judge(entry.case, scan.volume, prediction, entry.notes)
+        quality = judge(entry.case, scan.volume, prediction, entry.notes, entry.patient_sex)
         if self.files.chosen:
             prediction, quality = prediction.only(self.files.chosen), quality.only(self.files.chosen)
         # The scan itself is let go of, so that no more than two are held at a time.

@@ -38,6 +38,9 @@ NOTABLE_HOLES_ML = 0.1
 NOTABLE_METAL_ML = 0.5
 #: Share of the target's voxels that no tissue has.
 NOTABLE_ODD_SHARE = 0.05
+#: Organs of men alone, by TG-263 names without suffixes, and how DICOM says that a patient is none.
+MENS_ORGANS = ("Prostate", "SeminalVes", "PenileBulb")
+FEMALE = "F"
 
 EXTENTS = ("extent_head_foot_mm", "extent_front_back_mm", "extent_left_right_mm")
 
@@ -100,6 +103,15 @@ def _empty(findings: Findings) -> Iterator[str]:
 def _synthetic(findings: Findings) -> Iterator[str]:
     if findings.held_back:
         yield findings.held_back
+
+
+def _patient_sex(findings: Findings) -> Iterator[str]:
+    is_mens = _standard(findings.target, findings) in MENS_ORGANS
+    if is_mens and findings.patient_sex == FEMALE:
+        yield (
+            f"the scan's header says that the patient is female (PatientSex is {FEMALE}), so there may be no "
+            f"{findings.target}, and the model segments one all the same"
+        )
 
 
 def _localisation(findings: Findings) -> Iterator[str]:
@@ -307,14 +319,18 @@ ORDERS = (
 
 def _order(findings: Findings) -> Iterator[str]:
     by_standard = {
-        standard_name(name, findings.standard_names).split("^")[0]: (name, found.centre_mm)
-        for name, found in findings.structures.items()
+        _standard(name, findings): (name, found.centre_mm) for name, found in findings.structures.items()
     }
     for order in ORDERS:
         if order.organ in by_standard and order.other in by_standard:
             (organ, here), (other, there) = by_standard[order.organ], by_standard[order.other]
             if order.sign * (here[order.axis] - there[order.axis]) <= 0:
                 yield f"{organ} does not lie {order.words} {other}; is the scan's orientation right?"
+
+
+def _standard(structure: str, findings: Findings) -> str:
+    """Return the TG-263 name of a structure without its suffix."""
+    return standard_name(structure, findings.standard_names).split("^")[0]
 
 
 def _beyond(value: float, seen: Range) -> bool:
@@ -334,6 +350,7 @@ CHECKS: tuple[QualityCheck, ...] = (
     QualityCheck("absent", "fail", _absent),
     QualityCheck("empty", "fail", _empty, doubt="strong"),
     QualityCheck("synthetic_model", "review", _synthetic, doubt="none"),
+    QualityCheck("patient_sex", "review", _patient_sex, doubt="strong"),
     QualityCheck("localisation", "review", _localisation),
     QualityCheck("stage_distance", "review", _stage_distance, doubt="strong"),
     QualityCheck("stage_overlap", "review", _stage_overlap, doubt="strong"),

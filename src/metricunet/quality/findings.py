@@ -125,6 +125,7 @@ class Findings:
         hu: None where there is no target.
         repeated_slices: of the target's slices and their neighbours, those that are copies of another or blank.
         notes: what reading the scan has to say of it, a sentence each.
+        patient_sex: as the scan's header states it; empty where it says nothing.
         boundary_mm: expected error of the target's boundary; None where no model was calibrated for it.
         boundary_seen_mm: smallest and largest of the validation cases.
         organs: the structures of the organs' network, which are wanted whole.
@@ -146,18 +147,22 @@ class Findings:
     hu: HuFindings | None = None
     repeated_slices: int = 0
     notes: tuple[str, ...] = ()
+    patient_sex: str = ""
     boundary_mm: float | None = None
     boundary_seen_mm: Range | None = None
     organs: tuple[str, ...] = ()
 
 
-def findings_of(scan: Volume, prediction: Prediction, notes: tuple[str, ...] = ()) -> Findings:
+def findings_of(
+    scan: Volume, prediction: Prediction, notes: tuple[str, ...] = (), patient_sex: str = ""
+) -> Findings:
     """Measure a prediction and its scan.
 
     Args:
         scan: HU, as it was predicted.
         prediction: what the predictor made of it.
         notes: what reading the scan has to say of it, a sentence each.
+        patient_sex: as the scan's header states it; empty where it says nothing.
     """
     card, localisation = prediction.card, prediction.localisation
     image = scan.canonical()
@@ -173,6 +178,7 @@ def findings_of(scan: Volume, prediction: Prediction, notes: tuple[str, ...] = (
         "spacing_mm": image.spacing_mm,
         "looks": max(1, len(prediction.crops)),
         "notes": notes,
+        "patient_sex": patient_sex,
         "organs": card.organs_structures,
     }
     if prediction.region is None:

@@ -88,7 +88,9 @@ class QualityReport:
         }
 
 
-def judge(case: str, scan: Volume, prediction: Prediction, notes: tuple[str, ...] = ()) -> QualityReport:
+def judge(
+    case: str, scan: Volume, prediction: Prediction, notes: tuple[str, ...] = (), patient_sex: str = ""
+) -> QualityReport:
     """Judge a prediction.
 
     Args:
@@ -96,8 +98,9 @@ def judge(case: str, scan: Volume, prediction: Prediction, notes: tuple[str, ...
         scan: HU, as it was predicted.
         prediction: what the predictor made of the scan.
         notes: what reading the scan has to say of it, a sentence each.
+        patient_sex: as the scan's header states it; empty where it says nothing.
     """
-    findings = findings_of(scan, prediction, notes)
+    findings = findings_of(scan, prediction, notes, patient_sex)
     verdict, flags = flags_of(findings)
     distance, overlap = findings.stage_distance_mm, findings.stage_overlap
     agreement = {

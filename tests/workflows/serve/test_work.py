@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
 from metricunet.files.nifti import read_labels
 from metricunet.inference.predict import predict
@@ -38,7 +39,11 @@ def test_an_exported_model_makes_what_predict_makes_of_it(tmp_path: Path) -> Non
         exported = export(model, tmp_path / "exported", to="onnx").folder
     scan = drawn_scan((ball((4, 0, 0), (16, 12, 14)), GLAND_HU), shape=(30, 60, 66), spacing_mm=(3.0, 2.0, 2.0))
     x, y, z = (float(v) for v in scan.geometry.origin_mm)
-    write_series(tmp_path / "ct", scan.array, spacing_mm=scan.spacing_mm, origin_mm=(x, y, z))
+
+    def woman(k: int, dataset: Dataset) -> None:
+        dataset.PatientSex = "F"
+
+    write_series(tmp_path / "ct", scan.array, spacing_mm=scan.spacing_mm, origin_mm=(x, y, z), edit=woman)
     file = write_node(
         tmp_path,
         state=str(tmp_path / "state"),
@@ -63,6 +68,7 @@ def test_an_exported_model_makes_what_predict_makes_of_it(tmp_path: Path) -> Non
     )
     for name in ("model_sha256", "verdict", "structures", "flags"):
         assert said[name] == other[name], name
+    assert "patient_sex" in [flag["code"] for flag in said["flags"]]
 
 
 def test_a_case_that_is_segmented_again_with_one_model(tmp_path: Path) -> None:

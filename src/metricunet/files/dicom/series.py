@@ -93,6 +93,11 @@ class CtSeries:
         return {"manufacturer": made, "model": model, "kernel": self.slices[0].kernel}
 
     @property
+    def patient_sex(self) -> str:
+        """The patient's sex as the header states it, in capitals: `M`, `F` or `O`; empty where it says nothing."""
+        return text_as_stored(self.header, "PatientSex").strip().upper()
+
+    @property
     def frames(self) -> tuple[int | None, ...]:
         """For each slice its frame in a multi-frame file, from 1; None for a file of its own."""
         return tuple(s.frame for s in self.slices)

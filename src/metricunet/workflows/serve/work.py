@@ -137,7 +137,7 @@ class Workshop:
         except InputError as error:
             raise Refused(str(error)) from error
         prediction = self.predictor.predict(volume)
-        quality = judge(case, volume, prediction, source.notes)
+        quality = judge(case, volume, prediction, source.notes, source.patient_sex)
         if self.chosen:
             prediction, quality = prediction.only(self.chosen), quality.only(self.chosen)
         input_sha256 = sha256(source.files)
