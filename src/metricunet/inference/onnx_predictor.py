@@ -144,7 +144,7 @@ def _onnxruntime(gpu: int | None) -> Opener:
         import onnxruntime as ort
     except ImportError as error:
         raise InputError(
-            "onnxruntime, which computes an exported model, is not installed; run `pip install metricunet[onnx]`"
+            "onnxruntime, which computes an exported model, is not installed; run `pip install onnxruntime`"
         ) from error
     wanted: list[Any] = ["CPUExecutionProvider"]
     if gpu is not None:

@@ -65,6 +65,14 @@ def test_the_first_rule_that_fits_takes_a_series(tmp_path: Path, model: Path) ->
     assert "modality" in taken(modality="MR")
 
 
+def test_one_name_may_stand_without_brackets(tmp_path: Path, model: Path) -> None:
+    other = {**PACS, "name": "archive"}
+    rules = [{"name": "pelvis", "destinations": "pacs"}]
+    config = read_node(write(tmp_path, rules=rules, structures="prostate", destinations=[PACS, other]))
+    assert config.structures == ("prostate",)
+    assert [one.name for one in config.destinations_of(config.rules[0])] == ["pacs"]
+
+
 def test_a_bracket_in_a_pattern_is_a_bracket(tmp_path: Path, model: Path) -> None:
     config = read_node(write(tmp_path, rules=[{"name": "pelvis", "description": "Pelvis [KM] *"}]))
     other = {"modality": "CT", "protocol": "", "sender": "CT1"}

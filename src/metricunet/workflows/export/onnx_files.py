@@ -122,7 +122,8 @@ def _check_installed() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"export to ONNX needs {error.name}, which is not installed; run `pip install metricunet[onnx]`"
+            f"export to ONNX needs {error.name}, which is not installed; run `pip install onnx onnxruntime "
+            "onnxscript`"
         ) from error
 
 

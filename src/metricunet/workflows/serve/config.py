@@ -77,6 +77,10 @@ def _one_or_more(value: object) -> object:
     return value if isinstance(value, list | tuple) else [value]
 
 
+def _name_or_names(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
 def _web_address(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
@@ -173,7 +177,7 @@ class Rule(_Section):
     description: Pattern = ("*",)
     protocol: Pattern = ("*",)
     sender: Pattern = ("*",)
-    destinations: tuple[str, ...] | None = None
+    destinations: Annotated[tuple[str, ...] | None, BeforeValidator(_name_or_names)] = None
 
     def misfit(self, found: Mapping[str, str]) -> str:
         """Return which field of a series keeps the rule from taking it; empty where it takes it.
@@ -356,7 +360,9 @@ class NodeConfig(_Section):
     runtime: Runtime | None = None
     provider: Provider | None = None
     allow_synthetic: bool = False
-    structures: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    structures: Annotated[
+        Annotated[tuple[str, ...], Field(min_length=1)] | None, BeforeValidator(_name_or_names)
+    ] = None
     devices: Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1)] = ("cpu",)
     destinations: tuple[Destination, ...] = ()
     limits: Limits = Limits()
