@@ -92,9 +92,9 @@ def test_a_model_brings_its_networks_and_grids(preset: str, settings: tuple[str,
     check_settings(tuned, {"prostate": 1, "bladder": 2})
     assert locate_spec(tuned.locate, 3) == card.locate
     assert segment_spec(tuned.segment, 3) == card.segment
-    updates, before = (c.segment.epochs * c.segment.updates_per_epoch for c in (tuned, trained))
-    assert updates < before
-    assert tuned.segment.learning_rate < trained.segment.learning_rate
+    for stage, was in ((tuned.segment, trained.segment), (tuned.organs, trained.organs)):
+        assert stage.epochs * stage.updates_per_epoch < was.epochs * was.updates_per_epoch
+        assert stage.learning_rate < was.learning_rate
 
 
 def test_what_is_said_is_over_what_a_model_brings(tmp_path: Path) -> None:

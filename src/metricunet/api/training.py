@@ -55,7 +55,7 @@ def train(
         phantoms: Synthetic scans of this difficulty are made beside the training, in place of a cohort.
         workers: This many processes make these scans; the model does not depend on it.
         preset: The settings begin with `default`, or with `small` for a CPU. Where none is named they begin with
-            `default` or, with `init`, with the networks of the model and a short training of stages 1 and 2.
+            `default` or, with `init`, with the networks of the model and a short training.
         config: The settings of this YAML file replace the preset's.
         settings: Single settings replace both: `{"segment.epochs": 20}`, or `["segment.epochs=20"]` as on the
             command line.

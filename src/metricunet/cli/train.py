@@ -42,7 +42,7 @@ def train(
         str | None,
         typer.Option(
             help="Begin with the settings named default, or with small ones, which suit a CPU. If not given, it "
-            "is default, or with --init the model's networks and a short training of stages 1 and 2.",
+            "is default, or with --init the model's networks and a short training.",
             show_default=False,
         ),
     ] = None,

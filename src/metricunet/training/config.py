@@ -364,6 +364,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 FINE_TUNING: dict[str, Any] = {
     "locate": {"epochs": 4, "updates_per_epoch": 50, "learning_rate": 1e-3},
     "segment": {"batch_size": 8, "epochs": 10, "updates_per_epoch": 50, "learning_rate": 5e-4},
+    "organs": {"batch_size": 8, "epochs": 10, "updates_per_epoch": 50, "learning_rate": 5e-4},
     "metric": {"warm_up_updates": 100},
 }
 

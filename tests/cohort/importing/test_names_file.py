@@ -94,7 +94,7 @@ def test_the_skeleton_is_a_names_file_in_which_nothing_is_lost(tmp_path: Path) -
     names = read_names(written(tmp_path, text))
     listed = [s for own in names.structures.values() for s in own] + list(names.undecided)
     assert sorted(listed) == sorted(spelled)
-    assert names.structures == {"prostate": ("Prostate", "PROSTATE"), "femur_left": ("Femoral Head Lt",)}
+    assert names.structures == {"prostate": ("Prostate", "PROSTATE"), "femoral_head_left": ("Femoral Head Lt",)}
     assert '"PROSTATE"  # 3 cases, 1 with nothing drawn' in text
     assert '"*"  # 3 cases; 1 structure set without a scan' in text
 

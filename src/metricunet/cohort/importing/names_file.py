@@ -37,8 +37,10 @@ GUESSES = {
     "bladder": ("bladder", "urinarybladder"),
     "rectum": ("rectum",),
     "seminal_vesicles": ("seminalvesicles", "seminalves"),
-    "femur_left": ("femurl", "femurleft", "femoralheadlt", "femoralheadl", "femoralheadleft", "femurheadl"),
-    "femur_right": ("femurr", "femurright", "femoralheadrt", "femoralheadr", "femoralheadright", "femurheadr"),
+    "femoral_head_left": ("femoralheadlt", "femoralheadl", "femoralheadleft", "femurheadl"),
+    "femoral_head_right": ("femoralheadrt", "femoralheadr", "femoralheadright", "femurheadr"),
+    "femur_left": ("femurl", "femurleft"),
+    "femur_right": ("femurr", "femurright"),
     "penile_bulb": ("penilebulb",),
 }
 
