@@ -36,7 +36,7 @@ from metricunet.workflows.review.desk import Desk
 from metricunet.workflows.review.opened import OpenedCase, open_case
 from metricunet.workflows.review.scans import Scans
 from tests.support.cohorts import edit_json
-from tests.workflows.review.conftest import Browser, Enter, Predicted, predict_anew
+from tests.workflows.review.conftest import Browser, Enter, Predicted, predict_anew, scan_anew
 
 #: A mask on the grid of no scan.
 SMALL = Volume(np.ones((9, 9, 9), dtype=np.uint8), Geometry.from_parts((9, 9, 9), (3, 2, 2)))
@@ -420,10 +420,43 @@ def test_a_reviewed_mask_that_somebody_changed_is_not_shown_as_reviewed(
     client = enter(predicted.folder)
     send(client, "flipped")
     shutil.copy(predicted.folder / f"{predicted.odd}.nii.gz", predicted.folder / "flipped.reviewed.nii.gz")
-    assert client.get("/api/cases/flipped").json()["shown"] == 0
+    info = client.get("/api/cases/flipped").json()
+    assert info["shown"] == 0
+    assert any(reason.startswith("review 1 is not shown: ") for reason in info["reasons"])
     answer = client.get("/api/cases/flipped", params={"review": 1})
     assert answer.status_code == 400
     assert "were changed" in answer.json()["error"]
+
+
+def fewer_slices(volume: Volume) -> Volume:
+    slices, *others = volume.geometry.shape
+    return volume.crop((2, 0, 0), (slices - 4, *others))
+
+
+def rolled(volume: Volume) -> Volume:
+    return volume.with_array(np.roll(volume.array, 3, axis=1))
+
+
+@pytest.mark.parametrize("change", [fewer_slices, rolled])
+def test_a_review_of_another_scan_of_the_name_says_nothing_of_this_one(
+    predicted: Predicted, enter: Enter, change: Callable[[Volume], Volume]
+) -> None:
+    assert send(enter(predicted.folder, predicted.scans), "flipped").json()["number"] == 1
+    scan_anew(predicted, "flipped", change)
+    client = enter(predicted.folder, predicted.scans)
+    info = client.get("/api/cases/flipped").json()
+    assert info["shown"] == 0
+    assert any("review 1 is of another scan" in reason for reason in info["reasons"])
+    assert [review["has_mask"] for review in info["reviews"]] == [False]
+    answer = client.get("/api/cases/flipped", params={"review": 1})
+    assert answer.status_code == 400
+    assert "is a review of another scan" in answer.json()["error"]
+    assert send(client, "flipped").json()["number"] == 2
+    automatic, reviewed = (
+        read_labels(predicted.folder / f"flipped{end}.nii.gz").array for end in ("", ".reviewed-2")
+    )
+    assert np.array_equal(automatic, reviewed)
+    assert client.get("/api/cases/flipped").json()["shown"] == 2
 
 
 def test_reviewed_masks_are_neither_scans_nor_predictions(predicted: Predicted, enter: Enter) -> None:

@@ -86,17 +86,26 @@ class Desk:
 
         Args:
             name: of the case.
-            review: number of the review whose mask is shown, 0 for the prediction; None: the last one with a mask.
+            review: number of the review whose mask is shown, 0 for the prediction; None: the last one whose mask
+                can be shown. Of those after it, what is shown says why they cannot.
 
         Raises:
             InputError: no such case or review, or files that cannot be read.
         """
         opened = self.opened(name)
         reviews = reviews_of(self.folder, name)
-        if review is None:
-            review = next((r.number for r in reversed(reviews) if r.mask is not None and r.is_whole()), 0)
-        near = opened.near(np.maximum(opened.predicted, self._classes(opened, review)))
         notes = [
+            f"review {entry.number} is of another scan that had this name, and says nothing of this one"
+            for entry in reviews
+            if opened.case.is_another_scan_than(entry)
+        ]
+        if review is None:
+            review, classes, unshown = _shown_first(opened, reviews)
+            notes += unshown
+        else:
+            classes = self._classes(opened, review)
+        near = opened.near(np.maximum(opened.predicted, classes))
+        notes += [
             f"review {review} also has {', '.join(lacking)}: not in this prediction, so neither shown nor saved"
             for entry in reviews
             if entry.number == review and (lacking := [k for k in entry.labels if k not in opened.labels])
@@ -123,7 +132,10 @@ class Desk:
             "slices": opened.ranked_slices(),
             "is_dicom": opened.source.series is not None,
             "shown": review,
-            "reviews": [_in_words(entry) for entry in reviews],
+            "reviews": [
+                _in_words(entry) | ({"has_mask": False} if opened.case.is_another_scan_than(entry) else {})
+                for entry in reviews
+            ],
         }
 
     def scan(
@@ -264,6 +276,19 @@ def _in_list(case: PredictedCase, reviews: Sequence[Review]) -> dict[str, Any]:
         "expected_error_mm": case.expected_error_mm,
         "decision": reviews[-1].decision if reviews else "",
     }
+
+
+def _shown_first(opened: OpenedCase, reviews: Sequence[Review]) -> tuple[int, Classes, list[str]]:
+    """Return the last review whose mask can be shown, 0 for the prediction; its mask; why no later one is."""
+    notes: list[str] = []
+    for entry in reversed(reviews):
+        if entry.mask is None or opened.case.is_another_scan_than(entry):
+            continue
+        try:
+            return entry.number, opened.classes(entry), notes
+        except InputError as error:  # a review that cannot be shown does not keep the case from being looked at
+            notes.append(f"review {entry.number} is not shown: {error}")
+    return 0, opened.predicted, notes
 
 
 def _filled(classes: Classes, field: Field, mask: bytes, structures: int) -> Classes:

@@ -224,9 +224,9 @@ def _patient(source: ScanInput) -> tuple[str, ...]:
 
 
 def is_of(review: Review, opened: OpenedCase) -> bool:
-    """Tell whether a review was made of the very mask that is predicted now."""
+    """Tell whether a review was made of the very scan and mask that are there now."""
     reviewed = (read_sealed(review.path) or {}).get("prediction", {}).get("mask_sha256")
-    return bool(reviewed == opened.mask_sha256)
+    return not opened.case.is_another_scan_than(review) and bool(reviewed == opened.mask_sha256)
 
 
 def _check_of_this_prediction(review: Review, opened: OpenedCase) -> None:
