@@ -694,6 +694,25 @@ def test_a_review_of_an_earlier_prediction_is_said_to_be_one(predicted: Predicte
     assert not any("another mask" in reason for reason in client.get("/api/cases/flipped").json()["reasons"])
 
 
+def test_a_case_that_was_predicted_anew_counts_as_undecided(predicted: Predicted, enter: Enter) -> None:
+    client = enter(predicted.folder)
+
+    def listed() -> dict[str, tuple[str, str]]:
+        cases = client.get("/api/cases").json()["cases"]
+        return {case["name"]: (case["decision"], case["earlier"]) for case in cases}
+
+    send(client, "flipped")
+    send(client, predicted.empty, rejected=True, reason="there is no gland")
+    assert listed()["flipped"] == ("accepted", "")
+    predict_anew(predicted.folder, "flipped", {"bladder": 1, "prostate": 7})
+    found = listed()
+    assert found["flipped"] == ("", "accepted")
+    assert found[predicted.empty] == ("rejected", "")
+    assert found[predicted.odd] == ("", "")
+    send(client, "flipped")
+    assert listed()["flipped"] == ("accepted", "")
+
+
 def test_a_name_of_bytes_that_are_no_text_costs_its_case_alone(predicted: Predicted, enter: Enter) -> None:
     odd = os.fsdecode(b"M\xfcller")
     for suffix in (".nii.gz", ".quality.json"):

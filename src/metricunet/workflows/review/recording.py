@@ -225,8 +225,19 @@ def _patient(source: ScanInput) -> tuple[str, ...]:
 
 def is_of(review: Review, opened: OpenedCase) -> bool:
     """Tell whether a review was made of the very scan and mask that are there now."""
+    return is_of_mask(review, opened.case, opened.mask_sha256)
+
+
+def is_of_mask(review: Review, case: PredictedCase, mask_sha256: str | None) -> bool:
+    """Tell whether a review was made of a case's scan and of a mask.
+
+    Args:
+        review: the review.
+        case: as its verdict is now.
+        mask_sha256: of the file of the mask; None where there is none.
+    """
     reviewed = (read_sealed(review.path) or {}).get("prediction", {}).get("mask_sha256")
-    return not opened.case.is_another_scan_than(review) and bool(reviewed == opened.mask_sha256)
+    return not case.is_another_scan_than(review) and bool(reviewed == mask_sha256)
 
 
 def _check_of_this_prediction(review: Review, opened: OpenedCase) -> None:

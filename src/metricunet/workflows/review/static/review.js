@@ -105,6 +105,7 @@ async function loadList() {
     }
     const more = entry.expected_error_mm === null ? [] : [`error ${entry.expected_error_mm.toFixed(1)} mm`];
     if (entry.decision) more.push(`✓ ${entry.decision}`);
+    if (entry.earlier) more.push(`${entry.earlier} before it was predicted anew`);
     button.append(said, element("small", { textContent: more.join(" · ") }));
     button.addEventListener("click", () => changeCase(entry.name));
     const item = document.createElement("li");
