@@ -184,6 +184,26 @@ def test_the_structure_set_is_the_reviewed_mask_and_says_who_made_it_how(
     assert dataset.ApprovalStatus == "UNAPPROVED"
 
 
+def test_a_structure_set_that_cannot_be_made_costs_no_correction(
+    predicted: Predicted, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise ValueError("an odd header")
+
+    monkeypatch.setattr("metricunet.workflows.review.decide.write_rtstruct", failing)
+    client = enter(predicted.folder)
+    mask = shown(client, predicted.dicom)
+    mask[12, 20:24, 10:15] = 1
+    answer = send(client, predicted.dicom, mask)
+    assert answer.status_code == 200
+    assert answer.json()["problem"] == "an unexpected ValueError stopped it: an odd header"
+    (review,) = reviews_of(predicted.folder, predicted.dicom)
+    assert review.is_whole()
+    assert (review.decision, review.structure_set) == ("corrected", None)
+    record = json.loads(review.path.read_text())
+    assert record["structure_set_missing"] == answer.json()["problem"]
+
+
 def test_a_rejected_case_needs_a_reason_and_has_no_mask(predicted: Predicted, enter: Enter) -> None:
     client = enter(predicted.folder)
     answer = send(client, "flipped", rejected=True, reason=" ")
