@@ -509,11 +509,10 @@ async function decide(rejected, beside = false) {
         state.viewer.refreshSolid();
       }
       $("decided").textContent = inWords(review);
-      const problem = review.problem ? ` There is no structure set: ${review.problem}` : "";
-      say(`Saved as ${review.file}.${problem}${notRecorded(review)}`);
+      say(`Saved as ${review.file}.${whatLacks(review)}`);
       startClock();
-    } else if (review.not_recorded) {
-      say(`Saved as ${review.file}.${notRecorded(review)}`);
+    } else if (whatLacks(review)) {
+      say(`Saved as ${review.file}.${whatLacks(review)}`);
     }
     loadList().catch(() => {}); // it is saved, whatever becomes of the list and however long that takes
   } catch (error) {
@@ -571,9 +570,10 @@ function options(select, entries, chosen) {
   select.replaceChildren(...entries.map(([value, text]) => new Option(text, value, false, value === chosen)));
 }
 
-// The decision itself is saved, whatever became of the ledger.
-function notRecorded(review) {
-  return review.not_recorded ? ` It is not in the ledger: ${review.not_recorded}` : "";
+// The decision itself is saved, whatever became of the structure set and of the ledger.
+function whatLacks(review) {
+  const problem = review.problem ? ` There is no structure set: ${review.problem}` : "";
+  return `${problem}${review.not_recorded ? ` It is not in the ledger: ${review.not_recorded}` : ""}`;
 }
 
 function say(text, bad = false) {
