@@ -584,6 +584,22 @@ def test_a_page_outlives_its_server(chromium: Any, predicted: Predicted) -> None
     assert [review.reviewer for review in reviews_of(predicted.folder, predicted.flipped)] == ["Ann B.", "Ann B."]
 
 
+def test_a_reason_belongs_to_one_decision_alone(desk: Desk, predicted: Predicted) -> None:
+    expect = sync_api.expect
+    page = desk.show(predicted.flipped)
+    page.locator("#reason").fill("wrong organ")
+    page.locator("#reject").click()
+    expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed.json")
+    page.locator("#reject").click()
+    expect(page.locator("#message")).to_have_text("Write what is wrong with the case.")
+    page.reload()
+    wait(page, predicted.flipped)
+    assert "wrong organ" in page.locator("#decided").inner_text()
+    page.locator("#accept").click()
+    expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed-2.nii.gz")
+    assert [review.reason for review in reviews_of(predicted.folder, predicted.flipped)] == ["wrong organ", ""]
+
+
 def test_why_there_is_no_structure_set_is_said_although_the_next_case_is_open(
     desk: Desk, predicted: Predicted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,7 +255,6 @@ function describe() {
   $("reasons").replaceChildren(...info.reasons.map((reason) => element("li", { textContent: reason })));
   const last = info.reviews.at(-1);
   $("decided").textContent = last ? inWords(last) : "Not decided yet.";
-  $("reason").value = last?.reason ?? "";
   options($("structure"), info.structures.map((s) => [s.number, inText(s.name)]));
   $("structures").replaceChildren(...info.structures.map(structureRow));
   markStructure();
@@ -509,6 +508,8 @@ async function decide(rejected, beside = false) {
         state.viewer.refreshSolid();
       }
       $("decided").textContent = inWords(review);
+      // The next decision has a reason of its own.
+      if ($("reason").value.trim() === fields.reason) $("reason").value = "";
       say(`Saved as ${review.file}.${whatLacks(review)}`);
       startClock();
     } else if (whatLacks(review)) {
