@@ -196,13 +196,17 @@ def add_folder(
 
 
 def model_names(folder: Path) -> dict[str, str]:
-    """Return the names of the model files of a folder's last run, by the hash that its cases state."""
+    """Return the names of the model files of a folder's last run, by the hash that its cases state.
+
+    Of a name whose bytes are no text, it has their numbers: a database takes text alone.
+    """
     record = read_sealed(folder / RECORD_NAME) or {}
     arguments, digest = record.get("arguments"), record.get("model_sha256")
     models = arguments.get("models") if isinstance(arguments, dict) else None
     if not isinstance(digest, str) or not isinstance(models, list):
         return {}
-    return {digest: " + ".join(Path(str(path)).name for path in models)}
+    name = " + ".join(Path(str(path)).name for path in models)
+    return {digest: name.encode(errors="backslashreplace").decode()}
 
 
 def _edits(opened: OpenedCase, classes: Classes) -> dict[str, Edit]:
