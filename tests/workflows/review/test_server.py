@@ -426,6 +426,20 @@ def test_thirty_cases_are_listed_and_a_folder_is_moved_with_its_scans(
     assert "the scan of case many28 is not there any more" in answer.json()["error"]
 
 
+def test_a_folder_that_was_moved_with_its_scans_is_not_misled_by_what_lies_at_the_old_place(
+    predicted: Predicted, enter: Enter, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    (old / "ct").mkdir(parents=True)  # it was emptied
+    shutil.copy(predicted.scans / "empty.nii.gz", old / "flipped.nii.gz")
+    for case, name in ((predicted.flipped, "flipped.nii.gz"), (predicted.dicom, "ct")):
+        scan = {"path": str(old / name), "relative": f"../scans/{name}"}
+        edit_json(predicted.folder / f"{case}.quality.json", scan=scan)
+    client = enter(predicted.folder)
+    for case in (predicted.flipped, predicted.dicom):
+        assert client.get(f"/api/cases/{case}").status_code == 200
+
+
 def test_files_of_others_are_stepped_over(predicted: Predicted, enter: Enter) -> None:
     (predicted.folder / "flipped.reviewed.nii.gz").write_bytes(b"by hand")
     (predicted.folder / "flipped.reviewed-2.json").write_text("{}")
