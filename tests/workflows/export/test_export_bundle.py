@@ -70,6 +70,7 @@ def test_what_predict_refuses_is_named_and_costs_no_other_its_mask(
     scans, out = tmp_path / "scans [1]", tmp_path / "out"
     scan = read_nifti(tiny_cohort / "imagesTs" / "case_06_0000.nii.gz")
     write_nifti(scans / "good.nii.gz", scan)
+    write_nifti(scans / "good.nii", scan)  # its label map would have the same name
     write_nifti(scans / "a_scaled.nii.gz", scan.with_array((scan.array / 1000).astype(np.float32)))
     (scans / "b_cut.nii.gz").write_bytes((scans / "good.nii.gz").read_bytes()[:-3000])
     nowhere = nib.load(scans / "good.nii.gz")
@@ -88,10 +89,11 @@ def test_what_predict_refuses_is_named_and_costs_no_other_its_mask(
                 output_dir=str(out),
             )
     said = "".join(traceback.format_exception(refused.value))  # MONAI has words of its own around ours
-    assert "segmented: 1; not segmented: 3: " in said
+    assert "segmented: 1; not segmented: 4: " in said
     assert "a_scaled.nii.gz: the scan: the lowest value is -" in said
     assert "b_cut.nii.gz: cannot be loaded: " in said
     assert "c_nowhere.nii.gz: the scan: states no orientation" in said
+    assert "good.nii.gz: its label map would have the name of that of good.nii; rename" in said
     assert [path.name for path in out.iterdir()] == ["good_seg.nii.gz"]
     assert read_labels(out / "good_seg.nii.gz").array.any()
 

@@ -20,7 +20,7 @@ import pytest
 import uvicorn
 
 from metricunet.files.model import Calibration
-from metricunet.files.nifti import read_labels, write_nifti
+from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.files.own import FILES, SEAL, write_sealed
 from metricunet.files.record import sha256
 from metricunet.inference.predict import predict
@@ -106,6 +106,18 @@ def predict_anew(folder: Path, case: str, labels: dict[str, int]) -> None:
     content = {name: value for name, value in stated.items() if name not in (FILES, SEAL)}
     files = {**stated[FILES], mask.name: sha256([mask])}
     write_sealed(quality, {**content, "labels": labels}, files)
+
+
+def scan_anew(predicted: Predicted, case: str, change: Callable[[Volume], Volume]) -> None:
+    """Put another scan in the place of a case's, and what is predicted of it in that of the prediction."""
+    scan, mask = (folder / f"{case}.nii.gz" for folder in (predicted.scans, predicted.folder))
+    write_nifti(scan, change(read_nifti(scan)))
+    write_nifti(mask, change(read_labels(mask)))
+    quality = predicted.folder / f"{case}.quality.json"
+    stated = json.loads(quality.read_text())
+    content = {name: value for name, value in stated.items() if name not in (FILES, SEAL)}
+    files = {**stated[FILES], mask.name: sha256([mask])}
+    write_sealed(quality, {**content, "input_sha256": sha256([scan])}, files)
 
 
 def guarded(folder: Path, scans: Path | None = None) -> Guard:

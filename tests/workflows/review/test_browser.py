@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from metricunet.errors import InputError
 from metricunet.files.reviews import reviews_of
 from tests.support.chromium import CHROMIUM, PATIENCE_MS, chromium, picture, sync_api
 from tests.workflows.review.conftest import ODD, Predicted, predict_anew, served, served_here
@@ -580,6 +582,43 @@ def test_a_page_outlives_its_server(chromium: Any, predicted: Predicted) -> None
         expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed-2.nii.gz")
         opened.context.close()
     assert [review.reviewer for review in reviews_of(predicted.folder, predicted.flipped)] == ["Ann B.", "Ann B."]
+
+
+def test_a_reason_belongs_to_one_decision_alone(desk: Desk, predicted: Predicted) -> None:
+    expect = sync_api.expect
+    page = desk.show(predicted.flipped)
+    page.locator("#reason").fill("wrong organ")
+    page.locator("#reject").click()
+    expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed.json")
+    page.locator("#reject").click()
+    expect(page.locator("#message")).to_have_text("Write what is wrong with the case.")
+    page.reload()
+    wait(page, predicted.flipped)
+    assert "wrong organ" in page.locator("#decided").inner_text()
+    page.locator("#accept").click()
+    expect(page.locator("#message")).to_contain_text("Saved as flipped.reviewed-2.nii.gz")
+    assert [review.reason for review in reviews_of(predicted.folder, predicted.flipped)] == ["wrong organ", ""]
+
+
+def test_why_there_is_no_structure_set_is_said_although_the_next_case_is_open(
+    desk: Desk, predicted: Predicted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ending = threading.Event(), threading.Event()
+
+    def failing(*_: object, **__: object) -> None:
+        begun.set()
+        ending.wait()
+        raise InputError("the slices are tilted")
+
+    monkeypatch.setattr("metricunet.workflows.review.decide.write_rtstruct", failing)
+    page = desk.show(predicted.dicom)
+    try:
+        page.locator("#accept").click()
+        assert begun.wait(PATIENCE_MS / 1000)
+        desk.show(predicted.flipped)
+    finally:
+        ending.set()
+    sync_api.expect(page.locator("#message")).to_contain_text("There is no structure set: the slices are tilted")
 
 
 def test_a_rejected_case_shows_what_was_saved_last(desk: Desk, predicted: Predicted) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -15,7 +16,7 @@ import pytest
 
 from metricunet.evaluation.measures import measure
 from metricunet.files.nifti import read_labels
-from metricunet.files.own import write_sealed
+from metricunet.files.own import FILES, SEAL, read_sealed, write_sealed
 from metricunet.files.reviews import reviews_of
 from metricunet.ledger import Ledger, Scanner, record_case
 from metricunet.ledger.table import read_rows
@@ -270,6 +271,20 @@ def test_a_folder_of_an_earlier_version_is_recorded_as_far_as_it_says(
     row = read_rows(Ledger(tmp_path / "ledger.sqlite"))[0]
     assert (row["model"], row["doubt"], row["decision"]) == ("", "", "accepted")
     assert row["scanner"] is not None  # from the header of the scan itself
+
+
+def test_a_model_whose_name_is_no_text_keeps_no_case_out_of_the_ledger(
+    predicted: Predicted, tmp_path: Path
+) -> None:
+    record = predicted.folder / "run.json"
+    content = read_sealed(record)
+    assert content is not None
+    plain = {name: value for name, value in content.items() if name not in (FILES, SEAL)}
+    models = [os.fsdecode(b"/models/M\xfcller.safetensors")]
+    write_sealed(record, {**plain, "arguments": {**content["arguments"], "models": models}}, content[FILES])
+    path = tmp_path / "ledger.sqlite"
+    assert add_folder(path, predicted.folder, scans=predicted.scans).cases == 4
+    assert {row["model"] for row in read_rows(Ledger(path))} == {"M\\udcfcller.safetensors"}
 
 
 def test_the_page_in_a_browser(predicted: Predicted, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from metricunet.workflows.review.desk import Desk
 from metricunet.workflows.review.opened import OpenedCase, open_case
 from metricunet.workflows.review.scans import Scans
 from tests.support.cohorts import edit_json
-from tests.workflows.review.conftest import Browser, Enter, Predicted, predict_anew
+from tests.workflows.review.conftest import Browser, Enter, Predicted, predict_anew, scan_anew
 
 #: A mask on the grid of no scan.
 SMALL = Volume(np.ones((9, 9, 9), dtype=np.uint8), Geometry.from_parts((9, 9, 9), (3, 2, 2)))
@@ -182,6 +182,26 @@ def test_the_structure_set_is_the_reviewed_mask_and_says_who_made_it_how(
     assert "corrected by a reviewer" in dataset.StructureSetDescription
     assert "Reader" not in str(dataset)  # who it was stands in the record alone
     assert dataset.ApprovalStatus == "UNAPPROVED"
+
+
+def test_a_structure_set_that_cannot_be_made_costs_no_correction(
+    predicted: Predicted, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise ValueError("an odd header")
+
+    monkeypatch.setattr("metricunet.workflows.review.decide.write_rtstruct", failing)
+    client = enter(predicted.folder)
+    mask = shown(client, predicted.dicom)
+    mask[12, 20:24, 10:15] = 1
+    answer = send(client, predicted.dicom, mask)
+    assert answer.status_code == 200
+    assert answer.json()["problem"] == "an unexpected ValueError stopped it: an odd header"
+    (review,) = reviews_of(predicted.folder, predicted.dicom)
+    assert review.is_whole()
+    assert (review.decision, review.structure_set) == ("corrected", None)
+    record = json.loads(review.path.read_text())
+    assert record["structure_set_missing"] == answer.json()["problem"]
 
 
 def test_a_rejected_case_needs_a_reason_and_has_no_mask(predicted: Predicted, enter: Enter) -> None:
@@ -406,6 +426,20 @@ def test_thirty_cases_are_listed_and_a_folder_is_moved_with_its_scans(
     assert "the scan of case many28 is not there any more" in answer.json()["error"]
 
 
+def test_a_folder_that_was_moved_with_its_scans_is_not_misled_by_what_lies_at_the_old_place(
+    predicted: Predicted, enter: Enter, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    (old / "ct").mkdir(parents=True)  # it was emptied
+    shutil.copy(predicted.scans / "empty.nii.gz", old / "flipped.nii.gz")
+    for case, name in ((predicted.flipped, "flipped.nii.gz"), (predicted.dicom, "ct")):
+        scan = {"path": str(old / name), "relative": f"../scans/{name}"}
+        edit_json(predicted.folder / f"{case}.quality.json", scan=scan)
+    client = enter(predicted.folder)
+    for case in (predicted.flipped, predicted.dicom):
+        assert client.get(f"/api/cases/{case}").status_code == 200
+
+
 def test_files_of_others_are_stepped_over(predicted: Predicted, enter: Enter) -> None:
     (predicted.folder / "flipped.reviewed.nii.gz").write_bytes(b"by hand")
     (predicted.folder / "flipped.reviewed-2.json").write_text("{}")
@@ -420,10 +454,43 @@ def test_a_reviewed_mask_that_somebody_changed_is_not_shown_as_reviewed(
     client = enter(predicted.folder)
     send(client, "flipped")
     shutil.copy(predicted.folder / f"{predicted.odd}.nii.gz", predicted.folder / "flipped.reviewed.nii.gz")
-    assert client.get("/api/cases/flipped").json()["shown"] == 0
+    info = client.get("/api/cases/flipped").json()
+    assert info["shown"] == 0
+    assert any(reason.startswith("review 1 is not shown: ") for reason in info["reasons"])
     answer = client.get("/api/cases/flipped", params={"review": 1})
     assert answer.status_code == 400
     assert "were changed" in answer.json()["error"]
+
+
+def fewer_slices(volume: Volume) -> Volume:
+    slices, *others = volume.geometry.shape
+    return volume.crop((2, 0, 0), (slices - 4, *others))
+
+
+def rolled(volume: Volume) -> Volume:
+    return volume.with_array(np.roll(volume.array, 3, axis=1))
+
+
+@pytest.mark.parametrize("change", [fewer_slices, rolled])
+def test_a_review_of_another_scan_of_the_name_says_nothing_of_this_one(
+    predicted: Predicted, enter: Enter, change: Callable[[Volume], Volume]
+) -> None:
+    assert send(enter(predicted.folder, predicted.scans), "flipped").json()["number"] == 1
+    scan_anew(predicted, "flipped", change)
+    client = enter(predicted.folder, predicted.scans)
+    info = client.get("/api/cases/flipped").json()
+    assert info["shown"] == 0
+    assert any("review 1 is of another scan" in reason for reason in info["reasons"])
+    assert [review["has_mask"] for review in info["reviews"]] == [False]
+    answer = client.get("/api/cases/flipped", params={"review": 1})
+    assert answer.status_code == 400
+    assert "is a review of another scan" in answer.json()["error"]
+    assert send(client, "flipped").json()["number"] == 2
+    automatic, reviewed = (
+        read_labels(predicted.folder / f"flipped{end}.nii.gz").array for end in ("", ".reviewed-2")
+    )
+    assert np.array_equal(automatic, reviewed)
+    assert client.get("/api/cases/flipped").json()["shown"] == 2
 
 
 def test_reviewed_masks_are_neither_scans_nor_predictions(predicted: Predicted, enter: Enter) -> None:
@@ -659,6 +726,25 @@ def test_a_review_of_an_earlier_prediction_is_said_to_be_one(predicted: Predicte
     assert not any(said in reason for reason in of_prediction)
     send(client, "flipped")
     assert not any("another mask" in reason for reason in client.get("/api/cases/flipped").json()["reasons"])
+
+
+def test_a_case_that_was_predicted_anew_counts_as_undecided(predicted: Predicted, enter: Enter) -> None:
+    client = enter(predicted.folder)
+
+    def listed() -> dict[str, tuple[str, str]]:
+        cases = client.get("/api/cases").json()["cases"]
+        return {case["name"]: (case["decision"], case["earlier"]) for case in cases}
+
+    send(client, "flipped")
+    send(client, predicted.empty, rejected=True, reason="there is no gland")
+    assert listed()["flipped"] == ("accepted", "")
+    predict_anew(predicted.folder, "flipped", {"bladder": 1, "prostate": 7})
+    found = listed()
+    assert found["flipped"] == ("", "accepted")
+    assert found[predicted.empty] == ("rejected", "")
+    assert found[predicted.odd] == ("", "")
+    send(client, "flipped")
+    assert listed()["flipped"] == ("accepted", "")
 
 
 def test_a_name_of_bytes_that_are_no_text_costs_its_case_alone(predicted: Predicted, enter: Enter) -> None:

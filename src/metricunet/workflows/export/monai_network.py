@@ -125,6 +125,7 @@ class BundleEvaluator:
 
         done = 0
         failed: list[str] = []
+        named: dict[str, str] = {}
         self.network.eval()
         device = next(self.network.parameters()).device
         for batch in _loaded(self.dataloader, failed):
@@ -132,6 +133,7 @@ class BundleEvaluator:
             try:
                 for name in names:
                     _check_stated(name)
+                    _check_own_name(name, named)
                 images = batch["image"].to(device)
                 found = self.inferer(images, self.network)
                 for image, labels in zip(decollate_batch(images), torch.as_tensor(found), strict=True):
@@ -173,6 +175,17 @@ def _files_in_order(loader: Any) -> list[str]:
 def _name(image: Any) -> str:
     """Return the file of an image, as MONAI has noted it."""
     return str(image.meta.get("filename_or_obj", "a scan"))
+
+
+def _check_own_name(name: str, named: dict[str, str]) -> None:
+    """Refuse a scan whose label map would replace another one's: MONAI names it by what is before .nii or .nii.gz.
+
+    Raises:
+        InputError: it names the other scan.
+    """
+    other = named.setdefault(Path(name).name.removesuffix(".gz").removesuffix(".nii"), name)
+    if other != name:
+        raise InputError(f"its label map would have the name of that of {Path(other).name}; rename one of the two")
 
 
 def _check_stated(name: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from metricunet.cohort.names import standard_name
-from metricunet.errors import InputError
+from metricunet.errors import InputError, told
 from metricunet.files.claim import AlreadyClaimed, claimed
 from metricunet.files.nifti import is_nifti, write_nifti
 from metricunet.files.own import OwnFiles
@@ -225,18 +225,18 @@ def _stage_structure_set(
     by_hand = decision == "corrected"
     words = f"Made by metricunet {version('metricunet')}, {decision} by a reviewer on {moment:%Y-%m-%d}."
     words += " Research use only." + (" Model trained on synthetic scans only." if case.synthetic else "")
-    structures = [
-        Structure(
-            name=f"{standard_name(structure, case.tg263)}{MARK}",
-            mask=Volume(classes == k, opened.grid).reordered_like(series.geometry),
-            colour=COLOURS[(k - 1) % len(COLOURS)],
-            generation="SEMIAUTOMATIC" if by_hand else "AUTOMATIC",
-        )
-        for k, structure in enumerate(opened.labels, start=1)
-        if (classes == k).any()
-    ]
     staged = own.stage(name)
     try:
+        structures = [
+            Structure(
+                name=f"{standard_name(structure, case.tg263)}{MARK}",
+                mask=Volume(classes == k, opened.grid).reordered_like(series.geometry),
+                colour=COLOURS[(k - 1) % len(COLOURS)],
+                generation="SEMIAUTOMATIC" if by_hand else "AUTOMATIC",
+            )
+            for k, structure in enumerate(opened.labels, start=1)
+            if (classes == k).any()
+        ]
         write_rtstruct(
             staged,
             series,
@@ -246,8 +246,8 @@ def _stage_structure_set(
             description=words,
             outline="voxel",
         )
-    except InputError as error:  # the mask is worth keeping without it
-        return str(error).replace(str(staged), str(own.folder / name))
+    except Exception as error:  # whatever it is, the mask is worth keeping without it
+        return told(error).replace(str(staged), str(own.folder / name))
     return ""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from metricunet.errors import InputError
+from metricunet.files.record import hash_if_readable
 from metricunet.files.reviews import QUALITY_SUFFIX, Review, reviews_in, reviews_of
 from metricunet.inference.page.shown import Field
 from metricunet.inference.structure_set import COLOURS
@@ -19,7 +20,7 @@ from metricunet.ledger import Ledger
 from metricunet.workflows.review.decide import PredictedAnew, Verdict, decide
 from metricunet.workflows.review.folder import PredictedCase, UnreadableCase, read_case, read_cases
 from metricunet.workflows.review.opened import Classes, OpenedCase, open_case
-from metricunet.workflows.review.recording import Recorder, is_of
+from metricunet.workflows.review.recording import Recorder, is_of, is_of_mask
 from metricunet.workflows.review.scans import Scans
 
 #: Scans that are kept in memory.
@@ -58,9 +59,13 @@ class Desk:
         read_cases(folder, empty=empty)
         self._lock = threading.Lock()
         self._opened: OrderedDict[tuple[str, Any], OpenedCase] = OrderedDict()
+        self._digests: dict[str, tuple[Any, str | None]] = {}
 
     def cases(self) -> dict[str, Any]:
-        """Return all cases in the order in which to look at them, with what was decided."""
+        """Return all cases in the order in which to look at them, with what was decided on the mask that is there.
+
+        What was decided on a mask that is there no more, is `earlier`.
+        """
         cases, unreadable = read_cases(self.folder, empty=self.empty)
         reviews = reviews_in(self.folder)
         unreadable += [UnreadableCase(case.name, NO_TEXT) for case in cases if not _is_text(case.name)]
@@ -69,7 +74,7 @@ class Desk:
             "reviewer": self.reviewer,
             "knows_reviewer": False,
             "has_ledger": self.recorder is not None,
-            "cases": [_in_list(case, reviews.get(case.name, ())) for case in cases if _is_text(case.name)],
+            "cases": [self._in_list(case, reviews.get(case.name, ())) for case in cases if _is_text(case.name)],
             "unreadable": [{"name": case.name, "reason": case.reason} for case in unreadable],
         }
 
@@ -86,17 +91,26 @@ class Desk:
 
         Args:
             name: of the case.
-            review: number of the review whose mask is shown, 0 for the prediction; None: the last one with a mask.
+            review: number of the review whose mask is shown, 0 for the prediction; None: the last one whose mask
+                can be shown. Of those after it, what is shown says why they cannot.
 
         Raises:
             InputError: no such case or review, or files that cannot be read.
         """
         opened = self.opened(name)
         reviews = reviews_of(self.folder, name)
-        if review is None:
-            review = next((r.number for r in reversed(reviews) if r.mask is not None and r.is_whole()), 0)
-        near = opened.near(np.maximum(opened.predicted, self._classes(opened, review)))
         notes = [
+            f"review {entry.number} is of another scan that had this name, and says nothing of this one"
+            for entry in reviews
+            if opened.case.is_another_scan_than(entry)
+        ]
+        if review is None:
+            review, classes, unshown = _shown_first(opened, reviews)
+            notes += unshown
+        else:
+            classes = self._classes(opened, review)
+        near = opened.near(np.maximum(opened.predicted, classes))
+        notes += [
             f"review {review} also has {', '.join(lacking)}: not in this prediction, so neither shown nor saved"
             for entry in reviews
             if entry.number == review and (lacking := [k for k in entry.labels if k not in opened.labels])
@@ -123,7 +137,10 @@ class Desk:
             "slices": opened.ranked_slices(),
             "is_dicom": opened.source.series is not None,
             "shown": review,
-            "reviews": [_in_words(entry) for entry in reviews],
+            "reviews": [
+                _in_words(entry) | ({"has_mask": False} if opened.case.is_another_scan_than(entry) else {})
+                for entry in reviews
+            ],
         }
 
     def scan(
@@ -237,6 +254,28 @@ class Desk:
         if not any(path.name == f"{name}{QUALITY_SUFFIX}" for path in self.folder.glob(f"*{QUALITY_SUFFIX}")):
             raise InputError(f"no case {name!r} in this folder")
 
+    def _in_list(self, case: PredictedCase, reviews: Sequence[Review]) -> dict[str, Any]:
+        decision = reviews[-1].decision if reviews else ""
+        counts = bool(reviews) and is_of_mask(reviews[-1], case, self._mask_sha256(case))
+        return {
+            "name": case.name,
+            "verdict": case.verdict,
+            "doubt": case.doubt,
+            "expected_error_mm": case.expected_error_mm,
+            "decision": decision if counts else "",
+            "earlier": "" if counts else decision,
+        }
+
+    def _mask_sha256(self, case: PredictedCase) -> str | None:
+        """Return the hash of the file that a case's mask is read from; it is computed again when that changes."""
+        path = next(iter(case.mask_files), None)
+        if path is None:
+            return None
+        stamp, known = _stamp(path), self._digests.get(case.name)
+        if known is None or known[0] != stamp:
+            known = self._digests[case.name] = (stamp, hash_if_readable(path))
+        return known[1]
+
     def _classes(self, opened: OpenedCase, number: int) -> Classes:
         if number == 0:
             return opened.predicted
@@ -256,14 +295,17 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _in_list(case: PredictedCase, reviews: Sequence[Review]) -> dict[str, Any]:
-    return {
-        "name": case.name,
-        "verdict": case.verdict,
-        "doubt": case.doubt,
-        "expected_error_mm": case.expected_error_mm,
-        "decision": reviews[-1].decision if reviews else "",
-    }
+def _shown_first(opened: OpenedCase, reviews: Sequence[Review]) -> tuple[int, Classes, list[str]]:
+    """Return the last review whose mask can be shown, 0 for the prediction; its mask; why no later one is."""
+    notes: list[str] = []
+    for entry in reversed(reviews):
+        if entry.mask is None or opened.case.is_another_scan_than(entry):
+            continue
+        try:
+            return entry.number, opened.classes(entry), notes
+        except InputError as error:  # a review that cannot be shown does not keep the case from being looked at
+            notes.append(f"review {entry.number} is not shown: {error}")
+    return 0, opened.predicted, notes
 
 
 def _filled(classes: Classes, field: Field, mask: bytes, structures: int) -> Classes:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from metricunet.errors import InputError
 from metricunet.files.json_file import read_json
 from metricunet.files.own import FILES
-from metricunet.files.reviews import QUALITY_SUFFIX
+from metricunet.files.reviews import QUALITY_SUFFIX, Review
 from metricunet.inference.case_files import MASKS, SUFFIXES
 
 #: What is looked at first comes first. A folder of an earlier version states no doubt.
@@ -72,6 +72,10 @@ class PredictedCase:
             -(self.expected_error_mm or 0.0),
             self.name,
         )
+
+    def is_another_scan_than(self, review: Review) -> bool:
+        """Tell whether a review is of another scan that had the case's name; False where it cannot be known."""
+        return bool(self.input_sha256 and review.input_sha256) and self.input_sha256 != review.input_sha256
 
     def file(self, suffix: str) -> Path | None:
         """Return a file of the prediction, such as that of `.nii.gz`; None where there is none. No link counts."""

@@ -77,16 +77,21 @@ class OpenedCase:
         """Return the mask of a review, or the predicted one, as numbers of structures.
 
         Raises:
-            InputError: the file was changed, or is not on the scan's grid.
+            InputError: the review is of another scan, or its file was changed or is not on the scan's grid.
         """
         if review is None or review.mask is None:
             return self.predicted
+        if self.case.is_another_scan_than(review):
+            raise InputError(
+                f"{review.path}: is a review of another scan that had this name (its SHA-256 differs); look at "
+                "the prediction"
+            )
         if not review.is_whole():
             raise InputError(
                 f"{review.path}: its files were changed since they were written; look at another review"
             )
         read = read_labels(review.mask)
-        mask = _on_grid(read.array, read.geometry, self.grid, str(review.mask))
+        mask = _on_grid(read.array, read.geometry, self.grid, str(review.mask), "look at the prediction")
         numbers = {review.labels[name]: k for k, name in enumerate(self.labels, start=1) if name in review.labels}
         return _as_numbers(mask, numbers)
 
@@ -163,11 +168,13 @@ def open_case(case: PredictedCase, source: ScanInput) -> OpenedCase:
     return OpenedCase(case, source, view, scan.geometry, labels, predicted, notes, digest, prediction)
 
 
-def _on_grid(array: NDArray[Any], geometry: Geometry, grid: Geometry, name: str) -> NDArray[Any]:
+def _on_grid(
+    array: NDArray[Any], geometry: Geometry, grid: Geometry, name: str, advice: str = "predict the case again"
+) -> NDArray[Any]:
     try:
         return Volume(array, geometry).reordered_like(grid).array
     except InputError as error:
-        raise InputError(f"{name}: is not on the grid of the scan; predict the case again") from error
+        raise InputError(f"{name}: is not on the grid of the scan; {advice}") from error
 
 
 def _as_numbers(values: NDArray[Any], numbers: Mapping[int, int]) -> Classes:

@@ -196,13 +196,17 @@ def add_folder(
 
 
 def model_names(folder: Path) -> dict[str, str]:
-    """Return the names of the model files of a folder's last run, by the hash that its cases state."""
+    """Return the names of the model files of a folder's last run, by the hash that its cases state.
+
+    Of a name whose bytes are no text, it has their numbers: a database takes text alone.
+    """
     record = read_sealed(folder / RECORD_NAME) or {}
     arguments, digest = record.get("arguments"), record.get("model_sha256")
     models = arguments.get("models") if isinstance(arguments, dict) else None
     if not isinstance(digest, str) or not isinstance(models, list):
         return {}
-    return {digest: " + ".join(Path(str(path)).name for path in models)}
+    name = " + ".join(Path(str(path)).name for path in models)
+    return {digest: name.encode(errors="backslashreplace").decode()}
 
 
 def _edits(opened: OpenedCase, classes: Classes) -> dict[str, Edit]:
@@ -224,9 +228,20 @@ def _patient(source: ScanInput) -> tuple[str, ...]:
 
 
 def is_of(review: Review, opened: OpenedCase) -> bool:
-    """Tell whether a review was made of the very mask that is predicted now."""
+    """Tell whether a review was made of the very scan and mask that are there now."""
+    return is_of_mask(review, opened.case, opened.mask_sha256)
+
+
+def is_of_mask(review: Review, case: PredictedCase, mask_sha256: str | None) -> bool:
+    """Tell whether a review was made of a case's scan and of a mask.
+
+    Args:
+        review: the review.
+        case: as its verdict is now.
+        mask_sha256: of the file of the mask; None where there is none.
+    """
     reviewed = (read_sealed(review.path) or {}).get("prediction", {}).get("mask_sha256")
-    return bool(reviewed == opened.mask_sha256)
+    return not case.is_another_scan_than(review) and bool(reviewed == mask_sha256)
 
 
 def _check_of_this_prediction(review: Review, opened: OpenedCase) -> None:

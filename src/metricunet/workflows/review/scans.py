@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -83,12 +84,22 @@ class Scans:
         places = [Path(case.scan["path"])]
         if case.scan.get("relative"):
             places.append(case.folder / case.scan["relative"])
-        there = next((place for place in places if place.exists()), None)
-        if there is None:
+        there = [place for place in places if place.exists()]
+        if not there:
             raise InputError(
                 f"{places[0]}: the scan of case {case.name} is not there any more; run the command again, and "
                 f"name the folder of the scans with {argument('scans')}"
             )
+        if len(there) > 1 and not there[0].samefile(there[1]):
+            # The folder was moved or copied with its scans, and what is at the old place may be others by now.
+            with suppress(InputError, OSError):
+                found = self._at(there[0], case)
+                if not case.input_sha256 or found.sha256() == case.input_sha256:
+                    return found
+        return self._at(there[-1], case)
+
+    def _at(self, there: Path, case: PredictedCase) -> ScanInput:
+        """Return the scan of a case at the place where it ought to lie."""
         entries, refused = self._scans_at(there, AS_PREDICTED)
         named = [entry for entry in entries if entry.case == case.name] or entries
         if len(named) != 1:

@@ -105,6 +105,7 @@ async function loadList() {
     }
     const more = entry.expected_error_mm === null ? [] : [`error ${entry.expected_error_mm.toFixed(1)} mm`];
     if (entry.decision) more.push(`✓ ${entry.decision}`);
+    if (entry.earlier) more.push(`${entry.earlier} before it was predicted anew`);
     button.append(said, element("small", { textContent: more.join(" · ") }));
     button.addEventListener("click", () => changeCase(entry.name));
     const item = document.createElement("li");
@@ -254,7 +255,6 @@ function describe() {
   $("reasons").replaceChildren(...info.reasons.map((reason) => element("li", { textContent: reason })));
   const last = info.reviews.at(-1);
   $("decided").textContent = last ? inWords(last) : "Not decided yet.";
-  $("reason").value = last?.reason ?? "";
   options($("structure"), info.structures.map((s) => [s.number, inText(s.name)]));
   $("structures").replaceChildren(...info.structures.map(structureRow));
   markStructure();
@@ -508,11 +508,12 @@ async function decide(rejected, beside = false) {
         state.viewer.refreshSolid();
       }
       $("decided").textContent = inWords(review);
-      const problem = review.problem ? ` There is no structure set: ${review.problem}` : "";
-      say(`Saved as ${review.file}.${problem}${notRecorded(review)}`);
+      // The next decision has a reason of its own.
+      if ($("reason").value.trim() === fields.reason) $("reason").value = "";
+      say(`Saved as ${review.file}.${whatLacks(review)}`);
       startClock();
-    } else if (review.not_recorded) {
-      say(`Saved as ${review.file}.${notRecorded(review)}`);
+    } else if (whatLacks(review)) {
+      say(`Saved as ${review.file}.${whatLacks(review)}`);
     }
     loadList().catch(() => {}); // it is saved, whatever becomes of the list and however long that takes
   } catch (error) {
@@ -570,9 +571,10 @@ function options(select, entries, chosen) {
   select.replaceChildren(...entries.map(([value, text]) => new Option(text, value, false, value === chosen)));
 }
 
-// The decision itself is saved, whatever became of the ledger.
-function notRecorded(review) {
-  return review.not_recorded ? ` It is not in the ledger: ${review.not_recorded}` : "";
+// The decision itself is saved, whatever became of the structure set and of the ledger.
+function whatLacks(review) {
+  const problem = review.problem ? ` There is no structure set: ${review.problem}` : "";
+  return `${problem}${review.not_recorded ? ` It is not in the ledger: ${review.not_recorded}` : ""}`;
 }
 
 function say(text, bad = false) {
