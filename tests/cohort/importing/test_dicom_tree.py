@@ -18,7 +18,7 @@ from metricunet.cohort.layout import Cohort, read_cohort
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti
 from tests.support.dicom_series import companion, pattern, save
-from tests.support.patients import SHAPE, Patient, mask, write_ct, write_set
+from tests.support.patients import SHAPE, Patient, Squares, mask, write_ct, write_set
 
 DOE, ROE = Patient("Doe^John", "P-100", "19480317"), Patient("Roe^Richard", "P-200", "19520101")
 NAMES = "prostate: [Prostate, PROSTATE]\nbladder: [Bladder]\nignore: [BODY]\n"
@@ -304,6 +304,40 @@ def test_a_copy_of_a_set_or_a_source_named_twice_counts_once(tmp_path: Path) -> 
     again = import_cohort([tmp_path / "tree", tmp_path / "tree"], tmp_path / "other", names=names_file(tmp_path))
     assert len(again.cases) == 1
     assert any("is the same scan as tree/ct; it counts once" in line for line in again.left_out)
+
+
+def exported_twice(tmp_path: Path, later: Squares) -> list[Path]:
+    """One scan in two exports: at first with a prostate, later with what is given. A second patient is in both."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    series = write_ct(first / "ct", DOE)
+    write_set(first / "RS.dcm", DOE, series, {"Prostate": PROSTATE})
+    other = write_ct(first / "other", ROE)
+    write_set(first / "other" / "RS.dcm", ROE, other, {"Prostate": PROSTATE})
+    shutil.copytree(first, second)
+    write_set(second / "RS.dcm", DOE, series, later)
+    return [first, second]
+
+
+def test_a_set_that_was_corrected_in_a_later_export_does_not_lose_silently(tmp_path: Path) -> None:
+    sources = exported_twice(tmp_path, {"Prostate": (7.5, 12.5, [1, 2, 3])})
+    result = import_cohort(sources, tmp_path / "cohort", names=names_file(tmp_path))
+    assert len(result.cases) == 1  # the patient of whom both exports say the same
+    (line,) = result.refused
+    assert "drawn twice: prostate is both" in line
+    assert "first/RS.dcm" in line
+    assert "second/RS.dcm" in line
+
+
+def test_structures_of_a_later_export_are_taken_together_with_the_first(tmp_path: Path) -> None:
+    sources = exported_twice(tmp_path, {"Prostate": PROSTATE, "Bladder": BLADDER})
+    result = import_cohort(sources, tmp_path / "cohort", names=names_file(tmp_path))
+    assert not result.failed
+    assert result.structures == {
+        "prostate": {"contoured": 2},
+        "bladder": {"contoured": 1, "not contoured": 1},
+    }
+    assert any("it counts once, with the structure sets of both" in line for line in result.left_out)
+    assert any("'Prostate' is drawn as in" in note for note in result.notes)
 
 
 def test_what_else_a_clinic_exports_is_passed_over_or_listed(tmp_path: Path) -> None:

@@ -55,6 +55,12 @@ class StructureSet:
     structures: tuple[Named, ...]
     drawings: tuple[str, ...]
 
+    @property
+    def content(self) -> tuple[tuple[str, bool, str], ...]:
+        """What two copies of a set have in common: each name, whether it is drawn, and the drawing."""
+        named = zip(self.structures, self.drawings, strict=True)
+        return tuple((one.spelling, one.drawn, drawing) for one, drawing in named)
+
 
 @dataclass(frozen=True)
 class _Origin:
@@ -73,9 +79,27 @@ class DicomCase(SourceCase):
         self.identity = series.series_uid
         self.patient = patient
         self.location = shown(series.folder, root)
+        self._use(tuple(sets))
+
+    def _use(self, sets: tuple[StructureSet, ...]) -> None:
+        self.sets = sets
         self.structures, repeats = _without_repeats(sets)
         self.notes = tuple(repeats)
-        self.files = (*series.files, *(found.path for found in sets))
+        self.files = (*self.series.files, *(found.path for found in sets))
+
+    def take_sets(self, other: DicomCase) -> tuple[str, ...]:
+        """Take over the structure sets that another source has of this series, but for those that are here.
+
+        Returns:
+            A sentence for each oddity that comes with them.
+        """
+        here = {one.content for one in self.sets}
+        new = [one for one in other.sets if one.content not in here]
+        if not new:
+            return ()
+        before = set(self.notes) | set(other.notes)
+        self._use((*self.sets, *new))
+        return tuple(note for note in self.notes if note not in before)
 
     def read_image(self) -> Volume:
         """Decode the series."""
