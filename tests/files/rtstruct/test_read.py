@@ -292,6 +292,25 @@ class TestMasks:
         assert found.mask.array.sum() == 64
         assert "a contour at z = 3.00 mm occurs twice; it counts once" in found.notes[0]
 
+    @pytest.mark.parametrize("again", ["a point more", "other decimals"])
+    def test_a_contour_given_again_with_other_points_counts_once(self, tmp_path: Path, again: str) -> None:
+        numbers = square(0.5, 8.5, 3)
+        if again == "a point more":
+            second = [*numbers[:3], 4.25, 0.5, 3, *numbers[3:]]
+        else:
+            second = [value + 0.004 * (n % 3 < 2) for n, value in enumerate(numbers)]
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [numbers, second, square(2.5, 4.5, 3)])]))
+        (found,) = read.masks(GRID)
+        assert found.mask is not None
+        assert found.mask.array[1].sum() == 64 - 4
+        assert found.notes == (f"{read.path}: ROI 'a': a contour at z = 3.00 mm occurs twice; it counts once",)
+
+    def test_a_wall_of_one_pixel_stays_a_wall(self, tmp_path: Path) -> None:
+        read = read_rtstruct(
+            rtstruct(tmp_path / "rs.dcm", [("a", [square(0.95, 8.05, 3), square(1.05, 7.95, 3)])])
+        )
+        assert read.mask("a", GRID).array[1].sum() == 64 - 36
+
     def test_contours_that_cross_are_reported(self, tmp_path: Path) -> None:
         read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [square(0.5, 5.5, 3), square(3.5, 8.5, 3)])]))
         (found,) = read.masks(GRID)

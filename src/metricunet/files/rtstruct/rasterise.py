@@ -15,6 +15,9 @@ from metricunet.volume import FloatArray, Geometry, Volume
 #: Contours nearer to each other than this, across the slices, lie in one plane: as much as one may lie off the
 #: image that it was drawn on. Of two planes in one slice only one is kept.
 SAME_PLANE_MM = 0.1
+#: Two contours of one plane whose outermost points lie no farther apart than this, and which differ by no more
+#: than this share of their pixels, are one that occurs twice. A wall is thicker.
+TWICE_PIXELS, TWICE_SHARE = 0.1, 0.005
 #: Contours farther than this from the plane of their slice were not drawn on it.
 OFF_PLANE_MM = 0.1
 #: Where no two of three or more planes of contours are nearer than this many slices, slices were skipped in
@@ -137,22 +140,38 @@ def _planes(placed: list[FloatArray], spacing_mm: float) -> list[_Plane]:
 def _filled_plane(plane: _Plane, geometry: Geometry, k: int, at: str, notes: list[str]) -> NDArray[np.bool_]:
     shape = geometry.shape[1:]
     z = float(geometry.to_world([k, 0, 0])[2])
-    different = {_key(loop): loop for loop in plane.loops}
-    if len(different) < len(plane.loops):
+    loops = list({_key(loop): loop for loop in plane.loops}.values())
+    masks = [filled([loop], shape) for loop in loops] if len(loops) > 1 else []
+    kept = _once_each(loops, masks) if masks else [0]
+    if len(kept) < len(plane.loops):
         # Filled twice by the even-odd rule it would vanish.
         notes.append(f"{at}: a contour at z = {z:.2f} mm occurs twice; it counts once")
-    loops = list(different.values())
-    if len(loops) > 1 and _overlap_partly([filled([loop], shape) for loop in loops]):
+    if masks and _overlap_partly([masks[n] for n in kept]):
         notes.append(
             f"{at}: contours at z = {z:.2f} mm cross each other; where two overlap is outside (even-odd rule)"
         )
-    return filled(loops, shape)
+    return filled([loops[n] for n in kept], shape)
 
 
 def _key(loop: FloatArray) -> bytes:
     """The same for two contours of the same points, wherever they begin and whichever way they run."""
     points = np.round(loop, 4)
     return bytes(points[np.lexsort((points[:, 1], points[:, 0]))].tobytes())
+
+
+def _once_each(loops: Sequence[FloatArray], masks: Sequence[NDArray[np.bool_]]) -> list[int]:
+    """Return the numbers of the contours but for those that are an earlier one with other points.
+
+    Programs write a contour a second time with one more point on an edge, or with other decimals.
+    """
+    ends = np.array([[*loop.min(axis=0), *loop.max(axis=0)] for loop in loops])
+    kept: list[int] = []
+    for n, mask in enumerate(masks):
+        near = np.flatnonzero(np.abs(ends[np.array(kept, dtype=np.intp)] - ends[n]).max(axis=1) <= TWICE_PIXELS)
+        most = TWICE_SHARE * np.count_nonzero(mask)
+        if not most or not any(np.count_nonzero(masks[kept[k]] != mask) <= most for k in near):
+            kept.append(n)
+    return kept
 
 
 def _overlap_partly(masks: list[NDArray[np.bool_]]) -> bool:
