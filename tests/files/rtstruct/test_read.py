@@ -341,6 +341,24 @@ class TestMasks:
         (found,) = read.masks(GRID)
         assert "1 of the slices between its ends hold nothing of it, the first at z = 6.00 mm" in found.notes[0]
 
+    @pytest.mark.parametrize(("low", "high", "count"), [(3.5, 14.5, 64), (-4.5, 3.5, 16), (-30, 30, 144)])
+    def test_what_the_edges_of_the_slices_cut_off_is_reported(
+        self, tmp_path: Path, low: float, high: float, count: int
+    ) -> None:
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [square(low, high, 3)])]))
+        (found,) = read.masks(GRID)
+        assert found.mask is not None
+        assert found.mask.array.sum() == count
+        far_mm = max(-0.5 - low, high - 11.5)
+        (note,) = found.notes
+        assert f"reach up to {far_mm:.2f} mm beyond the slices' edges; what lies there is cut off" in note
+
+    def test_contours_along_the_edges_of_the_slices_are_whole(self, tmp_path: Path) -> None:
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [square(-0.9, 11.9, 3)])]))
+        (found,) = read.masks(GRID)
+        assert found.mask is not None
+        assert (found.mask.array.sum(), found.notes) == (144, ())
+
     def test_a_contour_that_is_not_planar(self, tmp_path: Path) -> None:
         warped = [0.5, 0.5, 2.0, 8.5, 0.5, 4.0, 8.5, 8.5, 2.0, 0.5, 8.5, 4.0]
         (found,) = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [warped])])).masks(GRID)

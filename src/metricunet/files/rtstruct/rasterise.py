@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ OFF_PLANE_MM = 0.1
 SPARSE_RATIO = 1.5
 #: The points of one contour may spread across the slices by this many of them, or it is not planar.
 SPREAD_SLICES = 0.5
-#: Room for rounding at half a slice.
+#: Room for rounding at half a slice, and at a pixel.
 ROUNDING_SLICES = 1e-6
 
 
@@ -57,10 +57,12 @@ def filled_contours(contours: Sequence[FloatArray], geometry: Geometry, at: str)
     """
     notes: list[str] = []
     array = np.zeros(geometry.shape, dtype=np.uint8)
-    for k, plane in _planes_by_slice(contours, geometry, at, notes).items():
+    planes = _planes_by_slice(contours, geometry, at, notes)
+    for k, plane in planes.items():
         array[k] = _filled_plane(plane, geometry, k, at, notes)
     if not array.any():
         raise InputError(f"{at} contains no voxel's centre: it lies beside the scan or is too small for it")
+    _note_cut_off(planes.values(), geometry, at, notes)
     _note_gaps(array, geometry, at, notes)
     return Volume(array, geometry), tuple(notes)
 
@@ -193,6 +195,18 @@ def _overlap_partly(masks: list[NDArray[np.bool_]]) -> bool:
             if both and both < min(np.count_nonzero(first), np.count_nonzero(second)):
                 return True
     return False
+
+
+def _note_cut_off(planes: Iterable[_Plane], geometry: Geometry, at: str, notes: list[str]) -> None:
+    """Say so where contours leave the slices, as those that were drawn on a scan with a larger field do."""
+    last, spacing = np.array(geometry.shape[1:]) - 1, np.array(geometry.spacing_mm[1:])
+    ends = [np.maximum(-loop.min(axis=0), loop.max(axis=0) - last) for plane in planes for loop in plane.loops]
+    beyond: FloatArray = np.max(ends, axis=0)  # of the outermost pixels' centres
+    if beyond.max() > 1 + ROUNDING_SLICES:  # there may be a centre of a pixel that the scan lacks
+        far_mm = float(((beyond - 0.5) * spacing).max())
+        notes.append(
+            f"{at}: contours reach up to {far_mm:.2f} mm beyond the slices' edges; what lies there is cut off"
+        )
 
 
 def _note_gaps(array: NDArray[np.uint8], geometry: Geometry, at: str, notes: list[str]) -> None:
