@@ -121,6 +121,32 @@ def test_cases_of_one_patient_in_two_sources_share_a_patient(tmp_path: Path) -> 
     assert sorted(list(patients[0].values()).count(p) for p in set(patients[0].values())) == [1, 2]
 
 
+@pytest.mark.parametrize("sources", [["tree"], ["tree/archive", "tree/planning"]])
+def test_an_issuer_that_one_export_leaves_out_makes_no_second_patient(tmp_path: Path, sources: list[str]) -> None:
+    """The archive states IssuerOfPatientID, the planning system does not."""
+
+    def issued(k: int, dataset: Dataset) -> None:
+        dataset.IssuerOfPatientID = "HOSPITAL"
+
+    for folder, edit in (("archive", issued), ("planning", None)):
+        series = write_ct(tmp_path / "tree" / folder, DOE, edit)
+        write_set(tmp_path / "tree" / folder / "RS.dcm", DOE, series, {"Prostate": PROSTATE})
+    result = import_cohort([tmp_path / one for one in sources], tmp_path / "cohort", names=names_file(tmp_path))
+    assert (len(result.cases), result.patients) == (2, 1)
+
+
+def test_one_number_of_two_issuers_is_two_patients(tmp_path: Path) -> None:
+    for folder in ("north", "south"):
+
+        def issued(k: int, dataset: Dataset, issuer: str = folder.upper()) -> None:
+            dataset.IssuerOfPatientID = issuer
+
+        series = write_ct(tmp_path / "tree" / folder, DOE, issued)
+        write_set(tmp_path / "tree" / folder / "RS.dcm", DOE, series, {"Prostate": PROSTATE})
+    result, _ = imported(tmp_path)
+    assert (len(result.cases), result.patients) == (2, 2)
+
+
 def test_every_spelling_is_counted(tmp_path: Path) -> None:
     for folder, patient, squares in (
         ("a", DOE, {"Prostate": PROSTATE, "BODY": BODY}),

@@ -405,10 +405,11 @@ def join_patients(cases: Iterable[SourceCase]) -> None:
 
     Each source makes the hash from the studies that it holds itself, so those of two sources may differ.
     """
+    people = {case: person_of(case.series) for case in cases if isinstance(case, DicomCase)}
+    same = _whatever_issuer(people.values())
     by_person: dict[Person, list[DicomCase]] = {}
-    for case in cases:
-        if isinstance(case, DicomCase):
-            by_person.setdefault(person_of(case.series), []).append(case)
+    for case, person in people.items():
+        by_person.setdefault(same[person], []).append(case)
     for own in by_person.values():
         patient = min(case.patient for case in own)
         for case in own:
@@ -421,8 +422,21 @@ def patient_hashes(series: Sequence[CtSeries], people: Mapping[str, Person]) -> 
     A patient ID is a short number that a hash does not hide. So the patient's first study goes into the hash:
     nobody can guess its UID.
     """
+    same = _whatever_issuer(people[one.series_uid] for one in series)
     first: dict[Person, str] = {}
     for one in series:
-        person = people[one.series_uid]
+        person = same[people[one.series_uid]]
         first[person] = min(first.get(person, one.study_uid), one.study_uid)
-    return {one.series_uid: hashed(*people[one.series_uid], first[people[one.series_uid]]) for one in series}
+    known = {one.series_uid: same[people[one.series_uid]] for one in series}
+    return {uid: hashed(*person, first[person]) for uid, person in known.items()}
+
+
+def _whatever_issuer(people: Iterable[Person]) -> dict[Person, Person]:
+    """Return for each patient the one that it counts as: without an issuer, where any of this PatientID has none.
+
+    The archive may state the issuer and the planning system leave it out. Two patients who are taken for one cost
+    a fold some balance; one who is taken for two would be trained and validated on.
+    """
+    found = set(people)
+    bare = {identifier for kind, issuer, identifier in found if kind == "id" and not issuer}
+    return {one: ("id", "", one[2]) if one[0] == "id" and one[2] in bare else one for one in found}
