@@ -13,10 +13,12 @@ from pydicom.dataset import Dataset
 
 from metricunet.cohort.check import check_cohort
 from metricunet.cohort.importing import Imported, import_cohort, list_names
-from metricunet.cohort.importing.privacy import hashed
+from metricunet.cohort.importing.dicom_tree import find_dicom
+from metricunet.cohort.importing.privacy import Privacy, hashed
 from metricunet.cohort.layout import Cohort, read_cohort
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti
+from metricunet.progress import no_bars
 from tests.support.dicom_series import companion, pattern, save
 from tests.support.patients import SHAPE, Patient, Squares, mask, write_ct, write_set
 
@@ -434,6 +436,23 @@ def test_sets_of_one_uid_and_other_content_are_two(tmp_path: Path) -> None:
     write_set(tmp_path / "tree" / "B.dcm", DOE, series, {"Bladder": BLADDER, "Prostate": PROSTATE}, change=same)
     result, _ = imported(tmp_path)
     assert result.structures == {"prostate": {"contoured": 1}, "bladder": {"contoured": 1}}
+
+
+@pytest.mark.parametrize(
+    "squares",
+    [{"Bladder": BLADDER, "Prostate": PROSTATE}, {"Prostate": PROSTATE}],
+    ids=["another order", "one fewer"],
+)
+def test_a_set_that_is_replaced_during_the_import_gives_no_structure_anothers_name(
+    tmp_path: Path, squares: Squares
+) -> None:
+    series = write_ct(tmp_path / "tree" / "ct", DOE)
+    path = tmp_path / "tree" / "RS.dcm"
+    write_set(path, DOE, series, {"Prostate": PROSTATE, "Bladder": BLADDER})
+    (case,) = find_dicom(tmp_path / "tree", Privacy(), no_bars).cases
+    write_set(path, DOE, series, squares)
+    with pytest.raises(InputError, match=r"RS\.dcm: was changed during the import; run the import again"):
+        list(case.read_regions(case.structures, case.read_image()))
 
 
 def test_the_advice_for_missing_slices_names_no_option_that_import_lacks(tmp_path: Path) -> None:

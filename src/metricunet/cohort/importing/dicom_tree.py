@@ -114,7 +114,10 @@ class DicomCase(SourceCase):
             if path not in opened:
                 opened = {path: read_rtstruct(path, self.series)}
                 general = [text for text in opened[path].warnings if ": ROI '" not in text]
-            structure = opened[path].structures[position]
+            structures = opened[path].structures
+            if position >= len(structures) or _location(path, structures[position]) != named.location:
+                raise InputError(f"{path}: was changed during the import; run the import again")
+            structure = structures[position]
             # What makes a structure unusable is its reason already.
             own = [t for t in opened[path].warnings if f": ROI '{structure.name}':" in t and not structure.fault]
             mask = opened[path].filled(structure, image.geometry)

@@ -400,6 +400,9 @@ class _CaseWorker:
         """Read a case, and write its image and labels under names relative to the folder."""
         case, outputs = task
         source = case.source
+        key = ""  # of the files before they are read: the next import reads again what is changed meanwhile
+        with suppress(FileNotFoundError):  # reading says so
+            key = key_of(case, self.names, self.privacy)
         image = source.read_image()
         refuse_no_hu(image, source.location)
         merged = merge(case, image, list(self.names.structures))
@@ -407,7 +410,7 @@ class _CaseWorker:
             reasons = "; ".join(entry["reason"] for entry in merged.structures.values() if "reason" in entry)
             raise InputError(f"{source.location}: none of its structures can be used: {reasons}")
         report = {
-            "key": key_of(case, self.names, self.privacy),
+            "key": key,
             "source": self.privacy.written(source.identity),
             "source_sha256": sha256(source.files),
             "patient": source.patient,
