@@ -19,8 +19,10 @@ from metricunet.cohort.layout import Cohort, read_cohort
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.progress import no_bars
+from tests.support.ct_cases import draw_series, write
 from tests.support.dicom_series import companion, pattern, save
 from tests.support.patients import SHAPE, Patient, Squares, mask, write_ct, write_set
+from tests.support.structure_sets import rtstruct
 
 DOE, ROE = Patient("Doe^John", "P-100", "19480317"), Patient("Roe^Richard", "P-200", "19520101")
 NAMES = "prostate: [Prostate, PROSTATE]\nbladder: [Bladder]\nignore: [BODY]\n"
@@ -436,6 +438,17 @@ def test_sets_of_one_uid_and_other_content_are_two(tmp_path: Path) -> None:
     write_set(tmp_path / "tree" / "B.dcm", DOE, series, {"Bladder": BLADDER, "Prostate": PROSTATE}, change=same)
     result, _ = imported(tmp_path)
     assert result.structures == {"prostate": {"contoured": 1}, "bladder": {"contoured": 1}}
+
+
+def test_a_file_of_many_frames_is_one_file_of_its_case(tmp_path: Path) -> None:
+    """Else it would be hashed for each frame: tens of gigabytes for one scan."""
+    rng = np.random.default_rng(3)
+    drawn = draw_series(rng, "HFS")
+    (path,) = set(write(drawn, tmp_path / "tree" / "ct", rng, enhanced=True).files)
+    frame = str(drawn.slices[0].FrameOfReferenceUID)
+    contours = rtstruct(tmp_path / "tree" / "RS.dcm", [("Prostate", None)], frame=frame)
+    (case,) = find_dicom(tmp_path / "tree", Privacy(), no_bars).cases
+    assert case.files == (path, contours)
 
 
 @pytest.mark.parametrize(

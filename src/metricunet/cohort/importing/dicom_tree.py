@@ -85,7 +85,8 @@ class DicomCase(SourceCase):
         self.sets = sets
         self.structures, repeats = _without_repeats(sets)
         self.notes = tuple(repeats)
-        self.files = (*self.series.files, *(found.path for found in sets))
+        # A file of many frames stands for each of its slices, and is hashed once.
+        self.files = tuple(dict.fromkeys((*self.series.files, *(found.path for found in sets))))
 
     def take_sets(self, other: DicomCase) -> tuple[str, ...]:
         """Take over the structure sets that another source has of this series, but for those that are here.
