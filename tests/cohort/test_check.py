@@ -220,6 +220,17 @@ def test_a_patient_who_is_trained_and_tested_on_is_told(folder: Path) -> None:
     assert of_case(folder, "case_07") == []
 
 
+def test_cases_that_came_after_the_folds_are_told(folder: Path) -> None:
+    """Of six training cases four are in a fold, one of them without its labels."""
+    fold = {"train": ["case_00", "case_01"], "val": ["case_02"], "unlabeled": ["case_03"]}
+    (folder / "splits.json").write_text(json.dumps([fold]))
+    (found,) = of_case(folder, "")
+    assert found.startswith("warning: ")
+    assert "splits.json: no fold names case_04, case_05, so no training of a fold sees them" in found
+    (folder / "splits.json").write_text(json.dumps([fold, {"train": ["case_04"], "val": ["case_05"]}]))
+    assert of_case(folder, "") == []
+
+
 @pytest.mark.parametrize("content", ["[]", '{"case_00": null}', "{"])
 def test_patients_that_cannot_be_read_are_one_problem_among_others(folder: Path, content: str) -> None:
     (folder / "patients.json").write_text(content)

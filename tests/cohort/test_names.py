@@ -49,6 +49,11 @@ def test_no_side_is_seen_where_there_is_none(name: str) -> None:
         ("FEMURL", "FEMURR"),
         ("lfemur", "rfemur"),
         ("Node_L2", "Node_R2"),
+        ("Femur_G", "Femur_D"),
+        ("Femore D", "Femore S"),
+        ("FemurI", "FemurD"),
+        ("CABEÇA FEMUR E", "CABEÇA FEMUR D"),
+        ("femur_esquerdo", "femur_direito"),
     ],
 )
 def test_in_a_mirror_image_each_side_is_the_other(one: str, other: str) -> None:
@@ -68,6 +73,19 @@ def test_in_a_mirror_image_each_side_is_the_other(one: str, other: str) -> None:
 )
 def test_a_side_without_a_partner_of_its_name_forbids_mirror_images(names: list[str]) -> None:
     assert mirrored_classes(names) is None
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Femur_D", "prostate"],
+        ["Node_C", "Node_D", "Node_E"],
+        ["Plan_A", "Plan_D"],
+        ["Level_D1", "Level_E2"],
+    ],
+)
+def test_letters_that_count_or_stand_alone_are_no_sides(names: list[str]) -> None:
+    assert mirrored_classes(names) == tuple(range(len(names) + 1))
 
 
 def test_the_users_name_goes_before_the_standard_one() -> None:

@@ -69,6 +69,10 @@ def test_what_is_no_box_of_the_scan_stays_as_it_is(tmp_path: Path, grid: Geometr
             ("Segment1_LabelValue:=2", "Segment1_LabelValue:=x"),
             "Segment1_LabelValue is 'x', expected a whole number",
         ),
+        (
+            ("Segment1_LabelValue:=2", "Segment1_LabelValue:=0"),
+            "Segment1_LabelValue is '0', expected a whole number from 1 on",
+        ),
         (("Segment1_LabelValue:=2\n", ""), "Segment1_LabelValue is '', expected a whole number"),
     ],
 )

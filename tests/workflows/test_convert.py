@@ -677,6 +677,8 @@ class TestRefused:
         ).folder
         with pytest.raises(InputError, match=r"was drawn on series .*, not on .*; give the scan"):
             convert(rtstruct, tmp_path / "back", scan=phase, to="masks")
+        with pytest.raises(InputError, match=r"was made on series .*, not on .*; give the scan"):
+            convert(seg, tmp_path / "back", scan=phase, to="masks")
         dataset = pydicom.dcmread(rtstruct)
         del dataset.ReferencedFrameOfReferenceSequence
         dataset.save_as(tmp_path / "images_alone.dcm")

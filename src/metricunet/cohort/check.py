@@ -10,7 +10,7 @@ import numpy as np
 
 from metricunet.cohort.case import Problem, check_case
 from metricunet.cohort.layout import UNLABELED, Case, Cohort, read_cohort
-from metricunet.cohort.splits import PATIENTS_NAME, patients_of, split_for
+from metricunet.cohort.splits import PATIENTS_NAME, cases_of_no_fold, patients_of, split_for
 from metricunet.errors import InputError
 from metricunet.progress import Progress
 from metricunet.volume import Volume
@@ -41,8 +41,17 @@ def check_cohort(folder: Path, progress: Progress | None = None) -> list[Problem
 def _whole(cohort: Cohort) -> Iterator[Problem]:
     try:
         split_for(cohort, 0)
+        left, path = cases_of_no_fold(cohort)
     except InputError as error:
         yield Problem("", "error", str(error))
+    else:
+        if left:
+            shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+            message = (
+                f"{path}: no fold names {shown}, so no training of a fold sees them; add them to its lists, or "
+                "take the file away, so that folds are drawn anew"
+            )
+            yield Problem("", "warning", message)
     names = {case.name for case in cohort.training}
     for case in cohort.test:
         if case.name in names:

@@ -32,7 +32,7 @@ from metricunet.files.reviews import stated_labels
 from metricunet.files.rtstruct.model import RtStructure
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.scan import case_name, is_scan, scan_files
-from metricunet.files.seg.read import read_segments
+from metricunet.files.seg.read import describe_seg, read_segments
 from metricunet.volume import Geometry, Volume
 
 #: A label map of more values than this is none, but a scan perhaps.
@@ -305,7 +305,14 @@ class Segmentation(Delineations):
 
     def __init__(self, path: Path, scan: ScanGrid) -> None:
         self.case, self.files = _dicom_case(path), (path,)
-        found = read_segments(path, _series_of(path, scan, "a segmentation"))
+        series = _series_of(path, scan, "a segmentation")
+        found = read_segments(path, series)
+        made_on = describe_seg(path).series_uids
+        if made_on and series.series_uid not in made_on:
+            raise InputError(
+                f"{path}: was made on series {', '.join(made_on)}, not on {series.series_uid}; give the scan that "
+                "it was made on"
+            )
         self._masks = {one.number: one.mask for one in found}
         self.structures = tuple(
             Held(one.name, f"{path}: segment {one.number} '{one.name}'", bool(one.mask.array.any()), one.number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 #: Structure names as cohorts spell them, and the TG-263 primary name.
 TG263_NAMES = {
@@ -21,14 +21,19 @@ TG263_NAMES = {
     "bowel": "Bag_Bowel",
 }
 
-#: Words for left and right that go together: English, German and Dutch, French, Spanish, Italian and Latin.
+#: Words for left and right that go together: English, German and Dutch, French, Spanish, Italian and Latin, and
+#: Portuguese.
 SIDES = (
     *(("left", "right"), ("l", "r"), ("lt", "rt")),
     *(("links", "rechts"), ("linke", "rechte"), ("linker", "rechter"), ("linkes", "rechtes"), ("li", "re")),
     *(("gauche", "droit"), ("gauche", "droite")),
     *(("izquierdo", "derecho"), ("izquierda", "derecha"), ("izq", "der")),
     *(("sinistro", "destro"), ("sinistra", "destra"), ("sx", "dx"), ("sin", "dx"), ("sin", "dex")),
+    *(("esquerdo", "direito"), ("esquerda", "direita"), ("esq", "dir")),
 )
+#: First letters of such words, which are sides only where the two stand beside each other: gauche and droit,
+#: sinistro and destro, izquierdo and derecho, esquerdo and direito.
+INITIALS = (frozenset("gd"), frozenset("sd"), frozenset("id"), frozenset("ed"))
 #: Each such word with those of the other side.
 _OTHER_SIDES = {
     word: [*(right for left, right in SIDES if left == word), *(left for left, right in SIDES if right == word)]
@@ -52,7 +57,8 @@ def mirrored_classes(structures: Iterable[str]) -> tuple[int, ...] | None:
     Words end at anything but a letter, and where a capital follows a small letter or begins a new word:
     `Femur_L`, `femur-lt`, `FemurLeft`, `LFemur` and `Femur_links` are all of one side, `Femur_R` is the other of
     the first. Two names of which one word begins or ends with l in one and r in the other (`FEMURL`, `FEMURR`) are
-    of two sides as well, but a single such name is of none; nor is `VB_L5`, a vertebra.
+    of two sides as well, but a single such name is of none; nor is `VB_L5`, a vertebra. Nor is `Femur_D` alone;
+    beside `Femur_G`, where no third name differs from the two in this letter alone, it is of one side.
 
     Args:
         structures: names, whose classes are 1, 2, ... in their order.
@@ -64,6 +70,8 @@ def mirrored_classes(structures: Iterable[str]) -> tuple[int, ...] | None:
     classes = [0]
     for name in names:
         has_side, others = _other_names(name)
+        if not has_side:
+            others += _by_initials(name, names)
         other = next((other for other in others if other in names), None)
         if other is None and has_side:
             return None
@@ -78,8 +86,7 @@ def _other_names(name: str) -> tuple[bool, list[str]]:
 
     Of a name that says none these are names that count only if there are such structures.
     """
-    # Signs are told apart by what Python knows of them: a pattern knows no capitals but those of English.
-    shape = "".join("A" if c.isupper() else "a" if c.isalpha() else "1" if c.isdigit() else "_" for c in name)
+    shape = _shape(name)
     words = [found.span() for found in _WORD.finditer(shape)]
     pieces: list[list[str]] = []
     end = 0
@@ -97,6 +104,36 @@ def _other_names(name: str) -> tuple[bool, list[str]]:
         return True, found
     edges = sorted({at for start, stop in words for at in (start, stop - 1) if name[at] in _OTHER_LETTER})
     return False, [name[:at] + _OTHER_LETTER[name[at]] + name[at + 1 :] for at in edges]
+
+
+def _by_initials(name: str, names: Sequence[str]) -> list[str]:
+    """Return the names that differ from a name in the first letter of a side alone, which is a word of its own.
+
+    Of three or more that differ in one letter, as `Node_C`, `Node_D` and `Node_E` do, none is a side.
+    """
+    found = []
+    for start, stop in [match.span() for match in _WORD.finditer(_shape(name))]:
+        if stop - start > 1:
+            continue
+        alike = {
+            other
+            for other in names
+            if len(other) == len(name)
+            and other[:start] == name[:start]
+            and other[stop:] == name[stop:]
+            and other[start].isalpha()
+        } - {name}
+        if len(alike) == 1:
+            (other,) = alike
+            if frozenset((name[start].lower(), other[start].lower())) in INITIALS:
+                found.append(other)
+    return found
+
+
+def _shape(name: str) -> str:
+    """Return a name with an A for each capital, an a for each other letter, a 1 for each digit, and else _."""
+    # Signs are told apart by what Python knows of them: a pattern knows no capitals but those of English.
+    return "".join("A" if c.isupper() else "a" if c.isalpha() else "1" if c.isdigit() else "_" for c in name)
 
 
 def _spelt(other: str, word: str) -> str:

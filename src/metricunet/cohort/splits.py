@@ -99,6 +99,17 @@ def cross_validation_splits(cohort: Cohort, seed: int = 0) -> list[Split]:
     return splits
 
 
+def cases_of_no_fold(cohort: Cohort) -> tuple[tuple[str, ...], Path | None]:
+    """Return the training cases that no fold names, as those that came after the folds; and the file of the folds.
+
+    Raises:
+        InputError: as `split_for`.
+    """
+    splits, path = _splits(cohort, seed=0)
+    named = {name for split in splits for name in (*split.train, *split.val, *split.unlabeled)}
+    return tuple(case.name for case in cohort.training if case.name not in named), path
+
+
 def _splits(cohort: Cohort, seed: int) -> tuple[list[Split], Path | None]:
     """Return the splits of all folds, and the file that they were read from; None where they were drawn."""
     names = tuple(case.name for case in cohort.training)

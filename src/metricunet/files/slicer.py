@@ -34,13 +34,16 @@ def segments(path: Path) -> dict[str, int]:
 
     Raises:
         InputError: the file cannot be read, its segments overlap, two share a name or a value, or a value is no
-            whole number.
+            whole number from 1 on.
     """
     values: dict[str, int] = {}
     for number, fields in _one_layer(path).items():
         text = fields.get("LabelValue", "")
-        if not text.isdecimal() or len(text) > MOST_DIGITS:
-            raise InputError(f"{path}: Segment{number}_LabelValue is '{text[:80]}', expected a whole number")
+        if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) == 0:  # 0 is what lies in no segment
+            raise InputError(
+                f"{path}: Segment{number}_LabelValue is '{text[:80]}', expected a whole number from 1 on; save it "
+                "again in Slicer"
+            )
         name, value = fields.get("Name", "") or text, int(text)
         if name in values or value in values.values():
             raise InputError(

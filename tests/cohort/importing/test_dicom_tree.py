@@ -13,12 +13,16 @@ from pydicom.dataset import Dataset
 
 from metricunet.cohort.check import check_cohort
 from metricunet.cohort.importing import Imported, import_cohort, list_names
-from metricunet.cohort.importing.privacy import hashed
+from metricunet.cohort.importing.dicom_tree import find_dicom
+from metricunet.cohort.importing.privacy import Privacy, hashed
 from metricunet.cohort.layout import Cohort, read_cohort
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti
+from metricunet.progress import no_bars
+from tests.support.ct_cases import draw_series, write
 from tests.support.dicom_series import companion, pattern, save
-from tests.support.patients import SHAPE, Patient, mask, write_ct, write_set
+from tests.support.patients import SHAPE, Patient, Squares, mask, write_ct, write_set
+from tests.support.structure_sets import rtstruct
 
 DOE, ROE = Patient("Doe^John", "P-100", "19480317"), Patient("Roe^Richard", "P-200", "19520101")
 NAMES = "prostate: [Prostate, PROSTATE]\nbladder: [Bladder]\nignore: [BODY]\n"
@@ -119,6 +123,32 @@ def test_cases_of_one_patient_in_two_sources_share_a_patient(tmp_path: Path) -> 
     patients = [json.loads((tmp_path / folder / "patients.json").read_text()) for folder in ("there", "back")]
     assert patients[0] == patients[1]
     assert sorted(list(patients[0].values()).count(p) for p in set(patients[0].values())) == [1, 2]
+
+
+@pytest.mark.parametrize("sources", [["tree"], ["tree/archive", "tree/planning"]])
+def test_an_issuer_that_one_export_leaves_out_makes_no_second_patient(tmp_path: Path, sources: list[str]) -> None:
+    """The archive states IssuerOfPatientID, the planning system does not."""
+
+    def issued(k: int, dataset: Dataset) -> None:
+        dataset.IssuerOfPatientID = "HOSPITAL"
+
+    for folder, edit in (("archive", issued), ("planning", None)):
+        series = write_ct(tmp_path / "tree" / folder, DOE, edit)
+        write_set(tmp_path / "tree" / folder / "RS.dcm", DOE, series, {"Prostate": PROSTATE})
+    result = import_cohort([tmp_path / one for one in sources], tmp_path / "cohort", names=names_file(tmp_path))
+    assert (len(result.cases), result.patients) == (2, 1)
+
+
+def test_one_number_of_two_issuers_is_two_patients(tmp_path: Path) -> None:
+    for folder in ("north", "south"):
+
+        def issued(k: int, dataset: Dataset, issuer: str = folder.upper()) -> None:
+            dataset.IssuerOfPatientID = issuer
+
+        series = write_ct(tmp_path / "tree" / folder, DOE, issued)
+        write_set(tmp_path / "tree" / folder / "RS.dcm", DOE, series, {"Prostate": PROSTATE})
+    result, _ = imported(tmp_path)
+    assert (len(result.cases), result.patients) == (2, 2)
 
 
 def test_every_spelling_is_counted(tmp_path: Path) -> None:
@@ -306,6 +336,40 @@ def test_a_copy_of_a_set_or_a_source_named_twice_counts_once(tmp_path: Path) -> 
     assert any("is the same scan as tree/ct; it counts once" in line for line in again.left_out)
 
 
+def exported_twice(tmp_path: Path, later: Squares) -> list[Path]:
+    """One scan in two exports: at first with a prostate, later with what is given. A second patient is in both."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    series = write_ct(first / "ct", DOE)
+    write_set(first / "RS.dcm", DOE, series, {"Prostate": PROSTATE})
+    other = write_ct(first / "other", ROE)
+    write_set(first / "other" / "RS.dcm", ROE, other, {"Prostate": PROSTATE})
+    shutil.copytree(first, second)
+    write_set(second / "RS.dcm", DOE, series, later)
+    return [first, second]
+
+
+def test_a_set_that_was_corrected_in_a_later_export_does_not_lose_silently(tmp_path: Path) -> None:
+    sources = exported_twice(tmp_path, {"Prostate": (7.5, 12.5, [1, 2, 3])})
+    result = import_cohort(sources, tmp_path / "cohort", names=names_file(tmp_path))
+    assert len(result.cases) == 1  # the patient of whom both exports say the same
+    (line,) = result.refused
+    assert "drawn twice: prostate is both" in line
+    assert "first/RS.dcm" in line
+    assert "second/RS.dcm" in line
+
+
+def test_structures_of_a_later_export_are_taken_together_with_the_first(tmp_path: Path) -> None:
+    sources = exported_twice(tmp_path, {"Prostate": PROSTATE, "Bladder": BLADDER})
+    result = import_cohort(sources, tmp_path / "cohort", names=names_file(tmp_path))
+    assert not result.failed
+    assert result.structures == {
+        "prostate": {"contoured": 2},
+        "bladder": {"contoured": 1, "not contoured": 1},
+    }
+    assert any("it counts once, with the structure sets of both" in line for line in result.left_out)
+    assert any("'Prostate' is drawn as in" in note for note in result.notes)
+
+
 def test_what_else_a_clinic_exports_is_passed_over_or_listed(tmp_path: Path) -> None:
     series = write_ct(tmp_path / "tree" / "ct", DOE)
     write_set(tmp_path / "tree" / "RS.dcm", DOE, series, {"Prostate": PROSTATE})
@@ -374,6 +438,34 @@ def test_sets_of_one_uid_and_other_content_are_two(tmp_path: Path) -> None:
     write_set(tmp_path / "tree" / "B.dcm", DOE, series, {"Bladder": BLADDER, "Prostate": PROSTATE}, change=same)
     result, _ = imported(tmp_path)
     assert result.structures == {"prostate": {"contoured": 1}, "bladder": {"contoured": 1}}
+
+
+def test_a_file_of_many_frames_is_one_file_of_its_case(tmp_path: Path) -> None:
+    """Else it would be hashed for each frame: tens of gigabytes for one scan."""
+    rng = np.random.default_rng(3)
+    drawn = draw_series(rng, "HFS")
+    (path,) = set(write(drawn, tmp_path / "tree" / "ct", rng, enhanced=True).files)
+    frame = str(drawn.slices[0].FrameOfReferenceUID)
+    contours = rtstruct(tmp_path / "tree" / "RS.dcm", [("Prostate", None)], frame=frame)
+    (case,) = find_dicom(tmp_path / "tree", Privacy(), no_bars).cases
+    assert case.files == (path, contours)
+
+
+@pytest.mark.parametrize(
+    "squares",
+    [{"Bladder": BLADDER, "Prostate": PROSTATE}, {"Prostate": PROSTATE}],
+    ids=["another order", "one fewer"],
+)
+def test_a_set_that_is_replaced_during_the_import_gives_no_structure_anothers_name(
+    tmp_path: Path, squares: Squares
+) -> None:
+    series = write_ct(tmp_path / "tree" / "ct", DOE)
+    path = tmp_path / "tree" / "RS.dcm"
+    write_set(path, DOE, series, {"Prostate": PROSTATE, "Bladder": BLADDER})
+    (case,) = find_dicom(tmp_path / "tree", Privacy(), no_bars).cases
+    write_set(path, DOE, series, squares)
+    with pytest.raises(InputError, match=r"RS\.dcm: was changed during the import; run the import again"):
+        list(case.read_regions(case.structures, case.read_image()))
 
 
 def test_the_advice_for_missing_slices_names_no_option_that_import_lacks(tmp_path: Path) -> None:

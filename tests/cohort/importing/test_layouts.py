@@ -185,6 +185,23 @@ def test_pairs_are_told_by_their_names_and_structures_by_their_values(tmp_path: 
     assert "has no label map of its name" in result.refused[0]
 
 
+def test_what_was_not_contoured_in_pairs_is_not_taken_for_absent(tmp_path: Path) -> None:
+    root = tmp_path / "pairs"
+    for name, masks in (("x", {1: PROSTATE}), ("y", {1: PROSTATE, 2: BLADDER & ~PROSTATE}), ("z", {1: PROSTATE})):
+        write_nifti(root / "images" / f"{name}.nii.gz", scan(ord(name)))
+        write_labels(root / "labels" / f"{name}.nii.gz", masks)
+    (root / "contoured.json").write_text('{"x": ["1"]}')
+    given = names(tmp_path, "prostate: 1\nbladder: 2\n")
+    result = import_cohort([root], tmp_path / "cohort", names=given)
+    assert result.structures["bladder"] == {"not contoured": 1, "contoured": 1, "absent": 1}
+    unknown = {case.name: case.not_contoured for case in read_cohort(tmp_path / "cohort").training}
+    assert unknown[hashed("pairs", "x")] == ("bladder",)
+    assert unknown[hashed("pairs", "z")] == ()
+    (root / "contoured.json").write_text('{"x": ["3"]}')
+    with pytest.raises(InputError, match=r"contoured\.json: case x names structure '3'; dataset\.json has 1, 2"):
+        import_cohort([root], tmp_path / "other", names=given)
+
+
 @pytest.mark.parametrize(
     ("kind", "first", "second"),
     [

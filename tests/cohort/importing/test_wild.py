@@ -157,6 +157,23 @@ def test_of_two_series_that_a_set_lists_the_images_of_the_contours_decide(tmp_pa
     assert "phase: no structure set was drawn on this series" in left_out
 
 
+@pytest.mark.parametrize("first", ["phase", "average"])
+def test_of_two_series_that_a_set_lists_none_is_guessed_where_no_contour_names_an_image(
+    tmp_path: Path, first: str
+) -> None:
+    average = write_ct(tmp_path / "tree" / "average", DOE)
+    frame = average.frame_of_reference_uid
+    phase = write_ct(tmp_path / "tree" / "phase", DOE, frame_of_reference_uid=frame)
+
+    def change(dataset: Dataset) -> None:
+        listed = [referenced(frame, s.series_uid, s.sop_uids) for s in map(read_series, (phase, average))]
+        dataset.ReferencedFrameOfReferenceSequence = listed if first == "phase" else listed[::-1]
+
+    write_set(tmp_path / "tree" / "RS.dcm", DOE, average, {"Prostate": PROSTATE}, change=change)
+    with pytest.raises(InputError, match=r"RS\.dcm: 2 CT series are in its frame of reference"):
+        imported(tmp_path)
+
+
 @pytest.mark.parametrize("lacking", ["roi", "empty", "all"])
 def test_regions_that_state_no_frame_go_by_set_or_images(tmp_path: Path, lacking: str) -> None:
     study = "1.2.3.4.5"

@@ -292,6 +292,25 @@ class TestMasks:
         assert found.mask.array.sum() == 64
         assert "a contour at z = 3.00 mm occurs twice; it counts once" in found.notes[0]
 
+    @pytest.mark.parametrize("again", ["a point more", "other decimals"])
+    def test_a_contour_given_again_with_other_points_counts_once(self, tmp_path: Path, again: str) -> None:
+        numbers = square(0.5, 8.5, 3)
+        if again == "a point more":
+            second = [*numbers[:3], 4.25, 0.5, 3, *numbers[3:]]
+        else:
+            second = [value + 0.004 * (n % 3 < 2) for n, value in enumerate(numbers)]
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [numbers, second, square(2.5, 4.5, 3)])]))
+        (found,) = read.masks(GRID)
+        assert found.mask is not None
+        assert found.mask.array[1].sum() == 64 - 4
+        assert found.notes == (f"{read.path}: ROI 'a': a contour at z = 3.00 mm occurs twice; it counts once",)
+
+    def test_a_wall_of_one_pixel_stays_a_wall(self, tmp_path: Path) -> None:
+        read = read_rtstruct(
+            rtstruct(tmp_path / "rs.dcm", [("a", [square(0.95, 8.05, 3), square(1.05, 7.95, 3)])])
+        )
+        assert read.mask("a", GRID).array[1].sum() == 64 - 36
+
     def test_contours_that_cross_are_reported(self, tmp_path: Path) -> None:
         read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [square(0.5, 5.5, 3), square(3.5, 8.5, 3)])]))
         (found,) = read.masks(GRID)
@@ -321,6 +340,24 @@ class TestMasks:
         read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [square(0.5, 8.5, z) for z in (0, 3, 9, 12)])]))
         (found,) = read.masks(GRID)
         assert "1 of the slices between its ends hold nothing of it, the first at z = 6.00 mm" in found.notes[0]
+
+    @pytest.mark.parametrize(("low", "high", "count"), [(3.5, 14.5, 64), (-4.5, 3.5, 16), (-30, 30, 144)])
+    def test_what_the_edges_of_the_slices_cut_off_is_reported(
+        self, tmp_path: Path, low: float, high: float, count: int
+    ) -> None:
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [square(low, high, 3)])]))
+        (found,) = read.masks(GRID)
+        assert found.mask is not None
+        assert found.mask.array.sum() == count
+        far_mm = max(-0.5 - low, high - 11.5)
+        (note,) = found.notes
+        assert f"reach up to {far_mm:.2f} mm beyond the slices' edges; what lies there is cut off" in note
+
+    def test_contours_along_the_edges_of_the_slices_are_whole(self, tmp_path: Path) -> None:
+        read = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", [square(-0.9, 11.9, 3)])]))
+        (found,) = read.masks(GRID)
+        assert found.mask is not None
+        assert (found.mask.array.sum(), found.notes) == (144, ())
 
     def test_a_contour_that_is_not_planar(self, tmp_path: Path) -> None:
         warped = [0.5, 0.5, 2.0, 8.5, 0.5, 4.0, 8.5, 8.5, 2.0, 0.5, 8.5, 4.0]

@@ -433,6 +433,24 @@ class TestReading:
         assert series.frame_of_reference_uid in str(caught.value)
         assert other.frame_of_reference_uid in str(caught.value)
 
+    def test_thin_slices_of_the_same_acquisition(self, tmp_path: Path) -> None:
+        """Thick and thin slices share frame of reference and pixels, so that every frame lies on some slice."""
+        frame = generate_uid()
+        for name, shape, step_mm in (("thick", (4, 12, 12), 4.0), ("thin", (13, 12, 12), 1.0)):
+            write_series(
+                tmp_path / name,
+                shape=shape,
+                spacing_mm=(step_mm, 1.0, 1.0),
+                origin_mm=(0.0, 0.0, 0.0),
+                frame_of_reference_uid=frame,
+            )
+        (thick,), (thin,) = (find_series(tmp_path / name).series for name in ("thick", "thin"))
+        inside = np.zeros(thick.geometry.shape, dtype=bool)
+        inside[1:3, 3:7, 3:7] = True
+        write_seg(tmp_path / "a.dcm", thick, structures(thick, {"Prostate": inside}), description="test")
+        with pytest.raises(InputError, match=r"slices 4 mm apart or more where those of series .* lie 1 mm apart"):
+            read_seg(tmp_path / "a.dcm", thin)
+
     @pytest.mark.parametrize(
         ("word", "shift", "scale"),
         [

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from metricunet.workflows.commission.checks import CommissionCheck
-from metricunet.workflows.commission.other_programs import by_dciodvfy
+from metricunet.workflows.commission.other_programs import by_dciodvfy, version_of
 from metricunet.workflows.commission.subjects import Site
 
 
@@ -54,3 +55,22 @@ def test_no_file_is_no_file_without_errors(written: Site, monkeypatch: pytest.Mo
     checks = judged(written, monkeypatch, "exit 0")
     assert [checks[name].status for name in ("Structure sets", "Segmentations")] == ["pass", "fail"]
     assert checks["Segmentations"].reason == "no file *.seg.dcm was written, so none was looked at"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("#!/bin/sh\necho plastimatch version 1.9.4\n", "plastimatch version 1.9.4"),
+        ("#!/bin/sh\necho\n", "installed"),
+        ("#!/nowhere/sh\n", "installed"),
+    ],
+    ids=["sound", "silent", "cannot be started"],
+)
+def test_a_judge_that_does_not_say_its_version_costs_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, said: str
+) -> None:
+    program = tmp_path / "plastimatch"
+    program.write_text(content)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert version_of("plastimatch") == said

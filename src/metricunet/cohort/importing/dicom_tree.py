@@ -55,6 +55,12 @@ class StructureSet:
     structures: tuple[Named, ...]
     drawings: tuple[str, ...]
 
+    @property
+    def content(self) -> tuple[tuple[str, bool, str], ...]:
+        """What two copies of a set have in common: each name, whether it is drawn, and the drawing."""
+        named = zip(self.structures, self.drawings, strict=True)
+        return tuple((one.spelling, one.drawn, drawing) for one, drawing in named)
+
 
 @dataclass(frozen=True)
 class _Origin:
@@ -73,9 +79,28 @@ class DicomCase(SourceCase):
         self.identity = series.series_uid
         self.patient = patient
         self.location = shown(series.folder, root)
+        self._use(tuple(sets))
+
+    def _use(self, sets: tuple[StructureSet, ...]) -> None:
+        self.sets = sets
         self.structures, repeats = _without_repeats(sets)
         self.notes = tuple(repeats)
-        self.files = (*series.files, *(found.path for found in sets))
+        # A file of many frames stands for each of its slices, and is hashed once.
+        self.files = tuple(dict.fromkeys((*self.series.files, *(found.path for found in sets))))
+
+    def take_sets(self, other: DicomCase) -> tuple[str, ...]:
+        """Take over the structure sets that another source has of this series, but for those that are here.
+
+        Returns:
+            A sentence for each oddity that comes with them.
+        """
+        here = {one.content for one in self.sets}
+        new = [one for one in other.sets if one.content not in here]
+        if not new:
+            return ()
+        before = set(self.notes) | set(other.notes)
+        self._use((*self.sets, *new))
+        return tuple(note for note in self.notes if note not in before)
 
     def read_image(self) -> Volume:
         """Decode the series."""
@@ -90,7 +115,10 @@ class DicomCase(SourceCase):
             if path not in opened:
                 opened = {path: read_rtstruct(path, self.series)}
                 general = [text for text in opened[path].warnings if ": ROI '" not in text]
-            structure = opened[path].structures[position]
+            structures = opened[path].structures
+            if position >= len(structures) or _location(path, structures[position]) != named.location:
+                raise InputError(f"{path}: was changed during the import; run the import again")
+            structure = structures[position]
             # What makes a structure unusable is its reason already.
             own = [t for t in opened[path].warnings if f": ROI '{structure.name}':" in t and not structure.fault]
             mask = opened[path].filled(structure, image.geometry)
@@ -381,10 +409,11 @@ def join_patients(cases: Iterable[SourceCase]) -> None:
 
     Each source makes the hash from the studies that it holds itself, so those of two sources may differ.
     """
+    people = {case: person_of(case.series) for case in cases if isinstance(case, DicomCase)}
+    same = _whatever_issuer(people.values())
     by_person: dict[Person, list[DicomCase]] = {}
-    for case in cases:
-        if isinstance(case, DicomCase):
-            by_person.setdefault(person_of(case.series), []).append(case)
+    for case, person in people.items():
+        by_person.setdefault(same[person], []).append(case)
     for own in by_person.values():
         patient = min(case.patient for case in own)
         for case in own:
@@ -397,8 +426,21 @@ def patient_hashes(series: Sequence[CtSeries], people: Mapping[str, Person]) -> 
     A patient ID is a short number that a hash does not hide. So the patient's first study goes into the hash:
     nobody can guess its UID.
     """
+    same = _whatever_issuer(people[one.series_uid] for one in series)
     first: dict[Person, str] = {}
     for one in series:
-        person = people[one.series_uid]
+        person = same[people[one.series_uid]]
         first[person] = min(first.get(person, one.study_uid), one.study_uid)
-    return {one.series_uid: hashed(*people[one.series_uid], first[people[one.series_uid]]) for one in series}
+    known = {one.series_uid: same[people[one.series_uid]] for one in series}
+    return {uid: hashed(*person, first[person]) for uid, person in known.items()}
+
+
+def _whatever_issuer(people: Iterable[Person]) -> dict[Person, Person]:
+    """Return for each patient the one that it counts as: without an issuer, where any of this PatientID has none.
+
+    The archive may state the issuer and the planning system leave it out. Two patients who are taken for one cost
+    a fold some balance; one who is taken for two would be trained and validated on.
+    """
+    found = set(people)
+    bare = {identifier for kind, issuer, identifier in found if kind == "id" and not issuer}
+    return {one: ("id", "", one[2]) if one[0] == "id" and one[2] in bare else one for one in found}

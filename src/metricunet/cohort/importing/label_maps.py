@@ -225,7 +225,7 @@ def find_pairs(root: Path, privacy: Privacy, bars: Bars) -> Found:
     where there is one, else by their values: "1", "2", ...
 
     Raises:
-        InputError: no pair there, or a dataset.json or patients.json that cannot be used.
+        InputError: no pair there, or a dataset.json, contoured.json or patients.json that cannot be used.
     """
     found = Found(PAIRS)
     pairs = pairs_in(root)
@@ -262,10 +262,12 @@ def find_pairs(root: Path, privacy: Privacy, bars: Bars) -> Found:
                 found.left_out.append(LeftOut(name, f"{labels}: {told(error)}", error=error))
         progress(done, len(pairs))
     named = info.labels if info is not None else {str(value): value for value in sorted(values)}
+    unknown = read_not_contoured(root, dict.fromkeys([*named, *(s for own in segments.values() for s in own)]))
     for name, image, labels in whole:
         try:
             patient, own = patients.get(name, name), segments.get(name, named)
-            found.cases.append(LabelMapCase(image, labels, name, patient, own, root))
+            case = LabelMapCase(image, labels, name, patient, own, root, not_contoured=unknown.get(name, ()))
+            found.cases.append(case)
         except Exception as error:  # likewise
             found.left_out.append(LeftOut(name, f"{image}: {told(error)}", error=error))
     note_strangers(found, root, patients)

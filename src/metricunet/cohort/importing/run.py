@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.contoured import CONTOURED_NAME, contoured_content
-from metricunet.cohort.importing.dicom_tree import join_patients
+from metricunet.cohort.importing.dicom_tree import DicomCase, join_patients
 from metricunet.cohort.importing.layouts import AUTO, Finder, find_cases
 from metricunet.cohort.importing.merge import merge
 from metricunet.cohort.importing.names_file import NamesFile, listed, read_names, skeleton
@@ -219,7 +219,10 @@ def _earlier(output: Path, overwrite: bool) -> dict[str, Report]:
 
 
 def _drop_twins(found: Sequence[Found]) -> None:
-    """Keep one of the cases that two sources share; refuse those that share no more than a name."""
+    """Keep one of the cases that two sources share; refuse those that share no more than a name.
+
+    A DICOM series keeps the structure sets of all sources: none wins over a corrected one by coming first.
+    """
     by_name: dict[str, SourceCase] = {}
     by_file: dict[Path, SourceCase] = {}
     for one in found:
@@ -236,6 +239,10 @@ def _drop_twins(found: Sequence[Found]) -> None:
                 same = namesake
             if same is not None:
                 reason = f"{case.location}: is the same scan as {same.location}; it counts once"
+                if isinstance(same, DicomCase) and isinstance(case, DicomCase):
+                    count = len(same.sets)
+                    one.notes += same.take_sets(case)
+                    reason += ", with the structure sets of both" if len(same.sets) > count else ""
                 one.left_out.append(LeftOut(case.identity, reason, False, len(case.files)))
             elif namesake is not None:
                 # Cases of one source are told apart by their own names alone, as in imagesTr and imagesTs.
@@ -393,6 +400,9 @@ class _CaseWorker:
         """Read a case, and write its image and labels under names relative to the folder."""
         case, outputs = task
         source = case.source
+        key = ""  # of the files before they are read: the next import reads again what is changed meanwhile
+        with suppress(FileNotFoundError):  # reading says so
+            key = key_of(case, self.names, self.privacy)
         image = source.read_image()
         refuse_no_hu(image, source.location)
         merged = merge(case, image, list(self.names.structures))
@@ -400,7 +410,7 @@ class _CaseWorker:
             reasons = "; ".join(entry["reason"] for entry in merged.structures.values() if "reason" in entry)
             raise InputError(f"{source.location}: none of its structures can be used: {reasons}")
         report = {
-            "key": key_of(case, self.names, self.privacy),
+            "key": key,
             "source": self.privacy.written(source.identity),
             "source_sha256": sha256(source.files),
             "patient": source.patient,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,9 @@ from metricunet.volume import FloatArray, Geometry, Volume
 #: Contours nearer to each other than this, across the slices, lie in one plane: as much as one may lie off the
 #: image that it was drawn on. Of two planes in one slice only one is kept.
 SAME_PLANE_MM = 0.1
+#: Two contours of one plane whose outermost points lie no farther apart than this, and which differ by no more
+#: than this share of their pixels, are one that occurs twice. A wall is thicker.
+TWICE_PIXELS, TWICE_SHARE = 0.1, 0.005
 #: Contours farther than this from the plane of their slice were not drawn on it.
 OFF_PLANE_MM = 0.1
 #: Where no two of three or more planes of contours are nearer than this many slices, slices were skipped in
@@ -22,7 +25,7 @@ OFF_PLANE_MM = 0.1
 SPARSE_RATIO = 1.5
 #: The points of one contour may spread across the slices by this many of them, or it is not planar.
 SPREAD_SLICES = 0.5
-#: Room for rounding at half a slice.
+#: Room for rounding at half a slice, and at a pixel.
 ROUNDING_SLICES = 1e-6
 
 
@@ -54,10 +57,12 @@ def filled_contours(contours: Sequence[FloatArray], geometry: Geometry, at: str)
     """
     notes: list[str] = []
     array = np.zeros(geometry.shape, dtype=np.uint8)
-    for k, plane in _planes_by_slice(contours, geometry, at, notes).items():
+    planes = _planes_by_slice(contours, geometry, at, notes)
+    for k, plane in planes.items():
         array[k] = _filled_plane(plane, geometry, k, at, notes)
     if not array.any():
         raise InputError(f"{at} contains no voxel's centre: it lies beside the scan or is too small for it")
+    _note_cut_off(planes.values(), geometry, at, notes)
     _note_gaps(array, geometry, at, notes)
     return Volume(array, geometry), tuple(notes)
 
@@ -137,22 +142,38 @@ def _planes(placed: list[FloatArray], spacing_mm: float) -> list[_Plane]:
 def _filled_plane(plane: _Plane, geometry: Geometry, k: int, at: str, notes: list[str]) -> NDArray[np.bool_]:
     shape = geometry.shape[1:]
     z = float(geometry.to_world([k, 0, 0])[2])
-    different = {_key(loop): loop for loop in plane.loops}
-    if len(different) < len(plane.loops):
+    loops = list({_key(loop): loop for loop in plane.loops}.values())
+    masks = [filled([loop], shape) for loop in loops] if len(loops) > 1 else []
+    kept = _once_each(loops, masks) if masks else [0]
+    if len(kept) < len(plane.loops):
         # Filled twice by the even-odd rule it would vanish.
         notes.append(f"{at}: a contour at z = {z:.2f} mm occurs twice; it counts once")
-    loops = list(different.values())
-    if len(loops) > 1 and _overlap_partly([filled([loop], shape) for loop in loops]):
+    if masks and _overlap_partly([masks[n] for n in kept]):
         notes.append(
             f"{at}: contours at z = {z:.2f} mm cross each other; where two overlap is outside (even-odd rule)"
         )
-    return filled(loops, shape)
+    return filled([loops[n] for n in kept], shape)
 
 
 def _key(loop: FloatArray) -> bytes:
     """The same for two contours of the same points, wherever they begin and whichever way they run."""
     points = np.round(loop, 4)
     return bytes(points[np.lexsort((points[:, 1], points[:, 0]))].tobytes())
+
+
+def _once_each(loops: Sequence[FloatArray], masks: Sequence[NDArray[np.bool_]]) -> list[int]:
+    """Return the numbers of the contours but for those that are an earlier one with other points.
+
+    Programs write a contour a second time with one more point on an edge, or with other decimals.
+    """
+    ends = np.array([[*loop.min(axis=0), *loop.max(axis=0)] for loop in loops])
+    kept: list[int] = []
+    for n, mask in enumerate(masks):
+        near = np.flatnonzero(np.abs(ends[np.array(kept, dtype=np.intp)] - ends[n]).max(axis=1) <= TWICE_PIXELS)
+        most = TWICE_SHARE * np.count_nonzero(mask)
+        if not most or not any(np.count_nonzero(masks[kept[k]] != mask) <= most for k in near):
+            kept.append(n)
+    return kept
 
 
 def _overlap_partly(masks: list[NDArray[np.bool_]]) -> bool:
@@ -174,6 +195,18 @@ def _overlap_partly(masks: list[NDArray[np.bool_]]) -> bool:
             if both and both < min(np.count_nonzero(first), np.count_nonzero(second)):
                 return True
     return False
+
+
+def _note_cut_off(planes: Iterable[_Plane], geometry: Geometry, at: str, notes: list[str]) -> None:
+    """Say so where contours leave the slices, as those that were drawn on a scan with a larger field do."""
+    last, spacing = np.array(geometry.shape[1:]) - 1, np.array(geometry.spacing_mm[1:])
+    ends = [np.maximum(-loop.min(axis=0), loop.max(axis=0) - last) for plane in planes for loop in plane.loops]
+    beyond: FloatArray = np.max(ends, axis=0)  # of the outermost pixels' centres
+    if beyond.max() > 1 + ROUNDING_SLICES:  # there may be a centre of a pixel that the scan lacks
+        far_mm = float(((beyond - 0.5) * spacing).max())
+        notes.append(
+            f"{at}: contours reach up to {far_mm:.2f} mm beyond the slices' edges; what lies there is cut off"
+        )
 
 
 def _note_gaps(array: NDArray[np.uint8], geometry: Geometry, at: str, notes: list[str]) -> None:

@@ -56,7 +56,7 @@ def stated_references(dataset: Dataset, structures: Sequence[RtStructure]) -> tu
     """Return the frame of reference and the series that a set was drawn on, as far as it says so.
 
     Of several that it lists, the images that most contours name decide; without such images, the frame that most
-    structures state; else the first counts.
+    structures state; else the first counts. Of several series in that frame none is the one, without such images.
     """
     listed = listed_references(dataset)
     frames = Counter(s.frame_of_reference_uid for s in structures if s.frame_of_reference_uid is not None)
@@ -64,8 +64,11 @@ def stated_references(dataset: Dataset, structures: Sequence[RtStructure]) -> tu
     if not listed:
         return next(iter(frames)) if len(frames) == 1 else text_of(dataset, "FrameOfReferenceUID") or None, None
     named = Counter(uid for s in structures for uid in s.image_uids if uid is not None)
-    # The first of equals is kept, in the order of the set.
-    best = max(listed, key=lambda r: (sum(named[uid] for uid in r.image_uids), drawn[r.frame_uid or ""]))
+    counts = [(sum(named[uid] for uid in r.image_uids), drawn[r.frame_uid or ""]) for r in listed]
+    best = listed[counts.index(max(counts))]  # the first of equals, in the order of the set
+    equals = {r.series_uid for r in listed if r.series_uid is not None and r.frame_uid == best.frame_uid}
+    if len(equals) > 1 and not max(counts)[0]:
+        return best.frame_uid, None
     return best.frame_uid, best.series_uid
 
 

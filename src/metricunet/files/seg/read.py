@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,8 @@ def read_segments(path: Path, series: CtSeries, names: Collection[str] | None = 
 
     Raises:
         InputError: not a DICOM segmentation, damaged, none of a name, in another frame of reference than
-            `series`, or with voxels on slices or a grid that the scan does not have.
+            `series`, with voxels on slices or a grid that the scan does not have, or made on another series with
+            thicker slices.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd but harmless values in others' files
@@ -142,6 +143,7 @@ def read_segments(path: Path, series: CtSeries, names: Collection[str] | None = 
             raise
         except _BAD as error:
             raise _damaged(path, error) from error
+        _check_no_slices_between(path, dataset, series, masks.values())
     return tuple(Segment(n, name, Volume(masks[n], series.geometry)) for n, name in wanted.items())
 
 
@@ -200,6 +202,27 @@ def _check_frame_of_reference(path: Path, dataset: Dataset, series: CtSeries) ->
             f"{path}: states no frame of reference and does not refer to series {series.series_uid}, so its "
             "place is unknown; choose the segmentation that was made on this scan"
         )
+
+
+def _check_no_slices_between(
+    path: Path, dataset: Dataset, series: CtSeries, masks: Iterable[NDArray[np.uint8]]
+) -> None:
+    """Refuse a segmentation of a series with thicker slices than the scan's, both of one acquisition.
+
+    Each of its frames lies on a slice of the scan, and the slices between would be empty.
+    """
+    named = _referenced_series(dataset)
+    if not named or series.series_uid in named:
+        return
+    for mask in masks:
+        gaps = np.diff(np.flatnonzero(mask.any(axis=(1, 2))))
+        if len(gaps) and gaps.min() > 1:
+            own_mm = series.geometry.spacing_mm[0]
+            raise InputError(
+                f"{path}: was made on series {named[0]}, with slices {gaps.min() * own_mm:.4g} mm apart or more "
+                f"where those of series {series.series_uid} lie {own_mm:.4g} mm apart, so slices between them "
+                "would stay empty; choose the scan that it was made on"
+            )
 
 
 def _referenced_series(dataset: Dataset) -> tuple[str, ...]:

@@ -87,14 +87,22 @@ def by_dciodvfy(sites: Sequence[Site]) -> Iterator[CommissionCheck]:
 
 
 def version_of(program: str) -> str | None:
-    """Return what an installed judge says of its version, or `installed`; None where it is not installed."""
+    """Return what an installed judge says of its version, or `installed`; None where it is not installed.
+
+    One that cannot be started, or never ends, costs its own checks and not the report of all.
+    """
     path = shutil.which(program)
     if path is None:
         return None
     if program != PLASTIMATCH:
         return "installed"
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, errors="replace", check=False)
-    return (done.stdout + done.stderr).strip().splitlines()[0] if done.stdout + done.stderr else "installed"
+    try:
+        done = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, errors="replace", check=False, timeout=PATIENCE_S
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "installed"
+    return next(iter((done.stdout + done.stderr).strip().splitlines()), "installed")
 
 
 def _not_run(group: str, name: str, measured: str, program: str) -> CommissionCheck:
