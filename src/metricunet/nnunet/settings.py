@@ -49,6 +49,33 @@ def read_settings(mode: Literal["online", "control"], environment: Mapping[str, 
     return metric
 
 
+def check_shares(metric: MetricConfig, batch_size: int, processes: int) -> None:
+    """Check that GPUs can share what the settings let them: in each step they exchange voxels, as many from each.
+
+    Where their number does not divide its batch, nnU-Net gives some of them a patch more than others.
+
+    Args:
+        metric: the settings.
+        batch_size: number of patches in a batch of all GPUs.
+        processes: number of GPUs that train together.
+
+    Raises:
+        InputError: it names the setting that the batch does not fit.
+    """
+    if batch_size % processes == 0:
+        return
+    shared = {
+        f"bank (from {VARIABLE}) is {metric.bank}": metric.mode == "online" and metric.bank > 0,
+        f"background (from {VARIABLE}) is clusters": metric.background == "clusters",
+    }
+    for said in (one for one, used in shared.items() if used):
+        raise InputError(
+            f"setting metric.{said}, which needs as many patches on each GPU, but nnU-Net's batch of {batch_size} "
+            f"is not a multiple of {processes} GPUs; train on as many as divide it (-num_gpus), or without this "
+            "setting"
+        )
+
+
 def _content(given: str, source: str) -> dict[str, Any]:
     inline = given.startswith("{")
     try:
