@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metricunet.errors import InputError
-from metricunet.nnunet.settings import VARIABLE, check_shares, read_settings
+from metricunet.nnunet.settings import VARIABLE, changed_settings, check_shares, read_settings
 from metricunet.training.config import MetricConfig
 
 
@@ -68,3 +68,12 @@ def test_what_gpus_share_needs_as_many_patches_on_each(metric: MetricConfig, wor
 def test_a_branch_that_shares_nothing_takes_any_batch() -> None:
     check_shares(MetricConfig(), 13, 2)
     check_shares(MetricConfig(mode="control", bank=512), 13, 2)
+
+
+def test_a_checkpoint_without_a_setting_of_today_goes_on_with_its_default() -> None:
+    """It was written before there was such a setting, and nothing that one sets could say so."""
+    before = MetricConfig(weight=0.2).model_dump(mode="json")
+    del before["bank"]
+    assert changed_settings(before, MetricConfig(weight=0.2)) == []
+    assert changed_settings(before, MetricConfig(weight=0.3)) == ["weight was 0.2, is 0.3"]
+    assert changed_settings(before, MetricConfig(weight=0.2, bank=64)) == ["bank was 0, is 64"]

@@ -76,6 +76,19 @@ def check_shares(metric: MetricConfig, batch_size: int, processes: int) -> None:
         )
 
 
+def changed_settings(before: Mapping[str, Any], now: MetricConfig) -> list[str]:
+    """Name each setting that differs from those of a checkpoint, with both values.
+
+    Args:
+        before: the settings in the checkpoint. One that it does not know, as an earlier version wrote it, was what
+            is the default now.
+        now: the settings.
+    """
+    known = MetricConfig().model_dump(mode="json") | dict(before)
+    after = now.model_dump(mode="json")
+    return [f"{name} was {known[name]}, is {after[name]}" for name in after if known[name] != after[name]]
+
+
 def _content(given: str, source: str) -> dict[str, Any]:
     inline = given.startswith("{")
     try:

@@ -20,7 +20,7 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.metric.gathering import processes
 from metricunet.nnunet.branched import BranchedLoss, Taps, tapped_modules
-from metricunet.nnunet.settings import VARIABLE, check_shares, read_settings
+from metricunet.nnunet.settings import VARIABLE, changed_settings, check_shares, read_settings
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.config import MetricConfig
 from metricunet.training.voxel_branch import voxel_branch
@@ -222,8 +222,7 @@ class VoxelMetricMixin(Trainer):  # type: ignore[misc, valid-type]
             }
 
     def _refuse_other_settings(self, filename: str, before: dict[str, Any]) -> None:
-        now = self.metric.model_dump(mode="json")
-        other = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
+        other = changed_settings(before, self.metric)
         if other:
             raise InputError(
                 f"{filename}: was trained with other settings of the branch ({'; '.join(other)}); set {VARIABLE} "
