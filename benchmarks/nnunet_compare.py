@@ -57,6 +57,8 @@ SHARES = {"locate": 1 / 6, "segment": 5 / 6}
 EPOCHS = 10
 #: Updates of the two trainings that are timed before one of an hour: what differs between them is updates alone.
 PILOTS = (50, 150)
+#: A stage 1 that finds nothing after more updates than these will not find anything.
+MOST_PILOT_UPDATES = 1000
 #: Scans on which nnU-Net is timed without mirroring.
 UNMIRRORED = 4
 #: Steps of the fixed piece of work.
@@ -357,30 +359,54 @@ class Comparison:
 
     def _fitting_updates(self, arm: str) -> dict[str, int]:
         """Return how many updates of each stage fit into its share of the time, validation counted."""
-        seconds: dict[str, list[float]] = {stage: [] for stage in SHARES}
         shorter = min(1.0, self.minutes / 60)
         pilots = [max(4 * k, round(number * shorter)) for k, number in enumerate(PILOTS, start=1)]
+        taken: dict[str, list[tuple[int, float]]] = {stage: [] for stage in SHARES}
+        more = 0
         for number in pilots:
-            folder = self.output / "pilots" / f"{arm}-{number}"
-            shutil.rmtree(folder, ignore_errors=True)
-            self._train(arm, folder, dict.fromkeys(SHARES, number), 1, [])
-            for row in _rows(folder / "log.csv"):
-                seconds[row["stage"]].append(float(row["seconds"]))
+            seconds, more = self._piloted(arm, number, more)
+            for stage, updates in _pilot(number, more).items():
+                taken[stage].append((updates, seconds[stage]))
         found = {}
-        for stage, (short, long) in seconds.items():
-            update = max(long - short, 1e-3) / (pilots[1] - pilots[0])
-            validation = max(short - pilots[0] * update, 0)
+        for stage, ((fewer, short), (many, long)) in taken.items():
+            update = max(long - short, 1e-3) / (many - fewer)
+            validation = max(short - fewer * update, 0)
             updates = (60 * self.minutes * SHARES[stage] - EPOCHS * validation) / update
             found[stage] = EPOCHS * max(1, int(updates / EPOCHS))
         return found
 
-    def _train(self, arm: str, folder: Path, updates: dict[str, int], epochs: int, more: Sequence[str]) -> None:
+    def _piloted(self, arm: str, number: int, more: int) -> tuple[dict[str, float], int]:
+        """Time a short training: the seconds of each stage, and how many more updates stage 1 took.
+
+        After so few it may find nothing, and then there is no stage 2: it is given twice as many.
+        """
+        folder = self.output / "pilots" / f"{arm}-{number}"
+        while True:
+            shutil.rmtree(folder, ignore_errors=True)
+            updates = _pilot(number, more)
+            last = updates["locate"] > MOST_PILOT_UPDATES
+            self._train(arm, folder, updates, 1, [], allowed=(0,) if last else (0, 2))
+            log = folder / "log.csv"
+            seconds = {row["stage"]: float(row["seconds"]) for row in _rows(log)} if log.is_file() else {}
+            if seconds.keys() >= SHARES.keys():
+                return seconds, more
+            more += updates["locate"]
+
+    def _train(
+        self,
+        arm: str,
+        folder: Path,
+        updates: dict[str, int],
+        epochs: int,
+        more: Sequence[str],
+        allowed: tuple[int, ...] = (0,),
+    ) -> None:
         # The best of the epochs on the validation cases is kept, and the schedule is over all of them.
         settings = [*OURS[arm], *(f"{stage}.epochs={epochs}" for stage in updates)]
         settings += [f"{stage}.updates_per_epoch={number // epochs}" for stage, number in updates.items()]
         words = [word for setting in settings for word in ("--set", setting)]
         call = ("train", self.cohort, "-o", folder, "--preset", "small", "--device", "cpu", "--fold", 0, *words)
-        self.metricunet(*call, *more, log=self.log(arm, f"train-{folder.name}"))
+        self.metricunet(*call, *more, log=self.log(arm, f"train-{folder.name}"), allowed=allowed)
 
     def predict_ours(self, arm: str) -> None:
         """Predict with an arm of this package."""
@@ -457,6 +483,11 @@ class Comparison:
         bodies = [file.partition("\n")[2] for file in files]
         write_text(self.output / "cases.csv", "arm,case,dice,asd_mm\n" + "".join(bodies))
         print(text, flush=True)
+
+
+def _pilot(number: int, more: int) -> dict[str, int]:
+    """Return the updates of a short training: of stage 2, and of stage 1, which takes some more."""
+    return {"locate": number + more, "segment": number}
 
 
 def table(facts: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, str]]]) -> str:

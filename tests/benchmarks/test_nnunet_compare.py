@@ -109,3 +109,27 @@ def test_arms_of_another_comparison_are_refused(tmp_path: Path) -> None:
         InputError, match=r"ours_with.json: is of .*2.* asked for; choose another folder with --kept"
     ):
         Comparison(tmp_path / "a", tmp_path, 60, (60, 20), kept=kept).run(["ours_with"])
+
+
+class Timed(Comparison):
+    """Trains nothing: an update of stage 1 takes 0.5 s, of stage 2 1 s, a validation 10 s."""
+
+    finds_from = 0
+
+    def _train(self, arm: str, folder: Path, updates: dict[str, int], *rest: Any, **more: Any) -> None:
+        lines = ["stage,seconds", f"locate,{10 + 0.5 * updates['locate']}"]
+        if updates["locate"] >= self.finds_from:
+            lines.append(f"segment,{10 + updates['segment']}")
+        folder.mkdir(parents=True)
+        (folder / "log.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("finds_from", [0, 120, 160])
+def test_updates_that_fit_are_found_though_so_short_a_training_locates_nothing(
+    tmp_path: Path, finds_from: int
+) -> None:
+    """A stage 1 that finds nothing ends a training with status 2, before stage 2 could be timed."""
+    timed = Timed(tmp_path, tmp_path, 60, (60, 20))
+    timed.finds_from = finds_from
+    # 600 s less ten validations, and 3000 s less ten.
+    assert timed._fitting_updates("ours_with") == {"locate": 1000, "segment": 2900}

@@ -93,6 +93,23 @@ def test_centres_stay_where_there_is_no_background_and_in_evaluation() -> None:
     assert torch.equal(clusters.centres, before)
 
 
+def test_a_voxel_that_overflowed_moves_no_centre() -> None:
+    """A centre that is no number would be the nearest of all voxels, and stay so."""
+    first, of_group = groups(0)
+    classes = torch.zeros_like(of_group)
+    second, spoilt = groups(1)[0], groups(1)[0]
+    spoilt[0, 7] = torch.nan
+    without = torch.arange(60)[None] != 7
+    found = []
+    for embeddings, valid in ((second, without), (spoilt, None)):
+        clusters = BackgroundClusters(3, 3)
+        for seen, counted in ((first, None), (embeddings, valid)):
+            clusters(seen, sample_of(classes, counted), 0, None)
+        found.append(clusters.centres)
+    assert torch.isfinite(found[1]).all()
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_voxels_far_apart_equal_a_plain_loop() -> None:
     torch.manual_seed(0)
     e, counted = F.normalize(torch.randn(30, 4, dtype=torch.float64), dim=-1), torch.rand(30) < 0.7

@@ -217,6 +217,18 @@ def test_an_image_adds_no_more_than_it_may_and_the_last_count() -> None:
     assert images == [1, 2, 2, 2]
 
 
+def test_voxels_that_overflowed_stay_out() -> None:
+    """Each that were held would make no number of the losses of many updates, until it is the oldest."""
+    torch.manual_seed(0)
+    bank = EmbeddingBank(8, 2, DIMENSIONS, new=4)
+    embeddings = unit(2, 4, DIMENSIONS).float()
+    embeddings[0, 1, 2] = torch.nan
+    embeddings[1, 3] = torch.inf
+    bank.enter(0, embeddings, torch.zeros(2, 4, dtype=torch.long), torch.ones(2, 4, dtype=torch.bool))
+    assert bank.held(0).filled.tolist() == [6, 0]
+    assert torch.isfinite(bank.embeddings).all()
+
+
 def test_the_branch_takes_up_contoured_images_alone_and_only_in_training() -> None:
     torch.manual_seed(0)
     labels = torch.zeros(2, 8, 8, dtype=torch.long)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metricunet.errors import InputError
-from metricunet.nnunet.settings import VARIABLE, read_settings
+from metricunet.nnunet.settings import VARIABLE, changed_settings, check_shares, read_settings
 from metricunet.training.config import MetricConfig
 
 
@@ -48,3 +48,32 @@ def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path) -> None:
     file.write_text("- weight\n")
     with pytest.raises(InputError, match="expected settings"):
         read_settings("online", {VARIABLE: str(file)})
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        (MetricConfig(bank=512), r"metric\.bank \(from METRICUNET_METRIC\) is 512, .*batch of 13 .* 2 GPUs"),
+        (MetricConfig(mode="control", background="clusters"), r"metric\.background .* is clusters, .*batch of 13"),
+    ],
+)
+def test_what_gpus_share_needs_as_many_patches_on_each(metric: MetricConfig, words: str) -> None:
+    """They exchange voxels of each step, and would wait for ever, or read what nobody sent."""
+    with pytest.raises(InputError, match=words):
+        check_shares(metric, 13, 2)
+    check_shares(metric, 12, 2)
+    check_shares(metric, 13, 1)
+
+
+def test_a_branch_that_shares_nothing_takes_any_batch() -> None:
+    check_shares(MetricConfig(), 13, 2)
+    check_shares(MetricConfig(mode="control", bank=512), 13, 2)
+
+
+def test_a_checkpoint_without_a_setting_of_today_goes_on_with_its_default() -> None:
+    """It was written before there was such a setting, and nothing that one sets could say so."""
+    before = MetricConfig(weight=0.2).model_dump(mode="json")
+    del before["bank"]
+    assert changed_settings(before, MetricConfig(weight=0.2)) == []
+    assert changed_settings(before, MetricConfig(weight=0.3)) == ["weight was 0.2, is 0.3"]
+    assert changed_settings(before, MetricConfig(weight=0.2, bank=64)) == ["bank was 0, is 64"]

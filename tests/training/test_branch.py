@@ -154,12 +154,34 @@ def test_patches_are_the_same_in_every_run_and_differ_between_updates(cases: lis
         ),
         (("metric.mode=offline", "metric.patch_voxels=4"), "from 8 to 48"),
         (("metric.mode=offline", "metric.patch_voxels=64"), "from 8 to 48"),
+        (
+            ("metric.unsure_mm=2", "metric.supcon_weight=1", "metric.triplet_weight=0", "metric.pair_weight=0"),
+            r"metric\.unsure_mm is 2 and shrinks margins, .* no other loss has a margin",
+        ),
+        (
+            ("metric.mode=control", "metric.sampler=boundary", "metric.left_out_mm=3"),
+            r"metric\.left_out_mm is 3; .* less than metric\.band_mm, 3",
+        ),
     ],
 )
 def test_impossible_settings_are_named(setting: tuple[str, ...], words: str) -> None:
     config = load_config("small", settings=[*TINY_SETTINGS, *setting])
     with pytest.raises(InputError, match=words):
         build_metric(UNet(5, 2, 4, levels=3), config, 2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("metric.unsure_mm=2", "metric.supcon_weight=1", "metric.triplet_weight=0"),
+        ("metric.unsure_mm=2", "metric.mode=control", "metric.triplet_weight=0", "metric.pair_weight=0"),
+        ("metric.sampler=boundary", "metric.left_out_mm=2"),
+        ("metric.sampler=balanced", "metric.left_out_mm=5"),
+    ],
+)
+def test_distances_from_surfaces_that_do_something_are_taken(settings: tuple[str, ...]) -> None:
+    config = load_config("small", settings=[*TINY_SETTINGS, *settings])
+    assert build_metric(UNet(5, 2, 4, levels=3), config, 2) is not None
 
 
 @pytest.mark.parametrize("mode", ["online", "control", "offline"])

@@ -97,7 +97,10 @@ class BackgroundClusters(nn.Module):
     def forward(self, embeddings: Tensor, sample: Sample, tap: int, image: Tensor | None) -> Tensor:
         """Return the kind of each sampled voxel (see `Background`), and let the centres follow in training."""
         values = embeddings.to(self.centres.dtype)
-        member = sample.valid & (sample.classes == 0)
+        # A batch can overflow in half precision. Its update is skipped, but a centre that is NaN would stay so.
+        finite = torch.isfinite(values).all(dim=-1)
+        values = torch.where(finite[..., None], values, 0.0)
+        member = sample.valid & (sample.classes == 0) & finite
         told = torch.cat([values, member[..., None]], dim=-1)
         told = (gathered(told) if self.training else told).flatten(0, 1)
         seen, counted = told[:, :-1], told[:, -1] > 0

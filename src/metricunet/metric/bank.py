@@ -121,13 +121,15 @@ class EmbeddingBank(nn.Module):
 
         Args:
             tap: index of the map.
-            embeddings: [batch, voxels, dimensions], of unit length.
+            embeddings: [batch, voxels, dimensions], of unit length; a voxel whose values are not finite stays out.
             classes: [batch, voxels], integers from 0 to `classes` - 1 where valid.
             valid: [batch, voxels], bool.
             certainty: [batch, voxels], 0 to 1; None: all are sure.
             images: number of images, the first of the batch, whose voxels may enter; None: all.
         """
         certainty = torch.ones_like(embeddings[..., 0]) if certainty is None else certainty
+        # A batch can overflow in half precision. Its update is skipped, and must not spoil those that follow.
+        valid = valid & torch.isfinite(embeddings).all(dim=-1)
         chance = torch.rand(classes.shape, device=classes.device)
         for k in range(self.classes):
             order = torch.where(valid & (classes == k), chance, -1.0)[:images]

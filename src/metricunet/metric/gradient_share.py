@@ -20,6 +20,10 @@ class GradientShare(nn.Module):
     its own. What an update measures decides the weight of later ones, as a running mean; the first updates, before
     anything was measured, take the share itself as the weight. The running mean is a buffer.
 
+    The branch's gradient at a map is what comes straight from the branch. Where one map is made of another, what
+    the branch sends back by way of the later one is among the rest at the earlier one: little where the share is
+    small, and not where that is near 1.
+
         share = GradientShare(0.1)
         weight = share.weight()
         out = metric(share.watched(maps, weight), labels, logits)

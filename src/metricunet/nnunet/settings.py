@@ -49,6 +49,46 @@ def read_settings(mode: Literal["online", "control"], environment: Mapping[str, 
     return metric
 
 
+def check_shares(metric: MetricConfig, batch_size: int, processes: int) -> None:
+    """Check that GPUs can share what the settings let them: in each step they exchange voxels, as many from each.
+
+    Where their number does not divide its batch, nnU-Net gives some of them a patch more than others.
+
+    Args:
+        metric: the settings.
+        batch_size: number of patches in a batch of all GPUs.
+        processes: number of GPUs that train together.
+
+    Raises:
+        InputError: it names the setting that the batch does not fit.
+    """
+    if batch_size % processes == 0:
+        return
+    shared = {
+        f"bank (from {VARIABLE}) is {metric.bank}": metric.mode == "online" and metric.bank > 0,
+        f"background (from {VARIABLE}) is clusters": metric.background == "clusters",
+    }
+    for said in (one for one, used in shared.items() if used):
+        raise InputError(
+            f"setting metric.{said}, which needs as many patches on each GPU, but nnU-Net's batch of {batch_size} "
+            f"is not a multiple of {processes} GPUs; train on as many as divide it (-num_gpus), or without this "
+            "setting"
+        )
+
+
+def changed_settings(before: Mapping[str, Any], now: MetricConfig) -> list[str]:
+    """Name each setting that differs from those of a checkpoint, with both values.
+
+    Args:
+        before: the settings in the checkpoint. One that it does not know, as an earlier version wrote it, was what
+            is the default now.
+        now: the settings.
+    """
+    known = MetricConfig().model_dump(mode="json") | dict(before)
+    after = now.model_dump(mode="json")
+    return [f"{name} was {known[name]}, is {after[name]}" for name in after if known[name] != after[name]]
+
+
 def _content(given: str, source: str) -> dict[str, Any]:
     inline = given.startswith("{")
     try:

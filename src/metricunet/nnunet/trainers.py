@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
+from metricunet.metric.gathering import processes
 from metricunet.nnunet.branched import BranchedLoss, Taps, tapped_modules
-from metricunet.nnunet.settings import VARIABLE, read_settings
+from metricunet.nnunet.settings import VARIABLE, changed_settings, check_shares, read_settings
 from metricunet.structures import IGNORE_CLASS
 from metricunet.training.config import MetricConfig
 from metricunet.training.voxel_branch import voxel_branch
@@ -83,6 +84,7 @@ class VoxelMetricMixin(Trainer):  # type: ignore[misc, valid-type]
                 f"setting metric.weight_as (from {VARIABLE}) is gradient_share, which cannot look into a compiled "
                 "network; set nnUNet_compile=f, or use factor"
             )
+        check_shares(self.metric, self.configuration_manager.batch_size, processes())
         network: Any = getattr(self.network, "_orig_mod", self.network)
         modules, channels = tapped_modules(network, self.metric.taps)
         heads = self.label_manager.num_segmentation_heads
@@ -220,8 +222,7 @@ class VoxelMetricMixin(Trainer):  # type: ignore[misc, valid-type]
             }
 
     def _refuse_other_settings(self, filename: str, before: dict[str, Any]) -> None:
-        now = self.metric.model_dump(mode="json")
-        other = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
+        other = changed_settings(before, self.metric)
         if other:
             raise InputError(
                 f"{filename}: was trained with other settings of the branch ({'; '.join(other)}); set {VARIABLE} "

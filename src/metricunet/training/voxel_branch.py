@@ -39,9 +39,11 @@ def voxel_branch(
         tissues: tells kinds of background apart by intensity; needed where `metric.background` is `hu`.
 
     Raises:
-        InputError: fewer voxels than two of each class, or a memory bank smaller than what is added to it.
+        InputError: fewer voxels than two of each class, a memory bank smaller than what is added to it, or a
+            distance from surfaces that leaves nothing to do, or does nothing.
     """
     check_voxels(metric, classes)
+    _check_distances(metric)
     background: Background | None = None
     if metric.background == "hu":
         background = tissues
@@ -74,6 +76,20 @@ def check_voxels(metric: MetricConfig, classes: int) -> None:
         raise InputError(
             f"setting metric.voxels is {metric.voxels}; with {classes} classes, background included, expected "
             f"{2 * classes} or more"
+        )
+
+
+def _check_distances(metric: MetricConfig) -> None:
+    if metric.sampler == "boundary" and metric.left_out_mm >= metric.band_mm > 0:
+        raise InputError(
+            f"setting metric.left_out_mm is {metric.left_out_mm:g}; with metric.sampler boundary it must be less "
+            f"than metric.band_mm, {metric.band_mm:g}, or all that is drawn would be left out"
+        )
+    if metric.unsure_mm > 0 and metric.mode == "online" and not (metric.triplet_weight or metric.pair_weight):
+        raise InputError(
+            f"setting metric.unsure_mm is {metric.unsure_mm:g} and shrinks margins, but metric.triplet_weight and "
+            "metric.pair_weight are 0, and no other loss has a margin; set it to 0 (metric.left_out_mm leaves "
+            "unsure voxels out of any loss)"
         )
 
 
