@@ -371,8 +371,8 @@ class Comparison:
         for stage, ((fewer, short), (many, long)) in taken.items():
             update = max(long - short, 1e-3) / (many - fewer)
             validation = max(short - fewer * update, 0)
-            updates = (60 * self.minutes * SHARES[stage] - EPOCHS * validation) / update
-            found[stage] = EPOCHS * max(1, int(updates / EPOCHS))
+            fitting = (60 * self.minutes * SHARES[stage] - EPOCHS * validation) / update
+            found[stage] = EPOCHS * max(1, int(fitting / EPOCHS))
         return found
 
     def _piloted(self, arm: str, number: int, more: int) -> tuple[dict[str, float], int]:
