@@ -67,6 +67,8 @@ def test_work_that_is_given_up_ends(ray_engine: Engine, tmp_path: Path) -> None:
 def test_what_no_machine_has_is_said_before_any_work(ray_engine: Engine) -> None:
     with pytest.raises(InputError, match=r"no machine has what a worker takes, 1 cores and 100\.0 GiB of memory"):
         list(ray_engine.each([0], Doubling, Needs(100 * GIB)))
+    with pytest.raises(InputError, match=r"no machine has what a worker takes, 1 cores and 100\.0 GiB of memory"):
+        ray_engine.submit(Needs(100 * GIB), pow, 2, 5)
     with pytest.raises(InputError, match="no machine of engine='ray' has a GPU"):
         ray_engine.device(Needs(GIB, "cuda"))
     with pytest.raises(InputError, match="chooses the number of the GPU"):

@@ -76,7 +76,11 @@ class Engine(ABC):
 
     @abstractmethod
     def submit(self, needs: Needs, function: Callable[..., Result], *arguments: object) -> Future[Result]:
-        """Have a function called somewhere, in the order of these calls."""
+        """Have a function called somewhere, in the order of these calls.
+
+        Raises:
+            InputError: no machine has what the call needs.
+        """
 
     @abstractmethod
     def check_folders(self, written: Path, read: Sequence[Path]) -> None:

@@ -163,8 +163,14 @@ class RayEngine(Engine):
                 left.claim.close()
 
     def submit(self, needs: Needs, function: Callable[..., Result], *arguments: object) -> Future[Result]:
-        """Have a function called on any machine."""
-        called = self._called.options(**self._options(needs)).remote(function, *arguments)
+        """Have a function called on any machine.
+
+        Raises:
+            InputError: no machine has what the call needs.
+        """
+        options = self._options(needs)
+        self._fits(options)  # else Ray would wait for such a machine for ever
+        called = self._called.options(**options).remote(function, *arguments)
         future: Future[Result] = called.future()
         return future
 
