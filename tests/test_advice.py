@@ -47,6 +47,7 @@ REACHED_BY = {
     "workflows/bench": ("bench",),
     "workflows/review": ("review",),
     "phantom/cohort.py": ("phantom",),
+    "phantom/workers.py": ("phantom", "train"),
     "files/own.py": ("predict", "evaluate", "import", "phantom"),  # it is told by the others that they have none
     "files/dicom/series.py": ("predict",),
     "workflows/convert.py": ("convert",),

@@ -15,7 +15,7 @@ from metricunet.engine import GIB, Engine, Needs
 from metricunet.errors import InputError, WorkerDied
 from metricunet.files.claim import AlreadyClaimed, claimed
 from tests.support.engines import MACHINE
-from tests.support.workers import Doubling, Unmade, Waiting
+from tests.support.workers import Doubling, Unmade, Waiting, killed, refuse
 
 NEEDS = Needs(GIB // 4)
 
@@ -46,6 +46,16 @@ def test_a_task_that_kills_its_worker_twice_fails_and_the_others_are_done(
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(KeyError, match="no model"):
         list(ray_engine.each([0], Unmade, NEEDS))
+
+
+def test_a_call_says_what_it_raised_or_that_its_workers_died(ray_engine: Engine) -> None:
+    assert ray_engine.submit(NEEDS, pow, 2, 5).result() == 32
+    refused = ray_engine.submit(NEEDS, refuse, "no such patient").exception()
+    assert type(refused) is InputError
+    assert str(refused) == "no such patient"
+    died = ray_engine.submit(NEEDS, killed).exception()
+    assert isinstance(died, WorkerDied)
+    assert str(died) == "its worker process died, and the one of the second try, too"
 
 
 def test_work_that_is_given_up_ends(ray_engine: Engine, tmp_path: Path) -> None:

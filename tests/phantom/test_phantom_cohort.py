@@ -21,7 +21,9 @@ from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.phantom import STRUCTURES, Variety, displace_cohort, make_cohort, make_phantom, reader_path
 from metricunet.phantom.cohort import CohortPlan
 from metricunet.phantom.variety import GROUPS, VARIED_VERSION
+from tests.support import workers
 from tests.support.command import Command
+from tests.support.phantoms import quick_phantom
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,17 @@ def test_what_workers_still_write_when_all_is_stopped_is_not_in_the_way(tmp_path
     gc.collect()  # whatever is not closed yet is closed now
     make_cohort(tmp_path, 3, difficulty="easy")
     assert len(read_cohort(tmp_path).training) == 3
+
+
+def test_a_worker_that_is_killed_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("metricunet.phantom.cohort._make", workers.killed)
+        with pytest.raises(InputError, match=r"was killed, as systems do .* or fewer workers") as caught:
+            make_cohort(tmp_path, 2, difficulty="easy", workers=2)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr("metricunet.phantom.cohort.make_phantom", quick_phantom)
+    make_cohort(tmp_path, 2, difficulty="easy")
+    assert len(read_cohort(tmp_path).training) == 2
 
 
 KILLED = """

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from metricunet.engine import Tell
+from metricunet.errors import InputError
 
 
 class Doubling:
@@ -48,3 +49,13 @@ class Unmade:
 
     def do(self, task: int, tell: Tell) -> int:
         raise AssertionError
+
+
+def killed(*_: object) -> None:
+    """Be killed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(words: str) -> None:
+    """Raise an error that is meant for the user."""
+    raise InputError(words)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, WorkerDied
 from metricunet.files.model import read_card, read_model
 from metricunet.inference.models import MODEL_NAME
 from metricunet.training import loop
@@ -121,6 +123,59 @@ def test_a_resumed_run_ends_with_the_same_weights(
     resumed = weights_of(train(None, tmp_path / "part", config=config(), resume=True))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("patient", "loss", "message"),
+    [
+        (0, BrokenProcessPool("gone"), r"was killed, .* Run the same command again, .* or fewer workers"),
+        (5, BrokenProcessPool("gone"), r"was killed, .* go on with resume=True, .* or fewer workers"),
+        (5, WorkerDied("its worker died"), r"could not be made: its worker died\. .* go on with resume=True"),
+    ],
+)
+def test_a_patient_whose_maker_is_killed_costs_no_epoch_that_is_done(
+    whole_run: WholeRun,
+    simple: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    patient: int,
+    loss: Exception,
+    message: str,
+) -> None:
+    submit = AtOnce.submit
+
+    def lost(executor: AtOnce, make: Any, /, use: str, number: int, parts: Any) -> Future[Any]:
+        if number != patient:
+            return submit(executor, make, use, number, parts)
+        future: Future[Any] = Future()
+        future.set_exception(loss)
+        return future
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtOnce, "submit", lost)
+        with pytest.raises(InputError, match=message) as caught:
+            train(None, tmp_path / "run", config=config())
+    assert "\n" not in str(caught.value)
+    begun = (tmp_path / "run").exists()
+    assert begun == (patient > 0)
+    whole, again = (
+        weights_of(path)
+        for path in (whole_run[0] / MODEL_NAME, train(None, tmp_path / "run", config=config(), resume=begun))
+    )
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_processes_that_are_lost_before_an_order_are_told(simple: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Future[Any]:
+        raise BrokenProcessPool("gone")
+
+    with PhantomStream(config(), 1).open() as given:
+        first, _ = given.first(None)
+        supply = StreamedBatches(given, "fine", 3, first, lambda cases: cases)  # type: ignore[arg-type, return-value]
+        monkeypatch.setattr(given, "_submitted", broken)
+        supply.at_epoch(0)
+        with pytest.raises(InputError, match="was killed"):
+            supply.at_epoch(1)
 
 
 def test_another_seed_is_not_gone_on_with(whole_run: WholeRun, simple: None, tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ class Engine(ABC):
     def submit(self, needs: Needs, function: Callable[..., Result], *arguments: object) -> Future[Result]:
         """Have a function called somewhere, in the order of these calls.
 
+        What the function raises the future raises, or `WorkerDied` where two workers were lost at it.
+
         Raises:
             InputError: no machine has what the call needs.
         """

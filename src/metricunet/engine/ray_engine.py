@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,21 @@ class RayEngine(Engine):
         options = self._options(needs)
         self._fits(options)  # else Ray would wait for such a machine for ever
         called = self._called.options(**options).remote(function, *arguments)
-        future: Future[Result] = called.future()
+        future: Future[Result] = Future()
+        called.future().add_done_callback(partial(self._pass_on, future))
         return future
+
+    def _pass_on(self, future: Future[Any], called: Future[tuple[bool, Any]]) -> None:
+        """Let a future say what came of a call: its result, what it raised, or that its worker died."""
+        loss = called.exception()
+        worked, result = called.result() if loss is None else (False, loss)
+        exceptions = self._ray.exceptions
+        if isinstance(loss, exceptions.RayError) and not isinstance(loss, exceptions.RayTaskError):
+            result = _died(loss)
+        if worked:
+            future.set_result(result)
+        else:
+            future.set_exception(result)
 
     def check_folders(self, written: Path, read: Sequence[Path]) -> None:
         """Refuse what a machine does not see; see `Engine.check_folders`."""

@@ -12,9 +12,12 @@ from metricunet.engine.interface import Result, untold
 from metricunet.errors import told, without_frames
 
 
-def call(function: Callable[..., Result], *arguments: object) -> Result:
-    """Call a function."""
-    return function(*arguments)
+def call(function: Callable[..., Result], *arguments: object) -> tuple[bool, Result | Exception]:
+    """Call a function; return whether that went well, and what it returned or raised."""
+    try:
+        return True, function(*arguments)
+    except Exception as error:
+        return False, _carried(error)
 
 
 def actor_class(ray: Any) -> type:

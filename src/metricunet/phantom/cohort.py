@@ -12,6 +12,7 @@ import multiprocessing
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, get_args
 import numpy as np
 
 from metricunet.cohort.layout import dataset_content, image_path, label_path
-from metricunet.engine import GIB, Engine, Needs, Tell
+from metricunet.engine import Engine, Tell
 from metricunet.errors import InputError, argument
 from metricunet.files.atomic import write_json
 from metricunet.files.claim import claimed, refuse_claimed
@@ -36,7 +37,7 @@ from metricunet.phantom.make import (
 )
 from metricunet.phantom.scanner import Difficulty
 from metricunet.phantom.variety import VARIED_VERSION, Variety
-from metricunet.phantom.workers import end_with_parent
+from metricunet.phantom.workers import NEEDS, end_with_parent, killed
 from metricunet.progress import Progress, no_progress
 from metricunet.volume import Volume
 
@@ -46,8 +47,6 @@ RECIPE_VERSION = 2
 #: What the recipe says of `labelsTr` where it holds the true shapes.
 TRUTH = "truth"
 COMMAND, MAKING = "phantom", "the making of phantoms"
-#: The most that the making of a phantom was measured to take is 1.0 GiB, of a varied one.
-NEEDS = Needs(round(1.1 * GIB))
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,8 @@ def make_cohort(
 
     Raises:
         InputError: for arguments out of range, for a folder that holds anything else, and for a file of the cohort
-            that was not made here or was changed since. Nothing was written then.
+            that was not made here or was changed since. Nothing was written then. Also where a process that makes
+            phantoms was killed; what was made is kept.
     """
     folder = Path(folder)
     if workers < 1:
@@ -460,7 +460,10 @@ def _made(
     with ProcessPoolExecutor(
         min(workers, len(tasks)), multiprocessing.get_context("spawn"), initializer=end_with_parent
     ) as pool:
-        yield from pool.map(_make, tasks)
+        try:
+            yield from pool.map(_make, tasks)
+        except BrokenProcessPool as error:
+            raise killed("What was made is kept: run the same command again") from error
 
 
 class _Maker:

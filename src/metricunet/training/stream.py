@@ -12,17 +12,18 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 
 from metricunet.cohort.layout import DatasetInfo
 from metricunet.cohort.prepare import PreparedCase
-from metricunet.engine import GIB, Engine, Needs
-from metricunet.errors import InputError
+from metricunet.engine import Engine
+from metricunet.errors import InputError, WorkerDied, argument
 from metricunet.phantom.make import STRUCTURES
 from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use, streamed_case
 from metricunet.phantom.variety import GROUPS, STILL_GROUPS, Variety
-from metricunet.phantom.workers import end_with_parent
+from metricunet.phantom.workers import NEEDS, end_with_parent, killed
 from metricunet.progress import Progress
 from metricunet.structures import class_of
 from metricunet.training.batches import Batches
@@ -31,8 +32,6 @@ from metricunet.training.run import prepare_settings
 
 #: What the boxes of stage 2 and of the organs' network lie around; what is far from it is not drawn for them.
 TARGET = "prostate"
-#: The most that the making of a patient was measured to take is 1.0 GiB, of a varied one.
-NEEDS = Needs(round(1.1 * GIB))
 
 
 class PhantomStream:
@@ -107,6 +106,9 @@ class PhantomStream:
 
         Args:
             progress: called with (done, all) after each.
+
+        Raises:
+            InputError: a process that makes them was killed.
         """
         wanted: list[tuple[Use, int]] = [("train", n) for n in self.numbers(0)]
         wanted += [("validate", n) for n in range(self.phantoms.validation)]
@@ -115,7 +117,7 @@ class PhantomStream:
         if self.settings.organs is not None:
             parts.append("organs")
         for done, future in enumerate(self._submit(wanted, parts), start=1):
-            cases.append(self._prepared(future.result()))
+            cases.append(self._prepared(made(future, "Run the same command again")))
             if progress is not None:
                 progress(done, len(wanted))
         return cases[: self.phantoms.pool], cases[self.phantoms.pool :]
@@ -148,9 +150,17 @@ class PhantomStream:
         return dict(zip(numbers, self._submit(wanted, (part,)), strict=True))
 
     def _submit(self, wanted: Sequence[tuple[Use, int]], parts: Sequence[Part]) -> list[Future[StreamedCase]]:
+        """Order patients. Where the processes were lost meanwhile, their futures say so."""
         assert self._submitted is not None, "the stream is not open"
         make = partial(streamed_case, self.recipe, self.settings)
-        return [self._submitted(make, use, number, parts) for use, number in wanted]
+        ordered: list[Future[StreamedCase]] = []
+        for use, number in wanted:
+            try:
+                ordered.append(self._submitted(make, use, number, parts))
+            except BrokenProcessPool as error:
+                ordered.append(Future())
+                ordered[-1].set_exception(error)
+        return ordered
 
 
 class StreamedBatches:
@@ -177,10 +187,17 @@ class StreamedBatches:
         self._ordered: dict[int, Future[StreamedCase]] = {}
 
     def at_epoch(self, epoch: int) -> Batches:
-        """Return the batches of an epoch, and order the patients of the next."""
+        """Return the batches of an epoch, and order the patients of the next.
+
+        Raises:
+            InputError: a process that makes them was killed.
+        """
         numbers = self.stream.numbers(epoch)
         self._order(numbers)
-        self._pool = {n: self._pool[n] if n in self._pool else self._ordered.pop(n).result() for n in numbers}
+        what_then = f"The epochs before are kept: go on with {argument('resume', True)}"
+        self._pool = {
+            n: self._pool[n] if n in self._pool else made(self._ordered.pop(n), what_then) for n in numbers
+        }
         if epoch + 1 < self.epochs:
             self._order(self.stream.numbers(epoch + 1))
         return self.build(list(self._pool.values()))
@@ -188,6 +205,24 @@ class StreamedBatches:
     def _order(self, numbers: range) -> None:
         missing = [n for n in numbers if n not in self._pool and n not in self._ordered]
         self._ordered |= self.stream.order(missing, self.part)
+
+
+def made(patient: Future[StreamedCase], what_then: str) -> StreamedCase:
+    """Return a patient who was ordered, when he is made.
+
+    Args:
+        patient: as he was ordered.
+        what_then: what to do where the process that makes him is killed.
+
+    Raises:
+        InputError: that is so.
+    """
+    try:
+        return patient.result()
+    except BrokenProcessPool as error:
+        raise killed(what_then) from error
+    except WorkerDied as error:
+        raise InputError(f"a phantom could not be made: {error}. {what_then}") from error
 
 
 @contextmanager
