@@ -16,7 +16,7 @@ import pytest
 
 from metricunet.cohort.layout import read_cohort
 from metricunet.engine import Serial
-from metricunet.errors import InputError
+from metricunet.errors import InputError, WorkerDied
 from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.phantom import STRUCTURES, Variety, displace_cohort, make_cohort, make_phantom, reader_path
 from metricunet.phantom.cohort import CohortPlan
@@ -132,6 +132,26 @@ def test_what_workers_still_write_when_all_is_stopped_is_not_in_the_way(tmp_path
     with pytest.raises(KeyboardInterrupt):
         make_cohort(tmp_path, 3, difficulty="easy", progress=stop, engine=AtACase())
     gc.collect()  # whatever is not closed yet is closed now
+    make_cohort(tmp_path, 3, difficulty="easy")
+    assert len(read_cohort(tmp_path).training) == 3
+
+
+class Losing(Serial):
+    """An engine that loses its workers at the first case."""
+
+    def each(self, tasks: Any, make: Any, needs: Any, *, claim: Any = None, watch: Any = None) -> Any:
+        yield tasks[0], WorkerDied("its worker process died")
+        yield from super().each(tasks[1:], make, needs)
+
+
+@pytest.mark.usefixtures("quick_phantoms")
+def test_a_case_that_costs_its_workers_does_not_cost_the_others(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^phantom_0000 could not be made: its worker process died\. .* again$"):
+        make_cohort(tmp_path, 3, difficulty="easy", engine=Losing())
+    made = sorted(path.name for path in (tmp_path / "labelsTr").iterdir())
+    assert made == ["phantom_0001.nii.gz", "phantom_0002.nii.gz"]
+    with pytest.raises(InputError, match=r"no dataset\.json"):
+        read_cohort(tmp_path)
     make_cohort(tmp_path, 3, difficulty="easy")
     assert len(read_cohort(tmp_path).training) == 3
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from metricunet.cohort.layout import dataset_content, image_path, label_path
 from metricunet.engine import Engine, Tell
-from metricunet.errors import InputError, argument
+from metricunet.errors import InputError, WorkerDied, argument
 from metricunet.files.atomic import write_json
 from metricunet.files.claim import claimed, refuse_claimed
 from metricunet.files.nifti import write_nifti
@@ -210,7 +210,7 @@ def make_cohort(
     Raises:
         InputError: for arguments out of range, for a folder that holds anything else, and for a file of the cohort
             that was not made here or was changed since. Nothing was written then. Also where a process that makes
-            phantoms was killed; what was made is kept.
+            phantoms was killed, or two workers of an engine were lost at one; what was made is kept.
     """
     folder = Path(folder)
     if workers < 1:
@@ -448,11 +448,21 @@ def _made(
     tasks: Sequence[tuple[PhantomOrder, Path, Sequence[str]]], workers: int, engine: Engine | None
 ) -> Generator[tuple[PhantomOrder, dict[str, Any]], None, None]:
     if engine is not None:
+        lost: list[tuple[str, WorkerDied]] = []
         with closing(engine.each(tasks, _Maker, NEEDS)) as each:
-            for _, made in each:
-                if isinstance(made, Exception):
+            for (order, *_), made in each:
+                if isinstance(made, WorkerDied):  # it costs the others nothing
+                    lost.append((order.name, made))
+                elif isinstance(made, Exception):
                     raise made
-                yield made
+                else:
+                    yield made
+        if lost:
+            name, error = lost[0]
+            others = f", nor could {len(lost) - 1} more" if lost[1:] else ""
+            raise InputError(
+                f"{name} could not be made{others}: {error}. What was made is kept: run the same command again"
+            ) from error
         return
     if workers == 1 or len(tasks) < 2:
         yield from map(_make, tasks)
