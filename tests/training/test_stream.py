@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from metricunet.engine import Serial
 from metricunet.errors import InputError, WorkerDied
 from metricunet.files.model import read_card, read_model
 from metricunet.inference.models import MODEL_NAME
@@ -163,6 +165,19 @@ def test_a_patient_whose_maker_is_killed_costs_no_epoch_that_is_done(
         for path in (whole_run[0] / MODEL_NAME, train(None, tmp_path / "run", config=config(), resume=begun))
     )
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+class OtherVersion(Serial):
+    """An engine with a machine that would make other patients."""
+
+    def check_folders(self, written: Path | None, read: Sequence[Path]) -> None:
+        raise InputError("machine b has metricunet 0.0.1")
+
+
+def test_a_machine_of_another_version_makes_no_patients(simple: None, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="machine b has"):
+        train(None, tmp_path / "run", config=config(), engine=OtherVersion())
+    assert not (tmp_path / "run").exists()
 
 
 def test_processes_that_are_lost_before_an_order_are_told(simple: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,15 +85,16 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def check_folders(self, written: Path, read: Sequence[Path]) -> None:
+    def check_folders(self, written: Path | None, read: Sequence[Path]) -> None:
         """Refuse, before any work, a folder or file that a machine does not see as it is seen here.
 
         Args:
-            written: folder that results go into. It may be missing.
+            written: folder that results go into. It may be missing. None where no machine writes any.
             read: files and folders that are read.
 
         Raises:
-            InputError: naming the machine and the first such path.
+            InputError: naming the machine and the first such path, or the one that has another version of the
+                program.
         """
 
     @abstractmethod

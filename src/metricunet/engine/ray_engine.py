@@ -188,7 +188,7 @@ class RayEngine(Engine):
         else:
             future.set_exception(result)
 
-    def check_folders(self, written: Path, read: Sequence[Path]) -> None:
+    def check_folders(self, written: Path | None, read: Sequence[Path]) -> None:
         """Refuse what a machine does not see; see `Engine.check_folders`."""
         if not self._alone:
             check_folders(self._asked, written, read)

@@ -38,7 +38,7 @@ class Serial(Engine):
             future.set_exception(error)
         return future
 
-    def check_folders(self, written: Path, read: Sequence[Path]) -> None:
+    def check_folders(self, written: Path | None, read: Sequence[Path]) -> None:
         """Refuse nothing: this process sees what it sees."""
 
     def device(self, needs: Needs) -> str:

@@ -68,8 +68,13 @@ class PhantomStream:
 
     @contextmanager
     def open(self) -> Iterator[PhantomStream]:
-        """Hold the worker processes; they end with the block, those of an engine with the engine."""
+        """Hold the worker processes; they end with the block, those of an engine with the engine.
+
+        Raises:
+            InputError: a machine of the engine has another version of the program, which may make other patients.
+        """
         if self._engine is not None:
+            self._engine.check_folders(None, [])
             self._submitted = partial(self._engine.submit, NEEDS)
             yield self
             return
