@@ -212,6 +212,11 @@ def test_another_seed_is_not_gone_on_with(whole_run: WholeRun, simple: None, tmp
         (["phantoms.difficulty=real", "phantoms.without=[floor]"], "varied phantoms alone"),
         (["phantoms.locate_without=[floor]"], "phantoms.locate_without names floor; it can name joints"),
         (["phantoms.difficulty=real", "phantoms.locate_without=[joints]"], "varied phantoms alone"),
+        (
+            ["phantoms.difficulty=real", "phantoms.structures=[prostate, femoral_head_left]"],
+            "setting phantoms.structures: femoral_head_left is labelled in phantoms of difficulty varied alone",
+        ),
+        (["phantoms.absent_fraction=0.9"], r"absent_fraction is 0.9: 1 of the first 5 patients .* lower it"),
         (["phantoms.new_per_epoch=6"], "at most phantoms.pool, 5"),
         (["metric.mode=offline"], "metric.mode is offline"),
         (["teacher.share=0.5"], "teacher.share is 0.5; all phantoms"),

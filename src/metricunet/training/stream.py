@@ -20,7 +20,8 @@ from metricunet.cohort.layout import DatasetInfo
 from metricunet.cohort.prepare import PreparedCase
 from metricunet.engine import Engine
 from metricunet.errors import InputError, WorkerDied, argument
-from metricunet.phantom.make import STRUCTURES
+from metricunet.phantom.cohort import is_absent
+from metricunet.phantom.make import STRUCTURES, check_structures
 from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use, streamed_case
 from metricunet.phantom.variety import GROUPS, STILL_GROUPS, Variety
 from metricunet.phantom.workers import NEEDS, end_with_parent, killed
@@ -28,7 +29,7 @@ from metricunet.progress import Progress
 from metricunet.structures import class_of
 from metricunet.training.batches import Batches
 from metricunet.training.config import TrainConfig
-from metricunet.training.run import prepare_settings
+from metricunet.training.run import FEWEST_CASES, prepare_settings
 
 #: What the boxes of stage 2 and of the organs' network lie around; what is far from it is not drawn for them.
 TARGET = "prostate"
@@ -266,6 +267,10 @@ def _check(config: TrainConfig) -> None:
         raise InputError(
             f"setting phantoms.structures is {names}; expected different names out of {', '.join(STRUCTURES)}"
         )
+    try:
+        check_structures(names, phantoms.difficulty)
+    except InputError as error:
+        raise InputError(f"setting phantoms.structures: {error}") from error
     if config.target not in names:
         raise InputError(f"setting target is {config.target!r}; it must be one of phantoms.structures, {names}")
     if config.target != TARGET:
@@ -290,6 +295,13 @@ def _check(config: TrainConfig) -> None:
         raise InputError(
             f"setting phantoms.new_per_epoch is {phantoms.new_per_epoch}; expected at most phantoms.pool, "
             f"{phantoms.pool}, or some patients would never be seen"
+        )
+    holding = sum(not is_absent(number, phantoms.absent_fraction) for number in range(phantoms.pool))
+    if holding < FEWEST_CASES:
+        raise InputError(
+            f"setting phantoms.absent_fraction is {phantoms.absent_fraction:g}: {holding} of the first "
+            f"{phantoms.pool} patients (phantoms.pool) would have a {TARGET}, and at least {FEWEST_CASES} are "
+            "needed; lower it, or enlarge the pool"
         )
     if config.teacher.share:
         raise InputError(
