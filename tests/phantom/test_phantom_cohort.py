@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.engine import Serial
 from metricunet.errors import InputError, WorkerDied
 from metricunet.files.nifti import read_labels, read_nifti
+from metricunet.files.own import OwnFiles
 from metricunet.phantom import STRUCTURES, Variety, displace_cohort, make_cohort, make_phantom, reader_path
 from metricunet.phantom.cohort import CohortPlan
 from metricunet.phantom.variety import GROUPS, VARIED_VERSION
@@ -132,6 +135,27 @@ def test_what_workers_still_write_when_all_is_stopped_is_not_in_the_way(tmp_path
     with pytest.raises(KeyboardInterrupt):
         make_cohort(tmp_path, 3, difficulty="easy", progress=stop, engine=AtACase())
     gc.collect()  # whatever is not closed yet is closed now
+    make_cohort(tmp_path, 3, difficulty="easy")
+    assert len(read_cohort(tmp_path).training) == 3
+
+
+@pytest.mark.usefixtures("quick_phantoms")
+def test_what_workers_still_make_when_the_disk_is_full_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = OwnFiles._journal
+
+    def full(own: OwnFiles, stated: Mapping[str, Any]) -> None:
+        if stated:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        journal(own, stated)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OwnFiles, "_journal", full)
+        with pytest.raises(InputError):
+            make_cohort(tmp_path, 3, difficulty="easy", engine=AtACase())
+    gc.collect()  # whatever is not closed yet is closed now
+    assert not [path for path in tmp_path.glob(".*") if path.is_dir()]
     make_cohort(tmp_path, 3, difficulty="easy")
     assert len(read_cohort(tmp_path).training) == 3
 

@@ -497,6 +497,8 @@ def _make(task: tuple[PhantomOrder, Path, Sequence[str]]) -> tuple[PhantomOrder,
         order.variety,
         order.gland_texture_hu,
     )
+    if not folder.is_dir():  # to make it again would leave a hidden folder that no journal says is ours
+        raise InputError(f"{order.name}: all was stopped while it was made; run again")
     labels = (choose(volume, order.structures) for volume in (phantom.labels, *phantom.readings))
     for name, volume in zip(order.files, (phantom.image, *labels), strict=True):
         if name in names:
