@@ -12,7 +12,7 @@ import pytest
 from metricunet.files.nifti import read_labels
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.scan import read_scan
-from metricunet.phantom import Phantom, make_cohort
+from metricunet.phantom import STRUCTURES, Phantom, make_cohort
 from metricunet.workflows.phantom_dicom import write_as_dicom
 from tests.support.command import Command
 from tests.support.dicom_series import find_only
@@ -74,3 +74,24 @@ def test_the_same_cohort_gives_the_same_identifiers(
     assert (one.series_uid, one.sop_uids) == (two.series_uid, two.sop_uids)
     # Once more, with what is there already.
     assert metricunet("phantom", "-n", 1, "-o", tmp_path / "one", "--dicom").status == 0
+
+
+def test_sets_of_other_structures_on_one_scan_have_identifiers_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_bladder(seed: int, *more: object) -> Phantom:
+        made = quick_phantom(seed)
+        labels = made.labels.array.copy()
+        labels[0] = STRUCTURES["bladder"]
+        return replace(made, labels=made.labels.with_array(labels))
+
+    monkeypatch.setattr("metricunet.phantom.cohort.make_phantom", with_bladder)
+    sets, scans = [], []
+    for name, structures in (("one", ("prostate",)), ("two", ("prostate", "bladder"))):
+        (case,) = make_cohort(tmp_path / name, 1, structures=structures)
+        folder = write_as_dicom(tmp_path / name, [case]) / case
+        scans.append(find_only(folder / "ct").sop_uids)
+        sets.append(pydicom.dcmread(folder / "rtstruct.dcm"))
+    assert scans[0] == scans[1]
+    assert sets[0].SOPInstanceUID != sets[1].SOPInstanceUID
+    assert sets[0].SeriesInstanceUID != sets[1].SeriesInstanceUID

@@ -88,6 +88,10 @@ def _write_case(folder: Path, case: str, image: Path, label: Path, labels: dict[
         for k, (name, value) in enumerate(labels.items())
         if (mask := np.asarray(truth.array == value)).any()
     ]
+    # Sets of other structures on one scan are other objects; one of the prostate alone has the UIDs of before.
+    names = tuple(structure.name for structure in structures)
+    if names != (standard_name("prostate", {}),):
+        identity = Identity((*identity.source, *names))
     if structures:  # a scan that shows none of them has no structure set
         write_rtstruct(
             folder / STRUCTURE_SET,
