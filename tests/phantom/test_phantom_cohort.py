@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.engine import Serial
 from metricunet.errors import InputError, WorkerDied
 from metricunet.files.nifti import read_labels, read_nifti
-from metricunet.files.own import OwnFiles
+from metricunet.files.own import OwnFiles, read_sealed
 from metricunet.phantom import STRUCTURES, Variety, displace_cohort, make_cohort, make_phantom, reader_path
 from metricunet.phantom.cohort import CohortPlan
 from metricunet.phantom.variety import GROUPS, VARIED_VERSION
@@ -84,6 +85,19 @@ def test_a_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
     assert contents(tmp_path) == first
     assert calls == [(1, 2), (2, 2)]
     assert (tmp_path / "imagesTr" / "phantom_0000_0000.nii.gz").stat().st_mtime_ns == kept
+
+
+@pytest.mark.usefixtures("quick_phantoms")
+def test_the_record_of_many_cases_is_read_no_oftener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for n in (1, 6):
+        make_cohort(tmp_path / str(n), n, difficulty="easy")
+        reading = Mock(wraps=read_sealed)
+        with monkeypatch.context() as patch:
+            patch.setattr("metricunet.files.own.read_sealed", reading)
+            make_cohort(tmp_path / str(n), n, difficulty="easy")
+        counts.append(reading.call_count)
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.usefixtures("quick_phantoms")

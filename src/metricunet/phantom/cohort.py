@@ -273,7 +273,9 @@ def _complete(
     def content() -> dict[str, Any]:
         return {"recipe": plan.recipe, "cases": {o.name: cases[o.name] for o in orders if o.name in cases}}
 
-    missing = {order: names for order in orders if (names := missing_files(own, order.files))}
+    # Asked for at once: the record of thousands of cases is long, and is read for each question.
+    absent = set(missing_files(own, [name for order in orders for name in order.files]))
+    missing = {order: names for order in orders if (names := [name for name in order.files if name in absent])}
     done = len(orders) - len(missing)
     if done:
         progress(done, len(orders))
