@@ -56,6 +56,18 @@ def test_a_cluster_that_is_not_there_is_said_in_one_line(monkeypatch: pytest.Mon
         pass
 
 
+def test_a_cluster_that_does_not_let_one_in_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", exc_type=ModuleNotFoundError)
+
+    def refused(**_: object) -> None:
+        raise ray.exceptions.RayError("a token is asked for, and there is none here")
+
+    monkeypatch.setattr(ray, "init", refused)
+    expected = r"^engine ray://auto: a token is asked for, and there is none here; start Ray"
+    with pytest.raises(InputError, match=expected), opened("ray://auto"):
+        pass
+
+
 @pytest.mark.parametrize("name", ["ray", "ray://auto"])
 def test_what_the_user_has_in_ray_already_does_not_end(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     ray = pytest.importorskip("ray", exc_type=ModuleNotFoundError)

@@ -79,7 +79,8 @@ def _start(ray: Any, address: str) -> None:
         try:
             with _loopback(ray, _is_at_loopback_alone(ray, address)):
                 ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        # Ray has an error of its own for a cluster that asks for a token, where there is none here.
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
             raise InputError(
                 f"{argument('engine')} {NAME}://{address}: {why(error)}; start Ray on this machine and the "
                 "others with `ray start`, and give the address that it prints"
