@@ -16,7 +16,7 @@ from metricunet.files.nifti import read_nifti, write_nifti
 from metricunet.files.own import OwnFiles
 from tests.api.conftest import BANDS, GLAND, LABELS
 from tests.support.cohorts import write_dataset_json
-from tests.support.dicom_series import Written
+from tests.support.dicom_series import Written, write_series
 from tests.support.threshold_model import ball, drawn_scan, write_bands_model
 
 
@@ -179,6 +179,20 @@ class TestResult:
         assert mask.read_bytes() == before
         second.save(tmp_path, overwrite=True)
         assert mask.read_bytes() != before
+
+    def test_two_series_that_were_given_one_name_are_two_scans(self, model: Model, tmp_path: Path) -> None:
+        volume = drawn_scan(GLAND, shape=(40, 48, 48))
+        first, second = (
+            write_series(tmp_path / patient, volume.array, spacing_mm=volume.spacing_mm).folder
+            for patient in ("one", "two")
+        )
+        out = tmp_path / "out"
+        verdict = model.predict(mu.load_scan(first, name="pelvis")).save(out)[1]
+        model.predict(mu.load_scan(first, name="pelvis")).save(out)
+        before = verdict.read_bytes()
+        with pytest.raises(mu.InputError, match=r"another scan of this name, .*one, and would be replaced"):
+            model.predict(mu.load_scan(second, name="pelvis")).save(out)
+        assert verdict.read_bytes() == before
 
     def test_images_in_memory_whose_files_have_one_name_are_two_scans(self, model: Model, tmp_path: Path) -> None:
         paths = [tmp_path / patient / "ct.nii.gz" for patient in ("one", "two")]

@@ -491,25 +491,34 @@ def files_of(source: ScanInput | None) -> tuple[Path, ...]:
 def _another_scan(own: OwnFiles, source: ScanInput) -> Path | None:
     """Return the scan that a case was predicted from, if that is there and is not this one.
 
-    The name of a DICOM series is its own, that of a file is not: every patient may have a `ct.nii.gz`. A file that
-    changed in its place is the same scan, and so is one that was moved together with the predictions.
+    The name of a DICOM series is its own, unless somebody gave it another. That of a file is not: every patient
+    may have a `ct.nii.gz`. A file that changed in its place is the same scan, and so is one that was moved
+    together with the predictions.
 
     Args:
         own: the files of the case.
         source: the scan that is to be predicted now.
     """
     earlier = own.content()
-    place = None if earlier is None else earlier.get("scan")
-    if earlier is None or not isinstance(place, dict) or source.series is not None:
+    has_own_name = source.series is not None and own.record == f"{source.series.case}{QUALITY_SUFFIX}"
+    if earlier is None or has_own_name:
         return None
-    places = [own.folder.resolve() / place[name] for name in ("path", "relative") if place.get(name)]
-    other = next((path for path in places if path.is_file()), None)
-    if other is None or source.path.resolve() in [path.resolve() for path in places]:
+    places = _places(own, earlier)
+    other = next((path for path in places if path.exists()), None)
+    if other is None or Path(source.location(own.folder)["path"]) in [path.resolve() for path in places]:
         return None
     try:
         return None if source.sha256() == earlier.get("input_sha256") else other
     except (OSError, InputError):  # reading the scan will say so
         return None
+
+
+def _places(own: OwnFiles, earlier: Mapping[str, Any]) -> list[Path]:
+    """Return where the scan of a verdict may lie: its file or folder, by both of its paths."""
+    place = earlier.get("scan")
+    if not isinstance(place, dict):
+        return []
+    return [own.folder.resolve() / place[name] for name in ("path", "relative") if place.get(name)]
 
 
 def _other_than_in_memory(own: OwnFiles, input_sha256: str, inputs: Inputs) -> object:
@@ -525,11 +534,9 @@ def _other_than_in_memory(own: OwnFiles, input_sha256: str, inputs: Inputs) -> o
     earlier = own.content()
     if earlier is None or earlier.get("input_sha256", input_sha256) == input_sha256:
         return None
-    place = earlier.get("scan")
-    if not isinstance(place, dict):
+    if earlier.get("scan") is None:
         return "which was in memory"
-    places = [own.folder.resolve() / place[name] for name in ("path", "relative") if place.get(name)]
-    return next((path for path in places if path.is_file() and path not in inputs), None)
+    return next((path for path in _places(own, earlier) if path.exists() and path not in inputs), None)
 
 
 def _for_review(folder: Path, prediction: Prediction, source: ScanInput | None) -> dict[str, Any]:
