@@ -16,8 +16,8 @@ from metricunet.files.nifti import read_nifti, write_nifti
 from metricunet.files.own import OwnFiles
 from tests.api.conftest import BANDS, GLAND, LABELS
 from tests.support.cohorts import write_dataset_json
-from tests.support.dicom_series import Written
-from tests.support.threshold_model import drawn_scan, write_bands_model
+from tests.support.dicom_series import Written, write_series
+from tests.support.threshold_model import ball, drawn_scan, write_bands_model
 
 
 class TestTheModelThatNobodyNames:
@@ -163,6 +163,46 @@ class TestResult:
         for name in ("first", "second"):
             model.predict(mu.load_scan(volume, name=name)).save(tmp_path)
         assert {p.name for p in tmp_path.glob("*.nii.gz")} == {"first.nii.gz", "second.nii.gz"}
+
+    def test_the_prediction_of_another_scan_from_memory_is_not_replaced(
+        self, model: Model, tmp_path: Path
+    ) -> None:
+        first, second = (
+            model.predict(drawn_scan(shape, shape=(40, 48, 48)))
+            for shape in (GLAND, (ball((0, 0, 0), 15), GLAND[1]))
+        )
+        mask = first.save(tmp_path)[0]
+        assert first.save(tmp_path)[0] == mask
+        before = mask.read_bytes()
+        with pytest.raises(mu.InputError, match="another scan of this name, which was in memory, and would be"):
+            second.save(tmp_path)
+        assert mask.read_bytes() == before
+        second.save(tmp_path, overwrite=True)
+        assert mask.read_bytes() != before
+
+    def test_two_series_that_were_given_one_name_are_two_scans(self, model: Model, tmp_path: Path) -> None:
+        volume = drawn_scan(GLAND, shape=(40, 48, 48))
+        first, second = (
+            write_series(tmp_path / patient, volume.array, spacing_mm=volume.spacing_mm).folder
+            for patient in ("one", "two")
+        )
+        out = tmp_path / "out"
+        verdict = model.predict(mu.load_scan(first, name="pelvis")).save(out)[1]
+        model.predict(mu.load_scan(first, name="pelvis")).save(out)
+        before = verdict.read_bytes()
+        with pytest.raises(mu.InputError, match=r"another scan of this name, .*one, and would be replaced"):
+            model.predict(mu.load_scan(second, name="pelvis")).save(out)
+        assert verdict.read_bytes() == before
+
+    def test_images_in_memory_whose_files_have_one_name_are_two_scans(self, model: Model, tmp_path: Path) -> None:
+        paths = [tmp_path / patient / "ct.nii.gz" for patient in ("one", "two")]
+        for path in paths:
+            write_nifti(path, drawn_scan(GLAND, shape=(40, 48, 48)))
+        model.predict(paths[0]).save(tmp_path / "out")
+        model.predict(nib.load(paths[0])).save(tmp_path / "out")  # the same file
+        model.predict(paths[0]).save(tmp_path / "again")
+        with pytest.raises(mu.InputError, match=r"another scan of this name, .*one.ct\.nii\.gz, and would be"):
+            model.predict(nib.load(paths[1])).save(tmp_path / "again")
 
     def test_a_picture_shows_the_contours_without_a_reference(self, result: Result, tmp_path: Path) -> None:
         picture = result.plot("bladder")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +74,24 @@ def test_what_is_not_ours_is_an_error_and_stays(tmp_path: Path, change: str) -> 
     with pytest.raises(InputError, match="choose another"):
         files.commit({})
     assert listing(tmp_path) == before
+
+
+def test_a_hidden_folder_that_another_process_removes_meanwhile_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn(tmp_path, a="one").stage("b.txt").write_text("of the other process")
+    asked: list[Path] = []
+
+    def settled(path: Path) -> dict[str, Any] | None:
+        if path.name == JOURNAL:
+            asked.append(path)
+            if len(asked) == 2:  # between the question whether the folder is there and that whose it is
+                shutil.rmtree(path.parent)
+        return read_sealed(path)
+
+    monkeypatch.setattr("metricunet.files.own.read_sealed", settled)
+    own(tmp_path).check(["a.txt"])
+    assert not asked[0].parent.exists()
 
 
 def test_overwrite_replaces_files_of_others_but_no_input_by_any_name(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from metricunet.files.nifti import write_nifti
 from metricunet.inference.inputs import find_inputs, scans_at
 from metricunet.workflows.check import check
 from tests.support.command import Command
-from tests.support.dicom_series import write_series
+from tests.support.dicom_series import pattern, write_series
 from tests.support.threshold_model import GLAND_HU, ball, drawn_scan
 
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ".ljust(4096, b"\0")
@@ -142,6 +142,19 @@ def test_a_folder_that_may_not_be_read_is_named(
     ended = metricunet("predict", theirs, "-o", tmp_path / "out")
     assert ended.status == 2
     assert f"error: {expected}\n" in ended.err
+
+
+def test_of_many_series_in_a_folder_the_one_that_holds_no_hu_is_named(tmp_path: Path) -> None:
+    write_series(tmp_path / "all" / "first")
+    wrong = write_series(tmp_path / "all" / "second", pattern((8, 12, 10)) + np.int16(1001))
+    entries, _ = scans_at(tmp_path / "all")
+    (entry,) = (e for e in entries if e.series is not None and e.series.series_uid == wrong.series_uid)
+    said = f"{wrong.folder}: series {wrong.series_uid}: the lowest value is 1, so these are no Hounsfield units"
+    with pytest.raises(InputError) as error:
+        entry.read()
+    assert str(error.value).startswith(said)
+    (problem,) = (p for p in check(tmp_path / "all") if p.severity == "error")
+    assert problem.message == str(error.value)
 
 
 def test_a_series_by_its_uid(tmp_path: Path) -> None:

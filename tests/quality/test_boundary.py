@@ -22,7 +22,7 @@ from metricunet.quality.boundary import (
     near,
     surface_area_mm2,
 )
-from metricunet.volume import Geometry, Volume
+from metricunet.volume import CANONICAL_DIRECTIONS, Geometry, Volume
 
 SPACING = (2.0, 1.0, 1.0)
 #: Mean distance of a normal variable from its middle, in standard deviations.
@@ -178,6 +178,21 @@ def test_the_grid_of_the_scan_changes_nothing(
     assert len(heights) == pytest.approx(36 / spacing_mm[0], abs=1)
     upright = np.abs(heights + 260) < 9
     np.testing.assert_allclose(errors[upright], np.interp(heights, *np.array(here.slices).T)[upright])
+
+
+def test_slices_that_lean_have_the_height_of_the_scans_middle_whatever_part_was_segmented() -> None:
+    turn = np.array([[1, 0, 0], [0, np.cos(0.3), -np.sin(0.3)], [0, np.sin(0.3), np.cos(0.3)]])
+    directions = turn @ CANONICAL_DIRECTIONS
+    # The ball lies at index 20, 25, 25, the middle at 19.5, 44.5, 29.5.
+    origin = np.array([35, 36, -260]) - directions @ np.multiply((20, 25, 25), SPACING)
+    scan = Geometry.from_parts((40, 90, 60), SPACING, origin.tolist(), directions)
+    field, mask = ball(scan)
+    used = np.flatnonzero(mask.array.any(axis=(1, 2)))
+    heights = scan.to_world([(k, 44.5, 29.5) for k in used])[:, 2]
+    for part in (mask, mask.crop((5, 2, 1), (32, 50, 52))):
+        found = boundary_confidence([field], [None], 1, part, scan)
+        assert found is not None
+        np.testing.assert_allclose([z for z, _ in found.slices], heights)
 
 
 def test_models_on_other_grids_are_read_on_the_first() -> None:

@@ -235,7 +235,8 @@ class Result:
         These are NAME.nii.gz, NAME.rtstruct.dcm and so on, as asked for, NAME.quality.json with the verdict, and
         run.json. Where the target was not found there are the verdict and the page alone.
         The mask of a NIfTI file has the very order and orientation of that file's axes. Files of an earlier
-        prediction are replaced while they are as they were written; a mask that somebody corrected is not.
+        prediction of this scan are replaced while they are as they were written; a mask that somebody corrected is
+        not, nor is the prediction of another scan of this name.
 
         Args:
             folder: The files are written into it; it is made where it is missing.
@@ -249,7 +250,8 @@ class Result:
                 to the outline around them (`keyhole`).
             smooth: The contours of a structure set are smoothed, no point by more than 0.5 mm.
             add_to: The new structures are added to this structure set of the same scan.
-            overwrite: Files of others that have an output's name are replaced. Inputs are never replaced.
+            overwrite: Files of others that have an output's name are replaced, and so is the prediction of another
+                scan of this name. Inputs are never replaced.
             draw_anyway: Structure sets and segmentations are written even where `quality.doubt` is `strong` and
                 the model was trained on synthetic scans, or descends from one that was, without validation on
                 patients. Otherwise they are withheld then, with a `UserWarning`.

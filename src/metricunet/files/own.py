@@ -223,7 +223,8 @@ class OwnFiles:
                     f"{path}: is there already, and it was not written by this program or was changed since; "
                     + (advice or f"choose another folder, or {otherwise}")
                 )
-        if os.path.lexists(self._staging) and not self._staging_is_ours():
+        # Asked in this order: another process may remove its hidden folder at any moment.
+        if not self._staging_is_ours() and os.path.lexists(self._staging):
             raise InputError(f"{self._staging}: holds files that are not this program's; move them elsewhere")
 
     def check_alone(self) -> None:
@@ -463,7 +464,10 @@ class OwnFiles:
         content = read_sealed(self._staging / JOURNAL)
         if content is not None:
             return bool(content.get("record") == self.record)
-        return all(path.name.startswith(".partial-") for path in self._staging.iterdir())
+        try:
+            return all(path.name.startswith(".partial-") for path in self._staging.iterdir())
+        except OSError:  # another process has just removed it, or nobody may look into it
+            return False
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -26,7 +26,13 @@ PIECE_BYTES = 1 << 20
 Scaling = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def check_size(path: Path | str, shape: Shape, stored: np.dtype[Any], scaled: bool = False) -> None:
+def check_size(
+    path: Path | str,
+    shape: Shape,
+    stored: np.dtype[Any],
+    scaled: bool = False,
+    advice: str = "crop the scan, or correct its header",
+) -> None:
     """Refuse, before any voxel is read, what is no scan by its header or would not fit in memory.
 
     Args:
@@ -34,6 +40,7 @@ def check_size(path: Path | str, shape: Shape, stored: np.dtype[Any], scaled: bo
         shape: number of voxels of the scan along each axis.
         stored: type of a voxel in the file.
         scaled: whether stored values are multiplied.
+        advice: what to do about a scan that is too large.
 
     Raises:
         InputError: voxels that are no real numbers, or too many of them.
@@ -44,7 +51,7 @@ def check_size(path: Path | str, shape: Shape, stored: np.dtype[Any], scaled: bo
     if needed > MOST_BYTES:
         raise InputError(
             f"{path}: {' x '.join(map(str, shape))} voxels take {needed / 2**30:.1f} GiB, at most "
-            f"{MOST_BYTES / 2**30:g} GiB is read; crop the scan, or correct its header"
+            f"{MOST_BYTES / 2**30:g} GiB is read; {advice}"
         )
 
 

@@ -102,31 +102,35 @@ class CaseFiles:
         """Return where an output of a case goes."""
         return self.folder / f"{case}{SUFFIXES[format_]}"
 
-    def check(self, case: str, source: ScanInput | None = None) -> None:
+    def check(self, case: str, source: ScanInput | None = None, input_sha256: str = "") -> None:
         """Refuse a case whose outputs have too long a name, or would replace what is not theirs to replace.
 
-        That is an input, somebody else's file, or the prediction of another scan whose file bears the same name.
+        That is an input, somebody else's file, or the prediction of another scan that bears the same name.
 
         Args:
             case: its name.
             source: the scan's files; None for a scan that has none.
+            input_sha256: hash of a scan that has no files; empty where it is not known.
 
         Raises:
             InputError: it names the file, and says what to do.
         """
         check_name_fits(self.folder / case, *(SUFFIXES[name] for name in self.formats), QUALITY_SUFFIX)
         self.own(case).check(self.names(case).values())
-        if source is not None:
-            self.check_scan(case, source)
+        self.check_scan(case, source, input_sha256)
 
-    def check_scan(self, case: str, source: ScanInput) -> None:
-        """Refuse to replace what was predicted from another scan whose file bears the same name.
+    def check_scan(self, case: str, source: ScanInput | None, input_sha256: str = "") -> None:
+        """Refuse to replace what was predicted from another scan that bears the same name.
 
         Raises:
             InputError: it names the other scan, and says what to do.
         """
         own = self.own(case)
-        other = _another_scan(own, source) if self.overwrite is False else None
+        other: object = None
+        if self.overwrite is False and source is not None:
+            other = _another_scan(own, source)
+        elif self.overwrite is False and input_sha256:
+            other = _other_than_in_memory(own, input_sha256, self.inputs)
         if other is not None:
             raise InputError(
                 f"{own.path}: is the prediction of another scan of this name, {other}, and would be replaced; "
@@ -235,7 +239,7 @@ def write_case(
     kept = Inputs([*files_of(source), *inputs, *filter(None, [options.add_to])])
     files = CaseFiles(folder, known, kept, overwrite, draw_anyway)
     options.check([series], files.path(quality.case, "rtstruct") if "rtstruct" in known else None)
-    files.check(quality.case, source)
+    files.check(quality.case, source, str((provenance or {}).get("input_sha256", "")))
     own = files.own(quality.case)
     with claimed(own.claim, f"a prediction of case {quality.case}"):
         excerpt = _excerpt(prediction, source, scan) if "page" in known else None
@@ -487,25 +491,52 @@ def files_of(source: ScanInput | None) -> tuple[Path, ...]:
 def _another_scan(own: OwnFiles, source: ScanInput) -> Path | None:
     """Return the scan that a case was predicted from, if that is there and is not this one.
 
-    The name of a DICOM series is its own, that of a file is not: every patient may have a `ct.nii.gz`. A file that
-    changed in its place is the same scan, and so is one that was moved together with the predictions.
+    The name of a DICOM series is its own, unless somebody gave it another. That of a file is not: every patient
+    may have a `ct.nii.gz`. A file that changed in its place is the same scan, and so is one that was moved
+    together with the predictions.
 
     Args:
         own: the files of the case.
         source: the scan that is to be predicted now.
     """
     earlier = own.content()
-    place = None if earlier is None else earlier.get("scan")
-    if earlier is None or not isinstance(place, dict) or source.series is not None:
+    has_own_name = source.series is not None and own.record == f"{source.series.case}{QUALITY_SUFFIX}"
+    if earlier is None or has_own_name:
         return None
-    places = [own.folder.resolve() / place[name] for name in ("path", "relative") if place.get(name)]
-    other = next((path for path in places if path.is_file()), None)
-    if other is None or source.path.resolve() in [path.resolve() for path in places]:
+    places = _places(own, earlier)
+    other = next((path for path in places if path.exists()), None)
+    if other is None or Path(source.location(own.folder)["path"]) in [path.resolve() for path in places]:
         return None
     try:
         return None if source.sha256() == earlier.get("input_sha256") else other
     except (OSError, InputError):  # reading the scan will say so
         return None
+
+
+def _places(own: OwnFiles, earlier: Mapping[str, Any]) -> list[Path]:
+    """Return where the scan of a verdict may lie: its file or folder, by both of its paths."""
+    place = earlier.get("scan")
+    if not isinstance(place, dict):
+        return []
+    return [own.folder.resolve() / place[name] for name in ("path", "relative") if place.get(name)]
+
+
+def _other_than_in_memory(own: OwnFiles, input_sha256: str, inputs: Inputs) -> object:
+    """Return what a case was predicted from, if that is there or known and is not this scan from memory.
+
+    Images in memory are named after their files, of which every patient may have a `ct.nii.gz`, or not at all.
+
+    Args:
+        own: the files of the case.
+        input_sha256: hash of the scan that was predicted now.
+        inputs: files that are never replaced, those that an image in memory was read from among them.
+    """
+    earlier = own.content()
+    if earlier is None or earlier.get("input_sha256", input_sha256) == input_sha256:
+        return None
+    if earlier.get("scan") is None:
+        return "which was in memory"
+    return next((path for path in _places(own, earlier) if path.exists() and path not in inputs), None)
 
 
 def _for_review(folder: Path, prediction: Prediction, source: ScanInput | None) -> dict[str, Any]:

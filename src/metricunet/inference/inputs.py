@@ -40,10 +40,17 @@ class ScanInput:
             InputError: unreadable, or not in Hounsfield units.
         """
         volume = read_scan(self.path) if self.series is None else self.series.read()
-        for problem in check_image(self.case, volume, self.path):
+        for problem in check_image(self.case, volume, self.place):
             if problem.severity == "error":
                 raise InputError(problem.message)
         return volume
+
+    @property
+    def place(self) -> str:
+        """What messages call it: its file; or its folder and its series, for a folder may hold many of them."""
+        if self.series is None:
+            return str(self.path)
+        return f"{self.series.folder}: series {self.series.series_uid}"
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -183,11 +183,11 @@ def predict(
         elif len(inputs) == 1 and not refused:
             if isinstance(result, InputError):
                 raise result
-            raise InputError(f"{entry.path}: {told(result)}") from result
+            raise InputError(f"{entry.place}: {told(result)}") from result
         elif isinstance(result, InputError):
             refused.append(Refused(entry.path, str(result)))
         else:
-            refused.append(Refused(entry.path, f"{entry.path}: {told(result)}", error=result))
+            refused.append(Refused(entry.path, f"{entry.place}: {told(result)}", error=result))
     if not outcomes:
         raise nothing_left(refused)
     record.facts |= run_facts(provenance, work.device_used, outcomes, refused)

@@ -260,6 +260,7 @@ class Segmenter:
                 [model.card.calibration for model in self.models],
                 card.target_class,
                 Volume(result.target, result.box),
+                image.geometry,
             ),
             organs=None if organs is None else organs.part,
         )

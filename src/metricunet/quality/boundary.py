@@ -106,7 +106,8 @@ class BoundaryConfidence:
     Attributes:
         probability: calibrated, of the target, on stage 2's own grid.
         case_mm: expected error of the case.
-        slices: LPS z of each of the scan's slices with a mask, and its expected error in mm; from foot to head.
+        slices: LPS z of the middle of each of the scan's slices with a mask, and its expected error in mm; from
+            foot to head.
         validation_mm: smallest and largest expected error of the validation cases; None: not calibrated.
     """
 
@@ -131,7 +132,11 @@ class BoundaryConfidence:
 
 
 def boundary_confidence(
-    fields: Sequence[ClassField], calibrations: Sequence[Calibration | None], target: int, mask: Volume
+    fields: Sequence[ClassField],
+    calibrations: Sequence[Calibration | None],
+    target: int,
+    mask: Volume,
+    scan: Geometry | None = None,
 ) -> BoundaryConfidence | None:
     """Return what is expected of the boundary of a target; None where it is empty.
 
@@ -143,6 +148,7 @@ def boundary_confidence(
         calibrations: of the models, in their order; where one has none the result is not calibrated.
         target: class of the target.
         mask: of the target, as it was segmented, on the scan's grid or a part of it.
+        scan: the grid of which the mask's is a part; None where they are one.
     """
     grid = fields[0].geometry
     temperatures = [1.0 if c is None else c.temperature for c in calibrations]
@@ -163,14 +169,20 @@ def boundary_confidence(
     scale = float(np.mean([c.mm_scale for c in fitted])) if whole else 1.0
     seen = [c.boundary_error_mm for c in fitted]
     validation = (min(low for low, _ in seen), max(high for _, high in seen)) if whole else None
-    slices = [(z_mm, mm * scale) for z_mm, mm in _on_slices(error, part[0].start, grid, mask)]
+    slices = [(z_mm, mm * scale) for z_mm, mm in _on_slices(error, part[0].start, grid, mask, scan)]
     return BoundaryConfidence(probability, error.case_mm * scale, tuple(slices), validation)
 
 
-def _on_slices(error: BoundaryError, first: int, grid: Geometry, mask: Volume) -> list[tuple[float, float]]:
-    """Return LPS z and error of a mask's slices, read between those of stage 2; beyond them that of the last."""
+def _on_slices(
+    error: BoundaryError, first: int, grid: Geometry, mask: Volume, scan: Geometry | None
+) -> list[tuple[float, float]]:
+    """Return LPS z and error of a mask's slices, read between those of stage 2; beyond them that of the last.
+
+    In a slice that leans z is not everywhere the same. It is told for the slice's middle, where whoever looks for
+    the slice finds it without knowing which part of it was segmented.
+    """
     used = np.flatnonzero(~np.isnan(error.slices_mm))
-    middle = (np.asarray(mask.geometry.shape) - 1) / 2
+    middle = mask.geometry.to_index((mask.geometry if scan is None else scan).centre_mm)
     found = []
     for k in np.flatnonzero(mask.array.any(axis=(1, 2))):
         place_mm = mask.geometry.to_world((k, middle[1], middle[2]))

@@ -40,7 +40,7 @@ def check(
         series = entry.series
         problems += [Problem(entry.case, "warning", f"{series.folder}: {note}") for note in series.notes]
         try:
-            problems += check_image(entry.case, series.read(), series.folder)
+            problems += check_image(entry.case, series.read(), entry.place)
         except InputError as error:
             problems.append(Problem(entry.case, "error", str(error)))
     if not inputs and not any(problem.severity == "error" for problem in problems):

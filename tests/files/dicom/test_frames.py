@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -24,7 +26,9 @@ from pydicom.uid import (
 )
 
 from metricunet.errors import InputError
+from metricunet.files.dicom.pixels import read_hu
 from metricunet.files.dicom.series import CtSeries, find_series
+from metricunet.files.dicom.slice import SliceHeader
 from metricunet.files.nifti import read_nifti, write_nifti
 from metricunet.files.rtstruct.add import add_to_rtstruct
 from metricunet.files.rtstruct.read import read_rtstruct
@@ -138,6 +142,45 @@ class TestReading:
         series = only(tmp_path)
         assert len(set(series.files)) == len(cuts) + 1
         np.testing.assert_array_equal(series.read().array, drawn.hu)
+
+    @pytest.mark.parametrize("is_changed", [False, True])
+    def test_a_copy_of_the_file_is_compared_as_a_whole(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_changed: bool
+    ) -> None:
+        path = enhanced(tmp_path)
+        again = tmp_path / "copy.dcm"
+        shutil.copy(path, again)
+        if is_changed:
+            dataset = pydicom.dcmread(again)
+            dataset.StudyDescription = "exported again"
+            dataset.save_as(again)
+        decoded: list[int] = []
+
+        def counted(slices: tuple[SliceHeader, ...]) -> NDArray[Any]:
+            decoded.append(len(slices))
+            return read_hu(slices)
+
+        def refused(self: Path) -> bytes:
+            raise AssertionError(f"{self} is read into memory for each of its frames")
+
+        monkeypatch.setattr("metricunet.files.dicom.copies.read_hu", counted)
+        monkeypatch.setattr(Path, "read_bytes", refused)
+        series = only(tmp_path)
+        assert len(series.files) == 8
+        assert decoded == ([8, 8] if is_changed else [])
+
+    def test_frames_that_only_look_like_copies_are_refused(self, tmp_path: Path) -> None:
+        path = enhanced(tmp_path)
+        dataset = pydicom.dcmread(path)
+        if dataset.file_meta.TransferSyntaxUID.is_compressed:
+            dataset.decompress(generate_instance_uid=False)
+        stored = np.frombuffer(dataset.PixelData, np.uint16).copy()
+        stored[stored.size * 3 // 8] ^= 1  # in the fourth frame
+        dataset.PixelData = stored.tobytes()
+        dataset.save_as(tmp_path / "other.dcm")
+        (found,) = find_series(tmp_path).refused
+        assert "frame 4 at z" in found.reason
+        assert "is the same image as" in found.reason
 
     def test_its_hash_counts_the_file_once(self, tmp_path: Path) -> None:
         path = enhanced(tmp_path)

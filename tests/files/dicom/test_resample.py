@@ -130,6 +130,21 @@ class TestGaps:
         assert len(notes) == 5
         assert notes[-1] == "there are 4 more gaps like these"
 
+    def test_two_acquisitions_side_by_side_take_no_more_memory_than_any_scan(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Slices in pairs, 0.1 mm apart: an even grid of that step holds 14 times as many."""
+        series = read(ramp_series([3.0 * (k // 2) + 0.1 * (k % 2) for k in range(20)]), tmp_path, GAPS)
+        slices, rows, columns = series.geometry.shape
+        assert slices == 272
+        monkeypatch.setattr("metricunet.files.voxels.MOST_BYTES", 4 * slices * rows * columns - 1)
+        with pytest.raises(
+            InputError, match=r"resampled to: 272 x 14 x 11 voxels take .*; export a reconstruction"
+        ):
+            series.read()
+        monkeypatch.setattr("metricunet.files.voxels.MOST_BYTES", 4 * slices * rows * columns)
+        assert series.read().array.shape == series.geometry.shape
+
     def test_a_sound_series_is_the_same_with_everything_allowed(self, tmp_path: Path) -> None:
         drawn = draw_series(np.random.default_rng(3), "HFP")
         series = read(drawn, tmp_path, BOTH)

@@ -23,7 +23,7 @@ from metricunet.inference.predictor import Predictor
 from metricunet.quality.checks import Flag
 from metricunet.quality.prediction import Prediction
 from metricunet.quality.verdict import QualityReport, judge
-from metricunet.volume import Volume
+from metricunet.volume import Geometry, Volume
 from tests.support.threshold_model import GLAND_HU, ball, drawn_scan
 
 SCAN = drawn_scan((ball((10, -6, 4), (18, 14, 16)), GLAND_HU))
@@ -99,6 +99,27 @@ def test_a_page_holds_what_it_shows(bands_model: Path, tmp_path: Path) -> None:
     assert f"{quality.structures['prostate']['volume_ml']:.1f} mL" in text
     assert all(reason in text for reason in quality.reasons)
     assert 'id="reduced"' not in text
+
+
+def test_slices_that_lean_are_found_by_their_heights_in_the_middle_of_the_scan(
+    bands_model: Path, tmp_path: Path
+) -> None:
+    upright = drawn_scan((ball((10, -30, 4), (18, 14, 16)), GLAND_HU))
+    affine, angle = upright.geometry.affine.copy(), np.radians(20)
+    affine[1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]] @ affine[1:3]
+    scan = Volume(upright.array, Geometry(upright.geometry.shape, affine))
+    prediction, quality = judged(bands_model, scan)
+    part = prediction.masks["prostate"].box[0]
+    used = list(range(part.start, part.stop))
+    _, row, column = (np.asarray(scan.geometry.shape) - 1) / 2
+    heights = scan.geometry.to_world([(k, row, column) for k in used])[:, 2]
+    np.testing.assert_allclose([entry["z_mm"] for entry in quality.boundary["slices"]], heights, atol=0.006)
+    excerpt = excerpt_of(scan, prediction)
+    assert excerpt is not None
+    for factors in ((1, 1, 1), (1, 2, 3)):
+        write_page(tmp_path / "a.page.html", excerpt.reduced(factors), prediction, quality)
+        _, facts = held(tmp_path / "a.page.html")
+        assert [entry["k"] + facts["first_slice"] for entry in facts["slices"]] == used  # type: ignore[attr-defined]
 
 
 def test_a_page_that_would_be_too_large_shows_less_and_says_so(bands_model: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from metricunet.files.dicom.slice import (
     read_slice,
 )
 from metricunet.files.dicom.stack import LARGEST_TILT_DEGREES, Allow, stack_slices
+from metricunet.files.voxels import check_size
 from metricunet.progress import Progress
 from metricunet.volume import FloatArray, Geometry, Volume
 
@@ -115,10 +116,19 @@ class CtSeries:
         """Decode the scan in Hounsfield units: int16 where it is whole numbers that fit, else float32.
 
         Raises:
-            InputError: a slice whose pixels are damaged, named.
+            InputError: a slice whose pixels are damaged, named; more voxels than are read.
         """
         hu = read_hu(self.slices)
-        return Volume(hu if self.resampling is None else self.resampling.onto_grid(hu), self.geometry)
+        if self.resampling is None:
+            return Volume(hu, self.geometry)
+        # Slices that lie close together here and there make the whole grid as fine as they are.
+        check_size(
+            f"{self.folder}: on the even grid that series {self.series_uid} would be resampled to",
+            self.geometry.shape,
+            hu.dtype,
+            advice="export a reconstruction with even axial slices, or one acquisition alone",
+        )
+        return Volume(self.resampling.onto_grid(hu), self.geometry)
 
     def on_slices(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return what an array on the series' grid holds on its true slices: [slices, rows, columns].

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID
+from pydicom.uid import UID, JPEGExtended12Bit
 
 from metricunet.errors import InputError
 from metricunet.files.dicom.header import (
@@ -29,6 +29,8 @@ from metricunet.volume import FloatArray
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 #: Enhanced CT, and Legacy Converted Enhanced CT: several slices in one file, a frame each.
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+#: Decoders that claim lossy JPEG of 12 bits, the one that CT has, and decode its form of 8 bits alone.
+EIGHT_BITS_ALONE = frozenset({"gdcm", "pillow"})
 #: Row and column vectors are unit vectors at right angles, written with at least three decimals.
 UNIT_TOLERANCE = 1e-3
 
@@ -216,7 +218,10 @@ def _check_transfer_syntax(file: DicomFile) -> None:
         )
     uid = UID(file.transfer_syntax)
     try:
-        known = get_decoder(uid).is_available
+        decoder = get_decoder(uid)
+        known = decoder.is_available
+        if uid == JPEGExtended12Bit:
+            known = not EIGHT_BITS_ALONE.issuperset(decoder.available_plugins)
     except NotImplementedError:
         known = False
     if not known:

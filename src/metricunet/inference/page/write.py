@@ -172,7 +172,9 @@ def _shown(excerpt: Excerpt, scan: bytes, numbers: bytes, quality: QualityReport
 def _slices(excerpt: Excerpt, quality: QualityReport) -> list[dict[str, float]]:
     """Return for each slice of the excerpt that an error is stated for the largest one."""
     geometry = excerpt.geometry
-    middle = (np.asarray(geometry.shape) - 1) / 2
+    # Slices that lean are told by their heights in the middle of the scan, see `metricunet.quality.boundary`.
+    factors = np.asarray(excerpt.factors)
+    middle = ((np.asarray(excerpt.scan_shape) - 1) / 2 - excerpt.start - (factors - 1) / 2) / factors
     heights = geometry.to_world([(k, middle[1], middle[2]) for k in range(geometry.shape[0])])[:, 2]
     found: dict[int, float] = {}
     for entry in quality.boundary.get("slices", ()):
