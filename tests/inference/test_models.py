@@ -39,6 +39,21 @@ def test_what_the_user_names_comes_before_all_else(shipped: Path, monkeypatch: p
     assert chosen_models([Path("mine.safetensors")]) == (Path("mine.safetensors"),)
 
 
+def test_the_shipped_model_has_a_word_for_it_unless_a_file_has_that_name(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert chosen_models([Path("base"), Path("mine.safetensors")]) == (shipped, Path("mine.safetensors"))
+    monkeypatch.setenv(VARIABLE, "base")
+    assert chosen_models() == (shipped,)
+    Path("base").touch()
+    assert chosen_models([Path("base")]) == (Path("base"),)
+    Path("base").unlink()
+    shipped.unlink()
+    with pytest.raises(InputError, match="this build of metricunet ships no model"):
+        chosen_models([Path("base")])
+
+
 def test_the_environment_names_one_model_or_several(
     shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

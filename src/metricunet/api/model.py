@@ -100,7 +100,7 @@ def load_model(
         models: This is a model file or a run folder, str or Path, or the folder of an exported model, which needs
             no torch; or several of a kind, whose probabilities are averaged. By default these are the files that
             the environment variable METRICUNET_MODEL names, separated as in PATH, else the model that is shipped
-            with the package, which gives a `UserWarning`.
+            with the package, which "base" names, too, and which gives a `UserWarning`.
         device: It computes: `auto` (a CUDA GPU where there is one; the CPU for an exported model), `cpu`, `cuda`
             or `cuda:N`, likewise `gpu` or `gpu:N`, or `mps` (the GPU of an Apple machine).
         reruns: A scan may be segmented again as often as this, elsewhere or farther, where the target reaches the

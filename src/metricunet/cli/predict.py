@@ -24,9 +24,9 @@ def predict(
             "-m",
             "--model",
             help="Segment with this model file, with that of this run folder, or with the exported model in this "
-            "folder; of a cross-validation's folder, with those of all folds. Several models are averaged; give "
-            "it again for more. Without it, the environment variable METRICUNET_MODEL names the model or models; "
-            "without that, the shipped model is used.",
+            "folder; of a cross-validation's folder, with those of all folds; for the word base, with the shipped "
+            "model. Several models are averaged; give it again for more. Without it, the environment variable "
+            "METRICUNET_MODEL names the model or models; without that, the shipped model is used.",
         ),
     ] = None,
     format_: Annotated[

@@ -56,14 +56,16 @@ def chosen_models(named: Sequence[Path] = ()) -> tuple[Path, ...]:
 
 
 def models_at(path: Path) -> tuple[Path, ...]:
-    """Return the models that a path means: itself, or those of a run folder or of a cross-validation.
+    """Return the models that a path means: itself, those of a run folder or of a cross-validation, or for the word
+    `base` the one that comes with the package.
 
     Raises:
-        InputError: a folder without a model, a cross-validation in which a fold has none yet, or a training with
-            an exported model among its files, so that it is unclear which is meant.
+        InputError: `base`, and this build ships none; a folder without a model, a cross-validation in which a fold
+            has none yet, or a training with an exported model among its files, so that it is unclear which is
+            meant.
     """
     if not path.is_dir():
-        return (path,)
+        return (named_model(path),)
     if is_exported(path):
         if (trained := trained_in(path)) is not None:
             raise InputError(

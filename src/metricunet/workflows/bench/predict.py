@@ -11,6 +11,7 @@ import torch
 from metricunet.api import load_scan
 from metricunet.errors import InputError, argument
 from metricunet.files.model import read_card
+from metricunet.inference.models import named_model
 from metricunet.inference.predictor import Predictor
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.networks.device import keep_freed_memory
@@ -55,6 +56,7 @@ def bench_predict(
     repeats = repeats or REPEATS
     advance = counter(3 * repeats, progress)
     if model is not None:
+        model = named_model(model)
         read_card(model)  # a file that is no model is refused before any work
     with tempfile.TemporaryDirectory(prefix="metricunet-bench-") as name:
         folder = Path(name)
