@@ -140,7 +140,9 @@ class Drawn:
                 shapes = replace(shapes, contours=contours(self.patient, lattice, shapes.fields))
             body = None
             if self.build is not None:
-                ends = scan.start_mm, scan.end_mm
+                half = scan.spacing_mm[0] / 2  # the end slices are that much thicker than their middles lie apart
+                (left, front, low), (right, back, high) = scan.start_mm, scan.end_mm
+                ends = (left, front, low - half), (right, back, high + half)
                 body = whole_body.build(self.patient, self.build, self.appearance, *ends)
             self._built[scan] = shapes, body
         return self._built[scan]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 #: Raised whenever the same seed begins to give other varied phantoms.
-VARIED_VERSION = 2
+VARIED_VERSION = 3
 
 # Floor. Where 40 pelves of `real` have the apex below the top of the femurs; `pelvis` puts it higher.
 APEX_BELOW_FEMURS_MM = (71.0, 7.0)

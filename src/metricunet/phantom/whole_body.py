@@ -88,6 +88,11 @@ SPINE_MM = np.array(
 )
 #: Length of a vertebra with its disc, lowest and highest.
 VERTEBRA_MM = (37.0, 17.0)
+#: Template heights along the spine, and how many vertebrae lie below each: the same in every part of a scan.
+_SPINE_HEIGHTS_MM = np.arange(100.0, 781.0)
+_VERTEBRAE_BELOW = np.cumsum(
+    1 / np.interp(_SPINE_HEIGHTS_MM, [200, 340, 600, 720], [VERTEBRA_MM[0], 27.0, 21.0, VERTEBRA_MM[1]])
+)
 #: The femur from where the pelvis ends, tibia, fibula and foot; one side.
 LEG_BONES: dict[str, tuple[Ball, ...]] = {
     "femur": (
@@ -638,9 +643,7 @@ class _Maker:
             return
         _, sharp = self.tubes([spines])
         # Every vertebra ends in a disc, its spine in a gap.
-        heights = lattice.z / p.scale[2]
-        pitch = np.interp(heights, [200, 340, 600, 720], [VERTEBRA_MM[0], 27.0, 21.0, VERTEBRA_MM[1]])
-        turns = np.cumsum(np.concatenate([[0.0], LATTICE_MM / p.scale[2] / pitch[1:]])) + heights[0] / 36.0
+        turns = np.interp(lattice.z / p.scale[2], _SPINE_HEIGHTS_MM, _VERTEBRAE_BELOW)
         disc = np.clip(1.6 - 6 * np.abs(turns - np.round(turns)), 0, 1)[:, None, None]
         bone = 0.6 * t.cortical * (1 - disc) + 95 * disc
         spongy = 0.72 * t.spongy * (1 - disc) + 80 * disc
