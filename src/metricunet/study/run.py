@@ -34,6 +34,7 @@ from metricunet.study.data import (
     references_of,
     scored_cases,
     study_data,
+    tested_patients,
 )
 from metricunet.study.design import MARK_RECORD, STUDY_NAME, Labels, Study, load_study
 from metricunet.study.examples import EXAMPLE_PICTURES, Pictured, draw_examples
@@ -171,6 +172,8 @@ def study(
             kept.take_up()
         data = study_data(plan, output, bar("phantoms"), engine)
     _check(plan, data, output)
+    if (known := tested_patients(data)) is not None:
+        say(f"note: {known}")
     computing = device if here else engine.device(training_needs(data.cohort, device))
     folds: PreparedFolds = {}
     runs: list[RunResult] = []
