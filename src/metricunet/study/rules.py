@@ -46,7 +46,8 @@ def look(plan: Study, rule: FutilityRule, rows: Iterable[Row]) -> Finding:
         rows: rows against the truth of the runs that are finished; those of later replicates are left out.
     """
     measure, unit = _measure(plan)
-    results = Results({TRUTH: [row for row in rows if row.fold in plan.folds[: rule.after]]}, [], [])
+    first = [row for row in rows if row.fold in plan.folds[: rule.after]]
+    results = Results({TRUTH: first}, [], [], replicates=True)
     found, futile = [], []
     for baseline, method in _pairs(plan, rule):
         benefit = _benefit(plan, results, baseline, method)

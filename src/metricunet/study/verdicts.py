@@ -328,7 +328,7 @@ def conclude(
         InputError: a file that cannot be read, or a table of another study.
     """
     plan = load_study(folder / STUDY_NAME) if plan is None else plan
-    results = read_results(folder, not_contoured)
+    results = read_results(folder, not_contoured, replicates=plan.replicates is not None)
     if strange := [arm for arm in results.arms if arm not in plan.arms]:
         raise InputError(
             f"{folder}: the tables have arm {strange[0]!r}, which {plan.path} does not name; put the study file "
