@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from metricunet.cohort.importing.names_file import NamesFile, listed
@@ -58,14 +58,13 @@ class Naming:
         """
         return self.file is not None and bool(set(self.file.absent.get(structure, ())) & set(names))
 
-    def counterparts(self, names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    def counterparts(self, names: Collection[str], others: Collection[str]) -> dict[str, str]:
         """Return each name that some other means, too, and that other: itself, else the only one.
 
         Args:
             names: of one side.
             others: of the other side.
         """
-        names, others = list(names), list(others)
         found = {name: name for name in names if name in others}
 
         def by_structure(spellings: Iterable[str]) -> dict[str, list[str]]:
