@@ -228,6 +228,24 @@ def _counts(devices: int, nodes: int) -> tuple[int, int, bool]:
     return devices, nodes, True
 
 
+def refuse_group(what: str) -> None:
+    """Refuse work that the processes of torchrun would take for one training, though each does another part of it.
+
+    Args:
+        what: the work, as the message is to name it.
+
+    Raises:
+        InputError: torchrun has started this process and others.
+    """
+    devices, nodes, _ = _counts(1, 1)
+    if devices * nodes > 1:
+        raise InputError(
+            f"{what}: torchrun has started {devices * nodes} processes for one training, and here each would take "
+            "another fold; start the command without torchrun, once for each device and all but the first with "
+            f"{argument('resume', True)}"
+        )
+
+
 def _kind_of(device: str, devices: int) -> str:
     """Return the kind of device that several processes compute on.
 
