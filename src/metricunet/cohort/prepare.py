@@ -181,7 +181,8 @@ def prepare(
 
     Raises:
         InputError: as `metricunet.cohort.case.read_case`; unknown target; a file that has the name of a prepared
-            case, and is none that was written here. Nothing was written then.
+            case, and is none that was written here (nothing was written then); a file that changed while it was
+            read.
     """
     if settings.target not in info.labels:
         raise InputError(
@@ -194,8 +195,10 @@ def prepare(
     for done, case in enumerate(cases, start=1):
         found = stored.pop(case.name)
         if found is None:
+            key = _key(case, info, settings)
             found = _prepare(case, info, settings)
-            _store(_cache_file(case, cache), found, _key(case, info, settings))
+            _refuse_changed(case, key, _key(case, info, settings))
+            _store(_cache_file(case, cache), found, key)
         unknown = tuple(class_of(info.labels, name) for name in case.not_contoured)
         prepared.append(replace(found, unknown=unknown, organs_classes=organs))
         if progress is not None:
@@ -237,6 +240,19 @@ def _key(case: Case, info: DatasetInfo, settings: PrepareSettings) -> dict[str, 
         "not_contoured": list(case.not_contoured),  # its labels are checked against this
         "stamp": [[p.stat().st_size, p.stat().st_mtime_ns] for p in _files(case)],
     }
+
+
+def _refuse_changed(case: Case, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuse a case whose files were replaced while they were read: the cache would give out the old ones as new.
+
+    Raises:
+        InputError: it names the case.
+    """
+    if before != after:
+        raise InputError(
+            f"{case.image}: this scan or its labels were changed while they were read; run again when nobody "
+            "writes to them"
+        )
 
 
 def _files(case: Case) -> tuple[Path, ...]:
@@ -332,6 +348,7 @@ def prepare_located(
         if values is not None:
             labels = labels.with_array(np.where(values.array == 0, np.uint8(IGNORE_CLASS), labels.array))
         located = replace(coarse, fine=hu_on(image, grid), fine_labels=resample_labels(labels, grid))
+        _refuse_changed(case, key, key | _key(case, info, settings))
         _store(_cache_file(case, cache / "located"), located, key)
     candidate = found.candidate.geometry
     ends = candidate.to_world(np.array([[-0.5, 0, 0], [candidate.shape[0] - 0.5, 0, 0]]))
