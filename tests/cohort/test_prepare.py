@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -134,6 +135,27 @@ def test_labels_that_are_corrected_while_they_are_read_are_not_kept_as_they_were
             run(folder)
     assert not (folder / "prepared" / "case_00.npz").exists()
     assert run(folder)[0].source_sha256 == sha256([image, path])
+
+
+def test_what_another_users_cache_lacks_is_made_and_not_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = run(folder)
+    path, kept = folder / "labelsTr" / "case_00.nii.gz", folder / "prepared" / "case_00.npz"
+    content = kept.read_bytes()
+    labels = read_labels(path)
+    write_nifti(path, labels.with_array(labels.array[:, :, ::-1].copy()))
+
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        after = run(folder)
+    assert after[0].source_sha256 != before[0].source_sha256
+    assert after[1].source_sha256 == before[1].source_sha256
+    assert kept.read_bytes() == content
+    assert "may not be written, so 1 of 6 cases are prepared anew" in caplog.text
 
 
 def test_changed_settings_and_labels_are_noticed(folder: Path) -> None:

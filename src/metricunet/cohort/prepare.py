@@ -7,8 +7,10 @@ likewise. The cache notices when a file, the settings or the meaning of the labe
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +37,8 @@ from metricunet.volume import Geometry, Volume, resample_labels, voxels_of
 
 #: Raised whenever the cached arrays would come out differently.
 CACHE_VERSION = 2
+#: Numbers of the errors of a folder that this user may not write.
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 #: The boxes of a case around the target: stage 2's, and the organs' network's.
 BoxName = Literal["fine", "organs"]
 
@@ -179,6 +183,8 @@ def prepare(
 ) -> list[PreparedCase]:
     """Read each case from the cache, or from its files where the cache does not hold it as it is now.
 
+    Where the cache is another user's and may only be read, what it lacks is made and not kept.
+
     Raises:
         InputError: as `metricunet.cohort.case.read_case`; unknown target; a file that has the name of a prepared
             case, and is none that was written here (nothing was written then); a file that changed while it was
@@ -191,18 +197,26 @@ def prepare(
         )
     organs = tuple(class_of(info.labels, name) for name in settings.organs_structures)
     stored = {case.name: _stored(case, _key(case, info, settings), cache) for case in cases}
-    prepared = []
+    prepared, unkept = list[PreparedCase](), 0
     for done, case in enumerate(cases, start=1):
         found = stored.pop(case.name)
         if found is None:
             key = _key(case, info, settings)
             found = _prepare(case, info, settings)
             _refuse_changed(case, key, _key(case, info, settings))
-            _store(_cache_file(case, cache), found, key)
+            unkept += not _keep(_cache_file(case, cache), found, key)
         unknown = tuple(class_of(info.labels, name) for name in case.not_contoured)
         prepared.append(replace(found, unknown=unknown, organs_classes=organs))
         if progress is not None:
             progress(done, len(cases))
+    if unkept:
+        logging.getLogger(__name__).warning(
+            "%s: may not be written, so %d of %d cases are prepared anew by each training; have its owner open it "
+            "to you, or remove it",
+            cache,
+            unkept,
+            len(cases),
+        )
     return prepared
 
 
@@ -349,7 +363,7 @@ def prepare_located(
             labels = labels.with_array(np.where(values.array == 0, np.uint8(IGNORE_CLASS), labels.array))
         located = replace(coarse, fine=hu_on(image, grid), fine_labels=resample_labels(labels, grid))
         _refuse_changed(case, key, key | _key(case, info, settings))
-        _store(_cache_file(case, cache / "located"), located, key)
+        _keep(_cache_file(case, cache / "located"), located, key)
     candidate = found.candidate.geometry
     ends = candidate.to_world(np.array([[-0.5, 0, 0], [candidate.shape[0] - 0.5, 0, 0]]))
     low, high = np.clip(np.rint(grid.to_index(ends)[:, 0]).astype(int), 0, shape[0] - 1)
@@ -369,6 +383,18 @@ def hu_on(image: Volume, grid: Geometry) -> Volume:
 
 #: What the cache holds of a case, by the names of its attributes.
 _VOLUMES = ("coarse", "coarse_labels", "fine", "fine_labels", "organs", "organs_labels")
+
+
+def _keep(path: Path, case: PreparedCase, key: dict[str, Any]) -> bool:
+    """Store a prepared case, and tell whether that was allowed: the cache may be another user's."""
+    try:
+        _store(path, case, key)
+    except InputError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in NOT_ALLOWED:
+            return False
+        raise
+    return True
 
 
 def _store(path: Path, case: PreparedCase, key: dict[str, Any]) -> None:
