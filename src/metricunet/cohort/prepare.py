@@ -27,7 +27,7 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
 from metricunet.files.scan import read_scan, scan_files
-from metricunet.hu import AIR_HU
+from metricunet.hu import AIR_HU, why_not_hu
 from metricunet.progress import Progress
 from metricunet.stages.locate import Localisation, coarse_grid
 from metricunet.stages.read import read_hu
@@ -231,7 +231,12 @@ def _stored(case: Case, key: dict[str, Any], cache: Path) -> PreparedCase | None
     # Labels in another order are other classes.
     if found is not None and found[1] == key and [*found[1]["labels"]] == [*key["labels"]]:
         stored = found[0]
-        return stored if stored.image_sha256 else replace(stored, image_sha256=sha256(scan_files(case.image)))
+        if stored.image_sha256:
+            return stored
+        # A version that stored no such hash may have kept a scan that holds no HU: then its file is read again.
+        coarse = stored.coarse.array
+        if why_not_hu(float(coarse.min()), float(coarse.max())) is None:
+            return replace(stored, image_sha256=sha256(scan_files(case.image)))
     if os.path.lexists(path) and not _is_ours(path):
         raise InputError(
             f"{path}: a prepared case would be written here, and this file was not written by this version of the "

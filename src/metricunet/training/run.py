@@ -13,7 +13,6 @@ import torch
 from lightning.fabric.loggers.logger import Logger
 from torch import Tensor
 
-from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo, read_cohort
 from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
@@ -270,8 +269,6 @@ def check_cases(run: Run, cohort: Path | str) -> None:
         )
     if run.val and not any("centre_mm" in case.facts for case in run.val):
         raise InputError(f"{cohort}: no validation case contains {target}; choose another fold")
-    for case in (*run.train, *run.val):
-        refuse_no_hu(case.coarse, f"{cohort}: case {case.name}")
 
 
 def begin(run: Run, fold: Fold | None) -> None:
