@@ -62,6 +62,11 @@ def test_one_case_alone(tmp_path: Path) -> None:
     refused(cohort, "all", "1 of 1 training cases contain prostate; at least 2 are needed")
 
 
+def test_two_cases_are_too_few_to_leave_one_out(tmp_path: Path) -> None:
+    cohort = make_tiny_cohort(tmp_path / "cohort", 2)
+    refused(cohort, 0, "1 of 1 training cases contain prostate; at least 2 are needed. Train without validation")
+
+
 def test_a_scan_within_the_body_whose_gas_is_finer_than_the_coarse_grid(tmp_path: Path) -> None:
     """Its file holds HU, as `check` says; on the grid of stage 1 nothing is as light as air."""
     cohort = make_tiny_cohort(tmp_path / "cohort", 3)
