@@ -130,6 +130,7 @@ class Node:
         if now >= self._next_keep:
             self._next_keep = now + KEEP_S
             delete_old(self.config, self.state, self.queue, self.journal)
+            self.arrivals.delete_unknown()
 
     def work_off(self) -> bool:
         """Take in what is there, segment it and try each delivery once; return whether all went well."""
