@@ -14,6 +14,7 @@ from metricunet.cohort.importing.dicom_tree import person_of
 from metricunet.errors import InputError
 from metricunet.ledger import Job
 from metricunet.ledger.table import read_rows
+from metricunet.workflows.serve.config import Rule
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.work import Workshop
 from metricunet.workflows.serve.worker import BeginAnew, work_once
@@ -70,6 +71,18 @@ def test_patient_and_scanner_are_recorded_as_by_a_review(
     (row,) = read_rows(node.queue.ledger)
     assert row["patient"] == job.patient == node.queue.ledger.key.hashed("patient", *person_of(series))
     assert (row["manufacturer"], row["scanner"], row["kernel"]) == ("Synthetic", "Force", "Br40d\\3")
+
+
+def test_a_case_whose_rule_is_gone_has_not_ended_well(doors: Callable[..., Doors], tmp_path: Path) -> None:
+    node = doors()
+    job = taken(node, write_series(tmp_path / "ct", shape=(4, 4, 4)))
+    series = find_only(node.state.folder / job.folder)
+    quality = SimpleNamespace(verdict="pass", doubt="none", flags=[], reasons=[], boundary={})
+    bench = Bench(node, lambda job: ("sha256", series, quality, ()))
+    bench.config = node.config.model_copy(update={"rules": (Rule(name="renamed"),)})
+    worked = bench.work(job)
+    assert (worked.state, node.queue.job(job.id).state) == ("failed", "failed")
+    assert "no rule 'any' any more" in worked.why
 
 
 @pytest.mark.parametrize(

@@ -30,3 +30,11 @@ def recipe_of(rule: str, digest: str) -> str:
 def rule_of(config: NodeConfig, recipe: str) -> Rule | None:
     """Return the rule of a recipe; None where the node's file has it no longer."""
     return config.rule_named(recipe.rpartition(":")[0])
+
+
+def why_no_rule(recipe: str) -> str:
+    """Return what is said of a case whose rule the node's file has no longer."""
+    return (
+        f"the node's file has no rule {recipe.rpartition(':')[0]!r} any more, so nobody knows where it is to be "
+        "sent; put the rule back and restart the node"
+    )

@@ -37,7 +37,7 @@ from metricunet.workflows.serve.arrivals import ABOUT
 from metricunet.workflows.serve.config import NodeConfig
 from metricunet.workflows.serve.decided import is_decided
 from metricunet.workflows.serve.outbound import outgoing
-from metricunet.workflows.serve.recipe import rule_of
+from metricunet.workflows.serve.recipe import rule_of, why_no_rule
 from metricunet.workflows.serve.state import State, without_identifiers
 
 
@@ -188,7 +188,9 @@ class Workshop:
         if quality.verdict == "fail":
             return moved("failed", without_identifiers(reason))
         rule = rule_of(self.config, job.recipe)
-        destinations = () if rule is None else self.config.destinations_of(rule)
+        if rule is None:
+            return moved("failed", f"{why_no_rule(job.recipe)}, and segment it again")
+        destinations = self.config.destinations_of(rule)
         if not destinations:
             return moved("kept", "no destination")
         if self.predictor.ensemble.held_back and not self.config.allow_synthetic:
