@@ -21,7 +21,7 @@ from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.keep import delete_old
 from metricunet.workflows.serve.notices import Notices
 from metricunet.workflows.serve.pool import COMMAND, Worker
-from metricunet.workflows.serve.recipe import recipe_of, settings_digest
+from metricunet.workflows.serve.recipe import begun_with, recipe_of, settings_digest
 from metricunet.workflows.serve.state import State
 from metricunet.workflows.serve.watch import WatchedFolder
 
@@ -53,8 +53,10 @@ class Node:
         digest = settings_digest(config)
         self.arrivals = Arrivals(config, self.state, self.queue, journal, lambda rule: recipe_of(rule, digest))
         self.decisions = Decisions(config, self.state, self.queue, journal)
+        begun = begun_with(config, digest)
         self.workers = [
-            Worker(file, device, config, self.queue, journal, self._ended, command) for device in config.devices
+            Worker(file, device, config, self.queue, journal, self._ended, command, begun)
+            for device in config.devices
         ]
         self.commitments = Commitments(self.queue, journal)
         self.senders = [
