@@ -202,6 +202,8 @@ def _associated(
         raise NotSent(f"the connection failed ({error})") from error
     if not association.is_established:
         words = "refused the association" if association.is_rejected else "cannot be reached, or does not answer"
+        if destination.tls and not association.is_rejected:  # the library does not tell these apart
+            words += ", or one side does not accept the other's certificate, which may have run out"
         raise NotSent(f"{destination.host} port {destination.port} {words}")
     try:
         yield association
