@@ -38,6 +38,8 @@ MOST_REQUESTS = 64
 SILENCE_S = 60.0
 #: Jobs on the page of the queue, the last ones.
 MOST_SHOWN = 500
+#: Objects of a request. A study may have many series, of each of which `limits.slices` are taken.
+MOST_PARTS = 100_000
 SENDER = "stow"
 SCRIPT = Path(__file__).with_name("static") / "node.js"
 #: States of a case in which the pages offer to segment it once more.
@@ -254,7 +256,7 @@ async def _take(node: Node, request: Request, study: str | None) -> Response:
     """Take the objects of a STOW-RS request, each as it comes."""
     limits = node.config.limits
     boundary = boundary_of(request.headers.get("content-type", ""))
-    parts = Parts(boundary, node.state.receiving, int(limits.object_mb * MB), limits.slices)
+    parts = Parts(boundary, node.state.receiving, int(limits.object_mb * MB), MOST_PARTS)
     origin = uuid4().hex
     answers: list[int] = []
     node.arrivals.begin(origin, ends_itself=True)
@@ -271,6 +273,9 @@ async def _take(node: Node, request: Request, study: str | None) -> Response:
         return JSONResponse({"error": str(error)}, status_code=413)
     except InputError as error:
         return JSONResponse({"error": told(error)}, status_code=400)
+    except OSError as error:  # the disk may be full, or gone; the sender keeps the objects and tries again
+        node.journal.say("object refused", "error", sender=SENDER, why=told(error))
+        return JSONResponse({"error": "the disk is full or fails; try again later"}, status_code=503)
     finally:
         parts.close()
         node.arrivals.end(origin)
