@@ -138,6 +138,9 @@ def test_a_clock_that_is_set_back_holds_up_neither_job_nor_delivery(queue: Queue
     taken = queue.take("cpu")
     assert taken is not None
     assert taken.id == second.id
+    queue.give_back("cpu")  # by the clock as it is now
+    assert not queue.job(second.id).is_put_off
+    assert queue.take("cpu") is not None
 
 
 def test_what_kills_its_worker_twice_is_set_aside_and_what_was_interrupted_is_not(queue: Queue) -> None:

@@ -152,10 +152,11 @@ class Queue:
         """
         with self.ledger.writing() as db:
             moment = self._now()
-            # What has changed later than now was put there by a clock that was set back since.
+            # What was not put off waits for no moment, and what has changed later than now was put off by a clock
+            # that was set back since.
             found = db.execute(
-                "SELECT id FROM jobs WHERE state = 'waiting' AND (not_before <= ? OR changed > ?) "
-                "ORDER BY id LIMIT 1",
+                "SELECT id FROM jobs WHERE state = 'waiting' AND (not_before = created OR not_before <= ? "
+                "OR changed > ?) ORDER BY id LIMIT 1",
                 (moment, moment),
             ).fetchone()
             if found is None:

@@ -139,7 +139,7 @@ class Node:
         self.look(at_once=True)
         for worker in self.workers:
             worker.start()
-        while self.queue.jobs("waiting", "segmenting") and not self._stopping.is_set():
+        while self._has_work() and not self._stopping.is_set():
             if all(worker.restarts >= MOST_STARTS and not worker.ready for worker in self.workers):
                 break
             self._wake.wait(LOOK_S)
@@ -157,6 +157,10 @@ class Node:
             and not counts["waiting"]
             and not counts["segmenting"]
         )
+
+    def _has_work(self) -> bool:
+        """Tell whether a worker has a case, or may take one that was not put off."""
+        return any(not job.is_put_off for job in self.queue.jobs("waiting", "segmenting"))
 
     def _ended(self, job: Job | None) -> None:
         self.wake_senders()

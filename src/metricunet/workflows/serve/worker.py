@@ -107,8 +107,9 @@ def work_once(workshop: Workshop, device: str, journal: Journal) -> bool:
     except InputError as error:
         unrecorded = told(error)
     else:
-        level: Level = "warning" if worked.state in BAD else "info"
-        journal.say("case done", level, case=case, job=job.id, state=worked.state, why=worked.why)
+        level: Level = "warning" if worked.state in (*BAD, "waiting") else "info"
+        event = "case put off" if worked.state == "waiting" else "case done"
+        journal.say(event, level, case=case, job=job.id, state=worked.state, why=worked.why)
         anew = worked.anew
     print(f"end {job.id}", flush=True)
     if unrecorded:
