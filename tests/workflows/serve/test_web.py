@@ -268,6 +268,22 @@ class Failed:
             return [tuple(row) for row in rows]
 
 
+def test_what_somebody_waits_for_stays_in_the_queue_however_old_it_is(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metricunet.workflows.serve.web.MOST_SHOWN", 1)
+    here = site()
+    queue = here.node.queue
+    for name in ("aaaa", "bbbb", "cccc", "dddd"):
+        job = queue.receive("any:1", series=name, study="2", patient=["3"], sender="CT", folder=f"scans/{name}")
+        queue.whole(job.id, digest=name)
+        queue.take("cpu")
+        queue.move(job.id, "review" if name == "bbbb" else "kept")
+    page = here.ask("GET", "/node", headers=here.enter()).text
+    assert [name in page for name in ("aaaa", "bbbb", "cccc", "dddd")] == [False, True, False, True]
+    assert "2 older cases" in page
+
+
 def test_who_may_send_tries_again_and_that_is_noted(site: Callable[..., Site]) -> None:
     here = site()
     failed = Failed(here.node)

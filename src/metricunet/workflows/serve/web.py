@@ -36,8 +36,9 @@ from metricunet.workflows.serve.node import Node
 MOST_REQUESTS = 64
 #: Objects of which nothing comes for so long are not waited for, as in an association.
 SILENCE_S = 60.0
-#: Jobs on the page of the queue, the last ones.
+#: Jobs on the page of the queue: the last ones, and of those before them all that somebody may wait for.
 MOST_SHOWN = 500
+LEFT_OUT: tuple[JobState, ...] = ("sent", "kept", "rejected", "refused")
 #: Objects of a request. A study may have many series, of each of which `limits.slices` are taken.
 MOST_PARTS = 100_000
 SENDER = "stow"
@@ -160,14 +161,16 @@ def metric_lines(node: Node) -> Iterator[str]:
 
 
 def queue_html(node: Node, may_send: bool) -> str:
-    """Return the page of the queue: the last jobs, with their states and reasons, and what waits to be sent.
+    """Return the page of the queue: the last jobs and all that somebody may wait for, with what is to be sent.
 
     Args:
         node: the node.
         may_send: whether it has the buttons to send and to try again.
     """
     rows = []
-    for job in reversed(node.queue.jobs()[-MOST_SHOWN:]):
+    jobs = node.queue.jobs()
+    shown = [*(job for job in jobs[:-MOST_SHOWN] if job.state not in LEFT_OUT), *jobs[-MOST_SHOWN:]]
+    for job in reversed(shown):
         deliveries = node.queue.deliveries(job.id)
         received = job.created[:19].replace("T", " ")
         cells = (received, Path(job.folder).name, job.sender, job.files, job.state, job.why)
@@ -181,6 +184,8 @@ def queue_html(node: Node, may_send: bool) -> str:
     )
     heads += "<th></th>" * may_send
     body = "".join(f"<tr>{row}</tr>" for row in rows)
+    hidden = len(jobs) - len(shown)
+    left_out = f"<p>{hidden} older cases, {', '.join(LEFT_OUT)}, are left out.</p>" if hidden else ""
     style = (
         "body{font:14px sans-serif;margin:1em}table{border-collapse:collapse}"
         "td,th{padding:.4em .6em;text-align:left;vertical-align:top;border-bottom:1px solid #ccc}"
@@ -190,7 +195,7 @@ def queue_html(node: Node, may_send: bool) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Queue</title>'
         f'<link rel="icon" href="data:,"><style>{style}</style>'
         f'<h1>Queue</h1><p><a href="/">Review</a></p><p id="said" role="status"></p>'
-        f"<table><tr>{heads}</tr>{body}</table>"
+        f"<table><tr>{heads}</tr>{body}</table>{left_out}"
         '<script src="/node.js"></script></html>'
     )
 
