@@ -65,6 +65,11 @@ class Worker(threading.Thread):
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a process, and one that followed another has got as far as to take cases."""
+        return self.pid is not None and (self.ready or not self.restarts)
+
     def wake(self) -> None:
         """Tell the worker that there is work."""
         process = self._process

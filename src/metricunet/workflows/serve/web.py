@@ -93,7 +93,7 @@ def create_node_app(node: Node) -> FastAPI:
 
     @outer.get("/health")
     def health() -> JSONResponse:
-        missing = [worker.device for worker in node.workers if worker.pid is None]
+        missing = [worker.device for worker in node.workers if not worker.is_up]
         content = {"status": f"no worker for {missing[0]}" if missing else "ok"}
         return JSONResponse(content, status_code=503 if missing else 200)
 
@@ -145,7 +145,7 @@ def metric_lines(node: Node) -> Iterator[str]:
         yield f'metricunet_undelivered{{destination="{one.name}"}} {node.queue.undelivered(one.name)}'
     yield "# TYPE metricunet_worker_up gauge"
     for worker in node.workers:
-        yield f'metricunet_worker_up{{device="{worker.device}"}} {int(worker.pid is not None)}'
+        yield f'metricunet_worker_up{{device="{worker.device}"}} {int(worker.is_up)}'
     yield "# TYPE metricunet_worker_restarts_total counter"
     for worker in node.workers:
         yield f'metricunet_worker_restarts_total{{device="{worker.device}"}} {worker.restarts}'
