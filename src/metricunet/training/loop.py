@@ -28,7 +28,7 @@ from typing import Any, cast
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, distributed, nn
 

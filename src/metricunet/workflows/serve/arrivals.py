@@ -482,7 +482,7 @@ class Arrivals:
                     self.journal.say("not deleted", "error", why=why, **{kind: folder.name})
                 else:
                     gone += 1
-                    self.journal.say("deleted", objects=objects, **{kind: folder.name})
+                    self.journal.say("deleted", "info", objects=objects, **{kind: folder.name})
         return gone
 
     def _say_unknown(self, kind: str, folder: Path, names: set[str]) -> None:
