@@ -16,6 +16,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from metricunet.errors import InputError
+from metricunet.files.dicom.codes import Code
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.rtstruct.add import add_to_rtstruct, check_addable
 from metricunet.files.rtstruct.outlines import Structure
@@ -356,6 +357,9 @@ class TestNames:
             add_to_rtstruct(
                 path, tmp_path / "out.dcm", series, [structure("前列腺", island, series)], description=WORDS
             )
+        coded = structure("a", island, series, code=Code("1", "99CLINIC", "前列腺"))
+        with pytest.raises(InputError, match="structure 'a': its name, description or code has characters"):
+            add_to_rtstruct(path, tmp_path / "out.dcm", series, [coded], description=WORDS)
         add_to_rtstruct(path, tmp_path / "out.dcm", series, [structure("Größe", island, series)], description="")
         assert read_rtstruct(tmp_path / "out.dcm").names == ("Bladder", "Rectum", "Größe")
 

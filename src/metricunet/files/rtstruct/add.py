@@ -223,11 +223,11 @@ def _check_characters(path: Path, dataset: Dataset, structures: Sequence[Structu
     encoding = {"ISO_IR 192": "utf-8", "ISO_IR 100": "latin-1"}.get(stated, "ascii")
     for structure in structures:
         try:
-            f"{structure.name}{structure.description}{description}".encode(encoding)
+            f"{structure.text}{description}".encode(encoding)
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{path}: structure '{structure.name}': its name or description has characters that the set's "
-                f"character set ({stated}) may not hold; use plain ASCII"
+                f"{path}: structure '{structure.name}': its name, description or code has characters that the "
+                f"set's character set ({stated}) may not hold; use plain ASCII"
             ) from error
 
 
