@@ -12,10 +12,12 @@ from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.nifti import write_nifti
 from metricunet.files.rtstruct.outlines import Structure
+from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.files.seg.write import write_seg
 from metricunet.inference.inputs import ScanInput
 from metricunet.volume import Volume
+from metricunet.workflows.review.decide import Verdict, decide
 from metricunet.workflows.review.folder import PredictedCase
 from metricunet.workflows.review.opened import open_case
 from tests.support.dicom_series import write_series
@@ -55,3 +57,13 @@ def test_contours_do_not_stand_for_the_mask_where_slices_were_filled_in(
     write_nifti(tmp_path / "a.nii.gz", labels)  # as the message advises
     opened = open_case(case, ScanInput("a", tmp_path / "ct", series))
     assert [int(np.count_nonzero(opened.predicted == k)) for k in (1, 2)] == [6 * 64, 16]
+
+
+def test_a_structure_in_a_gap_alone_costs_no_other_its_contours(series: CtSeries, tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", masks(series))
+    case = PredictedCase("a", tmp_path, labels=LABELS)
+    opened = open_case(case, ScanInput("a", tmp_path / "ct", series))
+    review, problem = decide(opened, Verdict(False, "", "Ann Reader", 1.0, 0, 0), opened.predicted)
+    assert problem == ""
+    assert review.structure_set is not None
+    assert read_rtstruct(review.structure_set).names == ("Prostate^rev",)
