@@ -15,11 +15,11 @@ from metricunet.errors import InputError
 from metricunet.study.data import (
     StudyData,
     fitting_cases,
+    patients_seen,
     recipe_splits,
     scored_cases,
     spread,
     study_data,
-    tested_patients,
 )
 from metricunet.study.design import PhantomRecipe, load_study
 from tests.study.conftest import write_study
@@ -196,13 +196,11 @@ def test_a_test_case_with_the_name_of_a_training_case_is_refused(tmp_path: Path)
 def test_test_cases_of_patients_whom_trainings_see_are_named(tmp_path: Path) -> None:
     cohort = make_tiny_cohort(tmp_path / "cohort", 2, 2)
     data = StudyData({None: cohort}, has_test=True)
-    assert tested_patients(data) is None
+    assert patients_seen(data) is None
     people = {"case_00": "A", "case_01": "B", "case_02": "C", "case_03": "B"}
     (cohort / "patients.json").write_text(json.dumps(people))
-    assert (tested_patients(data) or "").startswith(
-        "1 of the 2 test cases (case_03) are of patients of whom other"
-    )
+    assert (patients_seen(data) or "").startswith("1 of the 2 test cases (case_03) are of patients of whom other")
     (cohort / "patients.json").write_text(json.dumps(people | {"case_03": "D"}))
-    assert tested_patients(data) is None
+    assert patients_seen(data) is None
     (cohort / "patients.json").write_text(json.dumps({"case_00": "A", "case_01": "B"}))  # of nobody else
-    assert tested_patients(data) is None
+    assert patients_seen(data) is None

@@ -198,7 +198,7 @@ def scored_cases(data: StudyData, fold: Fold) -> tuple[ScoredCase, ...]:
     return tuple(_scored(case, data) for case in _named(cohort, split_for(cohort, fold).val))
 
 
-def tested_patients(data: StudyData) -> str | None:
+def patients_seen(data: StudyData) -> str | None:
     """Say which test cases are of patients whom trainings see in another scan; None where none is known to be."""
     cohort, patients = read_cohort(data.cohort), patients_of(data.cohort)
     trained = {patients[case.name] for case in cohort.training if case.name in patients}

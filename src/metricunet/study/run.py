@@ -31,10 +31,10 @@ from metricunet.study.data import (
     TRUTH,
     StudyData,
     fitting_cases,
+    patients_seen,
     references_of,
     scored_cases,
     study_data,
-    tested_patients,
 )
 from metricunet.study.design import MARK_RECORD, STUDY_NAME, Labels, Study, load_study
 from metricunet.study.examples import EXAMPLE_PICTURES, Pictured, draw_examples
@@ -172,7 +172,7 @@ def study(
             kept.take_up()
         data = study_data(plan, output, bar("phantoms"), engine)
     _check(plan, data, output)
-    if (known := tested_patients(data)) is not None:
+    if (known := patients_seen(data)) is not None:
         say(f"note: {known}")
     computing = device if here else engine.device(training_needs(data.cohort, device))
     folds: PreparedFolds = {}
