@@ -6,7 +6,8 @@
 Phantom k is case `phantom_tsK` of `metricunet phantom --test N --seed SEED --difficulty varied --absent 0.34`. One
 in three shows no prostate. A row is written as soon as a phantom is scored, and what the file holds already is not
 done again; the rows of another model, seed or set of groups belong into another file. `--against` compares the
-model with that of other rows on the same phantoms.
+model with that of other rows on the same phantoms. Of whole glands a row also has how much higher the lowest and
+the highest slice of the mask lie than those of the gland (apex_mm, base_mm).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from metricunet.evaluation.measures import measure
 from metricunet.phantom.cohort import case_name, case_seed, is_absent
 from metricunet.phantom.make import STRUCTURES, draw_phantom
 from metricunet.phantom.variety import GROUPS, Variety
+from metricunet.volume import Volume
 
 ABSENT_FRACTION = 0.34
 STRUCTURES_SCORED = (
@@ -37,7 +39,21 @@ STRUCTURES_SCORED = (
     "femoral_head_right",
     "penile_bulb",
 )
-COLUMNS = ("case", "gland", "reach", "answer", "doubt", "volume_ml", "asd_mm", *STRUCTURES_SCORED, "reasons")
+ENDS = ("apex_mm", "base_mm")
+COLUMNS = (
+    "case",
+    "gland",
+    "reach",
+    "answer",
+    "doubt",
+    "volume_ml",
+    "asd_mm",
+    *ENDS,
+    *STRUCTURES_SCORED,
+    "reasons",
+)
+#: How far an end of a gland may lie off on a real scan (docs/real.md).
+PLACE_MM = 8.0
 #: What a verdict says of an organ that is not whole, after its name.
 CUT = " reaches the edge of the box that organs are looked for in"
 #: The model of a process, loaded once.
@@ -74,7 +90,17 @@ def scored(model: str, seed: int, without: tuple[str, ...], number: int) -> dict
             row[name] = f"{measures.dice:.4f}"
             if name == network.target and found.array.any():
                 row["asd_mm"] = f"{measures.asd_mm:.3f}"
+                if gland == "whole":
+                    higher = np.subtract(ends_mm(found), ends_mm(true))
+                    row |= {end: f"{mm:.2f}" for end, mm in zip(ENDS, higher, strict=True)}
     return row
+
+
+def ends_mm(mask: Volume) -> tuple[float, float]:
+    """Return z of the middle of the lowest and of the highest slice with a voxel of an axial mask."""
+    used = np.flatnonzero(mask.canonical().array.any(axis=(1, 2)))
+    low, high = (float(mask.canonical().geometry.to_world([k, 0, 0])[2]) for k in (used[-1], used[0]))
+    return min(low, high), max(low, high)
 
 
 def rows_of(arguments: argparse.Namespace, numbers: list[int]) -> Iterator[dict[str, str]]:
@@ -109,6 +135,14 @@ def summary(rows: list[dict[str, str]]) -> list[str]:
             lines.append(
                 f"{name}: {values.mean():.3f} ± {values.std(ddof=1):.3f}, median {np.median(values):.3f}, "
                 f"{values.min():.3f} to {values.max():.3f}, n = {len(values)}"
+            )
+    for name in ENDS:
+        ends = np.array([float(row[name]) for row in present if row.get(name)])
+        if len(ends):
+            far = np.count_nonzero(np.abs(ends) > PLACE_MM)
+            lines.append(
+                f"{name} higher than the gland's, of whole glands {ends.mean():+.1f} ± {ends.std(ddof=1):.1f}, "
+                f"more than {PLACE_MM:g} off in {far} of {len(ends)}"
             )
     scored_rows = sorted((row for row in present if row.get("prostate")), key=lambda row: float(row["prostate"]))
     lines.append(
@@ -147,6 +181,8 @@ def main() -> None:
     if arguments.output.is_file():
         with arguments.output.open(newline="", encoding="utf-8") as handle:
             rows = list(csv.DictReader(handle))
+    if rows and tuple(rows[0]) != COLUMNS and len(rows) < arguments.n:
+        raise SystemExit(f"{arguments.output}: has other columns than are written now; choose another file")
     done = {row["case"] for row in rows}
     new = not rows
     with arguments.output.open("a", newline="", encoding="utf-8") as handle:

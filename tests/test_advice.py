@@ -60,7 +60,10 @@ REACHED_BY = {
     "study/run.py": ("study",),
 }
 #: What a message names of another command than those that reach its module.
-OF_ANOTHER = {("inference/models.py", "resume"): ("train",)}
+OF_ANOTHER = {
+    ("inference/models.py", "resume"): ("train",),
+    ("workflows/review/opened.py", "formats"): ("predict",),
+}
 #: The folder whose modules are the command line.
 COMMAND_LINE = "cli/"
 #: What a user of Python calls in place of each command.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metricunet.cohort.layout import read_cohort
+from metricunet.cohort.case import LabelledScan, read_case
+from metricunet.cohort.layout import Case, DatasetInfo, read_cohort
 from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSettings, cohort_sha256, prepare
 from metricunet.errors import InputError
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
@@ -113,6 +115,47 @@ def test_a_file_of_the_same_size_with_other_content_is_noticed(folder: Path) -> 
     write_nifti(path, image.with_array(image.array[::-1].copy()))
     os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))
     assert not np.array_equal(run(folder)[0].coarse.array, before[0].coarse.array)
+
+
+def test_labels_that_are_corrected_while_they_are_read_are_not_kept_as_they_were(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, path = folder / "imagesTr" / "case_00_0000.nii.gz", folder / "labelsTr" / "case_00.nii.gz"
+    labels = read_labels(path)
+
+    def read_and_correct(case: Case, info: DatasetInfo) -> LabelledScan:
+        scan = read_case(case, info)
+        if case.name == "case_00":
+            write_nifti(path, labels.with_array(labels.array[:, :, ::-1].copy()))
+        return scan
+
+    with monkeypatch.context() as patch:
+        patch.setattr("metricunet.cohort.prepare.read_case", read_and_correct)
+        with pytest.raises(InputError, match=r"case_00_0000\.nii\.gz: .* changed while they were read"):
+            run(folder)
+    assert not (folder / "prepared" / "case_00.npz").exists()
+    assert run(folder)[0].source_sha256 == sha256([image, path])
+
+
+def test_what_another_users_cache_lacks_is_made_and_not_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = run(folder)
+    path, kept = folder / "labelsTr" / "case_00.nii.gz", folder / "prepared" / "case_00.npz"
+    content = kept.read_bytes()
+    labels = read_labels(path)
+    write_nifti(path, labels.with_array(labels.array[:, :, ::-1].copy()))
+
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        after = run(folder)
+    assert after[0].source_sha256 != before[0].source_sha256
+    assert after[1].source_sha256 == before[1].source_sha256
+    assert kept.read_bytes() == content
+    assert "may not be written, so 1 of 6 cases are prepared anew" in caplog.text
 
 
 def test_changed_settings_and_labels_are_noticed(folder: Path) -> None:

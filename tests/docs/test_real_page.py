@@ -115,3 +115,12 @@ def test_two_models_are_compared_on_whole_glands_and_a_missed_one_counts_as_noth
     )
     with pytest.raises(SystemExit, match="not of the same phantoms"):
         script.difference(ours[1:], theirs)
+
+
+def test_the_ends_of_whole_glands_are_summed_up() -> None:
+    blank = dict.fromkeys(docs_script("make_unseen").COLUMNS, "")
+    ends = [("1.0", "-2.0"), ("-9.0", "4.0"), ("2.0", "-2.0"), ("", "")]
+    rows = [blank | {"gland": "whole", "apex_mm": apex, "base_mm": base} for apex, base in ends]
+    lines = docs_script("make_unseen").summary(rows)
+    assert "apex_mm higher than the gland's, of whole glands -2.0 ± 6.1, more than 8 off in 1 of 3" in lines
+    assert "base_mm higher than the gland's, of whole glands +0.0 ± 3.5, more than 8 off in 0 of 3" in lines

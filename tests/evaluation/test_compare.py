@@ -139,6 +139,44 @@ def test_structures_that_the_references_do_not_name_are_left_out(folders: Any, g
     assert any("do not name: seminal_vesicles" in note for note in result.notes)
 
 
+def test_a_name_in_another_spelling_is_the_same_structure_whatever_its_value(folders: Any, gland: Gland) -> None:
+    folders.name_labels(Bladder=1, Prostate=2)
+    reference = gland().astype(np.uint8) * 2
+    reference[:4] = 1
+    prediction = gland().astype(np.uint8)
+    prediction[:4] = 2
+    named = {"prostate": 1, "urinary_bladder": 2}
+    folders.add("a", reference, prediction, quality={"verdict": "review", "labels": named})
+    result = evaluate(folders.predictions, folders.cohort, folders.output)
+    assert {row.structure: row.measures.dice for row in result.rows} == {"Bladder": 1.0, "Prostate": 1.0}
+    assert not result.notes
+
+
+def test_a_names_file_says_which_structures_of_two_masks_are_one(
+    folders: Any, gland: Gland, tmp_path: Path
+) -> None:
+    folders.name_labels(Blase=1, Prostata=2)
+    reference = gland().astype(np.uint8) * 2
+    reference[:4] = 1
+    prediction = gland().astype(np.uint8)
+    prediction[:4] = 2
+    named = {"prostate": 1, "bladder": 2}
+    folders.add("a", reference, prediction, quality={"verdict": "review", "labels": named})
+    names = tmp_path / "names.yaml"
+    names.write_text("prostate: [Prostata, prostate]\nbladder: [Blase, bladder]\n", encoding="utf-8")
+    result = evaluate(folders.predictions, folders.cohort, folders.output, names=names)
+    assert {row.structure: row.measures.dice for row in result.rows} == {"prostate": 1.0, "bladder": 1.0}
+
+
+def test_values_do_not_decide_against_names_that_are_known() -> None:
+    geometry = Geometry.from_parts((1, 1, 5), (1, 1, 1))
+    prediction = Volume(np.arange(5, dtype=np.uint8).reshape(1, 1, 5), geometry)
+    labels = {"Prostate": 1, "Rectum": 2, "nodes": 3}
+    found, left = in_terms_of(labels, prediction, {"bladder": 2, "prostate": 4, "pelvic": 3})
+    assert found.array.ravel().tolist() == [0, 1, 0, 3, 1]
+    assert left == ("bladder",)
+
+
 def test_where_no_name_is_known_values_decide() -> None:
     geometry = Geometry.from_parts((1, 1, 4), (1, 1, 1))
     prediction = Volume(np.arange(4, dtype=np.uint8).reshape(1, 1, 4), geometry)

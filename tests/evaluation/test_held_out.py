@@ -14,7 +14,11 @@ import pytest
 import torch
 
 from metricunet.errors import InputError
+from metricunet.evaluation.cases import RecordedQuality
 from metricunet.evaluation.compare import evaluate
+from metricunet.evaluation.held_out import HeldOut
+from metricunet.evaluation.measures import Measures
+from metricunet.evaluation.summary import CaseFault, CaseRow, Evaluation, summarise
 from metricunet.files.model import LEAST_PATIENT_CASES, Ancestor, ModelCard, read_card, read_model, write_model
 from metricunet.files.nifti import write_nifti
 from metricunet.files.own import write_sealed
@@ -281,6 +285,22 @@ def test_what_proves_nothing_is_refused_and_nothing_is_written(
     with pytest.raises(InputError, match=words):
         setting.evaluate()
     assert not setting.output.exists()
+
+
+def test_a_case_whose_target_alone_could_not_be_scored_is_not_passed_over(setting: Setting) -> None:
+    """As where a reference has two drawn structures that are the target by their names, and sound organs."""
+    measured = Measures(0.9, 1.0, 0.9, 0.9, 3.0, 0.9, 0.1)
+    rows = [CaseRow(case, name, measured) for case in ENOUGH for name in ("prostate", "rectum")]
+    rows.append(CaseRow("patient_x", "rectum", measured))
+    quality = {row.case: RecordedQuality() for row in rows}
+    fault = CaseFault("patient_x", "two are drawn", InputError("two are drawn"), scored=True, structure="prostate")
+    evaluation = Evaluation(tuple(rows), summarise(rows), (), (), quality, (fault,))
+    held_out = HeldOut(setting.model, CARD, {case: fingerprint(case) for case in quality}, setting.output)
+    with pytest.raises(InputError, match=r"patient_x: prostate could not be scored \(two are drawn\).*all cases"):
+        held_out.scores(evaluation)
+    # What the model does not segment, and a picture that could not be drawn, are no part of its scores.
+    for other in (replace(fault, structure="rectum"), replace(fault, structure="")):
+        assert held_out.scores(replace(evaluation, faults=(other,))).cases == LEAST_PATIENT_CASES
 
 
 def test_a_scan_from_memory_counts_where_its_image_lies_beside_the_references(setting: Setting) -> None:

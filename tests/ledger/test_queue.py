@@ -124,6 +124,25 @@ def test_the_oldest_goes_first_and_none_before_its_time(queue: Queue, clock: Clo
     assert (later.id, later.attempts) == (first.id, 2)
 
 
+def test_a_clock_that_is_set_back_holds_up_neither_job_nor_delivery(queue: Queue, clock: Clock) -> None:
+    job, later = waiting(queue), START + timedelta(seconds=10)
+    queue.take("cpu")
+    queue.move(job.id, "sending")
+    one, two = (queue.deliver(job.id, "archive", "rtstruct", f"out/{uid}.dcm", uid) for uid in ("1.8", "1.9"))
+    queue.put_off(one.id, "refused connection", next_attempt=later)
+    second = waiting(queue, "b")
+    clock.moment -= timedelta(hours=2)
+    assert [delivery.id for delivery in queue.due()] == [two.id, one.id]
+    queue.put_off(one.id, "refused connection", next_attempt=clock.moment + timedelta(seconds=20))
+    assert [delivery.id for delivery in queue.due()] == [two.id]
+    taken = queue.take("cpu")
+    assert taken is not None
+    assert taken.id == second.id
+    queue.give_back("cpu")  # by the clock as it is now
+    assert not queue.job(second.id).is_put_off
+    assert queue.take("cpu") is not None
+
+
 def test_what_kills_its_worker_twice_is_set_aside_and_what_was_interrupted_is_not(queue: Queue) -> None:
     job = waiting(queue)
     for _ in range(5):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -179,6 +180,25 @@ def test_where_nobody_can_write_it_is_read(tmp_path: Path) -> None:
         assert len(read_rows(Ledger(ledger.path, create=False))) == 3
     finally:
         folder.chmod(0o700)
+
+
+def test_a_copy_whose_last_changes_would_be_passed_over_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    medium = tmp_path / "medium"
+    medium.mkdir()
+    with ledger.reading() as db:  # while somebody reads, what is written stays in the file beside
+        assert count_rows(db, "cases") == 0
+        fill(ledger, 3)
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{ledger.path}{suffix}", medium)
+    copy = medium / "ledger.sqlite"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *arguments: False)
+        with pytest.raises(InputError, match=r"last changes are in ledger.sqlite-wal"):
+            read_rows(Ledger(copy, create=False))
+    assert len(read_rows(Ledger(copy, create=False))) == 3
 
 
 def test_a_full_disk_is_said_plainly(tmp_path: Path) -> None:

@@ -12,7 +12,15 @@ from metricunet.cohort.contoured import CONTOURED_NAME, contoured_content
 from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.splits import split_for
 from metricunet.errors import InputError
-from metricunet.study.data import fitting_cases, recipe_splits, scored_cases, spread, study_data
+from metricunet.study.data import (
+    StudyData,
+    fitting_cases,
+    patients_seen,
+    recipe_splits,
+    scored_cases,
+    spread,
+    study_data,
+)
 from metricunet.study.design import PhantomRecipe, load_study
 from tests.study.conftest import write_study
 from tests.support.cohorts import edit_json, make_tiny_cohort
@@ -173,3 +181,26 @@ def test_a_sample_is_spread_over_all() -> None:
     assert spread(range(10), 3) == [0, 3, 6]
     assert spread(range(2), 3) == [0, 1]
     assert spread([], 3) == []
+
+
+def test_a_test_case_with_the_name_of_a_training_case_is_refused(tmp_path: Path) -> None:
+    cohort = make_tiny_cohort(tmp_path / "cohort", 2, 1)
+    study = load_study(write_study(tmp_path / "s.yaml", cohort))
+    assert study_data(study, tmp_path / "out").has_test
+    for kind, name in (("images", "case_{}_0000.nii.gz"), ("labels", "case_{}.nii.gz")):
+        (cohort / f"{kind}Ts" / name.format("02")).rename(cohort / f"{kind}Ts" / name.format("01"))
+    with pytest.raises(InputError, match=r"imagesTs.*case case_01 is in imagesTr and imagesTs, so a study would"):
+        study_data(study, tmp_path / "out")
+
+
+def test_test_cases_of_patients_whom_trainings_see_are_named(tmp_path: Path) -> None:
+    cohort = make_tiny_cohort(tmp_path / "cohort", 2, 2)
+    data = StudyData({None: cohort}, has_test=True)
+    assert patients_seen(data) is None
+    people = {"case_00": "A", "case_01": "B", "case_02": "C", "case_03": "B"}
+    (cohort / "patients.json").write_text(json.dumps(people))
+    assert (patients_seen(data) or "").startswith("1 of the 2 test cases (case_03) are of patients of whom other")
+    (cohort / "patients.json").write_text(json.dumps(people | {"case_03": "D"}))
+    assert patients_seen(data) is None
+    (cohort / "patients.json").write_text(json.dumps({"case_00": "A", "case_01": "B"}))  # of nobody else
+    assert patients_seen(data) is None

@@ -108,6 +108,15 @@ def test_the_first_replicates_alone_and_then_the_rest(tmp_path: Path, played: Pl
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_the_seeds_of_a_single_replicate_do_not_stand_for_others(tmp_path: Path, played: Played) -> None:
+    file = write(tmp_path / "s.yaml", seeds=[0, 1, 2])
+    text = study(file, tmp_path / "out", device="cpu", replicates=1).text
+    assert "on 5 cases and 1 replicate" in text
+    assert "Fewer than 3 replicates decide nothing." in text
+    assert "supported on the phantom" not in text
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_futility_stops_the_study_and_is_in_the_tables(tmp_path: Path, played: Played) -> None:
     rules = [{"after": 1, "below": 0.0}, {"after": 3, "below": 0.0, "baseline": "metric", "method": "control"}]
     file, said = write(tmp_path / "s.yaml", futility=rules), list[str]()

@@ -59,6 +59,12 @@ def test_the_mean_of_the_first_replicates_is_held_against_the_rule(tmp_path: Pat
             found = look(plan, own, rows)
             assert found.stops is stops
             assert ("**The study stopped there**, for method over" in found.text) is stops
+    # A rule that stops by less than the usual decimals show has as many as it takes.
+    below = round(over["base"], 4) + 0.00002
+    nearly = rule.model_copy(update={"below": below, "baseline": "base", "method": "method"})
+    text = look(plan, nearly, rows).text
+    assert f"is below {below:+.4f}" in text
+    assert f"is below {below:+.4f}. Found" not in text
     either = rule.model_copy(update={"below": sum(over.values()) / 2})
     worse = min(over, key=lambda arm: over[arm])
     assert look(plan, either, rows).text.endswith(f"for method over {worse}.")

@@ -16,7 +16,7 @@ from metricunet.evaluation.bootstrap import Interval, Resampling
 from metricunet.evaluation.measures import DEFINITIONS
 from metricunet.study.report import conclusions_text, sections
 from metricunet.study.statistics import Better, Comparison, FoldSeed, Scores, compare
-from metricunet.study.verdicts import Conclusions, Verdict, Worthwhile, conclude, join, judge
+from metricunet.study.verdicts import Conclusions, Verdict, Worthwhile, conclude, join, judge, signed
 from tests.support.tables import make_tables
 
 HUNDREDTH = Worthwhile(0.01)
@@ -92,6 +92,13 @@ def test_supported_in_words() -> None:
     )
     assert json.loads(json.dumps(verdict.to_json()))["heading"] == "supported on the phantom"
     assert judge("x", BETTER, CONTROL, HUNDREDTH, data="ward 3").heading == "supported on ward 3"
+
+
+def test_a_number_can_be_told_from_what_it_is_held_against() -> None:
+    assert [signed(v, "") for v in (0.00003, -0.00003, 0.0125)] == ["0.0000", "0.0000", "+0.0125"]
+    assert [signed(v, "", 0.0) for v in (0.00003, -0.00003, 0.0)] == ["+0.00003", "−0.00003", "0.0000"]
+    assert signed(0.00996, "mm", 0.0, 0.01) == "+0.00996 mm"
+    assert signed(1e-17, "", 0.0) == "0.0000"  # of summing, and no side
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from metricunet.cohort.prepare import PreparedCase
 from metricunet.errors import InputError
-from metricunet.files.model import read_card, read_model, write_model
+from metricunet.files.model import Ancestor, read_card, read_model, write_model
 from metricunet.networks import Network, NetworkOutput
 from metricunet.specs import SegmentSpec
 from metricunet.structures import IGNORE_CLASS
@@ -141,3 +141,14 @@ def test_cases_that_the_model_was_trained_on_are_refused(
     with pytest.raises(InputError, match="is there already"):
         calibrate(tiny_model, tiny_cohort, tmp_path / "notes.txt", device="cpu")
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_cases_that_an_ancestor_was_trained_on_are_refused(
+    tiny_cohort: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    card, weights = read_model(tiny_model)
+    tuned = replace(card, calibration=None, cases=(), lineage=(Ancestor("first", "a" * 64, False, card.cases),))
+    write_model(tmp_path / "tuned.safetensors", tuned, weights)
+    with pytest.raises(InputError, match=r"descends from first, which was trained on case_0\d .*without them"):
+        calibrate(tmp_path / "tuned.safetensors", tiny_cohort, tmp_path / "new.safetensors", fold=1, device="cpu")
+    assert not (tmp_path / "new.safetensors").exists()

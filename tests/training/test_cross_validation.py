@@ -304,6 +304,18 @@ def test_a_cohort_whose_labels_were_corrected_meanwhile_is_not_gone_on_with(
     assert trained == [(1, True)]
 
 
+def test_processes_of_torchrun_are_refused_before_they_train_two_folds_as_one(
+    cohort: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="torchrun has started 2 processes for one training"):
+        run(cohort, tmp_path / "run")
+    assert trained == []
+    assert not (tmp_path / "run").exists()
+
+
 def test_phantoms_have_no_folds(tmp_path: Path, metricunet: Command) -> None:
     ended = metricunet("train", "--phantoms", "easy", "--fold", "each", "-o", tmp_path / "run")
     assert ended.status == 2

@@ -301,6 +301,18 @@ def test_tensorboard_is_told_how_a_stage_ended(
     assert ended == ["failed" if fails else "success"]
 
 
+def test_a_job_of_slurm_with_several_tasks_trains_on_one_device(
+    begun: tuple[Run, Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many ask Slurm for cores by a number of tasks, and start one process."""
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    for name in ("SLURM_NTASKS_PER_NODE", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    run, _ = begun
+    weights_of(run)
+    assert (run.checkpoints / "locate-last.ckpt").is_file()
+
+
 def test_the_learning_rate_rises_and_falls_to_zero() -> None:
     settings = config("locate.epochs=10", "locate.updates_per_epoch=100", "locate.learning_rate=0.5")
     module = LocateModule(UNet(1, 2, 4, levels=2, spatial_dims=3), settings, [], 1)

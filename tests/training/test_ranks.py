@@ -289,3 +289,11 @@ def test_other_numbers_than_those_of_torchrun_are_refused(monkeypatch: pytest.Mo
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="torchrun has started 4 processes, 2 of them here"), together("cpu", 3):
         pass
+
+
+def test_tasks_of_slurm_that_cannot_train_together_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    for name in ("SLURM_NTASKS_PER_NODE", "SLURM_JOB_NAME", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"this job of Slurm has 4 tasks .* torchrun"), together("cpu", 2):
+        pass

@@ -14,7 +14,7 @@ from metricunet.errors import InputError
 from metricunet.files.model import read_card
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
 from metricunet.training.config import TrainConfig, load_config
-from metricunet.training.fit import train
+from metricunet.training.fit import open_run, train
 from metricunet.volume import Geometry, Volume
 from tests.support.cohorts import TINY_SETTINGS, edit_json, make_tiny_cohort
 
@@ -60,6 +60,24 @@ def test_no_gland_to_validate_on(tmp_path: Path) -> None:
 def test_one_case_alone(tmp_path: Path) -> None:
     cohort = make_tiny_cohort(tmp_path / "cohort", 1)
     refused(cohort, "all", "1 of 1 training cases contain prostate; at least 2 are needed")
+
+
+def test_two_cases_are_too_few_to_leave_one_out(tmp_path: Path) -> None:
+    cohort = make_tiny_cohort(tmp_path / "cohort", 2)
+    refused(cohort, 0, "1 of 1 training cases contain prostate; at least 2 are needed. Train without validation")
+
+
+def test_a_scan_within_the_body_whose_gas_is_finer_than_the_coarse_grid(tmp_path: Path) -> None:
+    """Its file holds HU, as `check` says; on the grid of stage 1 nothing is as light as air."""
+    cohort = make_tiny_cohort(tmp_path / "cohort", 3)
+    path = image_path(cohort, "case_00")
+    image = read_nifti(path)
+    array = np.maximum(image.array, -200)
+    array[2, 2, 2] = -900
+    write_nifti(path, image.with_array(array))
+    for _ in range(2):  # from its file, and from the cache
+        run = open_run(cohort, tmp_path / "run", config(), "all", resume=False, device="cpu")
+        assert run.train[0].coarse.array.min() > -500
 
 
 def test_an_ignore_label_and_values_with_a_gap(cohort: Path) -> None:

@@ -265,6 +265,17 @@ class TestDicom:
             assert item.SegmentAlgorithmName == "metricunet convert, origin not stated"
             assert "from a label map; who drew it is not stated" in item.SegmentDescription
 
+    def test_one_outline_of_the_patient(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:
+        """Planning systems refuse a second one, which what is left of the body without a target is not."""
+        labels = {"BODY-PTV": 1, "BODY": 2, "PTV_60": 3}
+        path = write_map(tmp_path / "in" / "a.nii.gz", drawn(), series.geometry, labels)
+        (file,) = convert(path, tmp_path / "out", scan=ct, to="rtstruct").files
+        assert {s.name: s.interpreted_type for s in read_rtstruct(file).structures} == {
+            "BODY-PTV": "ORGAN",
+            "BODY": "EXTERNAL",
+            "PTV_60": "PTV",
+        }
+
     def test_codes_of_structures(self, ct: Path, series: CtSeries, tmp_path: Path) -> None:
         """From SNOMED CT by the name, its side included, or as the names file says; none where none is known."""
         path = write_map(tmp_path / "in" / "a.nii.gz", drawn(), series.geometry)

@@ -7,8 +7,10 @@ likewise. The cache notices when a file, the settings or the meaning of the labe
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +27,7 @@ from metricunet.errors import InputError
 from metricunet.files.atomic import written_whole
 from metricunet.files.record import sha256
 from metricunet.files.scan import read_scan, scan_files
-from metricunet.hu import AIR_HU
+from metricunet.hu import AIR_HU, why_not_hu
 from metricunet.progress import Progress
 from metricunet.stages.locate import Localisation, coarse_grid
 from metricunet.stages.read import read_hu
@@ -35,6 +37,8 @@ from metricunet.volume import Geometry, Volume, resample_labels, voxels_of
 
 #: Raised whenever the cached arrays would come out differently.
 CACHE_VERSION = 2
+#: Numbers of the errors of a folder that this user may not write.
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 #: The boxes of a case around the target: stage 2's, and the organs' network's.
 BoxName = Literal["fine", "organs"]
 
@@ -179,9 +183,12 @@ def prepare(
 ) -> list[PreparedCase]:
     """Read each case from the cache, or from its files where the cache does not hold it as it is now.
 
+    Where the cache is another user's and may only be read, what it lacks is made and not kept.
+
     Raises:
         InputError: as `metricunet.cohort.case.read_case`; unknown target; a file that has the name of a prepared
-            case, and is none that was written here. Nothing was written then.
+            case, and is none that was written here (nothing was written then); a file that changed while it was
+            read.
     """
     if settings.target not in info.labels:
         raise InputError(
@@ -190,16 +197,26 @@ def prepare(
         )
     organs = tuple(class_of(info.labels, name) for name in settings.organs_structures)
     stored = {case.name: _stored(case, _key(case, info, settings), cache) for case in cases}
-    prepared = []
+    prepared, unkept = list[PreparedCase](), 0
     for done, case in enumerate(cases, start=1):
         found = stored.pop(case.name)
         if found is None:
+            key = _key(case, info, settings)
             found = _prepare(case, info, settings)
-            _store(_cache_file(case, cache), found, _key(case, info, settings))
+            _refuse_changed(case, key, _key(case, info, settings))
+            unkept += not _keep(_cache_file(case, cache), found, key)
         unknown = tuple(class_of(info.labels, name) for name in case.not_contoured)
         prepared.append(replace(found, unknown=unknown, organs_classes=organs))
         if progress is not None:
             progress(done, len(cases))
+    if unkept:
+        logging.getLogger(__name__).warning(
+            "%s: may not be written, so %d of %d cases are prepared anew by each training; have its owner open it "
+            "to you, or remove it",
+            cache,
+            unkept,
+            len(cases),
+        )
     return prepared
 
 
@@ -214,7 +231,12 @@ def _stored(case: Case, key: dict[str, Any], cache: Path) -> PreparedCase | None
     # Labels in another order are other classes.
     if found is not None and found[1] == key and [*found[1]["labels"]] == [*key["labels"]]:
         stored = found[0]
-        return stored if stored.image_sha256 else replace(stored, image_sha256=sha256(scan_files(case.image)))
+        if stored.image_sha256:
+            return stored
+        # A version that stored no such hash may have kept a scan that holds no HU: then its file is read again.
+        coarse = stored.coarse.array
+        if why_not_hu(float(coarse.min()), float(coarse.max())) is None:
+            return replace(stored, image_sha256=sha256(scan_files(case.image)))
     if os.path.lexists(path) and not _is_ours(path):
         raise InputError(
             f"{path}: a prepared case would be written here, and this file was not written by this version of the "
@@ -237,6 +259,19 @@ def _key(case: Case, info: DatasetInfo, settings: PrepareSettings) -> dict[str, 
         "not_contoured": list(case.not_contoured),  # its labels are checked against this
         "stamp": [[p.stat().st_size, p.stat().st_mtime_ns] for p in _files(case)],
     }
+
+
+def _refuse_changed(case: Case, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuse a case whose files were replaced while they were read: the cache would give out the old ones as new.
+
+    Raises:
+        InputError: it names the case.
+    """
+    if before != after:
+        raise InputError(
+            f"{case.image}: this scan or its labels were changed while they were read; run again when nobody "
+            "writes to them"
+        )
 
 
 def _files(case: Case) -> tuple[Path, ...]:
@@ -332,7 +367,8 @@ def prepare_located(
         if values is not None:
             labels = labels.with_array(np.where(values.array == 0, np.uint8(IGNORE_CLASS), labels.array))
         located = replace(coarse, fine=hu_on(image, grid), fine_labels=resample_labels(labels, grid))
-        _store(_cache_file(case, cache / "located"), located, key)
+        _refuse_changed(case, key, key | _key(case, info, settings))
+        _keep(_cache_file(case, cache / "located"), located, key)
     candidate = found.candidate.geometry
     ends = candidate.to_world(np.array([[-0.5, 0, 0], [candidate.shape[0] - 0.5, 0, 0]]))
     low, high = np.clip(np.rint(grid.to_index(ends)[:, 0]).astype(int), 0, shape[0] - 1)
@@ -352,6 +388,18 @@ def hu_on(image: Volume, grid: Geometry) -> Volume:
 
 #: What the cache holds of a case, by the names of its attributes.
 _VOLUMES = ("coarse", "coarse_labels", "fine", "fine_labels", "organs", "organs_labels")
+
+
+def _keep(path: Path, case: PreparedCase, key: dict[str, Any]) -> bool:
+    """Store a prepared case, and tell whether that was allowed: the cache may be another user's."""
+    try:
+        _store(path, case, key)
+    except InputError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in NOT_ALLOWED:
+            return False
+        raise
+    return True
 
 
 def _store(path: Path, case: PreparedCase, key: dict[str, Any]) -> None:

@@ -406,7 +406,7 @@ def _predicted_side(pair: CasePair, labels: Volume, maps: LabelMaps, naming: Nam
     if pair.reference in pair.drawn:
         maps = maps.as_predicted(own, naming, pair.quality)
     else:  # the values of two label maps are those of the references
-        labels, others = in_terms_of(maps.labels, labels, own)
+        labels, others = in_terms_of(maps.labels, labels, own, naming)
     side = label_side(str(pair.prediction), labels, maps, naming, pair.case)
     side.notes += unnamed(others)
     return side
@@ -442,7 +442,8 @@ def _read_maps(pair: CasePair, matching: Matching) -> tuple[Side | None, Side, G
     else:
         prediction = read_labels(pair.prediction)
     names = str(pair.prediction), str(pair.reference)
-    prediction, others = in_terms_of(maps.labels, prediction, read_quality(pair.quality).labels)
+    own = read_quality(pair.quality).labels
+    prediction, others = in_terms_of(maps.labels, prediction, own, matching.naming)
     prediction, reference = comparable(
         prediction, reference, set(maps.labels.values()), maps.ignore, names, maps.named_in
     )
@@ -461,22 +462,32 @@ def unnamed(others: Sequence[str]) -> list[str]:
 
 
 def in_terms_of(
-    labels: Mapping[str, int], prediction: Volume, own: Mapping[str, int]
+    labels: Mapping[str, int], prediction: Volume, own: Mapping[str, int], naming: Naming | None = None
 ) -> tuple[Volume, tuple[str, ...]]:
     """Return a predicted label map with the references' values, and the structures that these do not name.
 
-    Structures are found by their names. A value whose name the references do not have stays what it is where the
-    references have that value under a name that the prediction does not: there, values decide, as without names.
+    Structures are found by their names, in whatever spelling. A value whose name the references do not have stays
+    what it is where the references have that value under a name that the prediction does not: there, values
+    decide, as without names, unless the two names are known to be those of two structures.
 
     Args:
         labels: structure to value in the references.
         prediction: the label map.
         own: structure to value in it, as the predictor wrote it down; empty where nobody did.
+        naming: its names file says which names are one; without one they are if they differ in capitals, signs and
+            spaces alone, or are TG-263's for the other.
     """
     if not own or dict(own) == dict(labels):
         return prediction, ()
-    by_value = {value for name, value in labels.items() if name not in own}
-    wanted = {value: labels.get(name, value if value in by_value else 0) for name, value in own.items()}
+    naming = Naming(None if naming is None else naming.file)  # the two sides have names of their own
+    named = naming.counterparts(own, labels)
+    by_value = {value: name for name, value in labels.items() if name not in named.values()}
+    wanted: dict[int, int] = {}
+    for name, value in own.items():
+        if name in named:
+            wanted[value] = labels[named[name]]
+        else:
+            wanted[value] = value if value in by_value and not naming.differ(name, by_value[value]) else 0
     highest = max(int(prediction.array.max(initial=0)), *own.values())
     kind = np.result_type(prediction.array, np.min_scalar_type(max(labels.values())))
     table = np.arange(highest + 1, dtype=kind)

@@ -49,12 +49,15 @@ class HeldOut:
         """Return what the card will say.
 
         Raises:
-            InputError: a case could not be scored, or too few of the references hold the target.
+            InputError: a case, or a structure of the model in a case, could not be scored, or too few of the
+                references hold the target.
         """
-        lost = next((fault for fault in evaluation.faults if not fault.scored), None)
+        faults = evaluation.faults
+        lost = next((one for one in faults if not one.scored or one.structure in self.card.labels), None)
         if lost is not None:
+            what = f"{lost.case}: {lost.structure}" if lost.structure else f"{lost.case}:"
             raise InputError(
-                f"{lost.case}: could not be scored ({lost.reason}); scores for a model's card must be of all cases"
+                f"{what} could not be scored ({lost.reason}); scores for a model's card must be of all cases"
             )
         outcomes = [row.outcome for row in evaluation.rows if row.structure == self.card.target]
         missed, cases = outcomes.count("missed"), outcomes.count("missed") + outcomes.count("measured")

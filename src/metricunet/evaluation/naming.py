@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from metricunet.cohort.importing.names_file import NamesFile, listed
@@ -57,6 +57,34 @@ class Naming:
             names: those by which the case is known: its name, its series' UID.
         """
         return self.file is not None and bool(set(self.file.absent.get(structure, ())) & set(names))
+
+    def counterparts(self, names: Collection[str], others: Collection[str]) -> dict[str, str]:
+        """Return each name that some other means, too, and that other: itself, else the only one.
+
+        Args:
+            names: of one side.
+            others: of the other side.
+        """
+        found = {name: name for name in names if name in others}
+
+        def by_structure(spellings: Iterable[str]) -> dict[str, list[str]]:
+            meant: dict[str, list[str]] = {}
+            for name in spellings:
+                if name not in found and (key := self.structure_of(name)) is not None:
+                    meant.setdefault(key, []).append(name)
+            return meant
+
+        here, there = by_structure(names), by_structure(others)
+        alike = [(own, there[key]) for key, own in here.items() if key in there]
+        return found | {own[0]: other[0] for own, other in alike if len(own) == len(other) == 1}
+
+    def differ(self, name: str, other: str) -> bool:
+        """Tell whether two names are known to mean two structures: by the names file, without one by TG-263."""
+        if self.file is None:
+            keys = [key if (key := _folded(unmarked(one))) in _STANDARD else None for one in (name, other)]
+        else:
+            keys = [self.structure_of(one) for one in (name, other)]
+        return None not in keys and keys[0] != keys[1]
 
 
 @dataclass(frozen=True)
@@ -216,6 +244,10 @@ def split_tolerances(texts: Sequence[str]) -> tuple[float | None, dict[str, floa
 def _folded(name: str) -> str:
     standard = TG263_NAMES.get(name.lower(), name)
     return re.sub(r"[\W_]+", "", standard).casefold() or standard.casefold()
+
+
+#: Names that TG-263 knows, as `_folded` returns them.
+_STANDARD = frozenset(map(_folded, TG263_NAMES))
 
 
 def _none_in_common(naming: Naming, cases: Sequence[NamedCase], sides: tuple[str, str]) -> str:

@@ -171,7 +171,7 @@ def write_structure_set(
     Raises:
         InputError: no structure is left, or the set cannot be written.
     """
-    structures = {name: one for name, one in structures.items() if _is_on_a_slice(one, series)} or structures
+    structures = {name: one for name, one in structures.items() if is_on_a_slice(one, series)} or structures
     drawing: dict[str, Any] = {
         "description": description_of(card),
         "outline": options.contours,
@@ -189,7 +189,12 @@ def write_structure_set(
     return {name: _reported(written) for name, written in zip(structures, done, strict=True)}
 
 
-def _is_on_a_slice(structure: Structure, series: CtSeries) -> bool:
+def is_on_a_slice(structure: Structure, series: CtSeries) -> bool:
+    """Tell whether any of a structure lies on a slice of the scan, and not between two where others are missing.
+
+    Raises:
+        InputError: the slices are tilted, so that nothing does.
+    """
     return series.resampling is None or bool(series.on_slices(structure.inside(series.geometry)).any())
 
 

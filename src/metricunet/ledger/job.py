@@ -119,6 +119,11 @@ class Job:
     bytes: int
     whole: str | None
 
+    @property
+    def is_put_off(self) -> bool:
+        """Whether it waits for its time to come, and not for a worker alone."""
+        return self.state == "waiting" and self.not_before > self.changed and self.not_before != self.created
+
 
 @dataclass(frozen=True)
 class Outgoing:

@@ -151,9 +151,13 @@ class Queue:
             worker: name of the worker, such as its device.
         """
         with self.ledger.writing() as db:
+            moment = self._now()
+            # What was not put off waits for no moment, and what has changed later than now was put off by a clock
+            # that was set back since.
             found = db.execute(
-                "SELECT id FROM jobs WHERE state = 'waiting' AND not_before <= ? ORDER BY id LIMIT 1",
-                (self._now(),),
+                "SELECT id FROM jobs WHERE state = 'waiting' AND (not_before = created OR not_before <= ? "
+                "OR changed > ?) ORDER BY id LIMIT 1",
+                (moment, moment),
             ).fetchone()
             if found is None:
                 return None
@@ -357,10 +361,18 @@ class Queue:
             )[0]
 
     def due(self, state: DeliveryState = "waiting") -> list[Delivery]:
-        """Return the deliveries in a state whose time has come, those that wait longest first."""
+        """Return the deliveries in a state whose time has come, those that wait longest first.
+
+        The time has come also where the clock was set back since it was stated.
+        """
         with self.ledger.reading() as db:
+            moment = self._now()
             return self._deliveries(
-                db, "WHERE state = ? AND next_attempt <= ? ORDER BY next_attempt, id", state, self._now()
+                db,
+                "WHERE state = ? AND (next_attempt <= ? OR changed > ?) ORDER BY next_attempt, id",
+                state,
+                moment,
+                moment,
             )
 
     def under_way(self) -> list[Delivery]:

@@ -193,6 +193,12 @@ class Ledger:
             return f"{address}?mode=rw"
         # Where nobody can write, nobody does; and SQLite could not make the file by which readers know of writers.
         writable = os.access(self.path.parent, os.W_OK) or os.path.lexists(f"{self.path}-shm")
+        journal = Path(f"{self.path}-wal")
+        if not writable and journal.is_file() and journal.stat().st_size:
+            raise InputError(
+                f"{self.path}: its last changes are in {journal.name} alone, which is not read where nobody can "
+                "write; copy both files into a folder that you can write to, and give that copy"
+            )
         return f"{address}?mode=ro" if writable else f"{address}?mode=ro&immutable=1"
 
     def _share(self, db: sqlite3.Connection) -> None:

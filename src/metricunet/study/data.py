@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from metricunet.cohort.layout import Case, Cohort, read_cohort
-from metricunet.cohort.splits import Fold, split_for
+from metricunet.cohort.splits import PATIENTS_NAME, Fold, patients_of, split_for
 from metricunet.engine import Engine
 from metricunet.errors import InputError
 from metricunet.files.atomic import write_text
@@ -81,12 +81,19 @@ def study_data(
         engine: makes the phantoms; None for this process.
 
     Raises:
-        InputError: a cohort that cannot be read, a test case without contours, no case to score, or a folder
-            with phantoms of another recipe, or with a split that somebody else wrote.
+        InputError: a cohort that cannot be read, a test case without contours, or with the name of a training
+            case, no case to score, or a folder with phantoms of another recipe, or with a split that somebody
+            else wrote.
     """
     if study.cohort is not None:
         found = read_cohort(study.cohort)
+        trained = {case.name for case in found.training}
         for case in found.test:
+            if case.name in trained:
+                raise InputError(
+                    f"{case.image}: case {case.name} is in imagesTr and imagesTs, so a study would train on what "
+                    "it tests; take it out of one of the two, or rename it where it is another scan"
+                )
             if case.label is None:
                 raise InputError(
                     f"{case.image}: test case {case.name} has no contours to score it against; add "
@@ -189,6 +196,20 @@ def scored_cases(data: StudyData, fold: Fold) -> tuple[ScoredCase, ...]:
     if data.has_test:
         return tuple(_scored(case, data) for case in cohort.test)
     return tuple(_scored(case, data) for case in _named(cohort, split_for(cohort, fold).val))
+
+
+def patients_seen(data: StudyData) -> str | None:
+    """Say which test cases are of patients whom trainings see in another scan; None where none is known to be."""
+    cohort, patients = read_cohort(data.cohort), patients_of(data.cohort)
+    trained = {patients[case.name] for case in cohort.training if case.name in patients}
+    known = [case.name for case in cohort.test if patients.get(case.name) in trained]
+    if not known:
+        return None
+    shown = ", ".join(known[:3]) + (f" and {len(known) - 3} more" if len(known) > 3 else "")
+    return (
+        f"{len(known)} of the {len(cohort.test)} test cases ({shown}) are of patients of whom other scans are "
+        f"training cases ({PATIENTS_NAME}), so their scores say nothing of new patients"
+    )
 
 
 def fitting_cases(data: StudyData, fold: Fold, most: int) -> tuple[ScoredCase, ...]:

@@ -13,7 +13,7 @@ from metricunet.evaluation.measures import MEASURE_NAMES, SIGNED, Definition
 from metricunet.evaluation.smoothness import SMOOTHNESS_NAMES
 from metricunet.evaluation.summary import Statistics, counted, csv_number, mean_and_std, number, table_csv
 from metricunet.study.comparisons import ARM, CONTROL, Compared
-from metricunet.study.data import READER, TRUTH, StudyData
+from metricunet.study.data import READER, TRUTH, StudyData, patients_seen
 from metricunet.study.design import Labels, Study
 from metricunet.study.folds import PreparedFold
 from metricunet.study.results import DEFINITIONS, ArmSummary, Row, summarise_arms
@@ -153,6 +153,8 @@ def notes_of(plan: Study, data: StudyData, folds: PreparedFolds, runs: Sequence[
         kind = None if plan.content.data.phantom is None else plan.content.data.phantom.test_difficulty
         other = "" if kind is None else f" of difficulty {kind}"
         notes.append(f"{len(runs[0].spec.cases)} test cases{other}, which no training has seen.")
+        if (known := patients_seen(data)) is not None:
+            notes.append(f"{known}.")
     else:
         notes.append(
             "Scored on the validation cases of each fold. They also chose each training's best epoch, so the "

@@ -186,16 +186,18 @@ class Results:
         cases: whose contours the cases are scored against to the rows, `truth` first.
         smoothness: rows of the masks' smoothness, measured against the truth.
         features: rows of the features, which are measured in a sample of the cases.
+        replicates: whether the folds are replicates, so that each is a run of its own, a single one, too.
     """
 
     cases: dict[str, list[Row]]
     smoothness: list[Row]
     features: list[Row]
+    replicates: bool = False
 
     @cached_property
     def by_fold(self) -> bool:
         """Whether each fold of a seed is a run of its own; see `scores_by_fold`."""
-        return scores_by_fold(self.cases[TRUTH])
+        return self.replicates or scores_by_fold(self.cases[TRUTH])
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -253,12 +255,15 @@ class Results:
         return {key: frozenset(cases) for key, cases in found.items()}
 
 
-def read_results(folder: Path, not_contoured: Mapping[str, Collection[str]] | None = None) -> Results:
+def read_results(
+    folder: Path, not_contoured: Mapping[str, Collection[str]] | None = None, *, replicates: bool = False
+) -> Results:
     """Read the tables of a study: cases.csv, cases-WHOSE.csv, smoothness.csv and features.csv, if they are there.
 
     Args:
         folder: folder that holds the tables.
         not_contoured: name of a case to the structures that its references say nothing of.
+        replicates: whether the folds are replicates.
 
     Raises:
         InputError: a file that cannot be read.
@@ -268,7 +273,7 @@ def read_results(folder: Path, not_contoured: Mapping[str, Collection[str]] | No
     smoothness, features = (
         read_table(folder, table) if (folder / table.name).is_file() else [] for table in (SMOOTHNESS, FEATURES)
     )
-    return Results(cases, smoothness, features)
+    return Results(cases, smoothness, features, replicates)
 
 
 def scores_by_fold(rows: Iterable[Row]) -> bool:

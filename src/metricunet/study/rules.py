@@ -46,17 +46,20 @@ def look(plan: Study, rule: FutilityRule, rows: Iterable[Row]) -> Finding:
         rows: rows against the truth of the runs that are finished; those of later replicates are left out.
     """
     measure, unit = _measure(plan)
-    results = Results({TRUTH: [row for row in rows if row.fold in plan.folds[: rule.after]]}, [], [])
-    found, futile = [], []
+    first = [row for row in rows if row.fold in plan.folds[: rule.after]]
+    results = Results({TRUTH: first}, [], [], replicates=True)
+    found, futile, known = [], [], []
     for baseline, method in _pairs(plan, rule):
         benefit = _benefit(plan, results, baseline, method)
         against = f"{method} over {baseline}"
-        found.append(f"{against} {'not known' if benefit is None else signed(benefit, unit)}")
-        if benefit is not None and benefit < rule.below:
-            futile.append(against)
+        found.append(f"{against} {'not known' if benefit is None else signed(benefit, unit, rule.below)}")
+        if benefit is not None:
+            known.append(benefit)
+            if benefit < rule.below:
+                futile.append(against)
     said = (
         f"Rule to stop by, from the study file: after {_counted(rule.after)}, if the mean benefit in {measure} "
-        f"is below {signed(rule.below, unit)}. Found: {', '.join(found)}. "
+        f"is below {signed(rule.below, unit, *known)}. Found: {', '.join(found)}. "
     )
     if futile:
         return Finding(True, f"{said}**The study stopped there**, for {' and '.join(futile)}.")
@@ -104,9 +107,10 @@ def success_text(conclusions: Conclusions, findings: Sequence[Finding] = ()) -> 
     benefit = main.comparison.sign * main.comparison.difference
     interval = control.comparison.interval.scaled(control.comparison.sign)
     met = benefit >= wanted.over_baseline and interval.low > 0
-    ends = f"{signed(interval.low, unit)} to {signed(interval.high, unit)}"
+    ends = f"{signed(interval.low, unit, 0.0)} to {signed(interval.high, unit)}"
     repeats = _counted(main.comparison.repeats, main.comparison.repeated)
-    return f"{said}Found in {repeats}: {signed(benefit, unit)}, and {ends}: **{'met' if met else 'not met'}**."
+    over = signed(benefit, unit, wanted.over_baseline)
+    return f"{said}Found in {repeats}: {over}, and {ends}: **{'met' if met else 'not met'}**."
 
 
 def _missing_runs(conclusions: Conclusions, arms: Sequence[str]) -> set[tuple[str, Fold, int]]:

@@ -31,6 +31,7 @@ from metricunet.study.data import (
     TRUTH,
     StudyData,
     fitting_cases,
+    patients_seen,
     references_of,
     scored_cases,
     study_data,
@@ -171,6 +172,8 @@ def study(
             kept.take_up()
         data = study_data(plan, output, bar("phantoms"), engine)
     _check(plan, data, output)
+    if (known := patients_seen(data)) is not None:
+        say(f"note: {known}")
     computing = device if here else engine.device(training_needs(data.cohort, device))
     folds: PreparedFolds = {}
     runs: list[RunResult] = []

@@ -68,6 +68,8 @@ Finding = Literal["supported", "not supported", "not decided"]
 MIN_SEEDS = 3
 #: Decimals of a number for people, by its unit.
 DECIMALS = {"": 4, "mm": 3, "%": 1}
+#: No number has more, whatever it has to be told from: what differs by less is rounding.
+MOST_DECIMALS = 12
 
 
 @dataclass(frozen=True)
@@ -328,7 +330,7 @@ def conclude(
         InputError: a file that cannot be read, or a table of another study.
     """
     plan = load_study(folder / STUDY_NAME) if plan is None else plan
-    results = read_results(folder, not_contoured)
+    results = read_results(folder, not_contoured, replicates=plan.replicates is not None)
     if strange := [arm for arm in results.arms if arm not in plan.arms]:
         raise InputError(
             f"{folder}: the tables have arm {strange[0]!r}, which {plan.path} does not name; put the study file "
@@ -435,9 +437,19 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def signed(value: float, unit: str) -> str:
-    """Write a signed number with its unit for people, with as many decimals as the unit has use for."""
-    text = f"{value:+.{DECIMALS.get(unit, 2)}f}"
+def signed(value: float, unit: str, *limits: float) -> str:
+    """Write a signed number with its unit for people, with as many decimals as the unit has use for.
+
+    Args:
+        value: the number.
+        unit: its unit.
+        limits: what it was held against; it has as many more decimals as it takes to be told from these.
+    """
+    decimals = DECIMALS.get(unit, 2)
+    others = [limit for limit in limits if round(value - limit, MOST_DECIMALS) != 0]
+    while decimals < MOST_DECIMALS and any(round(value, decimals) == round(other, decimals) for other in others):
+        decimals += 1
+    text = f"{value:+.{decimals}f}"
     if float(text) == 0:
         text = text[1:]
     return f"{text.replace('-', '−')} {unit}".rstrip()

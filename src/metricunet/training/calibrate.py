@@ -27,7 +27,7 @@ from metricunet.cohort.layout import read_cohort
 from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, split_for
 from metricunet.errors import InputError
-from metricunet.files.model import Calibration, read_model, write_model
+from metricunet.files.model import Calibration, ModelCard, read_model, write_model
 from metricunet.inference.predictor import load_model
 from metricunet.networks import Network
 from metricunet.progress import Progress
@@ -80,8 +80,8 @@ def calibrate(
         progress: called with (done, all) while the cases are read.
 
     Raises:
-        InputError: a model or cohort that cannot be read, other structures, a case that the model was trained on,
-            another's file at `output`, or no case that can be used.
+        InputError: a model or cohort that cannot be read, other structures, a case that the model or one that
+            it descends from was trained on, another's file at `output`, or no case that can be used.
     """
     model, cohort, output = Path(model), Path(cohort), Path(output)
     if output.exists() and not output.samefile(model):
@@ -106,11 +106,7 @@ def calibrate(
     files = [case for case in content.training if case.name in chosen]
     with TemporaryDirectory() as temporary:
         cases = prepare(files, content.info, settings, Path(cache or temporary), progress)
-    if seen := [case.name for case in cases if case.image_sha256 in card.cases]:
-        raise InputError(
-            f"{model}: was trained on {seen[0]} ({len(seen)} of {len(cases)} cases of fold {fold}); name the fold "
-            "that it was validated on"
-        )
+    _refuse_seen(model, card, cases, fold)
     found = calibration(loaded.segment, stage, cases, card.target_class)
     if found is None:
         raise InputError(
@@ -119,6 +115,22 @@ def calibrate(
         )
     write_model(output, replace(card, calibration=found), read_model(model)[1])
     return output
+
+
+def _refuse_seen(model: Path, card: ModelCard, cases: Sequence[PreparedCase], fold: Fold) -> None:
+    """Refuse cases that a model, or one that it descends from, was trained on: too small errors would be expected.
+
+    Raises:
+        InputError: it names the first such case, and the model that has seen it.
+    """
+    trainings = [("was trained", "name the fold that it was validated on", card.cases)]
+    for one in card.lineage:
+        trainings.append((f"descends from {one.name}, which was trained", "name a fold without them", one.cases))
+    for what, advice, images in trainings:
+        if seen := [case.name for case in cases if case.image_sha256 in images]:
+            raise InputError(
+                f"{model}: {what} on {seen[0]} ({len(seen)} of {len(cases)} cases of fold {fold}); {advice}"
+            )
 
 
 def calibration(

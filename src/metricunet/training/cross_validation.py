@@ -37,6 +37,7 @@ from metricunet.progress import Bars, Say, no_bars, silent
 from metricunet.training.config import TrainConfig, differences, load_config, plain
 from metricunet.training.fit import train
 from metricunet.training.loggers import check_names
+from metricunet.training.ranks import refuse_group
 from metricunet.training.run import finished_record, is_scratch, state_file, training_needs
 from metricunet.training.start import read_parent
 
@@ -172,6 +173,7 @@ def cross_validate(
         raise InputError(
             f"{argument('fold', 'each')}: takes a cohort; phantoms that are made beside a training have no folds"
         )
+    refuse_group(argument("fold", "each"))
     check_names(loggers)
     arguments = {"cohort": cohort, "output": output, "fold": "each", "init": init, "resume": resume}
     record = RunRecord("train", arguments)

@@ -28,6 +28,7 @@ from typing import Any, cast
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -195,10 +196,12 @@ def set_up(module: StageModule, device: torch.device, ranks: Ranks = ALONE) -> S
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # it has tips, for those who write programs
     fabric = ranks.fabric
     if fabric is None:
-        with warnings.catch_warnings():
-            # Another tip: where Slurm is installed, that programs should be started by it.
-            warnings.filterwarnings("ignore", message="The `srun` command is available")
-            fabric = Fabric(accelerator=device.type, devices=[device.index or 0] if device.type == "cuda" else 1)
+        # This process alone, whatever Slurm or MPI says of others: a job of several tasks would be refused.
+        fabric = Fabric(
+            accelerator=device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            plugins=[LightningEnvironment()],
+        )
         fabric.launch()
     trained = fabric.setup_module(module)
     share(module)

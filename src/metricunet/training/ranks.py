@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, distributed, nn
 
@@ -126,8 +127,8 @@ def together(device: str, devices: int = 1, nodes: int = 1) -> Iterator[Ranks]:
         nodes: number of computers.
 
     Raises:
-        InputError: impossible numbers, fewer devices than processes, or a training on several devices that follows
-            another one in this process.
+        InputError: impossible numbers, fewer devices than processes, another number than Slurm has started, or a
+            training on several devices that follows another one in this process.
     """
     global _launched
     devices, nodes, external = _counts(devices, nodes)
@@ -140,19 +141,42 @@ def together(device: str, devices: int = 1, nodes: int = 1) -> Iterator[Ranks]:
             "this process has trained on several devices before, and its other processes have ended; start "
             "another process for another training"
         )
-    _launched = True
     for name in ("lightning.fabric", "lightning.pytorch"):  # whichever of them was imported last tells
         logging.getLogger(name).setLevel(logging.ERROR)
     before = {name: os.environ.get(name) for name in LAUNCHED_BY}
     strategy = _OwnGradients(timeout=LONGEST_WAIT)
+    # Lightning takes every job of Slurm for one that has started all processes; one of a single task has not.
+    own = os.environ.get("SLURM_NTASKS") == "1" and "TORCHELASTIC_RUN_ID" not in os.environ
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The `srun` command is available")  # as in the loop
-        fabric = Fabric(accelerator=where, devices=devices, num_nodes=nodes, strategy=strategy)
+        # A tip: where Slurm is installed, that programs should be started by it.
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
+        try:
+            fabric = Fabric(
+                accelerator=where,
+                devices=devices,
+                num_nodes=nodes,
+                strategy=strategy,
+                plugins=[LightningEnvironment()] if own else None,
+            )
+        except RuntimeError as error:
+            if "SLURM" not in str(error):
+                raise
+            raise InputError(
+                f"{argument('devices')} is {devices} and {argument('nodes')} {nodes}, but this job of Slurm has "
+                f"{os.environ.get('SLURM_NTASKS')} tasks without a number for each computer; start the processes "
+                "with torchrun, or on one computer ask Slurm for a single task"
+            ) from error
+    _launched = True
     fabric.launch()
     ranks = Ranks(fabric, fabric.global_rank, fabric.world_size)
     if not ranks.is_first:
         logging.getLogger("metricunet").setLevel(logging.ERROR)  # the first one warns
     try:
+        if ranks.count != devices * nodes:
+            raise InputError(
+                f"{argument('devices')} is {devices} and {argument('nodes')} {nodes}, but Slurm has started "
+                f"{ranks.count} processes; ask it for as many tasks on each computer as there are devices"
+            )
         yield ranks
         ranks.wait()  # the others need not outlive what the first leaves
         distributed.destroy_process_group()
@@ -202,6 +226,24 @@ def _counts(devices: int, nodes: int) -> tuple[int, int, bool]:
             f"{everywhere_} processes, {here} of them here; leave both out under torchrun"
         )
     return devices, nodes, True
+
+
+def refuse_group(what: str) -> None:
+    """Refuse work that the processes of torchrun would take for one training, though each does another part of it.
+
+    Args:
+        what: the work, as the message is to name it.
+
+    Raises:
+        InputError: torchrun has started this process and others.
+    """
+    devices, nodes, _ = _counts(1, 1)
+    if devices * nodes > 1:
+        raise InputError(
+            f"{what}: torchrun has started {devices * nodes} processes for one training, and here each would take "
+            "another fold; start the command without torchrun, once for each device and all but the first with "
+            f"{argument('resume', True)}"
+        )
 
 
 def _kind_of(device: str, devices: int) -> str:

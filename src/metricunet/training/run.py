@@ -13,7 +13,6 @@ import torch
 from lightning.fabric.loggers.logger import Logger
 from torch import Tensor
 
-from metricunet.cohort.case import refuse_no_hu
 from metricunet.cohort.layout import Case, Cohort, DatasetInfo, read_cohort
 from metricunet.cohort.prepare import OrgansSettings, PreparedCase, PrepareSettings, prepare
 from metricunet.cohort.splits import Fold, Split
@@ -264,14 +263,15 @@ def check_cases(run: Run, cohort: Path | str) -> None:
     target = run.config.target
     holding = sum("centre_mm" in case.facts for case in run.train)
     if holding < FEWEST_CASES:
+        advice = "Check the labels with `metricunet check`"
+        if holding + sum("centre_mm" in case.facts for case in run.val) >= FEWEST_CASES:
+            advice = f"Train without validation ({argument('fold', 'all')}), or add cases"
         raise InputError(
             f"{cohort}: {holding} of {len(run.train)} training cases contain {target}; at least {FEWEST_CASES} "
-            "are needed. Check the labels with `metricunet check`"
+            f"are needed. {advice}"
         )
     if run.val and not any("centre_mm" in case.facts for case in run.val):
         raise InputError(f"{cohort}: no validation case contains {target}; choose another fold")
-    for case in (*run.train, *run.val):
-        refuse_no_hu(case.coarse, f"{cohort}: case {case.name}")
 
 
 def begin(run: Run, fold: Fold | None) -> None:

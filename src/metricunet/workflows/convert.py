@@ -58,7 +58,9 @@ SHOWN_CHARACTERS = 16
 IGNORE = "ignore"
 LARGEST_VALUE = 65535
 #: RTROIInterpretedType of names that state it: TG-263 begins those of targets so.
-TYPES = (("GTV", "GTV"), ("CTV", "CTV"), ("PTV", "PTV"), ("External", "EXTERNAL"), ("BODY", "EXTERNAL"))
+TYPES = (("GTV", "GTV"), ("CTV", "CTV"), ("PTV", "PTV"))
+#: Names of the outline of the patient. Planning systems take one alone; what only begins so (BODY-PTV) is none.
+OUTLINES = ("External", "BODY")
 
 Status = Literal["converted", "empty", "not contoured", "ignored", "left out"]
 
@@ -696,6 +698,8 @@ def _name_fault(name: str, target: Target) -> str:
 
 
 def _type_of(name: str) -> str:
+    if name.strip() in OUTLINES:
+        return "EXTERNAL"
     return next((kind for beginning, kind in TYPES if name.startswith(beginning)), "ORGAN")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from metricunet.errors import InputError
+from metricunet.files.dicom.codes import Code
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.rtstruct.add import add_to_rtstruct, check_addable
 from metricunet.files.rtstruct.outlines import Structure
@@ -138,6 +139,28 @@ class TestAdded:
         assert after.ApprovalStatus == "UNAPPROVED"
         assert not {"ReviewDate", "ReviewTime", "ReviewerName"} & {e.keyword for e in after}
         assert dciodvfy_complaints(tmp_path / "out.dcm") == []
+
+    @pytest.mark.parametrize(
+        ("zone", "expected"),
+        [
+            ("+0530", ("20310203", "093506")),
+            ("-0500", ("20310202", "230506")),
+            ("+0000", ("20310203", "040506")),
+            ("nowhere", ("20310203", "040506")),
+        ],
+    )
+    def test_its_time_is_in_the_time_zone_that_the_set_states(
+        self, tmp_path: Path, series: CtSeries, new: Structure, zone: str, expected: tuple[str, str]
+    ) -> None:
+        path = foreign_set(
+            tmp_path / "in.dcm", series, change=lambda dataset: setattr(dataset, "TimezoneOffsetFromUTC", zone)
+        )
+        made = datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC)
+        add_to_rtstruct(path, tmp_path / "out.dcm", series, [new], description=WORDS, made=made)
+        after = pydicom.dcmread(tmp_path / "out.dcm")
+        assert (after.StructureSetDate, after.StructureSetTime) == expected
+        assert (after.InstanceCreationDate, after.InstanceCreationTime) == expected
+        assert after.TimezoneOffsetFromUTC == zone
 
     def test_the_new_structure(self, tmp_path: Path, series: CtSeries, new: Structure) -> None:
         path = foreign_set(tmp_path / "in.dcm", series)
@@ -356,6 +379,9 @@ class TestNames:
             add_to_rtstruct(
                 path, tmp_path / "out.dcm", series, [structure("前列腺", island, series)], description=WORDS
             )
+        coded = structure("a", island, series, code=Code("1", "99CLINIC", "前列腺"))
+        with pytest.raises(InputError, match="structure 'a': its name, description or code has characters"):
+            add_to_rtstruct(path, tmp_path / "out.dcm", series, [coded], description=WORDS)
         add_to_rtstruct(path, tmp_path / "out.dcm", series, [structure("Größe", island, series)], description="")
         assert read_rtstruct(tmp_path / "out.dcm").names == ("Bladder", "Rectum", "Größe")
 

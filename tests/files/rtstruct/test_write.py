@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 
 from metricunet.errors import InputError
+from metricunet.files.dicom.codes import Code
 from metricunet.files.dicom.identity import Identity
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.rtstruct.outlines import Structure
@@ -254,6 +255,16 @@ class TestWrittenFile:
         assert str(dataset.PatientName) == "Müller^Max"
         assert str(dataset.ReferringPhysicianName) == "Ärztin^Anna"
         assert dataset.StructureSetDescription == "Größe"
+
+    def test_codes_beyond_the_scans_character_set(self, series: CtSeries, tmp_path: Path) -> None:
+        """The scan's own set, Latin 1, has no such letters, and its names come out as they went in."""
+        code = Code("1", "99CLINIC", "前立腺 élevée")
+        new = structure("a", shapes(series.geometry.shape)["lobes"], series, code=code)
+        write_rtstruct(tmp_path / "rs.dcm", series, [new], description="test")
+        dataset = pydicom.dcmread(tmp_path / "rs.dcm")
+        (found,) = dataset.RTROIObservationsSequence[0].RTROIIdentificationCodeSequence
+        assert found.CodeMeaning == code.meaning
+        assert str(dataset.PatientName) == "Müller^Max"
 
     def test_each_file_is_an_object_of_its_own(self, written: Path, series: CtSeries, tmp_path: Path) -> None:
         mask = shapes(series.geometry.shape)["shell"]

@@ -24,6 +24,7 @@ from pydicom.tag import Tag
 from pydicom.uid import RLELossless, generate_uid
 
 from metricunet.errors import InputError
+from metricunet.files.dicom.codes import Code
 from metricunet.files.dicom.identity import Identity
 from metricunet.files.dicom.series import CtSeries, find_series
 from metricunet.files.rtstruct.outlines import Structure
@@ -248,6 +249,14 @@ class TestWriting:
         write_seg(tmp_path / "a.dcm", series, structures(series, {"前立腺": np.ones(SHAPE, bool)}), description="")
         assert tuple(read_seg(tmp_path / "a.dcm", series)) == ("前立腺",)
         assert str(pydicom.dcmread(tmp_path / "a.dcm").PatientName) == "Müller^Max"
+
+    def test_codes_beyond_ascii(self, series: CtSeries, tmp_path: Path) -> None:
+        code = Code("1", "99CLINIC", "前立腺 élevée")
+        new = Structure("a", Volume(np.ones(SHAPE, bool), series.geometry), code=code)
+        write_seg(tmp_path / "a.dcm", series, [new], description="")
+        dataset = pydicom.dcmread(tmp_path / "a.dcm")
+        assert dataset.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == code.meaning
+        assert str(dataset.PatientName) == "Müller^Max"
 
     @pytest.mark.parametrize(
         ("word", "change"),

@@ -36,7 +36,7 @@ NODE = "import sys\nfrom tests.workflows.serve.conftest import run_node\nsys.exi
 WORKER = (
     "import sys\nfrom pathlib import Path\nfrom metricunet.workflows.serve.worker import main\n"
     "from tests.support.threshold_model import bands_known\n"
-    "with bands_known():\n    main(Path(sys.argv[1]), sys.argv[2])"
+    "with bands_known():\n    main(Path(sys.argv[1]), *sys.argv[2:])"
 )
 PATIENCE_S = 300.0
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"

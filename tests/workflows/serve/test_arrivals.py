@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
@@ -430,6 +431,28 @@ def test_slices_whose_record_is_damaged_are_kept(doors: Opened, written: Written
     for path in written.files[2:]:
         node.bring(path)
     assert [job.files for job in node.arrivals.gather(at_once=True)] == [4]
+
+
+def test_slices_of_unknown_origin_are_deleted_when_they_are_old(doors: Opened, written: Written) -> None:
+    node = doors()
+    for sender in ("ONE", "TWO"):
+        node.bring(written.files[0], sender)
+    node.arrivals.gather(at_once=True)
+    for sender in ("THREE", "FOUR"):
+        node.bring(written.files[0], sender)
+    first, second = node.queue.jobs()
+    damaged, whole = sorted(node.state.arriving.iterdir())
+    (damaged / "about.json").write_text("{")
+    (node.state.folder / second.folder / "about.json").unlink()
+    node.queue.forget(second.input_id)
+    node = node.begun_anew()
+    assert node.arrivals.delete_unknown() == 0  # they are young
+    assert node.arrivals.delete_unknown(lambda: time.time() + 31 * 24 * 3600) == 2
+    assert list(node.state.arriving.iterdir()) == [whole]
+    assert list(node.state.scans.iterdir()) == [node.state.folder / first.folder]
+    said = [line for line in node.log if line["event"] == "deleted"]
+    assert [line["objects"] for line in said] == [1, 1]
+    assert said[0]["arrival"] == damaged.name
 
 
 def test_what_was_taken_outlives_a_power_cut(

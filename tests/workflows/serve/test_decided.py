@@ -12,6 +12,7 @@ import pytest
 
 from metricunet.ledger import Delivery, Job
 from metricunet.ledger.job import Outgoing
+from metricunet.workflows.serve.config import Rule
 from metricunet.workflows.serve.decided import Decisions, is_decided
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.outbound import sop_uid_of
@@ -231,6 +232,26 @@ def test_who_accepts_a_case_that_has_failed_sends_it(reviewed: Callable[..., Rev
     case.queue.give_up(one.id, "nobody there")
     assert case.decisions.look() == 0  # it is not tried for ever
     assert case.job.state == "failed"
+
+
+@pytest.mark.parametrize("decision", ["accepted", "corrected"])
+def test_a_decision_on_a_case_whose_rule_is_gone_is_followed_when_it_is_back(
+    reviewed: Callable[..., Reviewed], decision: str
+) -> None:
+    case = reviewed(LATER)
+    case.segment()
+    case.queue.move(case.number, "review")
+    uid = case.review(decision)
+    config = case.doors.config
+    case.doors.config = config.model_copy(update={"rules": (Rule(name="renamed"),)})
+    decisions = case.begun_anew()
+    assert [decisions.look() for _ in range(2)] == [0, 0]
+    assert case.job.state == "review"
+    (said,) = case.said("decision not followed")
+    assert "no rule 'any' any more" in said["why"]
+    case.doors.config = config
+    assert case.begun_anew().look() == 1
+    assert (case.job.state, case.sets_at("later")) == ("sending", [uid])
 
 
 def test_a_damaged_review_holds_up_no_other(reviewed: Callable[..., Reviewed]) -> None:

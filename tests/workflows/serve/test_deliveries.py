@@ -14,7 +14,8 @@ from typing import Any
 
 import pydicom
 import pytest
-from pydicom.uid import generate_uid
+from pydicom.uid import RTStructureSetStorage, generate_uid
+from pynetdicom import AE, _config, evt
 
 from metricunet.ledger import Delivery, Ledger, Queue
 from metricunet.workflows.serve.commitment import Commitments
@@ -131,6 +132,24 @@ def test_a_peer_that_is_away_gets_it_later(tmp_path: Path) -> None:
         peer.wait(PATIENCE_S)
     assert (out.delivery.state, out.queue.job(out.job.id).state) == ("sent", "sent")
     assert [pydicom.dcmread(path).SOPInstanceUID for path in kept.iterdir()] == [out.uid]
+
+
+def test_a_peer_that_has_it_already_has_taken_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_config, "STORE_RECV_CHUNKED_DATASET", False)  # a node of this process may have set it
+    peer = AE("PEER")
+    peer.add_supported_context(RTStructureSetStorage)
+    answers = [0xA700, 0x0111]  # the second is what some say to an instance whose first answer was lost
+    handlers: Any = [(evt.EVT_C_STORE, lambda event: answers.pop(0))]
+    server: Any = peer.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    try:
+        out = Out(tmp_path, ae_title="PEER", host="127.0.0.1", port=server.server_address[1])
+        assert out.sender.once() == 1
+        assert (out.delivery.state, "0xA700" in out.delivery.error) == ("waiting", True)
+        out.moment = datetime.fromisoformat(out.delivery.next_attempt) + timedelta(seconds=1)
+        assert out.sender.once() == 1
+    finally:
+        server.shutdown()
+    assert (out.delivery.state, out.queue.job(out.job.id).state) == ("sent", "sent")
 
 
 def test_after_days_it_is_given_up_and_told(tmp_path: Path) -> None:

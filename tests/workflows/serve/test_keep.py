@@ -83,3 +83,22 @@ def test_what_cannot_be_deleted_is_not_forgotten(doors: Any, monkeypatch: pytest
     assert (line["case"], line["why"]) == ("c0ffee", "Permission denied")
     assert delete(node) == 1
     assert secrets_in(node.state.folder) == []
+
+
+def test_a_case_that_is_segmented_again_meanwhile_keeps_its_files(
+    doors: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node: Doors = doors()
+    first, second = case_of(node, "c0ffee"), case_of(node, "decade")
+    rmtree = shutil.rmtree
+
+    def slow(path: Path, *arguments: Any, **more: Any) -> None:
+        if path == node.state.folder / first.folder:  # a person asks for the other one at this moment
+            node.queue.again(second.id, "A. Reader")
+        rmtree(path, *arguments, **more)
+
+    monkeypatch.setattr("metricunet.workflows.serve.keep.shutil.rmtree", slow)
+    assert delete(node) == 1
+    assert [(job.id, job.state) for job in node.queue.jobs()] == [(second.id, "waiting")]
+    assert (node.state.folder / second.folder / "a.dcm").is_file()
+    assert (node.state.predictions / "decade.nii.gz").is_file()

@@ -33,3 +33,17 @@ def test_the_case_of_a_dead_worker_is_given_back(queue: Held, tmp_path: Path, he
     worker.run()
     assert [job and job.state for job in told] == ["waiting"]
     assert (queue.jobs()[0].deaths, starts.read_text()) == (1, "x")
+
+
+def test_a_worker_that_is_started_again_and_again_and_never_gets_ready_is_missing(
+    queue: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = NodeConfig.model_validate({"state": tmp_path, "model": ["none"], "rules": [{"name": "any"}]})
+    worker = Worker(tmp_path / "node.yaml", "cpu", config, queue, Journal(tmp_path, None), lambda job: None)
+    assert not worker.is_up
+    monkeypatch.setattr(Worker, "pid", 4711)
+    assert worker.is_up  # it has just been started, and loads its models
+    worker.restarts = 1
+    assert not worker.is_up
+    worker.ready = True
+    assert worker.is_up

@@ -162,7 +162,7 @@ def test_with_certificates_both_sides_must_show_one(started: Started, tmp_path: 
             certificate=tmp_path / f"{name}.pem", key=tmp_path / f"{name}.key", authorities=tmp_path / "ca.pem"
         )
 
-    _, server = started(tls=own("node").model_dump())
+    node, server = started(tls=own("node").model_dump())
     silent = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)  # never shakes hands
 
     def comes_through(context: ssl.SSLContext | None) -> bool:
@@ -185,6 +185,13 @@ def test_with_certificates_both_sides_must_show_one(started: Started, tmp_path: 
     bare = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
     assert not comes_through(bare)
     silent.close()
+
+    def told(words: str) -> bool:
+        return any(line["event"] == "connection refused" and words in line["why"] for line in node.log)
+
+    # Whoever looks for the fault is told whose certificate it is, and of what kind.
+    eventually(lambda: told("peer's certificate is not accepted"), "a line of the stranger")
+    eventually(lambda: told("did not return a certificate"), "a line of who shows none")
 
 
 def test_an_address_that_is_not_listed_is_cut_off(started: Started) -> None:

@@ -159,6 +159,28 @@ def test_a_file_that_cannot_be_read_holds_up_no_other(
     assert here.folder.look(at_once=True) == 1
 
 
+def test_a_folder_that_cannot_be_looked_into_is_said_once(
+    watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = watched()
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if Path(path).name == "ct":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refusing)
+        assert [here.folder.look(at_once=True) for _ in range(2)] == [0, 0]
+    assert here.said("watched folder not read") == ["one below it: Permission denied"]
+    away = here.folder.folder.rename(here.folder.folder.with_name("away"))  # a disk that is not mounted
+    assert [here.folder.look(at_once=True) for _ in range(2)] == [0, 0]
+    assert here.said("watched folder not read")[1:] == ["No such file or directory"]
+    away.rename(here.folder.folder)
+    assert here.folder.look(at_once=True) == 4
+
+
 def test_what_is_wrong_with_the_file_is_not_tried_again(watched: Callable[..., Watched]) -> None:
     here = watched(rules=[{"name": "none", "description": "head"}])
     (here.folder.folder / "notes.txt").write_text("no DICOM at all" * 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -184,7 +185,10 @@ def test_objects_come_in_by_stow(site: Callable[..., Site], written: Written) ->
     assert not any(here.node.state.receiving.iterdir())
 
 
-def test_odd_bodies_are_refused(site: Callable[..., Site], written: Written) -> None:
+def test_odd_bodies_are_refused(
+    site: Callable[..., Site], written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metricunet.workflows.serve.web.MOST_PARTS", 10)
     here = site()
     one = written.files[0].read_bytes()
     assert here.stow(one, headers={"content-type": "application/json"}).status_code == 400
@@ -199,6 +203,25 @@ def test_odd_bodies_are_refused(site: Callable[..., Site], written: Written) -> 
         404,
     )
     assert not any(here.node.state.receiving.iterdir())
+
+
+def test_a_request_may_bring_more_than_one_series(site: Callable[..., Site], tmp_path: Path) -> None:
+    here = site()  # which takes 10 slices of a series
+    series = [write_series(tmp_path / name, shape=(6, 4, 4)) for name in ("one", "two")]
+    assert here.stow(*(path.read_bytes() for one in series for path in one.files)).status_code == 200
+    assert [job.files for job in here.node.arrivals.gather(at_once=True)] == [6, 6]
+
+
+def test_a_disk_that_gets_full_meanwhile_is_said(
+    site: Callable[..., Site], written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Parts, chunk: bytes) -> list[Path]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    here = site()
+    monkeypatch.setattr(Parts, "feed", full)
+    assert here.stow(written.files[0].read_bytes()).status_code == 503
+    assert here.node.arrivals.connections == 0
 
 
 def test_a_full_disk_is_said(site: Callable[..., Site], written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +266,22 @@ class Failed:
         with self.queue.ledger.reading() as db:
             rows = db.execute("SELECT actor, action, job_id FROM events WHERE actor != 'metricunet' ORDER BY id")
             return [tuple(row) for row in rows]
+
+
+def test_what_somebody_waits_for_stays_in_the_queue_however_old_it_is(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metricunet.workflows.serve.web.MOST_SHOWN", 1)
+    here = site()
+    queue = here.node.queue
+    for name in ("aaaa", "bbbb", "cccc", "dddd"):
+        job = queue.receive("any:1", series=name, study="2", patient=["3"], sender="CT", folder=f"scans/{name}")
+        queue.whole(job.id, digest=name)
+        queue.take("cpu")
+        queue.move(job.id, "review" if name == "bbbb" else "kept")
+    page = here.ask("GET", "/node", headers=here.enter()).text
+    assert [name in page for name in ("aaaa", "bbbb", "cccc", "dddd")] == [False, True, False, True]
+    assert "2 older cases" in page
 
 
 def test_who_may_send_tries_again_and_that_is_noted(site: Callable[..., Site]) -> None:

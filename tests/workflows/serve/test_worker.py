@@ -11,9 +11,11 @@ import pytest
 from metricunet.errors import InputError
 from metricunet.ledger import Job, Ledger, Queue
 from metricunet.workflows.serve import patience
+from metricunet.workflows.serve.config import NodeConfig
 from metricunet.workflows.serve.journal import Journal
+from metricunet.workflows.serve.recipe import begun_with, settings_digest
 from metricunet.workflows.serve.work import Worked
-from metricunet.workflows.serve.worker import work_once
+from metricunet.workflows.serve.worker import check_unchanged, work_once
 
 LOCKED = "ledger.sqlite: the ledger is being written by another process all the time"
 
@@ -79,3 +81,19 @@ def test_a_case_in_other_hands_is_left_to_them(queue: Held, tmp_path: Path) -> N
     bench: Any = Bench(queue, moved_twice)
     assert work_once(bench, "cpu", Journal(tmp_path, None))
     assert queue.jobs()[0].state == "kept"
+
+
+def test_a_worker_begins_with_what_the_node_began_with_or_not_at_all(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.write_bytes(b"one model")
+    content: dict[str, Any] = {"state": tmp_path / "state", "model": [model], "rules": [{"name": "any"}]}
+    config = NodeConfig.model_validate(content)
+    begun = begun_with(config, settings_digest(config))
+    check_unchanged(config, begun)
+    check_unchanged(NodeConfig.model_validate({**content, "webhook": "https://example.org"}), begun)
+    other = NodeConfig.model_validate({**content, "rules": [{"name": "other"}]})
+    with pytest.raises(InputError, match="restart the node"):
+        check_unchanged(other, begun)
+    model.write_bytes(b"another model under its name")
+    with pytest.raises(InputError, match="restart the node"):
+        check_unchanged(config, begun)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +15,10 @@ from pydicom.dataset import Dataset
 
 from metricunet.cohort.importing.dicom_tree import person_of
 from metricunet.errors import InputError
+from metricunet.files.atomic import explained
 from metricunet.ledger import Job
 from metricunet.ledger.table import read_rows
+from metricunet.workflows.serve.config import Rule
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.work import Workshop
 from metricunet.workflows.serve.worker import BeginAnew, work_once
@@ -70,6 +75,38 @@ def test_patient_and_scanner_are_recorded_as_by_a_review(
     (row,) = read_rows(node.queue.ledger)
     assert row["patient"] == job.patient == node.queue.ledger.key.hashed("patient", *person_of(series))
     assert (row["manufacturer"], row["scanner"], row["kernel"]) == ("Synthetic", "Force", "Br40d\\3")
+
+
+def test_a_case_whose_rule_is_gone_has_not_ended_well(doors: Callable[..., Doors], tmp_path: Path) -> None:
+    node = doors()
+    job = taken(node, write_series(tmp_path / "ct", shape=(4, 4, 4)))
+    series = find_only(node.state.folder / job.folder)
+    quality = SimpleNamespace(verdict="pass", doubt="none", flags=[], reasons=[], boundary={})
+    bench = Bench(node, lambda job: ("sha256", series, quality, ()))
+    bench.config = node.config.model_copy(update={"rules": (Rule(name="renamed"),)})
+    worked = bench.work(job)
+    assert (worked.state, node.queue.job(job.id).state) == ("failed", "failed")
+    assert "no rule 'any' any more" in worked.why
+
+
+def test_a_full_disk_is_no_fault_of_the_case(doors: Callable[..., Doors], tmp_path: Path) -> None:
+    def fill(job: Job) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise explained(node.state.predictions / "c0ffee.nii.gz", error) from error
+
+    node, said = doors(), io.StringIO()
+    for name in ("one", "two"):
+        for path in write_series(tmp_path / name, shape=(4, 4, 4)).files:
+            node.bring(path)
+    node.arrivals.gather(at_once=True)
+    bench = Bench(node, fill, "cuda:0")
+    assert [work_once(bench, "cuda:0", Journal(None, said)) for _ in range(3)] == [True, True, False]
+    jobs = node.queue.jobs()
+    assert [(job.state, "the disk is full" in job.why) for job in jobs] == [("waiting", True)] * 2
+    assert all(job.is_put_off for job in jobs)  # so that it is not tried all the time
+    assert [json.loads(line)["event"] for line in said.getvalue().splitlines()] == ["case put off"] * 2
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -49,6 +50,9 @@ OnClash = Literal["refuse", "suffix"]
 
 #: The largest number that DICOM's integer strings (IS) hold.
 LARGEST_NUMBER = 2**31 - 1
+
+#: How a time zone is stated: its sign, hours and minutes.
+_OFFSET = re.compile(r"([+-])(0[0-9]|1[0-4])([0-5][0-9])")
 
 #: What the standard allows in an approved or rejected set alone, and what the new content makes untrue.
 _NO_LONGER_TRUE = (
@@ -121,7 +125,7 @@ def add_to_rtstruct(
                 _append(dataset, "ROIContourSequence", contour_item(n, structure, drawing, series))
                 _append(dataset, "RTROIObservationsSequence", observation_item(k, n, structure))
             _refer_to(dataset, series)
-            _make_new(dataset, made or datetime.now())
+            _make_new(dataset, _in_its_zone(read, made or datetime.now()))
             with written_whole(path_out) as temporary:
                 dataset.save_as(temporary, enforce_file_format=True)
                 _check_written(path_in, temporary, there, drawings)
@@ -223,11 +227,11 @@ def _check_characters(path: Path, dataset: Dataset, structures: Sequence[Structu
     encoding = {"ISO_IR 192": "utf-8", "ISO_IR 100": "latin-1"}.get(stated, "ascii")
     for structure in structures:
         try:
-            f"{structure.name}{structure.description}{description}".encode(encoding)
+            f"{structure.text}{description}".encode(encoding)
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{path}: structure '{structure.name}': its name or description has characters that the set's "
-                f"character set ({stated}) may not hold; use plain ASCII"
+                f"{path}: structure '{structure.name}': its name, description or code has characters that the "
+                f"set's character set ({stated}) may not hold; use plain ASCII"
             ) from error
 
 
@@ -276,6 +280,15 @@ def _refer_to(dataset: Dataset, series: CtSeries) -> None:
                 return
     # The set says nothing of series: what the new structures refer to is stated in an item of its own.
     _append(dataset, "ReferencedFrameOfReferenceSequence", reference_item(series))
+
+
+def _in_its_zone(dataset: Dataset, moment: datetime) -> datetime:
+    """Return a moment in the time zone that the set states for all of its times, if it states one."""
+    stated = _OFFSET.fullmatch(text_of(dataset, "TimezoneOffsetFromUTC"))
+    if stated is None:
+        return moment
+    offset = timedelta(hours=int(stated[2]), minutes=int(stated[3]))
+    return moment.astimezone(timezone(-offset if stated[1] == "-" else offset))
 
 
 def _make_new(dataset: Dataset, moment: datetime) -> None:

@@ -73,6 +73,12 @@ class Structure:
         """Whether a program drew it."""
         return self.generation == "AUTOMATIC"
 
+    @property
+    def text(self) -> str:
+        """All that its author has said of it, which the character set of a file must hold."""
+        code = "" if self.code is None else f"{self.code.value}{self.code.scheme}{self.code.meaning}"
+        return f"{self.name}{self.description}{code}"
+
     def lies_on(self, grid: Geometry) -> bool:
         """Tell whether the mask is on a grid, or on a part of it."""
         return self._start(grid) is not None

@@ -104,7 +104,7 @@ def write_rtstruct(
         dataset.RTROIObservationsSequence = DicomSequence([observation_item(n, n, s) for n, s, _ in numbered])
         dataset.ApprovalStatus = "UNAPPROVED"
         set_character_set(
-            dataset, series.header, [description, label, set_name, *(s.name + s.description for s in structures)]
+            dataset, series.header, [description, label, set_name, *(structure.text for structure in structures)]
         )
         with written_whole(path) as temporary:
             dataset.save_as(temporary, enforce_file_format=True)

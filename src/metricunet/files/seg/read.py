@@ -18,7 +18,7 @@ from metricunet.errors import InputError, unlike_limits
 from metricunet.files.dicom.codestream import has_codestreams
 from metricunet.files.dicom.decode import frames_apart
 from metricunet.files.dicom.file import read_dataset, state_syntax
-from metricunet.files.dicom.header import DAMAGE, one_line, text_of
+from metricunet.files.dicom.header import DAMAGE, one_line, optional_number, text_of
 from metricunet.files.dicom.series import CtSeries
 from metricunet.volume import SAME_GRID_TOLERANCE_MM, FloatArray, Geometry, Volume
 
@@ -26,6 +26,8 @@ SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
 #: A voxel of a fractional segment belongs to it from this probability (or share) on.
 FRACTION = 0.5
+#: Slices that lie less than so many times as far apart as the scan's are none of a series with thicker slices.
+SAME_STEP = 1.5
 
 _BAD = (*DAMAGE, RuntimeError)
 
@@ -212,17 +214,28 @@ def _check_no_slices_between(
     Each of its frames lies on a slice of the scan, and the slices between would be empty.
     """
     named = _referenced_series(dataset)
-    if not named or series.series_uid in named:
+    own_mm = series.geometry.spacing_mm[0]
+    if not named or series.series_uid in named or 0 < _stated_step_mm(dataset) < SAME_STEP * own_mm:
         return
     for mask in masks:
         gaps = np.diff(np.flatnonzero(mask.any(axis=(1, 2))))
         if len(gaps) and gaps.min() > 1:
-            own_mm = series.geometry.spacing_mm[0]
             raise InputError(
                 f"{path}: was made on series {named[0]}, with slices {gaps.min() * own_mm:.4g} mm apart or more "
                 f"where those of series {series.series_uid} lie {own_mm:.4g} mm apart, so slices between them "
                 "would stay empty; choose the scan that it was made on"
             )
+
+
+def _stated_step_mm(dataset: Dataset) -> float:
+    """Return how far apart a segmentation says that its slices lie, else how thick they are; 0 for neither."""
+    shared, each = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+    for group in (*(dataset.get(shared) or [])[:1], *(dataset.get(each) or [])[:1]):
+        for measures in (group.get("PixelMeasuresSequence") or [])[:1]:
+            step = optional_number(measures, "SpacingBetweenSlices") or optional_number(measures, "SliceThickness")
+            if step:
+                return step
+    return 0.0
 
 
 def _referenced_series(dataset: Dataset) -> tuple[str, ...]:

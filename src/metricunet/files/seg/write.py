@@ -184,7 +184,7 @@ def _segmentation(
     # highdicom takes most of a second to import.
     from highdicom.seg import Segmentation, SegmentationTypeValues
 
-    texts = [description, *(s.name + s.description for s in structures)]
+    texts = [description, *(structure.text for structure in structures)]
     kind = "fractional segmentation" if fractional else "segmentation"
     dataset: Dataset = Segmentation(
         source_images=[_source(series, k) for k in used],

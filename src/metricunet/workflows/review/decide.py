@@ -32,7 +32,7 @@ from metricunet.files.reviews import (
 )
 from metricunet.files.rtstruct.outlines import Structure
 from metricunet.files.rtstruct.write import write_rtstruct
-from metricunet.inference.structure_set import COLOURS
+from metricunet.inference.structure_set import COLOURS, is_on_a_slice
 from metricunet.volume import Volume
 from metricunet.workflows.review.opened import Classes, OpenedCase
 
@@ -240,7 +240,8 @@ def _stage_structure_set(
         write_rtstruct(
             staged,
             series,
-            structures,
+            # What lies between two slices alone has no image to be drawn on; the mask holds it.
+            [structure for structure in structures if is_on_a_slice(structure, series)] or structures,
             label=LABEL,
             set_name="Machine-made, corrected by hand" if by_hand else "Machine-made, accepted by a reviewer",
             description=words,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from metricunet.cohort.names import standard_name
-from metricunet.errors import InputError
+from metricunet.errors import InputError, argument
+from metricunet.files.dicom.series import CtSeries
 from metricunet.files.nifti import RAS_TO_LPS, read_labels
 from metricunet.files.record import hash_if_readable
 from metricunet.files.reviews import QUALITY_SUFFIX, Review
@@ -197,6 +199,7 @@ def _predicted(case: PredictedCase, source: ScanInput, grid: Geometry) -> tuple[
         return labels, _as_numbers(values, {v: k for k, v in enumerate(labels.values(), start=1)})
     if source.series is None:
         raise InputError(f"{path}: refers to a DICOM series, and the scan at {source.path} is none")
+    _check_whole(path, source.series)
     if path.name.endswith(SUFFIXES["rtstruct"]):
         filled = read_rtstruct(path, source.series).masks(source.series.geometry)
         found = {entry.name: entry.mask for entry in filled if entry.mask is not None}
@@ -210,6 +213,22 @@ def _predicted(case: PredictedCase, source: ScanInput, grid: Geometry) -> tuple[
         if name in masks:
             classes[_on_grid(masks[name].array, masks[name].geometry, grid, str(path)) != 0] = k
     return labels, classes
+
+
+def _check_whole(path: Path, series: CtSeries) -> None:
+    """Refuse contours of a scan with planes that were filled in: they say nothing of what was predicted there.
+
+    Raises:
+        InputError: naming the file.
+    """
+    planes = series.geometry.shape[0]
+    filled_in = planes - len(np.unique(series.on_slices(np.arange(planes))))
+    if filled_in:
+        raise InputError(
+            f"{path}: says nothing of {filled_in} of the scan's {planes} planes, which were filled in between its "
+            "slices, so the mask that was predicted is not whole in it; predict the case again with "
+            f"{argument('formats', ['nifti'])}"
+        )
 
 
 def _named(case: PredictedCase, written: str) -> str | None:

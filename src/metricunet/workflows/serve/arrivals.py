@@ -45,7 +45,10 @@ KEYWORDS = (
 #: Record of a series in its folder, and its fields.
 ABOUT = "about.json"
 FIELDS = frozenset({"sender", "rule", "series", "study", "patient", "refused"})
-NO_RECORD = f"its {ABOUT} is missing or damaged; the folder stays as it is until the series is sent once more"
+NO_RECORD = (
+    f"its {ABOUT} is missing or damaged; the folder stays as it is until the series is sent once more, or is "
+    "deleted when it is as old as keep says"
+)
 LONGEST_UID = 64
 #: Series whose refusal was logged are remembered, up to so many, so that each is logged once.
 REMEMBERED = 1000
@@ -451,6 +454,36 @@ class Arrivals:
                 self._enqueue(folder, about, recipe, _digest(about, recipe, names))
             elif names:
                 self._say_unknown("case", folder, names)
+
+    def delete_unknown(self, clock: Callable[[], float] = time.time) -> int:
+        """Delete slices of unknown origin that are older than the node keeps things; return how many folders went.
+
+        No case is theirs, so they would never go with one.
+
+        Args:
+            clock: wall clock in seconds, as files have it.
+        """
+        before = clock() - self.config.keep.total_seconds()
+        gone = 0
+        with self._lock:
+            known = self.queue.folders()
+            arriving = [one for one in self.state.arriving.iterdir() if one.name not in self._series]
+            scans = [one for one in self.state.scans.iterdir() if self._relative(one) not in known]
+            for kind, folder in (*(("arrival", one) for one in arriving), *(("case", one) for one in scans)):
+                objects = len(_names_in(folder))
+                if not objects and not (folder / ABOUT).is_file():
+                    continue  # it is none of ours
+                try:
+                    if max(path.stat().st_mtime for path in (folder, *folder.iterdir())) >= before:
+                        continue
+                    shutil.rmtree(folder)
+                except OSError as error:
+                    why = error.strerror or type(error).__name__
+                    self.journal.say("not deleted", "error", why=why, **{kind: folder.name})
+                else:
+                    gone += 1
+                    self.journal.say("deleted", "info", objects=objects, **{kind: folder.name})
+        return gone
 
     def _say_unknown(self, kind: str, folder: Path, names: set[str]) -> None:
         self.journal.say(

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from metricunet.errors import told
+from metricunet.errors import InputError, told
 from metricunet.files.own import read_sealed
 from metricunet.files.record import hash_if_readable
 from metricunet.files.reviews import Review, reviews_in, reviews_of
@@ -24,11 +24,13 @@ from metricunet.ledger.queue import FOLLOWED
 from metricunet.workflows.serve.config import Destination, NodeConfig
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.outbound import outgoing, sop_uid_of
-from metricunet.workflows.serve.recipe import rule_of
+from metricunet.workflows.serve.recipe import rule_of, why_no_rule
 from metricunet.workflows.serve.state import State
 
 #: States of a case that was segmented, and of which a decision counts.
 DECIDED_ON: tuple[JobState, ...] = ("review", "sending", "sent", "kept", "rejected", "failed")
+#: Those of them of which nothing goes out unless somebody decides so.
+UNSENT: tuple[JobState, ...] = ("review", "rejected", "failed")
 #: A folder that was changed so recently may change once more at the moment that it states.
 SETTLED_S = 2.0
 
@@ -125,6 +127,8 @@ class Decisions:
         if review.decision == "corrected":
             self.queue.drop(job.id, "a reviewer corrected it")
         wanted = self._wanted(job, review)
+        if not wanted and job.state in UNSENT and rule_of(self.config, job.recipe) is None:
+            raise InputError(why_no_rule(job.recipe))  # it is followed as soon as there is one
         case, nothing = _case_of(job), f"{review.decision}, and there is nothing to send"
         if review.decision == "corrected":
             for one in self._receivers(job, review):

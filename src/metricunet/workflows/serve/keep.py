@@ -49,14 +49,17 @@ def delete_old(
         files = results.get(case, [])
         folder = state.folder / job.folder
         objects = sum(1 for _ in folder.glob("*.dcm")) if folder.is_dir() else 0
-        # The rows go last: a kill before them is made good at the next look.
-        try:
-            for path in (*files, folder):
-                _remove(path)
-        except OSError as error:
-            journal.say("not deleted", "error", case=case, why=str(error.strerror or error))
-            continue
-        queue.forget(job.input_id)
+        # Nobody moves the case on meanwhile. The rows go last: a kill before them is made good at the next look.
+        with queue.ledger.writing():
+            if queue.job(job.id) != job:
+                continue  # somebody has: it is old no more
+            try:
+                for path in (*files, folder):
+                    _remove(path)
+            except OSError as error:
+                journal.say("not deleted", "error", case=case, why=str(error.strerror or error))
+                continue
+            queue.forget(job.input_id)
         gone += 1
         journal.say("deleted", case=case, state=job.state, objects=objects, files=len(files))
     lines = queue.forget_events(before)

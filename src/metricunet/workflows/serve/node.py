@@ -21,7 +21,7 @@ from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.keep import delete_old
 from metricunet.workflows.serve.notices import Notices
 from metricunet.workflows.serve.pool import COMMAND, Worker
-from metricunet.workflows.serve.recipe import recipe_of, settings_digest
+from metricunet.workflows.serve.recipe import begun_with, recipe_of, settings_digest
 from metricunet.workflows.serve.state import State
 from metricunet.workflows.serve.watch import WatchedFolder
 
@@ -53,8 +53,10 @@ class Node:
         digest = settings_digest(config)
         self.arrivals = Arrivals(config, self.state, self.queue, journal, lambda rule: recipe_of(rule, digest))
         self.decisions = Decisions(config, self.state, self.queue, journal)
+        begun = begun_with(config, digest)
         self.workers = [
-            Worker(file, device, config, self.queue, journal, self._ended, command) for device in config.devices
+            Worker(file, device, config, self.queue, journal, self._ended, command, begun)
+            for device in config.devices
         ]
         self.commitments = Commitments(self.queue, journal)
         self.senders = [
@@ -130,13 +132,14 @@ class Node:
         if now >= self._next_keep:
             self._next_keep = now + KEEP_S
             delete_old(self.config, self.state, self.queue, self.journal)
+            self.arrivals.delete_unknown()
 
     def work_off(self) -> bool:
         """Take in what is there, segment it and try each delivery once; return whether all went well."""
         self.look(at_once=True)
         for worker in self.workers:
             worker.start()
-        while self.queue.jobs("waiting", "segmenting") and not self._stopping.is_set():
+        while self._has_work() and not self._stopping.is_set():
             if all(worker.restarts >= MOST_STARTS and not worker.ready for worker in self.workers):
                 break
             self._wake.wait(LOOK_S)
@@ -154,6 +157,10 @@ class Node:
             and not counts["waiting"]
             and not counts["segmenting"]
         )
+
+    def _has_work(self) -> bool:
+        """Tell whether a worker has a case, or may take one that was not put off."""
+        return any(not job.is_put_off for job in self.queue.jobs("waiting", "segmenting"))
 
     def _ended(self, job: Job | None) -> None:
         self.wake_senders()

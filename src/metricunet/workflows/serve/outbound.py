@@ -37,6 +37,8 @@ COMMITTED_S, LOOK_S = 3.0, 0.05
 #: The SOP class of each kind of file.
 CLASSES = {"rtstruct": RTStructureSetStorage, "seg": SegmentationStorage}
 WARNINGS = range(0xB000, 0xC000)
+#: The peer has the instance already, of an attempt whose answer was lost for example.
+DUPLICATE = 0x0111
 #: What a web server answers is read up to here.
 MOST_ANSWER_BYTES = 1 << 20
 _FAILED_SEQUENCE, _FAILURE_REASON = "00081198", "00081197"
@@ -202,6 +204,8 @@ def _associated(
         raise NotSent(f"the connection failed ({error})") from error
     if not association.is_established:
         words = "refused the association" if association.is_rejected else "cannot be reached, or does not answer"
+        if destination.tls and not association.is_rejected:  # the library does not tell these apart
+            words += ", or one side does not accept the other's certificate, which may have run out"
         raise NotSent(f"{destination.host} port {destination.port} {words}")
     try:
         yield association
@@ -229,7 +233,8 @@ def _store(association: Any, path: Path, kind: tuple[str, str]) -> str:
         return f"it could not be sent ({error})"
     if status is None:
         return "the peer did not answer"
-    return "" if status == 0 or status in WARNINGS else f"the peer answered with status 0x{status:04X}"
+    taken = status in (0, DUPLICATE) or status in WARNINGS
+    return "" if taken else f"the peer answered with status 0x{status:04X}"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

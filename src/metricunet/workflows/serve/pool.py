@@ -18,7 +18,7 @@ from metricunet.workflows.serve.config import GB, NodeConfig
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.patience import insist
 
-#: The command of a worker, to which the node's file and the device are added.
+#: The command of a worker, to which the node's file, the device and `begun_with` are added.
 COMMAND = (sys.executable, "-m", "metricunet.workflows.serve.worker")
 LOOK_S = 0.2
 #: A worker that dies before it has done anything is started again after so long, longer each time.
@@ -36,6 +36,7 @@ class Worker(threading.Thread):
         journal: is told.
         ended: is told of jobs that a worker died of, and of the end of each job (None).
         command: of the process.
+        begun: what the node has begun with, see `begun_with`, which the process compares with what it finds.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class Worker(threading.Thread):
         journal: Journal,
         ended: Callable[[Job | None], None],
         command: Sequence[str] = COMMAND,
+        begun: str = "",
     ) -> None:
         super().__init__(name=f"worker {device}", daemon=True)
         self.node, self.device, self.config, self.queue, self.journal = node, device, config, queue, journal
-        self.ended, self.command = ended, command
+        self.ended, self.command, self.begun = ended, command, begun
         self.restarts = 0
         self.ready = False
         self._began: float | None = None
@@ -62,6 +64,11 @@ class Worker(threading.Thread):
         """Number of the process; None while there is none."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a process, and one that followed another has got as far as to take cases."""
+        return self.pid is not None and (self.ready or not self.restarts)
 
     def wake(self) -> None:
         """Tell the worker that there is work."""
@@ -114,7 +121,7 @@ class Worker(threading.Thread):
 
     def _once(self) -> None:
         with subprocess.Popen(
-            [*self.command, str(self.node), self.device],
+            [*self.command, str(self.node), self.device, self.begun],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

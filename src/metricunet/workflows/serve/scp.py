@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import socket
 import ssl
+import sys
 import tempfile
 import threading
 from contextlib import suppress
@@ -113,7 +114,8 @@ class _Server(ThreadedAssociationServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say that a connection came to nothing, such as one without a certificate; others go on."""
-        self.journal.say("connection refused", "warning", address=str(client_address[0]), why="no handshake")
+        why = f"no handshake: {_in_words(sys.exc_info()[1])}"
+        self.journal.say("connection refused", "warning", address=str(client_address[0]), why=why)
         with suppress(OSError):
             request.close()
 
@@ -267,6 +269,17 @@ def _is_listed(config: NodeConfig, address: str, title: str | None = None) -> bo
         title in (None, peer.ae_title) and any(number in network for network in peer.addresses)
         for peer in config.peers
     )
+
+
+def _in_words(error: BaseException | None) -> str:
+    """Return why a handshake failed: whose certificate has run out, say, or is not known."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the peer's certificate is not accepted ({error.verify_message})"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()  # such as an alert of the peer, which refuses the node's
+    if isinstance(error, TimeoutError):
+        return f"it took more than {HANDSHAKE_S} s"
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 def _be_quiet() -> None:

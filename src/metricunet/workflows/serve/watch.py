@@ -69,7 +69,12 @@ class WatchedFolder:
         faults: set[tuple[str, str]] = set()
         ahead: dict[tuple[str, int, int], float] = {}
         is_kept_out = False
-        for path in (Path(parent) / name for parent, _, names in os.walk(self.folder) for name in names):
+
+        def closed(error: OSError) -> None:
+            self._say_closed(faults, error)
+
+        walk = os.walk(self.folder, onerror=closed)
+        for path in (Path(parent) / name for parent, _, names in walk for name in names):
             # A name may be a patient's, so that its hash is remembered.
             key = hashlib.sha256(os.fsencode(path)).hexdigest()
             try:
@@ -132,6 +137,15 @@ class WatchedFolder:
         finally:
             copy.unlink(missing_ok=True)
         return 1
+
+    def _say_closed(self, faults: set[tuple[str, str]], error: OSError) -> None:
+        """Say that the folder, or one below it, cannot be looked into; one below that is gone by now is none."""
+        why = error.strerror or type(error).__name__
+        if Path(error.filename) == self.folder:
+            self._say(faults, "", "watched folder not read", why)
+        elif not isinstance(error, FileNotFoundError):
+            key = hashlib.sha256(os.fsencode(error.filename)).hexdigest()
+            self._say(faults, key, "watched folder not read", f"one below it: {why}")
 
     def _say(self, faults: set[tuple[str, str]], key: str, event: str, why: str) -> None:
         """Note a fault among those of this look, and say it if it was none at the last one."""

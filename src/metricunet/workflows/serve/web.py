@@ -36,8 +36,11 @@ from metricunet.workflows.serve.node import Node
 MOST_REQUESTS = 64
 #: Objects of which nothing comes for so long are not waited for, as in an association.
 SILENCE_S = 60.0
-#: Jobs on the page of the queue, the last ones.
+#: Jobs on the page of the queue: the last ones, and of those before them all that somebody may wait for.
 MOST_SHOWN = 500
+LEFT_OUT: tuple[JobState, ...] = ("sent", "kept", "rejected", "refused")
+#: Objects of a request. A study may have many series, of each of which `limits.slices` are taken.
+MOST_PARTS = 100_000
 SENDER = "stow"
 SCRIPT = Path(__file__).with_name("static") / "node.js"
 #: States of a case in which the pages offer to segment it once more.
@@ -90,7 +93,7 @@ def create_node_app(node: Node) -> FastAPI:
 
     @outer.get("/health")
     def health() -> JSONResponse:
-        missing = [worker.device for worker in node.workers if worker.pid is None]
+        missing = [worker.device for worker in node.workers if not worker.is_up]
         content = {"status": f"no worker for {missing[0]}" if missing else "ok"}
         return JSONResponse(content, status_code=503 if missing else 200)
 
@@ -142,7 +145,7 @@ def metric_lines(node: Node) -> Iterator[str]:
         yield f'metricunet_undelivered{{destination="{one.name}"}} {node.queue.undelivered(one.name)}'
     yield "# TYPE metricunet_worker_up gauge"
     for worker in node.workers:
-        yield f'metricunet_worker_up{{device="{worker.device}"}} {int(worker.pid is not None)}'
+        yield f'metricunet_worker_up{{device="{worker.device}"}} {int(worker.is_up)}'
     yield "# TYPE metricunet_worker_restarts_total counter"
     for worker in node.workers:
         yield f'metricunet_worker_restarts_total{{device="{worker.device}"}} {worker.restarts}'
@@ -158,14 +161,16 @@ def metric_lines(node: Node) -> Iterator[str]:
 
 
 def queue_html(node: Node, may_send: bool) -> str:
-    """Return the page of the queue: the last jobs, with their states and reasons, and what waits to be sent.
+    """Return the page of the queue: the last jobs and all that somebody may wait for, with what is to be sent.
 
     Args:
         node: the node.
         may_send: whether it has the buttons to send and to try again.
     """
     rows = []
-    for job in reversed(node.queue.jobs()[-MOST_SHOWN:]):
+    jobs = node.queue.jobs()
+    shown = [*(job for job in jobs[:-MOST_SHOWN] if job.state not in LEFT_OUT), *jobs[-MOST_SHOWN:]]
+    for job in reversed(shown):
         deliveries = node.queue.deliveries(job.id)
         received = job.created[:19].replace("T", " ")
         cells = (received, Path(job.folder).name, job.sender, job.files, job.state, job.why)
@@ -179,6 +184,8 @@ def queue_html(node: Node, may_send: bool) -> str:
     )
     heads += "<th></th>" * may_send
     body = "".join(f"<tr>{row}</tr>" for row in rows)
+    hidden = len(jobs) - len(shown)
+    left_out = f"<p>{hidden} older cases, {', '.join(LEFT_OUT)}, are left out.</p>" if hidden else ""
     style = (
         "body{font:14px sans-serif;margin:1em}table{border-collapse:collapse}"
         "td,th{padding:.4em .6em;text-align:left;vertical-align:top;border-bottom:1px solid #ccc}"
@@ -188,7 +195,7 @@ def queue_html(node: Node, may_send: bool) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Queue</title>'
         f'<link rel="icon" href="data:,"><style>{style}</style>'
         f'<h1>Queue</h1><p><a href="/">Review</a></p><p id="said" role="status"></p>'
-        f"<table><tr>{heads}</tr>{body}</table>"
+        f"<table><tr>{heads}</tr>{body}</table>{left_out}"
         '<script src="/node.js"></script></html>'
     )
 
@@ -254,7 +261,7 @@ async def _take(node: Node, request: Request, study: str | None) -> Response:
     """Take the objects of a STOW-RS request, each as it comes."""
     limits = node.config.limits
     boundary = boundary_of(request.headers.get("content-type", ""))
-    parts = Parts(boundary, node.state.receiving, int(limits.object_mb * MB), limits.slices)
+    parts = Parts(boundary, node.state.receiving, int(limits.object_mb * MB), MOST_PARTS)
     origin = uuid4().hex
     answers: list[int] = []
     node.arrivals.begin(origin, ends_itself=True)
@@ -271,6 +278,9 @@ async def _take(node: Node, request: Request, study: str | None) -> Response:
         return JSONResponse({"error": str(error)}, status_code=413)
     except InputError as error:
         return JSONResponse({"error": told(error)}, status_code=400)
+    except OSError as error:  # the disk may be full, or gone; the sender keeps the objects and tries again
+        node.journal.say("object refused", "error", sender=SENDER, why=told(error))
+        return JSONResponse({"error": "the disk is full or fails; try again later"}, status_code=503)
     finally:
         parts.close()
         node.arrivals.end(origin)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 from metricunet.cohort.importing.dicom_tree import person_of
 from metricunet.errors import InputError, told
+from metricunet.files.atomic import FULL
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.identity import Identity
 from metricunet.files.dicom.series import CtSeries, search_series
@@ -37,8 +38,11 @@ from metricunet.workflows.serve.arrivals import ABOUT
 from metricunet.workflows.serve.config import NodeConfig
 from metricunet.workflows.serve.decided import is_decided
 from metricunet.workflows.serve.outbound import outgoing
-from metricunet.workflows.serve.recipe import rule_of
+from metricunet.workflows.serve.recipe import rule_of, why_no_rule
 from metricunet.workflows.serve.state import State, without_identifiers
+
+#: A case whose files a full disk has kept out waits so long.
+UNTIL_THERE_IS_ROOM = timedelta(minutes=1)
 
 
 class Refused(InputError):  # noqa: N818
@@ -97,6 +101,8 @@ class Workshop:
         except Refused as error:
             return self._end(job, "refused", told(error))
         except Exception as error:  # whatever it is, it costs this case alone
+            if _is_of_a_full_disk(error):  # no fault of the case, and the next ones would fare no better
+                return self._end(job, "waiting", told(error), datetime.now(UTC) + UNTIL_THERE_IS_ROOM)
             anew = self.device != "cpu" and not isinstance(error, InputError)
             return replace(self._end(job, "failed", told(error)), anew=anew)
         try:
@@ -188,7 +194,9 @@ class Workshop:
         if quality.verdict == "fail":
             return moved("failed", without_identifiers(reason))
         rule = rule_of(self.config, job.recipe)
-        destinations = () if rule is None else self.config.destinations_of(rule)
+        if rule is None:
+            return moved("failed", f"{why_no_rule(job.recipe)}, and segment it again")
+        destinations = self.config.destinations_of(rule)
         if not destinations:
             return moved("kept", "no destination")
         if self.predictor.ensemble.held_back and not self.config.allow_synthetic:
@@ -209,10 +217,19 @@ class Workshop:
         sent = self.queue.send(job.id, wanted, case_id=case)
         return Worked(sent.state, sent.why)
 
-    def _end(self, job: Job, state: JobState, why: str) -> Worked:
+    def _end(self, job: Job, state: JobState, why: str, not_before: datetime | None = None) -> Worked:
         words = without_identifiers(why.replace(f"{self.state.folder}/", ""))
-        self.queue.move(job.id, state, words)
+        self.queue.move(job.id, state, words, not_before=not_before)
         return Worked(state, words)
+
+
+def _is_of_a_full_disk(error: BaseException | None) -> bool:
+    """Tell whether an error comes from a disk that is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _number(value: object) -> float | None:

@@ -14,9 +14,10 @@ from pathlib import Path
 from metricunet.errors import InputError, told
 from metricunet.ledger import StateChanged
 from metricunet.ledger.job import BAD
-from metricunet.workflows.serve.config import read_node
+from metricunet.workflows.serve.config import NodeConfig, read_node
 from metricunet.workflows.serve.journal import Journal, Level
 from metricunet.workflows.serve.patience import insist
+from metricunet.workflows.serve.recipe import begun_with, settings_digest
 from metricunet.workflows.serve.state import State
 from metricunet.workflows.serve.work import Workshop
 
@@ -28,19 +29,22 @@ class BeginAnew(Exception):  # noqa: N818
     """The process may be spoilt for other cases, and has to end. The node starts another one at once."""
 
 
-def main(node: Path, device: str) -> None:
+def main(node: Path, device: str, begun: str = "") -> None:
     """Work until the standard input ends, or the process may be spoilt for other cases.
 
     Args:
         node: the node's file.
         device: to compute on; also the worker's name in the queue.
+        begun: what the node has begun with, see `begun_with`; empty where that is not to be compared.
     """
     os.umask(0o077)
     wake = threading.Event()
     threading.Thread(target=_listen, args=(wake,), daemon=True).start()
-    config = read_node(node)
-    journal = Journal(State(config.state).log)
+    journal = Journal(None)
     try:
+        config = read_node(node)
+        journal = Journal(State(config.state).log)
+        check_unchanged(config, begun)
         workshop = Workshop(config, device)
     except InputError as error:
         journal.say("worker cannot start", "error", worker=device, why=told(error))
@@ -55,6 +59,23 @@ def main(node: Path, device: str) -> None:
         if not worked:
             wake.wait(LOOK_S)
             wake.clear()
+
+
+def check_unchanged(config: NodeConfig, begun: str) -> None:
+    """Refuse to work with another file, model or version than the node and its other workers.
+
+    Args:
+        config: as it is now.
+        begun: what the node has begun with, see `begun_with`; empty where that is not to be compared.
+
+    Raises:
+        InputError: something is another one now.
+    """
+    if begun and begun != begun_with(config, settings_digest(config)):
+        raise InputError(
+            "the node's file, a model or the version of metricunet is another one than when the node began; "
+            "restart the node"
+        )
 
 
 def work_once(workshop: Workshop, device: str, journal: Journal) -> bool:
@@ -86,8 +107,9 @@ def work_once(workshop: Workshop, device: str, journal: Journal) -> bool:
     except InputError as error:
         unrecorded = told(error)
     else:
-        level: Level = "warning" if worked.state in BAD else "info"
-        journal.say("case done", level, case=case, job=job.id, state=worked.state, why=worked.why)
+        level: Level = "warning" if worked.state in (*BAD, "waiting") else "info"
+        event = "case put off" if worked.state == "waiting" else "case done"
+        journal.say(event, level, case=case, job=job.id, state=worked.state, why=worked.why)
         anew = worked.anew
     print(f"end {job.id}", flush=True)
     if unrecorded:
@@ -106,4 +128,4 @@ def _listen(wake: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:4])
