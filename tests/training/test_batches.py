@@ -183,6 +183,31 @@ def test_patches_are_aimed_at_the_target_or_at_where_it_would_lie() -> None:
     np.testing.assert_array_equal(middles({"bed_mm": place_mm}, anywhere), middles({}))
 
 
+def test_slices_beside_a_structure_may_be_chosen_as_often_as_those_that_hold_it() -> None:
+    case = ramp_case((40, 48, 48), (4, 0, 0), 2.0, fine=True)
+    classes = np.zeros(case.coarse.array.shape, dtype=np.uint8)
+    classes[[13, 24, 25]] = 1
+    case = replace(case, fine_labels=case.coarse_labels.with_array(classes))
+
+    def chosen(margin_mm: float) -> np.ndarray:
+        update = {
+            "batch_size": 2000,
+            "target_share": 1.0,
+            "target_margin_mm": margin_mm,
+            "hu_window": (0.0, 200.0),
+        }
+        config = CONFIG.segment.model_copy(update=update)
+        batches = SegmentBatches([case], config, STILL, 2, True, (0, 0, 0), CPU)
+        batch = batches.draw(update_generator(0, 1, 0, CPU))
+        return np.bincount((batch.images[:, 2, 8, 8] * 25 + 25).round().long(), minlength=40)
+
+    assert set(np.flatnonzero(chosen(0.0))) == {13, 24, 25}
+    counts = chosen(2.5 * CONFIG.segment.spacing_mm[0])
+    near = [*range(12, 16), *range(22, 28)]  # 11 is beyond what a crop could hold
+    assert set(np.flatnonzero(counts)) == set(near)
+    assert counts[near].min() > 0.6 * counts[near].max()
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_a_side_stays_a_side_unless_mirroring_is_allowed(allowed: bool) -> None:
     augment = STILL.model_copy(update={"mirror": True, "rotation_deg": 30.0, "elastic_share": 1.0})

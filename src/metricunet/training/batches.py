@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from metricunet.cohort.prepare import BoxName, TargetBox
@@ -165,6 +166,7 @@ class SegmentBatches:
         reach = config.slices // 2
         self._neighbours = torch.arange(-reach, reach + 1, device=device)
         self._lowest = max(0, (depth - crop[0]) // 2 - int(jitter_mm[0] / config.spacing_mm[0]))
+        self._holds = self._or_near(self._holds, int(config.target_margin_mm / config.spacing_mm[0]))
         self._size = torch.tensor([columns, rows], device=device)
         self._room = torch.tensor([(columns - crop[2]) / 2, (rows - crop[1]) / 2], device=device)
         self._jitter = torch.tensor([jitter_mm[k] / config.spacing_mm[k] for k in (2, 1)], device=device)
@@ -201,6 +203,13 @@ class SegmentBatches:
         """Return these: a cohort's cases are the same in every epoch."""
         return self
 
+    def _or_near(self, holds: Tensor, margin: int) -> Tensor:
+        """Return which slices hold a structure, or lie that close to one that does and within a crop's reach."""
+        near = F.max_pool1d(holds[:, None], 2 * margin + 1, stride=1, padding=margin)[:, 0]
+        place = torch.arange(holds.shape[1], device=self.device)
+        reached = (place >= self._lowest) & (place < holds.shape[1] - self._lowest)
+        return torch.where(reached, near, holds)
+
     def _cases(self, generator: Generator) -> Tensor:
         """Draw the cases of the whole batch: which of them a process holds is no matter of what is drawn."""
         size = self.config.batch_size * self._held.processes
@@ -210,7 +219,8 @@ class SegmentBatches:
         return None if self.unknown is None else own_rows(self.unknown[case])
 
     def _slices(self, case: Tensor, generator: Generator) -> Tensor:
-        """Choose the middle slices of the whole batch: often one that holds a structure, else any of a crop."""
+        """Choose the middle slices of the whole batch: often one that holds a structure, or lies near
+        one that does; else any of a crop."""
         size, depth = len(case), self.hu.shape[1]
         with each_its_own():
             anywhere = torch.randint(

@@ -77,6 +77,9 @@ class BoxConfig(_Section):
         base_channels: number of channels at the finest level.
         levels: number of resolutions of a U-Net or V-Net, or of stages of an FCN.
         target_share: share of training slices (3D: blocks) that are chosen to hold a structure.
+        target_margin_mm: slices within this of one that holds a structure count as such in that choice. With 0,
+            slices just beyond a structure's ends are shown several times less often than those just within, so
+            that a network that cannot tell which it sees takes it for one within, and draws an end too far out.
         batch_size: number of slices in a batch, or of blocks in 3D.
         dice_of_absent: as of stage 1, of the slices or blocks of a batch.
     """
@@ -92,6 +95,7 @@ class BoxConfig(_Section):
     base_channels: Count = 32
     levels: Annotated[int, Field(ge=2, le=6)] = 5
     target_share: Share = 0.67
+    target_margin_mm: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Count = 16
     epochs: Count = 40
     updates_per_epoch: Count = 250
