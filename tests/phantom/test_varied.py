@@ -627,6 +627,22 @@ def test_a_body_has_lungs_above_and_femurs_below_its_pelvis() -> None:
     assert (femur[(z > -195) & (z < -60)] > 4).all()
 
 
+def test_the_end_slices_beyond_the_pelvis_are_whole_and_a_part_has_the_vertebrae_of_the_whole() -> None:
+    found = draw_phantom(kind("chest", reach), "varied")
+    # Thick slices, of which half would be air if the body ended at the middle of the last.
+    rows, columns = (int(n * s / 3) for n, s in zip(found.scan.shape[1:], found.scan.spacing_mm[1:], strict=True))
+    slices = int(found.scan.shape[0] * found.scan.spacing_mm[0] / 5)
+    whole = replace(found.scan, shape=(slices, rows, columns), spacing_mm=(5.0, 3.0, 3.0), noise_hu=0.1)
+    x, y, z = whole.start_mm
+    upper = replace(whole, start_mm=(x, y, z + 5.0 * (slices - 16)), shape=(12, rows, columns))
+    image, part = (found.image(one).array.astype(float) for one in (whole, upper))
+    inside = slice(slices - 16, slices - 4)
+    bone = image[inside] > 150
+    assert bone.sum() > 1000
+    assert np.mean(np.abs(part - image[inside])[bone] < 30) > 0.97
+    assert np.mean(np.abs(part - image[inside])[-1] < 30) > 0.97
+
+
 def test_scans_without_a_prostate_show_what_is_stated() -> None:
     kinds = [lose(seed) for seed in range(1500)]
     for name in ("woman", "prostatectomy"):
