@@ -58,6 +58,8 @@ def test_splits_json_decides(folder: Path) -> None:
         ("{}", "expected a list"),
         ('[{"train": ["case_00"]}]', "needs the lists"),
         ('[{"train": ["case_00"], "val": ["other"]}]', "names case 'other'"),
+        ('[{"train": ["case_01", "case_01"], "val": ["case_00"]}]', "names case 'case_01' twice in train"),
+        ('[{"train": ["case_01"], "val": ["case_00", "case_00"]}]', "names case 'case_00' twice in val"),
         ('[{"train": [], "val": ["case_00"]}]', "no training case"),
         ('[{"train": ["case_00"], "val": ["case_00"]}]', "in both"),
     ],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from metricunet.errors import InputError
-from metricunet.evaluation.compare import OUTPUTS, evaluate, in_terms_of
+from metricunet.evaluation.compare import EVALUATION_RECORD, OUTPUTS, evaluate, in_terms_of
 from metricunet.evaluation.measures import MEASURE_NAMES
 from metricunet.evaluation.summary import CONTOUR_COLUMNS, format_summary
+from metricunet.files.claim import AlreadyClaimed, claimed
 from metricunet.files.nifti import write_nifti
+from metricunet.files.own import OwnFiles
 from metricunet.volume import Geometry, Volume
 
 Gland = Callable[..., NDArray[Any]]
@@ -233,6 +236,30 @@ def test_two_runs_write_the_same_bytes(folders: Any, gland: Gland) -> None:
     first = {name: (folders.output / name).read_bytes() for name in OUTPUTS}
     evaluate(folders.predictions, folders.cohort, folders.output)
     assert {name: (folders.output / name).read_bytes() for name in OUTPUTS} == first
+
+
+def test_two_evaluations_in_one_folder_do_not_mix(
+    folders: Any, gland: Gland, grid: Geometry, tmp_path: Path
+) -> None:
+    folders.add("a", gland(), gland((0, 3, 0)))
+    shutil.copytree(folders.predictions, tmp_path / "others")
+    write_nifti(tmp_path / "others" / "a.nii.gz", Volume(gland().astype(np.uint8), grid))
+    evaluate(folders.predictions, folders.cohort, tmp_path / "alone")
+
+    def another(done: int, _: int) -> None:
+        if done == 1:
+            evaluate(tmp_path / "others", folders.cohort, folders.output)
+
+    evaluate(folders.predictions, folders.cohort, folders.output, progress=another)
+    for name in OUTPUTS:
+        assert (folders.output / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    claim = OwnFiles(folders.output, EVALUATION_RECORD, "evaluate").claim
+    with (
+        claimed(claim, "an evaluation"),
+        pytest.raises(AlreadyClaimed, match="an evaluation is going on here already"),
+    ):
+        evaluate(tmp_path / "others", folders.cohort, folders.output)
+    assert (folders.output / "cases.csv").read_bytes() == (tmp_path / "alone" / "cases.csv").read_bytes()
 
 
 def test_progress_reaches_its_end(folders: Any, gland: Gland) -> None:

@@ -211,6 +211,18 @@ def ancestors_training_case(setting: Setting) -> None:
     setting.predict_all(ENOUGH)
 
 
+def own_validation_case(setting: Setting) -> None:
+    cases = {"cases": ("a" * 64,), "validation_cases": (fingerprint(ENOUGH[3]),)}
+    setting.write_model(trained_on="patients", **cases)
+    setting.predict_all(ENOUGH)
+
+
+def ancestors_validation_case(setting: Setting) -> None:
+    ancestor = Ancestor("grandfather", "a" * 64, False, ("b" * 64,), (fingerprint(ENOUGH[3]),))
+    setting.write_model(lineage=(ancestor,))
+    setting.predict_all(ENOUGH)
+
+
 def unknown_training(setting: Setting) -> None:
     setting.write_model(lineage=(Ancestor("grandfather", "a" * 64, synthetic=False),))
     setting.predict_all(ENOUGH)
@@ -267,6 +279,8 @@ def a_case_that_cannot_be_scored(setting: Setting) -> None:
         (other_labels, "labels prostate with 1, the references with 2"),
         (own_training_case, r"patient_03: its scan was a training case of .*model.safetensors"),
         (ancestors_training_case, "patient_03: its scan was a training case of grandfather"),
+        (own_validation_case, r"patient_03: its scan was a validation case of .*model.safetensors"),
+        (ancestors_validation_case, "patient_03: its scan was a validation case of grandfather"),
         (unknown_training, "does not say which cases grandfather was trained on"),
         (another_model, r"other.quality.json: another model than .*model.safetensors predicted this case"),
         (corrected_mask, r"patient_02.nii.gz: was changed since it was predicted"),

@@ -93,6 +93,16 @@ def test_cases_without_the_target_are_passed_over() -> None:
     assert one == calibration(Reader(1.0), STAGE, full, 1, "fp32")
 
 
+def test_a_mask_in_what_nobody_contoured_is_passed_over() -> None:
+    full = logistic_cases(3)
+    assert full[0].fine_labels is not None
+    nobodys = full[0].fine_labels.with_array(np.full_like(full[0].fine_labels.array, IGNORE_CLASS))
+    hidden = replace(full[0], fine_labels=nobodys)
+    assert calibration(Reader(1.0), STAGE, [hidden], 1, "fp32") is None
+    one = calibration(Reader(1.0), STAGE, [*full, hidden], 1, "fp32")
+    assert one == calibration(Reader(1.0), STAGE, full, 1, "fp32")
+
+
 def blank(case: PreparedCase) -> Volume:
     assert case.fine is not None
     return case.fine.with_array(np.full_like(case.fine.array, -1000))

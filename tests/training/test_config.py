@@ -46,6 +46,11 @@ def test_settings_may_be_values_themselves() -> None:
         load_config("small", settings={"segment.epochs": object()})
 
 
+def test_a_decoder_map_is_tapped_once() -> None:
+    with pytest.raises(InputError, match=r"metric\.taps .* is \[1, 0, 1\]: .*name each once"):
+        load_config("small", settings=["metric.taps=[1, 0, 1]"])
+
+
 def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
     config = load_config("small", settings=["metric.weight=0.3"])
     (tmp_path / "c.yaml").write_text(dump_config(config))

@@ -270,15 +270,19 @@ def test_a_frozen_encoder_and_what_a_run_says_of_its_start(tiny_model: Path, coh
     assert record["config"]["freeze"] == "encoder"
     assert load_config("default", frozen.parent / "config.yaml").freeze == "encoder"
     card = read_card(frozen)
-    assert card.lineage == (Ancestor("model", parent.weights_sha256, True, parent.card.cases),)
+    own = parent.card
+    assert own.validation_cases
+    assert card.lineage == (Ancestor("model", parent.weights_sha256, True, own.cases, own.validation_cases),)
     assert list(card.labels) == ["penile_bulb", "prostate"]
     assert read_parent(frozen).lineage[0] == card.lineage[0]
 
 
-def test_a_card_lists_the_images_that_were_trained_on(tiny_cohort: Path, tiny_model: Path) -> None:
-    names = json.loads((tiny_model.parent / "run.json").read_text())["split"]["train"]
-    images = [tiny_cohort / "imagesTr" / f"{name}_0000.nii.gz" for name in names]
-    assert read_card(tiny_model).cases == tuple(sorted(sha256([path]) for path in images))
+def test_a_card_lists_the_images_that_were_trained_and_validated_on(tiny_cohort: Path, tiny_model: Path) -> None:
+    split = json.loads((tiny_model.parent / "run.json").read_text())["split"]
+    card = read_card(tiny_model)
+    for names, stated in ((split["train"], card.cases), (split["val"], card.validation_cases)):
+        images = [tiny_cohort / "imagesTr" / f"{name}_0000.nii.gz" for name in names]
+        assert stated == tuple(sorted(sha256([path]) for path in images))
     assert read_card(tiny_model).lineage == ()
 
 

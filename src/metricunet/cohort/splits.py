@@ -188,6 +188,9 @@ def _read(path: Path, names: Sequence[str], patients: dict[str, str]) -> list[Sp
         for name in (*train, *val, *unlabeled):
             if name not in names:
                 raise InputError(f"{path}: fold {k} names case {name[:100]!r}, which is no training case")
+        for part, listed in {"train": train, "val": val, "unlabeled": unlabeled}.items():
+            if twice := next((name for name in listed if listed.count(name) > 1), None):
+                raise InputError(f"{path}: fold {k} names case {twice[:100]!r} twice in {part}")
         if both := {*train, *val} & {*unlabeled}:
             raise InputError(f"{path}: fold {k} has case {min(both)[:100]!r} with labels and without (unlabeled)")
         shared = {patients[n] for n in train} & {patients[n] for n in val}

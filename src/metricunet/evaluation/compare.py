@@ -34,6 +34,7 @@ from metricunet.evaluation.summary import (
     summarise,
 )
 from metricunet.files.atomic import write_json, write_text
+from metricunet.files.claim import claimed
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, hash_if_readable
 from metricunet.files.reviews import QUALITY_SUFFIX
@@ -236,14 +237,15 @@ def evaluate_matched(
         },
         "inputs": {str(path): hash_if_readable(path) for path in files},
     }
-    try:
-        write_text(own.stage("cases.csv"), cases_csv(evaluation.rows, CONTOUR_COLUMNS))
-        write_json(own.stage("summary.json"), {name: s.to_json() for name, s in evaluation.summary.items()})
-        write_text(own.stage("report.html"), report)
-        own.commit(record.content())
-    except BaseException:
-        own.discard()
-        raise
+    with claimed(own.claim, "an evaluation"):
+        own.check(OUTPUTS)  # another may have written here while this one measured
+        try:
+            write_text(own.stage("cases.csv"), cases_csv(evaluation.rows, CONTOUR_COLUMNS))
+            write_json(own.stage("summary.json"), {name: s.to_json() for name, s in evaluation.summary.items()})
+            write_text(own.stage("report.html"), report)
+            own.commit(record.content())
+        finally:
+            own.discard()
     if held_out is not None and scores is not None:
         evaluation = replace(evaluation, model=held_out.write(scores))
     if progress is not None:

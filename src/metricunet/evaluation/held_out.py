@@ -2,7 +2,7 @@
 
 A model of synthetic origin is held at `review` until its card has such scores. So they count only for what the
 model itself predicted, each file as it was written, of enough scans of patients, none of which its own training
-has seen, or that of a model that it descends from.
+has seen, or that of a model that it descends from; validation cases have chosen the epoch, so they are seen, too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from metricunet.evaluation.cases import CasePair, Matching, said_synthetic
 from metricunet.evaluation.summary import Evaluation
 from metricunet.files.model import (
     LEAST_PATIENT_CASES,
+    Ancestor,
     ModelCard,
     PatientScores,
     read_card,
@@ -118,8 +119,8 @@ def held_out_cases(model: Path, matching: Matching, output: Path, overwrite: boo
         known = next((seen[found] for found in hashes if found in seen), None)
         if known is not None:
             raise InputError(
-                f"{pair.case}: its scan was a training case of {known}; scores for a model's card must be of "
-                "scans that no training has seen"
+                f"{pair.case}: its scan was a {known}; scores for a model's card must be of scans that no "
+                "training has seen"
             )
         twin = next((case for case, other in scans.items() if other == scan), None)
         if twin is not None:
@@ -136,17 +137,18 @@ def _check_number(model: Path, found: int, what: str) -> None:
 
 
 def _seen(model: Path, card: ModelCard) -> dict[str, str]:
-    """Return the hash of each scan that a training has seen, and the name of the model whose training it was."""
+    """Return the hash of each scan that a training has seen, and what it was there."""
     seen: dict[str, str] = {}
-    trainings = [(str(model), card.synthetic, card.cases)]
-    trainings += [(one.name, one.synthetic, one.cases) for one in card.lineage]
-    for name, synthetic, cases in trainings:
-        if not cases and not synthetic:
+    trainings: list[tuple[str, ModelCard | Ancestor]] = [(str(model), card)]
+    trainings += [(one.name, one) for one in card.lineage]
+    for name, one in trainings:
+        if not one.cases and not one.synthetic:
             raise InputError(
                 f"{model}: its card does not say which cases {name} was trained on, so nobody can tell whether "
                 "these were among them; train it again with this version"
             )
-        seen |= dict.fromkeys(cases, name)
+        seen |= dict.fromkeys(one.validation_cases, f"validation case of {name}")
+        seen |= dict.fromkeys(one.cases, f"training case of {name}")
     return seen
 
 

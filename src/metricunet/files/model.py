@@ -75,12 +75,14 @@ class Ancestor:
         weights_sha256: hash of its weights.
         synthetic: whether its own training saw synthetic scans only.
         cases: SHA-256 of the image files of each of its training cases; empty where they are not known.
+        validation_cases: the same of its validation cases, which have chosen its epoch.
     """
 
     name: str
     weights_sha256: str
     synthetic: bool
     cases: tuple[str, ...] = ()
+    validation_cases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class ModelCard:
             weights, or the file is older.
         cases: SHA-256 of the image files of each training case, in the order of the hashes; empty where there are
             no such files, or the file is older.
+        validation_cases: the same of the validation cases, which have chosen the epoch and the calibration.
         validated: scores on scans of patients; None where there are none.
     """
 
@@ -153,6 +156,7 @@ class ModelCard:
     organs_structures: tuple[str, ...] = ()
     lineage: tuple[Ancestor, ...] = ()
     cases: tuple[str, ...] = ()
+    validation_cases: tuple[str, ...] = ()
     validated: PatientScores | None = None
 
     @property
@@ -395,7 +399,9 @@ def _check_box(name: str, stage: SegmentSpec, classes: int) -> None:
 
 
 def _check_origin(card: ModelCard) -> None:
-    hashes = [*card.cases, *(value for one in card.lineage for value in (one.weights_sha256, *one.cases))]
+    trainings: tuple[ModelCard | Ancestor, ...] = (card, *card.lineage)
+    hashes = [value for one in trainings for value in (*one.cases, *one.validation_cases)]
+    hashes += [one.weights_sha256 for one in card.lineage]
     names = [one.name for one in card.lineage]
     if card.validated is not None:
         hashes += card.validated.scans

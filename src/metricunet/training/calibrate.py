@@ -152,7 +152,9 @@ def calibration(
     Returns:
         None where no case is left.
     """
-    seen = [v for v in (validated(network, stage, case, target, precision) for case in cases) if v is not None]
+    found = [validated(network, stage, case, target, precision) for case in cases]
+    # Around a mask that lies in what nobody contoured there is nothing to learn.
+    seen = [v for v in found if v is not None and (v.classes != IGNORE_CLASS).any()]
     if not seen:
         return None
     known = [v.classes != IGNORE_CLASS for v in seen]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from metricunet.errors import InputError, argument
 from metricunet.files.yaml_file import read_yaml
@@ -28,6 +28,15 @@ Size = tuple[Positive, Positive, Positive]
 
 #: Distance between the control points of an elastic field: about half a gland, so that a gland bends as a whole.
 ELASTIC_GRID_MM = 32.0
+
+
+def _each_once(taps: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(taps)) < len(taps):
+        raise ValueError("a map stands there twice; name each once")
+    return taps
+
+
+Taps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_each_once)]
 
 
 class _Section(BaseModel):
@@ -193,7 +202,7 @@ class MetricConfig(_Section):
     weight: Annotated[float, Field(ge=0)] = 0.1
     weight_as: Literal["factor", "gradient_share"] = "factor"
     warm_up_updates: Annotated[int, Field(ge=0)] = 250
-    taps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    taps: Taps = (0,)
     embedding: Count = 32
     sampler: Literal["mixture", "uniform", "balanced", "boundary", "misclassified", "uncertain"] = "mixture"
     voxels: Annotated[int, Field(ge=8)] = 512

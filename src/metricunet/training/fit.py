@@ -393,7 +393,13 @@ def train_segment(run: Run, located: StageOne, model: Path | None = None) -> Pat
     )
     fitted = calibration(segment, card.segment, run.val, run.target, run.config.precision)
     lineage = () if run.inheritance is None else run.inheritance.parent.lineage
-    card = replace(card, calibration=fitted, cases=run.images_sha256, lineage=lineage)
+    card = replace(
+        card,
+        calibration=fitted,
+        cases=run.images_sha256,
+        validation_cases=run.validation_images_sha256,
+        lineage=lineage,
+    )
     weights = located.weights() | joined({}, segment.state_dict(), organs)
     write_model(model, card, halved(weights) if run.config.weights == "float16" else weights)
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,8 +114,16 @@ class Run:
     @property
     def images_sha256(self) -> tuple[str, ...]:
         """Hash of each training image, contoured or not, in the order of hashes; what was no file has none."""
-        scans = [*self.train, *(() if self.uncontoured is None else self.uncontoured.prepared)]
-        return tuple(sorted({case.image_sha256 for case in scans if case.image_sha256}))
+        return _images_sha256([*self.train, *(() if self.uncontoured is None else self.uncontoured.prepared)])
+
+    @property
+    def validation_images_sha256(self) -> tuple[str, ...]:
+        """Hash of each validation image, as `images_sha256`."""
+        return _images_sha256(self.val)
+
+
+def _images_sha256(scans: Sequence[PreparedCase]) -> tuple[str, ...]:
+    return tuple(sorted({case.image_sha256 for case in scans if case.image_sha256}))
 
 
 def state_file(folder: Path) -> Path:

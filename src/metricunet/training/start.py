@@ -57,8 +57,9 @@ class Parent:
     @property
     def lineage(self) -> tuple[Ancestor, ...]:
         """The lineage of whatever begins from this model: its own, and then the model itself."""
-        own = Ancestor(self.name, self.weights_sha256, self.card.synthetic, self.card.cases)
-        return (*self.card.lineage, own)
+        card = self.card
+        own = Ancestor(self.name, self.weights_sha256, card.synthetic, card.cases, card.validation_cases)
+        return (*card.lineage, own)
 
     def spec(self, stage: str) -> Spec | None:
         """Return what a stage of the model is; None where it has no such stage."""
