@@ -173,6 +173,21 @@ def test_the_command_says_where_the_model_is(setting: Setting, metricunet: Comma
     assert (setting.output / "model.safetensors").is_file()
 
 
+def test_a_model_that_another_evaluation_wrote_meanwhile_is_not_replaced(setting: Setting) -> None:
+    setting.predict_all(ENOUGH)
+    written: dict[str, bytes] = {}
+
+    def another(done: int, _: int) -> None:
+        if done == 1:
+            setting.evaluate()
+            written.update({path.name: path.read_bytes() for path in setting.output.iterdir()})
+
+    with pytest.raises(InputError, match=r"model\.safetensors: is there already; choose another folder"):
+        setting.evaluate(progress=another)
+    assert setting.model.name in written
+    assert {path.name: path.read_bytes() for path in setting.output.iterdir()} == written
+
+
 def test_the_model_itself_is_never_replaced(setting: Setting) -> None:
     setting.predict_all(ENOUGH)
     with pytest.raises(InputError, match="is an input and would be overwritten"):

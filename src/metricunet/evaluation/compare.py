@@ -239,6 +239,8 @@ def evaluate_matched(
     }
     with claimed(own.claim, "an evaluation"):
         own.check(OUTPUTS)  # another may have written here while this one measured
+        if held_out is not None:
+            held_out.check_place()  # likewise
         try:
             write_text(own.stage("cases.csv"), cases_csv(evaluation.rows, CONTOUR_COLUMNS))
             write_json(own.stage("summary.json"), {name: s.to_json() for name, s in evaluation.summary.items()})
@@ -246,8 +248,8 @@ def evaluate_matched(
             own.commit(record.content())
         finally:
             own.discard()
-    if held_out is not None and scores is not None:
-        evaluation = replace(evaluation, model=held_out.write(scores))
+        if held_out is not None and scores is not None:
+            evaluation = replace(evaluation, model=held_out.write(scores))
     if progress is not None:
         progress(steps, steps)
     return evaluation

@@ -8,7 +8,7 @@ has seen, or that of a model that it descends from; validation cases have chosen
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,12 +39,24 @@ class HeldOut:
         card: what it says of itself.
         scans: case to the SHA-256 of its scan.
         written: where the model goes with its scores.
+        inputs: files that are never replaced.
+        overwrite: whether another file that lies there may be replaced.
     """
 
     model: Path
     card: ModelCard
     scans: Mapping[str, str]
     written: Path
+    inputs: tuple[Path, ...] = ()
+    overwrite: bool = False
+
+    def check_place(self) -> None:
+        """Refuse to replace a file that lies where the model goes.
+
+        Raises:
+            InputError: it is named.
+        """
+        _refuse_taken(self.written, self.inputs, self.overwrite)
 
     def scores(self, evaluation: Evaluation) -> PatientScores:
         """Return what the card will say.
@@ -90,15 +102,8 @@ def held_out_cases(model: Path, matching: Matching, output: Path, overwrite: boo
             training has seen is not known, a case was not predicted by this model alone or was changed since, or a
             file is in the way.
     """
-    card, written = read_card(model), output / model.name
-    if os.path.lexists(written):
-        if written in Inputs([model, *matching.files]):
-            raise InputError(f"{written}: is an input and would be overwritten; choose another folder")
-        if written.is_dir() or not overwrite:
-            raise InputError(
-                f"{written}: is there already; choose another folder, or replace it with "
-                f"{argument('overwrite', True)}"
-            )
+    card, written, inputs = read_card(model), output / model.name, (model, *matching.files)
+    _refuse_taken(written, inputs, overwrite)
     phantoms = said_synthetic(matching.files)
     if phantoms is not None:
         raise InputError(
@@ -126,7 +131,18 @@ def held_out_cases(model: Path, matching: Matching, output: Path, overwrite: boo
         if twin is not None:
             raise InputError(f"{pair.case}: its scan is that of {twin}; leave one of the two out")
         scans[pair.case] = scan
-    return HeldOut(model, card, scans, written)
+    return HeldOut(model, card, scans, written, inputs, overwrite)
+
+
+def _refuse_taken(written: Path, inputs: Iterable[Path], overwrite: bool) -> None:
+    if not os.path.lexists(written):
+        return
+    if written in Inputs(inputs):
+        raise InputError(f"{written}: is an input and would be overwritten; choose another folder")
+    if written.is_dir() or not overwrite:
+        raise InputError(
+            f"{written}: is there already; choose another folder, or replace it with {argument('overwrite', True)}"
+        )
 
 
 def _check_number(model: Path, found: int, what: str) -> None:
