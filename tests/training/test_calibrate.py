@@ -130,6 +130,19 @@ def test_a_model_without_calibration_gets_the_one_that_training_gives(
     assert all(torch.equal(tensor, weights[name]) for name, tensor in read_model(again)[1].items())
 
 
+def test_the_card_lists_the_cases_of_a_calibration_among_those_that_were_validated_on(
+    tiny_cohort: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Else a card could get scores on the very scans that its calibration was fitted on."""
+    card, weights = read_model(tiny_model)
+    assert card.validation_cases
+    for known in ((), ("a" * 64,)):
+        write_model(tmp_path / "old.safetensors", replace(card, validation_cases=known), weights)
+        new = tmp_path / f"new_{len(known)}.safetensors"
+        calibrate(tmp_path / "old.safetensors", tiny_cohort, new, device="cpu")
+        assert read_card(new).validation_cases == tuple(sorted({*known, *card.validation_cases}))
+
+
 def test_other_structures_are_refused(tiny_cohort: Path, tiny_model: Path, tmp_path: Path) -> None:
     card, weights = read_model(tiny_model)
     other = replace(card, labels={"bladder": 1}, tg263={"bladder": "Bladder"}, target="bladder")

@@ -75,7 +75,7 @@ class Ancestor:
         weights_sha256: hash of its weights.
         synthetic: whether its own training saw synthetic scans only.
         cases: SHA-256 of the image files of each of its training cases; empty where they are not known.
-        validation_cases: the same of its validation cases, which have chosen its epoch.
+        validation_cases: the same of its validation cases, which have chosen its epoch and calibration.
     """
 
     name: str

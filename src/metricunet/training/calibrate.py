@@ -73,7 +73,8 @@ def calibrate(
     Args:
         model: model file.
         cohort: nnU-Net raw data set with the same structures.
-        output: model file to write: the same weights, and a card with the calibration. May be `model` itself.
+        output: model file to write: the same weights, and a card with the calibration, which lists its cases among
+            those that the model was validated on. May be `model` itself.
         fold: whose validation cases are taken.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `gpu`, `gpu:N` or `mps`.
         cache: folder to keep the prepared cases in, for other models; default: they are not kept.
@@ -113,7 +114,9 @@ def calibrate(
             f"{cohort}: the model finds {card.target} in no validation case of fold {fold} that holds it, so "
             "there is nothing to calibrate on; choose another fold"
         )
-    write_model(output, replace(card, calibration=found), read_model(model)[1])
+    images = {*card.validation_cases, *(case.image_sha256 for case in cases if case.image_sha256)}
+    card = replace(card, calibration=found, validation_cases=tuple(sorted(images)))
+    write_model(output, card, read_model(model)[1])
     return output
 
 
