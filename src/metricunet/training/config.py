@@ -53,7 +53,7 @@ class LocateConfig(_Section):
             `counted` drives a training in which many scans hold no target towards calling everything background.
         aim_where_absent: whether patches are also aimed at where the target would lie, in phantoms that show that
             place and no target (women, men after prostatectomy). What came of a training with it, and with other
-            changes, is in docs/real.md.
+            changes, is in docs/models-tried.md.
     """
 
     spacing_mm: Size = (4.0, 4.0, 4.0)
