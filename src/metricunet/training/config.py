@@ -104,7 +104,7 @@ class BoxConfig(_Section):
     base_channels: Count = 32
     levels: Annotated[int, Field(ge=2, le=6)] = 5
     target_share: Share = 0.67
-    target_margin_mm: Annotated[float, Field(ge=0)] = 0.0
+    target_margin_mm: Annotated[float, Field(ge=0, le=100)] = 0.0
     batch_size: Count = 16
     epochs: Count = 40
     updates_per_epoch: Count = 250
