@@ -238,12 +238,19 @@ def metal_ml(image: Volume, first: int, last: int) -> float:
 
 
 def repeated_slices(image: Volume, first: int, last: int) -> int:
-    """Count slices from `first` up to `last` that are blank or equal to the one before: fillers of gaps."""
+    """Count slices from `first` up to `last` that are blank or equal to the one before: fillers of gaps.
+
+    Which of two equal slices is the filler nobody can tell, so the last one counts where the next is its equal.
+    """
+
+    def is_equal(k: int, other: int) -> bool:
+        return 0 <= other < len(image.array) and np.array_equal(image.array[k], image.array[other])
+
     count = 0
     for k in range(first, last + 1):
         current = image.array[k]
         blank = bool((current == current.flat[0]).all())
-        count += blank or (k > first and np.array_equal(current, image.array[k - 1]))
+        count += blank or is_equal(k, k - 1) or (k == last and is_equal(k, k + 1))
     return count
 
 
