@@ -41,3 +41,13 @@ def test_what_cannot_be_hounsfield_units() -> None:
     assert why_not_hu(-1000) is None
     assert "lowest value is 0, so these are no Hounsfield units" in str(why_not_hu(0, 4095))
     assert "highest value is 65535, so these are no Hounsfield units" in str(why_not_hu(-1000, 65535))
+
+
+def test_what_no_padding_is() -> None:
+    """The lowest number of float32 overflows where it is averaged, and NaN would spread over a whole field."""
+    for padding in (-2000, -3024, -32768 - 1024, -1e5):
+        assert why_not_hu(padding, 3071) is None
+    for value in (float(np.finfo(np.float32).min), -np.inf, np.nan):
+        reason = str(why_not_hu(value, 3071))
+        assert f"lowest value is {value:g}, so these are no Hounsfield units" in reason
+        assert "the value of air" in reason

@@ -19,6 +19,9 @@ PADDING_HU = -1000.0
 HIGHEST_MINIMUM_HU = -500.0
 #: Values above this are no Hounsfield units (metal saturates well below).
 HIGHEST_HU = 32000.0
+#: Values below this are no padding that 16 bits can hold, whatever their slope and intercept. The lowest number of
+#: float32, with which some programs fill what was not measured, would overflow where it is averaged.
+LOWEST_HU = -1e6
 #: What is lighter is air, gas or lung, and no part of the level.
 LIGHTEST_TISSUE_HU = -300.0
 #: Fat, muscle and fluids; beyond are gas, contrast medium, bone and metal.
@@ -35,7 +38,7 @@ def why_not_hu(low: float, high: float | None = None) -> str | None:
     """Say why values cannot be Hounsfield units, and what to do about it; None where they can be.
 
     Args:
-        low: the lowest value of a scan.
+        low: the lowest value of a scan; NaN where any of its values is.
         high: the highest value; None leaves it unchecked.
 
     Returns:
@@ -45,6 +48,11 @@ def why_not_hu(low: float, high: float | None = None) -> str | None:
         found = f"the lowest value is {low:g}"
     elif high is not None and high > HIGHEST_HU:
         found = f"the highest value is {high:g}"
+    elif not low >= LOWEST_HU:  # so that NaN is none, either
+        return (
+            f"the lowest value is {low:g}, so these are no Hounsfield units (air is -1000); give the voxels that "
+            "were not measured, such as those outside the scan circle, the value of air"
+        )
     else:
         return None
     return (

@@ -84,6 +84,13 @@ def holed(folder: Path) -> Volume:
     return mu.load_scan(array, affine=np.eye(4)).volume
 
 
+def holed_volume(folder: Path) -> Volume:
+    array = np.full((20, 20, 20), -1000.0, dtype=np.float32)
+    array[3:9] = 40
+    array[3, 4, 5] = np.nan
+    return Volume(array, Geometry.from_parts(array.shape, (2, 2, 2)))
+
+
 def cut_short(folder: Path) -> Any:
     """An image of nibabel whose file was damaged after it was opened."""
     path = folder / "short.nii"
@@ -111,6 +118,7 @@ def cut_short(folder: Path) -> Any:
         (lambda f: mu.load_scan(ARRAY, affine=np.zeros((4, 4))), "the array: the affine"),
         (lambda f: mu.load_scan(ARRAY.astype(complex), affine=np.eye(4)), "the array: voxels of type complex"),
         (holed, "the array: 1 voxels are NaN or infinite"),
+        (lambda f: mu.load_scan(holed_volume(f)), "the scan: the lowest value is nan, so these are no Hounsfield"),
         (lambda f: mu.load_scan(ARRAY, affine=np.eye(4)), "every voxel is 0; the scan is empty"),
         (lambda f: mu.load_scan(magnetic(f)), "the scan: "),
         (lambda f: mu.load_scan(nib.MGHImage(ARRAY, np.eye(4))), "is MGHImage, expected NIfTI; give its array"),

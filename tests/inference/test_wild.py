@@ -61,6 +61,7 @@ def test_what_is_no_scan_costs_no_other_its_mask(metricunet: Command, bands_mode
     put(scans / "colours.nii.gz", colours)
     put(scans / "empty_scan.nii.gz", np.full_like(voxels, -1000))
     put(scans / "huge.nii.gz", voxels.astype(np.float64) * 1e30)
+    put(scans / "filled.nii.gz", np.where(voxels < -900, np.finfo(np.float32).min, voxels.astype(np.float32)))
     (scans / "plain.nii.gz").write_bytes(gzip.decompress(packed))
     (scans / "packed.nii").write_bytes(packed)
     (scans / "cut.nii.gz").write_bytes(packed[:-3000])
@@ -75,6 +76,7 @@ def test_what_is_no_scan_costs_no_other_its_mask(metricunet: Command, bands_mode
         "colours.nii.gz": "expected integers or real numbers",
         "empty_scan.nii.gz": "every voxel is -1000; the scan is empty",
         "huge.nii.gz": "so these are no Hounsfield units",
+        "filled.nii.gz": "the lowest value is -3.40282e+38, so these are no Hounsfield units",
         "plain.nii.gz": "is not compressed with gzip as its name says",
         "packed.nii": "is compressed with gzip, but not named so; rename it to packed.nii.gz",
         "cut.nii.gz": "the file is truncated or damaged",

@@ -181,6 +181,12 @@ def test_metal_far_from_the_crops_slices_is_left_alone(tmp_path: Path) -> None:
     assert quality.hu["metal_ml"] == 0
 
 
+def test_a_target_that_is_cut_by_its_crop_is_called_cropped(tmp_path: Path) -> None:
+    quality = judged(tmp_path, RAISING["touches_crop"][0])
+    assert "touches_crop" in [flag.code for flag in quality.flags]
+    assert quality.structures["prostate"]["cropped"] is True
+
+
 def test_the_json_holds_plain_numbers_and_both_forms_of_reasons(tmp_path: Path) -> None:
     import json
 

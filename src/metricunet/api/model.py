@@ -60,7 +60,7 @@ class Model:
 
     @property
     def target(self) -> str:
-        """The structure that it looks for first, and that is never cut off."""
+        """The structure that it looks for first, around which its crop moves and grows."""
         return self.card.target
 
     def __repr__(self) -> str:

@@ -272,8 +272,8 @@ def _organ_cut(findings: Findings) -> Iterator[str]:
 def _slice_gap(findings: Findings) -> Iterator[str]:
     if findings.repeated_slices:
         yield (
-            f"{findings.repeated_slices} of the slices that {findings.target} lies on are blank or copies of "
-            "their neighbours, as where gaps were filled"
+            f"{findings.repeated_slices} of the slices that {findings.target} lies on, or of the next ones, are "
+            "blank or copies of their neighbours, as where gaps were filled"
         )
 
 

@@ -50,8 +50,9 @@ class StructureFindings:
         holes_ml: their volume.
         empty_slices: without a voxel of it, between its first and its last.
         scan_faces: edges of the scan that it reaches.
-        cropped: whether a crop may cut it: any of stage 2's structures but the target, and an organ that reaches
-            the edge of what its network looked at, where the scan goes on.
+        cropped: whether a crop may cut it: any of stage 2's structures, but the target only where it reaches an
+            inner face of its crop after all; and an organ that reaches the edge of what its network looked at,
+            where the scan goes on.
     """
 
     volume_ml: float
@@ -201,7 +202,7 @@ def findings_of(
         structures=structures,
         stage_distance_mm=distance,
         stage_overlap=stage_overlap(localisation, target),
-        touched=next((crop.touched for crop in prediction.crops if crop.used), ()),
+        touched=_touched(prediction),
         hu=_hu(image, prediction, mask),
         repeated_slices=repeated_slices(image, max(0, first - 1), min(image.geometry.shape[0] - 1, last + 1)),
         boundary_mm=None if prediction.boundary is None else prediction.boundary.case_mm,
@@ -237,13 +238,25 @@ def metal_ml(image: Volume, first: int, last: int) -> float:
 
 
 def repeated_slices(image: Volume, first: int, last: int) -> int:
-    """Count slices from `first` up to `last` that are blank or equal to the one before: fillers of gaps."""
+    """Count slices from `first` up to `last` that are blank or equal to the one before: fillers of gaps.
+
+    Which of two equal slices is the filler nobody can tell, so the last one counts where the next is its equal.
+    """
+
+    def is_equal(k: int, other: int) -> bool:
+        return 0 <= other < len(image.array) and np.array_equal(image.array[k], image.array[other])
+
     count = 0
     for k in range(first, last + 1):
         current = image.array[k]
         blank = bool((current == current.flat[0]).all())
-        count += blank or (k > first and np.array_equal(current, image.array[k - 1]))
+        count += blank or is_equal(k, k - 1) or (k == last and is_equal(k, k + 1))
     return count
+
+
+def _touched(prediction: Prediction) -> tuple[str, ...]:
+    """Return the inner faces that the target reaches of the crop whose mask it is."""
+    return next((crop.touched for crop in prediction.crops if crop.used), ())
 
 
 def _within(mask: StructureMask, prediction: Prediction) -> list[int]:
@@ -260,7 +273,7 @@ def _structure(
     s, r, c = (n * step for n, step in zip(mask.array.shape, spacing, strict=True))
     is_target, organs = name == prediction.card.target, prediction.organs
     holes = holes_of(mask.array)
-    cropped = not is_target
+    cropped = not is_target or bool(_touched(prediction))
     if is_target:
         count, loose_ml = prediction.pieces, prediction.removed_ml
     elif organs is not None and name in organs.structures:
