@@ -64,6 +64,7 @@ def test_what_is_shown_fits_on_a_line(result: Result, model: Model, scan: Path, 
 
 
 ARRAY = np.zeros((8, 8, 8), dtype=np.int16)
+ARRAY_20 = np.zeros((20, 20, 20), dtype=np.int16)
 
 
 def two_scans(folder: Path) -> Path:
@@ -82,6 +83,13 @@ def holed(folder: Path) -> Volume:
     array = np.full((20, 20, 20), -100.0)
     array[3, 4, 5] = np.nan
     return mu.load_scan(array, affine=np.eye(4)).volume
+
+
+def with_a_hole(value: float) -> Volume:
+    array = np.full((20, 20, 20), -100.0)
+    array[0, 0, 0] = -1000.0
+    array[3, 4, 5] = value
+    return Volume(array, Geometry.from_parts((20, 20, 20), (2, 2, 2)))
 
 
 def cut_short(folder: Path) -> Any:
@@ -111,6 +119,9 @@ def cut_short(folder: Path) -> Any:
         (lambda f: mu.load_scan(ARRAY, affine=np.zeros((4, 4))), "the array: the affine"),
         (lambda f: mu.load_scan(ARRAY.astype(complex), affine=np.eye(4)), "the array: voxels of type complex"),
         (holed, "the array: 1 voxels are NaN or infinite"),
+        (lambda f: mu.load_scan(with_a_hole(np.nan)), "the volume: 1 voxels are NaN or infinite"),
+        (lambda f: mu.load_scan(with_a_hole(-np.inf)), "the volume: 1 voxels are NaN or infinite"),
+        (lambda f: mu.load_scan(with_a_hole(0).with_array(ARRAY_20 + 0j)), "the volume: voxels of type complex"),
         (lambda f: mu.load_scan(ARRAY, affine=np.eye(4)), "every voxel is 0; the scan is empty"),
         (lambda f: mu.load_scan(magnetic(f)), "the scan: "),
         (lambda f: mu.load_scan(nib.MGHImage(ARRAY, np.eye(4))), "is MGHImage, expected NIfTI; give its array"),
@@ -152,6 +163,7 @@ def cut_short(folder: Path) -> Any:
         ),
         (lambda f: mu.evaluate(f, f), "is a folder; give the file of one case, or output="),
         (lambda f: mu.evaluate(ARRAY, ARRAY), "the reference: cannot be a ndarray"),
+        (lambda f: mu.evaluate(with_a_hole(1), with_a_hole(np.nan)), "the reference: label values are NaN"),
         (lambda f: mu.evaluate("a", "b", write_card="m"), "for the report of whole folders; give output="),
         (lambda f: mu.evaluate("a", "b", images="c"), "for the report of whole folders; give output="),
         (lambda f: mu.train(f / "none", f / "run"), "none"),

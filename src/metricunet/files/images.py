@@ -58,6 +58,20 @@ def volume_of_array(array: NDArray[Any], affine: ArrayLike, name: str = "the arr
     return _volume(array, RAS_TO_LPS @ matrix, name)
 
 
+def volume_of_volume(volume: Volume, name: str = "the volume") -> Volume:
+    """Return a scan given as a volume that somebody made, checked as those that are read from files.
+
+    Args:
+        volume: HU.
+        name: what to call the scan in messages.
+
+    Raises:
+        InputError: no real numbers, NaN or infinite values, or a grid of a size that no scanner has.
+    """
+    check_field(name, volume.geometry)
+    return scan_volume(name, _held(volume.array, name), volume.geometry)
+
+
 def volume_of_nibabel(image: Any) -> Volume:
     """Return a scan given as a NIfTI image of nibabel, its orientation checked as that of a file.
 
