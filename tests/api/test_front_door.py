@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,16 @@ def cut_short(folder: Path) -> Any:
     return image
 
 
+def ill_packed(folder: Path, name: str) -> Path:
+    """A file whose beginning is whole, and whose voxels are packed into what no program unpacks."""
+    path = folder / name
+    image = nib.Nifti1Image(np.arange(8000, dtype=np.int16).reshape(20, 20, 20), np.eye(4))
+    packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+    whole = packer.compress(image.to_bytes()[:12000]) + packer.flush(zlib.Z_FULL_FLUSH)
+    path.write_bytes(whole + b"\xff" * 1000)  # a block of a kind that there is not
+    return path
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -136,6 +147,8 @@ def cut_short(folder: Path) -> Any:
         (lambda f: mu.load_scan(np.ma.masked_less(ARRAY, 1), affine=np.eye(4)), "the array: is masked"),
         (lambda f: mu.load_scan(ARRAY, affine="abc"), "the array: its affine holds no numbers"),
         (lambda f: mu.load_scan(cut_short(f)), "the nibabel image: its voxels cannot be read from its file"),
+        (lambda f: mu.load_scan(nib.load(ill_packed(f, "a.nii.gz"))), "its voxels cannot be read from its file"),
+        (lambda f: mu.load_scan(ill_packed(f, "a.nii.gz")), "the file is truncated or damaged"),
         (lambda f: mu.load_model(3), "expected a path, or a list of them; got int"),
         (lambda f: mu.load_model([]), "models: no model file is given"),
         (lambda f: mu.load_model(f / "none", reruns=-1), "reruns must be 0 or more; got -1"),

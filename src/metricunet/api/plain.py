@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -14,6 +15,8 @@ from metricunet.errors import InputError
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 P = ParamSpec("P")
 R = TypeVar("R")
+#: What a damaged file raises, and an `InputError` says.
+FORESEEN = (OSError, EOFError, ValueError, zlib.error)
 
 
 def in_one_line(function: Callable[P, R]) -> Callable[P, R]:
@@ -35,7 +38,7 @@ def in_one_line(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _is_foreseen(cause: BaseException | None) -> bool:
-    while isinstance(cause, OSError | ValueError):  # an InputError among them
+    while isinstance(cause, FORESEEN):  # an InputError, which is a ValueError, among them
         cause = cause.__cause__
     return cause is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def volume_of_nibabel(image: Any) -> Volume:
     axes, geometry = stated_grid(name, image)
     try:
         values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
-    except (OSError, EOFError, ValueError) as error:  # its voxels are read from the file only now
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # its voxels are read from the file only now
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{name}: its voxels cannot be read from its file any more ({reason})") from error
     return scan_volume(name, _held(values, name).transpose(axes), geometry)
