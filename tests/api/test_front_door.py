@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import zlib
@@ -188,6 +189,16 @@ def test_what_cannot_be_is_refused_in_one_line(call: Any, message: str, tmp_path
     assert "\n" not in str(refused.value)
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__
+
+
+def test_a_path_that_the_system_refuses_is_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", refused)
+        with pytest.raises(mu.InputError, match=r"a\.nii\.gz: the system refuses it .Permission denied."):
+            mu.evaluate(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -68,6 +69,18 @@ def test_that_memory_does_not_suffice_is_no_fault_of_the_program(
         "error: there is not enough memory for it on this machine; end other programs on it"
     )
     assert "fault" not in ended.err
+
+
+def test_a_path_that_the_system_refuses_is_no_fault_of_the_program(
+    metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr("metricunet.workflows.check.check", refused)
+    ended = metricunet("check", tmp_path)
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert ended.err.startswith(f"error: {tmp_path}: the system refuses it (Permission denied); check its name")
 
 
 def test_a_shell_can_complete_commands_and_options() -> None:

@@ -9,7 +9,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, refused_by_system
 
 #: A path, or several.
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -22,7 +22,8 @@ FORESEEN = (OSError, EOFError, ValueError, zlib.error)
 def in_one_line(function: Callable[P, R]) -> Callable[P, R]:
     """Let an `InputError` stand alone where its sentence says all that led to it.
 
-    What nobody foresaw is a fault of this package, and stays beneath the sentence.
+    What nobody foresaw is a fault of this package, and stays beneath the sentence. A path that the system refuses,
+    as where a permission is missing, is wrong input as well.
     """
 
     @wraps(function)
@@ -32,6 +33,10 @@ def in_one_line(function: Callable[P, R]) -> Callable[P, R]:
         except InputError as error:
             if _is_foreseen(error.__cause__):
                 raise error from None
+            raise
+        except OSError as error:
+            if (refused := refused_by_system(error)) is not None:
+                raise refused from None
             raise
 
     return call
