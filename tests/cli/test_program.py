@@ -32,6 +32,15 @@ def test_version(metricunet: Command) -> None:
     assert metricunet("--version").out.strip() == __version__
 
 
+@pytest.mark.parametrize("words", [[], ["ledger"]])
+def test_without_a_command_there_is_the_help_and_no_error_without_words(
+    metricunet: Command, words: list[str]
+) -> None:
+    ended = metricunet(*words)
+    assert "Usage:" in ended.out
+    assert (ended.status, ended.err) == (2, "")
+
+
 def test_debug_shows_where_it_came_from(metricunet: Command, tmp_path: Path) -> None:
     plain, ended = (metricunet(*debug, "info", tmp_path / "none") for debug in ([], ["--debug"]))
     assert plain.err.count("\n") == 1

@@ -94,7 +94,8 @@ def main() -> None:
     except typer.TyperException as error:
         # Typer reads values with pydantic, which sets words of its own before a sentence.
         message = error.format_message().replace(": Value error, ", ": ")
-        say(f"error: {' '.join(message.split())} (see --help)")
+        if message:  # there is none where no command was given, and the help was printed
+            say(f"error: {' '.join(message.split())} (see --help)")
     except (KeyboardInterrupt, typer.Abort):
         say("stopped")
         sys.exit(INTERRUPTED)
