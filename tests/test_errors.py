@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 import weakref
 
 import torch
 
-from metricunet.errors import InputError, told, without_frames
+from metricunet.errors import InputError, refused_by_system, told, without_frames
 
 
 class Scan:
@@ -60,3 +61,11 @@ def test_memory_that_does_not_suffice_is_no_unexpected_error() -> None:
     of_gpu = told(torch.OutOfMemoryError("CUDA out of memory.\n1 GiB"))
     assert of_gpu == "there is not enough memory for it on this machine (CUDA out of memory. 1 GiB)"
     assert told(ValueError("odd")) == "an unexpected ValueError stopped it: odd"
+
+
+def test_what_the_system_refuses_is_told_apart_from_faults() -> None:
+    said = refused_by_system(OSError(errno.ENAMETOOLONG, "File name too long", b"n" * 300))
+    assert str(said).startswith("nnn")
+    assert "the system refuses it (File name too long)" in str(said)
+    for other in (FileNotFoundError(errno.ENOENT, "none", "a"), OSError(errno.EIO, "of a socket"), KeyError("a")):
+        assert refused_by_system(other) is None

@@ -7,6 +7,8 @@ cases are worked on, either costs its own case alone: see `told`.
 
 from __future__ import annotations
 
+import errno
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,22 @@ Error = TypeVar("Error", bound=BaseException)
 
 #: A message of a library may be a page long.
 LONGEST_MESSAGE = 300
+
+#: Numbers of the errors by which a system refuses a path or a disk, whatever the program does.
+REFUSALS = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ESTALE,
+    }
+)
 
 #: Writes an argument of a Python function, and its value unless that is None, as the user at hand knows it.
 Naming = Callable[[str, object], str]
@@ -76,6 +94,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory did not suffice, the machine's or a GPU's."""
     # torch has its own error for a GPU, and must not be imported for the sake of a message.
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def refused_by_system(error: BaseException) -> InputError | None:
+    """Return what to tell of a path that the system refuses, as where a permission is missing.
+
+    Doors tell of what they open themselves; this is for the many places that only look whether something is there.
+
+    Returns:
+        None for every other error.
+    """
+    if not isinstance(error, OSError) or error.errno not in REFUSALS or not error.filename:
+        return None
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    return InputError(
+        f"{path}: the system refuses it ({error.strerror}); check its name, its permissions and the disk that it "
+        "lies on"
+    )
 
 
 def without_frames(error: Error) -> Error:

@@ -55,6 +55,19 @@ class TestEvaluate:
         found = mu.evaluate(result, tmp_path / "a.nii.gz")
         assert {name: m.dice for name, m in found.items()} == {"bladder": 1.0, "prostate": 1.0}
 
+    def test_a_structure_is_found_in_whatever_spelling_as_in_a_saved_mask(
+        self, result: Result, tmp_path: Path
+    ) -> None:
+        mask, *_ = result.save(tmp_path / "out")
+        truth = tmp_path / "truth" / "pelvis.nii.gz"
+        write_nifti(truth, result.labels)
+        write_dataset_json(truth.parent, {"prostate": 1, "Bladder": 2}, 1, "drawn", "nobody")
+        expected = {"prostate": 1.0, "Bladder": 1.0}
+        for prediction in (mask, result):
+            assert {name: m.dice for name, m in mu.evaluate(prediction, truth).items()} == expected
+        on_scan = mu.evaluate(result, truth, scan=result.scan)
+        assert {name: m.dice for name, m in on_scan.items()} == expected
+
     def test_the_values_of_a_saved_mask_are_those_of_its_verdict(self, result: Result, tmp_path: Path) -> None:
         mask, *_ = result.save(tmp_path / "out")
         other = np.select([result.labels.array == 1, result.labels.array == 2], [2, 1], 0).astype(np.uint8)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,7 @@ def test_what_is_shown_fits_on_a_line(result: Result, model: Model, scan: Path, 
 
 
 ARRAY = np.zeros((8, 8, 8), dtype=np.int16)
+ARRAY_20 = np.zeros((20, 20, 20), dtype=np.int16)
 
 
 def two_scans(folder: Path) -> Path:
@@ -84,11 +87,11 @@ def holed(folder: Path) -> Volume:
     return mu.load_scan(array, affine=np.eye(4)).volume
 
 
-def holed_volume(folder: Path) -> Volume:
-    array = np.full((20, 20, 20), -1000.0, dtype=np.float32)
-    array[3:9] = 40
-    array[3, 4, 5] = np.nan
-    return Volume(array, Geometry.from_parts(array.shape, (2, 2, 2)))
+def with_a_hole(value: float) -> Volume:
+    array = np.full((20, 20, 20), -100.0)
+    array[0, 0, 0] = -1000.0
+    array[3, 4, 5] = value
+    return Volume(array, Geometry.from_parts((20, 20, 20), (2, 2, 2)))
 
 
 def cut_short(folder: Path) -> Any:
@@ -98,6 +101,16 @@ def cut_short(folder: Path) -> Any:
     image = nib.load(path)
     path.write_bytes(path.read_bytes()[:400])
     return image
+
+
+def ill_packed(folder: Path, name: str) -> Path:
+    """A file whose beginning is whole, and whose voxels are packed into what no program unpacks."""
+    path = folder / name
+    image = nib.Nifti1Image(np.arange(8000, dtype=np.int16).reshape(20, 20, 20), np.eye(4))
+    packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+    whole = packer.compress(image.to_bytes()[:12000]) + packer.flush(zlib.Z_FULL_FLUSH)
+    path.write_bytes(whole + b"\xff" * 1000)  # a block of a kind that there is not
+    return path
 
 
 @pytest.mark.parametrize(
@@ -118,7 +131,9 @@ def cut_short(folder: Path) -> Any:
         (lambda f: mu.load_scan(ARRAY, affine=np.zeros((4, 4))), "the array: the affine"),
         (lambda f: mu.load_scan(ARRAY.astype(complex), affine=np.eye(4)), "the array: voxels of type complex"),
         (holed, "the array: 1 voxels are NaN or infinite"),
-        (lambda f: mu.load_scan(holed_volume(f)), "the scan: the lowest value is nan, so these are no Hounsfield"),
+        (lambda f: mu.load_scan(with_a_hole(np.nan)), "the volume: 1 voxels are NaN or infinite"),
+        (lambda f: mu.load_scan(with_a_hole(-np.inf)), "the volume: 1 voxels are NaN or infinite"),
+        (lambda f: mu.load_scan(with_a_hole(0).with_array(ARRAY_20 + 0j)), "the volume: voxels of type complex"),
         (lambda f: mu.load_scan(ARRAY, affine=np.eye(4)), "every voxel is 0; the scan is empty"),
         (lambda f: mu.load_scan(magnetic(f)), "the scan: "),
         (lambda f: mu.load_scan(nib.MGHImage(ARRAY, np.eye(4))), "is MGHImage, expected NIfTI; give its array"),
@@ -133,6 +148,8 @@ def cut_short(folder: Path) -> Any:
         (lambda f: mu.load_scan(np.ma.masked_less(ARRAY, 1), affine=np.eye(4)), "the array: is masked"),
         (lambda f: mu.load_scan(ARRAY, affine="abc"), "the array: its affine holds no numbers"),
         (lambda f: mu.load_scan(cut_short(f)), "the nibabel image: its voxels cannot be read from its file"),
+        (lambda f: mu.load_scan(nib.load(ill_packed(f, "a.nii.gz"))), "its voxels cannot be read from its file"),
+        (lambda f: mu.load_scan(ill_packed(f, "a.nii.gz")), "the file is truncated or damaged"),
         (lambda f: mu.load_model(3), "expected a path, or a list of them; got int"),
         (lambda f: mu.load_model([]), "models: no model file is given"),
         (lambda f: mu.load_model(f / "none", reruns=-1), "reruns must be 0 or more; got -1"),
@@ -160,6 +177,7 @@ def cut_short(folder: Path) -> Any:
         ),
         (lambda f: mu.evaluate(f, f), "is a folder; give the file of one case, or output="),
         (lambda f: mu.evaluate(ARRAY, ARRAY), "the reference: cannot be a ndarray"),
+        (lambda f: mu.evaluate(with_a_hole(1), with_a_hole(np.nan)), "the reference: label values are NaN"),
         (lambda f: mu.evaluate("a", "b", write_card="m"), "for the report of whole folders; give output="),
         (lambda f: mu.evaluate("a", "b", images="c"), "for the report of whole folders; give output="),
         (lambda f: mu.train(f / "none", f / "run"), "none"),
@@ -171,6 +189,16 @@ def test_what_cannot_be_is_refused_in_one_line(call: Any, message: str, tmp_path
     assert "\n" not in str(refused.value)
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__
+
+
+def test_a_path_that_the_system_refuses_is_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", refused)
+        with pytest.raises(mu.InputError, match=r"a\.nii\.gz: the system refuses it .Permission denied."):
+            mu.evaluate(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -29,6 +30,15 @@ def test_version(metricunet: Command) -> None:
     from metricunet import __version__
 
     assert metricunet("--version").out.strip() == __version__
+
+
+@pytest.mark.parametrize("words", [[], ["ledger"]])
+def test_without_a_command_there_is_the_help_and_no_error_without_words(
+    metricunet: Command, words: list[str]
+) -> None:
+    ended = metricunet(*words)
+    assert "Usage:" in ended.out
+    assert (ended.status, ended.err) == (2, "")
 
 
 def test_debug_shows_where_it_came_from(metricunet: Command, tmp_path: Path) -> None:
@@ -68,6 +78,18 @@ def test_that_memory_does_not_suffice_is_no_fault_of_the_program(
         "error: there is not enough memory for it on this machine; end other programs on it"
     )
     assert "fault" not in ended.err
+
+
+def test_a_path_that_the_system_refuses_is_no_fault_of_the_program(
+    metricunet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr("metricunet.workflows.check.check", refused)
+    ended = metricunet("check", tmp_path)
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert ended.err.startswith(f"error: {tmp_path}: the system refuses it (Permission denied); check its name")
 
 
 def test_a_shell_can_complete_commands_and_options() -> None:

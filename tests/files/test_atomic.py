@@ -43,6 +43,24 @@ def test_what_the_system_refuses_is_explained(tmp_path: Path, number: int, words
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(InputError, match=r"b\.txt: cannot be written"):
+        write_text(tmp_path / "a" / "b.txt", "text")
+
+
+def test_a_disk_that_may_only_be_read_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the system refuses to remove even what is not there."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    monkeypatch.setattr(Path, "write_text", refused)
+    with pytest.raises(InputError, match="no permission to write here"):
+        write_text(tmp_path / "a.txt", "text")
+
+
 def test_nan_is_no_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})

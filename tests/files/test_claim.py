@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -20,6 +21,7 @@ from metricunet.errors import InputError
 from metricunet.files import claim
 from metricunet.files.claim import CLAIM_NAME, AlreadyClaimed, claimed, read_claim, refuse_claimed
 from tests.support.cohorts import edit_json
+from tests.support.flushes import flushed, flushes
 
 HOLDER = """
 import sys
@@ -316,13 +318,41 @@ def test_of_processes_that_find_a_dead_claim_or_none_one_gets_it(tmp_path: Path,
             assert not path.exists()
 
 
-def test_a_file_system_without_hard_links_has_claims_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
+def no_links(*_: object) -> None:
+    raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(claim.os, "link", refuse)
+
+def test_a_file_system_without_hard_links_has_claims_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim.os, "link", no_links)
     path = tmp_path / CLAIM_NAME
     with claimed(path, "a training"), pytest.raises(AlreadyClaimed), claimed(path, "a training"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_claim_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool) -> None:
+    """An empty file in its place would hold until somebody removes it."""
+    if not has_links:
+        monkeypatch.setattr(claim.os, "link", no_links)
+    said = flushes(monkeypatch)
+    path = tmp_path / CLAIM_NAME
+    with claimed(path, "a training"):
+        assert flushed(path) in said
+
+
+def test_a_full_disk_leaves_no_half_of_a_claim_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / CLAIM_NAME
+
+    def full_from_now_on(handle: int) -> None:
+        if path.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(claim.os, "link", no_links)
+    monkeypatch.setattr(os, "fsync", full_from_now_on)
+    with pytest.raises(InputError, match="the disk is full"), claimed(path, "a training"):
         pass
     assert list(tmp_path.iterdir()) == []
 

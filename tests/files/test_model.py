@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import stat
 import struct
 import subprocess
 import sys
@@ -72,6 +74,15 @@ def test_round_trip(tmp_path: Path) -> None:
     assert card.synthetic
     assert set(weights) == {"locate.weight", "segment.weight"}
     assert torch.equal(weights["locate.weight"], torch.arange(4.0))
+
+
+def test_whoever_may_read_other_new_files_may_read_a_model(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        path = write(tmp_path / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
 CALIBRATION = Calibration(1.7, 1.1, (0.8, 2.4), 20, {"nll_before": 0.09, "nll_after": 0.07})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,9 @@ def compared_on_scan(
         maps[0] = maps[0].as_predicted(own, naming, quality)
     elif sides[0].labels is None:
         maps[0] = maps[1]  # one dataset.json for both
+    else:  # a model's names, as the reference spells them
+        spelled = Naming().counterparts(maps[0].labels, maps[1].labels)
+        maps[0] = replace(maps[0], labels={spelled.get(name, name): v for name, v in maps[0].labels.items()})
     named = [
         tuple(one.labels) if side.file is None else counted_names(side.file.names, naming, side is sides[0])
         for side, one in zip(sides, maps, strict=True)

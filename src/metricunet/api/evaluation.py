@@ -72,8 +72,8 @@ def evaluate(
 
     Structures are those of the dataset.json beside the reference file or one folder above; without one, those of
     the result, or label 1 is the prostate. A `Result`, and a mask with the verdict that was written beside it
-    (CASE.quality.json), is compared by the names of structures, all else by label values. A structure that was not
-    contoured in the reference (contoured.json) is left out.
+    (CASE.quality.json), is compared by the names of structures, in whatever spelling, all else by label values. A
+    structure that was not contoured in the reference (contoured.json) is left out.
 
     Where a side is a DICOM structure set or segmentation, both are compared by names: those of the names file that
     the reference has, else those that both sides have. What the reference has no contour of is left out, what the
@@ -133,18 +133,21 @@ def evaluate(
         if not files and names is None:
             naming = Naming(exact=True)
         return compared_on_scan(sides, case_scan(scan, prediction, files), naming, tolerance_mm, tolerances_mm)
-    of_model = prediction.model.card.labels if isinstance(prediction, Result) else None
     found, truth = sides
     labels, ignore, unknown = truth.maps(found.labels or DEFAULT_LABELS)
-    shared = [name for name in labels if of_model is None or name in of_model]
+    # Each structure of the reference, and what the prediction calls it.
+    shared = {name: name for name in labels}
+    if found.labels is not None:
+        named = {theirs: own for own, theirs in naming.counterparts(found.labels, labels).items()}
+        shared = {name: named[name] for name in labels if name in named}
     if not shared:
         raise InputError(
-            f"{truth.name}: holds {', '.join(labels)}, and the model segments {', '.join(of_model or {})}; "
+            f"{truth.name}: holds {', '.join(labels)}, and the model segments {', '.join(found.labels or {})}; "
             "nothing can be compared"
         )
     drawn, predicted = truth.volume(), found.volume()
     if isinstance(prediction, Result):
-        masks = {name: prediction.mask(name).array for name in shared}
+        masks = {name: prediction.mask(own).array for name, own in shared.items()}
         array = np.zeros(predicted.array.shape, dtype=np.uint16)
         for name in shared:
             array[masks[name]] = labels[name]

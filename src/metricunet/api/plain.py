@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, refused_by_system
 
 #: A path, or several.
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 P = ParamSpec("P")
 R = TypeVar("R")
+#: What a damaged file raises, and an `InputError` says.
+FORESEEN = (OSError, EOFError, ValueError, zlib.error)
 
 
 def in_one_line(function: Callable[P, R]) -> Callable[P, R]:
     """Let an `InputError` stand alone where its sentence says all that led to it.
 
-    What nobody foresaw is a fault of this package, and stays beneath the sentence.
+    What nobody foresaw is a fault of this package, and stays beneath the sentence. A path that the system refuses,
+    as where a permission is missing, is wrong input as well.
     """
 
     @wraps(function)
@@ -30,12 +34,16 @@ def in_one_line(function: Callable[P, R]) -> Callable[P, R]:
             if _is_foreseen(error.__cause__):
                 raise error from None
             raise
+        except OSError as error:
+            if (refused := refused_by_system(error)) is not None:
+                raise refused from None
+            raise
 
     return call
 
 
 def _is_foreseen(cause: BaseException | None) -> bool:
-    while isinstance(cause, OSError | ValueError):  # an InputError among them
+    while isinstance(cause, FORESEEN):  # an InputError, which is a ValueError, among them
         cause = cause.__cause__
     return cause is None
 

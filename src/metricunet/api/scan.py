@@ -23,6 +23,7 @@ from metricunet.files.images import (
     volume_of_array,
     volume_of_nibabel,
     volume_of_simpleitk,
+    volume_of_volume,
 )
 from metricunet.files.scan import case_name
 from metricunet.inference.case_files import files_of
@@ -177,7 +178,7 @@ def _stamps_of(source: ScanInput) -> tuple[tuple[int, int], ...] | None:
 def _from_memory(source: object, affine: ArrayLike | None) -> tuple[Volume, str, tuple[Path, ...]]:
     """Return a scan that is no file, what to call it, and the files that it says it was read from."""
     if isinstance(source, Volume):
-        return source, UNNAMED, ()
+        return volume_of_volume(source), UNNAMED, ()
     if isinstance(source, np.ndarray):
         if affine is None:
             raise InputError(

@@ -30,7 +30,7 @@ from metricunet.cli.terminal import (
     trace,
 )
 from metricunet.cli.train import train
-from metricunet.errors import InputError, arguments_named, is_out_of_memory, told
+from metricunet.errors import InputError, arguments_named, is_out_of_memory, refused_by_system, told
 
 #: Packages that are not installed where only exported models are computed (requirements-onnx.txt).
 LEFT_OUT = ("torch", "lightning", "safetensors", "matplotlib")
@@ -94,7 +94,8 @@ def main() -> None:
     except typer.TyperException as error:
         # Typer reads values with pydantic, which sets words of its own before a sentence.
         message = error.format_message().replace(": Value error, ", ": ")
-        say(f"error: {' '.join(message.split())} (see --help)")
+        if message:  # there is none where no command was given, and the help was printed
+            say(f"error: {' '.join(message.split())} (see --help)")
     except (KeyboardInterrupt, typer.Abort):
         say("stopped")
         sys.exit(INTERRUPTED)
@@ -102,6 +103,8 @@ def main() -> None:
         trace(error)
         if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
             say(f"error: this needs {error.name}, which is not installed here; run `pip install {error.name}`")
+        elif (refused := refused_by_system(error)) is not None:
+            say(f"error: {told(refused)}")
         elif is_out_of_memory(error):
             say(f"error: {told(error)}; end other programs on it, or take a smaller scan, batch or network")
         else:

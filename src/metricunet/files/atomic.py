@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise explained(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or the folder is what could not be written
+            temporary.unlink()
 
 
 def sync_folder(folder: Path) -> None:

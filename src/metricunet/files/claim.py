@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import psutil
@@ -224,7 +224,8 @@ def _take(path: Path, mine: Holder, what: str, lock: ExitStack) -> None:
                         raise AlreadyClaimed(path, holder, what)
                 said = replace(mine, device=_own_device(path.parent) if has_locks else None)
                 try:
-                    temporary.write_text(json.dumps(asdict(said), indent=2) + "\n", encoding="utf-8")
+                    with temporary.open("wb") as handle:
+                        _fill(handle, (json.dumps(asdict(said), indent=2) + "\n").encode())
                     if os.path.lexists(path):
                         # Only processes of this computer take over a claim of this computer, and they wait for
                         # each other here; those of another computer find the place taken at every moment.
@@ -257,7 +258,18 @@ def _put(temporary: Path, path: Path) -> None:
     except OSError:  # a file system without hard links
         content = temporary.read_bytes()
     with path.open("xb") as handle:
-        handle.write(content)
+        try:
+            _fill(handle, content)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _fill(handle: BinaryIO, content: bytes) -> None:
+    """Write a claim and flush it: one that is left empty, as by a power cut, holds until somebody removes it."""
+    handle.write(content)
+    handle.flush()
+    os.fsync(handle.fileno())
 
 
 def _lock(path: Path, lock: ExitStack) -> None:

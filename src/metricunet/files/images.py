@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,20 @@ def volume_of_array(array: NDArray[Any], affine: ArrayLike, name: str = "the arr
     return _volume(array, RAS_TO_LPS @ matrix, name)
 
 
+def volume_of_volume(volume: Volume, name: str = "the volume") -> Volume:
+    """Return a scan given as a volume that somebody made, checked as those that are read from files.
+
+    Args:
+        volume: HU.
+        name: what to call the scan in messages.
+
+    Raises:
+        InputError: no real numbers, NaN or infinite values, or a grid of a size that no scanner has.
+    """
+    check_field(name, volume.geometry)
+    return scan_volume(name, _held(volume.array, name), volume.geometry)
+
+
 def volume_of_nibabel(image: Any) -> Volume:
     """Return a scan given as a NIfTI image of nibabel, its orientation checked as that of a file.
 
@@ -70,7 +85,7 @@ def volume_of_nibabel(image: Any) -> Volume:
     axes, geometry = stated_grid(name, image)
     try:
         values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
-    except (OSError, EOFError, ValueError) as error:  # its voxels are read from the file only now
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # its voxels are read from the file only now
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{name}: its voxels cannot be read from its file any more ({reason})") from error
     return scan_volume(name, _held(values, name).transpose(axes), geometry)

@@ -213,11 +213,13 @@ def card_content(card: ModelCard) -> dict[str, Any]:
 
 def write_model(path: Path, card: ModelCard, weights: dict[str, Tensor]) -> None:
     """Write a model file, whole or not at all; the weights are named as by `joined`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    content = save(contiguous, metadata={CARD_KEY: json.dumps(card_content(card))})
+    # Its `save_file` makes files that their owner alone may read, and has an error of its own for a full disk.
     with written_whole(path) as temporary:
-        save_file(contiguous, temporary, metadata={CARD_KEY: json.dumps(card_content(card))})
+        temporary.write_bytes(content)
 
 
 def joined(

@@ -159,6 +159,10 @@ def label_volume(path: Path | str, scan: Volume) -> Volume:
     """
     array = scan.array
     if array.dtype.kind == "f":
+        if not all(np.isfinite(plane).all() for plane in array):
+            raise InputError(
+                f"{path}: label values are NaN or infinite; expected integer classes. Fill them first"
+            )
         worst = max(float(np.abs(plane - np.rint(plane)).max()) for plane in array)
         if worst > 1e-3:
             raise InputError(
