@@ -94,12 +94,18 @@ class TestCrossValidation:
         (copy / "splits.json").write_text(json.dumps(splits))
         return copy
 
+    @pytest.mark.parametrize("loggers", [["mlflow"], "mlflow"])
     def test_an_engine_and_names_of_loggers_are_those_of_the_command(
-        self, called: dict[str, Any], cohort: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+        self,
+        called: dict[str, Any],
+        cohort: Path,
+        tmp_path: Path,
+        recwarn: pytest.WarningsRecorder,
+        loggers: list[str] | str,
     ) -> None:
         engine = Serial()
         words: dict[str, Any] = {"preset": "small", "settings": TINY_SETTINGS, "device": "cpu", "fold": "each"}
-        path = mu.train(cohort, tmp_path / "run", loggers=["mlflow"], engine=engine, **words)
+        path = mu.train(cohort, tmp_path / "run", loggers=loggers, engine=engine, **words)
         assert path == tmp_path / "run"
         assert called["engine"] is engine
         assert called["loggers"] == ("mlflow",)

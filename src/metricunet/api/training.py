@@ -42,7 +42,7 @@ def train(
     freeze: Literal["encoder"] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    loggers: Sequence[Logger | str] = (),
+    loggers: Sequence[Logger | str] | str = (),
     engine: Engine | None = None,
 ) -> Path:
     """Train both stages on a cohort, as `metricunet train` does, and return the path of the model file.
@@ -103,6 +103,7 @@ def train(
     )
     source = None if cohort is None else Path(cohort)
     chosen = _fold_of(fold)
+    loggers = [loggers] if isinstance(loggers, str) else loggers
     refuse_idle(source, chosen, workers=workers, engine=engine)
     if chosen == "each":
         if devices * nodes > 1:
