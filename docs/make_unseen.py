@@ -98,8 +98,9 @@ def scored(model: str, seed: int, without: tuple[str, ...], number: int) -> dict
 
 def ends_mm(mask: Volume) -> tuple[float, float]:
     """Return z of the middle of the lowest and of the highest slice with a voxel of an axial mask."""
-    used = np.flatnonzero(mask.canonical().array.any(axis=(1, 2)))
-    low, high = (float(mask.canonical().geometry.to_world([k, 0, 0])[2]) for k in (used[-1], used[0]))
+    mask = mask.canonical()
+    used = np.flatnonzero(mask.array.any(axis=(1, 2)))
+    low, high = (float(mask.geometry.to_world([k, 0, 0])[2]) for k in (used[-1], used[0]))
     return min(low, high), max(low, high)
 
 

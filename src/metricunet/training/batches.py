@@ -219,8 +219,7 @@ class SegmentBatches:
         return None if self.unknown is None else own_rows(self.unknown[case])
 
     def _slices(self, case: Tensor, generator: Generator) -> Tensor:
-        """Choose the middle slices of the whole batch: often one that holds a structure, or lies near
-        one that does; else any of a crop."""
+        """Choose the middle slices of the whole batch: often at a structure (`_or_near`), else any of a crop."""
         size, depth = len(case), self.hu.shape[1]
         with each_its_own():
             anywhere = torch.randint(
