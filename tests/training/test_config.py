@@ -47,7 +47,7 @@ def test_settings_may_be_values_themselves() -> None:
 
 
 def test_a_decoder_map_is_tapped_once() -> None:
-    with pytest.raises(InputError, match=r"metric\.taps .* is \[1, 0, 1\]: .*name each once"):
+    with pytest.raises(InputError, match=r"metric\.taps .* is \[1, 0, 1\]: a map .*name each once"):
         load_config("small", settings=["metric.taps=[1, 0, 1]"])
 
 

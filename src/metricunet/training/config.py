@@ -549,4 +549,5 @@ def _explain(error: ValidationError, source: str) -> str:
         default = PhantomsConfig() if section == "phantoms" else getattr(TrainConfig(), section, None)
         model: type[BaseModel] = type(default) if isinstance(default, BaseModel) else TrainConfig
         return f"setting {key} (from {source}) is unknown; expected one of {', '.join(model.model_fields)}"
-    return f"setting {key} (from {source}) is {repr(first['input'])[:200]}: {first['msg']}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"setting {key} (from {source}) is {repr(first['input'])[:200]}: {message}"
