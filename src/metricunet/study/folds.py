@@ -22,7 +22,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from metricunet.cohort.case import read_case
@@ -421,8 +421,9 @@ def read_cut(folder: Path, case: str, kind: str = SCORED) -> Cut:
 def _write_located(path: Path, located: Located) -> None:
     facts = {"errors_mm": located.errors_mm.tolist(), "version": version("metricunet")}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in located.weights().items()}
-    with written_whole(path) as temporary:
-        save_file(weights, temporary, metadata={"stage_one": json.dumps(facts)})
+    content = save(weights, metadata={"stage_one": json.dumps(facts)})
+    with written_whole(path) as temporary:  # what safetensors raises on a full disk does not say so
+        temporary.write_bytes(content)
 
 
 def _cut_path(folder: Path, case: str, kind: str) -> Path:

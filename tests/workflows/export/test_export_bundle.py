@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shlex
 import traceback
@@ -26,6 +27,16 @@ from metricunet.workflows.export.monai_network import BundleEvaluator, TwoStageN
 @pytest.fixture(scope="module")
 def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(tiny_model, tmp_path_factory.mktemp("bundle") / "model", to="monai-bundle").folder
+
+
+def test_a_full_disk_leaves_nothing(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="the disk is full"):
+        export(tiny_model, tmp_path / "bundle", to="monai-bundle")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_its_masks_are_ours(bundle: Path, tiny_model: Path, tiny_cohort: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from metricunet.files.atomic import written_whole
 from metricunet.files.claim import claimed
 from metricunet.files.model import ModelCard, card_content, read_model
 from metricunet.files.own import OwnFiles
@@ -52,8 +54,12 @@ def export_bundle(model: Path, output: Path, *, overwrite: bool = False) -> Expo
     with claimed(own.claim, "an export"):
         try:
             for name, text in texts.items():
-                own.stage(name).write_text(text, encoding="utf-8")
-            torch.save(weights, own.stage(WEIGHTS))
+                with written_whole(own.stage(name)) as file:
+                    file.write_text(text, encoding="utf-8")
+            buffer = io.BytesIO()  # what torch raises on a full disk does not say so
+            torch.save(weights, buffer)
+            with written_whole(own.stage(WEIGHTS)) as file:
+                file.write_bytes(buffer.getbuffer())
             own.commit({"model_sha256": sha256([model]), "version": version("metricunet")})
         finally:
             own.discard()

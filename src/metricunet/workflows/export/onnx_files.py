@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metricunet.errors import InputError
+from metricunet.files.atomic import written_whole
 from metricunet.files.claim import claimed
 from metricunet.files.exported import FORMAT_VERSION, IMAGES, PROBABILITIES, RECORD
 from metricunet.files.model import card_content
@@ -80,9 +81,9 @@ def export_onnx(model: Path, output: Path, *, overwrite: bool = False) -> Export
         try:
             described = {}
             for stage, network in stages.items():
-                file = own.stage(names[stage])
                 sides = _sides(loaded, stage)
-                difference = _export(model, stage, network, file, sides)
+                with written_whole(own.stage(names[stage])) as file:
+                    difference = _export(model, stage, network, file, sides)
                 described[stage] = {
                     "file": names[stage],
                     "spatial_dims": network.spatial_dims,
@@ -157,6 +158,8 @@ def _export(model: Path, stage: str, network: Network, file: Path, sides: Sequen
                 external_data=False,
                 verbose=False,
             )
+    except OSError:  # the disk, of which the caller tells
+        raise
     except Exception as error:  # torch's exporter has many
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{model}: the network of {stage} cannot be exported ({reason})") from error
