@@ -22,8 +22,8 @@ from metricunet.workflows.serve.config import Rule
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.work import Workshop
 from metricunet.workflows.serve.worker import BeginAnew, work_once
-from tests.support.dicom_series import Written, find_only, write_series
-from tests.workflows.serve.conftest import Doors
+from tests.support.dicom_series import Written, companion, find_only, save, write_series
+from tests.workflows.serve.conftest import RTSTRUCT, Doors
 
 
 class Bench(Workshop):
@@ -71,7 +71,7 @@ def test_patient_and_scanner_are_recorded_as_by_a_review(
     job = taken(node, write_series(tmp_path / "ct", shape=(4, 4, 4), edit=scanned))
     series = find_only(node.state.folder / job.folder)
     quality = SimpleNamespace(verdict="fail", doubt="strong", flags=[], reasons=["nothing there"], boundary={})
-    assert Bench(node, lambda job: ("sha256", series, quality, ())).work(job).state == "failed"
+    assert Bench(node, lambda job: ("sha256", series, quality)).work(job).state == "failed"
     (row,) = read_rows(node.queue.ledger)
     assert row["patient"] == job.patient == node.queue.ledger.key.hashed("patient", *person_of(series))
     assert (row["manufacturer"], row["scanner"], row["kernel"]) == ("Synthetic", "Force", "Br40d\\3")
@@ -82,11 +82,29 @@ def test_a_case_whose_rule_is_gone_has_not_ended_well(doors: Callable[..., Doors
     job = taken(node, write_series(tmp_path / "ct", shape=(4, 4, 4)))
     series = find_only(node.state.folder / job.folder)
     quality = SimpleNamespace(verdict="pass", doubt="none", flags=[], reasons=[], boundary={})
-    bench = Bench(node, lambda job: ("sha256", series, quality, ()))
+    bench = Bench(node, lambda job: ("sha256", series, quality))
     bench.config = node.config.model_copy(update={"rules": (Rule(name="renamed"),)})
     worked = bench.work(job)
     assert (worked.state, node.queue.job(job.id).state) == ("failed", "failed")
     assert "no rule 'any' any more" in worked.why
+
+
+@pytest.mark.parametrize(("doubt", "state"), [("strong", "review"), ("some", "sending")])
+def test_strong_doubt_waits_for_a_person_whatever_the_model(
+    doors: Callable[..., Doors], tmp_path: Path, doubt: str, state: str
+) -> None:
+    node = doors(destinations=[{"name": "pacs", "ae_title": "PEER", "host": "127.0.0.1", "port": 104}])
+    job = taken(node, write_series(tmp_path / "ct", shape=(4, 4, 4)))
+    series = find_only(node.state.folder / job.folder)
+    drawn = node.state.predictions / f"{Path(job.folder).name}.rtstruct.dcm"
+    save(drawn, companion("RTSTRUCT", RTSTRUCT))
+    quality = SimpleNamespace(verdict="review", doubt=doubt, flags=[], reasons=["odd"], boundary={})
+    bench = Bench(node, lambda job: ("sha256", series, quality))
+    bench.predictor = SimpleNamespace(ensemble=SimpleNamespace(held_back=""))  # of a model that saw patients
+    worked = bench.work(job)
+    assert (worked.state, node.queue.job(job.id).state) == (state, state)
+    assert len(node.queue.due()) == (state == "sending")
+    assert worked.why == ("the doubt is strong" if state == "review" else "")
 
 
 def test_a_full_disk_is_no_fault_of_the_case(doors: Callable[..., Doors], tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -97,7 +96,7 @@ class Workshop:
             InputError: the ledger cannot be written; the job is still `segmenting`.
         """
         try:
-            worked, series, quality, withheld = self._segment(job)
+            worked, series, quality = self._segment(job)
         except Refused as error:
             return self._end(job, "refused", told(error))
         except Exception as error:  # whatever it is, it costs this case alone
@@ -106,15 +105,13 @@ class Workshop:
             anew = self.device != "cpu" and not isinstance(error, InputError)
             return replace(self._end(job, "failed", told(error)), anew=anew)
         try:
-            return self._record(job, worked, series, quality, withheld)
+            return self._record(job, worked, series, quality)
         except InputError:
             raise
         except Exception as error:  # no fault of the ledger: it would be the same again
             return self._end(job, "failed", told(error))
 
-    def _record(
-        self, job: Job, worked: str, series: CtSeries, quality: QualityReport, withheld: Sequence[str]
-    ) -> Worked:
+    def _record(self, job: Job, worked: str, series: CtSeries, quality: QualityReport) -> Worked:
         facts = CaseFacts(
             scan=self.ledger.key.hashed("scan", worked),
             patient=self.ledger.key.hashed("patient", *person_of(series)),
@@ -127,13 +124,13 @@ class Workshop:
         )
         with self.ledger.writing():
             case = record_case(self.ledger, facts)
-            return self._go_on(job, case, quality, withheld)
+            return self._go_on(job, case, quality)
 
     @property
     def _model(self) -> str:
         return str(self.provenance["model_sha256"])
 
-    def _segment(self, job: Job) -> tuple[str, CtSeries, QualityReport, tuple[str, ...]]:
+    def _segment(self, job: Job) -> tuple[str, CtSeries, QualityReport]:
         folder = self.state.folder / job.folder
         case = folder.name
         series = self._series(folder)
@@ -158,7 +155,7 @@ class Workshop:
         )
         own = files.own(case)
         with claimed(own.claim, f"a prediction of case {case}"):
-            withheld = files.write(
+            files.write(
                 prediction,
                 quality,
                 source,
@@ -166,7 +163,7 @@ class Workshop:
                 {"input_sha256": input_sha256, **self.provenance},
                 identity=identity,
             )
-        return input_sha256, series, quality, withheld
+        return input_sha256, series, quality
 
     def _series(self, folder: Path) -> CtSeries:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -185,7 +182,7 @@ class Workshop:
             )
         return series
 
-    def _go_on(self, job: Job, case: int, quality: QualityReport, withheld: Sequence[str]) -> Worked:
+    def _go_on(self, job: Job, case: int, quality: QualityReport) -> Worked:
         def moved(state: JobState, why: str = "") -> Worked:
             self.queue.move(job.id, state, why, case_id=case)
             return Worked(state, why)
@@ -204,16 +201,16 @@ class Workshop:
         name = Path(job.folder).name
         if is_decided(self.state, name):  # it was segmented before, and the mask is the very same
             return moved("review", "somebody has decided on this very mask before")
+        if quality.doubt == "strong":  # whatever the model: nobody would look before a planning system has it
+            return moved("review", "the doubt is strong")
         wanted = [
             outgoing(self.state, one, kind, self.state.predictions / f"{name}{SUFFIXES[kind]}")
             for one in destinations
             if one.send == "at_once"
             for kind in one.formats
-            if kind not in withheld
         ]
-        if withheld or not wanted:
-            words = "the doubt is strong" if withheld else "it is sent when somebody has accepted it"
-            return moved("review", words)
+        if not wanted:
+            return moved("review", "it is sent when somebody has accepted it")
         sent = self.queue.send(job.id, wanted, case_id=case)
         return Worked(sent.state, sent.why)
 
