@@ -21,7 +21,7 @@ from metricunet.api import load_scan
 from metricunet.evaluation.measures import measure
 from metricunet.files.nifti import read_labels
 from metricunet.inference.models import named_model
-from metricunet.inference.onnx_predictor import OnnxPredictor, Run, opened_model
+from metricunet.inference.onnx_predictor import OnnxPredictor, Run, import_openvino, opened_model
 from metricunet.inference.predictor import Predictor
 from metricunet.inference.reruns import MOST_RERUNS
 from metricunet.inference.segmenter import Segmenter, Stage
@@ -136,9 +136,7 @@ def _whole(
 
 def _in_bf16(exported: Path) -> Segmenter:
     """Return an exported model that OpenVINO computes in bf16, where the processor has it."""
-    import openvino
-
-    core = openvino.Core()
+    core = import_openvino().Core()
 
     def opener(path: Path) -> Run:
         compiled = core.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})

@@ -23,6 +23,8 @@ from tests.support.phantoms import quick_phantom
 settings.register_profile("repeatable", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("repeatable")
+#: Tests that import onnxruntime themselves do not have it tell its makers either.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @pytest.hookimpl(wrapper=True)

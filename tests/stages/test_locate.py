@@ -44,6 +44,7 @@ def test_nothing_is_absent_with_a_reason() -> None:
 DOUBTS = {
     "mean probability is 0.55": (blob(((10, 12, 14), 9, 0.55)), None),
     "mean probability is 0.40": (blob(((10, 12, 14), 9, 0.40)), None),
+    "no candidate of 2 mL has a probability of 0.5": (blob(((10, 12, 14), 3, 0.9), ((10, 12, 17), 2, 0.3)), None),
     "other candidates hold 42%": (blob(((2, 2, 2), 9, 0.9), ((15, 20, 20), 8, 0.93)), None),
     "first or last slice": (blob(((0, 12, 14), 9, 0.9)), None),
     "2 to 10 mL are plausible": (blob(((10, 12, 14), 9, 0.9)), (3.0, 5.0)),

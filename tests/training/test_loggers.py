@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,12 @@ SETTINGS = {"seed": 0, "metric": {"weight": 0.1}}
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE", "WANDB_MODE", "WANDB_PROJECT"):
-        monkeypatch.delenv(name, raising=False)
+    for name in (
+        *("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE", "MLFLOW_DISABLE_TELEMETRY"),
+        *("WANDB_MODE", "WANDB_PROJECT", "WANDB_ERROR_REPORTING"),
+    ):
+        monkeypatch.setenv(name, "")  # so that what a test sets is taken back
+        monkeypatch.delenv(name)
 
 
 def log_once(folder: Path, name: str, step: int, resume: bool = False) -> None:
@@ -59,6 +64,16 @@ def test_wandb_writes_into_the_run_and_sends_nothing(tmp_path: Path) -> None:
     name = json.loads((tmp_path / "checkpoints" / "loggers.json").read_text())["wandb"]
     assert run.name.endswith(name)
     assert (run / f"run-{name}.wandb").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "value"),
+    [("mlflow", "MLFLOW_DISABLE_TELEMETRY", "true"), ("wandb", "WANDB_ERROR_REPORTING", "false")],
+)
+def test_neither_tells_its_makers_how_it_is_used(name: str, variable: str, value: str, tmp_path: Path) -> None:
+    pytest.importorskip(name)
+    log_once(tmp_path, name, 3)
+    assert os.environ[variable] == value
 
 
 def test_unknown_loggers_and_those_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 #: Maps a path of an ONNX file to what computes it.
 Opener = Callable[[Path], Run]
+#: The package with which OpenVINO tells its makers, by the internet, that it was imported. It can do without.
+TELLTALE = "openvino_telemetry"
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +142,21 @@ def _opened(network: ExportedNetwork, opener: Opener) -> OnnxNetwork:
     return OnnxNetwork(run, network.spatial_dims, network.divisor)
 
 
+def import_onnxruntime() -> Any:
+    """Import onnxruntime, which then says nothing of this machine to its makers unless the user asks for that.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read as it is imported
+    import onnxruntime
+
+    return onnxruntime
+
+
 def _onnxruntime(gpu: int | None) -> Opener:
     try:
-        import onnxruntime as ort
+        ort = import_onnxruntime()
     except ImportError as error:
         raise InputError(
             "onnxruntime, which computes an exported model, is not installed; run `pip install onnxruntime`"
@@ -172,9 +187,27 @@ def _onnxruntime(gpu: int | None) -> Opener:
     return opened
 
 
-def _openvino() -> Opener:
+def import_openvino() -> Any:
+    """Import OpenVINO, which then says nothing of this machine to its makers.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    modules: dict[str, Any] = sys.modules
+    is_to_be_hidden = TELLTALE not in modules
+    if is_to_be_hidden:
+        modules[TELLTALE] = None  # so it cannot be imported
     try:
         import openvino
+    finally:
+        if is_to_be_hidden:
+            del modules[TELLTALE]
+    return openvino
+
+
+def _openvino() -> Opener:
+    try:
+        openvino = import_openvino()
     except ImportError as error:
         raise InputError(
             f"{argument('provider', 'openvino')}: OpenVINO is not installed; run `pip install openvino`"

@@ -192,8 +192,12 @@ def _doubts(
     weak: bool,
 ) -> list[str]:
     doubts = []
-    if weak or mean < SURE_PROBABILITY:
+    if mean < SURE_PROBABILITY:
         doubts.append(f"the best candidate's mean probability is {mean:.2f}; {SURE_PROBABILITY} counts as sure")
+    elif weak:
+        doubts.append(
+            f"no candidate of {SMALLEST_CANDIDATE_ML:g} mL has a probability of {CANDIDATE_PROBABILITY} throughout"
+        )
     if share < SURE_SHARE:
         doubts.append(f"other candidates hold {1 - share:.0%} of the evidence")
     if best[0].any() or best[-1].any():

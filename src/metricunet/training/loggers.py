@@ -1,7 +1,9 @@
 """Loggers by their names: MLflow and Weights & Biases, through Lightning's loggers, into the folder of the run.
 
 Nothing leaves the machine unless the environment asks for it, as users of these programs know: with
-`MLFLOW_TRACKING_URI` numbers go to that server, with `WANDB_MODE=online` to wandb's.
+`MLFLOW_TRACKING_URI` numbers go to that server, with `WANDB_MODE=online` to wandb's. Of themselves both would tell
+their makers how they are used. `MLFLOW_DISABLE_TELEMETRY=true` and, where wandb is not online,
+`WANDB_ERROR_REPORTING=false` keep them from it, unless the user has set these variables otherwise.
 """
 
 from __future__ import annotations
@@ -95,6 +97,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _mlflow(folder: Path, run_id: str | None) -> tuple[Logger, str]:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read where MLflow is imported
     from lightning.pytorch.loggers import MLFlowLogger
 
     store = os.environ.get("MLFLOW_TRACKING_URI")
@@ -109,10 +112,12 @@ def _mlflow(folder: Path, run_id: str | None) -> tuple[Logger, str]:
 
 
 def _wandb(folder: Path, run_id: str | None) -> tuple[Logger, str]:
+    online = os.environ.get("WANDB_MODE", "offline") == "online"
+    if not online:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    online = os.environ.get("WANDB_MODE", "offline") == "online"
     logger = WandbLogger(
         name=folder.resolve().name,
         save_dir=folder,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,8 @@ from tests.support.command import Command
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
+#: Not by importing it: that would tell its makers.
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 
 #: Runs the command line, and tells at its end what it has imported.
 TELLING = """
@@ -134,11 +138,28 @@ def test_in_python(tiny_model: Path, exported: Path, tiny_cohort: Path, tmp_path
     np.testing.assert_array_equal(mu.predict(scan, [exported, exported]).labels.array, result.labels.array)
 
 
+@needs_openvino
 def test_openvino_has_the_same_masks(exported: Path, tiny_cohort: Path) -> None:
-    pytest.importorskip("openvino")
     scan = mu.load_scan(tiny_cohort / "imagesTs" / "case_06_0000.nii.gz")
     one, two = (mu.load_model(exported, provider=name).predict(scan).labels.array for name in ("cpu", "openvino"))
     assert (one == two).mean() >= 0.9999
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
+def test_neither_library_tells_its_makers_of_this_machine(name: str, tmp_path: Path) -> None:
+    """As they are imported they would send an event, and keep a number for this machine in the home folder."""
+    silent = ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    environment = {variable: value for variable, value in os.environ.items() if variable not in silent}
+    script = f"from metricunet.inference import onnx_predictor; print(onnx_predictor.import_{name}().__name__)"
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout == f"{name}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_variable_may_name_it_and_info_describes_it(

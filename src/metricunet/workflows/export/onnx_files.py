@@ -22,6 +22,7 @@ from metricunet.files.model import card_content
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import sha256
 from metricunet.inference.models import trained_in, warnings_of
+from metricunet.inference.onnx_predictor import import_onnxruntime
 from metricunet.inference.predictor import LoadedModel, load_model
 from metricunet.networks import Network
 from metricunet.specs import LocateSpec, SegmentSpec
@@ -118,8 +119,8 @@ def export_onnx(model: Path, output: Path, *, overwrite: bool = False) -> Export
 
 def _check_installed() -> None:
     try:
+        import_onnxruntime()
         import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(
@@ -169,8 +170,7 @@ def _export(model: Path, stage: str, network: Network, file: Path, sides: Sequen
 def _checked(
     model: Path, stage: str, network: Network, computed: nn.Module, file: Path, sides: Sequence[int] | None
 ) -> float:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     shape = [n * network.divisor for n in CHECKED_SIDES] if sides is None else list(sides)
     generator = torch.Generator().manual_seed(0)
     images = torch.empty(CHECKED_BATCH, network.in_channels, *shape).uniform_(-1, 1, generator=generator)
