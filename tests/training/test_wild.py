@@ -21,8 +21,8 @@ from tests.support.cohorts import TINY_SETTINGS, edit_json, make_tiny_cohort
 SHORT = ("locate.epochs=1", "locate.updates_per_epoch=2", "segment.epochs=1", "segment.updates_per_epoch=2")
 
 
-def config() -> TrainConfig:
-    return load_config("small", settings=[*TINY_SETTINGS, *SHORT])
+def config(*settings: str) -> TrainConfig:
+    return load_config("small", settings=[*TINY_SETTINGS, *SHORT, *settings])
 
 
 @pytest.fixture
@@ -31,10 +31,10 @@ def cohort(tmp_path: Path) -> Path:
     return make_tiny_cohort(tmp_path / "cohort", 3)
 
 
-def refused(cohort: Path, fold: Fold, said: str) -> None:
+def refused(cohort: Path, fold: Fold, said: str, *settings: str) -> None:
     run = cohort.parent / "run"
     with pytest.raises(InputError) as caught:
-        train(cohort, run, config=config(), fold=fold, device="cpu")
+        train(cohort, run, config=config(*settings), fold=fold, device="cpu")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not run.exists()
@@ -43,6 +43,10 @@ def refused(cohort: Path, fold: Fold, said: str) -> None:
 def test_a_structure_in_capitals_is_named_as_it_is_spelt(cohort: Path) -> None:
     edit_json(cohort / "dataset.json", labels={"background": 0, "Prostate": 1})
     refused(cohort, 0, "setting target is 'prostate'; it must be one of Prostate, as dataset.json spells them")
+
+
+def test_where_a_target_would_lie_is_not_known_of_a_cohort(cohort: Path) -> None:
+    refused(cohort, 0, "setting locate.aim_where_absent is true, but where", "locate.aim_where_absent=true")
 
 
 def test_no_gland_anywhere(tmp_path: Path) -> None:

@@ -294,6 +294,11 @@ def open_run(
     else:
         if config.phantoms is not None:
             raise InputError(f"{cohort}: settings of phantoms were given, too; a training takes one or the other")
+        if config.locate.aim_where_absent:
+            raise InputError(
+                "setting locate.aim_where_absent is true, but where a target would lie is known only of phantoms "
+                f"that are made beside the training, not of the scans of {cohort}; leave the setting out"
+            )
         content = read_cohort(cohort)
         info = content.info
         check_settings(config, info.labels)
