@@ -1,13 +1,14 @@
-"""Segment `varied` phantoms that no training has seen, and write what docs/real.md says of them.
+"""Segment phantoms that no training has seen, and write what docs/real.md says of them.
 
-    python docs/make_unseen.py [-m MODEL] [-n 200] [--seed 2026] [--without GROUP] [--processes 2]
-                               [-o docs/real/unseen.csv] [--against OTHER.csv]
+    python docs/make_unseen.py [-m MODEL] [-n 200] [--seed 2026] [--difficulty varied] [--without GROUP]
+                               [--processes 2] [-o docs/real/unseen.csv] [--against OTHER.csv]
 
 Phantom k is case `phantom_tsK` of `metricunet phantom --test N --seed SEED --difficulty varied --absent 0.34`. One
-in three shows no prostate. A row is written as soon as a phantom is scored, and what the file holds already is not
-done again; the rows of another model, seed or set of groups belong into another file. `--against` compares the
-model with that of other rows on the same phantoms. Of whole glands a row also has how much higher the lowest and
-the highest slice of the mask lie than those of the gland (apex_mm, base_mm).
+in three shows no prostate; with `--difficulty real` all do. A row is written as soon as a phantom is scored, and
+what the file holds already is not done again; the rows of another model, seed, difficulty or set of groups belong
+into another file. `--against` compares the model with that of other rows on the same phantoms. Of whole glands a
+row also has how much higher the lowest and the highest slice of the mask lie than those of the gland (apex_mm,
+base_mm), and the volume of the mask over that of the gland (volume_ratio).
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ import numpy as np
 import metricunet as mu
 from metricunet.evaluation.measures import measure
 from metricunet.phantom.cohort import case_name, case_seed, is_absent
-from metricunet.phantom.make import STRUCTURES, draw_phantom
+from metricunet.phantom.make import PART_OF, STRUCTURES, draw_phantom
+from metricunet.phantom.scanner import Difficulty
 from metricunet.phantom.variety import GROUPS, Variety
 from metricunet.volume import Volume
 
-ABSENT_FRACTION = 0.34
+ABSENT_FRACTION: dict[Difficulty, float] = {"varied": 0.34, "real": 0.0}
 STRUCTURES_SCORED = (
     "prostate",
     "seminal_vesicles",
@@ -47,6 +49,7 @@ COLUMNS = (
     "answer",
     "doubt",
     "volume_ml",
+    "volume_ratio",
     "asd_mm",
     *ENDS,
     *STRUCTURES_SCORED,
@@ -60,28 +63,30 @@ CUT = " reaches the edge of the box that organs are looked for in"
 _models: dict[str, mu.Model] = {}
 
 
-def scored(model: str, seed: int, without: tuple[str, ...], number: int) -> dict[str, str]:
+def scored(model: str, seed: int, difficulty: Difficulty, without: tuple[str, ...], number: int) -> dict[str, str]:
     """Make a phantom, segment it and return its row; a structure that the scan does not show has no Dice."""
     if model not in _models:
         _models[model] = mu.load_model(model or None)
     network = _models[model]
-    variety = Variety(**dict.fromkeys(without, False))
-    reaches = not is_absent(number, ABSENT_FRACTION)
-    drawn = draw_phantom(case_seed(seed, "Ts", number), "varied", reaches, variety=variety)
-    truth = drawn.labels({name: STRUCTURES[name] for name in STRUCTURES_SCORED})
+    varied = difficulty == "varied"
+    variety = Variety(**dict.fromkeys(without, False)) if varied else None
+    reaches = not is_absent(number, ABSENT_FRACTION[difficulty])
+    drawn = draw_phantom(case_seed(seed, "Ts", number), difficulty, reaches, variety=variety)
+    labelled = [name for name in STRUCTURES_SCORED if varied or name not in PART_OF]
+    truth = drawn.labels({name: STRUCTURES[name] for name in labelled})
     result = network.predict(drawn.image())
-    gland = str(drawn.description["gland"])
+    gland = str(drawn.description.get("gland", "whole"))
     row = {
         "case": case_name("Ts", number),
         "gland": str(drawn.description.get("absent", gland)) if gland == "absent" else gland,
-        "reach": str(drawn.description["reach"]),
+        "reach": str(drawn.description.get("reach", "pelvis")),
         "answer": "none",
         "doubt": str(result.quality.doubt),
         "reasons": "; ".join(result.quality.reasons),
     }
     if result.is_absent:
         return row
-    for name in network.structures:
+    for name in (name for name in network.structures if name in labelled):
         true, found = truth.with_array(truth.array == STRUCTURES[name]), result.mask(name)
         if name == network.target and found.array.any():
             row |= {"answer": "found", "volume_ml": f"{result.volume_ml():.1f}"}
@@ -93,6 +98,7 @@ def scored(model: str, seed: int, without: tuple[str, ...], number: int) -> dict
                 if gland == "whole":
                     higher = np.subtract(ends_mm(found), ends_mm(true))
                     row |= {end: f"{mm:.2f}" for end, mm in zip(ENDS, higher, strict=True)}
+                    row["volume_ratio"] = f"{found.array.sum() / true.array.sum():.3f}"
     return row
 
 
@@ -111,7 +117,8 @@ def rows_of(arguments: argparse.Namespace, numbers: list[int]) -> Iterator[dict[
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.processes, context) as executor:
         without = tuple(arguments.without)
-        for future in as_completed(executor.submit(scored, model, arguments.seed, without, k) for k in numbers):
+        given = (model, arguments.seed, arguments.difficulty, without)
+        for future in as_completed(executor.submit(scored, *given, k) for k in numbers):
             yield future.result()
 
 
@@ -145,6 +152,13 @@ def summary(rows: list[dict[str, str]]) -> list[str]:
                 f"{name} higher than the gland's, of whole glands {ends.mean():+.1f} ± {ends.std(ddof=1):.1f}, "
                 f"more than {PLACE_MM:g} off in {far} of {len(ends)}"
             )
+    ratios = np.array([float(row["volume_ratio"]) for row in present if row.get("volume_ratio")])
+    if len(ratios):
+        low, high = np.quantile(ratios, [0.05, 0.95])
+        lines.append(
+            f"volume_ratio of whole glands: {ratios.mean():.2f} ± {ratios.std(ddof=1):.2f}, "
+            f"median {np.median(ratios):.2f}, 5 to 95 % {low:.2f} to {high:.2f}, n = {len(ratios)}"
+        )
     scored_rows = sorted((row for row in present if row.get("prostate")), key=lambda row: float(row["prostate"]))
     lines.append(
         "worst tenth: " + ", ".join(f"{r['case']} {r['prostate']}" for r in scored_rows[: len(scored_rows) // 10])
@@ -173,6 +187,7 @@ def main() -> None:
     parser.add_argument("-m", "--model", type=Path)
     parser.add_argument("-n", type=int, default=200)
     parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--difficulty", choices=tuple(ABSENT_FRACTION), default="varied")
     parser.add_argument("--without", action="append", choices=GROUPS, default=[], help="leave this group out")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "real" / "unseen.csv")

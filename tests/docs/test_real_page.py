@@ -124,3 +124,11 @@ def test_the_ends_of_whole_glands_are_summed_up() -> None:
     lines = docs_script("make_unseen").summary(rows)
     assert "apex_mm higher than the gland's, of whole glands -2.0 ± 6.1, more than 8 off in 1 of 3" in lines
     assert "base_mm higher than the gland's, of whole glands +0.0 ± 3.5, more than 8 off in 0 of 3" in lines
+
+
+def test_volumes_are_told_of_rows_that_have_them() -> None:
+    script = docs_script("make_unseen")
+    blank = dict.fromkeys(script.COLUMNS, "") | {"gland": "whole"}
+    lines = script.summary([blank | {"volume_ratio": ratio} for ratio in ("1.2", "1.0", "1.1")])
+    assert "volume_ratio of whole glands: 1.10 ± 0.10, median 1.10, 5 to 95 % 1.01 to 1.19, n = 3" in lines
+    assert not any(line.startswith("volume_ratio") for line in script.summary([blank]))

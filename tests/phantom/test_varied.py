@@ -180,6 +180,34 @@ def test_glands_have_the_stated_sizes() -> None:
     assert 0.08 < max(skews) <= v.SKEW
 
 
+def test_half_of_the_glands_are_covered_by_what_looks_like_them() -> None:
+    lobes = [m.lobes for m in map(man, range(200)) if m.lobes is not None]
+    close = [one for one in lobes if one.cover_hu is not None]
+    assert len(close) / len(lobes) == pytest.approx(v.CLOSE_SHARE, abs=0.1)
+    for low, high, drawn_ones in (
+        (*v.CLOSE_COVER_MM, [one.cover_mm for one in close]),
+        (*v.CLOSE_FAT, [one.fat for one in close]),
+        (-2 * v.CLOSE_SD_HU, 2 * v.CLOSE_SD_HU, [one.cover_hu or 0.0 for one in close]),
+    ):
+        assert low <= min(drawn_ones) < low + 0.2 * (high - low)
+        assert high >= max(drawn_ones) > high - 0.2 * (high - low)
+    assert {one.fat for one in lobes if one.cover_hu is None} == {1.0}
+
+
+def test_such_a_cover_has_the_hu_of_the_gland() -> None:
+    """Within 3 mm of the gland in front of its middle, where neither floor nor organs lie."""
+    seed = next(k for k in range(100, 200) if (one := man(k).lobes) is not None and one.cover_hu is not None)
+    one = draw_phantom(seed, "varied", variety=replace(NONE, gland=True))
+    assert one.patient.lobes is not None
+    image, gland = one.image(), one.labels({"prostate": 1}).array == 1
+    z, y, _ = np.argwhere(gland).mean(axis=0).astype(int)
+    front = np.zeros_like(gland)
+    front[z - 1 : z + 2, :y] = True
+    near = ndimage.distance_transform_edt(~gland, sampling=image.spacing_mm) <= 3.0
+    more = np.median(image.array[front & near & ~gland]) - np.median(image.array[front & gland])
+    assert more == pytest.approx(one.patient.lobes.cover_hu, abs=5)
+
+
 def test_usual_glands_are_some_32_mm_high() -> None:
     small = [
         m for m in map(man, range(60)) if m.gland_volume_ml < v.TALL_ML and m.press and m.press.flatten > 0.98

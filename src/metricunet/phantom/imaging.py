@@ -399,9 +399,13 @@ def _veins(
     width = 20.0 * veins.veins_reach
     middle = np.exp(-(((x - gland_x) / width) ** 4) - ((z - gland_z + 4) / 24) ** 4)
     cover = veins.cover_mm * (1 + 0.4 * texture) + veins.veins_mm * in_front * middle * (1 + 0.25 * fine)
-    vein = appearance.tissues.sheath + 0.3 * (appearance.tissues.soft - appearance.tissues.muscle)
+    tissue = appearance.tissues
+    if veins.cover_hu is None:
+        vein = tissue.sheath + 0.3 * (tissue.soft - tissue.muscle)
+    else:
+        vein = tissue.gland + veins.cover_hu
     between = np.clip(0.6 * texture + 0.9 * fine - 0.6, 0, 1)
-    return cover.astype(np.float32), (vein + 4 * fine - 90 * between).astype(np.float32)
+    return cover.astype(np.float32), (vein + 4 * fine - 90 * veins.fat * between).astype(np.float32)
 
 
 def _bundles(lattice: Lattice, appearance: Appearance) -> Field:

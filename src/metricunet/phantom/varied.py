@@ -75,7 +75,7 @@ def vary_patient(patient: Patient, variety: Variety, seed: int) -> Patient:
         changes |= _rectum(generator(seed, "rectum"))
         changes |= _kept_off(generator(seed, "rectum", 1), changes)
     if variety.gland:
-        changes |= _gland(generator(seed, "gland"))
+        changes |= _gland(generator(seed, "gland"), generator(seed, "gland", 2))
         rng = generator(seed, "gland", 1)
         if rng.random() < v.SOURCES_SHARE:
             changes["sources"] = _sources(rng)
@@ -222,7 +222,7 @@ def _sources(rng: np.random.Generator) -> tuple[Point, ...]:
     return tuple((float(x), float(y), float(z)) for x, y, z in points)
 
 
-def _gland(rng: np.random.Generator) -> dict[str, object]:
+def _gland(rng: np.random.Generator, of_cover: np.random.Generator) -> dict[str, object]:
     volume = float(np.exp(np.log(v.VOLUME_MEDIAN_ML) + v.VOLUME_LOG_SD * rng.standard_normal()))
     volume = float(np.clip(volume, *v.VOLUME_RANGE_ML))
     depth = normal(rng, 0.80, 0.08, *v.DEPTH_OVER_WIDTH)
@@ -235,14 +235,24 @@ def _gland(rng: np.random.Generator) -> dict[str, object]:
         "gland_ratio": (depth, float(np.clip(height / width, *v.HEIGHT_OVER_WIDTH))),
         "gland_tilt_rad": normal(rng, 0.15, 0.15, -0.2, 0.5),
         "gland_taper": normal(rng, 0.16, 0.08, 0.0, 0.34),
-        "lobes": Lobes(
-            skew=normal(rng, 0.0, 0.06, -v.SKEW, v.SKEW),
-            tip=normal(rng, 0.0, 0.07, -0.15, 0.15),
-            veins_mm=uniform(rng, v.VEINS_MM),
-            veins_reach=uniform(rng, (0.6, 1.1)),
-            cover_mm=uniform(rng, v.COVER_MM),
+        "lobes": _covered(
+            Lobes(
+                skew=normal(rng, 0.0, 0.06, -v.SKEW, v.SKEW),
+                tip=normal(rng, 0.0, 0.07, -0.15, 0.15),
+                veins_mm=uniform(rng, v.VEINS_MM),
+                veins_reach=uniform(rng, (0.6, 1.1)),
+                cover_mm=uniform(rng, v.COVER_MM),
+            ),
+            of_cover,
         ),
     }
+
+
+def _covered(lobes: Lobes, rng: np.random.Generator) -> Lobes:
+    """Let what covers the gland look as the gland does, in some men."""
+    at, cover, fat = rng.random(), uniform(rng, v.CLOSE_COVER_MM), uniform(rng, v.CLOSE_FAT)
+    more = v.CLOSE_SD_HU * float(np.clip(rng.standard_normal(), -2, 2))
+    return replace(lobes, cover_mm=cover, cover_hu=more, fat=fat) if at < v.CLOSE_SHARE else lobes
 
 
 def vary_appearance(
