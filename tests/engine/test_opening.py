@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from metricunet.engine import opened
 from metricunet.errors import InputError
 from tests.support.command import Command
 from tests.support.engines import short_folder
+
+MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,76 @@ def test_an_address_where_nothing_answers_is_said_at_once() -> None:
             pass
 
 
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Ray starts no processes, but makes its folder as it does; what it was started with is in the list."""
+    ray = pytest.importorskip("ray", exc_type=ModuleNotFoundError)
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    known: list[dict[str, Any]] = []
+
+    def init(**how: Any) -> None:
+        folder = Path(how.get("_temp_dir", "/nowhere"))
+        if "_temp_dir" in how:
+            ray._common.utils.try_to_create_directory(str(folder))
+            (folder / "worker.out").write_text("a patient's name")
+        known.append({"folder": folder, **{name: os.environ.get(name, "") for name in (MODE, TOKEN)}})
+
+    monkeypatch.setattr(ray, "init", init)
+    return known
+
+
+def test_what_ray_of_this_machine_writes_is_for_its_owner_alone_and_goes_with_it(
+    started: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself would let everybody read and write its folder, and leave it there."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with opened("ray"):
+        written = started[0]["folder"]
+        assert written.is_relative_to(tmp_path.resolve())
+        above = [folder for folder in written.parents if folder.is_relative_to(tmp_path)]
+        assert 0o700 in [stat.S_IMODE(folder.stat().st_mode) for folder in above if folder != tmp_path]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ray_of_this_machine_lets_in_nobody_without_a_token_that_no_file_holds(
+    started: list[dict[str, Any]],
+) -> None:
+    for _ in range(2):
+        with opened("ray"):
+            pass
+        assert not {MODE, TOKEN} & os.environ.keys(), "a cluster that is joined later has its own"
+    first, second = started
+    assert first[MODE] == second[MODE] == "token"
+    assert min(len(first[TOKEN]), len(second[TOKEN])) >= 32
+    assert first[TOKEN] != second[TOKEN]
+
+
+@pytest.mark.parametrize("given", [{MODE: "disabled"}, {MODE: "token", TOKEN: 64 * "a"}])
+def test_whom_the_user_lets_in_counts(
+    started: list[dict[str, Any]], given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with opened("ray"):
+        assert {name: started[0][name] for name in given} == given
+        assert started[0][TOKEN] == given.get(TOKEN, "")
+    assert {name: os.environ[name] for name in given} == given
+
+
+def test_a_folder_that_cannot_be_made_for_ray_is_said_in_one_line(
+    started: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
+    with (
+        pytest.raises(InputError, match=r"no folder can be made in .*; name another in RAY_TMPDIR"),
+        opened("ray"),
+    ):
+        pass
+    assert not started
+
+
 #: Joins a cluster and has something computed there.
 JOINING = """
 import sys
@@ -151,3 +224,4 @@ def test_ray_of_this_machine_is_heard_by_no_other_and_tells_nobody(
     assert computed == "32"
     assert {ip.rpartition(":")[2] for ip in heard} == {"127.0.0.1"}
     assert (dashboard, told) == ("no dashboard", "not told")
+    assert not (tmp_path / ".ray").exists(), "others may read the token that Ray keeps there"

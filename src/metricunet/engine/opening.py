@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from metricunet.engine.interface import Engine
@@ -15,6 +19,12 @@ from metricunet.errors import InputError, argument
 INSTALL = "pip install 'metricunet[ray]'"
 #: A cluster that does not answer within this time is not there. Ray itself asks for minutes.
 CONNECT_S = 10.0
+#: Where Ray puts its folders. The paths of its sockets must be short, so no longer place will do.
+SHORT_TEMPORARY = Path("/tmp")
+#: How every Ray that this process is connected to is told to print nothing.
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+#: Whom Ray lets in: by which means, and the secret or the file that holds it.
+MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 
 @contextmanager
@@ -42,12 +52,17 @@ def opened(name: str | None) -> Iterator[Engine | None]:
             f"{argument('engine', name)}: this process has Ray in use already, which would end with the engine; "
             "call ray.shutdown() first, or work without an engine"
         )
-    try:
+    with ExitStack() as after:
+        if not address:
+            folder = after.enter_context(_folder())
+            after.enter_context(_token(ray))
+        after.callback(ray.shutdown)
         with _without_pages(ray):
-            _start(ray, address)
+            if address:
+                _join(ray, address)
+            else:
+                _start(ray, folder)
             yield RayEngine(ray, alone=not address)
-    finally:
-        ray.shutdown()
 
 
 def _ray() -> Any:
@@ -72,23 +87,81 @@ def _without_pages(ray: Any) -> Iterator[None]:
         worker.print_to_stdstream = before
 
 
-def _start(ray: Any, address: str) -> None:
-    """Connect to a cluster, or start one on this machine that nobody reaches from another."""
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address:
-        try:
-            with _loopback(ray, _is_at_loopback_alone(ray, address)):
-                ray.init(address=address, **quiet)
-        # Ray has an error of its own for a cluster that asks for a token, where there is none here.
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
-            raise InputError(
-                f"{argument('engine')} {NAME}://{address}: {why(error)}; start Ray on this machine and the "
-                "others with `ray start`, and give the address that it prints"
-            ) from error
-        return
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Yield a folder for what Ray writes, which its owner alone can look into; it goes with what is in it.
+
+    What workers print stands in Ray's logs, and may name a patient. Ray lets everybody read and write the folder
+    that it is given, so that is one within.
+    """
+    given = os.environ.get("RAY_TMPDIR")
+    parent = Path(given) if given else SHORT_TEMPORARY if SHORT_TEMPORARY.is_dir() else None
+    try:
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="ray-", dir=parent)).resolve()
+    except OSError as error:
+        raise InputError(
+            f"{argument('engine', NAME)}: no folder can be made in {parent or tempfile.gettempdir()} "
+            f"({error.strerror or error}); name another in RAY_TMPDIR"
+        ) from error
+    try:
+        yield folder / NAME
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a process of Ray may be about to end
+
+
+@contextmanager
+def _token(ray: Any) -> Iterator[None]:
+    """Let nobody in but processes of this one, by a token that no file holds.
+
+    Whoever gets in can run programs as this user. Of itself Ray asks for no token before 2.59, and later ones keep
+    it in a file that others may read. What the user has said of it stays.
+    """
+    own = {} if MODE in os.environ else {MODE: "token"}
+    if os.environ.get(MODE, "token") == "token" and not (TOKEN in os.environ or TOKEN_FILE in os.environ):
+        own[TOKEN] = secrets.token_hex(32)
+    os.environ |= own
+    try:
+        _look_again(ray)
+        yield
+    finally:
+        for name in own:
+            os.environ.pop(name, None)
+        _look_again(ray)
+
+
+def _look_again(ray: Any) -> None:
+    """Let Ray read anew whom it lets in: it did as it was imported, or as it was started before."""
+    with suppress(AttributeError):
+        ray._raylet.Config.initialize("")
+        ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _join(ray: Any, address: str) -> None:
+    """Connect to a cluster that is running."""
+    try:
+        with _loopback(ray, _is_at_loopback_alone(ray, address)):
+            ray.init(address=address, **QUIET)
+    # Ray has an error of its own for a cluster that asks for a token, where there is none here.
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        raise InputError(
+            f"{argument('engine')} {NAME}://{address}: {why(error)}; start Ray on this machine and the "
+            "others with `ray start`, and give the address that it prints"
+        ) from error
+
+
+def _start(ray: Any, folder: Path) -> None:
+    """Start a cluster on this machine that nobody reaches from another; what it writes goes into a folder."""
     try:
         with _loopback(ray, True):
-            ray.init(address="local", num_cpus=_cores(), include_dashboard=False, **quiet)
+            ray.init(
+                address="local",
+                num_cpus=_cores(),
+                include_dashboard=False,
+                _temp_dir=str(folder),
+                **QUIET,
+            )
     except Exception as error:  # its processes have half a minute to begin, which a busy machine may not give them
         raise InputError(
             f"{argument('engine', NAME)}: Ray did not start on this machine ({why(error)}); try again when "

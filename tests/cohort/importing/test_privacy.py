@@ -67,14 +67,15 @@ def test_a_name_that_is_the_patient_id_is_an_identifier() -> None:
     assert privacy.written("/data/EDGE01/1.dcm") == f"/data/{hashed('EDGE01')}/1.dcm"
 
 
-def test_identifiers_are_hashed_in_what_is_written_unless_they_are_kept() -> None:
-    text = f"tree/MRN-4711/{UID}.dcm: was drawn on series {UID}, at z = 10.25 mm"
+@pytest.mark.parametrize("uid", [UID, "2.25.329800735698586629295641978511506172918"])
+def test_identifiers_are_hashed_in_what_is_written_unless_they_are_kept(uid: str) -> None:
+    text = f"tree/MRN-4711/{uid}.dcm: was drawn on series {uid}, at z = 10.25 mm"
     privacy = knowing("Doe^John")
     assert privacy.spoken(text) == text
     written = privacy.written(text)
     assert "MRN-4711" not in written
-    assert UID not in written
-    assert f"series {hashed(UID)}, at z = 10.25 mm" in written
+    assert uid not in written
+    assert f"series {hashed(uid)}, at z = 10.25 mm" in written
     assert knowing("Doe^John", uids="keep").written(text) == text
 
 

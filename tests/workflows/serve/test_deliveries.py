@@ -288,6 +288,15 @@ def test_what_can_never_be_read_is_given_up_in_its_time(tmp_path: Path) -> None:
     assert (out.delivery.state, out.queue.job(out.job.id).state) == ("failed", "failed")
 
 
-def test_identifiers_are_left_out_of_sentences() -> None:
-    text = "the slices of series 1.2.826.0.1.3680043.8.498.1234 are\ntilted by 2.5 mm at z = -3.25"
+@pytest.mark.parametrize(
+    "uid", ["1.2.826.0.1.3680043.8.498.1234", "2.25.329800735698586629295641978511506172918", "1.2.840.1234567890"]
+)
+def test_identifiers_are_left_out_of_sentences(uid: str) -> None:
+    text = f"the slices of series {uid} are\ntilted by 2.5 mm at z = -3.25"
     assert without_identifiers(text) == "the slices of series (UID) are tilted by 2.5 mm at z = -3.25"
+    assert without_identifiers(f"CT.{uid}.dcm: see {uid}.") == "CT.(UID).dcm: see (UID)."
+
+
+def test_numbers_that_are_no_identifiers_stay_in_sentences() -> None:
+    text = "10.0.0.7 port 104, version 0.1.0: 2.25 mm, 0.1234567890123, 1.25e-9 and 2026.11.30"
+    assert without_identifiers(text) == text

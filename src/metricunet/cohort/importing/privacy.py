@@ -46,7 +46,8 @@ SHORTEST_NAME = 2
 SHORTEST_IDENTIFIER, AFTER_NAME = 4, "._-"
 #: Names of so few letters are parts of other words; and the first of the signs of Chinese and Japanese names.
 LONGEST_CHANCE, FIRST_SIGN = 3, "\u2e80"
-_UID = re.compile(r"(?<!\d)(?<!\d\.)[0-2](?:\.\d+){4,}")
+#: A UID of DICOM in a text. Those that are made of a random number have few dots and many digits: 2.25.NUMBER.
+UID = re.compile(r"(?<!\d)(?<!\d\.)[0-2](?:(?:\.\d+){4,}|(?:\.\d+)+\.\d{9,})")
 #: What may be an identifier, or hold one, in a path or a sentence.
 _WORD = re.compile(r"[^\s/:,;'\"]+")
 _TRANSCRIBED = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "ø": "oe", "å": "aa", "æ": "ae"})
@@ -185,8 +186,8 @@ class Privacy:
             if phrase == text or (len(phrase) >= SHORTEST_IDENTIFIER and phrase in text):
                 shorter = phrases[k + 1 :]
                 return hashed(phrase).join(self._without_phrases(part, shorter) for part in text.split(phrase))
-        between = [_WORD.sub(self._without_identifiers, part) for part in _UID.split(text)]
-        uids = [hashed(uid) for uid in _UID.findall(text)]
+        between = [_WORD.sub(self._without_identifiers, part) for part in UID.split(text)]
+        uids = [hashed(uid) for uid in UID.findall(text)]
         return "".join(part + uid for part, uid in zip(between, [*uids, ""], strict=True))
 
     def _without_identifiers(self, found: re.Match[str]) -> str:

@@ -10,12 +10,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from metricunet.cohort.importing.privacy import UID
 from metricunet.errors import InputError
 from metricunet.files.atomic import sync_folder, written_whole
 
 OWNER_ALONE = 0o700
-#: DICOM's identifiers stand for patients as well as names do.
-_UID = re.compile(r"(?<![\d.])[0-2](?:\.\d+){4,}(?![\d.])")
 TOKEN_BYTES = 32
 #: What counts as a token is as long as those that are made here: 43 characters for 32 bytes.
 _TOKEN = re.compile(r"[!-~]{43,}")
@@ -119,5 +118,5 @@ def _write_token(path: Path) -> None:
 
 
 def without_identifiers(text: str) -> str:
-    """Return a sentence for logs and the ledger: one line, and no UID of DICOM in it."""
-    return " ".join(_UID.sub("(UID)", text).split())
+    """Return a sentence for logs and the ledger: one line, without UIDs of DICOM, which stand for patients."""
+    return " ".join(UID.sub("(UID)", text).split())
