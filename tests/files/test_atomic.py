@@ -74,6 +74,20 @@ def test_a_file_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert said == [flushed(path), ("named", path), flushed(tmp_path)]
 
 
+def test_a_file_is_flushed_where_the_system_flushes_none_that_is_open_for_reading_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Windows does, which opens no folders either."""
+
+    def flush(handle: int) -> None:
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            os.write(handle, b"")  # a handle for reading alone is refused
+
+    monkeypatch.setattr(os, "fsync", flush)
+    write_text(tmp_path / "a.txt", "text")
+    assert (tmp_path / "a.txt").read_text() == "text"
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
 def test_a_file_system_that_flushes_no_folders_is_none_the_worse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -256,6 +256,18 @@ def test_a_clock_that_was_set_changes_nothing(tmp_path: Path, monkeypatch: pytes
             pass
 
 
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_a_clock_that_was_set_changes_nothing_where_the_start_of_a_process_is_noted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    path, boot = tmp_path / CLAIM_NAME, psutil.boot_time
+    monkeypatch.setattr(sys, "platform", platform)
+    with claimed(path, "a training"):
+        monkeypatch.setattr(psutil, "boot_time", lambda: boot() + 2)
+        with pytest.raises(AlreadyClaimed), claimed(path, "a training"):
+            pass
+
+
 def test_a_process_that_the_system_hides_is_not_taken_for_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

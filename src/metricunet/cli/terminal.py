@@ -34,6 +34,10 @@ def progress_bars() -> Iterator[Bars]:
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = LiveBars(*columns, console=console, disable=not console.is_terminal)
 
+    def stop() -> None:
+        if console.is_terminal:  # some versions of rich print an empty line for bars that were never shown
+            progress.stop()
+
     def bar(name: str) -> Progress:
         task: Any = None
 
@@ -45,7 +49,7 @@ def progress_bars() -> Iterator[Bars]:
                 task = progress.add_task(name, total=total)
             progress.update(task, completed=done, total=total)
             if done >= total:
-                progress.stop()
+                stop()
                 progress.remove_task(task)  # its last state stays on the screen; the next bar must not repeat it
                 task = None  # what is told of another round, such as of scans without contours, opens it anew
 
@@ -54,7 +58,7 @@ def progress_bars() -> Iterator[Bars]:
     try:
         yield bar
     finally:
-        progress.stop()
+        stop()
 
 
 def set_debug(given: bool) -> None:

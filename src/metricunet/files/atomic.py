@@ -38,7 +38,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as handle:
+        with temporary.open("rb+") as handle:  # Windows flushes no file that is open for reading alone
             os.fsync(handle.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)

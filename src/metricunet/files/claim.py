@@ -50,7 +50,7 @@ class Holder:
         boot: identifies the computer's boot; None where the system states none.
         namespace: identifies the container that the process number counts in; None where there are none.
         pid: number of the process.
-        started_s: when the process began, in seconds after the boot.
+        started_s: when the process began, in seconds after the boot; where the system is not Linux, after 1970.
         since: when it made the claim, in UTC, as people write it.
         token: random; no two claims have the same.
         device: number of the device that holds the claim's folder, where the process keeps a lock on the claim;
@@ -349,6 +349,10 @@ def _missing_folders(folder: Path) -> list[Path]:
 
 
 def _started_s(process: psutil.Process) -> float:
+    if sys.platform != "linux":
+        # Noted once, by the clock of that moment; the time of the boot follows a clock that is set, or corrected
+        # by the network day by day.
+        return float(process.create_time())
     # Both are by the wall clock, which may be set meanwhile; their difference is not.
     return float(process.create_time()) - float(psutil.boot_time())
 
