@@ -237,7 +237,7 @@ class OwnFiles:
         """
         stated = self.stated()
         for path in sorted(self.folder.rglob("*")):
-            name = str(path.relative_to(self.folder))
+            name = path.relative_to(self.folder).as_posix()
             if self._staging in path.parents or self._is_claim(path) or (path.is_dir() and not path.is_symlink()):
                 continue
             own = self.content() is not None if name == self.record else self._is(name, stated.get(name, ()))
@@ -270,7 +270,7 @@ class OwnFiles:
         folder = self.work()
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                self._staged[str(path.relative_to(folder))] = path
+                self._staged[path.relative_to(folder).as_posix()] = path
 
     def stage(self, name: str) -> Path:
         """Return a path to write an output to; it is placed under its name by `commit`."""

@@ -118,7 +118,7 @@ def demo(
     record.facts = {
         "seed": SEED,
         "settings": list(settings),
-        "inputs": {str(path.relative_to(output)): hash_if_readable(path) for path in origins},
+        "inputs": {path.relative_to(output).as_posix(): hash_if_readable(path) for path in origins},
     }
     own.commit(record.content())
     return DemoResult(outcome, result, output / "report.html", output / MODEL_NAME)

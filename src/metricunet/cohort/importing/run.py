@@ -377,7 +377,7 @@ class _Importer:
         """The case's image and labels, relative to the cohort."""
         name, split, folder = case.source.name, case.source.split, self.own.folder
         image, label = image_path(folder, name, split), label_path(folder, name, split)
-        return str(image.relative_to(folder)), str(label.relative_to(folder))
+        return image.relative_to(folder).as_posix(), label.relative_to(folder).as_posix()
 
     def _save(self, drop: Iterable[str] = ()) -> None:
         content = {"complete": False, "cases": {**self.before, **self.reports}}
