@@ -8,6 +8,8 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +99,9 @@ def test_an_address_where_nothing_answers_is_said_at_once() -> None:
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def started() -> Iterator[list[dict[str, Any]]]:
     """Ray starts no processes, but makes its folder as it does; what it was started with is in the list."""
     ray = pytest.importorskip("ray", exc_type=ModuleNotFoundError)
-    for name in [name for name in os.environ if name.startswith("RAY_")]:
-        monkeypatch.delenv(name)
     known: list[dict[str, Any]] = []
 
     def init(**how: Any) -> None:
@@ -111,8 +111,15 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             (folder / "worker.out").write_text("a patient's name")
         known.append({"folder": folder, **{name: os.environ.get(name, "") for name in (MODE, TOKEN)}})
 
-    monkeypatch.setattr(ray, "init", init)
-    return known
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("RAY_")]:
+            patch.delenv(name)
+        patch.setattr(ray, "init", init)
+        yield known
+    # What a test said of tokens is forgotten: Ray ends the process where it has to have one and there is none.
+    with suppress(AttributeError):
+        ray._raylet.Config.initialize("")
+        ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def test_what_ray_of_this_machine_writes_is_for_its_owner_alone_and_goes_with_it(
