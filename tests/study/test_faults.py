@@ -226,7 +226,7 @@ def two_folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 FOLD_STEPS: dict[str, tuple[str, str]] = {
     "opening the training": ("open_run", ""),
     "training stage 1": ("train_locate", "locate.safetensors"),
-    "keeping stage 1": ("save_file", "locate.safetensors"),
+    "keeping stage 1": ("save", "locate.safetensors"),
     "reading stage 1": ("read_located", ""),
     "reading a scan": ("read_case", "*/*.npz"),
     "locating": ("localise", "cuts/*.npz"),
