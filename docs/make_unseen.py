@@ -193,6 +193,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "real" / "unseen.csv")
     parser.add_argument("--against", type=Path, help="rows of another model on these phantoms")
     arguments = parser.parse_args()
+    if arguments.without and arguments.difficulty != "varied":
+        parser.error("--without leaves out groups of varied phantoms; --difficulty real draws none")
     rows = []
     if arguments.output.is_file():
         with arguments.output.open(newline="", encoding="utf-8") as handle:
