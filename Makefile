@@ -40,7 +40,7 @@ docs: $(VENV)/development ## the site, in build/site, without a warning or a dea
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python docs/site/check.py build/site
 
-base-model: $(VENV)/runtime ## train a model by models/base.yaml from nothing, in place of the shipped one (an hour of two cores)
+base-model: $(VENV)/runtime ## train a model by models/base.yaml from nothing, in place of the shipped one (two hours of two cores)
 	resume=$$(test -f build/base-model/checkpoints/state.json && echo --resume); \
 	$(BIN)/metricunet train --config src/metricunet/models/base.yaml --workers 2 -o build/base-model $$resume
 	cp build/base-model/model.safetensors src/metricunet/models/base.safetensors
