@@ -64,8 +64,8 @@ def row_of(name: str, gland: str, result: mu.Result) -> Row:
         mask = result.mask()
         index = np.argwhere(mask.array)
         points = mask.geometry.to_world(index)
-        half = mask.geometry.directions @ np.asarray(mask.spacing_mm) / 2
-        low, high = points.min(axis=0) - np.abs(half), points.max(axis=0) + np.abs(half)
+        half = np.abs(mask.geometry.directions) @ np.asarray(mask.spacing_mm) / 2  # of a voxel, turned as it is
+        low, high = points.min(axis=0) - half, points.max(axis=0) + half
         centre = points.mean(axis=0)
         facts = {
             "volume_ml": f"{result.volume_ml():.1f}",

@@ -6,11 +6,14 @@ import csv
 import re
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from metricunet.files.model import read_card
 from metricunet.inference.models import SHIPPED
+from metricunet.volume import Geometry, Volume
 from tests.support.scripts import docs_script
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -132,3 +135,30 @@ def test_volumes_are_told_of_rows_that_have_them() -> None:
     lines = script.summary([blank | {"volume_ratio": ratio} for ratio in ("1.2", "1.0", "1.1")])
     assert "volume_ratio of whole glands: 1.10 ± 0.10, median 1.10, 5 to 95 % 1.01 to 1.19, n = 3" in lines
     assert not any(line.startswith("volume_ratio") for line in script.summary([blank]))
+
+
+@pytest.mark.parametrize("degrees", [0.0, 30.0, -30.0])
+def test_the_ends_of_a_mask_on_a_tilted_scan_are_those_of_its_outermost_voxels(degrees: float) -> None:
+    """By the eight corners of each voxel."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    plain = Geometry.from_parts((6, 7, 8), (3.0, 2.0, 1.0), (5.0, -7.0, 40.0))
+    tilt = np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
+    grid = Geometry.from_parts(plain.shape, plain.spacing_mm, plain.origin_mm, tilt @ plain.directions)
+    mask = np.zeros(grid.shape, dtype=bool)
+    mask[1:4, 2:4, 3:8] = True
+    corners = np.array([[1, 2, 3], [4, 4, 8]])[np.indices((2, 2, 2)).reshape(3, -1).T, range(3)] - 0.5
+    low, high = (getattr(grid.to_world(corners), end)(axis=0) for end in ("min", "max"))
+    found = docs_script("make_real_figures").row_of(
+        "scan",
+        "whole",
+        SimpleNamespace(
+            prediction=SimpleNamespace(localisation=SimpleNamespace(status="found")),
+            is_absent=False,
+            mask=lambda: Volume(mask, grid),
+            volume_ml=lambda: 0.18,
+            quality=SimpleNamespace(reasons=[]),
+            seconds=1.0,
+        ),
+    )
+    assert (found.apex_z_mm, found.base_z_mm) == (f"{low[2]:.1f}", f"{high[2]:.1f}")
+    assert (found.left_right_mm, found.front_back_mm) == tuple(f"{mm:.1f}" for mm in (high - low)[:2])

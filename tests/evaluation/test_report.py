@@ -141,6 +141,23 @@ def test_means_of_distances_say_over_how_many() -> None:
     assert "1 missed: no distance to show" in text
 
 
+def test_missed_are_told_of_the_cases_that_hold_the_structure_and_false_positives_beside_them() -> None:
+    missed = Measures(0.0, None, 0.0, 0.0, None, 0.0, -30.0)
+    invented = Measures(0.0, None, None, 0.0, None, 0.0, 12.0)
+    absent = Measures(None, None, None, None, None, None, None)
+    found = [missed, missed, *[invented] * 8, *[absent] * 3]
+    text = re.sub(r"\s+", " ", Page(render(make_evaluation(*_rows(found)))).text)
+    assert "Missed2 of 2each counts as 0" in text
+    assert "Not in the reference8 of 11the reference holds none" in text
+    text = re.sub(r"\s+", " ", Page(render(make_evaluation(*_rows([missed, absent])))).text)
+    assert "Missed1 of 1each counts as 0" in text
+    assert "Not in the reference" not in text
+
+
+def _rows(found: list[Measures]) -> list[CaseRow]:
+    return [CaseRow(f"c{k:02}", "prostate", measures) for k, measures in enumerate(found)]
+
+
 @pytest.mark.parametrize("count", [MAX_OVERLAYS, MAX_OVERLAYS + 2])
 def test_no_more_than_the_worst_in_pictures(folders: Any, gland: Gland, count: int) -> None:
     for k in range(count):

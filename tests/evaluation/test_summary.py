@@ -55,6 +55,9 @@ def test_statistics_by_hand() -> None:
     assert (sensitivity.mean, sensitivity.n) == (pytest.approx((0.88 + 0.75) / 3), 3)
     assert summary.measures["volume_difference_ml"].mean == pytest.approx((2 - 4 - 30 + 12) / 4)
     assert (summary.n, summary.missed, summary.true_absent) == (4, 1, 1)
+    assert summary.false_positive == 1
+    text = format_summary(evaluation(rows(GOOD, FAIR, MISSED, FALSE, ABSENT)))
+    assert "prostate: 4 cases, 1 missed, 1 not in the reference, 1 truly absent" in text
 
 
 def test_nothing_to_average() -> None:

@@ -84,6 +84,11 @@ def test_a_baseline_that_says_nothing_gives_no_limits_and_says_why() -> None:
     assert (few.centre, few.first_outside) == (None, None)
     assert len(few.points) == 2
     assert "all alike" in average_chart([1.0] * 50, numbered(50)).problem
+    for alike in (False, True):
+        chart = share_chart([alike] * 40 + [not alike, *[alike] * 19], numbered(60), group=20, baseline=40)
+        assert "all alike" in chart.problem
+        assert (chart.centre, chart.baseline, chart.first_outside) == (None, 0, None)
+        assert [point.value for point in chart.points] == [alike, alike, abs(alike - 0.05)]
     assert "at least 10" in average_chart([1.0, 2.0] * 50, numbered(100), baseline=5).problem
     assert average_chart([], []).points == ()
     assert share_chart([], []).points == ()

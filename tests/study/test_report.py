@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from metricunet.study.figures import draw_figures
-from metricunet.study.report import conclusions_text, p_value, sections, tables_csv, tables_text
+from metricunet.study.report import arms_table, conclusions_text, p_value, sections, tables_csv, tables_text
 from metricunet.study.run import StudyResult
 from metricunet.study.verdicts import conclude, write_conclusions
 from tests.study.test_results import ABSENT, ROWS, row
@@ -85,6 +85,24 @@ def test_the_tables_of_arms(tmp_path: Path) -> None:
     }  # fmt: skip
     assert found["primary"] == found["comparisons"]  # there is one pair alone
     assert found["why"] == found["reasons"]
+
+
+def test_missed_are_counted_of_the_cases_that_hold_the_structure(tmp_path: Path) -> None:
+    """Of the six cases two hold no gland, in one of which an arm has a false positive."""
+    folder = make_tables(tmp_path, cases=6, missed={"base": [(0, 1)]})
+    path = folder / "cases.csv"
+    head, *lines = path.read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    for own in cells:
+        if own[3] in ("case_004", "case_005"):
+            blank = [""] * (len(own) - 5)
+            if own[0] == "method" and own[3] == "case_004":
+                blank = ["0.0", "", "", "0.0", "", "0.0", "12.0"]
+            own[5:] = blank
+    path.write_text("\n".join([head, *(",".join(own) for own in cells)]) + "\n")
+    found = arms_table(conclude(folder), ["dice"])
+    assert "| base | 3 | 6 | 1 of 12 |" in found
+    assert "| method | 3 | 6 | 0 of 12 |" in found
 
 
 def test_drawn_again_from_the_tables_all_is_the_same(tmp_path: Path) -> None:

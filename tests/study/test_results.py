@@ -15,12 +15,14 @@ from metricunet.evaluation.measures import MEASURE_NAMES, Measures
 from metricunet.study.results import (
     DEFINITIONS,
     FEATURES,
+    SMOOTHNESS,
     Results,
     Row,
     better_of,
     cases_table,
     join_tables,
     paired_values,
+    read_results,
     read_table,
     scores_by_fold,
     summarise_arms,
@@ -116,6 +118,27 @@ def test_rows_of_what_was_not_contoured_are_told_from_those_of_what_is_absent(tm
     (summary,) = summarise_arms(found)[0].of_seed.values()
     assert (summary.n, summary.missed, summary.true_absent, summary.not_contoured) == (1, 0, 1, 1)
     assert list(paired_values(found, "a", "prostate", "dice")[0]) == [(3, "one"), (3, "five")]
+
+
+def test_what_nobody_contoured_counts_in_no_comparison_of_smoothness(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(SMOOTHNESS.measures)
+    cases, smooth = [], []
+    for arm, excess in (("a", 2.0), ("b", 1.0)):
+        for k in range(30):
+            contoured = k < 10
+            cases.append(row(arm, 0, f"{k:03}", measured(0.8, 2.0) if contoured else ABSENT))
+            values = dict.fromkeys(SMOOTHNESS.measures, excess) if contoured else nothing
+            smooth.append(Row(arm, 0, 0, f"{k:03}", "prostate", values))
+    write_table(tmp_path, CASES, cases)
+    write_table(tmp_path, SMOOTHNESS, smooth)
+    results = read_results(tmp_path, {f"{k:03}": ("prostate",) for k in range(10, 30)})
+    for measure in ("asd_mm", *SMOOTHNESS.measures):
+        a, b = (results.scores(arm, measure, "prostate") for arm in "ab")
+        assert a is not None
+        assert b is not None
+        found = compare(a, b, DEFINITIONS[measure], better_of(measure))
+        assert (found.cases, found.no_value_a, found.no_value_b) == (10, 0, 0), measure
+    assert (found.superiority, found.rank_biserial) == (1.0, 1.0)
 
 
 def compared(rows: list[Row], measure: str) -> Comparison:

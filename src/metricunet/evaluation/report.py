@@ -151,7 +151,12 @@ def _tiles(evaluation: Evaluation) -> list[Tile]:
         notes += (f"{summary.true_absent} truly absent",)
     if summary.not_contoured:
         notes += (f"{summary.not_contoured} not contoured",)
-    tiles.append(Tile("Missed", str(summary.missed), f"of {summary.n}", notes, alarm=summary.missed > 0))
+    held = summary.n - summary.false_positive
+    tiles.append(Tile("Missed", str(summary.missed), f"of {held}", notes, alarm=summary.missed > 0))
+    if summary.false_positive:
+        without = summary.false_positive + summary.true_absent
+        note = ("the reference holds none; Dice counts as 0",)
+        tiles.append(Tile("Not in the reference", str(summary.false_positive), f"of {without}", note, alarm=True))
     verdicts = [q.verdict for q in evaluation.quality.values() if q.verdict is not None]
     if verdicts:
         doubtful = sum(v != "pass" for v in verdicts)

@@ -93,6 +93,11 @@ class StructureSummary:
         """Cases in which the reference holds the structure and the prediction does not."""
         return self.measures["dice"].missed
 
+    @property
+    def false_positive(self) -> int:
+        """Cases in which the prediction holds the structure and the reference does not; none of them is missed."""
+        return self.n - self.measures["sensitivity"].n
+
     def to_json(self) -> dict[str, Any]:
         """Return measure to statistics, and beside these `true_absent`, `not_contoured` and any `tolerance_mm`."""
         rest: dict[str, Any] = {"true_absent": self.true_absent, "not_contoured": self.not_contoured}
@@ -300,6 +305,8 @@ def format_summary(evaluation: Evaluation) -> str:
     lines: list[str] = []
     for structure, summary in evaluation.summary.items():
         counts = [_plural(summary.n, "case"), f"{summary.missed} missed"]
+        if summary.false_positive:
+            counts.append(f"{summary.false_positive} not in the reference")
         if summary.true_absent:
             counts.append(f"{summary.true_absent} truly absent")
         if summary.not_contoured:

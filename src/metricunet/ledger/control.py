@@ -29,6 +29,8 @@ LEAST_BASELINE = 10
 SIGMAS = 3.0
 #: λ and L of the moving average.
 WEIGHT, WIDTH = 0.1, 2.814
+#: Why such a baseline has no limits: they would lie on its mean, and the first case that differs beyond them.
+ALL_ALIKE = "the first {} cases are all alike, so they say nothing of the usual spread"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def share_chart(
 ) -> ControlChart:
     """Chart the share of hits in groups of consecutive cases. After the baseline the groups begin anew.
 
-    The last group of the baseline and the last of all may have fewer cases; limits of fewer are wider.
+    The last group of the baseline and the last of all may have fewer cases; limits of fewer are wider. A baseline
+    of which all cases are hits, or none is, has no limits.
 
     Args:
         hits: whether each case is of the kind, in the order of time.
@@ -100,6 +103,8 @@ def share_chart(
         baseline: cases that the limits are made from.
     """
     problem = _too_few(len(hits), baseline)
+    if not problem and len(set(hits[:baseline])) == 1:
+        problem = ALL_ALIKE.format(baseline)
     known = 0 if problem else baseline
     centre = None if problem else sum(hits[:known]) / known
     starts = [*range(0, known, group), *range(known, len(hits), group)]
@@ -136,7 +141,7 @@ def average_chart(
     if not problem:
         centre, spread = statistics.fmean(values[:baseline]), statistics.stdev(values[:baseline])
         if spread == 0:
-            problem = f"the first {baseline} cases are all alike, so they say nothing of the usual spread"
+            problem = ALL_ALIKE.format(baseline)
     average = centre if centre is not None else (values[0] if values else 0.0)
     points = []
     for k, (value, label) in enumerate(zip(values, labels, strict=True)):

@@ -290,7 +290,8 @@ def arms_table(
         )
         counted = next(s for s in scores if s is not None)
         cells = [_mean_of_seeds(s.values, name) if s else "–" for s, name in zip(scores, measures, strict=True)]
-        counts = [str(len(counted.seeds)), str(len(counted.cases)), f"{counted.n_missed} of {counted.values.size}"]
+        held = counted.values[:, ~counted.is_empty].size  # what a case does not hold cannot be missed
+        counts = [str(len(counted.seeds)), str(len(counted.cases)), f"{counted.n_missed} of {held}"]
         lines.append([arm, *words, *counts, *cells])
     repeats = "runs" if results.by_fold else "seeds"
     head = ["arm", *described_as, repeats, "cases", "missed", *titles]

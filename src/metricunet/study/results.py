@@ -271,7 +271,8 @@ def read_results(
     others = sorted(path.stem.removeprefix("cases-") for path in folder.glob("cases-*.csv"))
     cases = {whose: read_table(folder, cases_table(whose), not_contoured) for whose in (TRUTH, *others)}
     smoothness, features = (
-        read_table(folder, table) if (folder / table.name).is_file() else [] for table in (SMOOTHNESS, FEATURES)
+        read_table(folder, table, not_contoured) if (folder / table.name).is_file() else []
+        for table in (SMOOTHNESS, FEATURES)
     )
     return Results(cases, smoothness, features, replicates)
 
