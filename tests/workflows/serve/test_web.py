@@ -431,6 +431,9 @@ def test_any_bytes_are_taken_apart_or_refused(
 def test_the_boundary_is_read_from_the_type() -> None:
     assert boundary_of('multipart/related; type="application/dicom"; boundary="a b"') == b"a b"
     assert boundary_of("multipart/related;boundary=abc;type=x") == b"abc"
+    of_orthanc = "-".join(["90c59563-3bc3-42dd-98cb-e13764413316"] * 2)  # longer than the standard has it
+    stated = f'multipart/related; type="application/dicom"; boundary={of_orthanc}'
+    assert boundary_of(stated) == of_orthanc.encode()
     for wrong in ("", "multipart/mixed; boundary=x", "multipart/related", "multipart/related; boundary="):
         with pytest.raises(InputError, match="multipart/related"):
             boundary_of(wrong)

@@ -10,7 +10,8 @@ from uuid import uuid4
 from metricunet.errors import InputError
 
 MOST_HEADER_BYTES = 8192
-_BOUNDARY = re.compile(r'boundary="?([0-9A-Za-z\'()+_,./:=? -]{1,70}?)"?\s*(?:;|$)')
+#: The standard of the web has 70 characters at most (RFC 2046), and Orthanc sends 73.
+_BOUNDARY = re.compile(r'boundary="?([0-9A-Za-z\'()+_,./:=? -]{1,200}?)"?\s*(?:;|$)')
 
 
 class TooLarge(InputError):  # noqa: N818
