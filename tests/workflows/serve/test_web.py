@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -178,11 +179,40 @@ def test_objects_come_in_by_stow(site: Callable[..., Site], written: Written) ->
     assert here.stow(*objects).status_code == 200
     (job,) = here.node.arrivals.gather(at_once=True)
     assert (job.sender, job.files, job.state) == ("stow", 4, "waiting")
-    answer = here.stow(objects[0], b"rubbish" * 50)
-    assert answer.status_code == 202
-    assert answer.json()["00081198"]["Value"] == [{"00081197": {"vr": "US", "Value": [0xC000]}}]
+    assert here.stow(objects[0], b"rubbish" * 50).status_code == 202
     assert here.stow(objects[0], path="/studies/1.2.3").status_code == 409
     assert not any(here.node.state.receiving.iterdir())
+
+
+def test_a_sender_by_stow_is_told_which_objects_are_well_and_which_are_not(
+    site: Callable[..., Site], written: Written
+) -> None:
+    # Orthanc takes a request for failed whose answer does not list as many objects as it has sent.
+    here = site(rules=[{"name": "ours", "description": "Becken*"}])
+    objects = [path.read_bytes() for path in written.files]
+    uids = [str(pydicom.dcmread(path).SOPInstanceUID) for path in written.files]
+
+    def listed(answer: httpx.Response, tag: str) -> list[tuple[list[str], list[int]]]:
+        items = answer.json().get(tag, {"vr": "SQ", "Value": []})["Value"]
+        return [
+            (item.get("00081155", {}).get("Value", []), item.get("00081197", {}).get("Value", []))
+            for item in items
+        ]
+
+    unwanted = here.stow(*objects)  # no rule takes it, and the sender need not try again
+    assert (unwanted.status_code, listed(unwanted, "00081199")) == (200, [([uid], []) for uid in uids])
+    here = site()
+    well = here.stow(*objects)
+    assert (well.status_code, listed(well, "00081199")) == (200, [([uid], []) for uid in uids])
+    assert not {"00081198", "0008119A"} & set(well.json())
+    item = well.json()["00081199"]["Value"][0]
+    assert item["00081150"] == {"vr": "UI", "Value": ["1.2.840.10008.5.1.4.1.1.2"]}
+    some = here.stow(objects[0], b"rubbish" * 50)
+    assert (some.status_code, listed(some, "00081199")) == (202, [([uids[0]], [])])
+    assert (listed(some, "0008119A"), listed(some, "00081198")) == ([([], [0xC000])], [])
+    another = here.stow(objects[0], path="/studies/1.2.3")
+    assert (another.status_code, listed(another, "00081198")) == (409, [([uids[0]], [0xC000])])
+    assert "00081199" not in another.json()
 
 
 def test_odd_bodies_are_refused(

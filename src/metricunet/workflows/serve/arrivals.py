@@ -76,6 +76,19 @@ class Unwanted(NotTaken):
     """No rule takes its series. Nothing is wrong with it."""
 
 
+@dataclass(frozen=True)
+class Instance:
+    """Which object one is, to tell its sender.
+
+    Attributes:
+        sop_class: SOPClassUID.
+        sop_uid: SOPInstanceUID.
+    """
+
+    sop_class: str
+    sop_uid: str
+
+
 @dataclass
 class Series:
     """A series that is coming in.
@@ -205,7 +218,7 @@ class Arrivals:
         *,
         sop_uid: str | None = None,
         study_uid: str | None = None,
-    ) -> None:
+    ) -> Instance:
         """Take an object: its file is moved to those of its series, and is safe, also from a power cut.
 
         Args:
@@ -214,6 +227,9 @@ class Arrivals:
             origin: the association that brings it; None for none.
             sop_uid: SOPInstanceUID that was announced; None where none was.
             study_uid: StudyInstanceUID, likewise.
+
+        Returns:
+            Which object it is.
 
         Raises:
             NotTaken: see there; the file is as it was.
@@ -264,6 +280,7 @@ class Arrivals:
             if announced.isascii() and announced.isdecimal() and len(announced) < 6:
                 series.announced = int(announced)
         sync_folder(self.state.arriving / key)  # if it has been moved meanwhile, it was flushed before that
+        return Instance(found["SOPClassUID"], found["SOPInstanceUID"])
 
     def _begun(self, key: str, sender: str, rule: Rule, found: dict[str, str]) -> Series:
         """Begin with a series. What lies in its folder counts, if it could not be queued or told whose it is."""
@@ -501,6 +518,16 @@ class Arrivals:
             while len(self._said) > REMEMBERED:
                 self._said.popitem(last=False)
         self.journal.say("not taken", "info", why=reason, **facts)
+
+
+def instance_of(path: Path) -> Instance | None:
+    """Return which object a file is that was not taken; None where it does not say so."""
+    try:
+        dataset = _read(path)
+    except NotTaken:
+        return None
+    found = Instance(_text(dataset, "SOPClassUID"), _text(dataset, "SOPInstanceUID"))
+    return found if all(0 < len(uid) <= LONGEST_UID for uid in (found.sop_class, found.sop_uid)) else None
 
 
 def _read(path: Path) -> Dataset:

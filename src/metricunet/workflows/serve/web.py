@@ -26,7 +26,7 @@ from metricunet.workflows.review.desk import Desk
 from metricunet.workflows.review.recording import Recorder
 from metricunet.workflows.review.scans import Scans
 from metricunet.workflows.review.server import create_app
-from metricunet.workflows.serve.arrivals import NoRoom, NotTaken, Unwanted
+from metricunet.workflows.serve.arrivals import Instance, NoRoom, NotTaken, Unwanted, instance_of
 from metricunet.workflows.serve.config import MB, NodeConfig, Web
 from metricunet.workflows.serve.gate import ROLES, USER, Gate
 from metricunet.workflows.serve.multipart import Parts, TooLarge, boundary_of
@@ -46,6 +46,9 @@ SCRIPT = Path(__file__).with_name("static") / "node.js"
 #: States of a case in which the pages offer to segment it once more.
 SEGMENTED_AGAIN: tuple[JobState, ...] = ("refused", "failed", "set aside")
 CANNOT_UNDERSTAND, OUT_OF_RESOURCES = 0xC000, 0xA700
+#: Elements of an answer to STOW-RS, and of their items. What failed and is not known by name is among the others.
+_REFERENCED, _FAILED, _OTHERS_FAILED = "00081199", "00081198", "0008119A"
+_SOP_CLASS, _SOP_UID, _RETRIEVE_URL, _REASON = "00081150", "00081155", "00081190", "00081197"
 
 
 class NodeDesk(Desk):
@@ -263,7 +266,7 @@ async def _take(node: Node, request: Request, study: str | None) -> Response:
     boundary = boundary_of(request.headers.get("content-type", ""))
     parts = Parts(boundary, node.state.receiving, int(limits.object_mb * MB), MOST_PARTS)
     origin = uuid4().hex
-    answers: list[int] = []
+    answers: list[tuple[Instance | None, int]] = []
     node.arrivals.begin(origin, ends_itself=True)
     try:
         await run_in_threadpool(node.arrivals.check_room)
@@ -284,13 +287,27 @@ async def _take(node: Node, request: Request, study: str | None) -> Response:
     finally:
         parts.close()
         node.arrivals.end(origin)
-    failed = [status for status in answers if status]
-    content: dict[str, Any] = {}
-    if failed:
-        items = [{"00081197": {"vr": "US", "Value": [status]}} for status in failed]
-        content["00081198"] = {"vr": "SQ", "Value": items}
-    status = 200 if not failed else 409 if len(failed) == len(answers) else 202
-    return JSONResponse(content, status_code=status, media_type="application/dicom+json")
+    failed = sum(status != 0 for _, status in answers)
+    status = 200 if not failed else 409 if failed == len(answers) else 202
+    return JSONResponse(_answer(answers), status_code=status, media_type="application/dicom+json")
+
+
+def _answer(answers: Sequence[tuple[Instance | None, int]]) -> dict[str, Any]:
+    """Return what a sender is told of its objects, each by its UID: which are well, and which are not."""
+    items: dict[str, list[dict[str, Any]]] = {}
+    for instance, status in answers:
+        named: dict[str, Any] = {}
+        if instance is not None:
+            named[_SOP_CLASS] = {"vr": "UI", "Value": [instance.sop_class]}
+            named[_SOP_UID] = {"vr": "UI", "Value": [instance.sop_uid]}
+        if not status:
+            items.setdefault(_REFERENCED, []).append(
+                {**named, _RETRIEVE_URL: {"vr": "UR"}}
+            )  # nothing is given back
+        else:
+            sequence = _FAILED if named else _OTHERS_FAILED
+            items.setdefault(sequence, []).append({**named, _REASON: {"vr": "US", "Value": [status]}})
+    return {tag: {"vr": "SQ", "Value": found} for tag, found in items.items()}
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
@@ -311,22 +328,21 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _take_part(node: Node, path: Path, origin: str, study: str | None) -> int:
-    """Take one object, and return DICOM's word for what became of it; 0 where it is well."""
+def _take_part(node: Node, path: Path, origin: str, study: str | None) -> tuple[Instance | None, int]:
+    """Take one object, and return which it is and DICOM's word for what became of it; 0 where it is well."""
     try:
-        node.arrivals.take(path, SENDER, origin, study_uid=study)
+        return node.arrivals.take(path, SENDER, origin, study_uid=study), 0
     except Unwanted:
-        return 0
+        return instance_of(path), 0
     except NoRoom:
-        return OUT_OF_RESOURCES
+        return instance_of(path), OUT_OF_RESOURCES
     except NotTaken:
-        return CANNOT_UNDERSTAND
+        return instance_of(path), CANNOT_UNDERSTAND
     except (InputError, OSError) as error:
         node.journal.say("object refused", "error", sender=SENDER, why=told(error))
-        return OUT_OF_RESOURCES
+        return instance_of(path), OUT_OF_RESOURCES
     finally:
         path.unlink(missing_ok=True)
-    return 0
 
 
 def address_of(web: Web, port: int, state: Path) -> str:
