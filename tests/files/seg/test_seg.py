@@ -173,6 +173,38 @@ class TestWriting:
         assert written.PatientSex == written.PatientBirthDate == written.StudyTime == ""
         assert read_seg(tmp_path / "seg.dcm", series)["Femur_L"].array.sum() == masks()["Femur_L"].sum()
 
+    @pytest.mark.parametrize(
+        ("keyword", "kind", "stored", "expected"),
+        [
+            # 許 in Big5 and 能 in Shift JIS end in the byte of a backslash; no character set is stated.
+            ("PatientName", "PN", "許^功蓋".encode("big5"), "許^功蓋".encode("big5")),
+            ("PatientName", "PN", "能見^表".encode("shift_jis"), "能見^表".encode("shift_jis")),
+            ("PatientName", "LO", b"Doe^Jane", b"Doe^Jane"),
+            ("PatientID", "SH", b"12/34", b"12/34"),
+            ("PatientBirthDate", "LO", b"1950/01/02", b""),
+            ("StudyDate", "LO", b"1950/01/02", b""),
+        ],
+    )
+    def test_names_and_dates_that_highdicom_refuses_cost_nobody_the_case(
+        self, keyword: str, kind: str, stored: bytes, expected: bytes, tmp_path: Path
+    ) -> None:
+        content = stored + b" " * (len(stored) % 2)
+
+        def put(k: int, dataset: Dataset) -> None:
+            del dataset.SpecificCharacterSet
+            tag = Tag(keyword)
+            dataset[tag] = RawDataElement(tag, kind, len(content), content, 0, False, True)
+
+        series = make_series(tmp_path / "ct", edit=put)
+        paths = [tmp_path / "s.rtstruct.dcm", tmp_path / "s.seg.dcm"]
+        for path, write in zip(paths, (write_rtstruct, write_seg), strict=True):
+            write(path, series, structures(series, {"Prostate": masks()["Femur_L"]}), description="By a test.")
+            found = pydicom.dcmread(path).get_item(keyword)
+            assert found is not None
+            assert found.VR in (None, pydicom.datadict.dictionary_VR(keyword))  # implicit VR states none
+            assert bytes(found.value or b"").rstrip() == expected
+        assert np.array_equal(read_seg(paths[1], series)["Prostate"].array != 0, masks()["Femur_L"])
+
     def test_what_it_says_of_itself(self, series: CtSeries, tmp_path: Path) -> None:
         path, moment = tmp_path / "seg.dcm", datetime(2026, 3, 4, 5, 6, 7)
         chosen = {name: mask for name, mask in masks().items() if name.startswith("Femur")}

@@ -204,6 +204,8 @@ def _segmentation(
         # Set below: highdicom refuses what the standard's list of character sets does not hold as one value.
         specific_character_set=None,
     )
+    for element in patient_and_study(series.header):
+        dataset.add(element)
     set_character_set(dataset, series.header, texts)
     _refer_to_frames(dataset, series, used)
     mark = MARK if all(structure.automatic for structure in structures) else CONVERTED_MARK
@@ -225,7 +227,9 @@ def _segmentation(
 def _source(series: CtSeries, k: int) -> Dataset:
     """What a segmentation must know of slice k, as if it were a file of its own."""
     header = series.slices[k]
-    source = patient_and_study(series.header)
+    # Whose it is comes later, as it stands: highdicom refuses names that hold a backslash, as many do in Big5 and
+    # Shift JIS where no character set is stated.
+    source = patient_and_study(Dataset())
     source.SOPClassUID = CT_IMAGE
     source.SOPInstanceUID = series.sop_uids[k] if header.frame is None else _stand_in(series.sop_uids[k], k)
     source.SeriesInstanceUID = series.series_uid
