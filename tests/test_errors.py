@@ -6,9 +6,10 @@ import errno
 import traceback
 import weakref
 
+import pytest
 import torch
 
-from metricunet.errors import InputError, refused_by_system, told, without_frames
+from metricunet.errors import InputError, is_out_of_memory, refused_by_system, told, without_frames
 
 
 class Scan:
@@ -61,6 +62,33 @@ def test_memory_that_does_not_suffice_is_no_unexpected_error() -> None:
     of_gpu = told(torch.OutOfMemoryError("CUDA out of memory.\n1 GiB"))
     assert of_gpu == "there is not enough memory for it on this machine (CUDA out of memory. 1 GiB)"
     assert told(ValueError("odd")) == "an unexpected ValueError stopped it: odd"
+
+
+def test_memory_of_the_machine_that_torch_lacks_is_told_as_such() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(10**15, dtype=torch.uint8)
+    assert type(raised.value) is RuntimeError
+    assert told(raised.value).startswith("there is not enough memory for it on this machine (")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:99] . DefaultCPUAllocator: not enough memory: you tried to"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.21 GiB, other allocations: 0.4 GiB)"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        Exception("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 4"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_memory_that_a_library_lacks_is_known_by_its_words(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+def test_words_of_our_own_are_no_want_of_memory() -> None:
+    assert not is_out_of_memory(InputError("case out of memory.nii: odd"))
+    assert not is_out_of_memory(OSError(errno.ENOSPC, "No space left on device"))
 
 
 def test_what_the_system_refuses_is_told_apart_from_faults() -> None:

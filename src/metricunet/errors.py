@@ -19,6 +19,16 @@ Error = TypeVar("Error", bound=BaseException)
 #: A message of a library may be a page long.
 LONGEST_MESSAGE = 300
 
+#: What libraries say where memory does not suffice and their error is of no kind of its own: torch of the
+#: machine's memory, torch and its libraries of a GPU's, and onnxruntime.
+WORDS_OF_MEMORY = (
+    "DefaultCPUAllocator: ",
+    "out of memory",
+    "_ALLOC_FAILED",
+    "Failed to allocate memory",
+    "bad_alloc",
+)
+
 #: Numbers of the errors by which a system refuses a path or a disk, whatever the program does.
 REFUSALS = frozenset(
     {
@@ -92,8 +102,13 @@ def told(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory did not suffice, the machine's or a GPU's."""
-    # torch has its own error for a GPU, and must not be imported for the sake of a message.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if isinstance(error, InputError | WorkerDied):
+        return False
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    # torch has its own error for a GPU alone, and must not be imported for the sake of a message.
+    said = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or any(words in said for words in WORDS_OF_MEMORY)
 
 
 def refused_by_system(error: BaseException) -> InputError | None:

@@ -341,6 +341,15 @@ def test_truncated_weights(tmp_path: Path) -> None:
         read_model(path)
 
 
+def test_a_model_that_memory_does_not_suffice_for_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "m.safetensors")
+    monkeypatch.setattr("safetensors.torch.load_file", lambda *_, **__: torch.empty(10**15, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="memory"):
+        read_model(path)
+
+
 def test_the_card_is_read_without_torch(tmp_path: Path) -> None:
     path = write(tmp_path / "m.safetensors")
     code = "import sys; from pathlib import Path; from metricunet.files.model import read_card; "

@@ -168,6 +168,18 @@ def test_checkpoints_that_a_run_cannot_go_on_from(
     assert "\n" not in str(refused.value)
 
 
+def test_a_checkpoint_that_memory_does_not_suffice_for_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "locate-last.ckpt"
+    torch.save({"format": loop.CHECKPOINT_FORMAT}, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", lambda *_, **__: torch.empty(10**15, dtype=torch.uint8))
+        with pytest.raises(RuntimeError, match="memory"):
+            loop.read_checkpoint(path)
+    assert loop.read_checkpoint(path) == {"format": loop.CHECKPOINT_FORMAT}
+
+
 @pytest.mark.parametrize("spoil", [of_the_future, cut_short, overwritten])
 def test_a_checkpoint_that_somebody_changed_is_theirs(
     tiny_cohort: Path, tiny_model: Path, tmp_path: Path, spoil: Callable[[Path], None]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, is_out_of_memory
 from metricunet.files.atomic import written_whole
 from metricunet.specs import LocateSpec, SegmentSpec
 from metricunet.structures import class_of, without
@@ -272,6 +272,8 @@ def read_model(path: Path, device: str = "cpu") -> tuple[ModelCard, dict[str, Te
         weights = load_file(path, device=device)
     # KeyError: a type of numbers that torch lacks; RuntimeError: a shape that it cannot give to the bytes.
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: the model file is damaged ({reason}); copy it again") from error
     for name, tensor in weights.items():

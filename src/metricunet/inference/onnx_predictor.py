@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from metricunet.errors import InputError, argument
+from metricunet.errors import InputError, argument, is_out_of_memory
 from metricunet.files.exported import IMAGES, PROBABILITIES, ExportedNetwork, read_exported
 from metricunet.files.model import ModelCard
 from metricunet.inference.inputs import check_models
@@ -137,6 +137,8 @@ def _opened(network: ExportedNetwork, opener: Opener) -> OnnxNetwork:
     except InputError:
         raise
     except Exception as error:  # both libraries have errors of their own kinds
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{network.path}: cannot be opened ({reason}); export the model again") from error
     return OnnxNetwork(run, network.spatial_dims, network.divisor)

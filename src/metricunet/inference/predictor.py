@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metricunet.errors import InputError
+from metricunet.errors import InputError, is_out_of_memory
 from metricunet.files.model import ModelCard, of_stage, read_model
 from metricunet.inference.inputs import check_models
 from metricunet.inference.reruns import MOST_RERUNS
@@ -78,6 +78,8 @@ def _build(path: Path, stage: str, arguments: dict[str, Any], weights: dict[str,
         network.load_state_dict(weights, assign=True)
         network.float()
     except (TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path}: the weights of stage {stage} do not fit its card ({reason}); copy it again"

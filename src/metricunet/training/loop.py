@@ -32,7 +32,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from metricunet.errors import InputError, argument, told
+from metricunet.errors import InputError, argument, is_out_of_memory, told
 from metricunet.files.atomic import UNFINISHED
 from metricunet.metric.gathering import one_batch, processes
 from metricunet.training.batches import Batches, Supply, update_generator, update_seed
@@ -309,9 +309,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
     except Exception as error:  # of a damaged file torch raises whatever its unpickler stumbles over
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"{path}: missing or damaged, so this run cannot go on; start anew in another folder"
         ) from error
