@@ -28,8 +28,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "device"),
     [
-        ("auto", "cuda"), ("cpu", "cpu"), ("cuda", "cuda"), ("cuda:1", "cuda:1"),
-        ("gpu", "cuda"), ("gpu:0", "cuda:0"), ("gpu:1", "cuda:1"), ("mps", "mps"), ("mps:0", "mps:0"),
+        ("auto", "cuda:0"), ("cpu", "cpu"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"),
+        ("gpu", "cuda:0"), ("gpu:0", "cuda:0"), ("gpu:1", "cuda:1"), ("mps", "mps"), ("mps:0", "mps:0"),
     ],
 )  # fmt: skip
 def test_a_device_by_each_of_its_names(name: str, device: str) -> None:

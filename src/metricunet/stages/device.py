@@ -8,10 +8,14 @@ from metricunet.errors import InputError, argument
 
 #: What a device may be called.
 NAMES = "auto, cpu, cuda, cuda:N, gpu, gpu:N or mps"
+FIRST_GPU = torch.device("cuda", 0)
 
 
 def device_named(name: str) -> torch.device:
-    """Resolve the name of a device.
+    """Resolve the name of a device. A CUDA GPU is the first one where no number is given.
+
+    That is said to torch by its number: for torch, `cuda` is whichever GPU it was told to use last, by a training
+    before or by the caller, and what is put there at different times would lie on different GPUs.
 
     Args:
         name: `auto` (a CUDA GPU where there is one, else the CPU), `cpu`, `cuda` or `cuda:N`, likewise `gpu` or
@@ -21,7 +25,7 @@ def device_named(name: str) -> torch.device:
         InputError: an unknown name, or a GPU that this torch does not see.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return FIRST_GPU if torch.cuda.is_available() else torch.device("cpu")
     kind, colon, number = name.partition(":")
     try:
         device = torch.device(f"{'cuda' if kind == 'gpu' else kind}{colon}{number}")
@@ -33,7 +37,7 @@ def device_named(name: str) -> torch.device:
         raise InputError(
             f"{argument('device', name)}: this torch ({_build()}) sees {_seen()}; use {argument('device', 'cpu')}"
         )
-    return device
+    return FIRST_GPU if device.type == "cuda" and device.index is None else device
 
 
 def _gpus(kind: str) -> int:
