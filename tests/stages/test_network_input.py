@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 import torch
 
 from metricunet.stages.network_input import neighbouring_slices, normalise_hu, pick_precision
@@ -25,3 +29,20 @@ def test_precision() -> None:
     assert pick_precision("bf16", torch.device("cpu")) == "bf16"
     assert pick_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
     assert {pick_precision(asked, torch.device("mps")) for asked in ("auto", "bf16", "fp32")} == {"fp32"}
+
+
+def test_the_precision_is_that_of_the_gpu_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [0]
+
+    @contextmanager
+    def entered(device: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], device.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", entered)
+    # The first GPU multiplies bf16, the second is too old for it.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[0] == 0)
+    assert pick_precision("auto", torch.device("cuda:0")) == "bf16"
+    assert pick_precision("auto", torch.device("cuda:1")) == "fp32"
+    assert current == [0]

@@ -40,7 +40,8 @@ def pick_precision(precision: Precision, device: torch.device) -> Literal["bf16"
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        with torch.cuda.device(device):  # torch tells of the current GPU alone, and those of a machine may differ
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
         native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return "bf16" if any(getattr(torch.cpu, name, lambda: False)() for name in native) else "fp32"
