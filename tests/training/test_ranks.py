@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 
 from metricunet.errors import InputError
 from metricunet.files.model import read_model
-from metricunet.training import fit
+from metricunet.training import fit, ranks
 from metricunet.training.batches import Batches, Supply
 from metricunet.training.config import TrainConfig, load_config
 from metricunet.training.objectives import StageModule
@@ -268,6 +269,33 @@ def test_what_is_wrong_is_told_once(tiny_cohort: Path, tmp_path: Path) -> None:
         "multiple of their number, for each has as many of a batch"
     ]
     assert not output.exists()
+
+
+def test_a_process_that_waits_for_its_gpu_outlives_no_failure_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It takes no heed of SIGTERM: Python would handle that, and does not run while such a wait lasts."""
+    deaf = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", deaf], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        watched = [other]
+        fabric = SimpleNamespace(
+            launch=lambda: None,
+            global_rank=0,
+            world_size=2,
+            strategy=SimpleNamespace(launcher=SimpleNamespace(procs=watched)),
+        )
+        monkeypatch.setattr(ranks, "Fabric", lambda **_: fabric)
+        monkeypatch.setattr(ranks, "_launched", False)
+        monkeypatch.setattr(ranks, "PATIENCE_S", 0.1, raising=False)
+        try:
+            with pytest.raises(Stopped), together("cpu", 2):
+                raise Stopped
+            assert other.poll() is not None
+            assert not watched  # Lightning would kill the first one before it has told what went wrong
+        finally:
+            other.kill()
 
 
 @pytest.mark.parametrize(

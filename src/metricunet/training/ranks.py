@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +36,8 @@ Value = TypeVar("Value")
 
 #: The first process may prepare a large cohort while the others wait.
 LONGEST_WAIT = timedelta(days=2)
+#: So long the others have to end by themselves where the first one fails.
+PATIENCE_S = 2.0
 #: How a process ends that leaves it to the first to say what went wrong.
 ENDED, INTERRUPTED = 2, 130
 #: What Lightning's launcher tells the processes that it starts, and leaves behind.
@@ -183,8 +187,7 @@ def together(device: str, devices: int = 1, nodes: int = 1) -> Iterator[Ranks]:
     except BaseException as error:
         if not ranks.is_first:
             _end_quietly(error, ranks)
-        for process in getattr(fabric.strategy.launcher, "procs", ()):
-            process.terminate()  # else it would wait for this one
+        _end(getattr(fabric.strategy.launcher, "procs", []))  # else they would wait for this one
         raise
     finally:
         if not external:
@@ -195,6 +198,29 @@ def together(device: str, devices: int = 1, nodes: int = 1) -> Iterator[Ranks]:
                     os.environ[name] = value
     if not ranks.is_first:
         sys.exit(0)
+
+
+def _end(started: list[subprocess.Popen[bytes]]) -> None:
+    """End processes: give them a while to do it themselves, and kill those that do not.
+
+    One that waits for its GPU, and the GPU for what another process is to send, heeds no signal that Python is to
+    handle. Left alone, it would hold the GPU for as long as it may wait.
+
+    Args:
+        started: the processes, as Lightning's launcher lists them. It is emptied, for Lightning kills this process
+            as soon as it finds one in the list that has ended so.
+    """
+    processes = started.copy()
+    started.clear()
+    for process in processes:
+        process.terminate()
+    latest = time.monotonic() + PATIENCE_S
+    for process in processes:
+        try:
+            process.wait(max(0.0, latest - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 class _OwnGradients(DDPStrategy):
