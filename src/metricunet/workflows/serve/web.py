@@ -296,17 +296,17 @@ def _answer(answers: Sequence[tuple[Instance | None, int]]) -> dict[str, Any]:
     """Return what a sender is told of its objects, each by its UID: which are well, and which are not."""
     items: dict[str, list[dict[str, Any]]] = {}
     for instance, status in answers:
-        named: dict[str, Any] = {}
+        item: dict[str, Any] = {}
         if instance is not None:
-            named[_SOP_CLASS] = {"vr": "UI", "Value": [instance.sop_class]}
-            named[_SOP_UID] = {"vr": "UI", "Value": [instance.sop_uid]}
-        if not status:
-            items.setdefault(_REFERENCED, []).append(
-                {**named, _RETRIEVE_URL: {"vr": "UR"}}
-            )  # nothing is given back
+            item[_SOP_CLASS] = {"vr": "UI", "Value": [instance.sop_class]}
+            item[_SOP_UID] = {"vr": "UI", "Value": [instance.sop_uid]}
+        if status:
+            item[_REASON] = {"vr": "US", "Value": [status]}
+            sequence = _OTHERS_FAILED if instance is None else _FAILED
         else:
-            sequence = _FAILED if named else _OTHERS_FAILED
-            items.setdefault(sequence, []).append({**named, _REASON: {"vr": "US", "Value": [status]}})
+            item[_RETRIEVE_URL] = {"vr": "UR"}  # empty, for nothing is given back
+            sequence = _REFERENCED
+        items.setdefault(sequence, []).append(item)
     return {tag: {"vr": "SQ", "Value": found} for tag, found in items.items()}
 
 
