@@ -26,7 +26,7 @@ from metricunet.evaluation.cases import match_cases
 from metricunet.files.claim import claimed
 from metricunet.files.dicom.series import find_series
 from metricunet.files.nifti import read_labels, read_nifti, write_nifti
-from metricunet.files.own import OwnFiles, write_sealed
+from metricunet.files.own import FILES, SEAL, OwnFiles, write_sealed
 from metricunet.files.reviews import reviews_of
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.inference.inputs import scans_at
@@ -178,10 +178,30 @@ def test_the_structure_set_is_the_reviewed_mask_and_says_who_made_it_how(
     for name, value in (("Prostate^rev", 1), ("Bladder^rev", 7)):
         assert np.array_equal(found.mask(name, series.geometry).array, reviewed == value)
     dataset = pydicom.dcmread(path)
-    assert {roi.ROIGenerationAlgorithm for roi in dataset.StructureSetROISequence} == {"SEMIAUTOMATIC"}
-    assert "corrected by a reviewer" in dataset.StructureSetDescription
+    assert {roi.ROIName: roi.ROIGenerationAlgorithm for roi in dataset.StructureSetROISequence} == {
+        "Prostate^rev": "SEMIAUTOMATIC",
+        "Bladder^rev": "AUTOMATIC",  # nobody has touched it
+    }
+    assert "corrected by hand" in dataset.StructureSetDescription
     assert "Reader" not in str(dataset)  # who it was stands in the record alone
     assert dataset.ApprovalStatus == "UNAPPROVED"
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_the_structure_set_of_a_model_of_synthetic_origin_says_so(
+    predicted: Predicted, enter: Enter, synthetic: bool
+) -> None:
+    quality = predicted.folder / f"{predicted.dicom}.quality.json"
+    stated = json.loads(quality.read_text())
+    content = {name: value for name, value in stated.items() if name not in (FILES, SEAL)}
+    more = [{"code": "synthetic_model", "message": "descends from one of synthetic scans"}] if synthetic else []
+    write_sealed(quality, {**content, "flags": [*content["flags"], *more]}, stated[FILES])
+    client = enter(predicted.folder)
+    assert send(client, predicted.dicom, shown(client, predicted.dicom)).json()["problem"] == ""
+    dataset = pydicom.dcmread(predicted.folder / f"{predicted.dicom}.reviewed.rtstruct.dcm")
+    assert "accepted by a reviewer" in dataset.StructureSetDescription
+    words = "trained on synthetic scans only, or begun from one that was"
+    assert (words in dataset.StructureSetDescription) == synthetic
 
 
 def test_a_structure_set_that_cannot_be_made_costs_no_correction(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -150,7 +150,7 @@ def decide(opened: OpenedCase, verdict: Verdict, classes: Classes | None) -> tup
                 decision = "corrected" if any(changed.values()) else "accepted"
                 _stage_mask(own.stage(f"{name}{MASK_SUFFIX}"), opened, classes)
                 problem = _stage_structure_set(
-                    own, f"{name}{STRUCTURE_SET_SUFFIX}", opened, classes, decision, moment
+                    own, f"{name}{STRUCTURE_SET_SUFFIX}", opened, classes, changed, moment
                 )
             own.commit(_content(opened, verdict, number, decision, moment, changed, problem))
         finally:
@@ -215,16 +215,17 @@ def _stage_mask(path: Path, opened: OpenedCase, classes: Classes) -> None:
 
 
 def _stage_structure_set(
-    own: OwnFiles, name: str, opened: OpenedCase, classes: Classes, decision: Decision, moment: datetime
+    own: OwnFiles, name: str, opened: OpenedCase, classes: Classes, changed: Mapping[str, int], moment: datetime
 ) -> str:
     """Stage the structure set of a DICOM scan; return why there is none, if so."""
     series = opened.source.series
     if series is None:
         return ""
     case = opened.case
-    by_hand = decision == "corrected"
-    words = f"Made by metricunet {version('metricunet')}, {decision} by a reviewer on {moment:%Y-%m-%d}."
-    words += " Research use only." + (" Model trained on synthetic scans only." if case.synthetic else "")
+    decision = "corrected by hand" if any(changed.values()) else "accepted by a reviewer"
+    words = f"Made by metricunet {version('metricunet')}, {decision} on {moment:%Y-%m-%d}. Research use only."
+    if case.of_synthetic_origin:
+        words += " Model trained on synthetic scans only, or begun from one that was."
     staged = own.stage(name)
     try:
         structures = [
@@ -232,7 +233,7 @@ def _stage_structure_set(
                 name=f"{standard_name(structure, case.tg263)}{MARK}",
                 mask=Volume(classes == k, opened.grid).reordered_like(series.geometry),
                 colour=COLOURS[(k - 1) % len(COLOURS)],
-                generation="SEMIAUTOMATIC" if by_hand else "AUTOMATIC",
+                generation="SEMIAUTOMATIC" if changed[structure] else "AUTOMATIC",
             )
             for k, structure in enumerate(opened.labels, start=1)
             if (classes == k).any()
@@ -243,7 +244,7 @@ def _stage_structure_set(
             # What lies between two slices alone has no image to be drawn on; the mask holds it.
             [structure for structure in structures if is_on_a_slice(structure, series)] or structures,
             label=LABEL,
-            set_name="Machine-made, corrected by hand" if by_hand else "Machine-made, accepted by a reviewer",
+            set_name=f"Machine-made, {decision}",
             description=words,
             outline="voxel",
         )

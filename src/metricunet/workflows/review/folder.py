@@ -42,7 +42,8 @@ class PredictedCase:
         codes: of the verdict's flags.
         model: what it was made with: hash of the models and version of the program.
         input_sha256: of the scan's files.
-        synthetic: whether its model has seen synthetic scans only.
+        of_synthetic_origin: whether its model, or an ancestor of it, was trained on synthetic scans only, and no
+            patients were scored since.
     """
 
     name: str
@@ -61,7 +62,7 @@ class PredictedCase:
     stated: Mapping[str, str] = field(default_factory=dict)
     model: Mapping[str, str] = field(default_factory=dict)
     input_sha256: str = ""
-    synthetic: bool = False
+    of_synthetic_origin: bool = False
 
     @property
     def order(self) -> tuple[int, int, float, str]:
@@ -157,7 +158,7 @@ def read_case(folder: Path, name: str) -> PredictedCase:
         stated=_entries(content.get(FILES), _text),
         model=_entries({key: content.get(key) for key in ("model_sha256", "version")}, _text),
         input_sha256=_text(content.get("input_sha256")) or "",
-        synthetic="synthetic_model" in codes,
+        of_synthetic_origin="synthetic_model" in codes,
     )
 
 
