@@ -12,20 +12,33 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import RTStructureSetStorage, generate_uid
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RTStructureSetStorage,
+    SegmentationStorage,
+    generate_uid,
+)
 from pynetdicom import AE, _config, evt
 
+from metricunet.files.dicom.series import find_series
+from metricunet.files.rtstruct.outlines import Structure
+from metricunet.files.seg.write import write_seg
 from metricunet.ledger import Delivery, Ledger, Queue
+from metricunet.volume import Volume
 from metricunet.workflows.serve.commitment import Commitments
 from metricunet.workflows.serve.config import Destination, NodeConfig
 from metricunet.workflows.serve.deliveries import Sender
 from metricunet.workflows.serve.journal import Journal
 from metricunet.workflows.serve.keep import delete_old
 from metricunet.workflows.serve.notices import Notices
+from metricunet.workflows.serve.outbound import send
 from metricunet.workflows.serve.state import State, without_identifiers
-from tests.support.dicom_series import companion, save
+from tests.support.dicom_series import companion, save, write_series
 from tests.workflows.serve.conftest import PATIENCE_S, debian, eventually, free_port, listens
 
 #: pynetdicom leaves the socket of a connection that was refused to be collected.
@@ -152,6 +165,41 @@ def test_a_peer_that_has_it_already_has_taken_it(tmp_path: Path, monkeypatch: py
     assert (out.delivery.state, out.queue.job(out.job.id).state) == ("sent", "sent")
 
 
+@pytest.mark.parametrize("syntaxes", [(ImplicitVRLittleEndian,), (ImplicitVRLittleEndian, ExplicitVRLittleEndian)])
+def test_a_segmentation_reaches_also_a_peer_that_takes_the_default_transfer_syntax_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntaxes: tuple[UID, ...]
+) -> None:
+    monkeypatch.setattr(_config, "STORE_RECV_CHUNKED_DATASET", False)  # a node of this process may have set it
+    write_series(tmp_path / "ct", shape=(5, 15, 17))
+    (series,) = find_series(tmp_path / "ct").series
+    mask = np.random.default_rng(3).random(series.geometry.shape) < 0.4
+    path = tmp_path / "seg.dcm"
+    write_seg(
+        path, series, [Structure("Prostate", Volume(mask, series.geometry), (1, 2, 3))], description="a test"
+    )
+    peer = AE("PEER")
+    peer.add_supported_context(SegmentationStorage, list(syntaxes))
+    taken: list[pydicom.Dataset] = []
+
+    def take(event: Any) -> int:
+        taken.append(event.dataset)
+        taken[-1].file_meta = event.file_meta
+        return 0
+
+    server: Any = peer.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, take)])
+    try:
+        port = server.server_address[1]
+        destination = Destination(name="pacs", ae_title="PEER", host="127.0.0.1", port=port, formats=("seg",))
+        assert send(destination, [path], "NODE", None) == {path: ""}
+    finally:
+        server.shutdown()
+    (found,) = taken
+    assert found.file_meta.TransferSyntaxUID == syntaxes[-1]
+    sent = pydicom.dcmread(path)
+    assert found.pop("PixelData").value == sent.pop("PixelData").value  # without a VR it is OW
+    assert found.to_json_dict() == sent.to_json_dict()
+
+
 def test_after_days_it_is_given_up_and_told(tmp_path: Path) -> None:
     out = Out(tmp_path, ae_title="PEER", host="127.0.0.1", port=free_port())
     with out.queue.ledger.writing() as db:
@@ -173,6 +221,7 @@ def test_by_the_web(tmp_path: Path, web: tuple[str, type[Answers]]) -> None:
     for status, content in (
         (500, None),
         (302, None),
+        (200, {"0008119A": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [49152]}}]}}),
         (200, {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [272]}}]}}),
     ):
         server.status, server.content = status, content

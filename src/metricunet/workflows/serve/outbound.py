@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.uid import RTStructureSetStorage, SegmentationStorage
+from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, SegmentationStorage
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
@@ -41,7 +41,11 @@ WARNINGS = range(0xB000, 0xC000)
 DUPLICATE = 0x0111
 #: What a web server answers is read up to here.
 MOST_ANSWER_BYTES = 1 << 20
-_FAILED_SEQUENCE, _FAILURE_REASON = "00081198", "00081197"
+#: Where it lists objects that it has not kept: those it could name, and others.
+_FAILED_SEQUENCES = ("00081198", "0008119A")
+_FAILURE_REASON = "00081197"
+#: SOP class and transfer syntax of a file.
+Kind = tuple[str, str]
 
 
 class NotSent(InputError):  # noqa: N818
@@ -72,7 +76,7 @@ def send(destination: Destination, paths: Sequence[Path], ae_title: str, tls: Tl
     """
     if destination.url is not None:
         return {path: _posted(destination, path) for path in paths}
-    kinds: dict[Path, tuple[str, str]] = {}
+    kinds: dict[Path, Kind] = {}
     faults: dict[Path, str] = {}
     for path in paths:
         try:
@@ -86,10 +90,12 @@ def send(destination: Destination, paths: Sequence[Path], ae_title: str, tls: Tl
 
 
 def _stored(
-    destination: Destination, kinds: Mapping[Path, tuple[str, str]], ae_title: str, tls: Tls | None
+    destination: Destination, kinds: Mapping[Path, Kind], ae_title: str, tls: Tls | None
 ) -> dict[Path, str]:
     entity = AE(ae_title)
-    for kind, syntax in sorted(set(kinds.values())):
+    # Every peer takes the default transfer syntax, and some no other: pynetdicom converts to it where it must. It
+    # has a context of its own, so that a peer which takes both does not choose the conversion.
+    for kind, syntax in sorted({(kind, s) for kind, own in kinds.values() for s in (own, ImplicitVRLittleEndian)}):
         entity.add_requested_context(kind, syntax)
     with _associated(destination, entity, tls) as association:
         return {path: _store(association, path, kind) for path, kind in kinds.items()}
@@ -214,7 +220,7 @@ def _associated(
             association.release()
 
 
-def _kind(path: Path) -> tuple[str, str]:
+def _kind(path: Path) -> Kind:
     dataset = read_dataset(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
     kind, syntax = dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID
     if kind not in CLASSES.values() or not syntax.is_transfer_syntax:
@@ -222,10 +228,10 @@ def _kind(path: Path) -> tuple[str, str]:
     return str(kind), str(syntax)
 
 
-def _store(association: Any, path: Path, kind: tuple[str, str]) -> str:
+def _store(association: Any, path: Path, kind: Kind) -> str:
     if not association.is_established:
         return "the association broke"
-    if not any((str(c.abstract_syntax), str(c.transfer_syntax[0])) == kind for c in association.accepted_contexts):
+    if not any(str(context.abstract_syntax) == kind[0] for context in association.accepted_contexts):
         return "the peer takes no objects of this kind"
     try:
         status = association.send_c_store(path).get("Status")
@@ -299,7 +305,8 @@ def _failures(answer: bytes) -> str:
         return ""  # XML, say: the status has told
     if isinstance(content, list):
         content = content[0] if content else {}
-    items = content.get(_FAILED_SEQUENCE, {}).get("Value", []) if isinstance(content, dict) else []
+    told = [content.get(name, {}) for name in _FAILED_SEQUENCES] if isinstance(content, dict) else []
+    items = [item for sequence in told if isinstance(sequence, dict) for item in sequence.get("Value") or []]
     if not items:
         return ""
     reasons = items[0].get(_FAILURE_REASON, {}).get("Value", ["unknown"]) if isinstance(items[0], dict) else []
