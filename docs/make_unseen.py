@@ -28,7 +28,7 @@ from metricunet.evaluation.measures import measure
 from metricunet.phantom.cohort import case_name, case_seed, is_absent
 from metricunet.phantom.make import PART_OF, STRUCTURES, draw_phantom
 from metricunet.phantom.scanner import Difficulty
-from metricunet.phantom.variety import GROUPS, Variety
+from metricunet.phantom.variety import Variety
 from metricunet.volume import Volume
 
 ABSENT_FRACTION: dict[Difficulty, float] = {"varied": 0.34, "real": 0.0}
@@ -188,7 +188,9 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=200)
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--difficulty", choices=tuple(ABSENT_FRACTION), default="varied")
-    parser.add_argument("--without", action="append", choices=GROUPS, default=[], help="leave this group out")
+    parser.add_argument(
+        "--without", action="append", choices=Variety().groups, default=[], help="leave this group out"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "real" / "unseen.csv")
     parser.add_argument("--against", type=Path, help="rows of another model on these phantoms")

@@ -24,7 +24,7 @@ from metricunet.files.nifti import read_labels, read_nifti
 from metricunet.files.own import OwnFiles, read_sealed
 from metricunet.phantom import STRUCTURES, Variety, displace_cohort, make_cohort, make_phantom, reader_path
 from metricunet.phantom.cohort import CohortPlan
-from metricunet.phantom.variety import GROUPS, VARIED_VERSION
+from metricunet.phantom.variety import VARIED_VERSION
 from tests.support import workers
 from tests.support.command import Command
 from tests.support.phantoms import quick_phantom
@@ -404,7 +404,7 @@ def test_the_command_leaves_groups_out(metricunet: Command, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("quick_phantoms")
 def test_every_group_can_be_left_out_on_the_command_line(metricunet: Command, tmp_path: Path) -> None:
-    words = [word for group in GROUPS for word in ("--without", group)]
+    words = [word for group in Variety().groups for word in ("--without", group)]
     ended = metricunet("phantom", "-n", "1", "--difficulty", "varied", *words, "-o", str(tmp_path))
     assert ended.status == 0, ended.err
     assert json.loads((tmp_path / "phantoms.json").read_text())["recipe"]["variety"] == []

@@ -137,6 +137,26 @@ def test_stage_1_can_do_without_what_the_boxes_have() -> None:
     assert both.sha256() != RECIPE.sha256()
 
 
+def test_stage_1_alone_can_see_tissues_drawn_anew_and_is_judged_by_real_ones() -> None:
+    anew = replace(RECIPE, coarse_variety=Variety(tissues=True))
+    changed = 0
+    for number in range(4):
+        case, usual = (streamed_case(r, SETTINGS, "train", number, ("coarse", "fine")) for r in (anew, RECIPE))
+        assert case.coarse is not None
+        assert usual.coarse is not None
+        assert case.coarse_labels is not None
+        assert usual.coarse_labels is not None
+        changed += not np.array_equal(case.coarse.array, usual.coarse.array)
+        assert np.array_equal(case.coarse_labels.array, usual.coarse_labels.array)
+        for name, box in usual.boxes.items():
+            assert np.array_equal(case.boxes[name].hu.array, box.hu.array)
+        judged, real = (streamed_case(r, SETTINGS, "validate", number, ("coarse",)).coarse for r in (anew, RECIPE))
+        assert judged is not None
+        assert real is not None
+        assert np.array_equal(judged.array, real.array)
+    assert 0 < changed < 4
+
+
 def test_stage_2_need_not_see_where_a_gland_would_lie() -> None:
     recipe = replace(RECIPE, absent_fraction=1.0, mistaken="elsewhere")
     kinds = {lose(recipe.patient_seed("train", n)): n for n in range(40)}

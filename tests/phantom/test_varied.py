@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -78,6 +78,7 @@ CHANGES = {
     "joints": {"joints"},
     # Sources lie in the gland, wherever that is.
     "pelvis": {"scale", "floor", "hip_shift_mm", "sources_mm"},
+    "tissues": {"tissues"},
 }
 
 
@@ -149,7 +150,7 @@ def test_other_difficulties_stay_as_they_were(
 def test_a_switch_changes_its_own_group_alone(group: str) -> None:
     changed: set[str] = set()
     for seed in range(12):
-        every, without = drawn(seed, Variety()), drawn(seed, replace(Variety(), **{group: False}))
+        every, without = (drawn(seed, replace(Variety(), **{group: on})) for on in (True, False))
         changed |= {name for name, value in every.items() if without[name] != value}
     assert changed
     assert changed <= CHANGES[group]
@@ -160,7 +161,27 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     assert first.image.array.tobytes() == again.image.array.tobytes()
     assert first.labels.array.tobytes() == again.labels.array.tobytes()
     assert first.description == again.description
-    assert first.description["variety"] == list(v.GROUPS)
+    assert first.description["variety"] == [name for name in v.GROUPS if name != "tissues"]
+
+
+def test_tissues_drawn_anew_are_those_of_half_of_the_scans_each_for_itself() -> None:
+    every = [
+        [asdict(appearance(seed, replace(ALL, tissues=anew)).tissues) for anew in (False, True)]
+        for seed in range(200)
+    ]
+    changed = [(usual, anew) for usual, anew in every if usual != anew]
+    assert 80 < len(changed) < 120
+    shifts = {
+        name: np.array([anew[name] - usual[name] for usual, anew in changed])
+        for name in ("fat", "muscle", "gland", "bladder_wall", "rectal_wall")
+    }
+    for name, shift in shifts.items():
+        assert np.abs(shift).max() <= 60.001, name
+        assert 20 < shift.std() < 35, name
+        assert abs(shift.mean()) < 9, name
+    assert np.abs(np.corrcoef(list(shifts.values())) - np.eye(5)).max() < 0.35
+    assert all(0.7 <= anew["cortical"] / usual["cortical"] <= 1.3 for usual, anew in changed)
+    assert not any(anew["stool"] > 150 > usual["stool"] for usual, anew in changed)
 
 
 def test_glands_have_the_stated_sizes() -> None:

@@ -200,6 +200,16 @@ def test_another_seed_is_not_gone_on_with(whole_run: WholeRun, simple: None, tmp
 
 
 @pytest.mark.parametrize(
+    ("who", "boxes", "coarse"), [("none", False, False), ("locate", False, True), ("all", True, True)]
+)
+def test_who_learns_from_tissues_drawn_anew(who: str, boxes: bool, coarse: bool) -> None:
+    recipe = PhantomStream(config("phantoms.difficulty=varied", f"phantoms.tissues_anew={who}"), 1).recipe
+    assert recipe.variety is not None
+    assert recipe.variety.tissues == boxes
+    assert (recipe.coarse_variety or recipe.variety).tissues == coarse
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["phantoms.structures=[prostate, spleen]"], "phantoms.structures is .*spleen"),
@@ -212,6 +222,10 @@ def test_another_seed_is_not_gone_on_with(whole_run: WholeRun, simple: None, tmp
         (["phantoms.difficulty=real", "phantoms.without=[floor]"], "varied phantoms alone"),
         (["phantoms.locate_without=[floor]"], "phantoms.locate_without names floor; it can name joints"),
         (["phantoms.difficulty=real", "phantoms.locate_without=[joints]"], "varied phantoms alone"),
+        (
+            ["phantoms.difficulty=real", "phantoms.tissues_anew=all"],
+            "tissues_anew is all; .* varied phantoms alone",
+        ),
         (
             ["phantoms.difficulty=real", "phantoms.structures=[prostate, femoral_head_left]"],
             "setting phantoms.structures: femoral_head_left is labelled in phantoms of difficulty varied alone",

@@ -55,7 +55,8 @@ class StreamRecipe:
         absent_fraction: share of the patients whose scan does not reach the prostate.
         variety: groups that `varied` patients draw; None for all.
         coarse_variety: groups that they draw where stage 1 sees them; None for those of `variety`. The gland lies
-            in the same place only if what is left out does not move it.
+            in the same place only if what differs does not move it. Tissues that `tissues` draws anew are for
+            training alone: a network is to be judged by what is real.
         mistaken: where stage 2 is shown scans without the target: `anywhere` that stage 1 might see one, which in
             a scan that shows the place of a gland is that place, or `elsewhere`, in scans that do not show it.
     """
@@ -124,7 +125,7 @@ def streamed_case(
         parts: what is wanted of him.
     """
     seed, reaches = recipe.patient_seed(use, number), recipe.reaches_target(number)
-    drawn = draw_phantom(seed, recipe.difficulty, reaches, recipe.variety)
+    drawn = draw_phantom(seed, recipe.difficulty, reaches, _shown(recipe.variety, use))
     staged = tuple(name for name in recipe.structures if name not in settings.organs_structures)
     facts: dict[str, Any] = {"spacing_mm": list(drawn.scan.spacing_mm)}
     bed_mm = None if reaches else _bed_mm(drawn)
@@ -135,7 +136,7 @@ def streamed_case(
         slices, rows, columns = settings.coarse_spacing_mm
         seen = drawn
         if recipe.coarse_variety is not None:
-            seen = draw_phantom(seed, recipe.difficulty, reaches, recipe.coarse_variety)
+            seen = draw_phantom(seed, recipe.difficulty, reaches, _shown(recipe.coarse_variety, use))
         scan = coarser(seen.scan, (slices / 2, rows / 2, columns / 2))
         grid = coarse_grid(seen.scan.geometry, settings.coarse_spacing_mm)
         coarse = hu_on(seen.image(scan), grid)
@@ -175,6 +176,11 @@ def streamed_case(
                 )
     name = f"{'phantom' if use == 'train' else 'validation'}_{number:06d}"
     return StreamedCase(name, coarse, coarse_labels, boxes, facts)
+
+
+def _shown(variety: Variety | None, use: Use) -> Variety | None:
+    """Return the groups that a patient draws; one for validation has tissues as they are."""
+    return variety if variety is None or use == "train" else replace(variety, tissues=False)
 
 
 def _target(drawn: Drawn, target: str, settings: PrepareSettings) -> tuple[Scan, Volume] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 
@@ -46,6 +46,8 @@ TISSUE_SD_HU = {
     "rectal_wall": 5.0,
     "stool": 25.0,
 }
+BONE = ("cortical", "spongy", "marrow")
+SOFT_TISSUES = tuple(field.name for field in fields(Tissues) if field.name not in BONE)
 
 
 def vary_patient(patient: Patient, variety: Variety, seed: int) -> Patient:
@@ -272,6 +274,8 @@ def vary_appearance(
         appearance = _vary_look(appearance, seed, half_mm)
     if variety.rectum:
         appearance = replace(appearance, tissues=_alike(generator(seed, "rectum", 2), appearance.tissues, patient))
+    if variety.tissues:
+        appearance = replace(appearance, tissues=_anew(generator(seed, "tissues"), appearance.tissues))
     if patient.sources:
         where = gland(patient)
         sources = np.asarray(where.centre) + np.asarray(patient.sources) * where.half
@@ -314,6 +318,18 @@ def _vary_look(appearance: Appearance, seed: int, half_mm: float) -> Appearance:
         ),
         seeds_mm=tuple((float(x), float(y), float(z)) for x, y, z in spots[v.MOST_STONES :][:markers]),
     )
+
+
+def _anew(rng: np.random.Generator, tissues: Tissues) -> Tissues:
+    """Draw the mean of each tissue anew, in some scans; what holds contrast medium keeps it."""
+    at = rng.random()
+    shifts = {name: v.ANEW_SD_HU * float(np.clip(rng.standard_normal(), -2, 2)) for name in SOFT_TISSUES}
+    factors = {name: uniform(rng, v.ANEW_BONE) for name in BONE}
+    if at >= v.ANEW_SHARE:
+        return tissues
+    means = asdict(tissues)
+    new = {name: means[name] + shift for name, shift in shifts.items()}
+    return replace(tissues, **new, **{name: means[name] * factor for name, factor in factors.items()})
 
 
 def _alike(rng: np.random.Generator, tissues: Tissues, patient: Patient) -> Tissues:

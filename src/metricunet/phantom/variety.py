@@ -1,4 +1,4 @@
-"""What `varied` draws and `real` does not: nine groups, each with a switch, ranges and its own chance.
+"""What `varied` draws and `real` does not: groups, each with a switch, ranges and its own chance.
 
 The ranges are our choice, set to what the comments beside them name. Lengths are millimetres in the body frame of
 `shapes`. A group draws from a generator of its own, so that leaving one out changes nothing that another draws.
@@ -133,6 +133,10 @@ UTERUS_SIZE = (0.6, 1.3)
 VESICLES_LEFT_SHARE = 0.1
 CLIPS = (4, 24)
 
+# Tissues. The share of the scans whose tissues look as none do; the shift of each soft tissue's mean, and the
+# factor of bone's. But for fat soft tissues lie 10 to 50 HU apart, so that any two may change places.
+ANEW_SHARE, ANEW_SD_HU, ANEW_BONE = 0.5, 30.0, (0.7, 1.3)
+
 
 @dataclass(frozen=True)
 class Variety:
@@ -151,6 +155,8 @@ class Variety:
         absent: women, men after prostatectomy and other parts of the body among the scans without a prostate.
         joints: the hips' joints: their space, the socket, size, rim and inside of the femoral heads.
         pelvis: how high the bony pelvis is, and with `floor` where the gland's apex lies against the symphysis.
+        tissues: means of tissues drawn anew in half of the scans, each for itself and without regard to what is
+            real, so that a network which learns from them has to go by shapes. Off unless asked for.
     """
 
     floor: bool = True
@@ -162,6 +168,7 @@ class Variety:
     absent: bool = True
     joints: bool = True
     pelvis: bool = True
+    tissues: bool = False
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -315,6 +315,9 @@ class PhantomsConfig(_Section):
         without: groups that `varied` phantoms do not draw; they look as in `real` there.
         locate_without: groups that stage 1 does without as well; it can be `joints` alone, for the others move
             what the stages look for.
+        tissues_anew: who learns from scans half of which have the means of their tissues drawn anew, each for
+            itself and without regard to what is real: `none`, stage 1 (`locate`), or `all` networks. Validation
+            patients stay as they are.
         mistaken: where stage 2 sees scans without a prostate: `anywhere` stage 1 might suspect one, or `elsewhere`
             alone, where no prostate could lie: not in women and after prostatectomy.
         absent_fraction: share of the patients whose scan shows no prostate.
@@ -327,6 +330,7 @@ class PhantomsConfig(_Section):
     structures: tuple[str, ...] = ("prostate",)
     without: tuple[str, ...] = ()
     locate_without: tuple[str, ...] = ()
+    tissues_anew: Literal["none", "locate", "all"] = "none"
     mistaken: Literal["anywhere", "elsewhere"] = "anywhere"
     absent_fraction: Share = 0.2
     pool: Annotated[int, Field(ge=4)] = 96

@@ -23,7 +23,7 @@ from metricunet.errors import InputError, WorkerDied, argument
 from metricunet.phantom.cohort import is_absent
 from metricunet.phantom.make import STRUCTURES, check_structures
 from metricunet.phantom.stream import Part, StreamedCase, StreamRecipe, Use, streamed_case
-from metricunet.phantom.variety import GROUPS, STILL_GROUPS, Variety
+from metricunet.phantom.variety import STILL_GROUPS, Variety
 from metricunet.phantom.workers import NEEDS, end_with_parent, killed
 from metricunet.progress import Progress
 from metricunet.structures import class_of
@@ -51,16 +51,17 @@ class PhantomStream:
         assert config.phantoms is not None
         self.config, self.phantoms = config, config.phantoms
         _check(config)
-        left_out = dict.fromkeys(self.phantoms.without, False)
-        coarse = left_out | dict.fromkeys(self.phantoms.locate_without, False)
+        anew = self.phantoms.tissues_anew
+        groups = dict.fromkeys(self.phantoms.without, False) | {"tissues": anew == "all"}
+        coarse = groups | dict.fromkeys(self.phantoms.locate_without, False) | {"tissues": anew != "none"}
         self.recipe = StreamRecipe(
             config.seed,
             self.phantoms.difficulty,
             self.phantoms.structures,
             config.target,
             self.phantoms.absent_fraction,
-            Variety(**left_out) if self.phantoms.difficulty == "varied" else None,
-            Variety(**coarse) if self.phantoms.locate_without else None,
+            Variety(**groups) if self.phantoms.difficulty == "varied" else None,
+            Variety(**coarse) if coarse != groups else None,
             self.phantoms.mistaken,
         )
         self.settings = prepare_settings(config)
@@ -279,7 +280,7 @@ def _check(config: TrainConfig) -> None:
             f"alone, so it must be that: for another make a cohort with `metricunet phantom`, and train on it"
         )
     for setting, groups, known in (
-        ("phantoms.without", phantoms.without, GROUPS),
+        ("phantoms.without", phantoms.without, Variety().groups),
         ("phantoms.locate_without", phantoms.locate_without, STILL_GROUPS),
     ):
         if groups and phantoms.difficulty != "varied":
@@ -291,6 +292,11 @@ def _check(config: TrainConfig) -> None:
             raise InputError(
                 f"setting {setting} names {', '.join(sorted(unknown))}; it can name {', '.join(known)}"
             )
+    if phantoms.tissues_anew != "none" and phantoms.difficulty != "varied":
+        raise InputError(
+            f"setting phantoms.tissues_anew is {phantoms.tissues_anew}; tissues are drawn anew in varied phantoms "
+            f"alone, and phantoms.difficulty is {phantoms.difficulty}"
+        )
     if phantoms.new_per_epoch > phantoms.pool:
         raise InputError(
             f"setting phantoms.new_per_epoch is {phantoms.new_per_epoch}; expected at most phantoms.pool, "
