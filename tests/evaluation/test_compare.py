@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import metricunet as mu
 from metricunet.errors import InputError
 from metricunet.evaluation.compare import EVALUATION_RECORD, OUTPUTS, evaluate, in_terms_of
 from metricunet.evaluation.measures import MEASURE_NAMES
@@ -20,8 +21,11 @@ from metricunet.files.claim import AlreadyClaimed, claimed
 from metricunet.files.nifti import write_nifti
 from metricunet.files.own import OwnFiles
 from metricunet.volume import Geometry, Volume
+from tests.evaluation.conftest import make_grid
+from tests.support.slicer import write_nrrd
 
 Gland = Callable[..., NDArray[Any]]
+BLADDER = {"Bladder": 1}
 
 
 def read_rows(output: Path) -> dict[tuple[str, str], dict[str, float | None]]:
@@ -227,6 +231,66 @@ def test_two_files(folders: Any, gland: Gland) -> None:
     )
     assert result.cases == ("a",)
     assert result.failed == ()
+
+
+class TestSlicersSegmentations:
+    """Slicer numbers the segments of each file in its own way, and may write the box that holds them alone."""
+
+    @staticmethod
+    def predicted(folders: Any, mask: NDArray[Any]) -> Geometry:
+        folders.add("a", mask, mask)
+        (folders.cohort / "labelsTr" / "a.nii.gz").rename(folders.cohort / "imagesTr" / "scan.nii.gz")
+        return make_grid()
+
+    def test_its_header_says_which_value_is_which_structure(self, folders: Any, gland: Gland) -> None:
+        mask = gland()
+        grid = self.predicted(folders, mask)
+        bladder = np.roll(mask, 9, axis=0) & ~mask
+        both = (2 * mask + bladder).astype(np.uint8)
+        write_nrrd(folders.cohort / "labelsTr" / "a.seg.nrrd", both, grid, {"Bladder": 1, "Prostate": 2})
+        result = evaluate(folders.predictions, folders.cohort / "labelsTr", folders.output)
+        assert [(row.case, row.structure, row.measures.dice) for row in result.rows] == [("a", "prostate", 1.0)]
+        assert any("not compared, of the references: Bladder" in note for note in result.notes)
+
+    def test_beside_a_label_map_of_its_case_it_is_no_reference_that_was_missed(
+        self, folders: Any, gland: Gland
+    ) -> None:
+        mask = gland()
+        folders.add("a", mask, mask)
+        copy = write_nrrd(folders.predictions / "a.seg.nrrd", mask.astype(np.uint8), make_grid(), BLADDER)
+        result = evaluate(folders.predictions, folders.cohort / "labelsTr", folders.output)
+        assert (result.cases, result.unmatched) == (("a",), ("a.seg",))
+        shutil.copy(copy, folders.cohort / "labelsTr" / "a.seg.nrrd")
+        with pytest.raises(InputError, match=r"a\.seg\.nrrd: case a occurs twice, see a\.nii\.gz"):
+            evaluate(folders.predictions, folders.cohort / "labelsTr", folders.output)
+
+    def test_what_it_does_not_name_was_not_contoured_in_it(self, folders: Any, gland: Gland) -> None:
+        mask = gland()
+        grid = self.predicted(folders, mask)
+        reference = write_nrrd(
+            folders.cohort / "x.seg.nrrd", np.roll(mask, 9, axis=0) * np.uint8(1), grid, BLADDER
+        )
+        result = evaluate(folders.predictions / "a.nii.gz", reference, folders.output)
+        assert [(row.structure, row.contoured) for row in result.rows] == [("prostate", False)]
+        assert mu.evaluate(folders.predictions / "a.nii.gz", reference) == {}
+
+    @pytest.mark.parametrize("with_scan", [False, True])
+    @pytest.mark.parametrize("is_prediction", [False, True])
+    def test_one_that_is_cut_to_its_box_lies_where_it_is(
+        self, folders: Any, gland: Gland, is_prediction: bool, with_scan: bool
+    ) -> None:
+        mask = gland()
+        grid = self.predicted(folders, mask)
+        box = Volume(mask.astype(np.uint8), grid).crop((2, 1, 3), [n - 4 for n in grid.shape])
+        assert box.array.sum() == mask.sum()
+        cut = write_nrrd(folders.cohort / "x.seg.nrrd", box.array, box.geometry, {"Prostate": 1})
+        whole = folders.predictions / "a.nii.gz"
+        prediction, reference = (cut, whole) if is_prediction else (whole, cut)
+        scan = folders.cohort / "imagesTr" / "scan.nii.gz" if with_scan else None
+        result = evaluate(prediction, reference, folders.output, scan=scan)
+        (row,) = result.rows
+        assert (row.measures.dice, row.measures.volume_difference_ml) == (1.0, 0.0)
+        assert mu.evaluate(prediction, reference, scan=scan)["prostate"] == row.measures
 
 
 def test_two_runs_write_the_same_bytes(folders: Any, gland: Gland) -> None:

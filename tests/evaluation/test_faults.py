@@ -59,7 +59,7 @@ def fail_in(monkeypatch: pytest.MonkeyPatch, step: str, case: str, error: Except
     monkeypatch.setattr(compare, step, failing)
 
 
-MEASURING = ("read_quality", "_read", "read_labels", "_check_values", "align", "crop_to_content", "measure")
+MEASURING = ("read_quality", "_read", "read_map", "_check_values", "align", "crop_to_content", "measure")
 
 
 @pytest.mark.parametrize("step", MEASURING)

@@ -13,8 +13,8 @@ import numpy as np
 from metricunet.api.model import Result
 from metricunet.api.scan import Scan
 from metricunet.errors import InputError, argument
-from metricunet.evaluation.cases import DEFAULT_LABELS, LabelMaps, labels_beside, quality_beside, read_quality
-from metricunet.evaluation.compare import in_terms_of, label_side, measure_sides
+from metricunet.evaluation.cases import DEFAULT_LABELS, LabelMaps, labels_beside, own_labels, quality_beside
+from metricunet.evaluation.compare import in_terms_of, label_side, measure_sides, unnamed_by
 from metricunet.evaluation.contour_files import (
     CaseScan,
     ContourFile,
@@ -26,15 +26,16 @@ from metricunet.evaluation.contour_files import (
 )
 from metricunet.evaluation.measures import Measures, on_grid
 from metricunet.evaluation.naming import NamedCase, Naming, choose_structures, choose_tolerances, counted_names
+from metricunet.files import slicer
 from metricunet.files.images import (
     is_nibabel,
     is_simpleitk,
     volume_of_nibabel,
     volume_of_simpleitk,
 )
-from metricunet.files.scan import case_name, is_scan, read_labels
+from metricunet.files.scan import case_name, is_scan
 from metricunet.files.voxels import label_volume
-from metricunet.volume import Volume
+from metricunet.volume import Geometry, Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +73,26 @@ class ComparedSide:
         is_mask = isinstance(self.source, Path) and self.file is None
         return quality_beside(self.source) if is_mask else None
 
-    def volume(self) -> Volume:
-        """Return its label map."""
-        return self.source.labels if isinstance(self.source, Result) else _label_map(self.source, self.name)
+    @property
+    def own_labels(self) -> Mapping[str, int]:
+        """What the values of its file mean by the file's header, else by the verdict beside it."""
+        return own_labels(self.source, self.quality) if isinstance(self.source, Path) else {}
+
+    @property
+    def header_labels(self) -> Mapping[str, int]:
+        """What the values of its file mean by the file's header alone."""
+        return slicer.stated_names(self.source) if isinstance(self.source, Path) else {}
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether its file may hold a box of the scan alone."""
+        return isinstance(self.source, Path) and slicer.is_segmentation(self.source)
+
+    def volume(self, geometry: Geometry | None = None) -> Volume:
+        """Return its label map; one that is cut to what it holds on a whole grid, where that is known."""
+        if isinstance(self.source, Result):
+            return self.source.labels
+        return _label_map(self.source, self.name, geometry)
 
     def maps(
         self, otherwise: Mapping[str, int] = DEFAULT_LABELS
@@ -128,7 +146,8 @@ def compared_on_scan(
     """Compare by names, on the grid of a scan or of the reference."""
     series = scan.series if isinstance(scan, CaseScan) else None
     if scan is None:
-        grid, grid_name = sides[1].volume().geometry, sides[1].name
+        whole = next((side for side in sides[::-1] if not side.may_be_cut), sides[1])
+        grid, grid_name = whole.volume().geometry, whole.name
     else:
         grid = scan.geometry() if isinstance(scan, CaseScan) else scan.volume.geometry
         grid_name = f"the scan {scan.path}" if isinstance(scan, CaseScan) else "the scan"
@@ -144,10 +163,10 @@ def compared_on_scan(
             (sides[1], sides[1].maps(sides[0].labels or DEFAULT_LABELS)),
         )
     ]
-    quality = sides[0].quality
-    own = read_quality(quality).labels
+    own, drawn = sides[0].own_labels, sides[1].header_labels
     if not naming.exact:
-        maps[0] = maps[0].as_predicted(own, naming, quality)
+        maps[0] = maps[0].as_stated(own, naming, sides[0].source if sides[0].header_labels else sides[0].quality)
+        maps[1] = maps[1].as_stated(drawn, naming, sides[1].source)
     elif sides[0].labels is None:
         maps[0] = maps[1]  # one dataset.json for both
     else:  # a model's names, as the reference spells them
@@ -169,10 +188,13 @@ def compared_on_scan(
             keys = set(chosen.keys.values())
             opened.append(open_side(side.file, series, naming, keys, predicted=side is sides[0]))
         else:
-            values = on_grid(side.volume(), grid, side.name, grid_name)
-            if naming.exact and side is sides[0]:
-                values, _ = in_terms_of(one.labels, values, own)
-            opened.append(label_side(side.name, values, one, naming, ""))
+            values = on_grid(side.volume(grid), grid, side.name, grid_name)
+            if naming.exact:
+                values, _ = in_terms_of(one.labels, values, own if side is sides[0] else drawn)
+            map_side = label_side(side.name, values, one, naming, "")
+            if naming.exact and side is sides[1]:
+                map_side.not_contoured = (*map_side.not_contoured, *unnamed_by(drawn, one.labels))
+            opened.append(map_side)
     absent = {name for name, key in chosen.keys.items() if naming.is_absent(key, *case)}
     found = measure_sides(case[0], opened[0], opened[1], grid, chosen.keys, tolerances, absent)
     for fault in found.faults:
@@ -180,10 +202,10 @@ def compared_on_scan(
     return {row.structure: row.measures for row in found.rows if row.contoured}
 
 
-def _label_map(source: object, name: str) -> Volume:
-    """Return a label map; `name` is what to call it in messages."""
+def _label_map(source: object, name: str, geometry: Geometry | None = None) -> Volume:
+    """Return a label map; `name` is what to call it in messages, `geometry` as in `ComparedSide.volume`."""
     if isinstance(source, Path):
-        return read_labels(source)
+        return slicer.read_map(source, geometry)
     if is_nibabel(source):
         source = volume_of_nibabel(source)
     elif is_simpleitk(source):

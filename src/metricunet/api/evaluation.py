@@ -14,8 +14,8 @@ from metricunet.api.model import Result
 from metricunet.api.plain import in_one_line
 from metricunet.cohort.importing.names_file import read_names
 from metricunet.errors import InputError
-from metricunet.evaluation.cases import DEFAULT_LABELS, read_quality
-from metricunet.evaluation.compare import comparable, in_terms_of
+from metricunet.evaluation.cases import DEFAULT_LABELS
+from metricunet.evaluation.compare import comparable, in_terms_of, unnamed_by
 from metricunet.evaluation.compare import evaluate as evaluate_files
 from metricunet.evaluation.measures import Measures, measure
 from metricunet.evaluation.naming import Naming, choose_tolerances
@@ -72,7 +72,8 @@ def evaluate(
 
     Structures are those of the dataset.json beside the reference file or one folder above; without one, those of
     the result, or label 1 is the prostate. A `Result`, and a mask with the verdict that was written beside it
-    (CASE.quality.json), is compared by the names of structures, in whatever spelling, all else by label values. A
+    (CASE.quality.json), is compared by the names of structures, in whatever spelling, and so is a segmentation of
+    3D Slicer, by the names in its header; all else by label values. A
     structure that was not contoured in the reference (contoured.json) is left out.
 
     Where a side is a DICOM structure set or segmentation, both are compared by names: those of the names file that
@@ -145,7 +146,9 @@ def evaluate(
             f"{truth.name}: holds {', '.join(labels)}, and the model segments {', '.join(found.labels or {})}; "
             "nothing can be compared"
         )
-    drawn, predicted = truth.volume(), found.volume()
+    drawn = truth.volume()
+    predicted = found.volume(drawn.geometry)
+    drawn = truth.volume(predicted.geometry) if truth.may_be_cut else drawn
     if isinstance(prediction, Result):
         masks = {name: prediction.mask(own).array for name, own in shared.items()}
         array = np.zeros(predicted.array.shape, dtype=np.uint16)
@@ -153,7 +156,9 @@ def evaluate(
             array[masks[name]] = labels[name]
         predicted = predicted.with_array(array)
     else:  # the values of a predicted mask are the model's, whatever the references call them
-        predicted, _ = in_terms_of(labels, predicted, read_quality(found.quality).labels)
+        predicted, _ = in_terms_of(labels, predicted, found.own_labels)
+    drawn, _ = in_terms_of(labels, drawn, truth.header_labels)
+    unknown = (*unknown, *unnamed_by(truth.header_labels, labels))
     tolerances = choose_tolerances({n: n for n in shared}, Naming(exact=True), tolerance_mm, tolerances_mm)
     p, r = comparable(predicted, drawn, set(labels.values()), ignore, (found.name, truth.name))
     return {

@@ -31,7 +31,7 @@ from metricunet.files.dicom.series import CtSeries
 from metricunet.files.reviews import stated_labels
 from metricunet.files.rtstruct.model import RtStructure
 from metricunet.files.rtstruct.read import read_rtstruct
-from metricunet.files.scan import case_name, is_scan, scan_files
+from metricunet.files.scan import is_scan, scan_files
 from metricunet.files.seg.read import describe_seg, read_segments
 from metricunet.volume import Geometry, Volume
 
@@ -135,7 +135,7 @@ class LabelMap(Delineations):
     kind = "a label map"
 
     def __init__(self, path: Path, scan: ScanGrid) -> None:
-        self.case = _file_name(path)
+        self.case = slicer.map_name(path)
         self._geometry = scan.geometry
         self._array = on_grid(path, scan.geometry, scan.name)
         self._boxes = ndimage.find_objects(self._array)
@@ -211,7 +211,7 @@ class MaskFolder(Delineations):
                     f"map of this scan, such as {masks[0]}"
                 )
         self.files = tuple(file for mask in masks for file in _files_of(mask))
-        self.structures = tuple(Held(_file_name(path), str(path), True, path) for path in masks)
+        self.structures = tuple(Held(slicer.map_name(path), str(path), True, path) for path in masks)
 
     def read(self, wanted: Sequence[Held]) -> Iterator[Drawn]:
         """Read the masks of structures; what is wrong with one of them costs no other."""
@@ -386,12 +386,6 @@ def _described(path: Path) -> Path | None:
     """Return the folder of the dataset.json that names a label map's values: its own, or the one above."""
     folders = (path.parent, path.absolute().parent.parent)
     return next((folder for folder in folders if (folder / "dataset.json").is_file()), None)
-
-
-def _file_name(path: Path) -> str:
-    """Return a label map's name without what says its kind."""
-    name = case_name(path)
-    return name.removesuffix(Path(name).suffix) if slicer.is_segmentation(path) else name  # .seg, in any capitals
 
 
 def _dicom_case(path: Path) -> str:

@@ -29,6 +29,7 @@ from metricunet.evaluation.contour_files import (
     spelled,
 )
 from metricunet.evaluation.naming import NamedCase, Naming, choose_structures, counted_names
+from metricunet.files import slicer
 from metricunet.files.json_file import read_json
 from metricunet.files.reviews import QUALITY_SUFFIX, is_kept_apart
 from metricunet.files.scan import SCAN_SUFFIXES, case_name, is_scan
@@ -95,16 +96,16 @@ class LabelMaps:
     files: tuple[Path, ...] = ()
     named_in: Path | None = None
 
-    def as_predicted(self, own: Mapping[str, int], naming: Naming, quality: Path | None = None) -> LabelMaps:
-        """Return what the values of one label map mean, which a predictor wrote down beside it.
+    def as_stated(self, own: Mapping[str, int], naming: Naming, stated_in: Path | None = None) -> LabelMaps:
+        """Return what the values of one label map mean, which its header states, or a predictor beside it.
 
-        What it wrote counts before a dataset.json. A value whose name the names file does not know keeps the name
-        that it has here.
+        What they state counts before a dataset.json. A value whose name the names file does not know keeps the
+        name that it has here.
 
         Args:
-            own: structure to value, as the predictor wrote it down; empty where nobody did.
+            own: structure to value, as it is stated; empty where nobody did.
             naming: which names are one.
-            quality: the file in which it did.
+            stated_in: the file that states it.
         """
         if not own:
             return self
@@ -113,7 +114,7 @@ class LabelMaps:
         for name, value in own.items():
             known = naming.structure_of(name) is not None or naming.ignores(name)
             labels[name if known else here.get(value, name)] = value
-        return replace(self, labels=labels, ignore=None, named_in=quality)
+        return replace(self, labels=labels, ignore=None, named_in=stated_in)
 
 
 @dataclass(frozen=True)
@@ -299,8 +300,8 @@ def _chosen(
         if path in pair.drawn:
             return counted_names(pair.drawn[path].names, naming, predicted)
         # Two label maps have the names of the references.
-        own = _stated(pair) if predicted and pair.reference in pair.drawn else {}
-        return tuple(maps.as_predicted(own, naming).labels)
+        own = {} if naming.exact else _stated(path, pair.quality if predicted else None)
+        return tuple(maps.as_stated(own, naming).labels)
 
     cases = [
         NamedCase(
@@ -319,10 +320,23 @@ def _chosen(
     return chosen.keys, chosen.notes
 
 
-def _stated(pair: CasePair) -> Mapping[str, int]:
-    """Return the predictor's own values; nothing where its verdict cannot be read, which costs that case alone."""
+def own_labels(path: Path, quality: Path | None) -> Mapping[str, int]:
+    """Return what the values of a label map mean by its own header, else by the predictor's verdict beside it.
+
+    Args:
+        path: the label map.
+        quality: the verdict; None where there is none, or it speaks of another file.
+
+    Raises:
+        InputError: as `read_quality` and `metricunet.files.slicer.segments`.
+    """
+    return slicer.stated_names(path) or read_quality(quality).labels
+
+
+def _stated(path: Path, quality: Path | None) -> Mapping[str, int]:
+    """Return a label map's own values; nothing where they cannot be read, which costs that case alone."""
     try:
-        return read_quality(pair.quality).labels
+        return own_labels(path, quality)
     except InputError:
         return {}
 
@@ -382,7 +396,7 @@ def _files_by_case(source: Path, what: str, finder: SeriesFinder | None, scan: P
     """Return the files of a folder, or one file."""
     if source.is_file():
         if is_scan(source):
-            return _Found({case_name(source): source})
+            return _Found({slicer.map_name(source): source})
         kind = contour_kind(source)
         if kind is None:
             raise InputError(
@@ -394,10 +408,16 @@ def _files_by_case(source: Path, what: str, finder: SeriesFinder | None, scan: P
     if not source.is_dir():
         raise InputError(f"{source}: no such file or folder; expected the {what}s, CASE.nii.gz each")
     found: dict[str, Path] = {}
-    for path in sorted(source.iterdir()):
-        if path.name.startswith(".") or not is_scan(path) or not path.is_file() or is_kept_apart(path):
-            continue
-        case = case_name(path)
+    maps = [
+        path
+        for path in sorted(source.iterdir())
+        if not path.name.startswith(".") and is_scan(path) and path.is_file() and not is_kept_apart(path)
+    ]
+    there = {case_name(path) for path in maps}
+    for path in maps:
+        # A segmentation of 3D Slicer is of the case without .seg. Beside a prediction of that case it is none.
+        name = slicer.map_name(path)
+        case = case_name(path) if what == "prediction" and name in there else name
         if case in found:
             raise InputError(f"{path}: case {case} occurs twice, see {found[case].name}; remove one of them")
         found[case] = path

@@ -17,6 +17,7 @@ from metricunet.evaluation.cases import (
     RecordedQuality,
     known_as,
     match_cases,
+    own_labels,
     read_quality,
 )
 from metricunet.evaluation.contour_files import LabelSide, Side, open_side
@@ -33,12 +34,14 @@ from metricunet.evaluation.summary import (
     cases_csv,
     summarise,
 )
+from metricunet.files import slicer
 from metricunet.files.atomic import write_json, write_text
 from metricunet.files.claim import claimed
 from metricunet.files.own import OwnFiles
 from metricunet.files.record import RunRecord, hash_if_readable
 from metricunet.files.reviews import QUALITY_SUFFIX
-from metricunet.files.scan import read_labels, read_scan
+from metricunet.files.scan import read_scan
+from metricunet.files.slicer import read_map
 from metricunet.progress import Progress
 from metricunet.volume import Geometry, Volume
 
@@ -391,7 +394,7 @@ def _read(pair: CasePair, matching: Matching) -> tuple[Side | None, Side, Geomet
             file = pair.drawn[path]
             sides.append(open_side(file, series, matching.naming, structures, predicted=predicted))
         else:
-            labels = on_grid(read_labels(path), grid, str(path), f"the scan {pair.scan.path}")
+            labels = on_grid(read_map(path, grid), grid, str(path), f"the scan {pair.scan.path}")
             read = _predicted_side if predicted else _reference_side
             sides.append(read(pair, labels, maps, matching.naming))
     prediction, reference = sides
@@ -400,15 +403,28 @@ def _read(pair: CasePair, matching: Matching) -> tuple[Side | None, Side, Geomet
 
 
 def _reference_side(pair: CasePair, labels: Volume, maps: LabelMaps, naming: Naming) -> LabelSide:
-    return label_side(str(pair.reference), labels, maps, naming, pair.case)
+    own = slicer.stated_names(pair.reference)
+    lacking: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    if not naming.exact:
+        maps = maps.as_stated(own, naming, pair.reference)
+    elif own:
+        labels, others = in_terms_of(maps.labels, labels, own, naming)
+        lacking = unnamed_by(own, maps.labels, naming)
+    side = label_side(str(pair.reference), labels, maps, naming, pair.case)
+    side.not_contoured = (*side.not_contoured, *lacking)
+    side.notes += left_out_of(others)
+    return side
 
 
 def _predicted_side(pair: CasePair, labels: Volume, maps: LabelMaps, naming: Naming) -> LabelSide:
-    """Read a predicted label map by the values that the predictor wrote down, if it did."""
-    own = read_quality(pair.quality).labels
+    """Read a predicted label map by the values that its header states or the predictor wrote down, if any did."""
+    assert pair.prediction is not None  # else there would be no label map
+    own = own_labels(pair.prediction, pair.quality)
     others: tuple[str, ...] = ()
     if pair.reference in pair.drawn:
-        maps = maps.as_predicted(own, naming, pair.quality)
+        stated_in = pair.prediction if slicer.stated_names(pair.prediction) else pair.quality
+        maps = maps.as_stated(own, naming, stated_in)
     else:  # the values of two label maps are those of the references
         labels, others = in_terms_of(maps.labels, labels, own, naming)
     side = label_side(str(pair.prediction), labels, maps, naming, pair.case)
@@ -440,24 +456,29 @@ def label_side(name: str, volume: Volume, maps: LabelMaps, naming: Naming, case:
 def _read_maps(pair: CasePair, matching: Matching) -> tuple[Side | None, Side, Geometry]:
     """Read two label maps; see `comparable`."""
     maps = matching.reference_maps
-    reference = read_labels(pair.reference)
+    naming = matching.naming
+    reference = read_map(pair.reference)
+    own: Mapping[str, int] = {}
     if pair.prediction is None:
         prediction = reference.with_array(np.zeros_like(reference.array))
     else:
-        prediction = read_labels(pair.prediction)
+        prediction = read_map(pair.prediction, reference.geometry)
+        if slicer.is_segmentation(pair.reference):  # it may be cut to what it holds
+            reference = read_map(pair.reference, prediction.geometry)
+        own = own_labels(pair.prediction, pair.quality)
     names = str(pair.prediction), str(pair.reference)
-    own = read_quality(pair.quality).labels
-    prediction, others = in_terms_of(maps.labels, prediction, own, matching.naming)
+    prediction, others = in_terms_of(maps.labels, prediction, own, naming)
+    drawn = slicer.stated_names(pair.reference)
+    reference, strange = in_terms_of(maps.labels, reference, drawn, naming)
+    unknown = (*maps.not_contoured.get(pair.case, ()), *unnamed_by(drawn, maps.labels, naming))
     prediction, reference = comparable(
         prediction, reference, set(maps.labels.values()), maps.ignore, names, maps.named_in
     )
-    predicted = LabelSide(names[0], prediction, maps.labels, matching.naming)
+    predicted = LabelSide(names[0], prediction, maps.labels, naming)
     predicted.notes += unnamed(others)
-    return (
-        predicted,
-        LabelSide(names[1], reference, maps.labels, matching.naming, maps.not_contoured.get(pair.case, ())),
-        reference.geometry,
-    )
+    side = LabelSide(names[1], reference, maps.labels, naming, unknown)
+    side.notes += left_out_of(strange)
+    return predicted, side, reference.geometry
 
 
 def unnamed(others: Sequence[str]) -> list[str]:
@@ -465,10 +486,32 @@ def unnamed(others: Sequence[str]) -> list[str]:
     return [f"predictions hold structures that the references do not name: {', '.join(others)}"] if others else []
 
 
+def left_out_of(others: Sequence[str]) -> list[str]:
+    """Return what is to be noted of structures that a reference holds and that are not compared."""
+    if not others:
+        return []
+    advice = "a dataset.json beside the references that names them has them compared"
+    return [f"not compared, of the references: {', '.join(others)}; {advice}"]
+
+
+def unnamed_by(own: Mapping[str, int], labels: Mapping[str, int], naming: Naming | None = None) -> tuple[str, ...]:
+    """Return the structures of which a label map says nothing whose header names those that it holds.
+
+    Args:
+        own: structure to value, as the header states it; empty where it states none, and then all may be there.
+        labels: structure to value in the references.
+        naming: as in `in_terms_of`.
+    """
+    if not own:
+        return ()
+    meant = _meant(labels, own, naming).values()
+    return tuple(name for name, value in labels.items() if value not in meant)
+
+
 def in_terms_of(
     labels: Mapping[str, int], prediction: Volume, own: Mapping[str, int], naming: Naming | None = None
 ) -> tuple[Volume, tuple[str, ...]]:
-    """Return a predicted label map with the references' values, and the structures that these do not name.
+    """Return a label map with the references' values, and the structures that these do not name.
 
     Structures are found by their names, in whatever spelling. A value whose name the references do not have stays
     what it is where the references have that value under a name that the prediction does not: there, values
@@ -477,12 +520,24 @@ def in_terms_of(
     Args:
         labels: structure to value in the references.
         prediction: the label map.
-        own: structure to value in it, as the predictor wrote it down; empty where nobody did.
+        own: structure to value in it, as its header or the predictor states it; empty where nobody does.
         naming: its names file says which names are one; without one they are if they differ in capitals, signs and
             spaces alone, or are TG-263's for the other.
     """
     if not own or dict(own) == dict(labels):
         return prediction, ()
+    wanted = _meant(labels, own, naming)
+    highest = max(int(prediction.array.max(initial=0)), *own.values())
+    kind = np.result_type(prediction.array, np.min_scalar_type(max(labels.values())))
+    table = np.arange(highest + 1, dtype=kind)
+    for value, means in wanted.items():
+        table[value] = means
+    left = tuple(name for name, value in own.items() if not wanted[value])
+    return prediction.with_array(table[prediction.array]), left
+
+
+def _meant(labels: Mapping[str, int], own: Mapping[str, int], naming: Naming | None) -> dict[int, int]:
+    """Return which value of the references each value of a label map stands for; 0 for none."""
     naming = Naming(None if naming is None else naming.file)  # the two sides have names of their own
     named = naming.counterparts(own, labels)
     by_value = {value: name for name, value in labels.items() if name not in named.values()}
@@ -492,13 +547,7 @@ def in_terms_of(
             wanted[value] = labels[named[name]]
         else:
             wanted[value] = value if value in by_value and not naming.differ(name, by_value[value]) else 0
-    highest = max(int(prediction.array.max(initial=0)), *own.values())
-    kind = np.result_type(prediction.array, np.min_scalar_type(max(labels.values())))
-    table = np.arange(highest + 1, dtype=kind)
-    for value, means in wanted.items():
-        table[value] = means
-    left = tuple(name for name, value in own.items() if not wanted[value])
-    return prediction.with_array(table[prediction.array]), left
+    return wanted
 
 
 def comparable(

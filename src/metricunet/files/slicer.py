@@ -14,6 +14,7 @@ import numpy as np
 from metricunet.errors import InputError
 from metricunet.files.itk import read_itk_labels
 from metricunet.files.itk_header import LONGEST_HEADER
+from metricunet.files.scan import case_name, read_labels
 from metricunet.volume import SAME_GRID_TOLERANCE_MM, Geometry, Volume
 
 SUFFIX = ".seg.nrrd"
@@ -27,6 +28,37 @@ _LAYERS = re.compile(r"sizes:\s*(\d{1,9})(?:\s+\d+){3}")
 def is_segmentation(path: Path) -> bool:
     """Tell by its name whether a file is a segmentation of 3D Slicer."""
     return path.name.lower().endswith(SUFFIX)
+
+
+def map_name(path: Path) -> str:
+    """Return the name of a label map's file, whatever its format, without what says its kind."""
+    name = case_name(path)
+    return name.removesuffix(Path(name).suffix) if is_segmentation(path) else name  # .seg, in any capitals
+
+
+def stated_names(path: Path) -> dict[str, int]:
+    """Return the name and value of each structure that a label map's own header states; none where it states none.
+
+    Raises:
+        InputError: as `segments`.
+    """
+    return segments(path) if is_segmentation(path) else {}
+
+
+def read_map(path: Path, geometry: Geometry | None = None) -> Volume:
+    """Read a label map of whatever format.
+
+    Args:
+        path: the file.
+        geometry: the scan's grid, on which a segmentation is read, see `read_segmentation`; None where no grid is
+            known but the file's own.
+
+    Raises:
+        InputError: as `read_labels` and `read_segmentation`.
+    """
+    if not is_segmentation(path):
+        return read_labels(path)
+    return read_segmentation(path, read_itk_labels(path).geometry if geometry is None else geometry)
 
 
 def segments(path: Path) -> dict[str, int]:

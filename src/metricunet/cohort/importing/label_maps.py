@@ -101,7 +101,7 @@ def on_grid(path: Path, grid: Geometry, scan_name: str) -> np.ndarray:
     Raises:
         InputError: they lie on another grid.
     """
-    labels = slicer.read_segmentation(path, grid) if slicer.is_segmentation(path) else read_labels(path)
+    labels = slicer.read_map(path, grid)
     try:
         return labels.reordered_like(grid).array
     except InputError:
