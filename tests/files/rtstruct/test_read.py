@@ -14,6 +14,7 @@ from pydicom.uid import generate_uid
 
 from metricunet.errors import InputError
 from metricunet.files.dicom.series import CtSeries, find_series
+from metricunet.files.rtstruct.model import RoiMask
 from metricunet.files.rtstruct.read import read_rtstruct
 from metricunet.files.rtstruct.write import write_rtstruct
 from metricunet.volume import Geometry
@@ -57,6 +58,23 @@ class TestReading:
             InputError, match=r"ROI 'a': its contours lie 6\.00 mm apart or more, .*slices 3\.00 mm"
         ):
             read.mask("a", GRID)
+
+    @pytest.mark.parametrize("step", [3.3, 4, 4.5])
+    def test_contours_of_thicker_slices_are_refused_where_slices_would_stay_empty(
+        self, tmp_path: Path, step: float
+    ) -> None:
+        def read(count: int) -> RoiMask:
+            contours = [square(0.5, 8.5, step * n) for n in range(count)]
+            (found,) = read_rtstruct(rtstruct(tmp_path / "rs.dcm", [("a", contours)])).masks(GRID)
+            return found
+
+        within = read(int(14 / step) + 1)
+        if step == 3.3:  # each slice has its contour
+            assert within.mask is not None
+            assert within.mask.array.any(axis=(1, 2)).sum() == 5
+        else:
+            assert within.status == "unusable"
+            assert f"its contours lie {step:.2f} mm apart or more, the slices 3.00 mm" in within.reason
 
     @pytest.mark.parametrize("z", [-1.6, 16.6, 700])
     def test_contours_beyond_the_scan_are_refused_by_name(self, tmp_path: Path, z: float) -> None:

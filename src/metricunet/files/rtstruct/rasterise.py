@@ -23,6 +23,8 @@ OFF_PLANE_MM = 0.1
 #: Where no two of three or more planes of contours are nearer than this many slices, slices were skipped in
 #: drawing. (Fewer planes, or some that are neighbours, may be separate parts.)
 SPARSE_RATIO = 1.5
+#: Where all lie off the slices' planes, they were drawn on slices of another scan, which are thicker from here on.
+THICKER_RATIO = 1.05
 #: The points of one contour may spread across the slices by this many of them, or it is not planar.
 SPREAD_SLICES = 0.5
 #: Room for rounding at half a slice, and at a pixel.
@@ -78,18 +80,21 @@ def _planes_by_slice(
     """Sort contours into slices: for each slice its nearest plane."""
     slices, spacing = geometry.shape[0], geometry.spacing_mm[0]
     planes = _planes([_placed(points, geometry, at) for points in contours], spacing)
-    gaps = np.diff([plane.height for plane in planes])
-    if len(gaps) > 1 and gaps.min() > SPARSE_RATIO:
-        raise InputError(
-            f"{at}: its contours lie {gaps.min() * spacing:.2f} mm apart or more, the slices {spacing:.2f} mm, "
-            "so slices between them would stay empty; interpolate the contours to every slice first"
-        )
     nearest: dict[int, _Plane] = {}
     for plane in planes:
         k = nearest_slice(plane.height, slices)
         if k not in nearest or abs(plane.height - k) < abs(nearest[k].height - k):
             nearest[k] = plane
     off = max((abs(plane.height - k) * spacing for k, plane in nearest.items()), default=0.0)
+    gaps = np.diff([plane.height for plane in planes])
+    if len(gaps) > 1:
+        empty = max(nearest) - min(nearest) + 1 - len(nearest)
+        if gaps.min() > SPARSE_RATIO or (gaps.min() > THICKER_RATIO and off > OFF_PLANE_MM and empty):
+            raise InputError(
+                f"{at}: its contours lie {gaps.min() * spacing:.2f} mm apart or more, the slices {spacing:.2f} "
+                "mm, so slices between them would stay empty; choose the scan that it was drawn on, or "
+                "interpolate the contours to every slice first"
+            )
     if off > OFF_PLANE_MM:
         notes.append(
             f"{at}: contours lie up to {off:.2f} mm off the slices' planes; each went to its nearest slice"
