@@ -18,6 +18,7 @@ from metricunet.inference.inputs import find_inputs, scans_at
 from metricunet.workflows.check import check
 from tests.support.command import Command
 from tests.support.dicom_series import pattern, write_series
+from tests.support.slicer import write_nrrd
 from tests.support.threshold_model import GLAND_HU, ball, drawn_scan
 
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ".ljust(4096, b"\0")
@@ -97,6 +98,17 @@ def test_nifti_beside_dicom_does_not_hide_it(tmp_path: Path) -> None:
     drawn, refused = find_inputs([tmp_path], draw=True)
     assert [entry.series is not None for entry in drawn] == [True]
     assert {r.path.name for r in refused} == {"mask.nii.gz", "converted.nii.gz"}
+
+
+def test_a_segmentation_of_slicer_beside_its_scan_is_no_scan(tmp_path: Path) -> None:
+    mask = (SCAN.array == GLAND_HU).astype(np.uint8)
+    write_nrrd(tmp_path / "ct.nrrd", SCAN.array, SCAN.geometry)
+    write_nrrd(tmp_path / "ct.seg.nrrd", mask, SCAN.geometry, {"Prostate": 1})
+    found, refused = scans_at(tmp_path)
+    assert ([entry.case for entry in found], refused) == (["ct"], [])
+    (tmp_path / "ct.nrrd").unlink()
+    with pytest.raises(InputError, match="holds no CT scan; give a file of a scan"):
+        scans_at(tmp_path)
 
 
 def test_capitals_in_suffixes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from metricunet.cohort.case import check_image
 from metricunet.cohort.layout import CHANNEL_SUFFIX
 from metricunet.errors import InputError, argument
+from metricunet.files import slicer
 from metricunet.files.dicom.series import STRICT, CtSeries, SeriesSearch, find_series, search_series
 from metricunet.files.dicom.stack import Allow
 from metricunet.files.own import FILES, read_sealed
@@ -200,7 +201,8 @@ def nothing_left(refused: Sequence[Refused]) -> InputError:
 def scans_at(path: Path, allow: Allow = STRICT) -> tuple[list[ScanInput], list[Refused]]:
     """List the scans at one path, and what else is there, whether or not any can be segmented.
 
-    A folder may hold files of one scan, DICOM, or both. Masks that this program left there are no scans.
+    A folder may hold files of one scan, DICOM, or both. Masks that this program left there are no scans, nor are
+    segmentations of 3D Slicer.
 
     Raises:
         InputError: no such path, one that cannot be read, or nothing there that could be a scan.
@@ -220,7 +222,7 @@ def _scans_at(path: Path, allow: Allow) -> tuple[list[ScanInput], list[Refused]]
         return [_of_file(path)], []
     if not path.is_dir():
         return _of_search(path, find_series(path, allow))
-    files = sorted(p for p in path.iterdir() if is_scan(p) and p.is_file() and not p.name.startswith("."))
+    files = sorted(p for p in path.iterdir() if _may_be_scan(p) and not p.name.startswith("."))
     own = {p for p in files if is_output(p)}
     files = [p for p in files if p not in own]
     search = search_series(path, allow)
@@ -239,6 +241,11 @@ def _scans_at(path: Path, allow: Allow) -> tuple[list[ScanInput], list[Refused]]
         except InputError as error:
             refused.append(Refused(file, str(error), is_scan=False))
     return found, refused
+
+
+def _may_be_scan(path: Path) -> bool:
+    """Tell by its name whether a path is a file of one scan, and no segmentation of 3D Slicer."""
+    return is_scan(path) and not slicer.is_segmentation(path) and path.is_file()
 
 
 def is_output(path: Path) -> bool:
@@ -262,7 +269,7 @@ def _what_is_there(path: Path, own: bool) -> str:
     """Say what a folder holds in place of scans, and what to do."""
     if own:
         return "only masks that this program made; give the folder of the scans"
-    below = next((p for p in sorted(path.rglob("*")) if is_scan(p) and p.is_file()), None)
+    below = next((p for p in sorted(path.rglob("*")) if _may_be_scan(p)), None)
     if below is not None:
         return f"but files of scans lie in folders below it, such as {below}; name these files or their folders"
     return "give a file of a scan, or the folder of a DICOM series"
