@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from metricunet.metric import (
     SAMPLERS,
     AdaptedMetricLoss,
+    EmbeddingBank,
     HardEasySampler,
     MetricOutput,
     Sample,
@@ -264,6 +265,31 @@ def test_every_objective_bears_one_class_or_none(settings: dict[str, Any], label
         out.loss.backward()
         assert features.grad is not None
         assert torch.isfinite(features.grad).all()
+
+
+@pytest.mark.parametrize("settings", OBJECTIVES)
+def test_voxels_without_features_spoil_no_gradient(settings: dict[str, Any]) -> None:
+    """After a ReLU many voxels have none; a gradient that is not finite would have a scaler skip every update."""
+    torch.manual_seed(0)
+    before = (torch.randn(2, 4, 8, 8) - 1.2).to(torch.float16).requires_grad_()
+    features = before.relu()
+    assert 0.4 < (features == 0).all(dim=1).float().mean().item() < 0.8
+    VoxelMetricLoss(HardEasySampler(voxels=256), **settings)(features, blob(2)).loss.backward()
+    assert before.grad is not None
+    assert 0 < before.grad.abs().max().item() < 1
+
+
+def test_an_empty_image_does_not_outweigh_the_others() -> None:
+    """Its normalised features are rounding errors, and compared with those of other images."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4, affine=True), nn.LeakyReLU(0.01))
+    labels, images = blob(2), torch.randn(2, 1, 16, 16)
+    images[1], labels[1] = 0, 0
+    metric = VoxelMetricLoss(bank=EmbeddingBank(64, 2, 4))
+    for _ in range(3):
+        network.zero_grad()
+        metric(network(images), labels).loss.backward()
+        assert all(p.grad is not None and p.grad.abs().max() < 10 for p in network.parameters())
 
 
 @pytest.mark.parametrize("settings", OBJECTIVES)

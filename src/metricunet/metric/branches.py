@@ -27,6 +27,8 @@ from metricunet.metric.tuples import at_least_float32, dealt_out
 EXTRA = 'pip install "metricunet[metric-learning]"'
 Head = int | nn.Module | Sequence[nn.Module] | None
 HALF = (torch.bfloat16, torch.float16)
+#: Features shorter than this have no direction: what is left of them where an image is empty is rounding.
+SHORTEST = 1e-4
 
 
 class VoxelBranch(nn.Module):
@@ -108,14 +110,14 @@ class VoxelBranch(nn.Module):
             read = read_features(feature_map, sample.index, labels.shape[1:])
             projected = at_least_float32(read) if self.heads is None else through(self.heads[tap], read)
             with without_autocast(projected.device):
-                embeddings = F.normalize(projected, dim=-1)
+                embeddings = unit_length(projected)
                 known = sample
                 if self.background is not None:
                     kinds = self.background(embeddings.detach(), sample, tap, image)
                     known = replace(sample, classes=self._with_kinds(sample, kinds))
                 if sharing():  # tuples are formed in the whole batch
                     projected, known = of_whole_batch(projected), _of_whole_batch(known)
-                    embeddings = F.normalize(projected, dim=-1)
+                    embeddings = unit_length(projected)
                 spreads.append(spread(embeddings, known.valid))
                 found.append(self.objective(projected, embeddings, known, tap))
         statistics = {
@@ -132,7 +134,7 @@ class VoxelBranch(nn.Module):
 
         Args:
             projected: [batch, voxels, dimensions], what the head made of the features, float32 or float64.
-            embeddings: `projected`, scaled to unit length.
+            embeddings: `projected`, scaled to unit length (`unit_length`).
             sample: the voxels that were sampled; their classes are 0 to `classes` - 1.
             tap: index of the map.
         """
@@ -358,6 +360,19 @@ def through(head: nn.Module, features: Tensor) -> Tensor:
         weights = next(head.parameters(), None)
         features = features if weights is None else features.to(weights.dtype)
     return at_least_float32(head(features))
+
+
+def unit_length(values: Tensor) -> Tensor:
+    """Scale features to unit length; those shorter than `SHORTEST` become zeros, with a gradient of zero.
+
+    Their own gradient would be that of a unit vector over their length: infinite in half precision, and in any
+    other so large that a few empty voxels outweigh all else that the network learns from.
+
+    Args:
+        values: [..., dimensions].
+    """
+    short = torch.linalg.vector_norm(values.detach(), dim=-1, keepdim=True) < SHORTEST
+    return F.normalize(torch.where(short, 0.0, values), dim=-1)
 
 
 @torch.no_grad()

@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from metricunet.metric.branches import build_heads, spread, through, without_autocast
+from metricunet.metric.branches import build_heads, spread, through, unit_length, without_autocast
 from metricunet.metric.losses import (
     MetricOutput,
     TupleOptions,
@@ -150,7 +149,7 @@ class PatchMetricLoss(torch.nn.Module):
         options = self.options
         projected = through(self.heads[0], bottleneck.flatten(2).mean(dim=2))
         with without_autocast(projected.device):
-            embeddings = F.normalize(projected, dim=-1).reshape(-1, 3, projected.shape[-1])
+            embeddings = unit_length(projected).reshape(-1, 3, projected.shape[-1])
             anchor, positive, negative = embeddings.unbind(1)
             near, far = distances(anchor, positive), distances(anchor, negative)
             exists = torch.ones_like(near, dtype=torch.bool)
