@@ -21,6 +21,7 @@ from metricunet.metric import (
     AdaptedMetricLoss,
     EmbeddingBank,
     HardEasySampler,
+    IntensityKinds,
     MetricOutput,
     Sample,
     TupleOptions,
@@ -220,6 +221,20 @@ def test_wrong_heads_are_refused() -> None:
         VoxelMetricLoss(head=32)
     with pytest.raises(ValueError, match="2 feature maps for 1 heads"):
         VoxelMetricLoss(head=4, channels=[3])([torch.zeros(1, 3, 8, 8)] * 2, blob(1, 8))
+
+
+@pytest.mark.parametrize("side", [16, 8])
+def test_maps_of_other_images_are_refused(side: int) -> None:
+    """As where a batch also holds images without labels, which may stand before the others."""
+    with pytest.raises(ValueError, match="features are of 4 images, labels of 2"):
+        VoxelMetricLoss()(torch.randn(4, 3, side, side), blob(2))
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 32), (4, 16, 16), (2, 3, 16, 16)])
+def test_intensities_on_another_grid_are_refused(shape: tuple[int, ...]) -> None:
+    metric = VoxelMetricLoss(background=IntensityKinds([0.0]))
+    with pytest.raises(ValueError, match=r"image \(.*\) does not lie on the grid of labels \(2, 16, 16\)"):
+        metric(torch.randn(2, 3, 16, 16), blob(2), image=torch.randn(shape))
 
 
 OBJECTIVES = [

@@ -103,6 +103,10 @@ class VoxelBranch(nn.Module):
         maps = self.maps_of(features)
         given = None if logits is None else logits.detach()
         self._check_classes(given)
+        if image is not None and image.flatten(1).shape != labels.flatten(1).shape:
+            raise ValueError(
+                f"image {tuple(image.shape)} does not lie on the grid of labels {tuple(labels.shape)}"
+            )
         sample = self.sampler(labels, given, spacing_mm, self.ignore_index)
         sample = replace(self._weighed(sample, labels, spacing_mm), contoured=contoured)
         found, spreads = [], []

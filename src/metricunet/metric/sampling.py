@@ -454,9 +454,11 @@ def read_features(features: Tensor, index: Tensor, label_shape: Sequence[int]) -
         [batch, voxels, channels], with gradient to the features.
 
     Raises:
-        ValueError: the map and the labels have different numbers of axes.
+        ValueError: the map and the labels have different numbers of axes, or are of more or fewer images.
     """
     coarse = tuple(features.shape[2:])
+    if len(features) != len(index):
+        raise ValueError(f"features are of {len(features)} images, labels of {len(index)}")
     if len(coarse) != len(label_shape):
         raise ValueError(f"features have {len(coarse)} spatial axes, labels {len(label_shape)}")
     flat = features.flatten(2)
