@@ -274,6 +274,16 @@ def test_uniform_draws_each_voxel_with_the_same_chance() -> None:
     assert (counts - 20_000 / 64).abs().max() < 5 * (20_000 / 64) ** 0.5
 
 
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("misclassified", "uncertain")])
+@pytest.mark.parametrize("other", [2, 255, -1])
+def test_labels_of_no_class_are_never_drawn(name: str, other: int) -> None:
+    """Tuples of them would be wrong: that two such voxels are of one class is not known."""
+    labels = square(8, 4).long()
+    labels[:, 6:] = other
+    sample = build_sampler(name, voxels=60)(labels, None, None, -100)
+    assert set(sample.classes[sample.valid].tolist()) == {0, 1}
+
+
 def test_balanced_draws_each_class_as_often_and_its_voxels_alike() -> None:
     torch.manual_seed(0)
     labels = square(8, 4)[:1].expand(4000, -1, -1)

@@ -227,7 +227,7 @@ def _on_the_grid(labels: Tensor, logits: Tensor | None) -> Tensor:
 
 
 class UniformSampler:
-    """Every labelled voxel has an equal chance, so that of a small structure next to nothing is seen.
+    """Every voxel of the classes has an equal chance, so that of a small structure next to nothing is seen.
 
     Args:
         voxels: slots for each image.
@@ -251,7 +251,8 @@ class UniformSampler:
     ) -> Sample:
         """Draw `voxels` slots for each image (see `Sampler`)."""
         flat = labels.flatten(1)
-        order = (flat != ignore_index).cumsum(1, dtype=torch.int32)
+        known = (flat != ignore_index) & (flat >= 0) & (flat < self.classes)
+        order = known.cumsum(1, dtype=torch.int32)
         take = order[:, -1:].clamp(max=self.voxels)
         index = draw(order, take, self.voxels)
         valid = torch.arange(self.voxels, device=labels.device) < take
