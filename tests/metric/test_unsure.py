@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metricunet.metric import BalancedSampler, TupleOptions, VoxelClassLoss, VoxelMetricLoss
+from metricunet.metric import BalancedSampler, HardEasySampler, TupleOptions, VoxelClassLoss, VoxelMetricLoss
 from metricunet.metric.losses import tuple_losses
 from metricunet.metric.sampling import surface_distance
 from metricunet.metric.tuples import random_pairs
@@ -68,6 +68,18 @@ def test_the_nearest_millimetre_is_left_out_and_the_rest_is_weighed() -> None:
     assert drawn.certainty is None
     assert torch.equal(drawn.index, sample.index)
     assert drawn.valid.sum() > sample.valid.sum()
+
+
+def test_voxels_that_are_left_out_do_not_count_as_hard() -> None:
+    """All that are hard without a prediction lie within the band, and all of these are left out."""
+    found = [
+        VoxelMetricLoss(HardEasySampler(64, band_mm=2.0), left_out_mm=mm)(
+            torch.randn(1, 4, 16, 16), disc(), spacing_mm=(1.0, 1.0)
+        ).statistics["hard_voxels"]
+        for mm in (0.0, 2.0)
+    ]
+    assert found[0] >= 0.5
+    assert found[1] == 0
 
 
 def some(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -158,7 +158,8 @@ class VoxelBranch(nn.Module):
         if reach_mm <= 0:
             return sample
         distance = surface_distance(labels, sample.index, reach_mm, spacing_mm, self.ignore_index)
-        sample = replace(sample, valid=sample.valid & (distance > self.left_out_mm * (1 + BAND_SLACK)))
+        kept = distance > self.left_out_mm * (1 + BAND_SLACK)
+        sample = replace(sample, valid=sample.valid & kept, hard=sample.hard & kept)
         if self.unsure_mm <= 0:
             return sample
         return replace(sample, certainty=(distance / self.unsure_mm).clamp(max=1))
