@@ -33,11 +33,17 @@ def test_tuples_are_what_they_say() -> None:
     assert (drawn.centres[:, 0, 0] != drawn.centres[:, 1, 0]).any()
 
 
-def test_the_same_seed_gives_the_same_tuples_and_leaves_the_random_state_alone() -> None:
+def test_the_same_seed_gives_the_same_tuples_and_leaves_the_random_state_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also that of GPUs, on which nothing is drawn here."""
     torch.manual_seed(9)
+    gpus_seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", gpus_seeded.append)
     before = torch.get_rng_state()
     one, two, other = (draw_patch_tuples(boxes(), 50, seed, ignore_index=255) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
+    assert not gpus_seeded
     assert torch.equal(one.centres, two.centres)
     assert not torch.equal(one.centres, other.centres)
 

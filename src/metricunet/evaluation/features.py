@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from metricunet.evaluation.measures import Definition
 from metricunet.metric import build_sampler, read_features
+from metricunet.metric.sampling import seeded
 from metricunet.networks import Network
 from metricunet.stages.network_input import neighbouring_slices, normalise_hu
 from metricunet.volume import FloatArray
@@ -131,8 +132,7 @@ def band_features(
         seed: the same seed gives the same voxels, whatever the network.
         ignore_index: label of voxels that count for no class.
     """
-    with torch.random.fork_rng([hu.device] if hu.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, labels.device):
         sampler = build_sampler("boundary", voxels=voxels, classes=classes, band_mm=band_mm)
         sample = sampler(labels[None], None, spacing_mm, ignore_index)
     index = sample.index[sample.hard]

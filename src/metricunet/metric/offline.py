@@ -23,7 +23,7 @@ from metricunet.metric.losses import (
     triplet_margin_loss,
     triplet_statistics,
 )
-from metricunet.metric.sampling import HardEasySampler, Sampler
+from metricunet.metric.sampling import HardEasySampler, Sampler, seeded
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +70,7 @@ def draw_patch_tuples(
         ValueError: fewer than two classes are present, or one has a single voxel.
     """
     drawn = HardEasySampler() if sampler is None else sampler
-    with torch.random.fork_rng([labels.device] if labels.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, labels.device):
         centres, kinds = [], []
         for image in range(len(labels)):
             sample = drawn(labels[image : image + 1], None, spacing_mm, ignore_index)

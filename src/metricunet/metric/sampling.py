@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
@@ -379,6 +380,28 @@ def build_sampler(name: str, **settings: float) -> Sampler:
             raise ValueError(f"sampler {name} takes {', '.join(known)}; got {key}")
     sampler: Sampler = SAMPLERS[name](**settings)
     return sampler
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed what draws on a device while this is open, and leave the random state of all devices as it was.
+
+    `torch.manual_seed` would also seed the other devices, whose state nobody would bring back.
+
+    Args:
+        seed: decides what is drawn.
+        device: where it is drawn.
+    """
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
+        if on_cpu:
+            torch.default_generator.manual_seed(seed)
+        elif device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        else:
+            torch.get_device_module(device).manual_seed(seed)
+        yield
 
 
 def draw(order: Tensor, take: Tensor, slots: int) -> Tensor:
