@@ -294,6 +294,32 @@ def test_voxels_without_features_spoil_no_gradient(settings: dict[str, Any]) -> 
     assert 0 < before.grad.abs().max().item() < 1
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64])
+def test_what_is_drawn_does_not_depend_on_the_default_type(default: torch.dtype) -> None:
+    """Lightning sets it while a network trains in half precision, whose few numbers pass many voxels over."""
+    labels, features = blob(2, 64), torch.randn(2, 4, 64, 64)
+    spacing_mm = (0.7, 1.3)
+
+    def voxels_and_losses() -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(0)
+        bank = EmbeddingBank(512, 2, 4, new=200)
+        metric = VoxelMetricLoss(bank=bank.float(), unsure_mm=3.0, triplets="random").float()
+        outputs = [metric(features, labels, spacing_mm=spacing_mm) for _ in range(3)]
+        samples = [out.sample for out in outputs if out.sample is not None]
+        certainty = [sample.certainty for sample in samples if sample.certainty is not None]
+        index = torch.stack([sample.index for sample in samples])
+        return index, torch.stack(certainty), torch.stack([out.loss for out in outputs])
+
+    wanted = voxels_and_losses()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = voxels_and_losses()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(one, other) for one, other in zip(wanted, found, strict=True))
+
+
 def test_an_empty_image_does_not_outweigh_the_others() -> None:
     """Its normalised features are rounding errors, and compared with those of other images."""
     torch.manual_seed(0)

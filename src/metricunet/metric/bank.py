@@ -130,7 +130,7 @@ class EmbeddingBank(nn.Module):
         certainty = torch.ones_like(embeddings[..., 0]) if certainty is None else certainty
         # A batch can overflow in half precision. Its update is skipped, and must not spoil those that follow.
         valid = valid & torch.isfinite(embeddings).all(dim=-1)
-        chance = torch.rand(classes.shape, device=classes.device)
+        chance = torch.rand(classes.shape, dtype=torch.float32, device=classes.device)
         for k in range(self.classes):
             order = torch.where(valid & (classes == k), chance, -1.0)[:images]
             drawn = order.topk(min(self.new, order.shape[1]), dim=1)
@@ -227,7 +227,7 @@ def draw_partners(classes: Tensor, valid: Tensor, held: Held) -> Pairs:
     after = held.filled.cumsum(0)  # as if the filled entries stood one after the other
     before = after - held.filled
     others = after[-1] - count
-    chance = torch.rand((2, *classes.shape), device=classes.device)
+    chance = torch.rand((2, *classes.shape), dtype=torch.float32, device=classes.device)
     step, rest = ((share * n).long().clamp(min=0) for share, n in zip(chance, (count, others), strict=True))
     step, rest = torch.minimum(step, (count - 1).clamp(min=0)), torch.minimum(rest, (others - 1).clamp(min=0))
     rest = rest + count * (rest >= before[classes])

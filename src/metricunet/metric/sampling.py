@@ -187,7 +187,7 @@ def surface_distance(
     bound = (reach_mm * (1 + BAND_SLACK)) ** 2
     reach = [min(int(math.sqrt(bound) / step), n - 1) for step, n in zip(spacing, shape, strict=True)]
     neighbour = torch.arange(math.prod(2 * r + 1 for r in reach), device=labels.device)
-    place, squared = torch.zeros_like(index[..., None]), torch.zeros(len(neighbour), device=labels.device)
+    place, squared = torch.zeros_like(index[..., None]), torch.zeros_like(neighbour, dtype=torch.float32)
     there = place == 0
     stride, steps = 1, 1
     for n, r, spacing_along in reversed(list(zip(shape, reach, spacing, strict=True))):
@@ -195,7 +195,7 @@ def surface_distance(
         at = (index // stride % n)[..., None] + offset
         there = there & (at >= 0) & (at < n)
         place = place + at.clamp(0, n - 1) * stride
-        squared = squared + (offset * spacing_along).square()
+        squared = squared + (offset.float() * spacing_along).square()
         stride, steps = stride * n, steps * (2 * r + 1)
     flat = labels.flatten(1)
     found = flat.gather(1, place.flatten(1)).view_as(place)
@@ -421,7 +421,10 @@ def draw(order: Tensor, take: Tensor, slots: int) -> Tensor:
     number = torch.arange(slots, device=order.device)
     members, runs = order[:, -1:].long().clamp(min=1), take.long().clamp(min=1)
     first, after = number * members // runs, (number + 1) * members // runs
-    chance = drawn(lambda rows: torch.rand((rows, slots + 1), device=order.device), len(order))
+    # Whatever type is the default: half precision has too few numbers for all members to be drawn.
+    chance = drawn(
+        lambda rows: torch.rand((rows, slots + 1), dtype=torch.float32, device=order.device), len(order)
+    )
     begin = _below(chance[:, :1], members)
     chosen = (begin + first + _below(chance[:, 1:], (after - first).clamp(min=1))) % members
     # The first index whose running count exceeds the number chosen.

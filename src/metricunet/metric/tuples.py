@@ -66,7 +66,7 @@ def random_pairs(classes: Tensor, valid: Tensor) -> Pairs:
     first = torch.searchsorted(ordered, ordered, right=False)
     count = torch.searchsorted(ordered, ordered, right=True) - first
     others = valid.sum(dim=1, keepdim=True) - count
-    chance = torch.rand((2, *classes.shape), device=classes.device)
+    chance = torch.rand((2, *classes.shape), dtype=torch.float32, device=classes.device)
     in_run = torch.arange(classes.shape[1], device=classes.device) - first
     positive = first + (in_run + _draw(chance[0], count - 1) + 1) % count
     step = _draw(chance[1], others)
