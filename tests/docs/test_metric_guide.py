@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from pathlib import Path
@@ -46,6 +47,14 @@ def test_the_guide_names_every_option_and_its_picture_exists() -> None:
         assert f"`triplets: {name}`" in TEXT
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
         assert (GUIDE.parent / picture).is_file()
+
+
+def test_the_guide_has_what_the_notebook_sends_the_reader_there_for() -> None:
+    last = json.loads((GUIDE.parent / "loss.ipynb").read_text(encoding="utf-8"))["cells"][-1]
+    found = re.fullmatch(r"For (.+): \[metric learning\]\(metric-learning\.md\)\.", "".join(last["source"]))
+    assert found is not None
+    for topic in re.split(r", | and the ", found[1]):
+        assert topic.removesuffix(" networks") in TEXT
 
 
 def test_every_setting_that_the_guide_names_is_one() -> None:

@@ -71,7 +71,7 @@ class BackgroundClusters(nn.Module):
     Spherical k-means, one step at each call: every voxel is of the kind of the nearest centre, and each centre
     moves towards the mean of its voxels. The first centres are voxels that are far from each other, and a centre
     that no voxel is nearest to goes to one that is far from its own. The centres are a buffer, so a checkpoint
-    holds them; several processes have the same ones.
+    holds them; several processes, whose batches must have equally many images, have the same ones.
 
     Args:
         kinds: number of clusters.

@@ -61,7 +61,8 @@ class EmbeddingBank(nn.Module):
     """Embeddings of contoured voxels of earlier updates: for each map and class a queue, first in, first out.
 
     It lives on the device and never asks it for a value. Its content is a buffer, so a checkpoint of the module
-    holds it. Where several processes train, each takes up the voxels of all of them, so all hold the same bank.
+    holds it. Where several processes train, each takes up the voxels of all of them, so all hold the same bank;
+    the batch of each must have as many images as those of the others.
 
     Args:
         size: number of embeddings that are held of each class.
