@@ -223,6 +223,20 @@ def test_wrong_heads_are_refused() -> None:
         VoxelMetricLoss(head=4, channels=[3])([torch.zeros(1, 3, 8, 8)] * 2, blob(1, 8))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bank_share": 1.5}, "bank_share must be between 0 and 1; got 1.5"),
+        ({"unsure_mm": -1.0}, "unsure_mm and left_out_mm must not be negative; got -1 and 0"),
+        ({"left_out_mm": -2.0}, "unsure_mm and left_out_mm must not be negative; got 0 and -2"),
+    ],
+)
+def test_impossible_values_are_refused(settings: dict[str, float], message: str) -> None:
+    """Beyond 1 the loss would reward what it punishes in this batch; a negative distance would do nothing."""
+    with pytest.raises(ValueError, match=message):
+        VoxelMetricLoss(bank=EmbeddingBank(16, 2, 4), **settings)
+
+
 @pytest.mark.parametrize("side", [16, 8])
 def test_maps_of_other_images_are_refused(side: int) -> None:
     """As where a batch also holds images without labels, which may stand before the others."""

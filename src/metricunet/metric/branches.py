@@ -52,7 +52,7 @@ class VoxelBranch(nn.Module):
             background as one class.
 
     Raises:
-        ValueError: `head` is a size, but `channels` is missing.
+        ValueError: `head` is a size, but `channels` is missing; or a distance is negative.
     """
 
     def __init__(
@@ -66,6 +66,10 @@ class VoxelBranch(nn.Module):
         background: Background | None = None,
     ) -> None:
         super().__init__()
+        if min(unsure_mm, left_out_mm) < 0:
+            raise ValueError(
+                f"unsure_mm and left_out_mm must not be negative; got {unsure_mm:g} and {left_out_mm:g}"
+            )
         self.sampler: Sampler = HardEasySampler() if sampler is None else sampler
         self.heads = build_heads(head, channels)
         self.ignore_index = ignore_index
@@ -213,6 +217,8 @@ class VoxelMetricLoss(VoxelBranch):
     ) -> None:
         super().__init__(sampler, head, channels, ignore_index, unsure_mm, left_out_mm, background)
         self.options = replace(options or TupleOptions(), **settings)
+        if not 0 <= bank_share <= 1:
+            raise ValueError(f"bank_share must be between 0 and 1; got {bank_share}")
         if bank is not None and bank.classes != self.classes:
             raise ValueError(f"a bank of {bank.classes} classes; this branch tells {self.classes} apart")
         self.bank, self.bank_share = bank, bank_share
