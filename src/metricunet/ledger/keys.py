@@ -57,7 +57,7 @@ class Key:
                 if not create:
                     raise InputError(
                         f"{path}: the key that {ledger.name} was written with is gone, so patients would get "
-                        "other hashes; put that key back, or begin anew with metricunet ledger rekey"
+                        f"other hashes; {restored(ledger)}"
                     )
                 _make(path)
             mode = stat.S_IMODE(path.stat().st_mode)
@@ -141,6 +141,17 @@ class Key:
         texts = [part.encode("utf-8", "surrogatepass") for part in (kind, *parts)]
         message = b"".join(len(text).to_bytes(8, "big") + text for text in texts)
         return hmac.new(self.secret, message, hashlib.sha256).hexdigest()[:DIGITS]
+
+
+def restored(ledger: Path) -> str:
+    """Say what to do where the key of a ledger is not there.
+
+    The ledger is named, for without its name the command takes the user's own, whose key it would replace.
+
+    Args:
+        ledger: path of the ledger.
+    """
+    return f'put that key back, or begin anew with metricunet ledger rekey "{ledger.absolute()}"'
 
 
 def _path(ledger: Path) -> Path:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from metricunet.errors import InputError
-from metricunet.ledger.keys import Key
+from metricunet.ledger.keys import Key, restored
 from metricunet.ledger.schema import APPLICATION_ID, MIGRATIONS
 
 #: Another process that writes is waited for so long.
@@ -86,7 +86,7 @@ class Ledger:
             if fingerprint not in (None, key.fingerprint):
                 raise InputError(
                     f"{key.path}: is not the key that {self.path.name} was written with, so patients would "
-                    "get other hashes; put that key back, or begin anew with metricunet ledger rekey"
+                    f"get other hashes; {restored(self.path)}"
                 )
             if fingerprint is None:
                 _note_key(db, key)
