@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from metricunet.cli.naming import flags_of
+from metricunet.errors import arguments_named
 
 if TYPE_CHECKING:
     from metricunet.ledger import Ledger
@@ -24,6 +27,16 @@ LedgerFile = Annotated[
         help="Use this ledger. Without it, the one that METRICUNET_LEDGER names, else that of your user.",
     ),
 ]
+
+
+@commands.callback()
+def _named(context: typer.Context) -> None:
+    """Name in messages the options of the commands on a ledger, and after them those of all others."""
+    group: Any = context.command
+    own = {f"{context.info_name} {name}": command for name, command in group.commands.items()}
+    others: dict[str, Any] = {} if context.parent is None else getattr(context.parent.command, "commands", {})
+    called = f"{context.info_name} {context.invoked_subcommand}"
+    context.with_resource(arguments_named(flags_of({**own, **others}, called)))
 
 
 @commands.command()

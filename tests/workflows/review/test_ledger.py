@@ -160,6 +160,22 @@ def test_a_folder_is_added_afterwards_and_once(
     assert "flipped.reviewed.json: is a review of an earlier prediction" in added.left_out[0]
 
 
+def test_a_scan_that_is_not_found_is_to_be_named_by_the_option_of_the_command_at_hand(
+    metricunet: Command, predicted: Predicted, recorded: Open, tmp_path: Path
+) -> None:
+    send(recorded(predicted.folder, tmp_path / "direct.sqlite"), predicted.odd)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(predicted.scans / "flipped.nii.gz", other)
+    words = ["ledger", "add", predicted.folder, tmp_path / "later.sqlite", "--scans"]
+    ended = metricunet(*words, other)
+    assert (ended.status, ended.err.count("\n")) == (1, 1)
+    assert ended.err.endswith("; name its folder with --scans\n")
+    ended = metricunet(*words, predicted.scans)
+    assert (ended.status, ended.err) == (0, "")
+    assert "1 new decisions" in ended.out
+
+
 class Tags(HTMLParser):
     """The tags and texts of a page."""
 
