@@ -655,6 +655,21 @@ def test_from_python(series: CtSeries, tmp_path: Path) -> None:
         mu.evaluate(p, r, scan=3)  # type: ignore[call-overload]
 
 
+def test_a_scan_with_a_gap_is_refused_without_options_that_evaluate_does_not_have(
+    metricunet: Command, series: CtSeries, tmp_path: Path
+) -> None:
+    r = write_set(tmp_path / "approved.dcm", series, {"Prostate": gland(series)})
+    shutil.copytree(series.folder, tmp_path / "ct")
+    (tmp_path / "ct" / series.files[4].name).unlink()
+    ended = metricunet("evaluate", r, r, "-o", tmp_path / "out", "--scan", tmp_path / "ct")
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert "holds no CT series that can be used" in ended.err
+    assert "--allow" not in ended.err
+    with pytest.raises(InputError, match="holds no CT series that can be used") as refused:
+        mu.evaluate(r, r, scan=tmp_path / "ct")
+    assert "allow_gaps" not in str(refused.value)
+
+
 def test_what_was_compared_is_never_replaced(series: CtSeries, tmp_path: Path) -> None:
     p = write_set(tmp_path / "auto.dcm", series, {"Prostate": gland(series)})
     (tmp_path / "out").mkdir()

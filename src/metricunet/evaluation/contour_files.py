@@ -15,6 +15,7 @@ from metricunet.errors import InputError, argument
 from metricunet.evaluation.naming import Naming, counted_names
 from metricunet.files.dicom.header import DamagedFileError, read_dicom_file, text_of
 from metricunet.files.dicom.series import CtSeries, SeriesSearch, search_series
+from metricunet.files.dicom.stack import Allow
 from metricunet.files.reviews import is_kept_apart
 from metricunet.files.rtstruct.model import RtStructure
 from metricunet.files.rtstruct.read import read_rtstruct
@@ -140,7 +141,7 @@ class SeriesFinder:
         has_files = any(is_scan(file) and not file.name.startswith(".") for file in files)
         if has_files and path.is_file():
             return None
-        search = search_series(path)
+        search = search_series(path, Allow(offered=False))
         if search.series:
             return cls(path, search)
         if has_files:
