@@ -265,8 +265,16 @@ def test_with_fewer_patients_than_folds_each_patient_is_a_fold(
 
 def test_a_folder_is_kept_for_what_was_begun_in_it(cohort: Path, trained: Trained, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    with pytest.raises(InputError, match="holds no cross-validation to resume"):
+    with pytest.raises(InputError, match=r"holds no cross-validation to resume .*; start one there, without"):
         run(cohort, output, resume=True)
+    output.mkdir()
+    (output / "notes.txt").touch()
+    # Neither refusal sends to the other.
+    with pytest.raises(InputError, match="holds no cross-validation; choose a new or empty folder"):
+        run(cohort, output)
+    with pytest.raises(InputError, match="start one in a new or empty folder, without"):
+        run(cohort, output, resume=True)
+    (output / "notes.txt").unlink()
     run(cohort, output)
     with pytest.raises(InputError, match="is not empty; resume the cross-validation in it, or take part"):
         run(cohort, output)

@@ -118,9 +118,12 @@ def test_a_training_into_its_cohort_or_above_it_is_refused(tiny_cohort: Path, tm
     (cohort / "run.json").write_text('{"command": "import"}')
     before = contents(tmp_path)
     for output in (cohort, tmp_path, cohort / "imagesTr"):
-        with pytest.raises(InputError, match="is not empty"):
+        # Neither refusal sends to the other.
+        with pytest.raises(InputError, match="is not empty and holds no run; choose a new or empty folder"):
             train(cohort, output, config=CONFIG, device="cpu")
-        with pytest.raises(InputError, match="holds no run to resume"):
+        with pytest.raises(
+            InputError, match="holds no run to resume; start one in a new or empty folder, without"
+        ):
             train(cohort, output, config=CONFIG, device="cpu", resume=True)
     assert contents(tmp_path) == before
 

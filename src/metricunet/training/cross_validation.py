@@ -247,12 +247,17 @@ def _check_folder(output: Path, resume: bool) -> None:
     """Refuse a folder that holds something else, and one that holds no cross-validation to resume."""
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the cross-validation")
-    if resume:
-        if not (output / FOLDS_NAME).is_file():
-            raise InputError(
-                f"{output}: holds no cross-validation to resume ({FOLDS_NAME}); start one there first"
-            )
-    elif output.is_dir() and not all(map(is_scratch, output.iterdir())):
+    filled = output.is_dir() and not all(map(is_scratch, output.iterdir()))
+    begun = (output / FOLDS_NAME).is_file()
+    if resume and not begun:
+        where = "in a new or empty folder" if filled else "there"
+        raise InputError(
+            f"{output}: holds no cross-validation to resume ({FOLDS_NAME}); start one {where}, without "
+            f"{argument('resume', True)}"
+        )
+    if filled and not begun:
+        raise InputError(f"{output}: is not empty and holds no cross-validation; choose a new or empty folder")
+    if filled and not resume:
         raise InputError(
             f"{output}: is not empty; resume the cross-validation in it, or take part in it "
             f"({argument('resume', True)}), or choose another folder"

@@ -136,12 +136,18 @@ def check_folder(output: Path, resume: bool) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; expected a folder for the run")
     filled = output.is_dir() and not all(map(_is_before_a_run, output.iterdir()))
-    if filled and not resume:
+    begun = state_file(output).is_file()
+    if filled and begun and not resume:
         raise InputError(
             f"{output}: is not empty; resume the run in it ({argument('resume', True)}), or choose another folder"
         )
-    if resume and not state_file(output).is_file():
-        raise InputError(f"{output}: holds no run to resume; start one there first")
+    if filled and not begun and not resume:
+        raise InputError(f"{output}: is not empty and holds no run; choose a new or empty folder")
+    if resume and not begun:
+        where = "in a new or empty folder" if filled else "there"
+        raise InputError(
+            f"{output}: holds no run to resume; start one {where}, without {argument('resume', True)}"
+        )
     if resume:
         check_log(output)
         check_checkpoints(output / "checkpoints")
