@@ -68,6 +68,10 @@ class TestTheModelThatNobodyNames:
         assert caught[0].filename == __file__
         assert [path.name.partition(".")[2] for path in written] == ["nii.gz", "quality.json", "json"]
         assert all(path.is_file() for path in written)
+        with pytest.warns(UserWarning, match="rtstruct not written, .* then draw with draw_anyway=True") as caught:
+            outcome = mu.predict(dicom.folder, file, tmp_path / "files", device="cpu", formats="rtstruct")
+        assert [warning.filename for warning in caught] == [__file__]
+        assert outcome.cases[0].withheld == ("rtstruct",)
         written = result.save(tmp_path / "out", ["nifti", "rtstruct"], draw_anyway=True)
         assert any(path.name.endswith(".rtstruct.dcm") for path in written)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -13,6 +14,7 @@ from metricunet.api.scan import load_scan
 from metricunet.engine import Engine
 from metricunet.errors import InputError
 from metricunet.files.rtstruct.outlines import Holes, Outline
+from metricunet.inference.case_files import withheld_line
 from metricunet.inference.predict import PredictOutcome
 from metricunet.inference.predict import predict as predict_files
 from metricunet.inference.reruns import MOST_RERUNS
@@ -167,7 +169,7 @@ def predict(
         return models.predict(scan)
     if isinstance(models, Model):
         raise InputError("with output=, models must be paths; for a loaded model, call its predict and save")
-    return predict_files(
+    outcome = predict_files(
         listed(scans),
         chosen_files(models),
         Path(output),
@@ -188,3 +190,8 @@ def predict(
         progress=progress,
         engine=engine,
     )
+    for case in outcome.cases:
+        if case.withheld:
+            said = f"{case.case}: {withheld_line(case.withheld)}"
+            warnings.warn(said, stacklevel=3)  # at the line that called predict
+    return outcome
