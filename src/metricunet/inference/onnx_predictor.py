@@ -84,7 +84,10 @@ class OnnxPredictor(Segmenter):
     ) -> None:
         check_models(models, reruns)
         chosen, gpu = provider_for(device, provider)
-        opener = _openvino() if chosen == "openvino" else _onnxruntime(gpu)
+        asked = argument("provider", provider), argument("provider", "cpu")
+        if provider is None:
+            asked = argument("device", device), argument("device", "cpu")
+        opener = _openvino() if chosen == "openvino" else _onnxruntime(gpu, *asked)
         name = "openvino" if chosen == "openvino" else f"onnxruntime, {chosen}{'' if gpu is None else f':{gpu}'}"
         super().__init__(models, [opened_model(path, opener, organs) for path in models], name, reruns, organs)
 
@@ -156,7 +159,14 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _onnxruntime(gpu: int | None) -> Opener:
+def _onnxruntime(gpu: int | None, asked: str, otherwise: str) -> Opener:
+    """Return what opens a network with onnxruntime.
+
+    Args:
+        gpu: number of the GPU; None for the CPU.
+        asked: the argument that asked for it, as messages name it.
+        otherwise: the same argument where it asks for the CPU.
+    """
     try:
         ort = import_onnxruntime()
     except ImportError as error:
@@ -168,9 +178,8 @@ def _onnxruntime(gpu: int | None) -> Opener:
         name = "CUDAExecutionProvider"
         if name not in ort.get_available_providers():
             raise InputError(
-                f"{argument('provider', 'cuda')}: this onnxruntime ({ort.__version__}) computes on the CPU alone; "
-                "run `pip uninstall onnxruntime` and `pip install onnxruntime-gpu`, or use "
-                f"{argument('provider', 'cpu')}"
+                f"{asked}: this onnxruntime ({ort.__version__}) computes on the CPU alone; "
+                f"run `pip uninstall onnxruntime` and `pip install onnxruntime-gpu`, or use {otherwise}"
             )
         wanted.insert(0, (name, {"device_id": gpu}))
     options = ort.SessionOptions()
@@ -181,8 +190,8 @@ def _onnxruntime(gpu: int | None) -> Opener:
         session = ort.InferenceSession(str(path), options, providers=wanted)
         if gpu is not None and session.get_providers()[0] != "CUDAExecutionProvider":
             raise InputError(
-                f"{argument('provider', 'cuda')}: onnxruntime {ort.__version__} cannot use GPU {gpu}; see what "
-                f"CUDA and cuDNN it needs, or use {argument('provider', 'cpu')}"
+                f"{asked}: onnxruntime {ort.__version__} cannot use GPU {gpu}; see what CUDA and cuDNN "
+                f"it needs, or use {otherwise}"
             )
         return lambda images: np.asarray(session.run([PROBABILITIES], {IMAGES: images})[0])
 

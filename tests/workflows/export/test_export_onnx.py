@@ -281,6 +281,17 @@ def test_which_provider() -> None:
             provider_for(device, provider)
 
 
+def test_the_advice_without_a_gpu_is_of_the_argument_that_asked_for_one(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(InputError, match=r"^device='cuda:0': .* on the CPU alone; .* or use device='cpu'$"):
+        mu.load_model(exported, device="cuda:0")
+    with pytest.raises(InputError, match=r"^provider='cuda': .* on the CPU alone; .* or use provider='cpu'$"):
+        mu.load_model(exported, provider="cuda")
+    assert mu.load_model(exported, device="cpu").predictor.device == "onnxruntime, cpu"
+
+
 def test_without_the_packages(
     tiny_model: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
