@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import stat
 import struct
 import subprocess
@@ -267,8 +268,15 @@ def test_a_newer_format_says_to_upgrade(tmp_path: Path) -> None:
 
 def test_what_is_no_model(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    with pytest.raises(InputError, match="no such model file"):
+    with pytest.raises(InputError, match="no such model file; train one"):
         read_card(path)
+    with pytest.raises(InputError, match="is a folder, and no model file; train one"):
+        read_card(tmp_path)
+    path.touch()
+    with pytest.raises(
+        InputError, match=rf"is a folder, and no model file; name the one in it, {re.escape(str(path))}$"
+    ):
+        read_card(tmp_path)
     for content in (b"", b"hello", b"\xff" * 64, struct.pack("<Q", 1 << 60) + b"{}", pickle.dumps({"a": 1})):
         path.write_bytes(content)
         with pytest.raises(InputError, match="not a metricunet model file"):

@@ -288,10 +288,13 @@ def read_model(path: Path, device: str = "cpu") -> tuple[ModelCard, dict[str, Te
 def _header(path: Path) -> dict[str, Any]:
     """Read the JSON header of a safetensors file: 8 bytes of length, little endian, then the text."""
     if not path.is_file():
-        raise InputError(
-            f"{path}: {'is a folder, and no' if path.is_dir() else 'no such'} model file; train one with "
-            "`metricunet train`, or run `metricunet demo`"
+        files = sorted(path.glob("*.safetensors"))  # none where it is no folder
+        advice = (
+            f"name the one in it, {files[0]}"
+            if files
+            else "train one with `metricunet train`, or run `metricunet demo`"
         )
+        raise InputError(f"{path}: {'is a folder, and no' if path.is_dir() else 'no such'} model file; {advice}")
     try:
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
