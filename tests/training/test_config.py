@@ -26,6 +26,10 @@ def test_order_of_precedence(tmp_path: Path) -> None:
     assert config.locate.base_channels == 8
 
 
+def test_a_single_setting_may_stand_alone() -> None:
+    assert load_config("small", settings="segment.epochs=3") == load_config("small", settings=["segment.epochs=3"])
+
+
 def test_settings_may_be_values_themselves() -> None:
     given = {
         "segment.learning_rate": 1e-05,

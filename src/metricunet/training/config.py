@@ -399,7 +399,8 @@ def load_config(
     Args:
         preset: a key of `PRESETS`; default: `default`, or what `parent` asks for.
         file: YAML with any part of `TrainConfig`.
-        settings: `section.key=value`, the value in YAML; or a mapping of `section.key` to the value itself.
+        settings: `section.key=value`, one or several, the values in YAML; or a mapping of `section.key` to the
+            value itself.
         phantoms: difficulty of phantoms that take the cohort's place; None where the file and the settings decide.
         freeze: the setting of that name, over all others; None leaves it to them.
         parent: card of the model that the training begins from. Where no preset is named, its networks and grids
@@ -417,7 +418,8 @@ def load_config(
     layers += [] if file is None else [_yaml(file)]
     if phantoms is not None:
         layers.append({"phantoms": {"difficulty": phantoms}})
-    given = settings.items() if isinstance(settings, Mapping) else map(_setting, settings)
+    lines = [settings] if isinstance(settings, str) else settings
+    given = lines.items() if isinstance(lines, Mapping) else map(_setting, lines)
     for key, value in given:
         nested = value
         for part in reversed(key.split(".")):
