@@ -73,6 +73,8 @@ def test_a_file_that_was_changed_since_is_its_owners(
         ended = metricunet(*words(tree, cohort))
         assert ended.status == 2
         assert ended.err.startswith(f"error: {changed}: is there already")
+        # What the program itself advises to write there is not to be lost by following the next advice.
+        assert ("keep a copy, replace it with --overwrite, and write" in ended.err) == (which == "patients.json")
         assert files_of(cohort) == {k[7:]: v for k, v in before.items() if k.startswith("cohort/")}
     (tmp_path / "names.yaml").write_text("prostate: [Prostate]\n")
     assert metricunet(*words(tree, cohort, "--overwrite")).status == 0

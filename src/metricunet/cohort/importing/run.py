@@ -36,7 +36,7 @@ from metricunet.cohort.importing.source import Found, LeftOut, SourceCase
 from metricunet.cohort.layout import dataset_content, image_path, label_path
 from metricunet.cohort.splits import PATIENTS_NAME
 from metricunet.engine import GIB, Engine, Needs, Serial, Tell
-from metricunet.errors import InputError, told, without_frames
+from metricunet.errors import InputError, argument, told, without_frames
 from metricunet.files.atomic import write_json
 from metricunet.files.claim import claimed, refuse_claimed
 from metricunet.files.names import check_name_fits
@@ -315,6 +315,11 @@ class _Importer:
         for case in cases:
             for name in self._names(case):
                 check_name_fits(self.own.folder / name)
+        # A note of an import, and `metricunet check`, advise to change this file: its words must not be lost.
+        patients = (
+            f"keep a copy, replace it with {argument('overwrite', True)}, and write the patients into it again"
+        )
+        self.own.check([PATIENTS_NAME], patients)
         self.own.check([*DESCRIPTIONS, *(name for case in cases for name in self._names(case))])
         stated = (self.own.content() or {FILES: {}})[FILES]
         # Who a patient is, is known by all that the sources hold now, not by what they held then.
