@@ -70,6 +70,21 @@ def test_any_orientation_reads_to_its_place_and_writes_back_as_it_was(
     np.testing.assert_array_equal(free.array, volume.array)
 
 
+def test_what_lies_on_a_grid_with_rounded_directions_can_be_read_again(tmp_path: Path) -> None:
+    """As other formats state them, with three decimals; a qform cannot say that axes are not quite square."""
+    apart = 0
+    for angles in np.random.default_rng(2).uniform(-1, 1, (60, 3)):
+        directions = np.round(Rotation.from_euler("xyz", angles).as_matrix(), 3)
+        if np.abs(directions.T @ directions - np.diag(np.diag(directions.T @ directions))).max() > 9e-4:
+            continue  # it counts as sheared
+        grid = Geometry.from_parts((9, 6, 6), (200.0, 100.0, 100.0), directions=directions)
+        path = tmp_path / "mask.nii"
+        write_nifti(path, Volume(np.zeros(grid.shape, dtype=np.uint8), grid))
+        assert np.abs(read_labels(path).reordered_like(grid).geometry.affine - grid.affine).max() < 1e-3
+        apart += int(nib.load(path).header["qform_code"]) == 0
+    assert 0 < apart < 60
+
+
 def test_left_is_left(tmp_path: Path) -> None:
     """In a RAS+ file the last x index is the patient's right-most... in LPS its x is the smallest."""
     array = np.zeros((3, 4, 5), dtype=np.int16)

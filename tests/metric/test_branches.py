@@ -173,12 +173,18 @@ def test_a_branch_of_half_precision_itself(kind: Any) -> None:
     assert found[0].item() == pytest.approx(found[1].item(), rel=0.05)
 
 
-@pytest.mark.parametrize("classes", [1, 3])
-def test_logits_of_other_classes_are_refused(classes: int) -> None:
+@pytest.mark.parametrize(
+    ("classes", "said"), [(1, "give those of the background, too"), (3, "logits of 3 classes for a sampler of 2")]
+)
+def test_logits_of_other_classes_are_refused(classes: int, said: str) -> None:
     """A third class would never be drawn, and of one channel every voxel of the structure would count as wrong."""
     features, logits = torch.randn(2, 6, 16, 16), torch.randn(2, classes, 16, 16)
-    with pytest.raises(ValueError, match=rf"logits of {classes} classes for a sampler of 2"):
+    with pytest.raises(ValueError, match=said):
         VoxelMetricLoss()(features, blob(), logits=logits)
+    one = torch.randn(2, 1, 16, 16)
+    both = torch.cat([torch.zeros_like(one), one], dim=1)  # what is advised for one class
+    assert torch.allclose(both.softmax(dim=1)[:, 1:], one.sigmoid())
+    assert torch.isfinite(VoxelMetricLoss()(features, blob(), logits=both).loss)
     assert torch.isfinite(VoxelMetricLoss()(features, blob()).loss)
     three = VoxelMetricLoss(build_sampler("mixture", classes=3))(features, blob(), torch.randn(2, 3, 16, 16))
     assert torch.isfinite(three.loss)

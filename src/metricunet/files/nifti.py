@@ -157,6 +157,10 @@ def _image(volume: Volume, like: Path | None, packed: bool = True) -> nib.Nifti1
         image = nib.Nifti1Image(pack(array).transpose(2, 1, 0), affine)
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
+        if (
+            not _form_gap_mm(image, image.get_qform()) <= FORM_TOLERANCE_MM
+        ):  # axes as rounded in another file; a qform is strict
+            image.header["qform_code"] = 0
     else:
         source = _open(like)
         axes, geometry = stated_grid(like, source)
@@ -304,6 +308,14 @@ def stated_grid(path: Path | str, image: Any) -> tuple[tuple[int, int, int], Geo
     return placed
 
 
+def _form_gap_mm(image: Any, qform: FloatArray) -> float:
+    """Return how far apart sform and qform put a corner of the image."""
+    corners: NDArray[np.float64] = np.array(
+        [[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)]
+    ) * np.array([*(np.asarray(image.shape[:3]) - 1), 1])
+    return float(np.abs(corners @ (image.affine - qform).T).max())
+
+
 def _check_forms_agree(path: Path | str, image: Any) -> None:
     try:
         with _silent():
@@ -312,10 +324,7 @@ def _check_forms_agree(path: Path | str, image: Any) -> None:
         raise InputError(f"{path}: its qform is broken ({error}); set the qform from the sform") from error
     if not np.isfinite(qform).all():
         raise InputError(f"{path}: its qform is not finite; set the qform from the sform")
-    corners: NDArray[np.float64] = np.array(
-        [[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)]
-    ) * np.array([*(np.asarray(image.shape[:3]) - 1), 1])
-    gap = float(np.abs(corners @ (image.affine - qform).T).max())
+    gap = _form_gap_mm(image, qform)
     if not gap <= FORM_TOLERANCE_MM:
         raise InputError(
             f"{path}: its sform and qform put voxels up to {unlike_limits(gap, FORM_TOLERANCE_MM)} mm apart, "

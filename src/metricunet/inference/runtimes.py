@@ -36,6 +36,9 @@ def runtime_for(models: Sequence[Path], runtime: str | None = None, provider: st
         raise InputError(
             f"{exported[0]}: is an exported model, {other}; name model files, or exported models alone"
         )
+    missing = next((path for path in files if not path.exists()), None)
+    if missing is not None and (runtime == "onnx" or provider is not None):
+        raise InputError(f"{missing}: no such file or folder; expected an exported model")
     if files and runtime == "onnx":
         raise InputError(
             f"{files[0]}: is no exported model, which {argument('runtime', 'onnx')} needs; make one with "

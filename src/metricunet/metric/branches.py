@@ -150,6 +150,11 @@ class VoxelBranch(nn.Module):
 
     def _check_classes(self, logits: Tensor | None) -> None:
         """Refuse logits of other classes: the branch would pass over classes, or call right voxels wrong."""
+        if logits is not None and logits.shape[1] == 1:
+            raise ValueError(
+                "logits of one class, as for a sigmoid; give those of the background, too: "
+                "torch.cat([torch.zeros_like(logits), logits], dim=1)"
+            )
         if logits is not None and logits.shape[1] != (told := self.sampler.classes):
             raise ValueError(
                 f"logits of {logits.shape[1]} classes for a sampler of {told}, background included; build the "

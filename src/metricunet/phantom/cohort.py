@@ -393,7 +393,7 @@ def _refuse_other_recipe(
         if made.get(key) != recipe.get(key):
             raise InputError(
                 f"{path}: this cohort was made with {key} {made.get(key)!r}, not {recipe.get(key)!r}; "
-                "choose another folder, or delete this one"
+                "choose another folder"
             )
     for what, of_split in (
         ("training", lambda name: split_of(name) == "Tr"),
@@ -403,7 +403,7 @@ def _refuse_other_recipe(
         if there > asked:
             raise InputError(
                 f"{path}: this cohort has {there} {what} cases, more than the {asked} asked for; "
-                "choose another folder, or delete this one"
+                "choose another folder"
             )
 
 
@@ -443,7 +443,7 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         return dict(content["recipe"]), dict(content["cases"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not readable as a cohort's recipe; delete the folder and run again") from error
+        raise InputError(f"{path}: not readable as a cohort's recipe; choose another folder") from error
 
 
 def _made(

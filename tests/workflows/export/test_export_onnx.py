@@ -258,7 +258,8 @@ def test_models_of_the_wrong_kind(
             "--device must be auto, .* for an exported model; got 'mps'",
         ),
         (["--device", "cuda", "--provider", "openvino", "-m", exported], "does not compute on --device cuda"),
-        (["--runtime", "onnx", "-m", tmp_path / "none"], "is no exported model"),
+        (["--runtime", "onnx", "-m", tmp_path / "none"], "none: no such file or folder"),
+        (["--provider", "cpu", "-m", tmp_path / "none"], "none: no such file or folder"),
     ):
         ended = metricunet("predict", scan, "-o", tmp_path / "out", *words)
         assert ended.status == 2
