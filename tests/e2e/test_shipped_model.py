@@ -23,12 +23,10 @@ pytestmark = pytest.mark.skipif(not SHIPPED.is_file(), reason="this tree has no 
 
 RECIPE = SHIPPED.with_name("base.yaml")
 READINGS = Path(__file__).parents[2] / "docs" / "real" / "readings.csv"
-#: Hash of what the shipped model was trained on: its recipe, with varied phantoms of version 3.
-TRAINED_ON = "bf2acd1a89a7c98d1613c5185adb53b12290994e3d52f7707290e6388a0b345b"
 #: Where a mask's centre may lie from the mean of two readings.
 PLACE_MM = 8.0
-#: Its apex lies too low there, further than it should (docs/real.md).
-APEX_MM = 11.0
+#: Its apex lies nearly as far off (docs/real.md); another processor may move it by a slice.
+APEX_MM = 9.5
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def model() -> mu.Model:
 def test_it_is_the_model_of_its_recipe() -> None:
     card, config = read_card(SHIPPED), load_config(file=RECIPE)
     stream = PhantomStream(config, 1)
-    assert card.data_sha256 == TRAINED_ON  # of which these phantoms are the next version
+    assert card.data_sha256 == stream.sha256
     assert (card.seed, card.license, card.intended_use) == (config.seed, config.license, config.intended_use)
     assert card.labels == stream.info.labels
     assert card.organs_structures == config.organs.structures
