@@ -39,7 +39,7 @@ def received(queue: Queue, name: str = "a") -> Job:
         "pelvis",
         series=f"1.2.{name}",
         study="1.2",
-        patient=("id", "", "4711"),
+        patient=("id", "", "MRN-4711"),
         sender="SCANNER",
         folder=f"in/{name}",
     )
@@ -96,10 +96,10 @@ def test_a_job_goes_from_its_first_slice_to_its_last_delivery(queue: Queue) -> N
 
 def test_identifiers_are_kept_as_hashes_alone(queue: Queue) -> None:
     job = received(queue, "secret")
-    assert job.patient == queue.ledger.key.hashed("patient", "id", "", "4711")
+    assert job.patient == queue.ledger.key.hashed("patient", "id", "", "MRN-4711")
     assert job.series != received(queue, "other").series
     stored = b"".join(path.read_bytes() for path in queue.ledger.path.parent.glob("ledger.sqlite*"))
-    assert b"4711" not in stored
+    assert b"MRN-4711" not in stored
     assert b"1.2.secret" not in stored
 
 
