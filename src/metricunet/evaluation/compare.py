@@ -509,31 +509,31 @@ def unnamed_by(own: Mapping[str, int], labels: Mapping[str, int], naming: Naming
 
 
 def in_terms_of(
-    labels: Mapping[str, int], prediction: Volume, own: Mapping[str, int], naming: Naming | None = None
+    labels: Mapping[str, int], volume: Volume, own: Mapping[str, int], naming: Naming | None = None
 ) -> tuple[Volume, tuple[str, ...]]:
     """Return a label map with the references' values, and the structures that these do not name.
 
     Structures are found by their names, in whatever spelling. A value whose name the references do not have stays
-    what it is where the references have that value under a name that the prediction does not: there, values
+    what it is where the references have that value under a name that the label map does not: there, values
     decide, as without names, unless the two names are known to be those of two structures.
 
     Args:
         labels: structure to value in the references.
-        prediction: the label map.
+        volume: the label map.
         own: structure to value in it, as its header or the predictor states it; empty where nobody does.
         naming: its names file says which names are one; without one they are if they differ in capitals, signs and
             spaces alone, or are TG-263's for the other.
     """
     if not own or dict(own) == dict(labels):
-        return prediction, ()
+        return volume, ()
     wanted = _meant(labels, own, naming)
-    highest = max(int(prediction.array.max(initial=0)), *own.values())
-    kind = np.result_type(prediction.array, np.min_scalar_type(max(labels.values())))
+    highest = max(int(volume.array.max(initial=0)), *own.values())
+    kind = np.result_type(volume.array, np.min_scalar_type(max(labels.values())))
     table = np.arange(highest + 1, dtype=kind)
     for value, means in wanted.items():
         table[value] = means
     left = tuple(name for name, value in own.items() if not wanted[value])
-    return prediction.with_array(table[prediction.array]), left
+    return volume.with_array(table[volume.array]), left
 
 
 def _meant(labels: Mapping[str, int], own: Mapping[str, int], naming: Naming | None) -> dict[int, int]:
